@@ -1,0 +1,75 @@
+# Two commands on a fresh machine: `make demo` and `make check`. Both make the virtual environment
+# they need; they share it, and install again only when pyproject.toml changes.
+
+PYTHON ?= $(shell python3.11 -V >/dev/null 2>&1 && echo python3.11 || echo python3)
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check
+
+# Torch comes as a CPU build: from a wheel folder in pip's own configuration (find-links), else from
+# PyTorch's CPU index, else whatever the package index has (on Linux a CUDA build of several GB).
+# Set TORCH to the arguments of your own `pip install`, e.g. TORCH='torch==2.12.0'.
+TORCH         ?=
+TORCH_VERSION := 2.13.0
+TORCH_INDEX   := https://download.pytorch.org/whl/cpu
+
+BUNDLE ?= demo
+PRESET ?= beauty
+OUT    ?= runs/$(PRESET)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo check lint types test train serve clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' Makefile
+
+demo: $(VENV)/.serving ## serve the demo bundle on 127.0.0.1:8000 (PORT=...), seed users, show an answer; ONCE=1 exits
+	@$(BIN)/python -m service.demo
+
+serve: $(VENV)/.serving ## serve a bundle: make serve BUNDLE=runs/beauty/bundle
+	@UNMASK_BUNDLE=$(BUNDLE) $(BIN)/python -m service
+
+train: $(VENV)/.everything ## train a bundle: make train DATA=folder PRESET=beauty OUT=runs/beauty
+	@test -n "$(DATA)" || { echo "Say where the data is: make train DATA=folder"; exit 2; }
+	$(BIN)/python -m training run --preset $(PRESET) --data $(DATA) --out $(OUT)
+
+check: lint types test ## everything CI checks: lint, types and tests
+
+lint: $(VENV)/.everything ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.everything ## mypy --strict
+	$(BIN)/mypy
+
+test: $(VENV)/.everything ## pytest; tests on real data need UNMASK_DATA_DIR
+	$(BIN)/python -m pytest
+
+clean: ## remove the virtual environment
+	rm -rf $(VENV)
+
+# Stamps: .python = the environment exists, .serving = it can serve, .everything = train and test too.
+
+$(VENV)/.python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "Unmask needs Python 3.11 or newer, and '$(PYTHON)' is not: say which to use, as in" \
+		"make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.serving: $(VENV)/.python pyproject.toml
+	@echo "Installing what serving needs into $(VENV) (about a minute, once)"
+	@$(PIP) install --quiet --editable '.[cpu]'
+	@touch $@
+
+$(VENV)/.everything: $(VENV)/.python pyproject.toml
+	@echo "Installing what training and testing need into $(VENV) (a few minutes, once)"
+ifeq ($(TORCH),)
+	@$(PIP) install --quiet --no-deps --no-index torch==$(TORCH_VERSION) 2>/dev/null \
+		|| $(PIP) install --quiet --no-deps --index-url $(TORCH_INDEX) torch==$(TORCH_VERSION) \
+		|| echo "No CPU build of torch found; taking the package index's own."
+else
+	@$(PIP) install --quiet $(TORCH)
+endif
+	@$(PIP) install --quiet --editable '.[cpu,train,loadtest,dev]'
+	@touch $@ $(VENV)/.serving

@@ -1,0 +1,56 @@
+"""Held-out users of a bundle, and the requests that replay them.
+
+A held-out user has a history and the item that came next, the target. Reads `held_out.jsonl` as
+plain JSON lines: a load test uses the service only as a stranger would, over HTTP.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+MAX_EVENTS = 100  # what POST /events takes in one call
+
+
+@dataclass(frozen=True)
+class HeldOutUser:
+    """A test user: history (item_ids, oldest first) and the item that came next."""
+
+    user_id: str
+    history: tuple[str, ...]
+    target: str
+
+    def rank_in(self, item_ids: list[str]) -> int | None:
+        """1-based rank of the target in an answer; None when it is not there."""
+        return item_ids.index(self.target) + 1 if self.target in item_ids else None
+
+    def event_bodies(self) -> list[dict[str, Any]]:
+        """Bodies of POST /events that store the history of this user, to be posted in order.
+
+        The event_id is the place in the history, so posting again changes nothing.
+        """
+        events = [
+            {
+                "event_id": f"held-out-{place}",
+                "user_id": self.user_id,
+                "item_id": item_id,
+                "event_type": "click",
+            }
+            for place, item_id in enumerate(self.history)
+        ]
+        starts = range(0, len(events), MAX_EVENTS)
+        return [{"events": events[start : start + MAX_EVENTS]} for start in starts]
+
+
+def read_held_out(path: Path, num_users: int | None = None) -> list[HeldOutUser]:
+    """The first `num_users` held-out users of a bundle; None is all. Raises ValueError for none."""
+    with path.open(encoding="utf-8") as lines:
+        entries = [json.loads(line) for line in itertools.islice(lines, num_users)]
+    if not entries:
+        raise ValueError(f"{path} holds no users; train with bundle.held_out_users above 0")
+    return [
+        HeldOutUser(entry["user_id"], tuple(entry["history"]), entry["target"]) for entry in entries
+    ]

@@ -1,0 +1,246 @@
+"""Replay held-out users over HTTP: is the recall that was measured offline the recall served?
+
+`python -m loadtest.replay --held-out BUNDLE/held_out.jsonl` sends one request per user, with a
+bounded number in flight, and measures recall@k, ndcg@k, latency and errors. With `--compare` it
+also says whether every user's rank is the one `python -m training evaluate` wrote. A closed loop:
+its latencies are those of a busy server, not of a request rate. Knows nothing of service/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import math
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+
+from loadtest.held_out import HeldOutUser, read_held_out
+
+PERCENTILES = (50, 95, 99)
+MAX_HISTORY = 500  # what POST /recommend takes; far more than any model looks at
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one user got: `ok` or what went wrong, seconds waited, the target's rank."""
+
+    user_id: str
+    outcome: str
+    seconds: float
+    rank: int | None = None
+    num_items: int = 0
+    served_by: str | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Ranks served against ranks measured offline, cut off at the same k."""
+
+    identical: int
+    different: tuple[str, ...]
+    unknown: tuple[str, ...]
+
+    @property
+    def all_identical(self) -> bool:
+        return not self.different and not self.unknown
+
+
+async def replay(
+    client: httpx.AsyncClient,
+    users: Sequence[HeldOutUser],
+    parameters: dict[str, Any],
+    *,
+    seed_events: bool = False,
+    concurrency: int = 8,
+) -> list[Answer]:
+    """One POST /recommend per user, `concurrency` at a time; answers in the order of `users`.
+
+    parameters: fields of the request beside user_id and history
+    seed_events: store each history through POST /events first, instead of sending it along
+    """
+    answers: list[Answer | None] = [None] * len(users)
+    queue = iter(enumerate(users))
+
+    async def work() -> None:
+        for place, user in queue:
+            answers[place] = await _replay_one(client, user, parameters, seed_events)
+
+    await asyncio.gather(*(work() for _ in range(concurrency)))
+    return [answer for answer in answers if answer is not None]
+
+
+async def _replay_one(
+    client: httpx.AsyncClient, user: HeldOutUser, parameters: dict[str, Any], seed_events: bool
+) -> Answer:
+    body: dict[str, Any] = {"user_id": user.user_id, **parameters}
+    start = time.perf_counter()
+    try:
+        if seed_events:
+            await _seed(client, user)
+        else:
+            body["history"] = user.history[-MAX_HISTORY:]
+        start = time.perf_counter()
+        response = (await client.post("/recommend", json=body)).raise_for_status()
+    except httpx.HTTPStatusError as error:
+        return Answer(user.user_id, _outcome(error.response), time.perf_counter() - start)
+    except httpx.HTTPError as error:
+        return Answer(user.user_id, type(error).__name__, time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    answer = response.json()
+    item_ids = [item["item_id"] for item in answer["items"]]
+    return Answer(
+        user.user_id, "ok", seconds, user.rank_in(item_ids), len(item_ids), answer["served_by"]
+    )
+
+
+async def _seed(client: httpx.AsyncClient, user: HeldOutUser) -> None:
+    """Make the stored history exactly this user's, whatever was there before."""
+    history_url = f"/users/{quote(user.user_id, safe='')}/history"
+    (await client.delete(history_url)).raise_for_status()
+    for body in user.event_bodies():
+        (await client.post("/events", json=body)).raise_for_status()
+
+
+def _outcome(response: httpx.Response) -> str:
+    try:
+        return f"{response.status_code} {response.json()['error']['code']}"
+    except (ValueError, KeyError, TypeError):
+        return str(response.status_code)
+
+
+def summarise(answers: Sequence[Answer], k: int, wall_s: float) -> dict[str, Any]:
+    """The figures of a replay; a user without an answer counts as a miss. Times in milliseconds."""
+    ranks = [answer.rank for answer in answers if answer.rank is not None and answer.rank <= k]
+    answered = [answer for answer in answers if answer.outcome == "ok"]
+    waits_ms = sorted(answer.seconds * 1000 for answer in answered)
+    return {
+        "users": len(answers),
+        f"recall@{k}": len(ranks) / len(answers),
+        f"ndcg@{k}": sum(1 / math.log2(rank + 1) for rank in ranks) / len(answers),
+        "errors": len(answers) - len(answered),
+        "outcomes": dict(Counter(answer.outcome for answer in answers)),
+        "served_by": dict(Counter(answer.served_by for answer in answered)),
+        "short_lists": sum(answer.num_items < k for answer in answered),
+        **{f"p{p}_ms": round(percentile(waits_ms, p), 2) for p in PERCENTILES if waits_ms},
+        "requests_per_s": round(len(answers) / wall_s, 1),
+    }
+
+
+def percentile(ascending: Sequence[float], percent: float) -> float:
+    """The smallest value that at least `percent` per cent of the values do not exceed."""
+    return ascending[max(0, math.ceil(len(ascending) * percent / 100) - 1)]
+
+
+def compare(answers: Iterable[Answer], offline: dict[str, int | None], k: int) -> Comparison:
+    """Hold every user's rank against the offline one; an offline rank beyond k is a miss here."""
+    identical, different, unknown = 0, [], []
+    for answer in answers:
+        if answer.user_id not in offline:
+            unknown.append(answer.user_id)
+            continue
+        rank = offline[answer.user_id]
+        expected = rank if rank is not None and rank <= k else None
+        if answer.outcome == "ok" and answer.rank == expected:
+            identical += 1
+        else:
+            different.append(answer.user_id)
+    return Comparison(identical, tuple(different), tuple(unknown))
+
+
+def read_ranks(path: Path) -> dict[str, int | None]:
+    """Ranks by user, as `python -m training evaluate` writes them, one JSON object a line."""
+    with path.open(encoding="utf-8") as lines:
+        entries = [json.loads(line) for line in lines]
+    return {entry["user_id"]: entry["rank"] for entry in entries}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line: a table, then one line of JSON. 1 on an error answer or a differing rank."""
+    options = _parser().parse_args(arguments)
+    chosen = {name: getattr(options, name) for name in ("r_warm", "m_par", "beam_width")}
+    parameters = {
+        "k": options.k,
+        "exclude_seen": options.exclude_seen,
+        **{name: value for name, value in chosen.items() if value is not None},
+    }
+    try:
+        users = read_held_out(options.held_out, options.users)
+        offline = read_ranks(options.compare) if options.compare else None
+    except (OSError, ValueError, KeyError) as error:
+        print(f"Cannot read the users or ranks: {error}", file=sys.stderr)
+        return 1
+
+    async def run() -> list[Answer]:
+        limits = httpx.Limits(max_connections=options.concurrency)
+        async with httpx.AsyncClient(
+            base_url=options.url, timeout=options.timeout_s, limits=limits, trust_env=False
+        ) as client:
+            return await replay(
+                client,
+                users,
+                parameters,
+                seed_events=options.seed_events,
+                concurrency=options.concurrency,
+            )
+
+    start = time.perf_counter()
+    answers = asyncio.run(run())
+    figures = summarise(answers, options.k, time.perf_counter() - start)
+    if figures["errors"] == len(users):
+        print(f"No answer from {options.url}: is the service running there?", file=sys.stderr)
+    passed = figures["errors"] == 0
+    if offline is not None:
+        comparison = compare(answers, offline, options.k)
+        figures["ranks_identical"] = comparison.identical
+        figures["ranks_different"] = len(comparison.different)
+        figures["ranks_unknown"] = len(comparison.unknown)
+        passed = passed and comparison.all_identical
+        for user_id in (comparison.different + comparison.unknown)[:10]:
+            print(f"user {user_id}: the rank served is not the offline one", file=sys.stderr)
+    for name, value in figures.items():
+        print(f"{name:<16} {value:.4f}" if isinstance(value, float) else f"{name:<16} {value}")
+    print(json.dumps({"url": options.url, **parameters, **figures, "passed": passed}))
+    return 0 if passed else 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m loadtest.replay",
+        description="Replay held-out users over HTTP and measure recall, latency and errors.",
+    )
+    parser.add_argument("--url", default="http://127.0.0.1:8000")
+    parser.add_argument("--held-out", type=Path, required=True, help="held_out.jsonl of a bundle")
+    parser.add_argument("--users", type=int, help="only the first so many; default: all")
+    parser.add_argument("--k", type=int, default=10)
+    parser.add_argument("--r-warm", type=int, help="default: the bundle's")
+    parser.add_argument("--m-par", type=int, help="default: the bundle's")
+    parser.add_argument("--beam-width", type=int, help="default: the bundle's")
+    parser.add_argument("--concurrency", type=int, default=8, help="requests in flight")
+    parser.add_argument("--timeout-s", type=float, default=30, help="longest wait for an answer")
+    parser.add_argument(
+        "--exclude-seen",
+        action="store_true",
+        help="leave out items of the history; the offline evaluation does not",
+    )
+    parser.add_argument(
+        "--seed-events",
+        action="store_true",
+        help="store each history through POST /events (replacing what is there), do not send it",
+    )
+    parser.add_argument(
+        "--compare", type=Path, metavar="FILE", help="ranks.jsonl of the offline evaluation"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,38 @@
+"""The kernel: any-order, always-valid beam search over semantic IDs.
+
+A request is a `Job`: a history, how many items it wants, a `Schedule` and a beam width. `decode`
+encodes the histories of a batch once, then repeats, for all beams of all jobs together:
+
+1. one `Denoiser` call gives log-probs of every code at every masked position;
+2. each beam picks the positions it is most sure of, as many as its schedule says;
+3. the `SidTrie` narrows: a beam owns the catalogue rows that agree with its partial SID, and its
+   children are those rows grouped by their codes at the picked positions;
+4. the best `beam_width` children of each job are its next beams.
+
+At the last step every surviving row has an exact score and the `k` best rows are the answer. No
+step can leave the catalogue, so there is no invalid SID to repair, and striking rows out at the
+start is all that exclusions need.
+
+The live service and offline evaluation call the same `decode`. The package imports numpy and
+onnxruntime only. Reading order: schedule, catalogue, trie, denoiser, job, beam, onnx_denoiser;
+unconstrained is the papers' literal expansion, kept for comparison.
+"""
+
+from service.decoding.beam import decode
+from service.decoding.catalogue import Catalogue
+from service.decoding.denoiser import Denoiser
+from service.decoding.job import Decoded, Job, Timings, history_arrays
+from service.decoding.schedule import Schedule
+from service.decoding.trie import SidTrie
+
+__all__ = [
+    "Catalogue",
+    "Decoded",
+    "Denoiser",
+    "Job",
+    "Schedule",
+    "SidTrie",
+    "Timings",
+    "decode",
+    "history_arrays",
+]

@@ -1,0 +1,199 @@
+"""`python -m service.demo`: the service at work, in one command.
+
+Starts `python -m service` as a child process, stores the histories of a few held-out users through
+POST /events, and shows one user's history, request and answer, and whether the item that really
+came next is in it. Then it serves until Ctrl-C; with ONCE=1 it ends. Only titles and held-out users
+come from the bundle, everything else over HTTP.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+
+from service.bundle import Bundle, HeldOutUser
+from service.errors import StartError
+from service.lifecycle import resolve_bundle
+from service.settings import Settings, load_settings
+
+NUM_USERS = 20
+K = 10
+READY_WITHIN_S = 120
+STOP_WITHIN_S = 30
+
+
+class DemoFailed(StartError):
+    """The demo cannot run; the sentence says what to do."""
+
+
+def main() -> int:
+    """Run the demo; 1 with a sentence on stderr when it cannot."""
+    # Else SIGTERM would end this process and leave the server behind.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if port := os.environ.get("PORT"):
+        os.environ["UNMASK_PORT"] = port
+    os.environ.setdefault("UNMASK_LOG_LEVEL", "warning")
+    try:
+        settings = load_settings()
+        bundle = Bundle.load(resolve_bundle(settings))
+        url = f"http://{settings.host}:{settings.port}"
+        with _server(settings) as server, httpx.Client(base_url=url, trust_env=False) as client:
+            _wait_until_ready(client, server)
+            shown = show(client, bundle)
+            if os.environ.get("ONCE") == "1":
+                print(json.dumps(shown, ensure_ascii=False))
+            else:
+                print(f"\nServing on {url} until Ctrl-C.", flush=True)
+                server.wait()
+                raise DemoFailed("the server ended by itself; its last words are above")
+    except StartError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except httpx.HTTPError as error:
+        print(f"the server refused the demo: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nStopped.")
+    return 0
+
+
+def show(client: httpx.Client, bundle: Bundle) -> dict[str, Any]:
+    """Store the users, print one of them with its answer; the same as a JSON document."""
+    users = bundle.held_out[:NUM_USERS]
+    if not users:
+        raise DemoFailed(f"{bundle.manifest.ref} has no held-out users to show")
+    for user in users:
+        _store_history(client, user)
+    answers = [_post(client, "/recommend", {"user_id": user.user_id, "k": K}) for user in users]
+    hits = sum(_rank(user, answer) is not None for user, answer in zip(users, answers, strict=True))
+    _print_one(client, bundle, users[0], answers[0])
+    print(f"\nThe item that came next is among the {K} for {hits} of {len(users)} users.")
+    return {
+        "url": str(client.base_url),
+        "bundle": bundle.manifest.ref,
+        "request": {"user_id": users[0].user_id, "k": K},
+        "response": answers[0],
+        "came_next": users[0].target,
+        "rank": _rank(users[0], answers[0]),
+        "users": len(users),
+        "hits": hits,
+    }
+
+
+def _store_history(client: httpx.Client, user: HeldOutUser) -> None:
+    """Post the user's history as events, unless there is one: a second demo changes nothing."""
+    if _history(client, user.user_id):
+        return
+    events = [
+        {"event_id": f"demo-{place}", "user_id": user.user_id, "item_id": item_id}
+        | {"event_type": "click"}
+        for place, item_id in enumerate(user.history[-100:])
+    ]
+    _post(client, "/events", {"events": events})
+
+
+def _print_one(
+    client: httpx.Client, bundle: Bundle, user: HeldOutUser, answer: dict[str, Any]
+) -> None:
+    titles = {item.item_id: item.title for item in bundle.items}
+    manifest = bundle.manifest
+    print(
+        f"{manifest.ref}: {manifest.num_items:,} items, "
+        f"semantic IDs of {manifest.num_subspaces} codes out of {manifest.num_codes}\n\n"
+        f"User {user.user_id} has seen, oldest to newest:"
+    )
+    for item_id in _history(client, user.user_id):
+        print(f"      {titles.get(item_id, item_id)}")
+    body = json.dumps({"user_id": user.user_id, "k": K})
+    print(
+        f"\n$ curl -s {client.base_url.join('/recommend')} "
+        f"-H 'Content-Type: application/json' -d '{body}'\n"
+    )
+    for item in answer["items"]:
+        came_next = "   <- came next" if item["item_id"] == user.target else ""
+        print(f"  {item['rank']:>2}  {item['title']}{came_next}")
+    if _rank(user, answer) is None:
+        print(f"\nWhat came next is not among them: {titles[user.target]}")
+    decoding, timings = answer["decoding"], answer["timings_ms"]
+    if decoding:
+        print(
+            f"\nDecoded in {timings['total']:.0f} ms: positions filled per step "
+            f"{decoding['schedule']}, {decoding['nfe']} denoiser calls."
+        )
+
+
+def _rank(user: HeldOutUser, answer: dict[str, Any]) -> int | None:
+    return next((i["rank"] for i in answer["items"] if i["item_id"] == user.target), None)
+
+
+def _history(client: httpx.Client, user_id: str) -> list[str]:
+    history: list[str] = (
+        client.get(f"/users/{user_id}/history").raise_for_status().json()["history"]
+    )
+    return history
+
+
+def _post(client: httpx.Client, route: str, body: dict[str, Any]) -> dict[str, Any]:
+    answer: dict[str, Any] = client.post(route, json=body).raise_for_status().json()
+    return answer
+
+
+@contextlib.contextmanager
+def _server(settings: Settings) -> Iterator[subprocess.Popen[bytes]]:
+    """`python -m service` while the block runs; afterwards it is gone and its port is free."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((settings.host, settings.port))
+        except OSError as error:
+            raise DemoFailed(
+                f"cannot listen on {settings.host}:{settings.port} ({error.strerror}); "
+                f"choose another port: PORT={settings.port + 1} make demo"
+            ) from error
+    server = subprocess.Popen(
+        [sys.executable, "-m", "service"],
+        stdin=subprocess.DEVNULL,
+        stdout=sys.stderr,  # stdout is the demo's own
+        start_new_session=True,  # Ctrl-C is for us; we end the server, once
+    )
+    try:
+        yield server
+    finally:
+        server.terminate()
+        try:
+            server.wait(STOP_WITHIN_S)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
+
+
+def _wait_until_ready(client: httpx.Client, server: subprocess.Popen[bytes]) -> None:
+    until = time.monotonic() + READY_WITHIN_S
+    last_reasons: list[str] = []
+    while time.monotonic() < until:
+        if server.poll() is not None:
+            raise DemoFailed("the server did not start; its last words are above")
+        with contextlib.suppress(httpx.TransportError):
+            response = client.get("/health/ready")
+            if response.status_code == 200:
+                return
+            reasons = response.json()["reasons"]
+            if reasons != last_reasons:
+                print("Starting:", ", ".join(reasons).replace("_", " "), file=sys.stderr)
+                last_reasons = reasons
+        time.sleep(0.1)
+    raise DemoFailed(f"the server was not ready within {READY_WITHIN_S} seconds")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,219 @@
+"""From settings to a service that answers, and back: history store, bundle, decode thread.
+
+Everything is started and stopped inside `running`, while the port is open already; until all is
+there `not_ready` says what is missing. What cannot start ends the process: `failure` holds the
+reason and `on_failure` is called. Knows nothing of HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import json
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import structlog
+
+from service.batching import MicroBatcher
+from service.bundle import Bundle, bundle_path
+from service.decoding import Decoded, Job, Schedule, Timings, decode
+from service.embedded_valkey import EmbeddedValkey
+from service.errors import BundleInvalid, HistoryUnavailable, NotReady, UnmaskError
+from service.history import HistoryStore, RedisHistoryStore
+from service.metrics import Metrics
+from service.recommender import Recommender
+from service.settings import Settings
+
+VERSION = version("unmask")
+PRIMING_SIZES = (1, 2, 4, 8, 16)
+
+log = structlog.get_logger()
+
+
+class Lifecycle:
+    """The parts of one process and whether they are there yet."""
+
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        self.settings = settings
+        self.metrics = metrics
+        self.draining = False
+        self.failure: Exception | None = None
+        self.on_failure: Callable[[], None] = lambda: None
+        self._starting: str | None = "starting"
+        self._histories: RedisHistoryStore | None = None
+        self._batcher: MicroBatcher | None = None
+        self._recommender: Recommender | None = None
+        metrics.build_info.labels(VERSION).set(1)
+        metrics.ready.set_function(lambda: not self.not_ready)
+        metrics.draining.set_function(lambda: self.draining)
+
+    @property
+    def recommender(self) -> Recommender:
+        """Raises NotReady while there is none."""
+        if self._recommender is None:
+            raise NotReady("the service is starting; try again in a second")
+        return self._recommender
+
+    @property
+    def histories(self) -> HistoryStore:
+        """Raises HistoryUnavailable while there is none."""
+        if self._histories is None:
+            raise HistoryUnavailable("the history store is starting; try again in a second")
+        return self._histories
+
+    @property
+    def bundle(self) -> Bundle | None:
+        """The bundle that is served, once there is one."""
+        return self._recommender.bundle if self._recommender else None
+
+    @property
+    def not_ready(self) -> list[str]:
+        """Why no requests should come now; empty when they should."""
+        reasons = [self._starting] if self._starting else []
+        if not self.is_live:
+            reasons.append("decode_thread_dead")
+        if self.draining:
+            reasons.append("draining")
+        return reasons
+
+    @property
+    def is_live(self) -> bool:
+        """False when only a restart helps. Never depends on the history store."""
+        return self._batcher is None or self._batcher.is_alive
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Start in the background; stop everything at the end."""
+        embedded = None
+        if self.settings.redis_url is None:
+            embedded = EmbeddedValkey(self.settings.history_dir)
+        starting = asyncio.create_task(self._start(embedded))
+        try:
+            yield
+        finally:
+            starting.cancel()
+            await asyncio.wait([starting])
+            if self._batcher:
+                await self._batcher.stop()
+            if self._histories:
+                await self._histories.close()
+            if embedded:
+                await embedded.stop()
+
+    async def _start(self, embedded: EmbeddedValkey | None) -> None:
+        settings = self.settings
+        try:
+            if embedded:
+                self._starting = "starting_history_store"
+                await embedded.start()
+                self._histories = self._connect(embedded.url)
+            elif settings.redis_url:
+                self._histories = self._connect(settings.redis_url.get_secret_value())
+            with contextlib.suppress(HistoryUnavailable):
+                await self.histories.read("")  # opens the first connection before a client waits
+            self._starting = "loading_bundle"
+            with self.metrics.bundle_load.time():
+                path = resolve_bundle(settings)
+                bundle = await asyncio.to_thread(
+                    Bundle.load, path, ort_threads=settings.ort_threads
+                )
+                self._starting = "priming"
+                await asyncio.to_thread(prime, bundle)
+        except Exception as error:
+            if not isinstance(error, UnmaskError):
+                log.exception("start_failed")
+            self.failure = error
+            self.on_failure()
+            return
+        self._recommender = self._serve(bundle, self.histories)
+        gc.collect()
+        gc.freeze()  # the catalogue stays as long as the process: no collection need look at it
+        self._starting = None
+        log.info("ready", bundle=bundle.manifest.ref)
+
+    def _connect(self, url: str) -> RedisHistoryStore:
+        settings = self.settings
+        return RedisHistoryStore(
+            url,
+            self.metrics,
+            timeout_s=settings.redis_timeout_ms / 1000,
+            pool_size=settings.redis_pool_size,
+            history_cap=settings.history_cap,
+            history_ttl_s=settings.history_ttl_s,
+        )
+
+    def _serve(self, bundle: Bundle, histories: HistoryStore) -> Recommender:
+        def decode_batch(jobs: Sequence[Job]) -> tuple[list[Decoded], Timings]:
+            return decode(jobs, bundle.trie, bundle.denoiser)
+
+        settings = self.settings
+        self._batcher = MicroBatcher(
+            decode_batch,
+            self.metrics,
+            max_queue_rows=settings.max_queue_rows,
+            max_batch_requests=settings.max_batch_requests,
+            max_batch_rows=settings.max_batch_rows,
+        )
+        self._batcher.start()
+        self.metrics.bundle_info.labels(bundle.manifest.name, bundle.manifest.version).set(1)
+        return Recommender(
+            bundle,
+            histories,
+            self._batcher,
+            self.metrics,
+            default_timeout_ms=settings.default_timeout_ms,
+        )
+
+
+def resolve_bundle(settings: Settings) -> Path:
+    """The directory that `settings.bundle` means: name@version, a name's newest, or a path.
+
+    Raises BundleInvalid when there is no such bundle.
+    """
+    reference, store = settings.bundle, settings.bundles_dir
+    if "/" in reference:
+        return Path(reference)
+    if "@" in reference:
+        return bundle_path(store, reference)
+    versions = [
+        path.parent
+        for path in (store / reference).glob("*/manifest.json")
+        if not path.parent.name.startswith(".")  # being written
+    ]
+    if not versions:
+        raise BundleInvalid(f"there is no bundle {reference!r} in {store}; set UNMASK_BUNDLE")
+    return max(versions, key=lambda path: (_created_at(path), path.name))
+
+
+def _created_at(path: Path) -> str:
+    try:
+        return str(json.loads((path / "manifest.json").read_text())["created_at"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BundleInvalid(f"bundle {path}: no readable manifest.json") from error
+
+
+def prime(bundle: Bundle) -> None:
+    """Decode held-out histories in batches of the usual sizes: no client meets a cold start.
+
+    Raises BundleInvalid when that fails.
+    """
+    manifest = bundle.manifest
+    schedule = Schedule.from_params(
+        num_subspaces=manifest.num_subspaces,
+        r_warm=manifest.decoding.r_warm,
+        m_par=manifest.decoding.m_par,
+    )
+    width = manifest.decoding.beam_width
+    histories = [bundle.trie.catalogue.rows_of(user.history) for user in bundle.held_out[:16]]
+    histories = [rows for rows in histories if len(rows)] or [np.zeros(1, np.int32)]
+    try:
+        for size in PRIMING_SIZES:
+            jobs = [Job(histories[i % len(histories)], width, schedule, width) for i in range(size)]
+            decode(jobs, bundle.trie, bundle.denoiser)
+    except Exception as error:
+        raise BundleInvalid(f"bundle {manifest.ref} cannot decode: {error}") from error

@@ -1,0 +1,124 @@
+"""Every metric: name, labels, buckets. Seconds; counters end in `_total`; no label from user input.
+
+One `Metrics` per process with a registry of its own, made in `create_app` and handed to whoever
+observes. Knows nothing of HTTP, Redis or decoding.
+"""
+
+from __future__ import annotations
+
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
+
+METRICS_CONTENT_TYPE = CONTENT_TYPE_LATEST
+
+LATENCY_S = tuple(
+    ms / 1000 for ms in (1, 2.5, 5, 7.5, 10, 15, 20, 30, 50, 75, 100, 150, 250, 500, 1000, 2500)
+)
+NFE = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16)
+BATCH_REQUESTS = (1, 2, 4, 8, 16, 32)
+ROWS = (1, 8, 16, 32, 64, 128, 256, 512, 1024)
+ITEMS = (0, 1, 2, 5, 10, 20, 50, 100)
+LOAD_S = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+
+
+class Metrics:
+    """The metrics of one process; each attribute is one of them, named without `unmask_`."""
+
+    def __init__(self) -> None:
+        disable_created_metrics()  # a second series for each series, read by nobody
+        self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"unmask_{name}", text, labels, registry=registry)
+
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(f"unmask_{name}", text, labels, registry=registry)
+
+        def histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+            return Histogram(f"unmask_{name}", text, labels, buckets=buckets, registry=registry)
+
+        self.http_requests = counter(
+            "http_requests_total", "Requests answered.", "route", "method", "status"
+        )
+        self.http_request_duration = histogram(
+            "http_request_duration_seconds",
+            "From the first byte read to the last byte sent.",
+            LATENCY_S,
+            "route",
+            "method",
+        )
+        self.inflight_requests = gauge("inflight_requests", "HTTP requests being answered.")
+
+        self.recommend_requests = counter(
+            "recommend_requests_total",
+            "POST /recommend by outcome: "
+            "ok, degraded, rejected, timeout, cancelled, invalid, error.",
+            "bundle",
+            "outcome",
+        )
+        self.recommend_duration = histogram(
+            "recommend_duration_seconds",
+            "From receipt to answer, answered requests only.",
+            LATENCY_S,
+            "served_by",
+        )
+        self.stage_duration = histogram(
+            "stage_duration_seconds",
+            "Stages of a request; encode, denoise and search are those of its whole batch.",
+            LATENCY_S,
+            "stage",
+        )
+        self.nfe = histogram("nfe", "Denoiser calls of a request, the encoder not counted.", NFE)
+        self.items_returned = histogram("items_returned", "Items in an answer.", ITEMS)
+        self.fallbacks = counter("fallbacks_total", "Degraded answers.", "reason")
+        self.history_length = histogram(
+            "history_length", "Items in the history of a request.", ITEMS, "source"
+        )
+        self.unknown_history_items = counter(
+            "unknown_history_items_total", "History items the bundle does not know."
+        )
+
+        self.queue_requests = gauge("queue_requests", "Requests waiting to be decoded.")
+        self.queue_rows = gauge("queue_rows", "Beams of the requests waiting to be decoded.")
+        self.batch_requests = histogram(
+            "batch_requests", "Requests decoded together.", BATCH_REQUESTS
+        )
+        self.batch_rows = histogram("batch_rows", "Beams decoded together.", ROWS)
+        self.rejected = counter("rejected_total", "Requests turned away: queue_full.", "reason")
+
+        self.redis_operation_duration = histogram(
+            "redis_operation_duration_seconds",
+            "Redis calls, failed ones too.",
+            LATENCY_S,
+            "operation",
+        )
+        self.redis_errors = counter(
+            "redis_errors_total",
+            "Failed Redis calls: timeout, connection, response.",
+            "operation",
+            "kind",
+        )
+        self.events = counter(
+            "events_total", "Events: accepted, duplicate, rejected.", "event_type", "result"
+        )
+
+        self.bundle_info = gauge("bundle_info", "1 for the bundle served.", "name", "version")
+        self.bundle_load = histogram(
+            "bundle_load_seconds", "Loading, verifying and priming a bundle.", LOAD_S
+        )
+        self.build_info = gauge("build_info", "1 for the running version.", "version")
+        self.ready = gauge("ready", "1 while GET /health/ready answers 200.")
+        self.draining = gauge("draining", "1 between SIGTERM and the end of the process.")
+
+    def text(self) -> bytes:
+        """All metrics in the Prometheus text format."""
+        return generate_latest(self.registry)

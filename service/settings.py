@@ -1,0 +1,157 @@
+"""Every setting of the service: default, unit, one sentence. Flag beats variable beats default.
+
+`--redis-url` and `UNMASK_REDIS_URL` are the same setting. Units are in the names. A variable that
+starts with UNMASK_ and is no setting stops the start, so that a typing error is not silently a
+default. Knows nothing of what the settings are used for.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, CliApp, NoDecode, SettingsConfigDict
+
+from service.errors import SettingsInvalid
+
+PREFIX = "UNMASK_"
+NOT_OURS = {"UNMASK_DATA_DIR"}  # read by training and the tests
+DAY_S = 24 * 60 * 60
+
+
+def available_cpus(cgroup_root: Path = Path("/sys/fs/cgroup")) -> int:
+    """Cores this process may use: the smaller of its affinity and its cgroup's `cpu.max` (v2).
+
+    ONNX Runtime counts the cores of the host instead, and slows down inside a limited container.
+    """
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        own = Path("/proc/self/cgroup").read_text().rpartition("0::/")[2].strip()
+    except OSError:
+        own = ""
+    folder = cgroup_root / own
+    for candidate in (folder, *folder.parents):
+        try:
+            quota, period = (candidate / "cpu.max").read_text().split()
+        except (OSError, ValueError):
+            continue
+        if quota != "max":
+            cpus = min(cpus, max(1, int(quota) // int(period)))
+    return cpus
+
+
+def _random_salt() -> SecretStr:
+    return SecretStr(secrets.token_hex(16))
+
+
+def _split_commas(value: Any) -> Any:
+    return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
+
+
+def _check_redis_url(url: SecretStr) -> SecretStr:
+    if not url.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
+        raise ValueError("it must start with redis://, rediss:// or unix://")
+    return url
+
+
+CommaList = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_commas)]
+RedisUrl = Annotated[SecretStr, AfterValidator(_check_redis_url)]
+
+
+class Settings(BaseSettings):
+    """Serve recommendations over HTTP until SIGTERM or Ctrl-C.
+
+    The port opens at once; GET /health/ready answers 200 when the bundle is verified and primed.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        extra="forbid",
+        cli_prog_name="python -m service",
+        cli_kebab_case=True,
+        cli_show_env_vars=True,
+        cli_hide_none_type=True,
+        cli_avoid_json=True,
+    )
+
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8000, ge=1, le=65535, description="Port to listen on.")
+    bundles_dir: Path = Field(
+        Path("models_store"), description="Folder of bundles, laid out as <name>/<version>/."
+    )
+    bundle: str = Field(
+        "demo",
+        description="Bundle to serve: name@version, a name (its newest version), "
+        "or the path of a bundle directory.",
+    )
+    redis_url: RedisUrl | None = Field(
+        None,
+        description="Redis or Valkey that keeps the histories, e.g. redis://127.0.0.1:6379/0; "
+        "without it an embedded Valkey is started.",
+    )
+    history_dir: Path = Field(
+        Path(".unmask/history"),
+        description="Folder of the embedded Valkey; histories there survive restarts.",
+    )
+    redis_timeout_ms: int = Field(
+        50, ge=1, description="Longest wait for one Redis call; then the answer is popular items."
+    )
+    redis_pool_size: int = Field(32, ge=1, description="Most connections to Redis.")
+    history_cap: int = Field(200, ge=1, description="Most items kept per user; older ones go.")
+    history_ttl_s: int = Field(
+        90 * DAY_S, ge=1, description="A history is erased this long after its last event."
+    )
+    history_event_types: CommaList = Field(
+        ("click", "add_to_cart", "purchase", "rating"),
+        description="Event types that are appended to histories, with commas between; "
+        "others are rejected.",
+    )
+    default_timeout_ms: int = Field(
+        1000, ge=1, le=10_000, description="Deadline of a request that names no timeout_ms."
+    )
+    max_queue_rows: int = Field(
+        3200, ge=1, description="Most beams waiting or being decoded; more requests get 429."
+    )
+    max_batch_requests: int = Field(16, ge=1, description="Most requests decoded together.")
+    max_batch_rows: int = Field(1024, ge=1, description="Most beams decoded together.")
+    ort_threads: int = Field(
+        default_factory=available_cpus,
+        ge=1,
+        description="ONNX Runtime threads of one batch; default: the cores this process may use.",
+    )
+    shutdown_timeout_s: int = Field(
+        20, ge=0, description="Longest wait after SIGTERM for the requests in flight."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Lowest level logged; each request is one line at info."
+    )
+    log_salt: SecretStr = Field(
+        default_factory=_random_salt,
+        description="Key of the user hash in the log; default: another one at every start.",
+    )
+
+
+def load_settings(arguments: Sequence[str] = ()) -> Settings:
+    """The settings from command-line arguments and UNMASK_ variables.
+
+    Raises SettingsInvalid with one sentence. `--help` and unknown flags end the process (0, 2).
+    """
+    known = {PREFIX + name.upper() for name in Settings.model_fields} | NOT_OURS
+    for variable in sorted(os.environ):
+        if variable.upper().startswith(PREFIX) and variable.upper() not in known:
+            close = difflib.get_close_matches(variable.upper(), known, n=1)
+            hint = f"; did you mean {close[0]}?" if close else " (see python -m service --help)."
+            raise SettingsInvalid(f"{variable} is not a setting{hint}")
+    try:
+        return CliApp.run(Settings, cli_args=list(arguments))
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        name = str(first["loc"][0]) if first["loc"] else "settings"
+        raise SettingsInvalid(
+            f"{PREFIX}{name.upper()} (--{name.replace('_', '-')}) is wrong: {first['msg']}."
+        ) from None

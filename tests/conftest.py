@@ -1,0 +1,119 @@
+"""What every test may use: real data sets, a free port, the running demo; and the rule about skips.
+
+A test that asks for `data_dir` is marked `data` and skipped aloud where there is no data. With
+UNMASK_REQUIRE_ALL=1 (set by CI) a skipped test fails the run: a test that should have run must run.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Taken out of the environment: it is no setting of the service, which refuses unknown ones.
+REQUIRE_ALL = os.environ.pop("UNMASK_REQUIRE_ALL", "") == "1"
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder that holds the real data sets, one folder each."""
+    value = os.environ.get("UNMASK_DATA_DIR")
+    if not value:
+        pytest.skip("set UNMASK_DATA_DIR to the folder that holds the data sets")
+    folder = Path(value)
+    if not folder.is_dir():
+        pytest.fail(f"UNMASK_DATA_DIR={value} is not a folder")
+    return folder.resolve()
+
+
+@dataclass(frozen=True)
+class Demo:
+    """The running demo: where it answers, and what it printed until then."""
+
+    url: str
+    output: str
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
+    """What `make demo` starts, on a free port and with histories of its own, until Ctrl-C."""
+    port = find_free_port()
+    folder = tmp_path_factory.mktemp("demo")
+    environment = {**os.environ, "PORT": str(port), "UNMASK_HISTORY_DIR": str(folder / "history")}
+    with (
+        (folder / "stderr").open("w+") as errors,
+        subprocess.Popen(
+            [sys.executable, "-m", "service.demo"],
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        ) as process,
+    ):
+        assert process.stdout is not None
+        lines: list[str] = []
+        for line in process.stdout:
+            if line.startswith("Serving on"):
+                break
+            lines.append(line)
+        else:
+            errors.seek(0)
+            pytest.fail("the demo did not start: " + "".join(lines) + errors.read())
+        try:
+            yield Demo(f"http://127.0.0.1:{port}", "".join(lines))
+        finally:
+            process.send_signal(signal.SIGINT)
+            assert process.wait(60) == 0
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", port))  # the server is gone too
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that nobody listens on."""
+    return find_free_port()
+
+
+def find_free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "data_dir" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.data)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    green = (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
+    if REQUIRE_ALL and session.exitstatus in green and _skipped(session.config):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    if REQUIRE_ALL and (skipped := _skipped(config)):
+        terminalreporter.write_line(
+            f"UNMASK_REQUIRE_ALL=1 allows no skipped test, and {skipped} were skipped", red=True
+        )
+
+
+def _skipped(config: pytest.Config) -> int:
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    return len(reporter.stats.get("skipped", ())) if reporter else 0

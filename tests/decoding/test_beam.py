@@ -1,0 +1,314 @@
+"""The constrained search against plain references, over random catalogues and random denoisers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import count
+from typing import Literal
+
+import numpy as np
+import pytest
+from hashed_denoiser import HashedDenoiser, TyingDenoiser
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from reference_search import best_rows, exhaustive_scores, reference_decode
+from worlds import catalogue_of, catalogues, job_of, jobs
+
+from service.decoding.beam import decode
+from service.decoding.catalogue import Catalogue
+from service.decoding.job import Decoded, Job
+from service.decoding.schedule import Schedule
+from service.decoding.trie import SidTrie
+
+Confidence = Literal["legal", "raw"]
+each_confidence = pytest.mark.parametrize("confidence", ["legal", "raw"])
+seeds = st.integers(0, 2**32 - 1)
+
+
+def denoiser_for(
+    catalogue: Catalogue, seed: int = 0, *, sharpness: float = 4.0, sees_partial_sid: bool = True
+) -> HashedDenoiser:
+    return HashedDenoiser(
+        catalogue.num_subspaces,
+        catalogue.num_codes,
+        seed=seed,
+        sharpness=sharpness,
+        sees_partial_sid=sees_partial_sid,
+    )
+
+
+def decode_one(job: Job, catalogue: Catalogue, denoiser: HashedDenoiser) -> Decoded:
+    (decoded,), _ = decode([job], SidTrie(catalogue), denoiser)
+    return decoded
+
+
+@each_confidence
+@settings(deadline=None, max_examples=200)
+@given(data=st.data(), seed=seeds)
+def test_a_batch_equals_the_reference(
+    confidence: Confidence, data: st.DataObject, seed: int
+) -> None:
+    catalogue = data.draw(catalogues())
+    batch = data.draw(st.lists(jobs(catalogue), min_size=1, max_size=4))
+    denoiser = denoiser_for(catalogue, seed)
+    expected = [reference_decode(job, catalogue, denoiser, confidence) for job in batch]
+    assume(all(reference.closest_call > 1e-4 for reference in expected))
+    answers, _ = decode(batch, SidTrie(catalogue), denoiser, confidence=confidence)
+    for answer, reference in zip(answers, expected, strict=True):
+        assert answer.rows.tolist() == reference.rows
+        assert answer.scores.tolist() == pytest.approx(reference.scores, abs=1e-5)
+
+
+@each_confidence
+@settings(deadline=None, max_examples=200)
+@given(data=st.data(), seed=seeds)
+def test_ties_go_to_the_lower_position_then_parent_then_codes_then_row(
+    confidence: Confidence, data: st.DataObject, seed: int
+) -> None:
+    catalogue = data.draw(catalogues())
+    job = data.draw(jobs(catalogue))
+    denoiser = TyingDenoiser(catalogue.num_subspaces, catalogue.num_codes, seed=seed)
+    expected = reference_decode(job, catalogue, denoiser, confidence)
+    (answer,), _ = decode([job], SidTrie(catalogue), denoiser, confidence=confidence)
+    assert answer.rows.tolist() == expected.rows
+    assert answer.scores.tolist() == expected.scores
+
+
+@each_confidence
+@settings(deadline=None)
+@given(data=st.data(), seed=seeds)
+def test_without_pruning_every_schedule_is_exhaustive_scoring(
+    confidence: Confidence, data: st.DataObject, seed: int
+) -> None:
+    catalogue = data.draw(catalogues())
+    job = replace(data.draw(jobs(catalogue)), beam_width=catalogue.num_items)
+    denoiser = denoiser_for(catalogue, seed, sees_partial_sid=False)
+    scores = exhaustive_scores(job, catalogue, denoiser)
+    (answer,), _ = decode([job], SidTrie(catalogue), denoiser, confidence=confidence)
+    assert answer.rows.tolist() == best_rows(scores, job)
+    assert answer.scores.tolist() == [scores[row] for row in answer.rows]
+
+
+@pytest.mark.parametrize("steps", [(1,) * 10, (9, 1), (1, 8, 1), (2, 6, 2), (3, 1, 3, 3)])
+def test_tuples_of_many_codes_overflow_no_key(steps: tuple[int, ...]) -> None:
+    """256**8 is 2**64: in a key that overflows, the first of nine codes and the beam vanish."""
+    random = np.random.default_rng(0)
+    pool = random.integers(0, 256, (10, 3))
+    codes = pool[np.arange(10), random.integers(0, 3, (200, 10))]
+    catalogue = catalogue_of(codes, num_codes=256)
+    denoiser = denoiser_for(catalogue)
+    batch = [
+        job_of(schedule=Schedule(steps), history=[user], k=20, beam_width=20, excluded=[user])
+        for user in range(3)
+    ]
+    answers, _ = decode(batch, SidTrie(catalogue), denoiser)
+    for job, answer in zip(batch, answers, strict=True):
+        expected = reference_decode(job, catalogue, denoiser, "legal")
+        assert answer.rows.tolist() == expected.rows
+        assert answer.scores.tolist() == expected.scores
+
+
+@settings(deadline=None)
+@given(data=st.data(), seed=seeds)
+def test_one_step_is_exhaustive_scoring_whatever_the_beam_width(
+    data: st.DataObject, seed: int
+) -> None:
+    catalogue = data.draw(catalogues())
+    job = data.draw(jobs(catalogue, schedule=Schedule((catalogue.num_subspaces,))))
+    denoiser = denoiser_for(catalogue, seed)
+    answer = decode_one(job, catalogue, denoiser)
+    assert answer.rows.tolist() == best_rows(exhaustive_scores(job, catalogue, denoiser), job)
+
+
+@settings(deadline=None, max_examples=200)
+@given(data=st.data(), seed=seeds, sharpness=st.sampled_from([0.0, 4.0, 300.0]))
+def test_a_random_denoiser_only_visits_partial_sids_of_allowed_items(
+    data: st.DataObject, seed: int, sharpness: float
+) -> None:
+    catalogue = data.draw(catalogues())
+    job = data.draw(jobs(catalogue))
+    denoiser = denoiser_for(catalogue, seed, sharpness=sharpness)
+    answer = decode_one(job, catalogue, denoiser)
+    allowed = set(range(catalogue.num_items)) - set(job.excluded.tolist())
+
+    assert len(set(answer.rows.tolist())) == len(answer.rows)
+    assert set(answer.rows.tolist()) <= allowed
+    assert len(answer.rows) <= job.k
+    if job.beam_width >= job.k:
+        assert len(answer.rows) == min(job.k, len(allowed))
+    assert answer.rows.dtype == np.int32
+    assert answer.scores.dtype == np.float32
+    assert np.all(np.isfinite(answer.scores))
+    assert np.all(np.diff(answer.scores) <= 0)
+
+    sids = catalogue.codes[sorted(allowed)]
+    for (partial_sids,) in denoiser.calls:
+        agrees = (partial_sids[:, None] == sids) | (partial_sids[:, None] == catalogue.num_codes)
+        assert np.all(agrees.all(axis=-1).any(axis=-1))
+
+
+@settings(deadline=None)
+@given(data=st.data(), seed=seeds)
+def test_no_two_live_beams_are_equal(data: st.DataObject, seed: int) -> None:
+    catalogue = data.draw(catalogues())
+    job = data.draw(jobs(catalogue))
+    denoiser = denoiser_for(catalogue, seed)
+    decode_one(job, catalogue, denoiser)
+    for (partial_sids,) in denoiser.calls:
+        assert len(np.unique(partial_sids, axis=0)) == len(partial_sids) <= job.beam_width
+
+
+@settings(deadline=None)
+@given(data=st.data(), seed=seeds)
+def test_excluding_rows_equals_deleting_them(data: st.DataObject, seed: int) -> None:
+    catalogue = data.draw(catalogues())
+    job = data.draw(jobs(catalogue))
+    kept = np.setdiff1d(np.arange(catalogue.num_items), job.excluded)
+    assume(len(kept))
+    smaller = catalogue_of(catalogue.codes[kept], catalogue.num_codes)
+    history = data.draw(st.lists(st.integers(0, len(kept) - 1), max_size=5))
+
+    denoiser = denoiser_for(catalogue, seed)
+    excluding = replace(job, history=kept[history].astype(np.int32))
+    deleting = replace(
+        job, history=np.array(history, np.int32), excluded=np.empty(0, dtype=np.int32)
+    )
+    answer = decode_one(excluding, catalogue, denoiser)
+    expected = decode_one(deleting, smaller, denoiser)
+    assert answer.rows.tolist() == kept[expected.rows].tolist()
+    assert answer.scores.tolist() == expected.scores.tolist()
+
+
+@settings(deadline=None)
+@given(data=st.data(), seed=seeds)
+def test_a_batch_equals_its_jobs_alone(data: st.DataObject, seed: int) -> None:
+    catalogue = data.draw(catalogues())
+    batch = data.draw(st.lists(jobs(catalogue), min_size=2, max_size=6))
+    denoiser = denoiser_for(catalogue, seed)
+    answers, _ = decode(batch, SidTrie(catalogue), denoiser)
+    for job, answer in zip(batch, answers, strict=True):
+        alone = decode_one(job, catalogue, denoiser)
+        assert answer.rows.tolist() == alone.rows.tolist()
+        assert answer.scores.tolist() == alone.scores.tolist()
+        assert answer.nfe == alone.nfe
+
+
+@settings(deadline=None)
+@given(data=st.data(), seed=seeds)
+def test_a_cancelled_job_leaves_its_neighbours_alone(data: st.DataObject, seed: int) -> None:
+    catalogue = data.draw(catalogues())
+    schedule = Schedule((1,) * catalogue.num_subspaces)
+    batch = data.draw(
+        st.lists(jobs(catalogue, schedule=schedule), min_size=1, max_size=4).map(
+            lambda drawn: [replace(job, excluded=job.excluded[:0]) for job in drawn]
+        )
+    )
+    index = data.draw(st.integers(0, len(batch) - 1))
+    steps_done = data.draw(st.integers(0, schedule.nfe - 1))
+    questions = count()
+    cancelled = replace(batch[index], is_cancelled=lambda: next(questions) >= steps_done)
+
+    denoiser = denoiser_for(catalogue, seed)
+    expected, _ = decode(batch, SidTrie(catalogue), denoiser)
+    answers, _ = decode(
+        [*batch[:index], cancelled, *batch[index + 1 :]], SidTrie(catalogue), denoiser
+    )
+    assert answers[index].cancelled
+    assert answers[index].rows.size == answers[index].scores.size == 0
+    assert answers[index].nfe == steps_done
+    for number, (answer, untouched) in enumerate(zip(answers, expected, strict=True)):
+        if number != index:
+            assert not answer.cancelled
+            assert answer.rows.tolist() == untouched.rows.tolist()
+
+
+def test_nfe_counts_the_calls_of_the_denoiser() -> None:
+    catalogue = catalogue_of([[0, 1, 2], [2, 1, 0], [1, 1, 1]], num_codes=3)
+    for steps in [(3,), (1, 2), (2, 1), (1, 1, 1)]:
+        denoiser = denoiser_for(catalogue)
+        answer = decode_one(job_of(schedule=Schedule(steps)), catalogue, denoiser)
+        assert answer.nfe == len(denoiser.calls) == len(steps)
+
+
+def test_legal_confidence_ignores_codes_that_no_item_has() -> None:
+    """Code 2 of position 0 is sure but illegal, so only raw confidence fills position 0 first."""
+    catalogue = catalogue_of([[0, 0], [1, 1]], num_codes=3)
+    table = np.log([[0.10, 0.10, 0.80], [0.35, 0.60, 0.05]])
+    job = job_of(schedule=Schedule((1, 1)))
+    filled_first = {}
+    for confidence in ("legal", "raw"):
+        denoiser = FixedDenoiser(table)
+        decode([job], SidTrie(catalogue), denoiser, confidence=confidence)
+        masked = denoiser.calls[1][0] == catalogue.num_codes
+        filled_first[confidence] = {int(position) for position in np.argmin(masked, axis=-1)}
+    assert filled_first == {"legal": {1}, "raw": {0}}
+
+
+def test_a_forced_position_is_filled_last_unless_confidence_is_raw() -> None:
+    """All items share code 0 at position 0: filling it first would tell nothing."""
+    catalogue = catalogue_of([[0, 0], [0, 1]], num_codes=2)
+    table = np.log([[0.90, 0.10], [0.45, 0.55]])
+    job = job_of(schedule=Schedule((1, 1)))
+    filled_first = {}
+    for confidence in ("legal", "raw"):
+        denoiser = FixedDenoiser(table)
+        decode([job], SidTrie(catalogue), denoiser, confidence=confidence)
+        masked = denoiser.calls[1][0] == catalogue.num_codes
+        filled_first[confidence] = {int(position) for position in np.argmin(masked, axis=-1)}
+    assert filled_first == {"legal": {1}, "raw": {0}}
+
+
+def test_legal_codes_the_denoiser_thinks_impossible_are_still_ranked() -> None:
+    """exp() of every legal log-prob underflows; the order of the legal items must survive."""
+    catalogue = catalogue_of([[0, 1], [1, 0], [1, 1]], num_codes=3)
+    table = np.array([[-500.0, -400.0, 0.0], [-700.0, -600.0, 0.0]])
+    for steps in [(1, 1), (2,)]:
+        job = job_of(schedule=Schedule(steps))
+        (answer,), _ = decode([job], SidTrie(catalogue), FixedDenoiser(table))
+        assert answer.rows.tolist() == [2, 0, 1]
+        assert answer.scores.tolist() == [-1000.0, -1100.0, -1100.0]
+
+
+def test_only_the_newest_items_of_a_long_history_count_and_their_order_does() -> None:
+    catalogue = catalogue_of(np.random.default_rng(0).integers(0, 9, (40, 3)), num_codes=9)
+    denoiser = denoiser_for(catalogue)
+    schedule = Schedule((1, 2))
+
+    def scores_after(*history: int) -> list[float]:
+        job = job_of(schedule=schedule, history=history)
+        return decode_one(job, catalogue, denoiser).scores.tolist()
+
+    assert scores_after(9, 8, 1, 2, 3, 4, 5) == scores_after(1, 2, 3, 4, 5)
+    assert scores_after(1, 2, 3, 4, 5) != scores_after(5, 4, 3, 2, 1)
+    assert scores_after() != scores_after(1)
+
+
+def test_nothing_is_denoised_when_every_item_is_excluded() -> None:
+    catalogue = catalogue_of([[0, 1], [1, 0]], num_codes=2)
+    denoiser = denoiser_for(catalogue)
+    answer = decode_one(job_of(schedule=Schedule((1, 1)), excluded=[1, 0, 1]), catalogue, denoiser)
+    assert answer.rows.size == answer.scores.size == answer.nfe == len(denoiser.calls) == 0
+    assert not answer.cancelled
+
+
+def test_an_empty_batch() -> None:
+    catalogue = catalogue_of([[0, 1]], num_codes=2)
+    assert decode([], SidTrie(catalogue), denoiser_for(catalogue))[0] == []
+
+
+@pytest.mark.parametrize("steps", [(1,), (1, 1, 1)])
+def test_a_schedule_of_another_length_is_refused(steps: tuple[int, ...]) -> None:
+    catalogue = catalogue_of([[0, 1]], num_codes=2)
+    with pytest.raises(ValueError, match="schedule"):
+        decode_one(job_of(schedule=Schedule(steps)), catalogue, denoiser_for(catalogue))
+
+
+class FixedDenoiser(HashedDenoiser):
+    """The same log-probs at every call, from a (num_subspaces, num_codes) table."""
+
+    def __init__(self, table: np.ndarray) -> None:
+        super().__init__(*table.shape)
+        self.table = table
+
+    def _log_probs(self, hashes: np.ndarray) -> np.ndarray:
+        return np.broadcast_to(self.table, hashes.shape)

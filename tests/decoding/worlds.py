@@ -1,0 +1,69 @@
+"""Random small worlds: catalogues with collisions and dead ends, and jobs to decode in them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from numpy.typing import NDArray
+
+from service.decoding.catalogue import Catalogue
+from service.decoding.job import Job
+from service.decoding.schedule import Schedule
+
+
+def catalogue_of(codes: Sequence[Sequence[int]] | NDArray[np.uint16], num_codes: int) -> Catalogue:
+    """A catalogue with these codes by row; all items equally popular."""
+    sids = np.asarray(codes, dtype=np.uint16)
+    item_ids = tuple(f"item-{row:04d}" for row in range(len(sids)))
+    return Catalogue(item_ids, sids, num_codes, np.zeros(len(sids), dtype=np.int64))
+
+
+def job_of(
+    *,
+    schedule: Schedule,
+    history: Sequence[int] = (),
+    k: int = 10,
+    beam_width: int = 10,
+    excluded: Sequence[int] = (),
+) -> Job:
+    return Job(
+        history=np.array(history, dtype=np.int32),
+        k=k,
+        schedule=schedule,
+        beam_width=beam_width,
+        excluded=np.array(excluded, dtype=np.int32),
+    )
+
+
+@st.composite
+def catalogues(draw: st.DrawFn, max_items: int = 30) -> Catalogue:
+    num_codes = draw(st.integers(1, 6))
+    shape = (draw(st.integers(1, max_items)), draw(st.integers(1, 5)))
+    elements = st.integers(0, num_codes - 1)
+    return catalogue_of(draw(arrays(np.uint16, shape, elements=elements)), num_codes)
+
+
+@st.composite
+def schedules(draw: st.DrawFn, num_subspaces: int) -> Schedule:
+    """Any order of any step sizes, not only those that r_warm and m_par can express."""
+    steps = []
+    while left := num_subspaces - sum(steps):
+        steps.append(draw(st.integers(1, left)))
+    return Schedule(tuple(steps))
+
+
+@st.composite
+def jobs(
+    draw: st.DrawFn, catalogue: Catalogue, *, schedule: Schedule | None = None, max_width: int = 12
+) -> Job:
+    rows = st.integers(0, catalogue.num_items - 1)
+    return job_of(
+        schedule=schedule or draw(schedules(catalogue.num_subspaces)),
+        history=draw(st.lists(rows, max_size=8)),
+        k=draw(st.integers(1, 12)),
+        beam_width=draw(st.integers(1, max_width)),
+        excluded=draw(st.lists(rows, max_size=catalogue.num_items)),
+    )

@@ -1,0 +1,156 @@
+"""Replay: what it measures over HTTP is what the kernel gives, and it fails when it should."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from loadtest import replay
+from loadtest.held_out import HeldOutUser, read_held_out
+from loadtest.replay import Answer, compare, percentile, read_ranks, summarise
+from service.bundle import Bundle
+from service.decoding import Job, Schedule, decode
+from service.lifecycle import resolve_bundle
+from service.settings import Settings
+
+USERS = 50
+K = 10
+
+
+def write_ranks(path: Path, ranks: dict[str, int | None]) -> Path:
+    lines = (json.dumps({"user_id": user_id, "rank": rank}) for user_id, rank in ranks.items())
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def bundle() -> Bundle:
+    """The bundle that the demo serves."""
+    return Bundle.load(resolve_bundle(Settings()))
+
+
+@pytest.fixture(scope="module")
+def held_out(bundle: Bundle) -> Path:
+    return resolve_bundle(Settings()) / "held_out.jsonl"
+
+
+@pytest.fixture(scope="module")
+def kernel_ranks(bundle: Bundle) -> dict[str, int | None]:
+    """Rank of each user's target by calling decode() on the bundle: no service, no HTTP."""
+    catalogue, defaults = bundle.trie.catalogue, bundle.manifest.decoding
+    schedule = Schedule.from_params(
+        num_subspaces=catalogue.num_subspaces, r_warm=defaults.r_warm, m_par=defaults.m_par
+    )
+    ranks: dict[str, int | None] = {}
+    for user in bundle.held_out[:USERS]:
+        job = Job(catalogue.rows_of(user.history), K, schedule, max(defaults.beam_width, K))
+        [decoded], _ = decode([job], bundle.trie, bundle.denoiser)
+        item_ids = [catalogue.item_ids[row] for row in decoded.rows]
+        ranks[user.user_id] = HeldOutUser(user.user_id, user.history, user.target).rank_in(item_ids)
+    return ranks
+
+
+@pytest.mark.parametrize("options", [[], ["--seed-events", "--concurrency", "3"]])
+def test_ranks_over_http_are_those_of_the_kernel(
+    demo, held_out, kernel_ranks, tmp_path, capsys, options
+) -> None:
+    ranks = write_ranks(tmp_path / "ranks.jsonl", kernel_ranks)
+    arguments = ["--url", demo.url, "--held-out", str(held_out), "--users", str(USERS)]
+    assert replay.main([*arguments, "--compare", str(ranks), *options]) == 0
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert figures["ranks_identical"] == USERS
+    assert figures["served_by"] == {"model": USERS}
+    hits = [rank for rank in kernel_ranks.values() if rank is not None]
+    assert hits
+    assert figures["recall@10"] == len(hits) / USERS
+
+
+def test_one_different_rank_fails_the_replay(
+    demo, held_out, kernel_ranks, tmp_path, capsys
+) -> None:
+    user_id, rank = next(iter(kernel_ranks.items()))
+    wrong = {**kernel_ranks, user_id: 1 if rank is None else None}
+    ranks = write_ranks(tmp_path / "ranks.jsonl", wrong)
+    arguments = ["--url", demo.url, "--held-out", str(held_out), "--users", "5"]
+    assert replay.main([*arguments, "--compare", str(ranks)]) == 1
+    printed = capsys.readouterr()
+    assert f"user {user_id}:" in printed.err
+    assert json.loads(printed.out.splitlines()[-1])["ranks_different"] == 1
+
+
+def test_refused_requests_are_errors_and_misses(demo, held_out, capsys) -> None:
+    arguments = ["--url", demo.url, "--held-out", str(held_out), "--users", "3", "--k", "1000"]
+    assert replay.main(arguments) == 1
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert figures["outcomes"] == {"422 invalid_request": 3}
+    assert figures["recall@1000"] == 0
+
+
+def test_no_service_is_said(free_port: int, held_out, capsys) -> None:
+    url = f"http://127.0.0.1:{free_port}"
+    assert replay.main(["--url", url, "--held-out", str(held_out), "--users", "2"]) == 1
+    assert "is the service running there?" in capsys.readouterr().err
+
+
+def test_no_users_is_said(tmp_path: Path, capsys) -> None:
+    (tmp_path / "held_out.jsonl").write_text("")
+    assert replay.main(["--held-out", str(tmp_path / "held_out.jsonl")]) == 1
+    assert "held_out_users" in capsys.readouterr().err
+
+
+def test_figures_by_hand() -> None:
+    answers = [
+        Answer("a", "ok", 0.010, rank=1, num_items=2, served_by="model"),
+        Answer("b", "ok", 0.030, rank=2, num_items=2, served_by="model"),
+        Answer("c", "ok", 0.020, rank=None, num_items=1, served_by="popular"),
+        Answer("d", "429 overloaded", 0.001),
+    ]
+    figures = summarise(answers, 2, wall_s=2)
+    assert figures["recall@2"] == 2 / 4
+    assert figures["ndcg@2"] == pytest.approx((1 + 1 / math.log2(3)) / 4)
+    assert figures["errors"] == figures["short_lists"] == 1
+    assert figures["outcomes"] == {"ok": 3, "429 overloaded": 1}
+    assert figures["served_by"] == {"model": 2, "popular": 1}
+    assert (figures["p50_ms"], figures["p99_ms"]) == (20, 30)
+    assert figures["requests_per_s"] == 2
+
+
+def test_percentiles_are_values_that_occurred() -> None:
+    values = list(range(1, 101))
+    assert [percentile(values, p) for p in (0, 50, 95, 99, 100)] == [1, 50, 95, 99, 100]
+    assert percentile([7.0], 99) == 7.0
+
+
+def test_comparison_cuts_at_k_and_names_who_differs(tmp_path: Path) -> None:
+    answers = [
+        Answer("same", "ok", 0, rank=3),
+        Answer("beyond k", "ok", 0, rank=None),
+        Answer("other rank", "ok", 0, rank=2),
+        Answer("failed", "500", 0),
+        Answer("not evaluated", "ok", 0, rank=1),
+    ]
+    offline = {"same": 3, "beyond k": 11, "other rank": 1, "failed": None}
+    found = compare(answers, read_ranks(write_ranks(tmp_path / "ranks", offline)), K)
+    assert found.identical == 2
+    assert found.different == ("other rank", "failed")
+    assert found.unknown == ("not evaluated",)
+    assert not found.all_identical
+
+
+def test_events_of_a_user_are_posted_in_order_and_within_bounds() -> None:
+    history = tuple(f"i{place}" for place in range(250))
+    bodies = HeldOutUser("u", history, "t").event_bodies()
+    assert [len(body["events"]) for body in bodies] == [100, 100, 50]
+    events = [event for body in bodies for event in body["events"]]
+    assert tuple(event["item_id"] for event in events) == history
+    assert len({event["event_id"] for event in events}) == len(history)
+
+
+def test_reading_stops_after_the_users_wanted(tmp_path: Path) -> None:
+    path = tmp_path / "held_out.jsonl"
+    line = json.dumps({"user_id": "u", "history": ["a", "b"], "target": "c"})
+    path.write_text(f"{line}\n{line}\nnot json\n")
+    assert read_held_out(path, 2) == [HeldOutUser("u", ("a", "b"), "c")] * 2

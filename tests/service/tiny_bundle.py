@@ -1,0 +1,107 @@
+"""A real bundle in a few kilobytes: two ONNX graphs written by hand, no training.
+
+The log-probs at each position are the counts of the history's codes there, smoothed: items that
+share codes with the history come first. POISON in a history makes ONNX Runtime raise. `work` makes
+every denoiser call slow: it multiplies (work, work) matrices.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx.parser
+
+from service.bundle import DecodingDefaults, HeldOutUser, Item, write_bundle
+from service.decoding import Catalogue
+
+NUM_ITEMS = 200
+NUM_SUBSPACES = 4
+NUM_CODES = 16
+HISTORY_LENGTH = 8
+POISON = "item-199"  # the only item with the last code at position 0
+
+# `table` is one entry short, so that looking up POISON's code is out of bounds.
+ENCODER = """
+<ir_version: 9, opset_import: ["": 18]>
+encoder (int64[jobs, length, 4] history_codes, bool[jobs, length] history_mask)
+  => (float[1, jobs, 1, length, 64] memory_keys, float[1, jobs, 1, length, 64] memory_values,
+      bool[jobs, length] memory_mask)
+  <int64 depth = {16}, float[2] off_on = {0, 1}, int64[3] flat = {0, 0, 64},
+   int64[2] outer = {0, 2}, int64[3] around = {0, 2, 4}, int64 zero = {0},
+   float[15] table = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}>
+{
+  one_hot = OneHot <axis = -1> (history_codes, depth, off_on)
+  tokens = Reshape (one_hot, flat)
+  memory_keys = Unsqueeze (tokens, outer)
+  first_codes = Gather <axis = 2> (history_codes, zero)
+  safe_codes = Where (history_mask, first_codes, zero)
+  zeros = Gather (table, safe_codes)
+  addend = Unsqueeze (zeros, around)
+  memory_values = Add (memory_keys, addend)
+  memory_mask = Identity (history_mask)
+}
+"""
+DECODER = """
+<ir_version: 9, opset_import: ["": 18]>
+decoder (int64[jobs, beams, 4] partial_sids, int64[jobs] difficulty,
+         float[1, jobs, 1, length, 64] memory_keys, float[1, jobs, 1, length, 64] memory_values,
+         bool[jobs, length] memory_mask)
+  => (float[jobs, beams, 4, 16] log_probs)
+  <int64[3] around = {0, 2, 4}, int64[3] summed = {0, 2, 3}, int64[4] shape = {0, 1, 4, 16},
+   int64[1] codes = {16}, int64[2] square = {WORK, WORK}, float nothing = {0}>
+{
+  real = Cast <to = 1> (memory_mask)
+  weights = Unsqueeze (real, around)
+  weighted = Mul (memory_values, weights)
+  counts = ReduceSum <keepdims = 0> (weighted, summed)
+  logits = Reshape (counts, shape)
+  smoothed = LogSoftmax <axis = -1> (logits)
+  beams = Shape (partial_sids)
+  full = Concat <axis = 0> (beams, codes)
+  answer = Expand (smoothed, full)
+  sum = ReduceSum <keepdims = 0> (partial_sids)
+  some = Cast <to = 1> (sum)
+  none = Mul (some, nothing)
+  matrix = Expand (none, square)
+  product = MatMul (matrix, matrix)
+  spent = ReduceSum <keepdims = 0> (product)
+  log_probs = Add (answer, spent)
+}
+"""
+
+
+def tiny_catalogue() -> Catalogue:
+    """Random codes."""
+    codes = np.random.default_rng(7).integers(0, NUM_CODES, (NUM_ITEMS, NUM_SUBSPACES))
+    codes[:, 0] %= NUM_CODES - 1
+    codes[-1, 0] = NUM_CODES - 1
+    return Catalogue(
+        tuple(f"item-{row}" for row in range(NUM_ITEMS)),
+        codes.astype(np.uint16),
+        NUM_CODES,
+        np.arange(NUM_ITEMS, 0, -1),
+    )
+
+
+def write_tiny_bundle(
+    path: Path, *, version: str = "1", created_at: str = "2026-01-01T00:00:00Z", work: int = 1
+) -> Path:
+    """Write the bundle `tiny@version` to `path` and return the path."""
+    catalogue = tiny_catalogue()
+    histories = [[f"item-{(3 * n + i) % 199}" for i in range(5)] for n in range(10)]
+    write_bundle(
+        path,
+        name="tiny",
+        version=version,
+        created_at=created_at,
+        catalogue=catalogue,
+        items=[Item(item_id, f"Title of {item_id}", ("all",)) for item_id in catalogue.item_ids],
+        held_out=[HeldOutUser(f"user-{n}", tuple(h), "item-7") for n, h in enumerate(histories)],
+        encoder=onnx.parser.parse_model(ENCODER).SerializeToString(),
+        decoder=onnx.parser.parse_model(DECODER.replace("WORK", str(work))).SerializeToString(),
+        history_length=HISTORY_LENGTH,
+        decoding=DecodingDefaults(r_warm=2, m_par=2, beam_width=10),
+        facts={},
+    )
+    return path

@@ -1,0 +1,243 @@
+"""The rules of the house, enforced: who may import whom, module size, names, docstrings, files.
+
+Every rule is a function from a source file (or path) to its violations, applied to the repository
+and, in the same test file, to a bad example: a rule that cannot fail guards nothing.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path, PurePosixPath
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("service", "training", "loadtest")
+MAX_LINES = 350
+MAX_FILE_BYTES = 3_000_000
+MAX_DEMO_BYTES = 3_000_000
+
+TRAINING_ONLY = {"torch", "faiss", "polars", "sklearn", "scipy", "onnx", "onnxscript", "rich"}
+KERNEL_MAY_IMPORT = {"numpy", "numba", "onnxruntime", "service.decoding"}
+TRAINING_MAY_IMPORT = {"service.bundle", "service.decoding", "service.errors"}
+# A library that belongs to one idea is imported by the modules that are this idea, no others.
+ONLY_IN = {
+    "fastapi": {"service.app"},
+    "starlette": {"service.app"},
+    "uvicorn": {"service.__main__"},
+    "redis": {"service.history"},
+    "prometheus_client": {"service.metrics"},
+    "onnxruntime": {"service.decoding.onnx_denoiser"},
+}
+DRAWERS = {"util", "utils", "helper", "helpers", "common", "misc"}
+UNWANTED_SUFFIXES = {".ipynb", ".pkl", ".pickle", ".pt", ".pth", ".parquet", ".joblib"}
+DEVELOPERS_PATH = re.compile(r"(?<![\w.])/(?:home|root|Users|work|mnt)/\w")
+
+
+@dataclass(frozen=True)
+class Module:
+    """A Python file of the repository, under its dotted name."""
+
+    name: str
+    source: str
+
+    def inside(self, *packages: str) -> bool:
+        return any(_within(self.name, package) for package in packages)
+
+    def imports(self) -> Iterator[str]:
+        """Dotted names of everything imported anywhere in the file: `a.b` for `from a import b`."""
+        for node in ast.walk(ast.parse(self.source)):
+            match node:
+                case ast.Import():
+                    yield from (alias.name for alias in node.names)
+                case ast.ImportFrom():
+                    package = node.module or ""
+                    if node.level:
+                        parents = self.name.split(".")[: -node.level]
+                        package = ".".join([*parents, *filter(None, [package])])
+                    yield from (f"{package}.{alias.name}" for alias in node.names)
+                case ast.Call(
+                    func=ast.Attribute(attr="import_module") | ast.Name(id="__import__"),
+                    args=[ast.Constant(value=str() as name), *_],
+                ):
+                    yield name
+
+
+def _within(name: str, package: str) -> bool:
+    return name == package or name.startswith(package + ".")
+
+
+def _within_any(name: str, packages: set[str]) -> bool:
+    return any(_within(name, package) for package in packages)
+
+
+def forbidden_imports(module: Module) -> list[str]:
+    """Imports that break the one arrow: training -> {bundle, decoding}, loadtest -> HTTP."""
+    return [name for name in module.imports() if not _may_import(module, name)]
+
+
+def _may_import(module: Module, name: str) -> bool:
+    top = name.partition(".")[0]
+    if top in ONLY_IN and module.inside("service") and module.name not in ONLY_IN[top]:
+        return False
+    if module.inside("service.decoding"):
+        return top in sys.stdlib_module_names or _within_any(name, KERNEL_MAY_IMPORT)
+    if module.inside("service"):
+        return top not in TRAINING_ONLY | {"training", "loadtest", "locust"}
+    if module.inside("training"):
+        return top != "loadtest" and (top != "service" or _within_any(name, TRAINING_MAY_IMPORT))
+    return top not in {"service", "training"} | TRAINING_ONLY
+
+
+def too_long(module: Module) -> list[str]:
+    lines = len(module.source.splitlines())
+    return [f"{lines} lines"] if lines > MAX_LINES else []
+
+
+def undocumented(module: Module) -> list[str]:
+    return [] if ast.get_docstring(ast.parse(module.source)) else ["no module docstring"]
+
+
+def unwanted_name(path: PurePosixPath) -> list[str]:
+    """A drawer instead of an idea, or a kind of file that does not belong in a repository."""
+    drawers = [part for part in path.parts if PurePosixPath(part).stem.lower() in DRAWERS]
+    return drawers + [path.suffix] * (path.suffix in UNWANTED_SUFFIXES)
+
+
+def developers_paths(text: str) -> list[str]:
+    return DEVELOPERS_PATH.findall(text)
+
+
+@cache
+def committed_files() -> tuple[PurePosixPath, ...]:
+    """Every file that is, or would be, committed."""
+    listing = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
+        text=True,
+    ).stdout
+    paths = (PurePosixPath(name) for name in listing.split("\0") if name)
+    return tuple(path for path in paths if (ROOT / path).is_file())
+
+
+@cache
+def modules() -> tuple[Module, ...]:
+    paths = [path for path in committed_files() if path.suffix == ".py"]
+    names = (".".join(path.with_suffix("").parts) for path in paths)
+    return tuple(
+        Module(name, (ROOT / path).read_text()) for name, path in zip(names, paths, strict=True)
+    )
+
+
+def package_modules() -> list[Module]:
+    return [module for module in modules() if module.inside(*PACKAGES)]
+
+
+def test_there_is_something_to_check() -> None:
+    for package in PACKAGES:
+        assert [module for module in modules() if module.inside(package)], package
+
+
+@pytest.mark.parametrize("rule", [forbidden_imports, too_long, undocumented])
+def test_packages_keep_the_rules(rule) -> None:
+    broken = {module.name: found for module in package_modules() if (found := rule(module))}
+    assert not broken
+
+
+def test_tests_have_docstrings() -> None:
+    tests = [module for module in modules() if module.inside("tests")]
+    assert not [module.name for module in tests if undocumented(module)]
+
+
+def test_no_file_is_a_drawer() -> None:
+    assert not {path: found for path in committed_files() if (found := unwanted_name(path))}
+
+
+def test_no_developers_path_is_committed() -> None:
+    broken = {}
+    for path in committed_files():
+        try:
+            text = (ROOT / path).read_text()
+        except UnicodeDecodeError:
+            continue
+        if found := developers_paths(text):
+            broken[path] = found
+    assert not broken
+
+
+def test_committed_files_are_small() -> None:
+    sizes = {path: (ROOT / path).stat().st_size for path in committed_files()}
+    assert not {path: size for path, size in sizes.items() if size > MAX_FILE_BYTES}
+    demo = PurePosixPath("models_store/demo")
+    demo_sizes = [size for path, size in sizes.items() if demo in path.parents]
+    assert demo_sizes, "the demo bundle is not there"
+    assert sum(demo_sizes) < MAX_DEMO_BYTES
+
+
+@pytest.mark.parametrize("entry", ["service.app", "service.__main__", "service.demo"])
+def test_the_server_loads_nothing_that_trains(entry: str) -> None:
+    """What is imported at run time, through all libraries, not only what our files say."""
+    program = f"import sys, {entry}; print(*{{name.partition('.')[0] for name in sys.modules}})"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, check=True, text=True
+    )
+    loaded = set(done.stdout.split())
+    assert "service" in loaded
+    assert not loaded & (TRAINING_ONLY | {"training", "loadtest", "locust"})
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("service.recommender", "import torch"),
+        ("service.recommender", "def late():\n    from training.model import Model"),
+        ("service.recommender", "from ..training import model"),
+        ("service.recommender", "import importlib\nimportlib.import_module('faiss')"),
+        ("service.recommender", "from fastapi import Request"),
+        ("service.batching", "import redis.asyncio"),
+        ("service.decoding.beam", "import structlog"),
+        ("service.decoding.beam", "from service.bundle import Bundle"),
+        ("service.decoding.beam", "from ..bundle import Bundle"),
+        ("service.decoding.__init__", "from ..bundle import Bundle"),
+        ("service.decoding.beam", "import onnxruntime"),
+        ("training.export", "from service.recommender import Recommender"),
+        ("training.export", "from service import recommender"),
+        ("training.export", "from loadtest import replay"),
+        ("loadtest.replay", "from service.schemas import RecommendRequest"),
+        ("loadtest.replay", "import training"),
+    ],
+)
+def test_a_forbidden_import_is_found(name: str, source: str) -> None:
+    assert forbidden_imports(Module(name, source))
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("service.recommender", "from service.decoding.schedule import Schedule"),
+        ("service.decoding.beam", "import heapq\nimport numpy as np\nfrom . import trie"),
+        ("service.decoding.__init__", "from .beam import decode"),
+        ("training.export", "from service.bundle import write_bundle\nimport torch"),
+        ("loadtest.replay", "import httpx"),
+    ],
+)
+def test_an_allowed_import_is_not(name: str, source: str) -> None:
+    assert not forbidden_imports(Module(name, source))
+
+
+def test_other_violations_are_found() -> None:
+    assert too_long(Module("service.long", "pass\n" * (MAX_LINES + 1)))
+    assert undocumented(Module("service.bare", "import numpy"))
+    assert unwanted_name(PurePosixPath("service/utils.py"))
+    assert unwanted_name(PurePosixPath("service/common/arrays.py"))
+    assert unwanted_name(PurePosixPath("docs/first_look.ipynb"))
+    assert developers_paths("the data is in " + "/".join(["", "home", "ada", "data"]))
+    assert not developers_paths("COPY service /app/service and https://example.org/work/x")

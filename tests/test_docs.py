@@ -1,0 +1,281 @@
+"""The documents are true: README blocks run, settings, metrics, targets and links are all there.
+
+Every code block of README.md names, in an HTML comment above it, how it is held to the truth:
+`demo-output` and `curl-output` against the running demo, `curl` and `python` by running them,
+`commands` by looking up every target, module and flag. `UPDATE_DOCS=1 pytest tests/test_docs.py`
+rewrites the generated tables of docs/.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.metrics import Metrics
+from service.settings import PREFIX, Settings
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+DOCUMENTED_URL = "http://127.0.0.1:8000"
+BLOCK = re.compile(
+    r"^(?:<!-- (?P<check>[\w-]+) -->\n)?```(?P<language>\w*)\n(?P<text>.*?)^```$", re.M | re.S
+)
+LINK = re.compile(r"\]\((?!https?://|#|mailto:)([^)#\s]+)")
+VOLATILE = {"recommendation_id", "timings_ms"}
+GENERATED = re.compile(r"(?<=<!-- generated -->\n).*(?=<!-- /generated -->)", re.S)
+
+
+@dataclass(frozen=True)
+class Block:
+    check: str | None
+    language: str
+    text: str
+
+
+def blocks_of(document: str) -> list[Block]:
+    return [Block(**match.groupdict()) for match in BLOCK.finditer(document)]
+
+
+def blocks(check: str) -> list[str]:
+    found = [block.text for block in blocks_of(README) if block.check == check]
+    assert found, f"README.md has no block marked {check}"
+    return found
+
+
+def test_every_block_says_how_it_is_checked() -> None:
+    checks = {"demo", "demo-output", "curl", "curl-output", "python", "commands"}
+    unchecked = [block for block in blocks_of(README) if block.check not in checks]
+    assert not unchecked
+    assert len(re.findall(r"^```", README, re.M)) == 2 * len(blocks_of(README))
+
+
+# --- the first screen -----------------------------------------------------------------------------
+
+
+def test_the_demo_prints_what_the_readme_shows(demo: Any) -> None:
+    assert blocks("demo") == ["make demo\n"]
+    assert "-m service.demo" in make("--dry-run", "--always-make", "demo")
+    [shown] = blocks("demo-output")
+    assert steady(shown) == steady(demo.output)
+
+
+def steady(output: str) -> list[str]:
+    """Lines of the demo's output without the blanks and what differs at every run."""
+    output = re.sub(r"http://127\.0\.0\.1:\d+", DOCUMENTED_URL, output)
+    output = re.sub(r"in \d+ ms", "in N ms", output)
+    return [line.rstrip() for line in output.splitlines() if line.strip()]
+
+
+def test_the_curl_answers_what_the_readme_shows(demo: Any) -> None:
+    commands, answers = blocks("curl"), blocks("curl-output")
+    for command, shown in zip(commands, answers, strict=True):
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", command.replace(DOCUMENTED_URL, demo.url)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == 0, done.stderr
+        assert differences(json.loads(shown), json.loads(done.stdout)) == []
+
+
+def differences(shown: Any, real: Any, where: str = "") -> list[str]:
+    """Where two JSON answers differ: in fields and types everywhere, in values unless volatile."""
+    if isinstance(shown, dict) and isinstance(real, dict):
+        found = [f"{where}.{key}: only one has it" for key in shown.keys() ^ real.keys()]
+        for key in shown.keys() & real.keys():
+            found += differences(shown[key], real[key], f"{where}.{key}")
+        return found
+    if isinstance(shown, list) and isinstance(real, list):
+        if len(shown) != len(real):
+            return [f"{where}: {len(shown)} entries shown, {len(real)} real"]
+        pairs = enumerate(zip(shown, real, strict=True))
+        return [text for i, pair in pairs for text in differences(*pair, f"{where}[{i}]")]
+    if type(shown) is not type(real):
+        return [f"{where}: {type(shown).__name__} shown, {type(real).__name__} real"]
+    if isinstance(shown, float):
+        return [] if ".timings_ms" in where or abs(shown - real) < 0.01 else [f"{where}: {real}"]
+    return [] if shown == real or VOLATILE & set(where.split(".")) else [f"{where}: {real!r}"]
+
+
+@pytest.mark.parametrize(
+    "real",
+    [
+        {"items": [{"item_id": "a", "rank": 1, "score": -1.0}]},
+        {"items": [{"item_id": "a", "rank": 1}], "k": 1},
+        {"items": [{"item_id": "b", "rank": 1, "score": -1.0}], "k": 1},
+        {"items": [{"item_id": "a", "rank": 1, "score": -1.5}], "k": 1},
+        {"items": [{"item_id": "a", "rank": 1, "score": None}], "k": 1},
+        {"items": [], "k": 1},
+    ],
+)
+def test_a_different_answer_is_noticed(real: dict[str, Any]) -> None:
+    shown = {"items": [{"item_id": "a", "rank": 1, "score": -1.0}], "k": 1}
+    assert differences(shown, real)
+    assert not differences(shown, shown)
+
+
+# --- commands and Python --------------------------------------------------------------------------
+
+
+def test_python_blocks_run(demo: Any) -> None:
+    for text in blocks("python"):
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-c", text.replace(DOCUMENTED_URL, demo.url)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == 0, done.stderr
+
+
+def test_commands_exist() -> None:
+    commands = [command for text in blocks("commands") for command in commands_in(text)]
+    assert [complaint for command in commands for complaint in complaints(command)] == []
+
+
+def test_a_command_that_does_not_exist_is_noticed() -> None:
+    assert complaints("make dmeo")
+    assert complaints("python -m loadtest.replay --hold-out x")
+    assert complaints("python -m loadtest.rerun --users 3")
+    assert complaints("UNMASK_BUNDEL=x make serve")
+    assert not complaints("UNMASK_BUNDLE=x python -m loadtest.replay --users 3")
+
+
+def commands_in(text: str) -> list[str]:
+    """Commands of a shell block, one each, continuation lines joined and comments dropped."""
+    lines = text.replace("\\\n", " ").splitlines()
+    return [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
+
+
+def complaints(command: str) -> list[str]:
+    """What is wrong with a command: an unknown setting, target, module, verb or flag."""
+    words = shlex.split(command, comments=True)
+    wrong = []
+    while words and re.fullmatch(r"\w+=.*", words[0]):
+        name = words.pop(0).partition("=")[0]
+        if name.startswith(PREFIX) and name not in setting_names() | {"UNMASK_DATA_DIR"}:
+            wrong.append(f"{name} is no setting")
+    match words:
+        case ["make", *arguments]:
+            targets = [argument for argument in arguments if "=" not in argument]
+            wrong += [f"no make target {t}" for t in targets if t not in make_targets()]
+        case ["python" | ".venv/bin/python", "-m", module, *arguments]:
+            verb = [a for a in arguments[:1] if not a.startswith("-")]
+            known = help_of(module, *verb)
+            flags = [a.partition("=")[0] for a in arguments if a.startswith("--")]
+            wrong += [f"{module} knows no {flag}" for flag in flags if flag not in known]
+            wrong += [f"{module} has no help"] * (not known)
+    return wrong
+
+
+@cache
+def help_of(module: str, *verb: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", module, *verb, "--help"],
+        cwd=ROOT,
+        env={**os.environ, "COLUMNS": "200", "TERM": "dumb"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    return done.stdout if done.returncode == 0 else ""
+
+
+def make(*arguments: str) -> str:
+    done = subprocess.run(
+        ["make", *arguments], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+    )
+    return done.stdout
+
+
+def make_targets() -> set[str]:
+    return set(re.findall(r"^([a-z]+):.*## ", (ROOT / "Makefile").read_text(), re.M))
+
+
+def test_every_make_target_is_in_the_readme() -> None:
+    assert make_targets() >= {"demo", "check", "train", "serve", "help"}
+    assert not [t for t in make_targets() if not re.search(rf"\bmake {t}\b", README)]
+
+
+# --- generated tables -----------------------------------------------------------------------------
+
+
+def setting_names() -> set[str]:
+    return {PREFIX + name.upper() for name in Settings.model_fields}
+
+
+def settings_table() -> str:
+    rows = ["| variable | default | meaning |", "|---|---|---|"]
+    for name, field in Settings.model_fields.items():
+        if field.default_factory is not None:
+            default = ""  # the sentence says which
+        elif isinstance(field.default, tuple):
+            default = f"`{','.join(field.default)}`"
+        else:
+            default = "" if field.default is None else f"`{field.default}`"
+        meaning = (field.description or "").replace("<", r"\<")
+        rows.append(f"| `{PREFIX}{name.upper()}` | {default} | {meaning} |")
+    return "\n".join(rows) + "\n"
+
+
+def metrics_table() -> str:
+    rows = ["| metric | type | labels | meaning |", "|---|---|---|---|"]
+    metrics = Metrics()
+    for metric in vars(metrics).values():
+        if hasattr(metric, "_labelnames"):
+            [family] = metric.describe()
+            name = family.name + "_total" * (family.type == "counter")
+            labels = ", ".join(metric._labelnames)
+            rows.append(f"| `{name}` | {family.type} | {labels} | {family.documentation} |")
+    return "\n".join(rows) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("document", "table"),
+    [("docs/settings.md", settings_table()), ("docs/metrics.md", metrics_table())],
+)
+def test_generated_tables_are_current(document: str, table: str) -> None:
+    path = ROOT / document
+    if os.environ.get("UPDATE_DOCS") == "1":
+        path.write_text(GENERATED.sub(lambda _: table, path.read_text()))
+    found = GENERATED.search(path.read_text())
+    assert found is not None
+    assert found.group() == table, f"run UPDATE_DOCS=1 pytest tests/test_docs.py for {document}"
+
+
+def test_the_tables_leave_nothing_out() -> None:
+    assert all(f"`{name}`" in settings_table() for name in setting_names())
+    exposed = re.findall(r"^# TYPE (unmask_\w+) ", Metrics().text().decode(), re.M)
+    names = [name for name in exposed if not name.endswith("_created")]
+    assert len(names) > 10
+    assert [name for name in names if f"`{name}`" not in metrics_table()] == []
+
+
+# --- links ----------------------------------------------------------------------------------------
+
+
+def broken_links(document: Path, text: str) -> list[str]:
+    return [link for link in LINK.findall(text) if not (document.parent / link).exists()]
+
+
+def test_relative_links_exist() -> None:
+    listing = ["git", "ls-files", "-co", "--exclude-standard", "*.md"]
+    names = subprocess.run(listing, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    documents = [ROOT / name for name in names.splitlines() if (ROOT / name).is_file()]
+    assert ROOT / "README.md" in documents
+    broken = {str(d): found for d in documents if (found := broken_links(d, d.read_text()))}
+    assert not broken
+    assert broken_links(ROOT / "README.md", "see [nothing](docs/nothing.md)")

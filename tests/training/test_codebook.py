@@ -1,0 +1,151 @@
+"""The codebook: encoding against brute force, OPQ against none, and what it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from threadpoolctl import threadpool_limits
+
+from training.codebook import Codebook, CollisionReport
+from training.config import CodebookConfig
+from training.errors import DataError
+
+CONFIG = CodebookConfig(num_subspaces=4, num_codes=12, opq_iterations=8, kmeans_iterations=10)
+
+
+@pytest.fixture(scope="module")
+def vectors() -> np.ndarray:
+    """Most variance in few directions, all in the first subspace: a rotation helps a lot."""
+    scales = 0.7 ** np.arange(16)
+    rng = np.random.default_rng(5)
+    return (rng.normal(size=(600, 16)) * scales).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def codebook(vectors: np.ndarray) -> Codebook:
+    return Codebook.fit(vectors, CONFIG)
+
+
+def squared_error(codebook: Codebook, vectors: np.ndarray) -> float:
+    rebuilt = codebook.decode(codebook.encode(vectors))
+    return float(np.square(rebuilt - vectors).sum(axis=1).mean())
+
+
+def test_codes_are_the_nearest_centroids(codebook: Codebook, vectors: np.ndarray) -> None:
+    codes = codebook.encode(vectors)
+    assert codes.shape == (600, 4)
+    assert codes.dtype == np.uint16
+    rotated = vectors.astype(np.float64) @ codebook.rotation
+    for subspace in range(4):
+        part = rotated[:, 4 * subspace : 4 * subspace + 4]
+        distances = np.linalg.norm(part[:, None] - codebook.centroids[subspace], axis=2)
+        chosen = distances[np.arange(600), codes[:, subspace]]
+        np.testing.assert_allclose(chosen, distances.min(axis=1), rtol=1e-5)
+
+
+def test_a_batch_is_encoded_like_single_vectors(codebook: Codebook, vectors: np.ndarray) -> None:
+    many = np.tile(vectors, (8, 1))  # more than one slice of work
+    codes = codebook.encode(many)
+    np.testing.assert_array_equal(codes[4200:4800], codebook.encode(vectors))
+    np.testing.assert_array_equal(codes[:1], codebook.encode(many[:1]))
+
+
+def test_the_rotation_is_orthonormal(codebook: Codebook) -> None:
+    np.testing.assert_allclose(codebook.rotation @ codebook.rotation.T, np.eye(16), atol=1e-5)
+
+
+def test_opq_lowers_the_error(codebook: Codebook, vectors: np.ndarray) -> None:
+    plain = Codebook.fit(vectors, CONFIG.model_copy(update={"opq_iterations": 0}))
+    np.testing.assert_array_equal(plain.rotation, np.eye(16))
+    assert squared_error(codebook, vectors) < 0.9 * squared_error(plain, vectors)
+
+
+def test_a_refit_is_the_same_whatever_the_threads(codebook: Codebook, vectors: np.ndarray) -> None:
+    with threadpool_limits(2):
+        again = Codebook.fit(vectors, CONFIG)
+    np.testing.assert_array_equal(again.rotation, codebook.rotation)
+    np.testing.assert_array_equal(again.centroids, codebook.centroids)
+    other = Codebook.fit(vectors, CONFIG.model_copy(update={"seed": 8}))
+    assert (other.centroids != codebook.centroids).any()
+
+
+@pytest.mark.parametrize("opq_iterations", [0, 4])
+def test_vectors_are_padded_to_whole_subspaces(vectors: np.ndarray, opq_iterations: int) -> None:
+    config = CodebookConfig(num_subspaces=5, num_codes=7, opq_iterations=opq_iterations)
+    codebook = Codebook.fit(vectors, config)
+    assert codebook.rotation.shape == (16, 20)
+    assert codebook.centroids.shape == (5, 7, 4)
+    np.testing.assert_allclose(codebook.rotation @ codebook.rotation.T, np.eye(16), atol=1e-5)
+    assert codebook.encode(vectors).max() < 7
+    assert squared_error(codebook, vectors) < 0.5 * float(np.square(vectors).sum(axis=1).mean())
+
+
+def test_as_many_vectors_as_codes_is_enough_and_fewer_are_refused(vectors: np.ndarray) -> None:
+    config = CodebookConfig(num_subspaces=2, num_codes=300, opq_iterations=2)
+    codebook = Codebook.fit(vectors[:300], config)
+    assert squared_error(codebook, vectors[:300]) < 1e-6  # a code each
+    with pytest.raises(DataError, match=r"299 items .* codebook\.num_codes=300; set it to at most"):
+        Codebook.fit(vectors[:299], config)
+
+
+def test_vectors_of_another_width_are_refused(codebook: Codebook) -> None:
+    with pytest.raises(DataError, match=r"encodes \(n, 16\) vectors, not \(2, 15\)"):
+        codebook.encode(np.zeros((2, 15), dtype=np.float32))
+
+
+def test_save_and_load(codebook: Codebook, vectors: np.ndarray, tmp_path: Path) -> None:
+    path = tmp_path / "codebook.npz"
+    codebook.save(path)
+    loaded = Codebook.load(path)
+    assert (loaded.num_subspaces, loaded.num_codes) == (4, 12)
+    np.testing.assert_array_equal(loaded.encode(vectors), codebook.encode(vectors))
+
+
+def test_what_is_no_codebook_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "codebook.npz"
+    with pytest.raises(DataError, match="is not a codebook"):
+        Codebook.load(path)
+    path.write_bytes(b"PK\x03\x04 cut off")
+    with pytest.raises(DataError, match="is not a codebook"):
+        Codebook.load(path)
+    path.write_bytes(b"")
+    with pytest.raises(DataError, match="is not a codebook"):
+        Codebook.load(path)
+    with path.open("wb") as file:
+        np.save(file, np.eye(4))
+    with pytest.raises(DataError, match="is not a codebook"):
+        Codebook.load(path)
+    np.savez(path, rotation=np.eye(4))
+    with pytest.raises(DataError, match="is not a codebook"):
+        Codebook.load(path)
+    np.savez(path, rotation=np.eye(4), centroids=np.zeros((3, 2, 1)))
+    with pytest.raises(DataError, match="as the centroids say"):
+        Codebook.load(path)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=12),
+)
+def test_collisions_against_plain_python(sids: list[tuple[int, int]]) -> None:
+    report = CollisionReport.of(np.array(sids, dtype=np.uint16), num_codes=4)
+    groups = [sids.count(sid) for sid in set(sids)]
+    assert report.num_items == len(sids)
+    assert report.unique_sids == len(groups)
+    assert report.largest_group == max(groups)
+    assert report.collided_items == sum(size for size in groups if size > 1)
+    assert report.codes_used == tuple(len({sid[p] for sid in sids}) for p in (0, 1))
+    for position, entropy in enumerate(report.entropy_bits):
+        column = [sid[position] for sid in sids]
+        shares = np.array([column.count(code) for code in set(column)]) / len(column)
+        assert entropy == pytest.approx(-(shares * np.log2(shares)).sum(), abs=1e-3)
+
+
+def test_the_report_reads_as_a_sentence() -> None:
+    codes = np.array([[0, 0], [0, 0], [0, 0], [1, 2]], dtype=np.uint16)
+    assert str(CollisionReport.of(codes, num_codes=3)) == (
+        "2 SIDs for 4 items; 3 items share theirs, at most 3 the same; 2 to 2 of 3 codes used"
+    )

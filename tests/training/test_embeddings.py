@@ -1,0 +1,201 @@
+"""Item vectors: the affinities against plain Python, the shares and the cold items by measure."""
+
+from __future__ import annotations
+
+import sys
+import types
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.bundle import Item
+from training.config import EmbeddingsConfig
+from training.embeddings import (
+    collaborative_factors,
+    content_embeddings,
+    embed,
+    item_affinities,
+    item_vectors,
+)
+from training.errors import ConfigError, DataError
+from training.interactions import Dataset, Interactions, leave_last_out
+
+CONFIG = EmbeddingsConfig(content_dims=4, collaborative_dims=3)
+WORDS = ["red nail lacquer", "blue nail lacquer", "hair dryer", "ionic hair dryer", "sun cream"]
+
+
+def log_of(histories: list[list[int]], num_items: int) -> Interactions:
+    return Interactions(
+        user_ids=tuple(f"u{user}" for user in range(len(histories))),
+        item_ids=tuple(f"i{row}" for row in range(num_items)),
+        indptr=np.cumsum([0, *map(len, histories)]).astype(np.int64),
+        rows=np.array([row for history in histories for row in history], dtype=np.int32),
+    )
+
+
+def items_of(titles: list[str]) -> tuple[Item, ...]:
+    return tuple(Item(f"i{row}", title, ()) for row, title in enumerate(titles))
+
+
+@pytest.fixture
+def two_groups() -> Interactions:
+    """Rows 0-4 are bought together and so are rows 5-9; row 10 was never bought."""
+    rng = np.random.default_rng(0)
+    return log_of([list(rng.permutation(5) + 5 * (user % 2)) for user in range(40)], 11)
+
+
+@given(st.lists(st.lists(st.integers(0, 4), max_size=6), min_size=1, max_size=6), st.integers(1, 3))
+def test_affinities_against_plain_python(histories: list[list[int]], window: int) -> None:
+    log, weight = log_of(histories, 6), 2.5
+    expected = np.zeros((6, 6))
+    for history in histories:
+        for i in set(history):
+            for j in set(history):
+                expected[i, j] += 1
+        for early, i in enumerate(history):
+            for late, j in enumerate(history):
+                if 1 <= late - early <= window:
+                    expected[i, j] += weight / (late - early)
+    counts = np.maximum(log.popularity(), 1)
+    expected /= np.sqrt(np.outer(counts, counts))
+    np.fill_diagonal(expected, 0)
+    found = item_affinities(log, window=window, transition_weight=weight)
+    np.testing.assert_allclose(found.toarray(), expected, rtol=1e-5)
+    assert found.nnz == np.count_nonzero(expected)
+
+
+def test_factors_tell_groups_apart_and_leave_unseen_items_at_zero(two_groups: Interactions) -> None:
+    factors = collaborative_factors(two_groups, CONFIG)
+    assert factors.shape == (11, 3)
+    assert factors.dtype == np.float32
+    similarity = factors @ factors.T
+    np.testing.assert_allclose(np.diag(similarity)[:10], 1, rtol=1e-5)
+    assert similarity[:5, :5].min() > 0.5
+    assert similarity[:5, 5:10].max() < 0.1
+    assert not factors[10].any()
+
+
+def test_given_embeddings_are_used_as_they_are() -> None:
+    given_embeddings = np.eye(5, dtype=np.float32)
+    content, sentence = content_embeddings(
+        items_of(WORDS), given_embeddings, np.ones(5, dtype=bool), CONFIG
+    )
+    assert content is given_embeddings
+    assert sentence == "content: the given embeddings, 5 dimensions"
+
+
+@pytest.fixture
+def without_text_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+
+
+@pytest.mark.usefixtures("without_text_model")
+def test_text_falls_back_to_tfidf_and_says_so() -> None:
+    content, sentence = content_embeddings(
+        items_of([*WORDS, ""]), None, np.ones(6, dtype=bool), CONFIG
+    )
+    assert "TF-IDF" in sentence
+    assert "sentence-transformers is not installed" in sentence
+    similarity = content @ content.T
+    assert similarity[0, 1] > 0.5 > similarity[0, 2]
+    assert similarity[2, 3] > 0.5 > similarity[2, 4]
+    assert not content[5].any()  # no text, no direction
+
+
+@pytest.mark.usefixtures("without_text_model")
+def test_words_of_unseen_items_are_not_learnt() -> None:
+    seen = np.array([True] * 4 + [False])
+    content, _ = content_embeddings(items_of(WORDS), None, seen, CONFIG)
+    assert not content[4].any()  # "sun cream" shares no word with the items that were fitted
+    assert content[:4].any(axis=1).all()
+
+
+@pytest.mark.usefixtures("without_text_model")
+@pytest.mark.parametrize("titles", [["", ""], ["!", "?"]])
+def test_items_without_words_are_refused(titles: list[str]) -> None:
+    with pytest.raises(DataError):
+        content_embeddings(items_of(titles), None, np.ones(2, dtype=bool), CONFIG)
+
+
+def test_the_text_model_is_used_when_it_loads(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("sentence_transformers")
+    module.__spec__ = types.SimpleNamespace()  # type: ignore[assignment]
+    asked = []
+
+    class SentenceTransformer:
+        def __init__(self, model: str) -> None:
+            if model == "absent":
+                raise OSError("no such model")
+
+        def encode(self, texts: list[str], normalize_embeddings: bool) -> np.ndarray:
+            asked.extend(texts)
+            return np.ones((len(texts), 7))
+
+    module.SentenceTransformer = SentenceTransformer  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "sentence_transformers", module)
+    items = (Item("a", "Red nail", ("Beauty", "Nails")), Item("b", "", ()))
+    content, sentence = content_embeddings(items, None, np.ones(2, dtype=bool), CONFIG)
+    assert asked == ["Red nail. Beauty, Nails", ""]
+    assert content.any(axis=1).tolist() == [True, False]
+    assert sentence == "content: all-MiniLM-L6-v2, 7 dimensions"
+    _, sentence = content_embeddings(
+        items, None, np.ones(2, dtype=bool), EmbeddingsConfig(text_model="absent")
+    )
+    assert "TF-IDF" in sentence
+    assert "the text model absent did not load (OSError)" in sentence
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
+def test_the_collaborative_part_holds_its_share(weight: float) -> None:
+    rng = np.random.default_rng(1)
+    content = rng.normal(size=(30, 12)).astype(np.float32)
+    factors = rng.normal(size=(30, 5)).astype(np.float32)
+    factors /= np.linalg.norm(factors, axis=1, keepdims=True)
+    factors[-1] = 0  # never bought
+    content[-2] = 0  # no text
+    config = EmbeddingsConfig(content_dims=8, collaborative_weight=weight)
+    vectors = item_vectors(content, factors, factors.any(axis=1), config)
+    assert vectors.shape == (30, 13)
+    norms = np.square(vectors).reshape(30, 13)
+    np.testing.assert_allclose(norms[:-2, :8].sum(1), 1 - weight, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(norms[:-1, 8:].sum(1), weight, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(norms[-1].sum(), 1 - weight, rtol=1e-5, atol=1e-7)  # content stays
+    assert not vectors[-2, :8].any()
+
+
+def test_one_part_alone_has_the_whole_norm() -> None:
+    content = np.random.default_rng(1).normal(size=(30, 12)).astype(np.float32)
+    seen = np.ones(30, dtype=bool)
+    vectors = item_vectors(content, None, seen, EmbeddingsConfig(content_dims=8))
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
+    np.testing.assert_array_equal(item_vectors(None, content, seen, CONFIG), content)
+    with pytest.raises(ConfigError, match=r"content_dims or embeddings\.collaborative_dims"):
+        item_vectors(None, None, seen, CONFIG)
+
+
+def test_vectors_of_seen_items_do_not_depend_on_cold_items() -> None:
+    rng = np.random.default_rng(2)
+    content = rng.normal(size=(40, 12)).astype(np.float32)
+    seen = np.arange(40) < 30
+    config = EmbeddingsConfig(content_dims=6)
+    before = item_vectors(content, None, seen, config)
+    content[~seen] = 100 * rng.normal(size=(10, 12))
+    after = item_vectors(content, None, seen, config)
+    np.testing.assert_array_equal(before[seen], after[seen])
+    assert (before[~seen] != after[~seen]).any()
+
+
+def test_embed_joins_both_parts_and_repeats_bit_for_bit(two_groups: Interactions) -> None:
+    content = np.random.default_rng(3).normal(size=(11, 6)).astype(np.float32)
+    items = items_of(["t"] * 11)
+    dataset = Dataset(leave_last_out(two_groups), items, content, np.arange(11), ())
+    vectors, sentence = embed(dataset, CONFIG)
+    assert vectors.shape == (11, 4 + 3)
+    assert vectors.dtype == np.float32
+    assert "given embeddings" in sentence
+    assert "3 factors of co-occurrence" in sentence
+    np.testing.assert_array_equal(vectors, embed(dataset, CONFIG)[0])
+    alone, _ = embed(dataset, EmbeddingsConfig(content_dims=0, collaborative_dims=3))
+    assert alone.shape == (11, 3)

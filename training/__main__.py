@@ -1,0 +1,149 @@
+"""Command line of the training package: `python -m training --help`.
+
+Progress and tables go to standard error; the last line on standard output is one JSON document.
+Exit status: 0 done, 1 failed (with a sentence), 2 wrong arguments.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from service.bundle import Bundle
+from service.errors import BundleInvalid
+from training.config import load_config, preset_names
+from training.errors import ConfigError, TrainingError
+from training.fetch import DATASETS, fetch
+from training.pipeline import STAGES, Sources, promote, run
+from training.report import evaluate_bundle
+from training.synthetic import synthesize
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Train a bundle for the Unmask service from items and interactions.",
+)
+console = Console(stderr=True)
+
+DataOption = Annotated[
+    Path | None, typer.Option("--data", help="folder with interactions, items, embeddings")
+]
+InteractionsOption = Annotated[
+    Path | None, typer.Option(help="parquet or CSV: user_id, item_id, position or timestamp")
+]
+ItemsOption = Annotated[
+    Path | None, typer.Option(help="parquet, CSV or JSON lines: item_id, title, categories")
+]
+EmbeddingsOption = Annotated[
+    Path | None, typer.Option(help=".npy of (items, d) floats, in the order of the items file")
+]
+PresetOption = Annotated[
+    str, typer.Option(help=f"{', '.join(preset_names())}, or a path to a TOML file")
+]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="section.key=value, wins over the preset")
+]
+
+
+@app.command("run")
+def run_command(
+    out: Annotated[Path, typer.Option(help="folder of the run; run again to resume")],
+    data: DataOption = None,
+    interactions: InteractionsOption = None,
+    items: ItemsOption = None,
+    embeddings: EmbeddingsOption = None,
+    preset: PresetOption = "default",
+    overrides: SetOption = None,
+    until: Annotated[str, typer.Option(help=f"last stage: {', '.join(STAGES)}")] = STAGES[-1],
+) -> dict[str, Any]:
+    """From interactions to an evaluated bundle in <out>/bundle. Finished stages are skipped."""
+    if until not in STAGES:
+        raise ConfigError(f"--until wants one of {', '.join(STAGES)}")
+    config = load_config(preset, overrides)
+    sources = Sources(data, interactions, items, embeddings)
+    return {"out": str(out), **run(config, sources, out, console, until=until)}  # type: ignore[arg-type]
+
+
+@app.command("evaluate")
+def evaluate_command(
+    bundle: Annotated[Path, typer.Option(help="folder of the bundle")],
+    out: Annotated[Path, typer.Option(help="folder for report.json, report.md, ranks.jsonl")],
+    data: DataOption = None,
+    interactions: InteractionsOption = None,
+    items: ItemsOption = None,
+    embeddings: EmbeddingsOption = None,
+    preset: PresetOption = "default",
+    overrides: SetOption = None,
+) -> dict[str, Any]:
+    """Evaluate a bundle on the test users of the data it was made from."""
+    config = load_config(preset, overrides)
+    dataset = Sources(data, interactions, items, embeddings).load(config)
+    return evaluate_bundle(Bundle.load(bundle), dataset, config.evaluation, out, console)
+
+
+@app.command("promote")
+def promote_command(
+    bundle: Annotated[Path, typer.Argument(help="folder of the bundle")],
+    store: Annotated[Path, typer.Option(help="store the service reads")] = Path("models_store"),
+) -> dict[str, Any]:
+    """Verify a bundle and copy it to <store>/<name>/<version>."""
+    manifest, target = promote(bundle, store)
+    return {"bundle": manifest.ref, "path": str(target)}
+
+
+@app.command("fetch")
+def fetch_command(
+    name: Annotated[str, typer.Argument(help=", ".join(DATASETS))],
+    out: Annotated[Path, typer.Option(help="folder to download and prepare")],
+) -> dict[str, Any]:
+    """Download a public data set, check it, and prepare a folder for --data."""
+    fetched = fetch(name, out, console=console)
+    console.print(f"terms of use: {fetched.terms}")
+    return {
+        **vars(fetched.prepared),
+        "sha256": fetched.sha256,
+        "without_published_checksum": list(fetched.unchecked),
+    }
+
+
+@app.command("synthesize")
+def synthesize_command(
+    out: Annotated[Path, typer.Option(help="folder to write interactions and items to")],
+    users: Annotated[int, typer.Option(min=1)] = 4000,
+    items: Annotated[int, typer.Option(min=1)] = 1200,
+    noise: Annotated[float, typer.Option(min=0, max=1, help="1 = nothing to learn")] = 0.1,
+    seed: int = 7,
+) -> dict[str, Any]:
+    """Make a synthetic catalogue and users whose next item is partly predictable."""
+    return synthesize(out, users, items, noise, seed)
+
+
+def main() -> int:
+    """Run a command; print its result as one JSON line."""
+    try:
+        result = app(standalone_mode=False)
+    except typer.TyperException as error:
+        error.show()
+        return 2
+    except ConfigError as error:
+        console.print(f"error: {error}", markup=False)
+        return 2
+    except (TrainingError, BundleInvalid, FileExistsError) as error:
+        console.print(f"error: {error}", markup=False)
+        return 1
+    except (KeyboardInterrupt, typer.Abort):
+        console.print("stopped; run the same command again to go on")
+        return 130
+    if isinstance(result, dict):
+        print(json.dumps(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,205 @@
+"""Configuration of a training run: one pydantic model per stage, filled from a TOML preset.
+
+Every stage function takes its own section and nothing else, so this module knows no stage. Unknown
+keys are refused (a misspelt key must not vanish), and every field has a unit or a range.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from training.errors import ConfigError
+
+
+class Section(BaseModel):
+    """Base of all sections: immutable, and unknown keys are an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class InteractionsConfig(Section):
+    """Filtering and splitting of the interaction log."""
+
+    core: int = Field(0, ge=0, description="k of the k-core filter on users and items; 0 = off")
+    cold_items: bool = Field(
+        True, description="keep items that have no interaction (left) in the catalogue"
+    )
+
+
+class EmbeddingsConfig(Section):
+    """Item vectors the codebook is fitted on: content joined with collaborative factors."""
+
+    text_model: str = Field(
+        "all-MiniLM-L6-v2", description="sentence-transformers model, used when no .npy is given"
+    )
+    content_dims: int = Field(128, ge=0, description="PCA dimensions of the content; 0 = leave out")
+    collaborative_dims: int = Field(128, ge=0, description="rank of the factors; 0 = leave out")
+    collaborative_weight: float = Field(
+        0.5, ge=0, le=1, description="share of the collaborative part in the joined squared norm"
+    )
+    window: int = Field(3, ge=1, description="items apart that still count as a transition")
+    transition_weight: float = Field(5.0, ge=0, description="transitions against co-occurrence")
+    seed: int = 7
+
+
+class CodebookConfig(Section):
+    """Parallel codebook: rotation + k-means per subspace (MDGR sec. 4.2)."""
+
+    num_subspaces: int = Field(8, ge=1, le=64)
+    num_codes: int = Field(300, ge=2, le=65_534)
+    opq_iterations: int = Field(30, ge=0, description="0 = no learned rotation")
+    kmeans_iterations: int = Field(25, ge=1)
+    seed: int = 7
+
+
+class ModelConfig(Section):
+    """Shape of the encoder-decoder transformer (MDGR sec. 4.3)."""
+
+    width: int = Field(128, ge=8)
+    num_heads: int = Field(8, ge=1)
+    encoder_layers: int = Field(2, ge=1)
+    decoder_layers: int = Field(2, ge=1)
+    ffn_multiple: int = Field(4, ge=1)
+    dropout: float = Field(0.2, ge=0, lt=1)
+    history_length: int = Field(20, ge=1, description="newest items the encoder sees")
+    history_tokens: Literal["pooled", "flat"] = Field(
+        "pooled", description="one encoder token per item, or one per code of an item"
+    )
+    difficulty_embedding: bool = True
+    tied_head: bool = Field(True, description="logits by dot product with the code embeddings")
+
+
+class MaskingConfig(Section):
+    """Which positions of the target SID become MASK (MDGR Eq. 8-13)."""
+
+    curriculum: bool = Field(True, description="mask count by Eq. 8-10; off = uniform in 1..L")
+    gamma: float = Field(2.0, gt=0)
+    history_aware: bool = Field(True, description="positions by Eq. 11-12; off = uniform")
+    epsilon: float = Field(0.1, gt=0)
+    full_share: float = Field(0.5, ge=0, le=1, description="share of samples with all masked")
+
+
+class FitConfig(Section):
+    """Optimisation."""
+
+    position_weight: float = Field(0.1, ge=0, description="weight of the paper's loss, Eq. 15")
+    catalogue_weight: float = Field(1.0, ge=0, description="weight of the catalogue-normalised one")
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    epochs: int = Field(30, ge=1)
+    minibatch: int = Field(256, ge=1)
+    learning_rate: float = Field(1e-3, gt=0)
+    final_learning_rate: float = Field(0.02, ge=0, le=1, description="as a share of learning_rate")
+    ramp_share: float = Field(0.03, ge=0, le=1, description="share of the steps spent ramping up")
+    weight_decay: float = Field(0.01, ge=0)
+    clip_norm: float = Field(1.0, gt=0)
+    bf16: bool = Field(True, description="bf16 autocast where the CPU supports it")
+    validate_every_epochs: int = Field(2, ge=1)
+    validation_users: int = Field(2000, ge=1)
+    patience: int = Field(4, ge=1, description="validations without a better recall before a stop")
+    early_stop_from: float = Field(0.8, ge=0, le=1, description="progress before which none stops")
+    threads: int = Field(0, ge=0, description="torch threads; 0 = the processors we may use")
+    seed: int = 7
+
+
+class ScheduleConfig(Section):
+    r_warm: int = Field(ge=0)
+    m_par: int = Field(ge=1)
+
+
+class EvaluationConfig(Section):
+    """Offline evaluation through the production decoder."""
+
+    schedules: tuple[ScheduleConfig, ...] = (
+        ScheduleConfig(r_warm=0, m_par=8),
+        ScheduleConfig(r_warm=1, m_par=7),
+        ScheduleConfig(r_warm=4, m_par=4),
+        ScheduleConfig(r_warm=4, m_par=2),
+        ScheduleConfig(r_warm=8, m_par=1),
+    )
+    beam_width: int = Field(50, ge=1)
+    users: int = Field(0, ge=0, description="test users, a fixed random draw; 0 = all")
+    schedule_users: int = Field(
+        2000, ge=1, description="validation users that choose the default schedule"
+    )
+    unconstrained_users: int = Field(1000, ge=0, description="users for the invalid-SID rate")
+    batch: int = Field(32, ge=1, description="users decoded together")
+
+
+class BundleConfig(Section):
+    """What the bundle is called and carries."""
+
+    name: str = Field("unmask", pattern=r"^[A-Za-z0-9._-]+$")
+    version: str = Field(
+        "", pattern=r"^[A-Za-z0-9._-]*$", description="empty = date and hash of the run"
+    )
+    held_out_users: int = Field(1000, ge=0, description="test users shipped for replay; 0 = none")
+
+
+class RunConfig(Section):
+    """A whole run: one section per stage."""
+
+    interactions: InteractionsConfig = InteractionsConfig()
+    embeddings: EmbeddingsConfig = EmbeddingsConfig()
+    codebook: CodebookConfig = CodebookConfig()
+    model: ModelConfig = ModelConfig()
+    masking: MaskingConfig = MaskingConfig()
+    fit: FitConfig = FitConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    bundle: BundleConfig = BundleConfig()
+
+
+def load_config(preset: str, overrides: list[str] | None = None) -> RunConfig:
+    """Read a preset (a name from `training/presets`, or a path to a TOML file) and apply overrides.
+
+    overrides: `section.key=value` strings, the value in TOML syntax (bare words count as strings).
+    Raises ConfigError naming the preset or key that is wrong.
+    """
+    path = Path(preset)
+    if path.suffix == ".toml":
+        if not path.is_file():
+            raise ConfigError(f"no preset file {path}")
+        text = path.read_text()
+    else:
+        entry = resources.files("training") / "presets" / f"{preset}.toml"
+        if not entry.is_file():
+            raise ConfigError(f"no preset {preset!r}; there are: {', '.join(preset_names())}")
+        text = entry.read_text()
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"preset {preset} is not valid TOML: {error}") from error
+    for override in overrides or []:
+        _apply(values, override)
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        where = "; ".join(
+            f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}"
+            for item in error.errors()
+        )
+        raise ConfigError(f"preset {preset}: {where}") from error
+
+
+def preset_names() -> list[str]:
+    """Names of the presets that ship with the package, sorted."""
+    folder = resources.files("training") / "presets"
+    return sorted(
+        e.name.removesuffix(".toml") for e in folder.iterdir() if e.name.endswith(".toml")
+    )
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not separator or len(parts) != 2:
+        raise ConfigError(f"--set wants section.key=value, got {override!r}")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    values.setdefault(parts[0], {})[parts[1]] = value

@@ -1,0 +1,195 @@
+"""Item vectors: content of the items joined with collaborative factors of the interactions.
+
+Everything is fitted on items of training interactions, then applied to all items, so a new item
+gets its vector the same way as a cold one. The item affinities are a function of their own: they
+also serve as an item-item memory. `embed` runs on one thread, because the last bits of a sum depend
+on the number of threads: same input and seed, same output. Knows nothing of codes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+from sklearn.decomposition import PCA
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.utils.extmath import randomized_svd
+from threadpoolctl import threadpool_limits
+
+from service.bundle import Item
+from training.config import EmbeddingsConfig
+from training.errors import ConfigError, DataError
+from training.interactions import Dataset, Interactions
+
+SVD_POWER_ITERATIONS = 7
+MAX_TERMS = 50_000
+
+
+def embed(dataset: Dataset, config: EmbeddingsConfig) -> tuple[NDArray[np.float32], str]:
+    """Vectors of all items, (num_items, d) float32, and a sentence that says what they hold."""
+    seen = dataset.split.train.popularity() > 0
+    said, content, factors = [], None, None
+    with threadpool_limits(1):
+        if config.content_dims:
+            content, sentence = content_embeddings(dataset.items, dataset.embeddings, seen, config)
+            said.append(sentence)
+        if config.collaborative_dims:
+            factors = collaborative_factors(dataset.split.train, config)
+            said.append(
+                f"collaborative: {factors.shape[1]} factors of co-occurrence and transitions, "
+                f"{config.collaborative_weight:.0%} of the squared norm"
+            )
+        return item_vectors(content, factors, seen, config), "; ".join(said)
+
+
+def content_embeddings(
+    items: Sequence[Item],
+    embeddings: NDArray[np.float32] | None,
+    seen: NDArray[np.bool_],
+    config: EmbeddingsConfig,
+) -> tuple[NDArray[np.float32], str]:
+    """What the items are about, (num_items, d) float32, and a sentence that says where it is from.
+
+    The given embeddings (num_items, d); else sentence-transformers with `config.text_model` if it
+    is installed and loads; else TF-IDF and a truncated SVD fitted on the items that `seen`
+    (num_items,) marks. An item without text gets zeros. Raises DataError if no item has text.
+    """
+    if embeddings is not None:
+        return embeddings, f"content: the given embeddings, {embeddings.shape[1]} dimensions"
+    texts = [". ".join(filter(None, (item.title, ", ".join(item.categories)))) for item in items]
+    has_text = np.array([bool(text) for text in texts])
+    if not (has_text & seen).any():
+        raise DataError(
+            "no item has a title or categories; give --items or --embeddings, "
+            "or set embeddings.content_dims=0"
+        )
+    found, reason = _encode_texts(texts, config.text_model)
+    if found is None:
+        found = _tfidf_svd(texts, has_text & seen, config)
+        return found, f"content: TF-IDF and SVD, {found.shape[1]} dimensions, because {reason}"
+    found[~has_text] = 0
+    return found, f"content: {config.text_model}, {found.shape[1]} dimensions"
+
+
+def item_affinities(
+    train: Interactions, *, window: int, transition_weight: float
+) -> sparse.csr_array:
+    """How much item i calls for item j, (num_items, num_items) sparse float32, zero diagonal.
+
+        affinity[i, j] = (users with both + transition_weight * transitions) / sqrt(pop_i * pop_j)
+
+    transitions: each time j follows i at a distance of d <= window positions adds 1 / d.
+    Row i is directed forward in time; items without a training interaction have empty rows.
+    """
+    shape = (train.num_items, train.num_items)
+    users, rows = train.users_of_interactions(), train.rows
+    bought = sparse.csr_array(
+        (np.ones(len(rows), np.float32), (users, rows)), shape=(train.num_users, train.num_items)
+    )
+    bought.data[:] = 1  # a repeat is still one user with both
+    affinity = sparse.csr_array(bought.T @ bought)
+    for distance in range(1, window + 1):
+        same_user = users[:-distance] == users[distance:]
+        pairs = rows[:-distance][same_user], rows[distance:][same_user]
+        weights = np.full(len(pairs[0]), transition_weight / distance, np.float32)
+        affinity = affinity + sparse.csr_array((weights, pairs), shape=shape)
+    scale = sparse.diags_array(1 / np.sqrt(np.maximum(train.popularity(), 1)).astype(np.float32))
+    affinity = sparse.csr_array(scale @ affinity @ scale)
+    affinity.setdiag(0)
+    affinity.eliminate_zeros()
+    affinity.sort_indices()
+    return affinity
+
+
+def collaborative_factors(train: Interactions, config: EmbeddingsConfig) -> NDArray[np.float32]:
+    """Factors of the symmetric item affinities, (num_items, collaborative_dims) float32.
+
+    Truncated SVD U S V^T -> rows of U sqrt(S), L2-normalised. Items without an affinity get zeros.
+    Fewer columns only if there are fewer items.
+    """
+    affinity = item_affinities(
+        train, window=config.window, transition_weight=config.transition_weight
+    )
+    left, singular, _ = randomized_svd(
+        (affinity + affinity.T) / 2,
+        n_components=min(config.collaborative_dims, train.num_items),
+        n_iter=SVD_POWER_ITERATIONS,
+        random_state=config.seed,
+    )
+    factors = left * np.sqrt(singular)
+    factors[np.diff(affinity.indptr) + np.diff(affinity.tocsc().indptr) == 0] = 0
+    return _normalised(factors)
+
+
+def item_vectors(
+    content: NDArray[np.float32] | None,
+    factors: NDArray[np.float32] | None,
+    seen: NDArray[np.bool_],
+    config: EmbeddingsConfig,
+) -> NDArray[np.float32]:
+    """Join content and collaborative factors into (num_items, d) float32.
+
+    Content is centred, brought to `config.content_dims` by PCA (both fitted on the items that
+    `seen` marks) and L2-normalised. The collaborative part holds `config.collaborative_weight` of
+    the squared norm of an item that has both; an item lacking one part has zeros there.
+    Raises ConfigError when there is neither part.
+    """
+    if content is None and factors is None:
+        raise ConfigError("set embeddings.content_dims or embeddings.collaborative_dims above 0")
+    parts, weights = [], []
+    if content is not None:
+        has_content = content.any(axis=1)
+        fitted = content[has_content & seen]
+        if not len(fitted):
+            raise DataError("no item with training interactions has a content embedding")
+        pca = PCA(min(config.content_dims, *fitted.shape), svd_solver="full").fit(fitted)
+        projected = pca.transform(content)
+        projected[~has_content] = 0
+        parts.append(_normalised(projected))
+        weights.append(1 - config.collaborative_weight if factors is not None else 1.0)
+    if factors is not None:
+        parts.append(factors)
+        weights.append(config.collaborative_weight if content is not None else 1.0)
+    weighted = [part * np.sqrt(weight) for part, weight in zip(parts, weights, strict=True)]
+    return np.concatenate(weighted, axis=1).astype(np.float32)
+
+
+def _encode_texts(texts: list[str], model: str) -> tuple[NDArray[np.float32] | None, str]:
+    """Encode with sentence-transformers; or None and the reason, as the end of a sentence."""
+    if find_spec("sentence_transformers") is None:
+        return None, "no embeddings were given and sentence-transformers is not installed"
+    from sentence_transformers import SentenceTransformer  # an extra; slow to import
+
+    try:
+        encoder = SentenceTransformer(model)
+    except Exception as error:  # offline, unknown name, broken cache: it has no common base class
+        return None, f"the text model {model} did not load ({type(error).__name__})"
+    return encoder.encode(texts, normalize_embeddings=True).astype(np.float32), ""
+
+
+def _tfidf_svd(
+    texts: list[str], fitted: NDArray[np.bool_], config: EmbeddingsConfig
+) -> NDArray[np.float32]:
+    vectorizer = TfidfVectorizer(sublinear_tf=True, max_features=MAX_TERMS)
+    try:
+        vectorizer.fit([text for text, fit in zip(texts, fitted, strict=True) if fit])
+    except ValueError as error:  # only stop words or punctuation
+        raise DataError(f"titles and categories hold no words ({error})") from error
+    terms = vectorizer.transform(texts)
+    _, _, axes = randomized_svd(
+        terms[fitted],
+        n_components=min(config.content_dims, terms.shape[1], int(fitted.sum())),
+        n_iter=SVD_POWER_ITERATIONS,
+        random_state=config.seed,
+    )
+    return _normalised(terms @ axes.T)
+
+
+def _normalised(vectors: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Rows divided by their L2 norm; rows of zeros stay zero."""
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    normalised = np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0)
+    return normalised.astype(np.float32, copy=False)

@@ -1,0 +1,141 @@
+"""Export of a trained network to the two ONNX graphs a bundle ships, with a parity check.
+
+encoder.onnx: history -> the decoder's cross-attention keys and values, once per request
+decoder.onnx: partial SIDs, difficulty, keys and values -> log-probs per position
+Names and shapes are those of `service.decoding.onnx_denoiser`.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import warnings
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from service.decoding.onnx_denoiser import (
+    DECODER_INPUTS,
+    DECODER_OUTPUTS,
+    ENCODER_INPUTS,
+    MEMORY,
+    OnnxDenoiser,
+)
+from training.errors import TrainingError
+from training.model import MaskedDiffusionModel, Memory
+from training.torch_denoiser import TorchDenoiser
+
+PARITY_TOLERANCE = 1e-4  # largest difference in log-probs between torch and ONNX Runtime
+PARITY_SHAPES = ((1, 1, 1), (2, 3, 5), (5, 7, 20))  # (jobs, beams, history length)
+
+
+class _EncoderGraph(nn.Module):
+    def __init__(self, model: MaskedDiffusionModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, history_codes: Tensor, history_mask: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.model.encode(history_codes, history_mask))
+
+
+class _DecoderGraph(nn.Module):
+    def __init__(self, model: MaskedDiffusionModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, partial_sids: Tensor, difficulty: Tensor, keys: Tensor, values: Tensor, mask: Tensor
+    ) -> Tensor:
+        logits = self.model.denoise(partial_sids, difficulty, Memory(keys, values, mask))
+        return logits.log_softmax(dim=-1)
+
+
+def export_graphs(model: MaskedDiffusionModel) -> tuple[bytes, bytes, float]:
+    """Export and compare with torch on random inputs of several shapes.
+
+    Returns encoder.onnx, decoder.onnx and the largest difference in log-probs seen.
+    Raises TrainingError when it exceeds PARITY_TOLERANCE.
+    """
+    model = model.eval()
+    codes, mask = torch.zeros(3, 4, model.num_subspaces, dtype=torch.long), torch.ones(3, 4) > 0
+    with torch.inference_mode():
+        memory = model.encode(codes, mask)
+    encoder = _export(
+        _EncoderGraph(model),
+        (codes, mask),
+        ({0: "jobs", 1: "length"}, {0: "jobs", 1: "length"}),
+        ENCODER_INPUTS,
+        MEMORY,
+    )
+    cross = {1: "jobs", 3: "tokens"}
+    decoder = _export(
+        _DecoderGraph(model),
+        (codes, torch.ones(3, dtype=torch.long), *(tensor.clone() for tensor in memory)),
+        ({0: "jobs", 1: "beams"}, {0: "jobs"}, cross, cross, {0: "jobs", 1: "tokens"}),
+        DECODER_INPUTS,
+        DECODER_OUTPUTS,
+    )
+    return encoder, decoder, _parity(model, encoder, decoder)
+
+
+def _export(
+    graph: nn.Module,
+    inputs: tuple[Tensor, ...],
+    dynamic_shapes: tuple[dict[int, str], ...],
+    input_names: tuple[str, ...],
+    output_names: tuple[str, ...],
+) -> bytes:
+    level = logging.getLogger("torch.onnx").level
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                graph.eval(),
+                inputs,
+                dynamo=True,
+                verbose=False,
+                dynamic_shapes=dynamic_shapes,
+                input_names=input_names,
+                output_names=output_names,
+            )
+    finally:
+        logging.getLogger("torch.onnx").setLevel(level)
+    assert program is not None
+    buffer = io.BytesIO()
+    program.save(buffer)
+    return buffer.getvalue()
+
+
+def _parity(model: MaskedDiffusionModel, encoder: bytes, decoder: bytes) -> float:
+    """Largest difference in log-probs between torch and ONNX Runtime."""
+    sizes = {
+        "num_subspaces": model.num_subspaces,
+        "num_codes": model.num_codes,
+        "history_length": model.config.history_length,
+    }
+    denoisers = (TorchDenoiser(model), OnnxDenoiser(encoder, decoder, **sizes))
+    random = np.random.default_rng(0)
+    largest = 0.0
+    for jobs, beams, length in PARITY_SHAPES:
+        length = min(length, model.config.history_length)
+        shape = (jobs, length, model.num_subspaces)
+        history = random.integers(0, model.num_codes, shape).astype(np.uint16)
+        mask = np.arange(length) < random.integers(0, length + 1, (jobs, 1))
+        history[~mask] = model.num_codes
+        sids = random.integers(0, model.num_codes, (jobs, beams, model.num_subspaces))
+        difficulty = random.integers(1, model.num_subspaces + 1, jobs)
+        hidden = np.arange(model.num_subspaces) < difficulty[:, None, None]
+        sids = np.where(hidden, model.num_codes, sids).astype(np.uint16)
+        given, exported = (
+            denoiser.denoise(denoiser.encode(history, mask), sids, difficulty)
+            for denoiser in denoisers
+        )
+        largest = max(largest, float(np.abs(given - exported).max()))
+    if not largest <= PARITY_TOLERANCE:
+        raise TrainingError(
+            f"the exported graphs differ from the network by {largest:.2g} in log-probs; "
+            f"at most {PARITY_TOLERANCE} is accepted"
+        )
+    return largest

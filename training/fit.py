@@ -1,0 +1,304 @@
+"""Training of the network: minibatches, optimiser, learning-rate schedule, validation, checkpoints.
+
+Validation asks the production decoder, one call, every row scored exactly. A checkpoint is written
+after every epoch; a run that was cut off continues from it and ends bit for bit where an
+uninterrupted one would. Knows nothing of files but its own stage folder.
+
+fit/checkpoint.pt   model, best model, optimiser, random states, history of validations
+fit/scalars.jsonl   one JSON object a logged step: {"step", "epoch", "loss", ...}
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from service.decoding import Schedule, SidTrie, history_arrays
+from training.config import FitConfig, MaskingConfig, ModelConfig
+from training.evaluation import draw_windows, ranks, recall_at
+from training.interactions import Split
+from training.masking import draw_mask
+from training.model import MaskedDiffusionModel
+from training.objective import CatalogueSoftmax, position_loss
+from training.torch_denoiser import TorchDenoiser
+
+BUCKET_MINIBATCHES = 32  # minibatches whose samples are sorted by length together
+LOG_EVERY = 20  # steps
+
+
+@dataclass
+class FitState:
+    """Everything but tensors that a resumed run needs, and what the run reports at its end."""
+
+    epoch: int = 0
+    step: int = 0
+    seconds: float = 0.0
+    best_recall: float = -1.0
+    best_epoch: int = 0
+    without_gain: int = 0
+    validations: list[dict[str, float]] = field(default_factory=list)
+
+
+def fit(
+    split: Split,
+    trie: SidTrie,
+    folder: Path,
+    *,
+    model_config: ModelConfig,
+    masking: MaskingConfig,
+    config: FitConfig,
+    console: Console,
+    stop_after_epochs: int | None = None,
+) -> tuple[MaskedDiffusionModel, FitState]:
+    """Train, or continue training, and return the model of the best validation recall@10.
+
+    trie: the catalogue's; folder: the stage folder (checkpoint, scalar log).
+    stop_after_epochs: leave the loop early, as an interruption would (the checkpoint stays).
+    """
+    torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
+    torch.manual_seed(config.seed)
+    catalogue = trie.catalogue
+    model = MaskedDiffusionModel(
+        model_config, num_subspaces=catalogue.num_subspaces, num_codes=catalogue.num_codes
+    )
+    trainer = _Trainer(model, split, trie, masking, config)
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint = folder / "checkpoint.pt"
+    if checkpoint.exists():
+        trainer.restore(torch.load(checkpoint, weights_only=True))
+        if not trainer.finished:
+            console.print(f"resumed after epoch {trainer.state.epoch} of {config.epochs}")
+    progress = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=trainer.finished,
+    )
+    with progress, (folder / "scalars.jsonl").open("a", buffering=1) as log:
+        task = progress.add_task("fit", total=trainer.total_steps, completed=trainer.state.step)
+        while not trainer.finished:
+            if stop_after_epochs is not None and trainer.state.epoch >= stop_after_epochs:
+                break
+            for scalars in trainer.epoch():
+                progress.update(task, completed=trainer.state.step)
+                if scalars:
+                    log.write(json.dumps(scalars) + "\n")
+            if "recall@10" in scalars:
+                console.print(
+                    f"epoch {trainer.state.epoch}: loss {scalars['loss']:.3f}, "
+                    f"validation recall@10 {scalars['recall@10']:.4f}"
+                )
+            temporary = checkpoint.with_suffix(".tmp")
+            torch.save(trainer.snapshot(), temporary)
+            temporary.replace(checkpoint)
+    model.load_state_dict(trainer.best)
+    return model.eval(), trainer.state
+
+
+class _Trainer:
+    """One run's model, optimiser, samples and state."""
+
+    def __init__(
+        self,
+        model: MaskedDiffusionModel,
+        split: Split,
+        trie: SidTrie,
+        masking: MaskingConfig,
+        config: FitConfig,
+    ) -> None:
+        self.model, self.trie, self.masking, self.config = model, trie, masking, config
+        self.windows = split.train.windows()
+        self.validation = draw_windows(split.validation, config.validation_users, config.seed)
+        self.codes = torch.from_numpy(trie.catalogue.codes.astype(np.int64))
+        self.catalogue_softmax = CatalogueSoftmax(trie)
+        self.optimizer = torch.optim.AdamW(
+            _parameter_groups(model, config.weight_decay),
+            lr=config.learning_rate,
+            betas=(0.9, 0.98),
+            fused=True,
+        )
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self.state = FitState()
+        self.best: dict[str, Tensor] = _copy(model)
+        self.steps_per_epoch = math.ceil(len(self.windows) / config.minibatch)
+        self.total_steps = config.epochs * self.steps_per_epoch
+        self.autocast = config.bf16 and torch.cpu._is_avx512_bf16_supported()
+
+    @property
+    def finished(self) -> bool:
+        patience_ended = (
+            self.state.without_gain >= self.config.patience
+            and self.state.epoch >= self.config.early_stop_from * self.config.epochs
+        )
+        return self.state.epoch >= self.config.epochs or patience_ended
+
+    def epoch(self) -> Iterator[dict[str, float]]:
+        """Train one epoch; yields after each step, with scalars every LOG_EVERY and at its end."""
+        started = time.monotonic()
+        losses = []
+        for samples in self._minibatches():
+            losses.append(self._step(samples))
+            if self.state.step % LOG_EVERY == 0:
+                yield self._scalars(losses[-LOG_EVERY:])
+            else:
+                yield {}
+        self.state.epoch += 1
+        scalars = self._scalars(losses)
+        epochs = self.config.epochs
+        if self.state.epoch % self.config.validate_every_epochs == 0 or self.state.epoch == epochs:
+            scalars |= self._validate()
+        self.state.seconds += time.monotonic() - started
+        yield scalars | {"seconds": round(self.state.seconds, 1)}
+
+    def snapshot(self) -> dict[str, Any]:
+        """All that `restore` needs; only tensors and plain values, so it loads without pickle."""
+        return {
+            "model": self.model.state_dict(),
+            "best": self.best,
+            "optimizer": self.optimizer.state_dict(),
+            "state": asdict(self.state),
+            "generator": self.generator.get_state(),
+            "torch_generator": torch.get_rng_state(),
+        }
+
+    def restore(self, snapshot: dict[str, Any]) -> None:
+        self.model.load_state_dict(snapshot["model"])
+        self.best = snapshot["best"]
+        self.optimizer.load_state_dict(snapshot["optimizer"])
+        self.state = FitState(**snapshot["state"])
+        self.generator.set_state(snapshot["generator"])
+        torch.set_rng_state(snapshot["torch_generator"])
+
+    def _minibatches(self) -> Iterator[NDArray[np.int64]]:
+        """Every window once, in random minibatches of similar history lengths."""
+        size = self.config.minibatch
+        order = torch.randperm(len(self.windows), generator=self.generator).numpy()
+        lengths = self.windows.ends - self.windows.starts
+        minibatches = []
+        for start in range(0, len(order), size * BUCKET_MINIBATCHES):
+            bucket = order[start : start + size * BUCKET_MINIBATCHES]
+            bucket = bucket[np.argsort(lengths[bucket], kind="stable")]
+            minibatches += [bucket[at : at + size] for at in range(0, len(bucket), size)]
+        for index in torch.randperm(len(minibatches), generator=self.generator).tolist():
+            yield minibatches[index]
+
+    def _step(self, samples: NDArray[np.int64]) -> float:
+        config, state = self.config, self.state
+        rate = learning_rate(state.step / self.total_steps, config)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        history_codes, history_mask, target_rows = self._arrays(samples)
+        target_codes = self.codes[target_rows]
+        masked = draw_mask(
+            history_codes,
+            history_mask,
+            target_codes,
+            progress=state.step / self.total_steps,
+            config=self.masking,
+            generator=self.generator,
+        )
+        partial_sids = torch.where(masked, self.model.num_codes, target_codes)
+        self.model.train()
+        with torch.autocast("cpu", torch.bfloat16) if self.autocast else nullcontext():
+            memory = self.model.encode(history_codes, history_mask)
+            logits = self.model.denoise(partial_sids[:, None], masked.sum(dim=1), memory)
+        logits = logits[:, 0].float()
+        loss = torch.zeros(())
+        if config.position_weight:
+            loss = loss + config.position_weight * position_loss(
+                logits, target_codes, masked, label_smoothing=config.label_smoothing
+            )
+        if config.catalogue_weight:
+            loss = loss + config.catalogue_weight * self.catalogue_softmax.loss(
+                logits, target_rows, masked
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
+        self.optimizer.step()
+        state.step += 1
+        return float(loss.detach())
+
+    def _arrays(self, samples: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor]:
+        windows = self.windows
+        length = self.model.config.history_length
+        ends = windows.ends[samples]
+        starts = np.maximum(windows.starts[samples], ends - length)
+        histories = [windows.rows[start:end] for start, end in zip(starts, ends, strict=True)]
+        codes, mask = history_arrays(
+            histories,
+            self.trie.catalogue.codes,
+            num_codes=self.model.num_codes,
+            history_length=length,
+        )
+        return (
+            torch.from_numpy(codes.astype(np.int64)),
+            torch.from_numpy(mask),
+            torch.from_numpy(windows.rows[ends].astype(np.int64)),
+        )
+
+    def _validate(self) -> dict[str, float]:
+        self.model.eval()
+        found = ranks(
+            self.validation,
+            self.trie,
+            TorchDenoiser(self.model),
+            Schedule((self.model.num_subspaces,)),
+            k=10,
+            beam_width=10,
+        )
+        recall = recall_at(found.item, 10)
+        self.state.validations.append({"epoch": self.state.epoch, "recall@10": recall})
+        if recall > self.state.best_recall:
+            self.state.best_recall, self.state.best_epoch = recall, self.state.epoch
+            self.state.without_gain = 0
+            self.best = _copy(self.model)
+        else:
+            self.state.without_gain += 1
+        return {"recall@10": recall}
+
+    def _scalars(self, losses: list[float]) -> dict[str, float]:
+        return {
+            "step": self.state.step,
+            "epoch": self.state.epoch,
+            "loss": sum(losses) / len(losses),
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+        }
+
+
+def learning_rate(progress: float, config: FitConfig) -> float:
+    """Linear ramp over `ramp_share` of the steps, then a cosine down to `final_learning_rate`."""
+    if progress < config.ramp_share:
+        return config.learning_rate * (progress / config.ramp_share + 1e-3)
+    decayed = (progress - config.ramp_share) / (1 - config.ramp_share)
+    floor = config.final_learning_rate
+    return config.learning_rate * (floor + (1 - floor) * (1 + math.cos(math.pi * decayed)) / 2)
+
+
+def _parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Weight decay for matrices only, not for biases, norms and single vectors."""
+    parameters = list(model.parameters())
+    return [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def _copy(model: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}

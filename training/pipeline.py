@@ -1,0 +1,302 @@
+"""The stages of a training run, in order; each is skipped when it is already there.
+
+interactions -> leave-last-out split -> item vectors -> codebook -> fit -> export -> bundle ->
+evaluation through the production decoder. A stage writes `<out>/<stage>/` and, when it is done,
+`<out>/<stage>.json` with the key of its inputs: its own configuration and the key of the stage
+before. The same inputs are never worked twice; other inputs start the stage anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+from pydantic import BaseModel
+from rich.console import Console
+
+from service.bundle import (
+    Bundle,
+    DecodingDefaults,
+    HeldOutUser,
+    Item,
+    Manifest,
+    verify,
+    write_bundle,
+)
+from service.decoding import Catalogue, SidTrie
+from service.decoding.onnx_denoiser import OnnxDenoiser
+from training.codebook import Codebook, CollisionReport
+from training.config import RunConfig
+from training.embeddings import embed
+from training.evaluation import best_schedule, draw_windows, evaluate_schedules
+from training.export import export_graphs
+from training.fit import fit
+from training.interactions import Dataset, load_dataset
+from training.report import evaluate_bundle, processors, schedules_of
+
+StageName = Literal["codebook", "fit", "export", "bundle", "evaluation"]
+STAGES: tuple[StageName, ...] = get_args(StageName)
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where the data is: a folder, or single files, which win over the folder's."""
+
+    data_dir: Path | None = None
+    interactions: Path | None = None
+    items: Path | None = None
+    embeddings: Path | None = None
+
+    def load(self, config: RunConfig) -> Dataset:
+        return load_dataset(
+            self.data_dir, self.interactions, self.items, self.embeddings, config.interactions
+        )
+
+
+def run(
+    config: RunConfig,
+    sources: Sources,
+    out: Path,
+    console: Console,
+    *,
+    until: StageName = "evaluation",
+) -> dict[str, Any]:
+    """Run all stages up to and including `until`; returns the record of the last one."""
+    dataset = sources.load(config)
+    for warning in dataset.warnings:
+        console.print(f"[yellow]{warning}")
+    _describe(dataset, console)
+    make: dict[StageName, tuple[list[BaseModel], Callable[[Path], dict[str, Any]]]] = {
+        "codebook": (
+            [config.embeddings, config.codebook],
+            lambda folder: _codebook(dataset, config, folder, console),
+        ),
+        "fit": (
+            [config.model, config.masking, config.fit],
+            lambda folder: _fit(dataset, config, out, folder, console),
+        ),
+        "export": ([], lambda folder: _export(dataset, config, out, folder, console)),
+        "bundle": (
+            [config.bundle, config.evaluation],
+            lambda folder: _bundle(dataset, config, out, folder, console),
+        ),
+        "evaluation": (
+            [config.evaluation],
+            lambda folder: evaluate_bundle(
+                Bundle.load(out / "bundle"), dataset, config.evaluation, folder, console
+            ),
+        ),
+    }
+    key = _dataset_key(dataset)
+    record: dict[str, Any] = {}
+    for name in STAGES[: STAGES.index(until) + 1]:
+        sections, work = make[name]
+        key = _key([key, *(section.model_dump_json() for section in sections)])
+        record = _stage(out, name, key, work, console)
+    return record
+
+
+def _stage(
+    out: Path, name: str, key: str, work: Callable[[Path], dict[str, Any]], console: Console
+) -> dict[str, Any]:
+    """Do a stage unless its record says that it is done for this key; return its record.
+
+    A folder that was begun for the same key is kept, so that a stage may resume in it.
+    """
+    folder, record_file, begun_file = out / name, out / f"{name}.json", out / f"{name}.begun"
+    if record_file.exists() and folder.exists():
+        record: dict[str, Any] = json.loads(record_file.read_text())
+        if record["key"] == key:
+            console.print(f"[bold]{name}[/bold]: done before, in {record['seconds']:.0f} s")
+            return record
+    console.print(f"[bold]{name}")
+    record_file.unlink(missing_ok=True)
+    if not (begun_file.exists() and begun_file.read_text() == key):
+        shutil.rmtree(folder, ignore_errors=True)
+    out.mkdir(parents=True, exist_ok=True)
+    begun_file.write_text(key)
+    started = time.monotonic()
+    result = work(folder)
+    record = {"stage": name, "key": key, "seconds": round(time.monotonic() - started, 1), **result}
+    temporary = record_file.with_suffix(".tmp")
+    temporary.write_text(json.dumps(record, indent=2) + "\n")
+    temporary.replace(record_file)
+    begun_file.unlink()
+    return record
+
+
+def _codebook(
+    dataset: Dataset, config: RunConfig, folder: Path, console: Console
+) -> dict[str, Any]:
+    vectors, source = embed(dataset, config.embeddings)
+    console.print(source)
+    seen = dataset.split.train.popularity() > 0
+    codebook = Codebook.fit(vectors[seen], config.codebook)
+    codes = codebook.encode(vectors)
+    report = CollisionReport.of(codes, config.codebook.num_codes)
+    console.print(str(report))
+    folder.mkdir(parents=True, exist_ok=True)
+    codebook.save(folder / "codebook.npz")
+    np.save(folder / "codes.npy", codes, allow_pickle=False)
+    return {"collisions": asdict(report)}
+
+
+def _trie(dataset: Dataset, config: RunConfig, out: Path) -> SidTrie:
+    train = dataset.split.train
+    codes = np.load(out / "codebook" / "codes.npy", allow_pickle=False)
+    return SidTrie(Catalogue(train.item_ids, codes, config.codebook.num_codes, train.popularity()))
+
+
+def _fit(
+    dataset: Dataset, config: RunConfig, out: Path, folder: Path, console: Console
+) -> dict[str, Any]:
+    model, state = fit(
+        dataset.split,
+        _trie(dataset, config, out),
+        folder,
+        model_config=config.model,
+        masking=config.masking,
+        config=config.fit,
+        console=console,
+    )
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return {"parameters": parameters, **asdict(state)}
+
+
+def _export(
+    dataset: Dataset, config: RunConfig, out: Path, folder: Path, console: Console
+) -> dict[str, Any]:
+    model, _ = fit(  # finished: restores the best weights from the checkpoint
+        dataset.split,
+        _trie(dataset, config, out),
+        out / "fit",
+        model_config=config.model,
+        masking=config.masking,
+        config=config.fit,
+        console=console,
+    )
+    encoder, decoder, difference = export_graphs(model)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "encoder.onnx").write_bytes(encoder)
+    (folder / "decoder.onnx").write_bytes(decoder)
+    console.print(f"torch and ONNX Runtime agree to {difference:.1e} in log-probs")
+    return {"largest_log_prob_difference": difference}
+
+
+def _bundle(
+    dataset: Dataset, config: RunConfig, out: Path, folder: Path, console: Console
+) -> dict[str, Any]:
+    """Choose the default schedule on validation users, then write the bundle."""
+    trie = _trie(dataset, config, out)
+    encoder = (out / "export" / "encoder.onnx").read_bytes()
+    decoder = (out / "export" / "decoder.onnx").read_bytes()
+    denoiser = OnnxDenoiser(
+        encoder,
+        decoder,
+        num_subspaces=trie.catalogue.num_subspaces,
+        num_codes=trie.catalogue.num_codes,
+        history_length=config.model.history_length,
+    )
+    evaluation = config.evaluation
+    validation = draw_windows(dataset.split.validation, evaluation.schedule_users, seed=0)
+    params = schedules_of(evaluation, trie.catalogue.num_subspaces)
+    results, found = evaluate_schedules(
+        validation,
+        trie,
+        denoiser,
+        params,
+        beam_width=evaluation.beam_width,
+        batch=evaluation.batch,
+        workers=processors(),
+    )
+    chosen = results[best_schedule(found)]
+    console.print(
+        f"default schedule, chosen on {len(validation)} validation users: "
+        f"r_warm {chosen.r_warm}, m_par {chosen.m_par}"
+    )
+    test = dataset.split.test
+    held_out = draw_windows(test, config.bundle.held_out_users, seed=0)
+    ids = trie.catalogue.item_ids
+    records = {name: json.loads((out / f"{name}.json").read_text()) for name in STAGES[:3]}
+    now = datetime.now(UTC)
+    manifest = write_bundle(
+        folder,
+        name=config.bundle.name,
+        version=config.bundle.version or f"{now:%Y-%m-%d}-{records['export']['key'][:8]}",
+        created_at=now.isoformat(timespec="seconds"),
+        catalogue=trie.catalogue,
+        items=[Item(item.item_id, item.title, item.categories) for item in dataset.items],
+        held_out=[
+            HeldOutUser(
+                dataset.split.train.user_ids[held_out.users[index]],
+                tuple(ids[row] for row in held_out.history_of(index)),
+                ids[held_out.targets[index]],
+            )
+            for index in range(len(held_out) if config.bundle.held_out_users else 0)
+        ],
+        encoder=encoder,
+        decoder=decoder,
+        history_length=config.model.history_length,
+        decoding=DecodingDefaults(
+            r_warm=chosen.r_warm, m_par=chosen.m_par, beam_width=evaluation.beam_width
+        ),
+        facts={
+            "config": config.model_dump(mode="json"),
+            "collisions": records["codebook"]["collisions"],
+            "fit": {name: records["fit"][name] for name in ("parameters", "epoch", "seconds")},
+            "validation_users": len(validation),
+            "validation": [result.as_json() for result in results],
+        },
+    )
+    return {"bundle": manifest.ref, "decoding": manifest.decoding.model_dump()}
+
+
+def promote(bundle: Path, store: Path) -> tuple[Manifest, Path]:
+    """Copy a verified bundle to `<store>/<name>/<version>`, under a temporary name until complete.
+
+    Raises BundleInvalid, or FileExistsError when that version is there already.
+    """
+    manifest = verify(bundle)
+    target = store / manifest.name / manifest.version
+    if target.exists():
+        raise FileExistsError(f"{target} exists; a version is never overwritten")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.part")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    for name in ("manifest.json", *manifest.files):
+        shutil.copyfile(bundle / name, temporary / name)
+    verify(temporary)
+    temporary.rename(target)
+    return manifest, target
+
+
+def _describe(dataset: Dataset, console: Console) -> None:
+    split = dataset.split
+    console.print(
+        f"{split.train.num_users:,} users, {split.train.num_items:,} items, "
+        f"{len(split.test.rows):,} interactions; {len(split.train.windows()):,} training samples, "
+        f"{len(split.test):,} test users"
+    )
+
+
+def _dataset_key(dataset: Dataset) -> str:
+    """SHA-256 over everything that the stages read of the data."""
+    split = dataset.split
+    digest = hashlib.sha256(json.dumps([split.train.user_ids, split.train.item_ids]).encode())
+    digest.update(json.dumps([asdict(item) for item in dataset.items]).encode())
+    for array in (split.train.indptr, split.test.rows, split.test.ends, dataset.embeddings):
+        digest.update(b"-" if array is None else np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def _key(parts: list[str]) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
