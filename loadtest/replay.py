@@ -26,6 +26,7 @@ import httpx
 from loadtest.held_out import HeldOutUser, read_held_out
 
 PERCENTILES = (50, 95, 99)
+RETRY_LATER = {429, 503}
 MAX_HISTORY = 500  # what POST /recommend takes; far more than any model looks at
 
 
@@ -105,9 +106,21 @@ async def _replay_one(
 async def _seed(client: httpx.AsyncClient, user: HeldOutUser) -> None:
     """Make the stored history exactly this user's, whatever was there before."""
     history_url = f"/users/{quote(user.user_id, safe='')}/history"
-    (await client.delete(history_url)).raise_for_status()
+    await _send_patiently(client, "DELETE", history_url)
     for body in user.event_bodies():
-        (await client.post("/events", json=body)).raise_for_status()
+        await _send_patiently(client, "POST", "/events", json=body)
+
+
+async def _send_patiently(client: httpx.AsyncClient, method: str, url: str, **body: Any) -> None:
+    """Send what is not measured: wait and try again, twice, when the service asks for it."""
+    for _ in range(2):
+        response = await client.request(method, url, **body)
+        if response.status_code not in RETRY_LATER:
+            break
+        await asyncio.sleep(float(response.headers.get("Retry-After", 1)))
+    else:
+        response = await client.request(method, url, **body)
+    response.raise_for_status()
 
 
 def _outcome(response: httpx.Response) -> str:

@@ -1,7 +1,7 @@
 """`python -m service`: settings, then one uvicorn worker until SIGTERM, Ctrl-C or a failed start.
 
-Exit status: that of the signal, 1 when something cannot start, 2 when a setting is wrong. The reason
-is one sentence on stderr; stdout has the log, one JSON object a line.
+Exit status: that of the signal, 1 when something cannot start, 2 when a setting is wrong. The
+reason is one sentence on stderr; stdout has the log, one JSON object a line.
 """
 
 from __future__ import annotations

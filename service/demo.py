@@ -43,6 +43,7 @@ def main() -> int:
     if port := os.environ.get("PORT"):
         os.environ["UNMASK_PORT"] = port
     os.environ.setdefault("UNMASK_LOG_LEVEL", "warning")
+    os.environ.setdefault("UNMASK_REDIS_TIMEOUT_MS", "1000")  # this machine may be busy installing
     try:
         settings = load_settings()
         bundle = Bundle.load(resolve_bundle(settings))

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import chain
 from pathlib import Path
 from typing import IO
 
@@ -51,7 +52,7 @@ class EmbeddedValkey:
         """Start the server and wait until it answers. Raises EmbeddedStoreFailed."""
         binary = _binary()
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             lock = (self._folder / "lock").open("a+")
             log = (self._folder / "valkey.log").open("ab")
         except OSError as error:
@@ -106,22 +107,22 @@ class EmbeddedValkey:
             "save": "",
         }
         libc = ctypes.CDLL(None)  # loaded before the fork; the child only makes the call
+        service = os.getpid()
 
-        def die_with_parent() -> None:
+        def die_with_service() -> None:
             libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+            if os.getppid() != service:  # it died before the call
+                os._exit(1)
 
         return subprocess.Popen(
-            [
-                str(binary),
-                *(part for key, value in options.items() for part in (f"--{key}", value)),
-            ],
+            [str(binary), *chain.from_iterable((f"--{k}", v) for k, v in options.items())],
             cwd=self._folder,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             pass_fds=(lock.fileno(),),
             start_new_session=True,  # Ctrl-C is for the service, which ends the server last
-            preexec_fn=die_with_parent,
+            preexec_fn=die_with_service,
         )
 
     async def _answers(self) -> None:

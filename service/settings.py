@@ -31,7 +31,7 @@ def available_cpus(cgroup_root: Path = Path("/sys/fs/cgroup")) -> int:
     """
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
-        own = Path("/proc/self/cgroup").read_text().rpartition("0::/")[2].strip()
+        own = Path("/proc/self/cgroup").read_text().rpartition("0::/")[2].strip("/\n")
     except OSError:
         own = ""
     folder = cgroup_root / own
@@ -132,6 +132,7 @@ class Settings(BaseSettings):
     )
     log_salt: SecretStr = Field(
         default_factory=_random_salt,
+        max_length=64,
         description="Key of the user hash in the log; default: another one at every start.",
     )
 
@@ -144,7 +145,7 @@ def load_settings(arguments: Sequence[str] = ()) -> Settings:
     known = {PREFIX + name.upper() for name in Settings.model_fields} | NOT_OURS
     for variable in sorted(os.environ):
         if variable.upper().startswith(PREFIX) and variable.upper() not in known:
-            close = difflib.get_close_matches(variable.upper(), known, n=1)
+            close = difflib.get_close_matches(variable.upper(), known, n=1, cutoff=0.8)
             hint = f"; did you mean {close[0]}?" if close else " (see python -m service --help)."
             raise SettingsInvalid(f"{variable} is not a setting{hint}")
     try:

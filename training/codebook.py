@@ -171,7 +171,8 @@ def _rotation(vectors: NDArray[np.float32], config: CodebookConfig) -> NDArray[n
     opq = faiss.OPQMatrix(d, config.num_subspaces, padded)
     opq.niter = config.opq_iterations
     opq.pq = quantizer
-    opq.train(vectors)
+    # faiss corrupts its heap with fewer vectors than dimensions; repeats ask the same question.
+    opq.train(np.tile(vectors, (-(-padded // len(vectors)), 1)))
     learned = faiss.vector_to_array(opq.A).reshape(padded, d)
     return np.ascontiguousarray(learned.T)
 

@@ -301,9 +301,12 @@ def load_dataset(
         )
 
     log = _order_by_training_popularity(replace(log, item_ids=(*log.item_ids, *cold)))
+    split = leave_last_out(log)
+    if not len(split.test):
+        raise DataError(f"{interactions}: no user has three interactions, so none can be held out")
     file_rows = np.array([line_of.get(item_id, -1) for item_id in log.item_ids], dtype=np.int64)
     return Dataset(
-        split=leave_last_out(log),
+        split=split,
         items=tuple(
             listed[line] if line >= 0 else Item(item_id, "", ())
             for item_id, line in zip(log.item_ids, file_rows, strict=True)

@@ -86,7 +86,10 @@ def _session(
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    try:
+        session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its exceptions have no common base class of their own
+        raise ValueError(f"{name} is not a graph that ONNX Runtime loads: {error}") from error
     found = tuple(entry.name for entry in session.get_inputs())
     if set(found) != set(inputs):
         raise ValueError(f"{name} has inputs {found}, expected {inputs}")

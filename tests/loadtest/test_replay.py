@@ -16,7 +16,7 @@ from service.decoding import Job, Schedule, decode
 from service.lifecycle import resolve_bundle
 from service.settings import Settings
 
-USERS = 50
+USERS = 20
 K = 10
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
 
@@ -127,6 +127,7 @@ def test_what_is_no_codebook_is_refused(tmp_path: Path) -> None:
         Codebook.load(path)
 
 
+@settings(max_examples=50, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=12),
 )
@@ -149,3 +150,11 @@ def test_the_report_reads_as_a_sentence() -> None:
     assert str(CollisionReport.of(codes, num_codes=3)) == (
         "2 SIDs for 4 items; 3 items share theirs, at most 3 the same; 2 to 2 of 3 codes used"
     )
+
+
+def test_fewer_vectors_than_dimensions_still_give_a_rotation() -> None:
+    """faiss itself ends the process here (heap corruption in OPQ)."""
+    vectors = np.random.default_rng(0).standard_normal((20, 64)).astype(np.float32)
+    config = CodebookConfig(num_subspaces=4, num_codes=8, opq_iterations=3, kmeans_iterations=3)
+    rotation = Codebook.fit(vectors, config).rotation
+    assert np.allclose(rotation @ rotation.T, np.eye(64), atol=1e-5)

@@ -7,8 +7,9 @@ import types
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from logs import log_of
 
 from service.bundle import Item
 from training.config import EmbeddingsConfig
@@ -26,15 +27,6 @@ CONFIG = EmbeddingsConfig(content_dims=4, collaborative_dims=3)
 WORDS = ["red nail lacquer", "blue nail lacquer", "hair dryer", "ionic hair dryer", "sun cream"]
 
 
-def log_of(histories: list[list[int]], num_items: int) -> Interactions:
-    return Interactions(
-        user_ids=tuple(f"u{user}" for user in range(len(histories))),
-        item_ids=tuple(f"i{row}" for row in range(num_items)),
-        indptr=np.cumsum([0, *map(len, histories)]).astype(np.int64),
-        rows=np.array([row for history in histories for row in history], dtype=np.int32),
-    )
-
-
 def items_of(titles: list[str]) -> tuple[Item, ...]:
     return tuple(Item(f"i{row}", title, ()) for row, title in enumerate(titles))
 
@@ -46,6 +38,7 @@ def two_groups() -> Interactions:
     return log_of([list(rng.permutation(5) + 5 * (user % 2)) for user in range(40)], 11)
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.lists(st.lists(st.integers(0, 4), max_size=6), min_size=1, max_size=6), st.integers(1, 3))
 def test_affinities_against_plain_python(histories: list[list[int]], window: int) -> None:
     log, weight = log_of(histories, 6), 2.5

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from logs import log_of
 
 from service.bundle import Item
 from training.config import InteractionsConfig
@@ -25,15 +26,6 @@ from training.interactions import (
 )
 
 HISTORIES = st.lists(st.lists(st.integers(0, 6), max_size=8), min_size=1, max_size=8)
-
-
-def log_of(histories: list[list[int]], num_items: int = 7) -> Interactions:
-    return Interactions(
-        user_ids=tuple(f"u{user}" for user in range(len(histories))),
-        item_ids=tuple(f"i{row}" for row in range(num_items)),
-        indptr=np.cumsum([0, *map(len, histories)]).astype(np.int64),
-        rows=np.array([row for history in histories for row in history], dtype=np.int32),
-    )
 
 
 def named(log: Interactions) -> dict[str, list[str]]:
@@ -190,6 +182,7 @@ def test_arrays_that_do_not_fit_are_refused() -> None:
         Interactions(("u",), ("a",), indptr, rows)
 
 
+@settings(max_examples=50, deadline=None)
 @given(HISTORIES)
 def test_windows_are_all_prefixes(histories: list[list[int]]) -> None:
     windows = log_of(histories).windows()
@@ -231,6 +224,7 @@ def k_core_by_hand(histories: dict[str, list[str]], core: int) -> dict[str, list
         histories = kept
 
 
+@settings(max_examples=50, deadline=None)
 @given(HISTORIES, st.integers(1, 4))
 def test_k_core_against_plain_python(histories: list[list[int]], core: int) -> None:
     log = log_of(histories)
@@ -356,6 +350,12 @@ def test_data_that_is_not_there_is_named(folder: Path, tmp_path: Path) -> None:
     np.save(folder / "item_embeddings.other.npy", np.eye(6))
     with pytest.raises(DataError, match="more than one item_embeddings"):
         load_dataset(folder)
+
+
+def test_a_log_with_nobody_to_hold_out_is_refused(tmp_path: Path) -> None:
+    columns = {"user_id": ["u", "u", "v"], "item_id": ["a", "b", "a"], "position": [0, 1, 0]}
+    with pytest.raises(DataError, match="no user has three interactions"):
+        load_dataset(interactions=write(tmp_path / "log.csv", columns))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,133 @@
+"""`python -m service` as a real process on a real port, for the tests that speak HTTP to it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+READY_WITHIN_S = 60
+
+
+@dataclass
+class Service:
+    """A running process and a client to it; stdout and stderr go to files in `folder`."""
+
+    process: subprocess.Popen[bytes]
+    client: httpx.Client
+    folder: Path
+
+    @property
+    def stdout(self) -> str:
+        return (self.folder / "stdout").read_text()
+
+    @property
+    def stderr(self) -> str:
+        return (self.folder / "stderr").read_text()
+
+    def recommend(self, **body: Any) -> httpx.Response:
+        return self.client.post("/recommend", json=body)
+
+    def send(self, *item_ids: str, user_id: str) -> None:
+        """Append items to a history."""
+        events = [
+            {
+                "event_id": f"{user_id}-{item_id}",
+                "user_id": user_id,
+                "item_id": item_id,
+                "event_type": "click",
+            }
+            for item_id in item_ids
+        ]
+        answer = self.client.post("/events", json={"events": events})
+        assert answer.json()["accepted"] == len(item_ids), answer.text
+
+    def wait_until_ready(self) -> None:
+        def ready() -> bool:
+            assert self.process.poll() is None, self.stderr
+            with contextlib.suppress(httpx.TransportError):
+                return self.client.get("/health/ready").status_code == 200
+            return False
+
+        wait_until(ready, READY_WITHIN_S)
+
+    def wait(self) -> int:
+        return self.process.wait(timeout=30)
+
+    def valkey_pid(self) -> int:
+        """Process id of the embedded Valkey."""
+        listing = subprocess.run(
+            ["pgrep", "-P", str(self.process.pid), "-f", "valkey-server"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return int(listing.stdout)
+
+
+@contextlib.contextmanager
+def service_process(folder: Path, *, wait: bool = True, **settings: Any) -> Iterator[Service]:
+    """Start the service with UNMASK_ settings given in lower case; end it with SIGTERM."""
+    folder.mkdir(parents=True, exist_ok=True)
+    port = free_port()
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("UNMASK_")}
+    environment |= {f"UNMASK_{name.upper()}": str(value) for name, value in settings.items()}
+    environment |= {"UNMASK_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    with (
+        (folder / "stdout").open("wb") as stdout,
+        (folder / "stderr").open("wb") as stderr,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client,
+    ):
+        process = subprocess.Popen(
+            [sys.executable, "-W", "error", "-m", "service"],
+            env=environment,
+            stdout=stdout,
+            stderr=stderr,
+        )
+        service = Service(process, client, folder)
+        try:
+            if wait:
+                service.wait_until_ready()
+            yield service
+        finally:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+            try:
+                service.wait()
+            except subprocess.TimeoutExpired:
+                process.kill()
+                service.wait()
+                raise
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 10) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, f"not within {seconds} s"
+        time.sleep(0.02)
+
+
+def is_running(pid: int) -> bool:
+    """False for a zombie too: nobody may reap an orphan."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return False
+    return status.rpartition(")")[2].split()[0] != "Z"

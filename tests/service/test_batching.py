@@ -1,0 +1,281 @@
+"""The micro-batcher with real ONNX Runtime sessions: who is decoded with whom, and who is not."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Awaitable, Callable, Sequence
+
+import numpy as np
+import pytest
+from tiny_bundle import POISON
+
+from service.batching import Answer, MicroBatcher
+from service.bundle import Bundle
+from service.decoding import Decoded, Job, Schedule, Timings, decode
+from service.errors import DeadlineExceeded, DecodeFailed, NotReady, Overloaded
+from service.metrics import Metrics
+
+
+class Decoder:
+    """The real `decode`, which notes its batches and waits while `gate` is closed."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.bundle = bundle
+        self.gate = threading.Event()
+        self.entered = threading.Event()
+        self.batches: list[list[Job]] = []
+
+    def __call__(self, jobs: Sequence[Job]) -> tuple[list[Decoded], Timings]:
+        self.batches.append(list(jobs))
+        self.entered.set()
+        assert self.gate.wait(10)
+        return decode(jobs, self.bundle.trie, self.bundle.denoiser)
+
+    @property
+    def sizes(self) -> list[int]:
+        return [len(batch) for batch in self.batches]
+
+
+Story = Callable[[MicroBatcher, Decoder], Awaitable[None]]
+
+
+def tell(
+    bundle: Bundle,
+    story: Story,
+    *,
+    max_queue_rows: int = 1000,
+    max_batch_requests: int = 16,
+    max_batch_rows: int = 1024,
+) -> None:
+    """Run a story with a batcher whose decoder waits for its gate."""
+
+    async def run() -> None:
+        decoder = Decoder(bundle)
+        batcher = MicroBatcher(
+            decoder,
+            Metrics(),
+            max_queue_rows=max_queue_rows,
+            max_batch_requests=max_batch_requests,
+            max_batch_rows=max_batch_rows,
+        )
+        batcher.start()
+        try:
+            await story(batcher, decoder)
+        finally:
+            decoder.gate.set()
+            await batcher.stop()
+
+    asyncio.run(asyncio.wait_for(run(), 30))
+
+
+def job(bundle: Bundle, *item_ids: str, beam_width: int = 10) -> Job:
+    schedule = Schedule.from_params(num_subspaces=4, r_warm=2, m_par=2)
+    return Job(bundle.trie.catalogue.rows_of(item_ids), 5, schedule, beam_width)
+
+
+def soon() -> float:
+    return time.monotonic() + 20
+
+
+async def submitted(
+    batcher: MicroBatcher, jobs: Sequence[Job], deadline: float | None = None
+) -> list[asyncio.Task[Answer]]:
+    tasks = [asyncio.create_task(batcher.submit(job, deadline or soon())) for job in jobs]
+    await asyncio.sleep(0)  # each task runs up to its place in the queue
+    return tasks
+
+
+async def while_busy(batcher: MicroBatcher, decoder: Decoder) -> asyncio.Task[Answer]:
+    """Submit a job that occupies the decode thread until the gate opens."""
+    [first] = await submitted(batcher, [job(decoder.bundle, "item-0")])
+    await asyncio.to_thread(decoder.entered.wait, 10)
+    return first
+
+
+def test_jobs_that_arrive_while_a_batch_runs_are_the_next_batch(bundle: Bundle) -> None:
+    jobs = [job(bundle, f"item-{n}", f"item-{2 * n}") for n in range(5)]
+
+    async def story(batcher: MicroBatcher, decoder: Decoder) -> None:
+        first = await while_busy(batcher, decoder)
+        assert decoder.sizes == [1]  # a lone job starts at once
+        others = await submitted(batcher, jobs)
+        decoder.gate.set()
+        answers = await asyncio.gather(first, *others)
+        assert decoder.sizes == [1, 5]
+        for one, answer in zip(jobs, answers[1:], strict=True):
+            [alone], _ = decode([one], bundle.trie, bundle.denoiser)
+            assert answer.decoded.rows.tolist() == alone.rows.tolist()
+            np.testing.assert_allclose(answer.decoded.scores, alone.scores, atol=1e-5)
+            assert answer.queue_s > 0
+            assert answer.timings is answers[1].timings
+
+    tell(bundle, story)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "sizes"),
+    [({"max_batch_requests": 2}, [1, 2, 2, 1]), ({"max_batch_rows": 39}, [1, 3, 2])],
+)
+def test_a_batch_is_bounded_by_requests_and_by_rows(
+    bundle: Bundle, bounds: dict[str, int], sizes: list[int]
+) -> None:
+    async def story(batcher: MicroBatcher, decoder: Decoder) -> None:
+        first = await while_busy(batcher, decoder)
+        others = await submitted(batcher, [job(bundle, f"item-{n}") for n in range(5)])
+        decoder.gate.set()
+        await asyncio.gather(first, *others)
+        assert decoder.sizes == sizes
+
+    tell(bundle, story, **bounds)
+
+
+def test_a_job_wider_than_a_batch_is_decoded_alone(bundle: Bundle) -> None:
+    async def story(batcher: MicroBatcher, decoder: Decoder) -> None:
+        decoder.gate.set()
+        await batcher.submit(job(bundle, "item-1", beam_width=20), soon())
+
+    tell(bundle, story, max_batch_rows=10)
+
+
+def test_one_bad_job_does_not_fail_its_neighbours(bundle: Bundle) -> None:
+    jobs = [job(bundle, "item-1"), job(bundle, "item-2", POISON), job(bundle, "item-3")]
+
+    async def story(batcher: MicroBatcher, decoder: Decoder) -> None:
+        first = await while_busy(batcher, decoder)
+        others = await submitted(batcher, jobs)
+        decoder.gate.set()
+        results = await asyncio.gather(first, *others, return_exceptions=True)
+        assert [type(result) for result in results] == [Answer, Answer, DecodeFailed, Answer]
+        assert decoder.sizes == [1, 3, 1, 1, 1]  # together, then each once more
+        assert batcher.is_alive
+
+    tell(bundle, story)
+
+
+def test_a_cancelled_job_never_enters_a_batch(bundle: Bundle) -> None:
+    async def story(batcher: MicroBatcher, decoder: Decoder) -> None:
+        first = await while_busy(batcher, decoder)
+        gone, stays = await submitted(batcher, [job(bundle, "item-1"), job(bundle, "item-2")])
+        gone.cancel()
+        await asyncio.wait([gone])
+        decoder.gate.set()
+        await asyncio.gather(first, stays)
+        assert decoder.sizes == [1, 1]
+        assert decoder.batches[1][0].history.tolist() == [2]
+
+    tell(bundle, story)
+
+
+def test_cancelling_reaches_a_job_that_is_being_decoded(bundle: Bundle) -> None:
+    async def story(batcher: MicroBatcher, decoder: Decoder) -> None:
+        first = await while_busy(batcher, decoder)
+        running = decoder.batches[0][0]
+        assert not running.is_cancelled()
+        first.cancel()
+        await asyncio.wait([first])
+        assert running.is_cancelled()
+
+    tell(bundle, story)
+
+
+def test_a_job_whose_time_is_up_is_not_decoded(bundle: Bundle) -> None:
+    async def story(batcher: MicroBatcher, decoder: Decoder) -> None:
+        first = await while_busy(batcher, decoder)
+        late = await submitted(batcher, [job(bundle, "item-1")], time.monotonic())
+        decoder.gate.set()
+        with pytest.raises(DeadlineExceeded, match="queue"):
+            await late[0]
+        await first
+        assert decoder.sizes == [1]
+
+    tell(bundle, story)
+
+
+def test_a_deadline_reaches_between_the_steps_of_a_search(bundle: Bundle) -> None:
+    async def story(batcher: MicroBatcher, decoder: Decoder) -> None:
+        deadline = time.monotonic() + 0.05
+        [late] = await submitted(batcher, [job(bundle, "item-1")], deadline)
+        await asyncio.sleep(0.1)
+        decoder.gate.set()
+        with pytest.raises(DeadlineExceeded, match="decoding"):
+            await late
+
+    tell(bundle, story)
+
+
+def test_a_full_queue_turns_jobs_away_and_recovers(bundle: Bundle) -> None:
+    async def story(batcher: MicroBatcher, decoder: Decoder) -> None:
+        first = await while_busy(batcher, decoder)  # 10 rows run
+        [second] = await submitted(batcher, [job(bundle, "item-1")])  # 10 rows wait
+        with pytest.raises(Overloaded):
+            await batcher.submit(job(bundle, "item-2", beam_width=6), soon())
+        [third] = await submitted(batcher, [job(bundle, "item-2", beam_width=5)])
+        second.cancel()  # and the place of a job that goes away is free at once
+        await asyncio.wait([second])
+        [fourth] = await submitted(batcher, [job(bundle, "item-3")])
+        decoder.gate.set()
+        await asyncio.gather(first, third, fourth)
+        await batcher.submit(job(bundle, "item-2", beam_width=25), soon())
+
+    tell(bundle, story, max_queue_rows=25)
+
+
+def test_when_the_decode_thread_dies_nobody_waits(bundle: Bundle) -> None:
+    class Death(BaseException):
+        """Not an Exception: nothing in the thread catches it."""
+
+    def die(jobs: Sequence[Job]) -> tuple[list[Decoded], Timings]:
+        raise Death
+
+    async def run() -> None:
+        batcher = MicroBatcher(
+            die, Metrics(), max_queue_rows=100, max_batch_requests=1, max_batch_rows=100
+        )
+        assert not batcher.is_alive
+        batcher.start()
+        assert batcher.is_alive
+        tasks = await submitted(batcher, [job(bundle, "item-1"), job(bundle, "item-2")])
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [type(result) for result in results] == [NotReady, NotReady]
+        assert not batcher.is_alive
+        with pytest.raises(NotReady):
+            await batcher.submit(job(bundle, "item-1"), soon())
+        await batcher.stop()
+
+    asyncio.run(run())
+
+
+def test_a_batch_that_hangs_is_not_alive(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.batching.LONGEST_BATCH_S", 0.05)
+
+    async def story(batcher: MicroBatcher, decoder: Decoder) -> None:
+        first = await while_busy(batcher, decoder)
+        await asyncio.sleep(0.1)
+        assert not batcher.is_alive
+        decoder.gate.set()
+        await first
+        await asyncio.sleep(0.01)
+        assert batcher.is_alive
+
+    tell(bundle, story)
+
+
+def test_stopping_fails_the_jobs_that_wait(bundle: Bundle) -> None:
+    async def run() -> None:
+        decoder = Decoder(bundle)
+        batcher = MicroBatcher(
+            decoder, Metrics(), max_queue_rows=100, max_batch_requests=1, max_batch_rows=100
+        )
+        batcher.start()
+        first = await while_busy(batcher, decoder)
+        [waiting] = await submitted(batcher, [job(bundle, "item-1")])
+        stopping = asyncio.create_task(batcher.stop())
+        results = await asyncio.gather(first, waiting, return_exceptions=True)
+        assert [type(result) for result in results] == [NotReady, NotReady]
+        decoder.gate.set()
+        await stopping
+        assert decoder.sizes == [1]
+
+    asyncio.run(run())

@@ -1,0 +1,170 @@
+"""The bundle contract: what is written comes back, and everything damaged is refused clearly."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_bundle import write_tiny_bundle
+
+from service.bundle import FILES, Bundle, bundle_path, verify
+from service.errors import BundleInvalid
+
+
+@pytest.fixture
+def copy(bundles_dir: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(bundles_dir / "tiny" / "1", tmp_path / "copy"))
+
+
+def _edit_manifest(path: Path, edit: Callable[[dict[str, Any]], None]) -> None:
+    manifest = json.loads((path / "manifest.json").read_text())
+    edit(manifest)
+    (path / "manifest.json").write_text(json.dumps(manifest))
+
+
+def _replace(path: Path, name: str, data: bytes) -> None:
+    """Change a file and make the manifest agree, as an attacker or a wrong exporter would."""
+    (path / name).write_bytes(data)
+    entry = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    _edit_manifest(path, lambda manifest: manifest["files"].update({name: entry}))
+
+
+def test_a_bundle_comes_back_as_it_was_written(bundles_dir: Path) -> None:
+    bundle = Bundle.load(bundles_dir / "tiny" / "1")
+    manifest = verify(bundles_dir / "tiny" / "1")
+    assert bundle.manifest == manifest
+    assert manifest.ref == "tiny@1"
+    catalogue = bundle.trie.catalogue
+    assert len(bundle.items) == catalogue.num_items == manifest.num_items
+    assert tuple(item.item_id for item in bundle.items) == catalogue.item_ids
+    assert bundle.denoiser.num_codes == catalogue.num_codes == manifest.num_codes
+
+
+def test_a_bundle_is_never_overwritten_and_leaves_nothing_half_written(
+    bundles_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(FileExistsError, match="never overwritten"):
+        write_tiny_bundle(bundles_dir / "tiny" / "1")
+
+    def fail(*args: object, **kwargs: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Path, "write_text", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_tiny_bundle(tmp_path / "store" / "1")
+    assert list((tmp_path / "store").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_truncated_or_altered_file_is_refused(copy: Path, name: str) -> None:
+    data = (copy / name).read_bytes()
+    (copy / name).unlink()
+    with pytest.raises(BundleInvalid, match=f"{name} is missing"):
+        Bundle.load(copy)
+    if not data:
+        (copy / name).write_bytes(b"x")
+        with pytest.raises(BundleInvalid, match=f"{name} has 1 bytes"):
+            Bundle.load(copy)
+        return
+    (copy / name).write_bytes(data[:-1])
+    with pytest.raises(BundleInvalid, match=f"{name} has {len(data) - 1} bytes"):
+        Bundle.load(copy)
+    (copy / name).write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(BundleInvalid, match=f"{name} does not match its SHA-256"):
+        verify(copy)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda m: m.update(format_version=99), "has format version 99, this release reads 1"),
+        (lambda m: m.pop("format_version"), "manifest.json"),
+        (lambda m: m.update(surprise=1), "surprise"),
+        (lambda m: m["files"].pop("codes.npy"), "must list exactly"),
+        (
+            lambda m: m["files"].update({"../../etc/passwd": m["files"]["codes.npy"]}),
+            "must list exactly",
+        ),
+        (lambda m: m.update(num_items=m["num_items"] + 1), "codes.npy has shape"),
+        (lambda m: m.update(num_codes=m["num_codes"] + 1), r"decoder.onnx gives log_probs"),
+        (lambda m: m["decoding"].update(r_warm=99), "r_warm must be between 0 and"),
+        (lambda m: m["decoding"].update(m_par=0), "m_par must be between 1 and"),
+        (lambda m: m["decoding"].update(beam_width=0), "beam_width"),
+    ],
+)
+def test_a_manifest_that_does_not_fit_is_refused(
+    copy: Path, edit: Callable[[dict[str, Any]], None], message: str
+) -> None:
+    _edit_manifest(copy, edit)
+    with pytest.raises(BundleInvalid, match=message):
+        Bundle.load(copy)
+
+
+def test_a_manifest_that_is_not_json_or_absent_is_refused(copy: Path, tmp_path: Path) -> None:
+    (copy / "manifest.json").write_text("{")
+    with pytest.raises(BundleInvalid, match=r"manifest\.json"):
+        verify(copy)
+    with pytest.raises(BundleInvalid, match=r"no readable manifest\.json"):
+        verify(tmp_path / "nowhere")
+
+
+def test_codes_out_of_range_pickles_and_foreign_graphs_are_refused(copy: Path) -> None:
+    codes = np.load(copy / "codes.npy")
+    original = (copy / "codes.npy").read_bytes()
+    codes[0, 0] = 60_000
+    np.save(copy / "wrong.npy", codes)
+    _replace(copy, "codes.npy", (copy / "wrong.npy").read_bytes())
+    with pytest.raises(BundleInvalid, match="codes must be below num_codes"):
+        Bundle.load(copy)
+    np.save(copy / "pickled.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    _replace(copy, "codes.npy", (copy / "pickled.npy").read_bytes())
+    with pytest.raises(BundleInvalid, match="allow_pickle"):
+        Bundle.load(copy)
+    _replace(copy, "codes.npy", original)
+    _replace(copy, "encoder.onnx", b"not a graph")
+    with pytest.raises(BundleInvalid, match=r"encoder\.onnx is not a graph"):
+        Bundle.load(copy)
+    _replace(copy, "encoder.onnx", (copy / "decoder.onnx").read_bytes())
+    with pytest.raises(BundleInvalid, match=r"encoder\.onnx has inputs"):
+        Bundle.load(copy)
+
+
+def test_rows_must_be_ordered_by_popularity_and_ids_distinct(copy: Path) -> None:
+    popularity = np.load(copy / "popularity.npy")
+    np.save(copy / "rising.npy", np.arange(len(popularity)))
+    original = (copy / "popularity.npy").read_bytes()
+    _replace(copy, "popularity.npy", (copy / "rising.npy").read_bytes())
+    with pytest.raises(BundleInvalid, match="ordered by popularity"):
+        Bundle.load(copy)
+    _replace(copy, "popularity.npy", original)
+    lines = (copy / "items.jsonl").read_bytes().splitlines(keepends=True)
+    _replace(copy, "items.jsonl", b"".join([lines[1], *lines[1:]]))
+    with pytest.raises(BundleInvalid, match="distinct"):
+        Bundle.load(copy)
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [
+        "demo",
+        "demo@",
+        "@1",
+        "../demo@1",
+        "demo@../../etc",
+        "demo@1/2",
+        "a@b@c",
+        "..@1",
+        "demo@..",
+        "",
+    ],
+)
+def test_a_reference_cannot_leave_the_store(reference: str, tmp_path: Path) -> None:
+    with pytest.raises(BundleInvalid, match="name@version"):
+        bundle_path(tmp_path, reference)
+    assert bundle_path(tmp_path, "demo@1") == tmp_path / "demo" / "1"

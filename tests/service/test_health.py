@@ -1,0 +1,103 @@
+"""What /health says in states a running process is seldom seen in, asked without a socket."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+import pytest
+from tiny_bundle import write_tiny_bundle
+
+from service.app import create_app
+from service.bundle import Bundle
+from service.errors import BundleInvalid
+from service.lifecycle import Lifecycle, prime
+from service.metrics import Metrics
+from service.settings import Settings
+
+Story = Callable[[Lifecycle, httpx.AsyncClient], Awaitable[None]]
+
+
+def tell(story: Story, *, redis_url: str, bundle: Path) -> None:
+    """Run a story against a started service, inside this process."""
+
+    async def run() -> None:
+        settings = Settings(bundle=str(bundle), redis_url=redis_url)
+        lifecycle = Lifecycle(settings, Metrics())
+        transport = httpx.ASGITransport(create_app(lifecycle))
+        async with (
+            httpx.AsyncClient(transport=transport, base_url="http://unmask") as client,
+            lifecycle.running(),
+        ):
+            while lifecycle.not_ready:
+                assert lifecycle.failure is None
+                await asyncio.sleep(0.01)
+            await story(lifecycle, client)
+
+    asyncio.run(asyncio.wait_for(run(), 30))
+
+
+def test_a_draining_service_is_live_and_not_ready(redis_url: str, bundles_dir: Path) -> None:
+    async def story(lifecycle: Lifecycle, client: httpx.AsyncClient) -> None:
+        lifecycle.draining = True
+        ready = await client.get("/health/ready")
+        assert (ready.status_code, ready.json()["reasons"]) == (503, ["draining"])
+        assert (await client.get("/health/live")).status_code == 200
+        answer = await client.post("/recommend", json={"user_id": "x", "history": ["item-1"]})
+        assert answer.status_code == 200
+
+    tell(story, redis_url=redis_url, bundle=bundles_dir / "tiny" / "1")
+
+
+def test_without_a_decode_thread_it_is_neither(redis_url: str, bundles_dir: Path) -> None:
+    class Death(BaseException):
+        """Not an Exception: nothing in the thread catches it."""
+
+    async def story(
+        lifecycle: Lifecycle, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def die(*_: object) -> None:
+            raise Death
+
+        assert lifecycle.bundle is not None
+        monkeypatch.setattr(lifecycle.bundle.denoiser, "encode", die)
+        body = {"user_id": "x", "history": ["item-1"]}
+        for _ in range(2):
+            answer = await client.post("/recommend", json=body)
+            assert answer.status_code == 503
+            assert answer.json()["error"]["code"] == "not_ready"
+        ready = await client.get("/health/ready")
+        assert (ready.status_code, ready.json()["reasons"]) == (503, ["decode_thread_dead"])
+        assert (await client.get("/health/live")).status_code == 503
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        tell(
+            lambda lifecycle, client: story(lifecycle, client, monkeypatch),
+            redis_url=redis_url,
+            bundle=bundles_dir / "tiny" / "1",
+        )
+
+
+def test_a_bug_in_a_route_is_a_500_with_our_body(redis_url: str, bundles_dir: Path) -> None:
+    async def story(lifecycle: Lifecycle, client: httpx.AsyncClient) -> None:
+        lifecycle.settings = None  # type: ignore[assignment]
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            monkeypatch.delattr(Lifecycle, "not_ready")
+            broken = await client.get("/health/ready", headers={"X-Request-ID": "r1"})
+        assert broken.status_code == 500
+        assert broken.json()["error"]["code"] == "internal_error"
+        assert broken.json()["error"]["request_id"] == broken.headers["X-Request-ID"] == "r1"
+
+    tell(story, redis_url=redis_url, bundle=bundles_dir / "tiny" / "1")
+
+
+def test_a_bundle_that_cannot_decode_is_refused(tmp_path: Path) -> None:
+    bundle = Bundle.load(write_tiny_bundle(tmp_path / "bundle"))
+    prime(bundle)
+    poisoned = tuple(replace(user, history=("item-199",)) for user in bundle.held_out)
+    with pytest.raises(BundleInvalid, match="bundle tiny@1 cannot decode: .*out of data bounds"):
+        prime(replace(bundle, held_out=poisoned))
+    prime(replace(bundle, held_out=()))

@@ -1,0 +1,213 @@
+"""Start, trouble and end of a real process: what an operator and a load balancer see."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+from running_service import Service, is_running, service_process, wait_until
+from tiny_bundle import write_tiny_bundle
+
+from service.errors import BundleInvalid
+from service.lifecycle import resolve_bundle
+from service.settings import Settings
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("life")
+
+
+@pytest.fixture(scope="module")
+def embedded(folder: Path, bundles_dir: Path) -> Iterator[Service]:
+    """A service with its own Valkey and a slow decoder. Ended by the last test that uses it."""
+    with service_process(
+        folder / "first",
+        bundle=bundles_dir / "tiny" / "slow",  # a path
+        history_dir=folder / "history",
+        redis_timeout_ms=300,
+        default_timeout_ms=10_000,
+    ) as service:
+        yield service
+
+
+def send_surely(service: Service, *item_ids: str, user_id: str) -> None:
+    """On a busy machine a write may take longer than the timeout; repeating it is safe."""
+    for item_id in item_ids:
+        event = {
+            "event_id": item_id,
+            "user_id": user_id,
+            "item_id": item_id,
+            "event_type": "click",
+        }
+        wait_until(
+            lambda event=event: (
+                service.client.post("/events", json={"events": [event]}).status_code == 200
+            )
+        )
+
+
+def history_of(service: Service, user_id: str) -> list[str]:
+    """The same for reading."""
+    answers: list[httpx.Response] = []
+
+    def answered() -> bool:
+        answers.append(service.client.get(f"/users/{user_id}/history"))
+        return answers[-1].status_code == 200
+
+    wait_until(answered)
+    history: list[str] = answers[-1].json()["history"]
+    return history
+
+
+def test_a_stalled_store_degrades_answers_within_the_deadline(embedded: Service) -> None:
+    send_surely(embedded, "item-1", user_id="patient")
+    valkey = embedded.valkey_pid()
+    os.kill(valkey, signal.SIGSTOP)
+    try:
+        for _ in range(3):
+            started = time.monotonic()
+            answer = embedded.recommend(
+                user_id="patient", k=2, exclude_items=["item-0"], timeout_ms=5000
+            )
+            assert time.monotonic() - started < 5
+            assert answer.status_code == 200
+            body = answer.json()
+            assert body["served_by"] == "popular"
+            assert body["degraded_reasons"] == ["history_unavailable"]
+            assert answer.headers["X-Unmask-Degraded"] == "history_unavailable"
+            assert body["history"]["source"] == "unavailable"
+            assert [item["item_id"] for item in body["items"]] == ["item-1", "item-2"]
+
+        event = {"event_id": "1", "user_id": "x", "item_id": "item-1", "event_type": "click"}
+        refused = embedded.client.post("/events", json={"events": [event]})
+        assert refused.status_code == 503
+        assert refused.headers["Retry-After"] == "1"
+        error = refused.json()["error"]
+        assert (error["code"], error["retryable"]) == ("history_unavailable", True)
+        assert embedded.client.get("/users/x/history").status_code == 503
+        assert embedded.client.delete("/users/x/history").status_code == 503
+        assert embedded.recommend(user_id="x", history=["item-9"]).json()["degraded"] is False
+        assert embedded.client.get("/health/ready").status_code == 200
+    finally:
+        os.kill(valkey, signal.SIGCONT)
+    wait_until(lambda: embedded.recommend(user_id="patient").json()["served_by"] == "model")
+
+
+def test_a_second_service_on_the_same_folder_is_refused(
+    embedded: Service, folder: Path, bundles_dir: Path
+) -> None:
+    """While it waits for the folder, it is live and says why it is not ready."""
+    with service_process(
+        folder / "second",
+        wait=False,
+        bundle=bundles_dir / "tiny" / "1",
+        history_dir=folder / "history",
+    ) as second:
+        seen: list[httpx.Response] = []
+
+        def answers() -> bool:
+            try:
+                seen.append(second.client.get("/health/ready"))
+            except httpx.TransportError:
+                assert second.process.poll() is None, second.stderr
+                return False
+            return True
+
+        wait_until(answers, 60)
+        assert seen[0].status_code == 503
+        assert seen[0].json() == {"status": "not_ready", "reasons": ["starting_history_store"]}
+        assert second.client.get("/health/live").status_code == 200
+        early = second.recommend(user_id="x")
+        assert (early.status_code, early.json()["error"]["code"]) == (503, "not_ready")
+        assert early.headers["Retry-After"] == "1"
+        assert second.client.get("/users/x/history").status_code == 503
+        assert second.client.get("/info").json()["bundle"] is None
+        assert second.wait() == 1
+    assert second.stderr == (
+        f"unmask: process {embedded.process.pid} already keeps its histories in "
+        f"{folder / 'history'}; stop it, or set UNMASK_HISTORY_DIR or UNMASK_REDIS_URL\n"
+    )
+    assert history_of(embedded, "patient") == ["item-1"]
+
+
+def test_sigterm_loses_no_request_and_histories_survive(
+    embedded: Service, folder: Path, bundles_dir: Path
+) -> None:
+    send_surely(embedded, "item-1", "item-2", user_id="survivor")
+    valkey = embedded.valkey_pid()
+
+    def ask(_: int) -> int:
+        with httpx.Client(base_url=embedded.client.base_url, timeout=30) as client:
+            body = {"user_id": "survivor", "r_warm": 4, "history": ["item-5"]}
+            return client.post("/recommend", json=body).status_code
+
+    def inflight() -> bool:
+        text = embedded.client.get("/metrics").text
+        return "unmask_inflight_requests 5.0" in text  # four, and this question
+
+    with ThreadPoolExecutor(4) as pool:
+        answers = pool.map(ask, range(4))
+        wait_until(inflight)
+        embedded.process.send_signal(signal.SIGTERM)
+        assert list(answers) == [200] * 4
+    assert embedded.wait() == -signal.SIGTERM
+    assert not is_running(valkey)
+    assert embedded.stderr == ""
+
+    with service_process(
+        folder / "third", bundle=bundles_dir / "tiny" / "1", history_dir=folder / "history"
+    ) as third:
+        assert history_of(third, "survivor") == ["item-1", "item-2"]
+        assert third.client.get("/info").json()["history_store"] == "embedded"
+        valkey = third.valkey_pid()
+        third.process.kill()
+        third.wait()
+        wait_until(lambda: not is_running(valkey))
+
+
+def test_a_damaged_bundle_is_refused_with_a_sentence(
+    folder: Path, redis_url: str, tmp_path: Path
+) -> None:
+    bundle = write_tiny_bundle(tmp_path / "bundle")
+    codes = bytearray((bundle / "codes.npy").read_bytes())
+    codes[-1] ^= 1
+    (bundle / "codes.npy").write_bytes(codes)
+    with service_process(
+        folder / "damaged", wait=False, bundle=bundle, redis_url=redis_url
+    ) as service:
+        assert service.wait() == 1
+    assert service.stderr == (
+        f"unmask: bundle {bundle}: codes.npy does not match its SHA-256; copy it again\n"
+    )
+
+
+def test_a_wrong_setting_ends_the_process_with_2(folder: Path) -> None:
+    with service_process(folder / "wrong", wait=False, bundel="demo") as service:
+        assert service.wait() == 2
+    assert service.stderr == (
+        "unmask: UNMASK_BUNDEL is not a setting; did you mean UNMASK_BUNDLE?\n"
+    )
+
+
+def test_a_name_means_its_newest_version(tmp_path: Path) -> None:
+    def resolved(bundle: str) -> Path:
+        return resolve_bundle(Settings(bundles_dir=tmp_path, bundle=bundle))
+
+    for version, created_at in (("9", "2026-01-09"), ("10", "2026-01-10"), ("1", "2026-01-01")):
+        write_tiny_bundle(tmp_path / "a" / version, version=version, created_at=created_at)
+    (tmp_path / "a" / ".half-written").mkdir()
+    (tmp_path / "a" / ".half-written" / "manifest.json").write_text('{"created_at": "2027"}')
+    assert resolved("a") == tmp_path / "a" / "10"
+    assert resolved("a@9") == tmp_path / "a" / "9"
+    assert resolved("./runs/x") == Path("runs/x")
+    with pytest.raises(BundleInvalid, match="no bundle 'b' in"):
+        resolved("b")
+    with pytest.raises(BundleInvalid, match="name@version"):
+        resolved("..@..")

@@ -1,0 +1,90 @@
+"""Settings: flag beats variable beats default, and a typing error is never silently a default."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from service.errors import SettingsInvalid
+from service.settings import Settings, available_cpus, load_settings
+
+
+@pytest.fixture(autouse=True)
+def _no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in Settings.model_fields:
+        monkeypatch.delenv(f"UNMASK_{name.upper()}", raising=False)
+
+
+def test_flag_beats_variable_beats_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_settings().port == 8000
+    monkeypatch.setenv("UNMASK_PORT", "8001")
+    assert load_settings().port == 8001
+    assert load_settings(["--port", "8002"]).port == 8002
+
+
+def test_lists_have_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNMASK_HISTORY_EVENT_TYPES", "view, buy")
+    assert load_settings().history_event_types == ("view", "buy")
+    assert load_settings(["--history-event-types", "a,b"]).history_event_types == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "sentence"),
+    [
+        ("UNMASK_PROT", "1", "UNMASK_PROT is not a setting; did you mean UNMASK_PORT?"),
+        ("UNMASK_XYZZY", "1", "UNMASK_XYZZY is not a setting (see python -m service --help)."),
+        ("UNMASK_PORT", "many", "UNMASK_PORT (--port) is wrong: Input should be a valid integer"),
+        ("UNMASK_PORT", "0", "UNMASK_PORT (--port) is wrong: Input should be greater than"),
+        ("UNMASK_REDIS_URL", "http://x", "it must start with redis://"),
+        ("UNMASK_LOG_SALT", "x" * 65, "UNMASK_LOG_SALT (--log-salt) is wrong"),
+    ],
+)
+def test_a_wrong_setting_is_a_sentence(
+    variable: str, value: str, sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(SettingsInvalid) as caught:
+        load_settings()
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_variable_of_the_data_sets_is_tolerated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNMASK_DATA_DIR", "/somewhere")
+    load_settings()
+
+
+def test_help_names_every_setting_and_its_variable(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        load_settings(["--help"])
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    assert "Serve recommendations over HTTP" in shown
+    for name, field in Settings.model_fields.items():
+        assert f"--{name.replace('_', '-')}" in shown
+        assert f"UNMASK_{name.upper()}]" in shown
+        assert field.description
+        assert field.description.endswith(".")
+
+
+def test_an_unknown_flag_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        load_settings(["--prot", "1"])
+    assert ended.value.code == 2
+    assert "--prot" in capsys.readouterr().err
+
+
+def test_secrets_are_not_shown() -> None:
+    settings = load_settings(["--redis-url", "redis://:hunter2@h", "--log-salt", "pepper"])
+    assert "hunter2" not in repr(settings)
+    assert "pepper" not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    ("cpu_max", "cpus"), [("100000 100000", 1), ("50000 100000", 1), ("max 100000", None)]
+)
+def test_threads_follow_the_cgroup(tmp_path: Path, cpu_max: str, cpus: int | None) -> None:
+    unlimited = available_cpus(tmp_path)
+    (tmp_path / "cpu.max").write_text(cpu_max)
+    assert available_cpus(tmp_path) == (cpus or unlimited)

@@ -1,0 +1,93 @@
+"""Metrics by hand, and the rule that chooses the default schedule."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from service.decoding import Catalogue, Schedule, SidTrie
+from training.evaluation import (
+    NOT_FOUND,
+    Ranks,
+    best_schedule,
+    draw_windows,
+    metrics,
+    popularity_ranks,
+    ranks,
+)
+from training.interactions import Windows
+
+
+def test_recall_and_ndcg_by_hand() -> None:
+    found = metrics(np.array([1, 3, 10, 11, NOT_FOUND], np.int32))
+    assert found["recall@5"] == pytest.approx(0.4)
+    assert found["recall@10"] == pytest.approx(0.6)
+    assert found["recall@40"] == pytest.approx(0.8)
+    assert found["ndcg@5"] == pytest.approx((1 + 0.5) / 5, abs=1e-5)
+    assert found["ndcg@10"] == pytest.approx((1 + 0.5 + 1 / math.log2(11)) / 5, abs=1e-5)
+
+
+def test_popularity_ranks_are_rows_because_rows_are_ordered_by_popularity() -> None:
+    windows = _windows(targets=[0, 4, 12])
+    assert popularity_ranks(windows, k=10).tolist() == [1, 5, NOT_FOUND]
+
+
+def _windows(targets: list[int]) -> Windows:
+    """One user each with the history [row 1]."""
+    rows = np.array([row for target in targets for row in (1, target)], np.int32)
+    starts = np.arange(len(targets), dtype=np.int64) * 2
+    return Windows(rows, np.arange(len(targets), dtype=np.int32), starts, starts + 1)
+
+
+class _Favourites:
+    """Prefers low codes at every position, whatever the history: a denoiser with known ranks."""
+
+    num_subspaces, num_codes, history_length = 2, 3, 5
+
+    def encode(self, history_codes: np.ndarray, history_mask: np.ndarray) -> int:
+        return len(history_codes)
+
+    def select(self, memory: int, jobs: np.ndarray) -> int:
+        return len(jobs)
+
+    def denoise(self, memory: int, partial_sids: np.ndarray, difficulty: np.ndarray) -> np.ndarray:
+        logits = np.array([[2.0, 1.0, 0.0], [0.6, 0.3, 0.0]], np.float32)
+        log_probs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+        return np.broadcast_to(log_probs, (*partial_sids.shape, 3)).copy()
+
+
+def test_item_and_sid_ranks_differ_where_items_share_a_sid() -> None:
+    codes = np.array([[0, 0], [0, 0], [0, 1], [1, 0], [2, 2]], np.uint16)
+    trie = SidTrie(Catalogue(tuple("abcde"), codes, 3, np.zeros(5, np.int64)))
+    windows = _windows(targets=[0, 1, 2, 3, 4])
+    for schedule in (Schedule((2,)), Schedule((1, 1))):
+        found = ranks(windows, trie, _Favourites(), schedule, k=4, beam_width=5, batch=2, workers=2)
+        assert found.item.tolist() == [1, 2, 3, 4, NOT_FOUND]
+        assert found.sid.tolist() == [1, 1, 2, 3, 4]
+        assert found.nfe == len(schedule.steps)
+        assert found.invalid == 0
+    seen = ranks(windows, trie, _Favourites(), Schedule((2,)), k=4, beam_width=5, exclude_seen=True)
+    assert seen.item.tolist() == [1, NOT_FOUND, 2, 3, 4]
+
+
+def test_the_default_schedule_is_the_cheapest_within_one_standard_error() -> None:
+    def of(hits: int, nfe: float) -> Ranks:
+        item = np.where(np.arange(1000) < hits, 1, NOT_FOUND).astype(np.int32)
+        return Ranks(item, item, nfe, 0)
+
+    assert best_schedule([of(100, 1), of(100, 6)]) == 0
+    assert best_schedule([of(60, 1), of(100, 6)]) == 1
+    shifted = of(101, 6)
+    shifted.item[:] = np.roll(shifted.item, 50)  # one hit more, many users differ
+    assert best_schedule([of(100, 1), shifted]) == 0
+
+
+def test_a_draw_of_users_is_fixed_and_in_order() -> None:
+    windows = _windows(list(range(50)))
+    drawn = draw_windows(windows, 10, seed=3)
+    assert len(drawn) == 10
+    assert np.all(np.diff(drawn.users) > 0)
+    assert np.array_equal(drawn.users, draw_windows(windows, 10, seed=3).users)
+    assert draw_windows(windows, 0, seed=3) is windows

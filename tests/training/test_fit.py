@@ -1,0 +1,86 @@
+"""The training loop: a run cut off and continued ends bit for bit like an uninterrupted one."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from service.decoding import Catalogue, SidTrie
+from training.config import FitConfig, MaskingConfig, ModelConfig
+from training.fit import FitState, fit, learning_rate
+from training.interactions import Interactions, Split, leave_last_out
+from training.model import MaskedDiffusionModel
+
+NUM_ITEMS = 20
+MODEL = ModelConfig(width=16, num_heads=2, encoder_layers=1, decoder_layers=1, history_length=5)
+CONFIG = FitConfig(
+    epochs=4, minibatch=16, validate_every_epochs=1, validation_users=20, threads=1, bf16=False
+)
+
+
+def _split() -> Split:
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(3, 9, 30)
+    return leave_last_out(
+        Interactions(
+            tuple(map(str, range(30))),
+            tuple(map(str, range(NUM_ITEMS))),
+            np.concatenate(([0], np.cumsum(lengths))),
+            rng.integers(0, NUM_ITEMS, lengths.sum()).astype(np.int32),
+        )
+    )
+
+
+def _trie() -> SidTrie:
+    codes = np.random.default_rng(1).integers(0, 4, (NUM_ITEMS, 3)).astype(np.uint16)
+    item_ids = tuple(map(str, range(NUM_ITEMS)))
+    return SidTrie(Catalogue(item_ids, codes, 4, np.zeros(NUM_ITEMS, np.int64)))
+
+
+def _fit(folder: Path, stop: int | None = None) -> tuple[MaskedDiffusionModel, FitState]:
+    return fit(
+        _split(),
+        _trie(),
+        folder,
+        model_config=MODEL,
+        masking=MaskingConfig(),
+        config=CONFIG,
+        console=Console(quiet=True),
+        stop_after_epochs=stop,
+    )
+
+
+def test_a_resumed_run_ends_bit_for_bit_like_an_uninterrupted_one(tmp_path: Path) -> None:
+    whole, whole_state = _fit(tmp_path / "whole")
+    _, cut_state = _fit(tmp_path / "cut", stop=2)
+    assert cut_state.epoch == 2
+    torch.rand(7)  # whatever else the process drew in between
+    resumed, resumed_state = _fit(tmp_path / "cut")
+    assert resumed_state.epoch == whole_state.epoch == 4
+    assert resumed_state.validations == whole_state.validations
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, resumed.state_dict()[name]), name
+    assert (tmp_path / "cut" / "scalars.jsonl").read_text().count('"recall@10"') == 4
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
+    first, state = _fit(tmp_path)
+    again, same_state = _fit(tmp_path)
+    assert same_state.step == state.step
+    assert all(
+        torch.equal(tensor, again.state_dict()[name]) for name, tensor in first.state_dict().items()
+    )
+
+
+def test_the_learning_rate_ramps_up_then_decays() -> None:
+    config = FitConfig(learning_rate=1.0, ramp_share=0.1, final_learning_rate=0.05)
+    rates = [learning_rate(step / 100, config) for step in range(101)]
+    assert rates[0] < 0.01
+    assert max(rates) == rates[10] == pytest.approx(1.0)
+    assert all(early >= late for early, late in pairwise(rates[10:]))
+    assert rates[100] == pytest.approx(0.05)

@@ -1,0 +1,114 @@
+"""The stages: skipped when done, done again when their inputs change; and the command line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from service.bundle import Bundle, verify
+from training.__main__ import main
+from training.config import load_config
+from training.errors import ConfigError
+from training.pipeline import Sources, promote, run
+from training.synthetic import make_world, write_world
+
+QUICK = ["fit.epochs=1", "fit.validation_users=20", "evaluation.unconstrained_users=5"]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("world")
+    write_world(make_world(120, 60, 0.1, 7), folder)
+    return folder
+
+
+def test_stages_are_skipped_or_done_again_as_their_inputs_say(world: Path, tmp_path: Path) -> None:
+    out, console, sources = tmp_path / "run", Console(quiet=True), Sources(world)
+    overrides = [*QUICK, "codebook.num_codes=16"]
+    first = run(load_config("tiny", overrides), sources, out, console)
+    assert first["users"] == 120
+    assert first["invalid_sids"] == 0
+    stages = ("codebook", "fit", "export", "bundle", "evaluation")
+    written = {stage: (out / f"{stage}.json").stat().st_mtime_ns for stage in stages}
+
+    run(load_config("tiny", overrides), sources, out, console)
+    assert written == {stage: (out / f"{stage}.json").stat().st_mtime_ns for stage in stages}
+
+    other = load_config("tiny", [*overrides, 'bundle.name="other"'])
+    run(other, sources, out, console)
+    changed = {s for s in stages if (out / f"{s}.json").stat().st_mtime_ns != written[s]}
+    assert changed == {"bundle", "evaluation"}
+    assert Bundle.load(out / "bundle").manifest.name == "other"
+    lines = (out / "evaluation" / "ranks.jsonl").read_text().splitlines()
+    assert len(lines) == 120
+    assert set(json.loads(lines[0])) == {"user_id", "rank"}
+
+    manifest, target = promote(out / "bundle", tmp_path / "store")
+    assert target == tmp_path / "store" / "other" / manifest.version
+    assert verify(target) == manifest
+    with pytest.raises(FileExistsError, match="never overwritten"):
+        promote(out / "bundle", tmp_path / "store")
+
+
+def test_a_stage_that_was_cut_off_is_done_again(world: Path, tmp_path: Path) -> None:
+    config = load_config("tiny", [*QUICK, "codebook.num_codes=16"])
+    console, sources = Console(quiet=True), Sources(world)
+    run(config, sources, tmp_path, console, until="codebook")
+    record = tmp_path / "codebook.json"
+    codes = (tmp_path / "codebook" / "codes.npy").read_bytes()
+    record.unlink()
+    (tmp_path / "codebook" / "codes.npy").write_bytes(b"half")
+    run(config, sources, tmp_path, console, until="codebook")
+    assert (tmp_path / "codebook" / "codes.npy").read_bytes() == codes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "sentence"),
+    [
+        (["--preset", "nope"], 2, "no preset 'nope'; there are: beauty, default"),
+        (["--preset", "tiny", "--set", "fit.epoch=3"], 2, "fit.epoch: Extra inputs"),
+        (["--preset", "tiny", "--set", "epochs"], 2, "wants section.key=value"),
+        (["--preset", "tiny", "--until", "lunch"], 2, "--until wants one of codebook, fit"),
+        (["--epochs", "3"], 2, "No such option: --epochs"),
+        ([], 1, "no data given; name a data folder or an interactions file"),
+        (["--data", "/nonexistent"], 1, "/nonexistent"),
+    ],
+)
+def test_the_command_line_says_what_is_wrong_in_one_sentence(
+    arguments: list[str],
+    status: int,
+    sentence: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("sys.argv", ["training", "run", "--out", str(tmp_path / "x"), *arguments])
+    assert main() == status
+    printed = capsys.readouterr()
+    assert sentence in " ".join(printed.err.split())
+    assert printed.out == ""
+    assert not (tmp_path / "x").exists()
+
+
+def test_the_last_line_of_a_command_is_one_json_document(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "training", "synthesize", "--out", str(tmp_path)]
+    command += ["--users", "50", "--items", "60"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout.splitlines()[-1])["users"] == 50
+
+
+def test_overrides_are_typed_and_presets_are_files_too(tmp_path: Path) -> None:
+    preset = tmp_path / "mine.toml"
+    preset.write_text("[fit]\nepochs = 3\n")
+    config = load_config(str(preset), ["fit.learning_rate=0.5", "bundle.name=mine"])
+    assert (config.fit.epochs, config.fit.learning_rate) == (3, 0.5)
+    assert config.bundle.name == "mine"
+    with pytest.raises(ConfigError, match="no preset file"):
+        load_config(str(tmp_path / "absent.toml"))
+    with pytest.raises(ConfigError, match="num_codes"):
+        load_config(str(preset), ["codebook.num_codes=1"])
