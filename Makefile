@@ -14,11 +14,11 @@ TORCH_VERSION := 2.13.0
 TORCH_INDEX   := https://download.pytorch.org/whl/cpu
 
 BUNDLE ?= demo
-PRESET ?= beauty
+PRESET ?= default
 OUT    ?= runs/$(PRESET)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check lint types test train serve clean
+.PHONY: help demo check lint types test train serve docs clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' Makefile
@@ -27,7 +27,7 @@ demo: $(VENV)/.serving ## serve the demo bundle on 127.0.0.1:8000 (PORT=...), se
 	@$(BIN)/python -m service.demo
 
 serve: $(VENV)/.serving ## serve a bundle: make serve BUNDLE=runs/beauty/bundle
-	@UNMASK_BUNDLE=$(BUNDLE) $(BIN)/python -m service
+	@UNMASK_BUNDLE=$(BUNDLE) $(if $(PORT),UNMASK_PORT=$(PORT)) $(BIN)/python -m service
 
 train: $(VENV)/.everything ## train a bundle: make train DATA=folder PRESET=beauty OUT=runs/beauty
 	@test -n "$(DATA)" || { echo "Say where the data is: make train DATA=folder"; exit 2; }
@@ -44,6 +44,9 @@ types: $(VENV)/.everything ## mypy --strict
 
 test: $(VENV)/.everything ## pytest; tests on real data need UNMASK_DATA_DIR
 	$(BIN)/python -m pytest
+
+docs: $(VENV)/.everything ## rewrite the generated tables of docs/
+	UPDATE_DOCS=1 $(BIN)/python -m pytest tests/test_docs.py -k generated
 
 clean: ## remove the virtual environment
 	rm -rf $(VENV)

@@ -27,6 +27,7 @@ from loadtest.held_out import HeldOutUser, read_held_out
 
 PERCENTILES = (50, 95, 99)
 RETRY_LATER = {429, 503}
+ATTEMPTS = 3
 MAX_HISTORY = 500  # what POST /recommend takes; far more than any model looks at
 
 
@@ -112,14 +113,12 @@ async def _seed(client: httpx.AsyncClient, user: HeldOutUser) -> None:
 
 
 async def _send_patiently(client: httpx.AsyncClient, method: str, url: str, **body: Any) -> None:
-    """Send what is not measured: wait and try again, twice, when the service asks for it."""
-    for _ in range(2):
+    """Send what is not measured: wait and try again when the service asks for it."""
+    for attempt in range(1, ATTEMPTS + 1):
         response = await client.request(method, url, **body)
-        if response.status_code not in RETRY_LATER:
+        if response.status_code not in RETRY_LATER or attempt == ATTEMPTS:
             break
         await asyncio.sleep(float(response.headers.get("Retry-After", 1)))
-    else:
-        response = await client.request(method, url, **body)
     response.raise_for_status()
 
 

@@ -7,6 +7,7 @@ reason is one sentence on stderr; stdout has the log, one JSON object a line.
 from __future__ import annotations
 
 import logging
+import socket
 import sys
 from types import FrameType
 
@@ -14,7 +15,7 @@ import structlog
 import uvicorn
 
 from service.app import create_app
-from service.errors import SettingsInvalid
+from service.errors import PortUnavailable, SettingsInvalid, StartError
 from service.lifecycle import Lifecycle
 from service.metrics import Metrics
 from service.settings import load_settings
@@ -28,17 +29,14 @@ class Server(uvicorn.Server):
     """uvicorn, which tells the lifecycle when it is asked to stop."""
 
     def __init__(self, lifecycle: Lifecycle) -> None:
-        settings = lifecycle.settings
         config = uvicorn.Config(
             create_app(lifecycle),
-            host=settings.host,
-            port=settings.port,
             lifespan="on",
             access_log=False,
             log_level="warning",
             server_header=False,
             timeout_keep_alive=KEEP_ALIVE_S,
-            timeout_graceful_shutdown=settings.shutdown_timeout_s,
+            timeout_graceful_shutdown=lifecycle.settings.shutdown_timeout_s,
         )
         super().__init__(config)
         self._lifecycle = lifecycle
@@ -50,6 +48,21 @@ class Server(uvicorn.Server):
 
     def _stop(self) -> None:
         self.should_exit = True
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Open the port. Raises PortUnavailable."""
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen()
+    except OSError as error:
+        listener.close()
+        raise PortUnavailable(
+            f"cannot listen on {host}:{port} ({error.strerror}); set UNMASK_PORT or UNMASK_HOST"
+        ) from error
+    return listener
 
 
 def configure_log(level: str) -> None:
@@ -70,14 +83,15 @@ def main() -> int:
     """Serve; returns the exit status."""
     try:
         settings = load_settings(sys.argv[1:])
-    except SettingsInvalid as error:
+        listener = listen(settings.host, settings.port)
+    except StartError as error:
         print(f"unmask: {error}", file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, SettingsInvalid) else 1
     configure_log(settings.log_level)
     lifecycle = Lifecycle(settings, Metrics())
     log.info("starting", url=f"http://{settings.host}:{settings.port}", bundle=settings.bundle)
     try:
-        Server(lifecycle).run()
+        Server(lifecycle).run(sockets=[listener])
     except KeyboardInterrupt:  # Ctrl-C, passed on by uvicorn once everything has stopped
         return 130
     if lifecycle.failure is not None:

@@ -4,7 +4,8 @@ UnmaskError
 ├── StartError                the process ends: exit status 1 (2 for settings), sentence on stderr
 │   ├── SettingsInvalid       a flag or an UNMASK_ variable is wrong
 │   ├── BundleInvalid         the bundle is missing, damaged, or not readable by this release
-│   └── EmbeddedStoreFailed   the embedded Valkey cannot run in its folder
+│   ├── EmbeddedStoreFailed   the embedded Valkey cannot run in its folder
+│   └── PortUnavailable       another program listens there, or this one may not
 └── RequestError              one request gets no answer; app.py has the table of HTTP statuses
     ├── InvalidRequest        a value is out of bounds for the bundle that is served
     ├── NotReady              no bundle is loaded yet
@@ -34,6 +35,10 @@ class BundleInvalid(StartError):
 
 class EmbeddedStoreFailed(StartError):
     """The embedded Valkey cannot run in its folder."""
+
+
+class PortUnavailable(StartError):
+    """Another program listens on the port, or this one may not."""
 
 
 class RequestError(UnmaskError):

@@ -186,7 +186,9 @@ def resolve_bundle(settings: Settings) -> Path:
         if not path.parent.name.startswith(".")  # being written
     ]
     if not versions:
-        raise BundleInvalid(f"there is no bundle {reference!r} in {store}; set UNMASK_BUNDLE")
+        raise BundleInvalid(
+            f"there is no bundle {reference!r} in {store}; set UNMASK_BUNDLE or UNMASK_BUNDLES_DIR"
+        )
     return max(versions, key=lambda path: (_created_at(path), path.name))
 
 
@@ -216,4 +218,5 @@ def prime(bundle: Bundle) -> None:
             jobs = [Job(histories[i % len(histories)], width, schedule, width) for i in range(size)]
             decode(jobs, bundle.trie, bundle.denoiser)
     except Exception as error:
-        raise BundleInvalid(f"bundle {manifest.ref} cannot decode: {error}") from error
+        reason = " ".join(str(error).split())
+        raise BundleInvalid(f"bundle {manifest.ref} cannot decode: {reason}") from error

@@ -27,6 +27,7 @@ ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 SCOPE_KEY = "unmask"
 QUIET_ROUTES = {"/health/live", "/health/ready", "/livez", "/readyz", "/metrics"}
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}  # a client may invent one
 OUTCOMES = {429: "rejected", 503: "rejected", 504: "timeout", 499: "cancelled"}
 
 log = structlog.get_logger()
@@ -81,7 +82,7 @@ class Envelope:
     def _observe(self, scope: Scope, status: int, context: RequestContext) -> None:
         seconds = time.monotonic() - context.received
         route = getattr(scope.get("route"), "path", "other")  # the template, never the raw path
-        method = scope["method"] if route != "other" else "other"
+        method = scope["method"] if scope["method"] in METHODS else "other"
         self._metrics.http_requests.labels(route, method, str(status)).inc()
         self._metrics.http_request_duration.labels(route, method).observe(seconds)
         if route == "/recommend":

@@ -64,10 +64,7 @@ RedisUrl = Annotated[SecretStr, AfterValidator(_check_redis_url)]
 
 
 class Settings(BaseSettings):
-    """Serve recommendations over HTTP until SIGTERM or Ctrl-C.
-
-    The port opens at once; GET /health/ready answers 200 when the bundle is verified and primed.
-    """
+    """Serve recommendations over HTTP until SIGTERM or Ctrl-C; see GET /health/ready."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,

@@ -151,13 +151,15 @@ def test_a_command_that_does_not_exist_is_noticed() -> None:
     assert complaints("python -m loadtest.replay --hold-out x")
     assert complaints("python -m loadtest.rerun --users 3")
     assert complaints("UNMASK_BUNDEL=x make serve")
+    assert complaints("npm start")
     assert not complaints("UNMASK_BUNDLE=x python -m loadtest.replay --users 3")
 
 
 def commands_in(text: str) -> list[str]:
-    """Commands of a shell block, one each, continuation lines joined and comments dropped."""
+    """Commands of a shell block, one each: continued lines joined, `&&` split, comments dropped."""
     lines = text.replace("\\\n", " ").splitlines()
-    return [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    lines = [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    return [command for line in lines for command in line.split("&&")]
 
 
 def complaints(command: str) -> list[str]:
@@ -174,10 +176,14 @@ def complaints(command: str) -> list[str]:
             wrong += [f"no make target {t}" for t in targets if t not in make_targets()]
         case ["python" | ".venv/bin/python", "-m", module, *arguments]:
             verb = [a for a in arguments[:1] if not a.startswith("-")]
-            known = help_of(module, *verb)
+            known = re.findall(r"--[\w-]+", help_of(module, *verb))
             flags = [a.partition("=")[0] for a in arguments if a.startswith("--")]
             wrong += [f"{module} knows no {flag}" for flag in flags if flag not in known]
             wrong += [f"{module} has no help"] * (not known)
+        case [".", ".venv/bin/activate"]:
+            pass
+        case _:
+            wrong.append(f"cannot check {command!r}")
     return wrong
 
 

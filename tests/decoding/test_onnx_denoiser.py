@@ -1,4 +1,4 @@
-"""A small exported network through `decode`: ONNX Runtime finds what torch finds, batched or not."""
+"""A small exported network through `decode`: ONNX Runtime finds what torch finds."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_onnx_runtime_recommends_what_torch_recommends(
         assert len(ours.rows) == job.k
         assert ours.rows.tolist() == theirs.rows.tolist()
         assert np.allclose(ours.scores, theirs.scores, atol=1e-3)
-    assert len({tuple(answer.rows[:3]) for answer in exported}) == len(BATCH)
+    assert len({float(answer.scores[0]) for answer in exported}) == len(BATCH)
 
 
 def test_a_batch_equals_its_jobs_alone(denoisers: tuple[TorchDenoiser, OnnxDenoiser]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from structlog.testing import capture_logs
 from tiny_bundle import write_tiny_bundle
 
 from service.app import create_app
@@ -83,13 +84,15 @@ def test_without_a_decode_thread_it_is_neither(redis_url: str, bundles_dir: Path
 
 def test_a_bug_in_a_route_is_a_500_with_our_body(redis_url: str, bundles_dir: Path) -> None:
     async def story(lifecycle: Lifecycle, client: httpx.AsyncClient) -> None:
-        lifecycle.settings = None  # type: ignore[assignment]
-        with pytest.MonkeyPatch.context() as monkeypatch:
+        with pytest.MonkeyPatch.context() as monkeypatch, capture_logs() as logged:
             monkeypatch.delattr(Lifecycle, "not_ready")
             broken = await client.get("/health/ready", headers={"X-Request-ID": "r1"})
         assert broken.status_code == 500
         assert broken.json()["error"]["code"] == "internal_error"
         assert broken.json()["error"]["request_id"] == broken.headers["X-Request-ID"] == "r1"
+        assert [line["request_id"] for line in logged if line["event"] == "unexpected_error"] == [
+            "r1"
+        ]
 
     tell(story, redis_url=redis_url, bundle=bundles_dir / "tiny" / "1")
 
@@ -98,6 +101,6 @@ def test_a_bundle_that_cannot_decode_is_refused(tmp_path: Path) -> None:
     bundle = Bundle.load(write_tiny_bundle(tmp_path / "bundle"))
     prime(bundle)
     poisoned = tuple(replace(user, history=("item-199",)) for user in bundle.held_out)
-    with pytest.raises(BundleInvalid, match="bundle tiny@1 cannot decode: .*out of data bounds"):
+    with pytest.raises(BundleInvalid, match=r"bundle tiny@1 cannot decode: .*out of data bounds"):
         prime(replace(bundle, held_out=poisoned))
     prime(replace(bundle, held_out=()))

@@ -427,6 +427,7 @@ def test_metrics_count_and_stay_few(served: Service) -> None:
     before = samples(served)
     served.recommend(user_id="x", history=["item-1", "nonsense"], k=7)
     served.client.get("/no/such/route")
+    assert served.client.request("BREW", "/recommend").status_code == 405
     after = samples(served)
 
     def grown(name: str) -> float:
@@ -436,7 +437,7 @@ def test_metrics_count_and_stay_few(served: Service) -> None:
     assert grown(ok) == 1
     status = 'unmask_http_requests_total{method="POST",route="/recommend",status="200"}'
     assert grown(status) == 1
-    lost = 'unmask_http_requests_total{method="other",route="other",status="404"}'
+    lost = 'unmask_http_requests_total{method="GET",route="other",status="404"}'
     assert grown(lost) == 1
     assert grown('unmask_recommend_duration_seconds_count{served_by="model"}') == 1
     assert grown('unmask_stage_duration_seconds_count{stage="denoise"}') == 1
@@ -449,7 +450,7 @@ def test_metrics_count_and_stay_few(served: Service) -> None:
     assert after["unmask_queue_rows"] == 0
     assert after['unmask_bundle_info{name="tiny",version="1"}'] == 1
     assert len(after) < 1000
-    assert not [name for name in after if "nonsense" in name or "no/such" in name]
+    assert not [name for name in after if "nonsense" in name or "no/such" in name or "BREW" in name]
 
 
 def test_the_log_has_one_line_a_request_and_no_ids_in_clear(served: Service) -> None:

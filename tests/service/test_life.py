@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ import pytest
 from running_service import Service, is_running, service_process, wait_until
 from tiny_bundle import write_tiny_bundle
 
+from service.__main__ import main
 from service.errors import BundleInvalid
 from service.lifecycle import resolve_bundle
 from service.settings import Settings
@@ -188,11 +190,23 @@ def test_a_damaged_bundle_is_refused_with_a_sentence(
     )
 
 
-def test_a_wrong_setting_ends_the_process_with_2(folder: Path) -> None:
-    with service_process(folder / "wrong", wait=False, bundel="demo") as service:
-        assert service.wait() == 2
-    assert service.stderr == (
-        "unmask: UNMASK_BUNDEL is not a setting; did you mean UNMASK_BUNDLE?\n"
+def test_a_start_that_fails_early_is_a_sentence_and_a_status(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["service"])
+    monkeypatch.setenv("UNMASK_BUNDEL", "demo")
+    assert main() == 2
+    sentence = "unmask: UNMASK_BUNDEL is not a setting; did you mean UNMASK_BUNDLE?\n"
+    assert capsys.readouterr().err == sentence
+
+    monkeypatch.delenv("UNMASK_BUNDEL")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        monkeypatch.setenv("UNMASK_PORT", str(port))
+        assert main() == 1
+    assert capsys.readouterr().err == (
+        f"unmask: cannot listen on 127.0.0.1:{port} (Address already in use); "
+        "set UNMASK_PORT or UNMASK_HOST\n"
     )
 
 
