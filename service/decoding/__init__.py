@@ -14,7 +14,8 @@ step can leave the catalogue, so there is no invalid SID to repair, and striking
 start is all that exclusions need.
 
 The live service and offline evaluation call the same `decode`. The package imports numpy and
-onnxruntime only. Reading order: schedule, catalogue, trie, denoiser, job, beam, onnx_denoiser;
+onnxruntime only. Reading order: schedule, catalogue, trie, denoiser, job, live_beams, beam,
+onnx_denoiser;
 unconstrained is the papers' literal expansion, kept for comparison.
 """
 

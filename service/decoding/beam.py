@@ -4,15 +4,11 @@ Per step: one denoiser call for all live beams of all jobs; each beam picks its 
 positions; its surviving rows, grouped by their codes there, are its children; the best `beam_width`
 of a job stay. The last step scores every surviving row and returns the `k` best, ties by row. Pure:
 no logging, no metrics, no environment. Knows nothing of users, item ids or HTTP.
-
-Beams are flat arrays over all jobs, sorted by job, best first; each beam owns its rows (the row
-sets of a job's beams are disjoint, so two beams never become the same partial SID).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, Literal
 
@@ -21,33 +17,10 @@ from numpy.typing import NDArray
 
 from service.decoding.denoiser import Denoiser
 from service.decoding.job import Decoded, Floats, Job, Rows, Timings, history_arrays
+from service.decoding.live_beams import LiveBeams
 from service.decoding.trie import SidTrie
 
 Confidence = Literal["legal", "raw"]
-
-
-@dataclass(eq=False)
-class _Beams:
-    """Live beams of all active jobs (indices into the active jobs, not into the batch)."""
-
-    job: NDArray[np.intp]  # (beams,) ascending
-    partial_sids: NDArray[np.uint16]  # (beams, num_subspaces)
-    scores: Floats  # (beams,)
-    rows: Rows  # (survivors,) sorted by beam, then row
-    row_beam: NDArray[np.intp]  # (survivors,)
-
-    def of_jobs(self, kept: NDArray[np.intp]) -> _Beams:
-        """Only the beams of the jobs `kept` (ascending), renumbered."""
-        live = np.isin(self.job, kept)
-        beam = np.cumsum(live) - 1
-        rows_live = live[self.row_beam]
-        return _Beams(
-            np.searchsorted(kept, self.job[live]),
-            self.partial_sids[live],
-            self.scores[live],
-            self.rows[rows_live],
-            beam[self.row_beam[rows_live]],
-        )
 
 
 def decode(
@@ -89,7 +62,7 @@ class _Search:
         self.answers: list[Decoded | None] = [None] * len(jobs)
         self.encode_s = self.denoise_s = 0.0
         self.nfe = 0
-        self.beams: _Beams | None = None
+        self.beams: LiveBeams | None = None
         self.memory: Any = None
         self.excluded = [np.unique(job.excluded) for job in jobs]
         self.active: list[int] = []
@@ -161,13 +134,7 @@ class _Search:
             slot = np.arange(num_jobs)
             partial_sids = np.full((num_jobs, 1, num_subspaces), self.num_codes, np.uint16)
         else:
-            per_job = np.bincount(self.beams.job, minlength=num_jobs)
-            widest = int(per_job.max())
-            within = np.arange(len(self.beams.job)) - (np.cumsum(per_job) - per_job)[self.beams.job]
-            slot = self.beams.job * widest + within
-            padded = np.full((num_jobs * widest, num_subspaces), self.num_codes, np.uint16)
-            padded[slot] = self.beams.partial_sids
-            partial_sids = padded.reshape(num_jobs, widest, num_subspaces)
+            partial_sids, slot = self.beams.padded(num_jobs, self.num_codes)
         started = perf_counter()
         log_probs = self.denoiser.denoise(self.memory, partial_sids, difficulty)
         self.denoise_s += perf_counter() - started
@@ -177,7 +144,7 @@ class _Search:
         self, log_probs: Floats, widths: NDArray[np.int64], last: NDArray[np.bool_]
     ) -> None:
         """The first step. One beam per job; its rows are all allowed rows, read from postings."""
-        parts: list[_Beams] = []
+        parts: list[LiveBeams] = []
         masked = np.ones((1, self.codes.shape[1]), bool)
         for active, index in enumerate(self.active):
             excluded, here = self.excluded[index], log_probs[active]
@@ -194,14 +161,14 @@ class _Search:
             root = self._root(active)
             scores = self._row_scores(root, log_probs, np.array([active]), chosen)
             parts.append(self._expand(root, chosen, scores))
-        self.beams = _concatenate(parts) if parts else None
+        self.beams = LiveBeams.concatenate(parts) if parts else None
 
-    def _root(self, active: int) -> _Beams:
+    def _root(self, active: int) -> LiveBeams:
         rows = np.arange(len(self.codes), dtype=np.int32)
         rows = np.delete(rows, self.excluded[self.active[active]])
         mask = np.full((1, self.codes.shape[1]), self.num_codes, np.uint16)
         one = np.zeros(1, np.float32)
-        return _Beams(np.array([active]), mask, one, rows, np.zeros(len(rows), np.intp))
+        return LiveBeams(np.array([active]), mask, one, rows, np.zeros(len(rows), np.intp))
 
     def _score_all(self, log_probs: Floats, excluded: Rows) -> tuple[Rows, Floats]:
         scores = log_probs[0, self.codes[:, 0]]
@@ -215,7 +182,7 @@ class _Search:
 
     def _open_postings(
         self, active: int, log_probs: Floats, legal: NDArray[np.bool_], position: int
-    ) -> _Beams:
+    ) -> LiveBeams:
         """Children of a root that fills one position: the posting lists of its best legal codes."""
         job = self.jobs[self.active[active]]
         excluded = self.excluded[self.active[active]]
@@ -228,7 +195,7 @@ class _Search:
             rows, beam = rows[allowed], beam[allowed]
         partial_sids = np.full((len(codes), self.codes.shape[1]), self.num_codes, np.uint16)
         partial_sids[:, position] = codes
-        return _Beams(
+        return LiveBeams(
             np.full(len(codes), active),
             partial_sids,
             log_probs[position, codes],
@@ -238,7 +205,7 @@ class _Search:
 
     def _step(
         self,
-        beams: _Beams,
+        beams: LiveBeams,
         log_probs: Floats,
         slot: NDArray[np.intp],
         widths: NDArray[np.int64],
@@ -285,7 +252,7 @@ class _Search:
 
     def _row_scores(
         self,
-        beams: _Beams,
+        beams: LiveBeams,
         log_probs: Floats,
         slot: NDArray[np.intp],
         chosen: NDArray[np.bool_],
@@ -298,7 +265,7 @@ class _Search:
             gained += np.where(chosen[beams.row_beam, position], here, np.float32(0))
         return beams.scores[beams.row_beam] + gained
 
-    def _expand(self, beams: _Beams, chosen: NDArray[np.bool_], scores: Floats) -> _Beams:
+    def _expand(self, beams: LiveBeams, chosen: NDArray[np.bool_], scores: Floats) -> LiveBeams:
         """Group survivors by (beam, codes at its chosen positions); keep each job's best groups."""
         key = beams.row_beam.astype(np.int64)
         bound = len(beams.job)
@@ -328,7 +295,7 @@ class _Search:
             self.codes[beams.rows[first[kept]]],
             beams.partial_sids[parent[kept]],
         )
-        return _Beams(
+        return LiveBeams(
             job[kept], partial_sids, scores[first[kept]], beams.rows[survivors], child[survivors]
         )
 
@@ -341,14 +308,3 @@ def _best_rows(rows: Rows, scores: Floats, k: int) -> tuple[Rows, Floats]:
         rows, scores = rows[candidates], scores[candidates]
     order = np.lexsort((rows, -scores))[:k]
     return rows[order], scores[order]
-
-
-def _concatenate(parts: list[_Beams]) -> _Beams:
-    offsets = np.cumsum([0] + [len(part.job) for part in parts])
-    return _Beams(
-        np.concatenate([part.job for part in parts]),
-        np.concatenate([part.partial_sids for part in parts]),
-        np.concatenate([part.scores for part in parts]),
-        np.concatenate([part.rows for part in parts]),
-        np.concatenate([part.row_beam + at for part, at in zip(parts, offsets, strict=False)]),
-    )
