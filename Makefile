@@ -45,8 +45,8 @@ types: $(VENV)/.everything ## mypy --strict
 test: $(VENV)/.everything ## pytest; tests on real data need UNMASK_DATA_DIR
 	$(BIN)/python -m pytest
 
-docs: $(VENV)/.everything ## rewrite the generated tables of docs/
-	UPDATE_DOCS=1 $(BIN)/python -m pytest tests/test_docs.py -k generated
+docs: $(VENV)/.everything ## write the outputs in README.md and the tables of docs/ anew
+	UPDATE_DOCS=1 $(BIN)/python -m pytest -q tests/test_docs.py
 
 clean: ## remove the virtual environment
 	rm -rf $(VENV)
@@ -62,17 +62,17 @@ $(VENV)/.python:
 
 $(VENV)/.serving: $(VENV)/.python pyproject.toml
 	@echo "Installing what serving needs into $(VENV) (about a minute, once)"
-	@$(PIP) install --quiet --editable '.[cpu]'
+	@$(PIP) install -qq --editable '.[cpu]'
 	@touch $@
 
 $(VENV)/.everything: $(VENV)/.python pyproject.toml
 	@echo "Installing what training and testing need into $(VENV) (a few minutes, once)"
 ifeq ($(TORCH),)
-	@$(PIP) install --quiet --no-deps --no-index torch==$(TORCH_VERSION) 2>/dev/null \
-		|| $(PIP) install --quiet --no-deps --index-url $(TORCH_INDEX) torch==$(TORCH_VERSION) \
+	@$(PIP) install -qq --no-deps --no-index torch==$(TORCH_VERSION) 2>/dev/null \
+		|| $(PIP) install -qq --no-deps --index-url $(TORCH_INDEX) torch==$(TORCH_VERSION) \
 		|| echo "No CPU build of torch found; taking the package index's own."
 else
-	@$(PIP) install --quiet $(TORCH)
+	@$(PIP) install -qq $(TORCH)
 endif
-	@$(PIP) install --quiet --editable '.[cpu,train,loadtest,dev]'
+	@$(PIP) install -qq --editable '.[cpu,train,loadtest,dev]'
 	@touch $@ $(VENV)/.serving

@@ -1,9 +1,9 @@
 """`python -m service.demo`: the service at work, in one command.
 
 Starts `python -m service` as a child process, stores the histories of a few held-out users through
-POST /events, and shows one user's history, request and answer, and whether the item that really
-came next is in it. Then it serves until Ctrl-C; with ONCE=1 it ends. Only titles and held-out users
-come from the bundle, everything else over HTTP.
+POST /events, asks for items for each of them, counts how often the item that really came next is
+in the answer, and shows one of these users. Then it serves until Ctrl-C; with ONCE=1 it ends. Only
+titles and held-out users come from the bundle, everything else over HTTP.
 """
 
 from __future__ import annotations
@@ -69,25 +69,33 @@ def main() -> int:
 
 
 def show(client: httpx.Client, bundle: Bundle) -> dict[str, Any]:
-    """Store the users, print one of them with its answer; the same as a JSON document."""
+    """Store the users, ask for all, print one of those it worked for; returns that as JSON."""
     users = bundle.held_out[:NUM_USERS]
     if not users:
         raise DemoFailed(f"{bundle.manifest.ref} has no held-out users to show")
     for user in users:
         _store_history(client, user)
     answers = [_post(client, "/recommend", {"user_id": user.user_id, "k": K}) for user in users]
-    hits = sum(_rank(user, answer) is not None for user, answer in zip(users, answers, strict=True))
-    _print_one(client, bundle, users[0], answers[0])
-    print(f"\nThe item that came next is among the {K} for {hits} of {len(users)} users.")
+    ranks = [_rank(user, answer) for user, answer in zip(users, answers, strict=True)]
+    hits = [place for place, rank in enumerate(ranks) if rank is not None]
+    shown = hits[0] if hits else 0
+    manifest = bundle.manifest
+    print(
+        f"{manifest.ref}: {manifest.num_items:,} items, "
+        f"semantic IDs of {manifest.num_subspaces} codes out of {manifest.num_codes}\n"
+        f"Asked for {K} items for each of {len(users)} test users. "
+        f"The item that came next is among them for {len(hits)}."
+    )
+    _print_one(client, bundle, users[shown], answers[shown])
     return {
         "url": str(client.base_url),
-        "bundle": bundle.manifest.ref,
-        "request": {"user_id": users[0].user_id, "k": K},
-        "response": answers[0],
-        "came_next": users[0].target,
-        "rank": _rank(users[0], answers[0]),
+        "bundle": manifest.ref,
+        "request": {"user_id": users[shown].user_id, "k": K},
+        "response": answers[shown],
+        "came_next": users[shown].target,
+        "rank": ranks[shown],
         "users": len(users),
-        "hits": hits,
+        "hits": len(hits),
     }
 
 
@@ -107,12 +115,7 @@ def _print_one(
     client: httpx.Client, bundle: Bundle, user: HeldOutUser, answer: dict[str, Any]
 ) -> None:
     titles = {item.item_id: item.title for item in bundle.items}
-    manifest = bundle.manifest
-    print(
-        f"{manifest.ref}: {manifest.num_items:,} items, "
-        f"semantic IDs of {manifest.num_subspaces} codes out of {manifest.num_codes}\n\n"
-        f"User {user.user_id} has seen, oldest to newest:"
-    )
+    print(f"\nFor instance for {user.user_id}, who has seen, oldest to newest:")
     for item_id in _history(client, user.user_id):
         print(f"      {titles.get(item_id, item_id)}")
     body = json.dumps({"user_id": user.user_id, "k": K})
@@ -123,13 +126,11 @@ def _print_one(
     for item in answer["items"]:
         came_next = "   <- came next" if item["item_id"] == user.target else ""
         print(f"  {item['rank']:>2}  {item['title']}{came_next}")
-    if _rank(user, answer) is None:
-        print(f"\nWhat came next is not among them: {titles[user.target]}")
     decoding, timings = answer["decoding"], answer["timings_ms"]
     if decoding:
         print(
-            f"\nDecoded in {timings['total']:.0f} ms: positions filled per step "
-            f"{decoding['schedule']}, {decoding['nfe']} denoiser calls."
+            f"\nDecoded in {timings['total']:.0f} ms, denoiser calls: {decoding['nfe']} "
+            f"(positions filled by each: {', '.join(map(str, decoding['schedule']))})."
         )
 
 

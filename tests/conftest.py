@@ -64,9 +64,9 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
         assert process.stdout is not None
         lines: list[str] = []
         for line in process.stdout:
+            lines.append(line)
             if line.startswith("Serving on"):
                 break
-            lines.append(line)
         else:
             errors.seek(0)
             pytest.fail("the demo did not start: " + "".join(lines) + errors.read())

@@ -1,8 +1,8 @@
 """The catalogue: every item with its SID, as arrays indexed by row.
 
-Rows are ordered by popularity (training interactions, most first), then `item_id`. So "ties go to
-the lower row" is "ties go to the more popular item" everywhere, and the first rows are the popular
-items. Knows nothing of titles, users or networks.
+Rows are ordered by popularity (training interactions, most first), then `item_id`. So items of
+equal score come out more popular first when ties go to the lower row, and the first rows are the
+popular items. Knows nothing of titles, users or networks.
 """
 
 from __future__ import annotations

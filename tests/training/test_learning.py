@@ -13,14 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 from rich.console import Console
 
-from service.decoding import Catalogue, SidTrie
-from training.config import RunConfig, load_config
-from training.fit import FitState, fit
-from training.interactions import Dataset, load_dataset
+from training.config import load_config
 from training.pipeline import Sources, run
 from training.synthetic import World, make_world, write_world
 
@@ -85,49 +81,3 @@ def test_the_report_has_the_figures_of_the_users(structured: Learnt, random: Lea
         assert learnt.record["invalid_sids"] == 0
         assert learnt.record["default"]["recall@10"] == round(learnt.hits.mean(), 5)
         assert learnt.record["popularity"]["recall@10"] == round(learnt.popular_hits.mean(), 5)
-
-
-@pytest.fixture
-def short_fit(tmp_path: Path) -> tuple[Dataset, SidTrie, RunConfig]:
-    """Three short epochs over a small world with SIDs drawn at random."""
-    write_world(make_world(100, 80, 0.0, SEED), tmp_path / "world")
-    dataset = load_dataset(data_dir=tmp_path / "world")
-    config = load_config("tiny", ["fit.epochs=3", "fit.validate_every_epochs=1"])
-    train, shape = dataset.split.train, (80, config.codebook.num_subspaces)
-    codes = np.random.default_rng(SEED).integers(0, config.codebook.num_codes, shape)
-    catalogue = Catalogue(
-        train.item_ids, codes.astype(np.uint16), config.codebook.num_codes, train.popularity()
-    )
-    return dataset, SidTrie(catalogue), config
-
-
-def test_a_resumed_fit_ends_bit_for_bit_where_an_uninterrupted_one_does(
-    short_fit: tuple[Dataset, SidTrie, RunConfig], tmp_path: Path
-) -> None:
-    def weights_and_state(
-        folder: str, stop_after_epochs: int | None = None
-    ) -> tuple[dict[str, torch.Tensor], FitState]:
-        dataset, trie, config = short_fit
-        model, state = fit(
-            dataset.split,
-            trie,
-            tmp_path / folder,
-            model_config=config.model,
-            masking=config.masking,
-            config=config.fit,
-            console=Console(quiet=True),
-            stop_after_epochs=stop_after_epochs,
-        )
-        return model.state_dict(), state
-
-    straight, straight_state = weights_and_state("straight")
-    cut, cut_state = weights_and_state("resumed", stop_after_epochs=1)
-    resumed, resumed_state = weights_and_state("resumed")
-    assert cut_state.epoch == 1
-    assert resumed_state.epoch == straight_state.epoch == 3
-    assert resumed_state.validations == straight_state.validations
-    assert resumed_state.best_epoch == straight_state.best_epoch
-    for name, weights in straight.items():
-        assert torch.equal(weights, resumed[name]), name
-    if straight_state.best_epoch > 1:
-        assert any(not torch.equal(weights, cut[name]) for name, weights in straight.items())
