@@ -28,6 +28,7 @@ from loadtest.held_out import HeldOutUser, read_held_out
 PERCENTILES = (50, 95, 99)
 RETRY_LATER = {429, 503}
 ATTEMPTS = 3
+MAX_COMPLAINTS = 10
 MAX_HISTORY = 500  # what POST /recommend takes; far more than any model looks at
 
 
@@ -216,8 +217,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         figures["ranks_different"] = len(comparison.different)
         figures["ranks_unknown"] = len(comparison.unknown)
         passed = passed and comparison.all_identical
-        for user_id in (comparison.different + comparison.unknown)[:10]:
+        for user_id in comparison.different[:MAX_COMPLAINTS]:
             print(f"user {user_id}: the rank served is not the offline one", file=sys.stderr)
+        if comparison.unknown:
+            print(
+                f"{len(comparison.unknown)} users are not in {options.compare}; "
+                "evaluate all users (evaluation.users=0)",
+                file=sys.stderr,
+            )
     for name, value in figures.items():
         print(f"{name:<16} {value:.4f}" if isinstance(value, float) else f"{name:<16} {value}")
     print(json.dumps({"url": options.url, **parameters, **figures, "passed": passed}))

@@ -1,3 +1,5 @@
+"""What a catalogue refuses, and how item ids become rows."""
+
 from typing import Any
 
 import numpy as np

@@ -1,3 +1,5 @@
+"""Schedules against the NFE column of MDGR Table 3, and parameters that are refused."""
+
 import pytest
 
 from service.decoding.schedule import Schedule

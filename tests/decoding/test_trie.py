@@ -1,3 +1,5 @@
+"""The root of the any-order trie: codes left once rows are struck out, and postings."""
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
