@@ -1,7 +1,8 @@
 """Command line of the training package: `python -m training --help`.
 
 Progress and tables go to standard error; the last line on standard output is one JSON document.
-Exit status: 0 done, 1 failed (with a sentence), 2 wrong arguments.
+Exit status: 0 done, 1 failed (with a sentence), 2 wrong arguments. Stages are imported when a
+command needs them: torch alone takes seconds.
 """
 
 from __future__ import annotations
@@ -14,13 +15,10 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from service.bundle import Bundle
 from service.errors import BundleInvalid
-from training.config import load_config, preset_names
+from training.config import StageName, load_config, preset_names, validate_config
 from training.errors import ConfigError, TrainingError
 from training.fetch import DATASETS, fetch
-from training.pipeline import STAGES, Sources, promote, run
-from training.report import evaluate_bundle
 from training.synthetic import synthesize
 
 app = typer.Typer(
@@ -60,14 +58,15 @@ def run_command(
     embeddings: EmbeddingsOption = None,
     preset: PresetOption = "default",
     overrides: SetOption = None,
-    until: Annotated[str, typer.Option(help=f"last stage: {', '.join(STAGES)}")] = STAGES[-1],
+    until: Annotated[StageName, typer.Option(help="last stage")] = "evaluation",
 ) -> dict[str, Any]:
     """From interactions to an evaluated bundle in <out>/bundle. Finished stages are skipped."""
-    if until not in STAGES:
-        raise ConfigError(f"--until wants one of {', '.join(STAGES)}")
+    from training.interactions import load_dataset
+    from training.pipeline import run
+
     config = load_config(preset, overrides)
-    sources = Sources(data, interactions, items, embeddings)
-    return {"out": str(out), **run(config, sources, out, console, until=until)}  # type: ignore[arg-type]
+    dataset = load_dataset(data, interactions, items, embeddings, config.interactions)
+    return {"out": str(out), **run(config, dataset, out, console, until=until)}
 
 
 @app.command("evaluate")
@@ -78,13 +77,20 @@ def evaluate_command(
     interactions: InteractionsOption = None,
     items: ItemsOption = None,
     embeddings: EmbeddingsOption = None,
-    preset: PresetOption = "default",
     overrides: SetOption = None,
 ) -> dict[str, Any]:
-    """Evaluate a bundle on the test users of the data it was made from."""
-    config = load_config(preset, overrides)
-    dataset = Sources(data, interactions, items, embeddings).load(config)
-    return evaluate_bundle(Bundle.load(bundle), dataset, config.evaluation, out, console)
+    """Evaluate a bundle on the test users of its data, with the configuration it records."""
+    from service.bundle import Bundle
+    from training.interactions import load_dataset
+    from training.report import evaluate_bundle
+
+    loaded = Bundle.load(bundle)
+    recorded = loaded.manifest.facts.get("config")
+    config = validate_config(
+        recorded if isinstance(recorded, dict) else {}, overrides, source=f"bundle {bundle}"
+    )
+    dataset = load_dataset(data, interactions, items, embeddings, config.interactions)
+    return evaluate_bundle(loaded, dataset, config.evaluation, out, console)
 
 
 @app.command("promote")
@@ -93,13 +99,15 @@ def promote_command(
     store: Annotated[Path, typer.Option(help="store the service reads")] = Path("models_store"),
 ) -> dict[str, Any]:
     """Verify a bundle and copy it to <store>/<name>/<version>."""
+    from training.pipeline import promote
+
     manifest, target = promote(bundle, store)
     return {"bundle": manifest.ref, "path": str(target)}
 
 
 @app.command("fetch")
 def fetch_command(
-    name: Annotated[str, typer.Argument(help=", ".join(DATASETS))],
+    name: Annotated[str, typer.Argument(help=f"one of {', '.join(DATASETS)}")],
     out: Annotated[Path, typer.Option(help="folder to download and prepare")],
 ) -> dict[str, Any]:
     """Download a public data set, check it, and prepare a folder for --data."""

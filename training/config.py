@@ -9,11 +9,14 @@ from __future__ import annotations
 import tomllib
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from training.errors import ConfigError
+
+StageName = Literal["codebook", "fit", "export", "bundle", "evaluation"]
+STAGES: tuple[StageName, ...] = get_args(StageName)
 
 
 class Section(BaseModel):
@@ -173,6 +176,13 @@ def load_config(preset: str, overrides: list[str] | None = None) -> RunConfig:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"preset {preset} is not valid TOML: {error}") from error
+    return validate_config(values, overrides, source=f"preset {preset}")
+
+
+def validate_config(
+    values: dict[str, Any], overrides: list[str] | None = None, *, source: str
+) -> RunConfig:
+    """Apply overrides to nested values and validate. Raises ConfigError, which names the source."""
     for override in overrides or []:
         _apply(values, override)
     try:
@@ -182,7 +192,7 @@ def load_config(preset: str, overrides: list[str] | None = None) -> RunConfig:
             f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}"
             for item in error.errors()
         )
-        raise ConfigError(f"preset {preset}: {where}") from error
+        raise ConfigError(f"{source}: {where}") from error
 
 
 def preset_names() -> list[str]:

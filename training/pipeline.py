@@ -13,10 +13,10 @@ import json
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 from pydantic import BaseModel
@@ -34,43 +34,27 @@ from service.bundle import (
 from service.decoding import Catalogue, SidTrie
 from service.decoding.onnx_denoiser import OnnxDenoiser
 from training.codebook import Codebook, CollisionReport
-from training.config import RunConfig
+from training.config import STAGES, RunConfig, StageName
 from training.embeddings import embed
 from training.evaluation import best_schedule, draw_windows, evaluate_schedules
 from training.export import export_graphs
 from training.fit import fit
-from training.interactions import Dataset, load_dataset
+from training.interactions import Dataset
 from training.report import evaluate_bundle, processors, schedules_of
-
-StageName = Literal["codebook", "fit", "export", "bundle", "evaluation"]
-STAGES: tuple[StageName, ...] = get_args(StageName)
-
-
-@dataclass(frozen=True)
-class Sources:
-    """Where the data is: a folder, or single files, which win over the folder's."""
-
-    data_dir: Path | None = None
-    interactions: Path | None = None
-    items: Path | None = None
-    embeddings: Path | None = None
-
-    def load(self, config: RunConfig) -> Dataset:
-        return load_dataset(
-            self.data_dir, self.interactions, self.items, self.embeddings, config.interactions
-        )
 
 
 def run(
     config: RunConfig,
-    sources: Sources,
+    dataset: Dataset,
     out: Path,
     console: Console,
     *,
     until: StageName = "evaluation",
 ) -> dict[str, Any]:
-    """Run all stages up to and including `until`; returns the record of the last one."""
-    dataset = sources.load(config)
+    """Run all stages up to and including `until`; returns the record of the last one.
+
+    dataset: as loaded with `config.interactions`
+    """
     for warning in dataset.warnings:
         console.print(f"[yellow]{warning}")
     _describe(dataset, console)

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from training.config import load_config
-from training.pipeline import Sources, run
+from training.interactions import load_dataset
+from training.pipeline import run
 from training.synthetic import World, make_world, write_world
 
 K = 10
@@ -41,12 +42,12 @@ class Learnt:
 def _learn(noise: float, folder: Path) -> Learnt:
     world = make_world(NUM_USERS, NUM_ITEMS, noise, SEED)
     write_world(world, folder / "world")
-    sources = Sources(data_dir=folder / "world")
     config = load_config("tiny")
-    record = run(config, sources, folder / "run", Console(quiet=True))
+    dataset = load_dataset(folder / "world")
+    record = run(config, dataset, folder / "run", Console(quiet=True))
     lines = (folder / "run" / "evaluation" / "ranks.jsonl").read_text().splitlines()
     ranks = [json.loads(line)["rank"] for line in lines]
-    targets = sources.load(config).split.test.targets  # rows: the most popular item is row 0
+    targets = dataset.split.test.targets  # rows: the most popular item is row 0
     hits = np.array([rank is not None and rank <= K for rank in ranks])
     return Learnt(world, record, hits, targets < K)
 

@@ -14,7 +14,8 @@ from service.bundle import Bundle, verify
 from training.__main__ import main
 from training.config import load_config
 from training.errors import ConfigError
-from training.pipeline import Sources, promote, run
+from training.interactions import load_dataset
+from training.pipeline import promote, run
 from training.synthetic import make_world, write_world
 
 QUICK = ["fit.epochs=1", "fit.validation_users=20", "evaluation.unconstrained_users=5"]
@@ -28,19 +29,19 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_stages_are_skipped_or_done_again_as_their_inputs_say(world: Path, tmp_path: Path) -> None:
-    out, console, sources = tmp_path / "run", Console(quiet=True), Sources(world)
+    out, console, dataset = tmp_path / "run", Console(quiet=True), load_dataset(world)
     overrides = [*QUICK, "codebook.num_codes=16"]
-    first = run(load_config("tiny", overrides), sources, out, console)
+    first = run(load_config("tiny", overrides), dataset, out, console)
     assert first["users"] == 120
     assert first["invalid_sids"] == 0
     stages = ("codebook", "fit", "export", "bundle", "evaluation")
     written = {stage: (out / f"{stage}.json").stat().st_mtime_ns for stage in stages}
 
-    run(load_config("tiny", overrides), sources, out, console)
+    run(load_config("tiny", overrides), dataset, out, console)
     assert written == {stage: (out / f"{stage}.json").stat().st_mtime_ns for stage in stages}
 
     other = load_config("tiny", [*overrides, 'bundle.name="other"'])
-    run(other, sources, out, console)
+    run(other, dataset, out, console)
     changed = {s for s in stages if (out / f"{s}.json").stat().st_mtime_ns != written[s]}
     assert changed == {"bundle", "evaluation"}
     assert Bundle.load(out / "bundle").manifest.name == "other"
@@ -57,13 +58,13 @@ def test_stages_are_skipped_or_done_again_as_their_inputs_say(world: Path, tmp_p
 
 def test_a_stage_that_was_cut_off_is_done_again(world: Path, tmp_path: Path) -> None:
     config = load_config("tiny", [*QUICK, "codebook.num_codes=16"])
-    console, sources = Console(quiet=True), Sources(world)
-    run(config, sources, tmp_path, console, until="codebook")
+    console, dataset = Console(quiet=True), load_dataset(world)
+    run(config, dataset, tmp_path, console, until="codebook")
     record = tmp_path / "codebook.json"
     codes = (tmp_path / "codebook" / "codes.npy").read_bytes()
     record.unlink()
     (tmp_path / "codebook" / "codes.npy").write_bytes(b"half")
-    run(config, sources, tmp_path, console, until="codebook")
+    run(config, dataset, tmp_path, console, until="codebook")
     assert (tmp_path / "codebook" / "codes.npy").read_bytes() == codes
 
 
@@ -73,7 +74,7 @@ def test_a_stage_that_was_cut_off_is_done_again(world: Path, tmp_path: Path) -> 
         (["--preset", "nope"], 2, "no preset 'nope'; there are: beauty, default"),
         (["--preset", "tiny", "--set", "fit.epoch=3"], 2, "fit.epoch: Extra inputs"),
         (["--preset", "tiny", "--set", "epochs"], 2, "wants section.key=value"),
-        (["--preset", "tiny", "--until", "lunch"], 2, "--until wants one of codebook, fit"),
+        (["--preset", "tiny", "--until", "lunch"], 2, "Invalid value for '--until'"),
         (["--epochs", "3"], 2, "No such option: --epochs"),
         ([], 1, "no data given; name a data folder or an interactions file"),
         (["--data", "/nonexistent"], 1, "/nonexistent"),
