@@ -13,12 +13,11 @@ TORCH         ?=
 TORCH_VERSION := 2.13.0
 TORCH_INDEX   := https://download.pytorch.org/whl/cpu
 
-BUNDLE ?= demo
 PRESET ?= default
 OUT    ?= runs/$(PRESET)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check lint types test train serve docs clean
+.PHONY: help demo install check lint types test train serve docs clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' Makefile
@@ -27,11 +26,13 @@ demo: $(VENV)/.serving ## serve the demo bundle on 127.0.0.1:8000 (PORT=...), se
 	@$(BIN)/python -m service.demo
 
 serve: $(VENV)/.serving ## serve a bundle: make serve BUNDLE=runs/beauty/bundle
-	@UNMASK_BUNDLE=$(BUNDLE) $(if $(PORT),UNMASK_PORT=$(PORT)) $(BIN)/python -m service
+	@$(if $(BUNDLE),UNMASK_BUNDLE=$(BUNDLE)) $(if $(PORT),UNMASK_PORT=$(PORT)) $(BIN)/python -m service
 
 train: $(VENV)/.everything ## train a bundle: make train DATA=folder PRESET=beauty OUT=runs/beauty
 	@test -n "$(DATA)" || { echo "Say where the data is: make train DATA=folder"; exit 2; }
 	$(BIN)/python -m training run --preset $(PRESET) --data $(DATA) --out $(OUT)
+
+install: $(VENV)/.everything ## the environment with what training and the tests need
 
 check: lint types test ## everything CI checks: lint, types and tests
 

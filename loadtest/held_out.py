@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 MAX_EVENTS = 100  # what POST /events takes in one call
+MAX_HISTORY = 500  # what POST /recommend takes; far more than any model looks at
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,11 @@ class HeldOutUser:
     user_id: str
     history: tuple[str, ...]
     target: str
+
+    @property
+    def request_history(self) -> tuple[str, ...]:
+        """The newest part of the history, as long as POST /recommend takes."""
+        return self.history[-MAX_HISTORY:]
 
     def rank_in(self, item_ids: list[str]) -> int | None:
         """1-based rank of the target in an answer; None when it is not there."""

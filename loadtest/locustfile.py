@@ -49,7 +49,7 @@ class HeldOutTraffic(FastHttpUser):
         body = {
             "user_id": user.user_id,
             "k": self.recall.k,
-            "history": user.history,
+            "history": user.request_history,
             "exclude_seen": False,
         }
         with self.client.post("/recommend", json=body, catch_response=True) as response:

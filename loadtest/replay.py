@@ -29,7 +29,6 @@ PERCENTILES = (50, 95, 99)
 RETRY_LATER = {429, 503}
 ATTEMPTS = 3
 MAX_COMPLAINTS = 10
-MAX_HISTORY = 500  # what POST /recommend takes; far more than any model looks at
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ async def _replay_one(
         if seed_events:
             await _seed(client, user)
         else:
-            body["history"] = user.history[-MAX_HISTORY:]
+            body["history"] = user.request_history
         start = time.perf_counter()
         response = (await client.post("/recommend", json=body)).raise_for_status()
     except httpx.HTTPStatusError as error:

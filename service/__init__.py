@@ -7,5 +7,6 @@ Reading order:
 3. `history`, where users' items are kept, and `embedded_valkey`, a store of our own;
 4. `bundle`, the contract with training;
 5. `lifecycle`, the wiring, and `app`, `middleware`, `schemas`, the HTTP side;
-6. `settings`, `metrics`, `errors`: the lists; `__main__`: the process.
+6. `settings`, `metrics`, `errors`: the lists; `__main__`: the process;
+7. `demo`, which starts that process and talks to it as a client does.
 """

@@ -85,8 +85,7 @@ def main() -> int:
         settings = load_settings(sys.argv[1:])
         listener = listen(settings.host, settings.port)
     except StartError as error:
-        print(f"unmask: {error}", file=sys.stderr)
-        return 2 if isinstance(error, SettingsInvalid) else 1
+        return refuse(error)
     configure_log(settings.log_level)
     lifecycle = Lifecycle(settings, Metrics())
     log.info("starting", url=f"http://{settings.host}:{settings.port}", bundle=settings.bundle)
@@ -95,9 +94,14 @@ def main() -> int:
     except KeyboardInterrupt:  # Ctrl-C, passed on by uvicorn once everything has stopped
         return 130
     if lifecycle.failure is not None:
-        print(f"unmask: {lifecycle.failure}", file=sys.stderr)
-        return 1
+        return refuse(lifecycle.failure)
     return 0
+
+
+def refuse(error: StartError) -> int:
+    """Say why the service cannot start; returns the exit status."""
+    print(f"unmask: {error}", file=sys.stderr)
+    return 2 if isinstance(error, SettingsInvalid) else 1
 
 
 if __name__ == "__main__":

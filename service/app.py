@@ -46,6 +46,10 @@ ANSWERS: dict[type[errors.RequestError], tuple[int, str]] = {
     errors.NotReady: (503, "not_ready"),
     errors.DeadlineExceeded: (504, "deadline_exceeded"),
 }
+REJECTED: dict[type[errors.RequestError], str] = {
+    errors.Overloaded: "queue_full",
+    errors.NotReady: "not_ready",
+}
 HTTP_ERRORS: dict[int, tuple[str, str]] = {
     400: ("malformed_json", "the body is not valid JSON"),
     404: ("route_not_found", "there is no such route"),
@@ -69,7 +73,13 @@ def create_app(lifecycle: Lifecycle) -> ASGIApp:
         async with lifecycle.running():
             yield
 
-    app = FastAPI(title="Unmask", version=VERSION, lifespan=lifespan, redoc_url=None)
+    app = FastAPI(
+        title="Unmask",
+        version=VERSION,
+        lifespan=lifespan,
+        redoc_url=None,
+        redirect_slashes=False,  # a redirect would not have the error body
+    )
     routes = Routes(lifecycle)
 
     def route(method: str, path: str, handler: Callable[..., Any], *statuses: int) -> None:
@@ -94,7 +104,8 @@ def create_app(lifecycle: Lifecycle) -> ASGIApp:
     ):
         alias = path.replace("/health/", "/") + "z"
         app.add_api_route(path, health, responses={503: {"model": body}})
-        app.add_api_route(alias, health, include_in_schema=False)
+        app.add_api_route(path, health, methods=["HEAD"], include_in_schema=False)
+        app.add_api_route(alias, health, methods=["GET", "HEAD"], include_in_schema=False)
     app.add_api_route("/metrics", routes.metrics, include_in_schema=False)
 
     app.add_middleware(BodyLimit)
@@ -120,9 +131,14 @@ class Routes:
         """Recommend k items to a user, best first."""
         context = context_of(request)
         context.log.update(user_hash=self._hash(body.user_id), k=body.k)
-        recommender = self._lifecycle.recommender
-        context.bundle = recommender.bundle.manifest.ref
-        answer = await unless_disconnected(request, recommender.recommend(body, context.received))
+        try:
+            recommender = self._lifecycle.recommender
+            context.bundle = recommender.bundle.manifest.ref
+            work = recommender.recommend(body, context.received)
+            answer = await unless_disconnected(request, work)
+        except tuple(REJECTED) as error:
+            self._metrics.rejected.labels(REJECTED[type(error)]).inc()
+            raise
         report(answer, context)
         return answer
 
@@ -138,7 +154,9 @@ class Routes:
     async def history(
         self,
         user_id: UserIdPath,
-        limit: Annotated[int | None, Query(ge=1, description="Only the newest.")] = None,
+        limit: Annotated[
+            int | None, Query(ge=1, le=schemas.MAX_HISTORY_LIMIT, description="Only the newest.")
+        ] = None,
     ) -> schemas.HistoryResponse:
         """The stored items of a user, oldest to newest."""
         item_ids = await self._lifecycle.histories.read(user_id, limit)
@@ -271,7 +289,7 @@ async def on_validation_error(request: Request, error: Exception) -> Response:
         return error_answer(request, 400, *HTTP_ERRORS[400])
     details = [
         schemas.ErrorDetail(
-            param=".".join(str(part) for part in entry["loc"][1:]) or "body",
+            param=schemas.field_name(entry["loc"][1:]) or "body",
             message=entry["msg"],
             type=entry["type"],
         )

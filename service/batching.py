@@ -102,7 +102,6 @@ class MicroBatcher:
         if self._pump is None or self._pump.done():
             raise NotReady("nothing decodes in this process; ask another replica")
         if self._rows + job.beam_width > self._max_queue_rows:
-            self._metrics.rejected.labels("queue_full").inc()
             raise Overloaded("too many requests are waiting; try again in a second")
         ticket = _Ticket(job, deadline, asyncio.get_running_loop().create_future())
         ticket.job = replace(job, is_cancelled=ticket.is_over)

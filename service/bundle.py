@@ -41,7 +41,7 @@ FILES = (
     "items.jsonl",
     "held_out.jsonl",
 )
-REFERENCE = re.compile(r"(?!\.)[A-Za-z0-9._-]+@(?!\.)[A-Za-z0-9._-]+")
+REFERENCE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*@[A-Za-z0-9_-][A-Za-z0-9._-]*")
 
 
 class _Model(BaseModel):
@@ -223,8 +223,6 @@ def write_bundle(
         },
         facts=facts,
     )
-    if not REFERENCE.fullmatch(manifest.ref):
-        raise BundleInvalid(f"{manifest.ref!r} is not a valid name@version")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     try:
@@ -255,6 +253,8 @@ def _read(path: Path) -> tuple[Manifest, dict[str, bytes]]:
         manifest = Manifest.model_validate_json(text)
     except (ValidationError, ValueError, KeyError, TypeError) as error:
         raise BundleInvalid(f"bundle {path}: manifest.json: {_one_line(error)}") from error
+    if not REFERENCE.fullmatch(manifest.ref):
+        raise BundleInvalid(f"bundle {path}: manifest.json: {manifest.ref!r} is not a name@version")
     if set(manifest.files) != set(FILES):
         raise BundleInvalid(f"bundle {path}: manifest.json must list exactly {', '.join(FILES)}")
     files = {}

@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 
@@ -139,9 +140,8 @@ def _rank(user: HeldOutUser, answer: dict[str, Any]) -> int | None:
 
 
 def _history(client: httpx.Client, user_id: str) -> list[str]:
-    history: list[str] = (
-        client.get(f"/users/{user_id}/history").raise_for_status().json()["history"]
-    )
+    answer = client.get(f"/users/{quote(user_id, safe='')}/history").raise_for_status()
+    history: list[str] = answer.json()["history"]
     return history
 
 

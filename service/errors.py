@@ -8,12 +8,12 @@ UnmaskError
 │   └── PortUnavailable       another program listens there, or this one may not
 └── RequestError              one request gets no answer; app.py has the table of HTTP statuses
     ├── InvalidRequest        a value is out of bounds for the bundle that is served
-    ├── NotReady              no bundle is loaded yet
+    ├── NotReady              no bundle is loaded yet, or the decode thread is gone
     ├── Overloaded            the decode queue is full
     ├── DeadlineExceeded      the request's time is up
     ├── ClientDisconnected    nobody waits for the answer any more
     ├── HistoryUnavailable    the history store did not answer in time
-    └── DecodeFailed          decoding this job raised, or the decode thread is gone
+    └── DecodeFailed          decoding this job raised
 """
 
 
@@ -54,7 +54,7 @@ class InvalidRequest(RequestError):
 
 
 class NotReady(RequestError):
-    """No bundle is loaded yet."""
+    """No bundle is loaded yet, or the decode thread is gone."""
 
 
 class Overloaded(RequestError):
@@ -74,4 +74,4 @@ class HistoryUnavailable(RequestError):
 
 
 class DecodeFailed(RequestError):
-    """Decoding this job raised, or the decode thread is gone."""
+    """Decoding this job raised."""

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from service.history import HistoryStore
 from service.metrics import Metrics
-from service.schemas import Event, EventsResponse, RejectedEvent
+from service.schemas import Event, EventsResponse, RejectedEvent, field_name
 
 
 async def store_events(
@@ -55,4 +55,5 @@ async def store_events(
 def _first_message(error: ValidationError) -> str:
     """Where and what, of the first of the errors; never the value."""
     first = error.errors(include_input=False, include_url=False, include_context=False)[0]
-    return ": ".join([*(str(part) for part in first["loc"]), first["msg"]])
+    name = field_name(first["loc"])
+    return f"{name}: {first['msg']}" if name else first["msg"]

@@ -23,7 +23,7 @@ from service.batching import MicroBatcher
 from service.bundle import Bundle, bundle_path
 from service.decoding import Decoded, Job, Schedule, Timings, decode
 from service.embedded_valkey import EmbeddedValkey
-from service.errors import BundleInvalid, HistoryUnavailable, NotReady, UnmaskError
+from service.errors import BundleInvalid, HistoryUnavailable, NotReady, SettingsInvalid, StartError
 from service.history import HistoryStore, RedisHistoryStore
 from service.metrics import Metrics
 from service.recommender import Recommender
@@ -42,7 +42,7 @@ class Lifecycle:
         self.settings = settings
         self.metrics = metrics
         self.draining = False
-        self.failure: Exception | None = None
+        self.failure: StartError | None = None
         self.on_failure: Callable[[], None] = lambda: None
         self._starting: str | None = "starting"
         self._histories: RedisHistoryStore | None = None
@@ -50,7 +50,6 @@ class Lifecycle:
         self._recommender: Recommender | None = None
         metrics.build_info.labels(VERSION).set(1)
         metrics.ready.set_function(lambda: not self.not_ready)
-        metrics.draining.set_function(lambda: self.draining)
 
     @property
     def recommender(self) -> Recommender:
@@ -122,19 +121,23 @@ class Lifecycle:
                 bundle = await asyncio.to_thread(
                     Bundle.load, path, ort_threads=settings.ort_threads
                 )
+                check_queue_size(settings, bundle)
                 self._starting = "priming"
                 await asyncio.to_thread(prime, bundle)
+            self._recommender = self._serve(bundle, self.histories)
+            gc.collect()
+            gc.freeze()  # the catalogue stays as long as the process: no collection need look at it
+            self._starting = None
+            log.info("ready", bundle=bundle.manifest.ref)
+        except StartError as error:
+            self._fail(error)
         except Exception as error:
-            if not isinstance(error, UnmaskError):
-                log.exception("start_failed")
-            self.failure = error
-            self.on_failure()
-            return
-        self._recommender = self._serve(bundle, self.histories)
-        gc.collect()
-        gc.freeze()  # the catalogue stays as long as the process: no collection need look at it
-        self._starting = None
-        log.info("ready", bundle=bundle.manifest.ref)
+            log.exception("start_failed")
+            self._fail(StartError(f"the start failed with {type(error).__name__}; see the log"))
+
+    def _fail(self, error: StartError) -> None:
+        self.failure = error
+        self.on_failure()
 
     def _connect(self, url: str) -> RedisHistoryStore:
         settings = self.settings
@@ -180,29 +183,42 @@ def resolve_bundle(settings: Settings) -> Path:
         return Path(reference)
     if "@" in reference:
         return bundle_path(store, reference)
-    versions = [
-        path.parent
-        for path in (store / reference).glob("*/manifest.json")
-        if not path.parent.name.startswith(".")  # being written
-    ]
+    versions: list[tuple[str, str]] = []  # created_at, version
+    for manifest in (store / reference).glob("*/manifest.json"):
+        if manifest.parent.name.startswith("."):  # being written
+            continue
+        try:
+            created_at = str(json.loads(manifest.read_text())["created_at"])
+        except (OSError, ValueError, KeyError, TypeError):
+            log.warning("bundle_skipped", manifest=str(manifest), reason="not readable")
+            continue
+        versions.append((created_at, manifest.parent.name))
     if not versions:
         raise BundleInvalid(
-            f"there is no bundle {reference!r} in {store}; set UNMASK_BUNDLE or UNMASK_BUNDLES_DIR"
+            f"there is no bundle {reference!r} in {store} with a readable manifest.json; "
+            "set UNMASK_BUNDLE or UNMASK_BUNDLES_DIR"
         )
-    return max(versions, key=lambda path: (_created_at(path), path.name))
+    return store / reference / max(versions)[1]
 
 
-def _created_at(path: Path) -> str:
-    try:
-        return str(json.loads((path / "manifest.json").read_text())["created_at"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BundleInvalid(f"bundle {path}: no readable manifest.json") from error
+def check_queue_size(settings: Settings, bundle: Bundle) -> None:
+    """Raise SettingsInvalid when the queue is too small for a single request of the default width.
+
+    Every request would get 429.
+    """
+    width = bundle.manifest.decoding.beam_width
+    if settings.max_queue_rows < width:
+        raise SettingsInvalid(
+            f"UNMASK_MAX_QUEUE_ROWS={settings.max_queue_rows} is below {width}, the default "
+            f"beam_width of bundle {bundle.manifest.ref}; set it to {width} or more"
+        )
 
 
 def prime(bundle: Bundle) -> None:
-    """Decode held-out histories in batches of the usual sizes: no client meets a cold start.
+    """Decode held-out histories in batches of the usual sizes, and one of the full history_length.
 
-    Raises BundleInvalid when that fails.
+    No client meets a cold start, or a graph that takes shorter histories than the manifest says.
+    Raises BundleInvalid when decoding fails.
     """
     manifest = bundle.manifest
     schedule = Schedule.from_params(
@@ -213,9 +229,11 @@ def prime(bundle: Bundle) -> None:
     width = manifest.decoding.beam_width
     histories = [bundle.trie.catalogue.rows_of(user.history) for user in bundle.held_out[:16]]
     histories = [rows for rows in histories if len(rows)] or [np.zeros(1, np.int32)]
+    batches = [[histories[i % len(histories)] for i in range(size)] for size in PRIMING_SIZES]
+    batches.append([np.resize(histories[0], manifest.history_length)])  # repeats the rows
     try:
-        for size in PRIMING_SIZES:
-            jobs = [Job(histories[i % len(histories)], width, schedule, width) for i in range(size)]
+        for batch in batches:
+            jobs = [Job(rows, width, schedule, width) for rows in batch]
             decode(jobs, bundle.trie, bundle.denoiser)
     except Exception as error:
         reason = " ".join(str(error).split())

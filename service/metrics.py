@@ -1,6 +1,6 @@
 """Every metric: name, labels, buckets. Seconds; counters end in `_total`; no label from user input.
 
-One `Metrics` per process with a registry of its own, made in `create_app` and handed to whoever
+One `Metrics` per process with a registry of its own, made in `__main__` and handed to whoever
 observes. Knows nothing of HTTP, Redis or decoding.
 """
 
@@ -93,7 +93,9 @@ class Metrics:
             "batch_requests", "Requests decoded together.", BATCH_REQUESTS
         )
         self.batch_rows = histogram("batch_rows", "Beams decoded together.", ROWS)
-        self.rejected = counter("rejected_total", "Requests turned away: queue_full.", "reason")
+        self.rejected = counter(
+            "rejected_total", "POST /recommend turned away: queue_full, not_ready.", "reason"
+        )
 
         self.redis_operation_duration = histogram(
             "redis_operation_duration_seconds",
@@ -117,7 +119,6 @@ class Metrics:
         )
         self.build_info = gauge("build_info", "1 for the running version.", "version")
         self.ready = gauge("ready", "1 while GET /health/ready answers 200.")
-        self.draining = gauge("draining", "1 between SIGTERM and the end of the process.")
 
     def text(self) -> bytes:
         """All metrics in the Prometheus text format."""

@@ -7,6 +7,7 @@ the bundle (r_warm, m_par) are checked by the recommender. Knows nothing of HTTP
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -25,6 +26,9 @@ DegradedReason = Literal["history_unavailable", "history_unknown"]
 
 MAX_K = 100
 MAX_BEAM_WIDTH = 200
+MAX_HISTORY_LIMIT = 10_000
+MAX_TIMESTAMP_S = 10**11  # the year 5138; below today's milliseconds
+MAX_FIELD_CHARS = 100
 
 # User ids are path segments and Redis hash tags.
 USER_ID = re.compile(r"^[^/{}\x00-\x1f\x7f]+$")
@@ -43,6 +47,11 @@ UserId = Annotated[
     Field(json_schema_extra={"pattern": USER_ID.pattern}),
 ]
 ItemId = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+
+
+def field_name(loc: Iterable[str | int]) -> str:
+    """`history.1` for ("history", 1); cut, because a client may invent a name of any length."""
+    return ".".join(str(part) for part in loc)[:MAX_FIELD_CHARS]
 
 
 class _Request(BaseModel):
@@ -134,7 +143,11 @@ class RecommendResponse(_Answer):
 
 
 class Event(_Request):
-    """Something a user did with an item."""
+    """Something a user did with an item.
+
+    `timestamp`, `value` and `recommendation_id` are accepted and not used yet: a history is in the
+    order in which its events arrive.
+    """
 
     event_id: str = Field(
         min_length=1,
@@ -144,6 +157,21 @@ class Event(_Request):
     user_id: UserId
     item_id: ItemId
     event_type: str = Field(min_length=1, max_length=64, description="e.g. click, purchase")
+    timestamp: float | None = Field(
+        None,
+        ge=0,
+        lt=MAX_TIMESTAMP_S,
+        description="When it happened, in Unix seconds; not used, the order is that of arrival.",
+    )
+    value: float | None = Field(
+        None, allow_inf_nan=False, description="A rating or a price, say; not used yet."
+    )
+    recommendation_id: str | None = Field(
+        None,
+        min_length=1,
+        max_length=128,
+        description="The answer that showed the item; not used yet.",
+    )
 
 
 def _event_or_error(value: Any) -> Event | ValidationError:
@@ -154,7 +182,7 @@ def _event_or_error(value: Any) -> Event | ValidationError:
 
 
 class EventsRequest(_Request):
-    """Events in the order they happened. A wrong event does not stop the others."""
+    """Events, appended in the order given. A wrong event does not stop the others."""
 
     # Each entry is an Event, or the ValidationError that says why it is none.
     events: list[

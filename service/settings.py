@@ -20,7 +20,7 @@ from pydantic_settings import BaseSettings, CliApp, NoDecode, SettingsConfigDict
 from service.errors import SettingsInvalid
 
 PREFIX = "UNMASK_"
-NOT_OURS = {"UNMASK_DATA_DIR"}  # read by training and the tests
+NOT_OURS = {"UNMASK_DATA_DIR"}  # where the tests find the real data sets
 DAY_S = 24 * 60 * 60
 
 

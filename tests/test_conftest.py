@@ -1,4 +1,4 @@
-"""A skipped test fails the run under UNMASK_REQUIRE_ALL=1, and only then."""
+"""A skipped test fails the run under REQUIRE_ALL_TESTS=1, and only then."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ def run_pytest(folder: Path, test_file: str, *options: str, **env: str) -> tuple
     shutil.copy(Path(__file__).with_name("conftest.py"), folder)
     (folder / "pytest.ini").write_text("[pytest]\nmarkers = data: real data\n")
     (folder / "test_it.py").write_text(TEST_FILES[test_file])
-    clean = {key: value for key, value in os.environ.items() if not key.startswith("UNMASK_")}
+    ours = ("UNMASK_", "REQUIRE_ALL_TESTS")
+    clean = {key: value for key, value in os.environ.items() if not key.startswith(ours)}
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "--strict-markers", "-rs", *options],
         cwd=folder,
@@ -52,7 +53,7 @@ def run_pytest(folder: Path, test_file: str, *options: str, **env: str) -> tuple
 def test_a_skip_fails_the_run_only_when_all_are_required(
     tmp_path: Path, test_file: str, require_all: str, exit_code: int
 ) -> None:
-    code, output = run_pytest(tmp_path, test_file, UNMASK_REQUIRE_ALL=require_all)
+    code, output = run_pytest(tmp_path, test_file, REQUIRE_ALL_TESTS=require_all)
     assert code == exit_code, output
     assert ("allows no skipped test" in output) == (exit_code != 0 and test_file != "fails")
 

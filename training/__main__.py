@@ -109,14 +109,24 @@ def promote_command(
 def fetch_command(
     name: Annotated[str, typer.Argument(help=f"one of {', '.join(DATASETS)}")],
     out: Annotated[Path, typer.Option(help="folder to download and prepare")],
+    checksum: Annotated[
+        list[str] | None,
+        typer.Option(help="file=sha256:HEX or file=md5:HEX, wins over a published checksum"),
+    ] = None,
 ) -> dict[str, Any]:
     """Download a public data set, check it, and prepare a folder for --data."""
-    fetched = fetch(name, out, console=console)
+    checksums = {}
+    for given in checksum or []:
+        file, separator, digest = given.partition("=")
+        if not separator:
+            raise ConfigError(f"--checksum wants file=sha256:HEX, got {given!r}")
+        checksums[file] = digest
+    fetched = fetch(name, out, checksums=checksums, console=console)
     console.print(f"terms of use: {fetched.terms}")
     return {
         **vars(fetched.prepared),
         "sha256": fetched.sha256,
-        "without_published_checksum": list(fetched.unchecked),
+        "unchecked": list(fetched.unchecked),
     }
 
 

@@ -44,10 +44,6 @@ class Codebook:
     def num_subspaces(self) -> int:
         return int(self.centroids.shape[0])
 
-    @property
-    def num_codes(self) -> int:
-        return int(self.centroids.shape[1])
-
     @classmethod
     def fit(cls, vectors: NDArray[np.float32], config: CodebookConfig) -> Self:
         """Learn the codebook from vectors: (num_vectors, d) float32.
@@ -91,11 +87,6 @@ class Codebook:
             similarity = np.einsum("nsd,scd->nsc", rotated, self.centroids, optimize=True)
             codes[rows] = (similarity - half_norms).argmax(axis=2)
         return codes
-
-    def decode(self, codes: NDArray[np.uint16]) -> NDArray[np.float32]:
-        """Vectors that stand for codes: (n, num_subspaces) uint16 -> (n, d) float32."""
-        rotated = self.centroids[np.arange(self.num_subspaces), codes]
-        return rotated.reshape(len(codes), -1) @ self.rotation.T
 
     def save(self, path: Path) -> None:
         """Write an .npz file (no pickle)."""

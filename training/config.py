@@ -87,6 +87,19 @@ class MaskingConfig(Section):
     full_share: float = Field(0.5, ge=0, le=1, description="share of samples with all masked")
 
 
+class ScheduleConfig(Section):
+    """A decoding schedule (service.decoding.Schedule); for fewer subspaces both are cut off."""
+
+    r_warm: int = Field(ge=0)
+    m_par: int | None = Field(None, ge=1, description="absent = all positions that are left")
+
+    def params(self, num_subspaces: int) -> tuple[int, int]:
+        """(r_warm, m_par) for SIDs of this many positions."""
+        r_warm = min(self.r_warm, num_subspaces)
+        m_par = num_subspaces - r_warm if self.m_par is None else self.m_par
+        return r_warm, min(max(1, m_par), num_subspaces)
+
+
 class FitConfig(Section):
     """Optimisation."""
 
@@ -103,44 +116,47 @@ class FitConfig(Section):
     bf16: bool = Field(True, description="bf16 autocast where the CPU supports it")
     validate_every_epochs: int = Field(2, ge=1)
     validation_users: int = Field(2000, ge=1)
+    validation_schedule: ScheduleConfig = Field(
+        ScheduleConfig(r_warm=0), description="how checkpoints are compared"
+    )
+    validation_beam_width: int = Field(50, ge=10)
     patience: int = Field(4, ge=1, description="validations without a better recall before a stop")
     early_stop_from: float = Field(0.8, ge=0, le=1, description="progress before which none stops")
     threads: int = Field(0, ge=0, description="torch threads; 0 = the processors we may use")
     seed: int = 7
 
 
-class ScheduleConfig(Section):
-    r_warm: int = Field(ge=0)
-    m_par: int = Field(ge=1)
-
-
 class EvaluationConfig(Section):
     """Offline evaluation through the production decoder."""
 
     schedules: tuple[ScheduleConfig, ...] = (
-        ScheduleConfig(r_warm=0, m_par=8),
-        ScheduleConfig(r_warm=1, m_par=7),
+        ScheduleConfig(r_warm=0),
+        ScheduleConfig(r_warm=1),
         ScheduleConfig(r_warm=4, m_par=4),
         ScheduleConfig(r_warm=4, m_par=2),
         ScheduleConfig(r_warm=8, m_par=1),
     )
     beam_width: int = Field(50, ge=1)
-    users: int = Field(0, ge=0, description="test users, a fixed random draw; 0 = all")
+    users: int | None = Field(
+        None, ge=1, description="test users, a fixed random draw; absent = all"
+    )
     schedule_users: int = Field(
         2000, ge=1, description="validation users that choose the default schedule"
     )
-    unconstrained_users: int = Field(1000, ge=0, description="users for the invalid-SID rate")
+    invalid_sid_users: int = Field(1000, ge=1, description="test users for the invalid-SID rates")
     batch: int = Field(32, ge=1, description="users decoded together")
 
 
 class BundleConfig(Section):
     """What the bundle is called and carries."""
 
-    name: str = Field("unmask", pattern=r"^[A-Za-z0-9._-]+$")
+    name: str = Field("unmask", pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$")
     version: str = Field(
-        "", pattern=r"^[A-Za-z0-9._-]*$", description="empty = date and hash of the run"
+        "",
+        pattern=r"^([A-Za-z0-9_-][A-Za-z0-9._-]*)?$",
+        description="empty = date and hash of the run",
     )
-    held_out_users: int = Field(1000, ge=0, description="test users shipped for replay; 0 = none")
+    held_out_users: int = Field(1000, ge=0, description="test users shipped for replay and priming")
 
 
 class RunConfig(Section):
@@ -212,4 +228,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text
-    values.setdefault(parts[0], {})[parts[1]] = value
+    section = values.setdefault(parts[0], {})
+    if not isinstance(section, dict):
+        raise ConfigError(f"{parts[0]} must be a table of settings, not {section!r}")
+    section[parts[1]] = value

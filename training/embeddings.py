@@ -1,9 +1,8 @@
 """Item vectors: content of the items joined with collaborative factors of the interactions.
 
 Everything is fitted on items of training interactions, then applied to all items, so a new item
-gets its vector the same way as a cold one. The item affinities are a function of their own: they
-also serve as an item-item memory. `embed` runs on one thread, because the last bits of a sum depend
-on the number of threads: same input and seed, same output. Knows nothing of codes.
+gets its vector the same way as a cold one. `embed` runs on one thread, because the last bits of a
+sum depend on the number of threads: same input and seed, same output. Knows nothing of codes.
 """
 
 from __future__ import annotations
@@ -29,12 +28,21 @@ MAX_TERMS = 50_000
 
 
 def embed(dataset: Dataset, config: EmbeddingsConfig) -> tuple[NDArray[np.float32], str]:
-    """Vectors of all items, (num_items, d) float32, and a sentence that says what they hold."""
+    """Vectors of all items, (num_items, d) float32, and a sentence that says what they hold.
+
+    Without content they are the collaborative factors alone. Raises DataError when
+    `config.collaborative_dims` is 0 as well.
+    """
     seen = dataset.split.train.popularity() > 0
     said, content, factors = [], None, None
     with threadpool_limits(1):
         if config.content_dims:
             content, sentence = content_embeddings(dataset.items, dataset.embeddings, seen, config)
+            if content is None and not config.collaborative_dims:
+                raise DataError(
+                    f"there is {sentence}; give --items with titles, or --embeddings, or set "
+                    "embeddings.collaborative_dims above 0"
+                )
             said.append(sentence)
         if config.collaborative_dims:
             factors = collaborative_factors(dataset.split.train, config)
@@ -50,25 +58,27 @@ def content_embeddings(
     embeddings: NDArray[np.float32] | None,
     seen: NDArray[np.bool_],
     config: EmbeddingsConfig,
-) -> tuple[NDArray[np.float32], str]:
+) -> tuple[NDArray[np.float32] | None, str]:
     """What the items are about, (num_items, d) float32, and a sentence that says where it is from.
 
     The given embeddings (num_items, d); else sentence-transformers with `config.text_model` if it
     is installed and loads; else TF-IDF and a truncated SVD fitted on the items that `seen`
-    (num_items,) marks. An item without text gets zeros. Raises DataError if no item has text.
+    (num_items,) marks. An item without text gets zeros. None if no item that `seen` marks has text.
     """
     if embeddings is not None:
         return embeddings, f"content: the given embeddings, {embeddings.shape[1]} dimensions"
     texts = [". ".join(filter(None, (item.title, ", ".join(item.categories)))) for item in items]
     has_text = np.array([bool(text) for text in texts])
     if not (has_text & seen).any():
-        raise DataError(
-            "no item has a title or categories; give --items or --embeddings, "
-            "or set embeddings.content_dims=0"
+        return (
+            None,
+            "no content, because no item with training interactions has a title or categories",
         )
     found, reason = _encode_texts(texts, config.text_model)
     if found is None:
         found = _tfidf_svd(texts, has_text & seen, config)
+        if found is None:
+            return None, "no content, because titles and categories hold no words"
         return found, f"content: TF-IDF and SVD, {found.shape[1]} dimensions, because {reason}"
     found[~has_text] = 0
     return found, f"content: {config.text_model}, {found.shape[1]} dimensions"
@@ -172,12 +182,13 @@ def _encode_texts(texts: list[str], model: str) -> tuple[NDArray[np.float32] | N
 
 def _tfidf_svd(
     texts: list[str], fitted: NDArray[np.bool_], config: EmbeddingsConfig
-) -> NDArray[np.float32]:
+) -> NDArray[np.float32] | None:
+    """Vectors of all texts; None when those to fit on hold no words."""
     vectorizer = TfidfVectorizer(sublinear_tf=True, max_features=MAX_TERMS)
     try:
         vectorizer.fit([text for text, fit in zip(texts, fitted, strict=True) if fit])
-    except ValueError as error:  # only stop words or punctuation
-        raise DataError(f"titles and categories hold no words ({error})") from error
+    except ValueError:  # only single letters or punctuation
+        return None
     terms = vectorizer.transform(texts)
     _, _, axes = randomized_svd(
         terms[fitted],

@@ -2,7 +2,8 @@
 
 Protocol (leave-last-out, one target a user, whole catalogue, nothing excluded): the item-level rank
 of a target is its place in the list the service would return; the SID-level rank, shown beside it,
-its SID's place among the distinct SIDs of that list. Knows denoisers and windows, not files.
+its SID's place among the distinct SIDs of that list, continued to twice its length. Knows
+denoisers and windows, not files.
 """
 
 from __future__ import annotations
@@ -27,20 +28,20 @@ NOT_FOUND = np.iinfo(np.int32).max
 class Ranks:
     """1-based ranks of the targets of n windows, NOT_FOUND where a target is not in the list.
 
-    item, sid: (n,) int32. nfe: denoiser calls a user. invalid: SIDs returned that no item has, or
-    items returned twice (must be 0). milliseconds: encode, denoise and search, per user.
+    item, sid: (n,) int32. nfe: denoiser calls a user. repeated: items that came twice in one list
+    (must be 0). milliseconds: encode, denoise and search, per user.
     """
 
     item: NDArray[np.int32]
     sid: NDArray[np.int32]
     nfe: float
-    invalid: int
+    repeated: int
     milliseconds: dict[str, float] = field(default_factory=dict)
 
 
-def draw_windows(windows: Windows, num_users: int, seed: int) -> Windows:
-    """A fixed random draw of windows, in their order; all of them when num_users is 0 or more."""
-    if num_users == 0 or num_users >= len(windows):
+def draw_windows(windows: Windows, num_users: int | None, seed: int) -> Windows:
+    """A fixed random draw of windows, in their order; all of them for None or when fewer are."""
+    if num_users is None or num_users >= len(windows):
         return windows
     drawn = np.random.default_rng(seed).choice(len(windows), num_users, replace=False)
     drawn.sort()
@@ -69,7 +70,7 @@ def ranks(
         np.full(len(windows), NOT_FOUND, np.int32), np.full(len(windows), NOT_FOUND, np.int32), 0, 0
     )
     targets = windows.targets
-    nfe = invalid = 0
+    nfe = repeated = 0
     seconds = np.zeros(3)
 
     def decode_batch(start: int) -> tuple[range, list[Decoded], Timings]:
@@ -82,7 +83,7 @@ def ranks(
             seconds += (timings.encode_s, timings.denoise_s, timings.search_s)
             for index, answer in zip(indices, answers, strict=True):
                 nfe += answer.nfe
-                invalid += _invalid(answer, trie)
+                repeated += len(answer.rows) - len(np.unique(answer.rows))
                 found.item[index] = _rank(answer.rows[:k], targets[index])
                 _, first = np.unique(sid_of[answer.rows], return_index=True)
                 distinct = sid_of[answer.rows][np.sort(first)][:k]
@@ -90,7 +91,7 @@ def ranks(
             advance(len(answers))
     users = max(1, len(windows))
     milliseconds = dict(zip(("encode", "denoise", "search"), 1000 * seconds / users, strict=True))
-    return Ranks(found.item, found.sid, nfe / users, invalid, milliseconds)
+    return Ranks(found.item, found.sid, nfe / users, repeated, milliseconds)
 
 
 def popularity_ranks(windows: Windows, *, k: int) -> NDArray[np.int32]:
@@ -127,7 +128,7 @@ class ScheduleResult:
     nfe: float
     item: dict[str, float]
     sid: dict[str, float]
-    invalid_sids: int
+    repeated_items: int
     milliseconds: dict[str, float]
 
     def as_json(self) -> dict[str, Any]:
@@ -170,7 +171,7 @@ def evaluate_schedules(
                 found.nfe,
                 metrics(found.item),
                 metrics(found.sid),
-                found.invalid,
+                found.repeated,
                 {stage: round(value, 3) for stage, value in found.milliseconds.items()},
             )
         )
@@ -191,7 +192,30 @@ def best_schedule(found: Sequence[Ranks]) -> int:
     return int(min(within, key=lambda index: (found[index].nfe, -hits[index].mean())))
 
 
-def unconstrained_invalid_share(
+class _PartialSids:
+    """A denoiser that looks at every partial SID it is asked about: does an item agree with it?"""
+
+    def __init__(self, denoiser: Denoiser, trie: SidTrie) -> None:
+        self._denoiser, self._trie = denoiser, trie
+        self.num_subspaces, self.num_codes = denoiser.num_subspaces, denoiser.num_codes
+        self.history_length = denoiser.history_length
+        self.encode, self.select = denoiser.encode, denoiser.select
+        self.asked = self.invalid = 0
+
+    def denoise(
+        self, memory: Any, partial_sids: NDArray[np.uint16], difficulty: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        for sid in partial_sids.reshape(-1, self.num_subspaces):
+            filled = np.flatnonzero(sid < self.num_codes)
+            if len(filled):
+                rows, _ = self._trie.postings(int(filled[0]), sid[filled[:1]])
+                agrees = (self._trie.catalogue.codes[rows][:, filled] == sid[filled]).all(axis=1)
+                self.asked += 1
+                self.invalid += not agrees.any()
+        return self._denoiser.denoise(memory, partial_sids, difficulty)
+
+
+def invalid_sid_shares(
     windows: Windows,
     trie: SidTrie,
     denoiser: Denoiser,
@@ -199,17 +223,22 @@ def unconstrained_invalid_share(
     *,
     beam_width: int,
     batch: int,
-) -> float:
-    """Share of finished SIDs no item has when the search may leave the catalogue (the papers')."""
+) -> tuple[float, float]:
+    """How often SIDs that no item agrees with come up, constrained and unconstrained.
+
+    First the share of partial SIDs on the way of the production search (must be 0), then the share
+    of finished SIDs when the search may leave the catalogue, as the papers' does.
+    """
+    index, watched = SidIndex(trie.catalogue), _PartialSids(denoiser, trie)
     made = invalid = 0
-    index = SidIndex(trie.catalogue)
     for start in range(0, len(windows), batch):
         indices = range(start, min(start + batch, len(windows)))
         jobs = _jobs(windows, indices, schedule, 10, beam_width, False)
+        decode(jobs, trie, watched)
         for answer in decode_unconstrained(jobs, index, denoiser):
             made += answer.num_sids
             invalid += answer.num_invalid
-    return invalid / max(1, made)
+    return watched.invalid / max(1, watched.asked), invalid / max(1, made)
 
 
 def _jobs(
@@ -231,11 +260,6 @@ def _jobs(
 def _rank(ranking: NDArray[np.int32], target: int) -> int:
     places = np.flatnonzero(ranking == target)
     return int(places[0]) + 1 if len(places) else int(NOT_FOUND)
-
-
-def _invalid(answer: Decoded, trie: SidTrie) -> int:
-    outside = (answer.rows < 0) | (answer.rows >= trie.catalogue.num_items)
-    return int(outside.sum()) + len(answer.rows) - len(np.unique(answer.rows))
 
 
 def _sid_numbers(trie: SidTrie) -> NDArray[np.int32]:

@@ -1,8 +1,8 @@
 """Training of the network: minibatches, optimiser, learning-rate schedule, validation, checkpoints.
 
-Validation asks the production decoder, one call, every row scored exactly. A checkpoint is written
-after every epoch; a run that was cut off continues from it and ends bit for bit where an
-uninterrupted one would. Knows nothing of files but its own stage folder.
+Validation asks the production decoder, by default in one call, every row scored exactly. A
+checkpoint is written after every epoch; a run that was cut off continues from it and ends bit for
+bit where an uninterrupted one would. Knows nothing of files but its own stage folder.
 
 fit/checkpoint.pt   model, best model, optimiser, random states, history of validations
 fit/scalars.jsonl   one JSON object a logged step: {"step", "epoch", "loss", ...}
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -22,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from joblib import cpu_count
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -46,7 +46,7 @@ class FitState:
 
     epoch: int = 0
     step: int = 0
-    seconds: float = 0.0
+    seconds_fitting: float = 0.0
     best_recall: float = -1.0
     best_epoch: int = 0
     without_gain: int = 0
@@ -69,7 +69,7 @@ def fit(
     trie: the catalogue's; folder: the stage folder (checkpoint, scalar log).
     stop_after_epochs: leave the loop early, as an interruption would (the checkpoint stays).
     """
-    torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
+    torch.set_num_threads(config.threads or cpu_count())
     torch.manual_seed(config.seed)
     catalogue = trie.catalogue
     model = MaskedDiffusionModel(
@@ -109,6 +109,16 @@ def fit(
             temporary.replace(checkpoint)
     model.load_state_dict(trainer.best)
     return model.eval(), trainer.state
+
+
+def load_best(
+    folder: Path, model_config: ModelConfig, *, num_subspaces: int, num_codes: int
+) -> MaskedDiffusionModel:
+    """The model of the best validation recall@10 of a finished `fit` in this folder."""
+    snapshot = torch.load(folder / "checkpoint.pt", weights_only=True)
+    model = MaskedDiffusionModel(model_config, num_subspaces=num_subspaces, num_codes=num_codes)
+    model.load_state_dict(snapshot["best"])
+    return model.eval()
 
 
 class _Trainer:
@@ -163,8 +173,8 @@ class _Trainer:
         epochs = self.config.epochs
         if self.state.epoch % self.config.validate_every_epochs == 0 or self.state.epoch == epochs:
             scalars |= self._validate()
-        self.state.seconds += time.monotonic() - started
-        yield scalars | {"seconds": round(self.state.seconds, 1)}
+        self.state.seconds_fitting += time.monotonic() - started
+        yield scalars | {"seconds": round(self.state.seconds_fitting, 1)}
 
     def snapshot(self) -> dict[str, Any]:
         """All that `restore` needs; only tensors and plain values, so it loads without pickle."""
@@ -255,13 +265,15 @@ class _Trainer:
 
     def _validate(self) -> dict[str, float]:
         self.model.eval()
+        num_subspaces = self.model.num_subspaces
+        r_warm, m_par = self.config.validation_schedule.params(num_subspaces)
         found = ranks(
             self.validation,
             self.trie,
             TorchDenoiser(self.model),
-            Schedule((self.model.num_subspaces,)),
+            Schedule.from_params(num_subspaces=num_subspaces, r_warm=r_warm, m_par=m_par),
             k=10,
-            beam_width=10,
+            beam_width=self.config.validation_beam_width,
         )
         recall = recall_at(found.item, 10)
         self.state.validations.append({"epoch": self.state.epoch, "recall@10": recall})

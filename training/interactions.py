@@ -7,6 +7,7 @@ popularity (most first), then `item_id`. Knows nothing of vectors, codes or mode
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,9 +24,13 @@ from training.tables import (
     list_column,
     order_column,
     read_table,
+    read_vectors,
     require_columns,
     text_column,
 )
+
+# The rule of the service's API (`UserId` in service/schemas.py): others cannot be asked about.
+SERVED_USER_ID = re.compile(r"[^/{}\x00-\x1f\x7f]{1,256}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,14 +152,12 @@ class Dataset:
     split:      train, validation, test
     items:      num_items items, by row
     embeddings: (num_items, d) float32 content embeddings, zeros where an item has none; or None
-    file_rows:  (num_items,) int64, the line of each row in the items file, -1 if it is not there
     warnings:   sentences for the person who started the run
     """
 
     split: Split
     items: tuple[Item, ...]
     embeddings: NDArray[np.float32] | None
-    file_rows: NDArray[np.int64]
     warnings: tuple[str, ...]
 
 
@@ -304,15 +307,25 @@ def load_dataset(
     split = leave_last_out(log)
     if not len(split.test):
         raise DataError(f"{interactions}: no user has three interactions, so none can be held out")
-    file_rows = np.array([line_of.get(item_id, -1) for item_id in log.item_ids], dtype=np.int64)
+    if not len(split.train.windows()):
+        raise DataError(
+            f"{interactions}: nothing is left to train on, because no user has two items after the "
+            "last two of users with three or more are held out; give longer histories"
+        )
+    refused = sum(SERVED_USER_ID.fullmatch(user_id) is None for user_id in log.user_ids)
+    if refused:
+        warnings.append(
+            f"{refused:,} user ids are longer than 256 characters or hold /, {{, }} or control "
+            "characters; the service refuses them"
+        )
+    lines = np.array([line_of.get(item_id, -1) for item_id in log.item_ids], dtype=np.int64)
     return Dataset(
         split=split,
         items=tuple(
             listed[line] if line >= 0 else Item(item_id, "", ())
-            for item_id, line in zip(log.item_ids, file_rows, strict=True)
+            for item_id, line in zip(log.item_ids, lines, strict=True)
         ),
-        embeddings=_read_embeddings(embeddings, len(listed), file_rows) if embeddings else None,
-        file_rows=file_rows,
+        embeddings=read_vectors(embeddings, len(listed), lines) if embeddings else None,
         warnings=tuple(warnings),
     )
 
@@ -325,24 +338,6 @@ def _order_by_training_popularity(log: Interactions) -> Interactions:
     new_row_of[order] = np.arange(log.num_items, dtype=np.int32)
     item_ids = tuple(log.item_ids[row] for row in order)
     return replace(log, item_ids=item_ids, rows=new_row_of[log.rows])
-
-
-def _read_embeddings(
-    path: Path, num_listed: int, file_rows: NDArray[np.int64]
-) -> NDArray[np.float32]:
-    try:
-        stored = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read as a NumPy array: {error}") from error
-    if stored.ndim != 2 or stored.dtype.kind != "f":
-        raise DataError(f"{path} must be a float array of two dimensions, one row per item")
-    if len(stored) != num_listed:
-        raise DataError(f"{path} has {len(stored)} rows, but the items file has {num_listed} items")
-    embeddings: NDArray[np.float32] = stored[np.maximum(file_rows, 0)].astype(np.float32)
-    embeddings[file_rows < 0] = 0
-    if not np.isfinite(embeddings).all():
-        raise DataError(f"{path} has values that are not finite numbers")
-    return embeddings
 
 
 def _indptr(counts: NDArray[np.integer]) -> NDArray[np.int64]:

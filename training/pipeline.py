@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from joblib import cpu_count
 from pydantic import BaseModel
 from rich.console import Console
 
@@ -38,9 +39,11 @@ from training.config import STAGES, RunConfig, StageName
 from training.embeddings import embed
 from training.evaluation import best_schedule, draw_windows, evaluate_schedules
 from training.export import export_graphs
-from training.fit import fit
+from training.fit import fit, load_best
 from training.interactions import Dataset
-from training.report import evaluate_bundle, processors, schedules_of
+from training.report import evaluate_bundle, schedules_of
+
+FIT_FACTS = ("parameters", "best_epoch", "best_recall", "seconds_fitting")
 
 
 def run(
@@ -67,10 +70,10 @@ def run(
             [config.model, config.masking, config.fit],
             lambda folder: _fit(dataset, config, out, folder, console),
         ),
-        "export": ([], lambda folder: _export(dataset, config, out, folder, console)),
+        "export": ([], lambda folder: _export(config, out, folder, console)),
         "bundle": (
             [config.bundle, config.evaluation],
-            lambda folder: _bundle(dataset, config, out, folder, console),
+            lambda folder: _bundle(dataset, config, out, folder, console, key),
         ),
         "evaluation": (
             [config.evaluation],
@@ -89,11 +92,12 @@ def run(
 
 
 def _stage(
-    out: Path, name: str, key: str, work: Callable[[Path], dict[str, Any]], console: Console
+    out: Path, name: StageName, key: str, work: Callable[[Path], dict[str, Any]], console: Console
 ) -> dict[str, Any]:
     """Do a stage unless its record says that it is done for this key; return its record.
 
-    A folder that was begun for the same key is kept, so that a stage may resume in it.
+    Working a stage ends the records of all later ones, whatever their keys. A stage that was cut
+    off starts anew, except `fit`, which goes on from its checkpoint.
     """
     folder, record_file, begun_file = out / name, out / f"{name}.json", out / f"{name}.begun"
     if record_file.exists() and folder.exists():
@@ -102,8 +106,9 @@ def _stage(
             console.print(f"[bold]{name}[/bold]: done before, in {record['seconds']:.0f} s")
             return record
     console.print(f"[bold]{name}")
-    record_file.unlink(missing_ok=True)
-    if not (begun_file.exists() and begun_file.read_text() == key):
+    for later in STAGES[STAGES.index(name) :]:  # what they hold was made from what is redone here
+        (out / f"{later}.json").unlink(missing_ok=True)
+    if not (name == "fit" and begun_file.exists() and begun_file.read_text() == key):
         shutil.rmtree(folder, ignore_errors=True)
     out.mkdir(parents=True, exist_ok=True)
     begun_file.write_text(key)
@@ -155,17 +160,12 @@ def _fit(
     return {"parameters": parameters, **asdict(state)}
 
 
-def _export(
-    dataset: Dataset, config: RunConfig, out: Path, folder: Path, console: Console
-) -> dict[str, Any]:
-    model, _ = fit(  # finished: restores the best weights from the checkpoint
-        dataset.split,
-        _trie(dataset, config, out),
+def _export(config: RunConfig, out: Path, folder: Path, console: Console) -> dict[str, Any]:
+    model = load_best(
         out / "fit",
-        model_config=config.model,
-        masking=config.masking,
-        config=config.fit,
-        console=console,
+        config.model,
+        num_subspaces=config.codebook.num_subspaces,
+        num_codes=config.codebook.num_codes,
     )
     encoder, decoder, difference = export_graphs(model)
     folder.mkdir(parents=True, exist_ok=True)
@@ -176,7 +176,7 @@ def _export(
 
 
 def _bundle(
-    dataset: Dataset, config: RunConfig, out: Path, folder: Path, console: Console
+    dataset: Dataset, config: RunConfig, out: Path, folder: Path, console: Console, key: str
 ) -> dict[str, Any]:
     """Choose the default schedule on validation users, then write the bundle."""
     trie = _trie(dataset, config, out)
@@ -199,7 +199,7 @@ def _bundle(
         params,
         beam_width=evaluation.beam_width,
         batch=evaluation.batch,
-        workers=processors(),
+        workers=cpu_count(),
     )
     chosen = results[best_schedule(found)]
     console.print(
@@ -214,7 +214,7 @@ def _bundle(
     manifest = write_bundle(
         folder,
         name=config.bundle.name,
-        version=config.bundle.version or f"{now:%Y-%m-%d}-{records['export']['key'][:8]}",
+        version=config.bundle.version or f"{now:%Y-%m-%d}-{key[:8]}",
         created_at=now.isoformat(timespec="seconds"),
         catalogue=trie.catalogue,
         items=[Item(item.item_id, item.title, item.categories) for item in dataset.items],
@@ -224,7 +224,7 @@ def _bundle(
                 tuple(ids[row] for row in held_out.history_of(index)),
                 ids[held_out.targets[index]],
             )
-            for index in range(len(held_out) if config.bundle.held_out_users else 0)
+            for index in range(len(held_out))
         ],
         encoder=encoder,
         decoder=decoder,
@@ -235,7 +235,7 @@ def _bundle(
         facts={
             "config": config.model_dump(mode="json"),
             "collisions": records["codebook"]["collisions"],
-            "fit": {name: records["fit"][name] for name in ("parameters", "epoch", "seconds")},
+            "fit": {name: records["fit"][name] for name in FIT_FACTS},
             "validation_users": len(validation),
             "validation": [result.as_json() for result in results],
         },

@@ -8,10 +8,10 @@ evaluation/ranks.jsonl   {"user_id", "rank"} of each test user at the bundle's d
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
+from joblib import cpu_count
 from rich.console import Console
 from rich.progress import Progress
 
@@ -25,10 +25,10 @@ from training.evaluation import (
     ScheduleResult,
     draw_windows,
     evaluate_schedules,
+    invalid_sid_shares,
     metrics,
     popularity_ranks,
     ranks,
-    unconstrained_invalid_share,
 )
 from training.interactions import Dataset
 
@@ -51,7 +51,7 @@ def evaluate_bundle(
     chosen = (default.r_warm, default.m_par)
     params = schedules_of(config, catalogue.num_subspaces)
     params = params if chosen in params else [*params, chosen]
-    workers = processors()
+    workers = cpu_count()
     with Progress(console=console) as progress:
         task = progress.add_task("test users", total=len(windows) * (len(params) + 1))
         results, found = evaluate_schedules(
@@ -78,12 +78,11 @@ def evaluate_bundle(
             exclude_seen=True,
             advance=lambda users: progress.advance(task, users),
         )
-    schedule = Schedule((1,) * catalogue.num_subspaces)
-    unconstrained = unconstrained_invalid_share(
-        draw_windows(windows, config.unconstrained_users, seed=0),
+    constrained, unconstrained = invalid_sid_shares(
+        draw_windows(windows, config.invalid_sid_users, seed=0),
         bundle.trie,
         bundle.denoiser,
-        schedule,
+        Schedule((1,) * catalogue.num_subspaces),
         beam_width=config.beam_width,
         batch=config.batch,
     )
@@ -95,8 +94,10 @@ def evaluate_bundle(
         "default": {"r_warm": chosen[0], "m_par": chosen[1], **results[best].item},
         "default_seen_excluded": metrics(seen_excluded.item),
         "popularity": metrics(popularity_ranks(windows, k=max(CUTOFFS))),
-        "invalid_sids": sum(result.invalid_sids for result in results),
-        "unconstrained_invalid_share": round(unconstrained, 4),
+        "repeated_items": sum(result.repeated_items for result in results),
+        "invalid_sid_users": min(config.invalid_sid_users, len(windows)),
+        "invalid_sid_share": constrained,
+        "invalid_sid_share_unconstrained": round(unconstrained, 4),
         "schedules": [result.as_json() for result in results],
         "collisions": bundle.manifest.facts.get("collisions"),
     }
@@ -109,27 +110,22 @@ def evaluate_bundle(
             line = {"user_id": user_ids[user], "rank": None if rank == NOT_FOUND else rank}
             file.write(json.dumps(line) + "\n")
     console.print(_markdown(report, results), markup=False, soft_wrap=True)
-    return {name: value for name, value in report.items() if name not in ("schedules", "stage")}
+    return {name: value for name, value in report.items() if name != "schedules"}
 
 
 def schedules_of(config: EvaluationConfig, num_subspaces: int) -> list[tuple[int, int]]:
     """The (r_warm, m_par) pairs of the table that make different schedules for this SID length."""
     distinct: dict[tuple[int, ...], tuple[int, int]] = {}
     for entry in config.schedules:
-        r_warm, m_par = min(entry.r_warm, num_subspaces), min(entry.m_par, num_subspaces)
+        r_warm, m_par = entry.params(num_subspaces)
         schedule = Schedule.from_params(num_subspaces=num_subspaces, r_warm=r_warm, m_par=m_par)
         distinct.setdefault(schedule.steps, (r_warm, m_par))
     return list(distinct.values())
 
 
-def processors() -> int:
-    """Processors this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
 def _markdown(report: dict[str, Any], results: list[ScheduleResult]) -> str:
     names = [f"{name}@{k}" for k in CUTOFFS for name in ("recall", "ndcg")]
-    header = ["schedule", "steps", "NFE", *names, "SID " + names[2], "invalid", "ms/user"]
+    header = ["schedule", "steps", "NFE", *names, "SID " + names[2], "repeated", "ms/user"]
     rows = [
         [
             f"({result.r_warm}, {result.m_par})",
@@ -137,7 +133,7 @@ def _markdown(report: dict[str, Any], results: list[ScheduleResult]) -> str:
             f"{result.nfe:g}",
             *(f"{result.item[name]:.4f}" for name in names),
             f"{result.sid['recall@10']:.4f}",
-            str(result.invalid_sids),
+            str(result.repeated_items),
             f"{sum(result.milliseconds.values()):.2f}",
         ]
         for result in results
@@ -154,6 +150,8 @@ def _markdown(report: dict[str, Any], results: list[ScheduleResult]) -> str:
         f"# {report['bundle']}\n\n{report['users']:,} test users, whole catalogue, item-level "
         f"unless marked SID; beam_width {report['beam_width']}; nothing excluded unless said.\n"
         f"Default schedule (chosen on validation): ({default['r_warm']}, {default['m_par']}).\n\n"
-        f"{table}\n\nSIDs no item has, unconstrained search (one position a step): "
-        f"{100 * report['unconstrained_invalid_share']:.1f} %.\n"
+        f"{table}\n\n"
+        f"Invalid SIDs, {report['invalid_sid_users']:,} users, one position a step: of the partial "
+        f"SIDs of this search {100 * report['invalid_sid_share']:g} %; of the SIDs that an "
+        f"unconstrained one ends at {100 * report['invalid_sid_share_unconstrained']:.1f} %.\n"
     )

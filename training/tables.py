@@ -1,14 +1,17 @@
 """Tables a person hands in: parquet, CSV and JSON-lines files, read as checked columns.
 
-One idea: ids are text, exactly as written, and a column that is used has no gaps. Every complaint
-is a DataError that names the file. Knows nothing of what the columns mean.
+One idea: ids are text, exactly as written, and a column that is used has no gaps. Vectors of a
+table's lines come in an .npy file beside it. Every complaint is a DataError that names the file.
+Knows nothing of what the columns mean.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from training.errors import DataError
 
@@ -92,6 +95,28 @@ def list_column(frame: pl.DataFrame, name: str) -> list[tuple[str, ...]]:
         tuple(text.strip() for text in texts or () if text and text.strip())
         for texts in column.cast(pl.List(pl.String)).to_list()
     ]
+
+
+def read_vectors(path: Path, num_lines: int, lines: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Read an .npy file that has one vector per line of a table.
+
+    num_lines: lines of the table, rows that the file must have
+    lines:     (n,) int64, the line to take each vector from, -1 for zeros
+    Returns (n, d) float32.
+    """
+    try:
+        stored = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read as a NumPy array: {error}") from error
+    if stored.ndim != 2 or stored.dtype.kind != "f":
+        raise DataError(f"{path} must be a float array of two dimensions, one row per item")
+    if len(stored) != num_lines:
+        raise DataError(f"{path} has {len(stored)} rows, but the items file has {num_lines} items")
+    vectors: NDArray[np.float32] = stored[np.maximum(lines, 0)].astype(np.float32)
+    vectors[lines < 0] = 0
+    if not np.isfinite(vectors).all():
+        raise DataError(f"{path} has values that are not finite numbers")
+    return vectors
 
 
 def _numbers_or_dates(column: pl.Series, path: Path) -> pl.Series:

@@ -9,6 +9,7 @@ no logging, no metrics, no environment. Knows nothing of users, item ids or HTTP
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from time import perf_counter
 from typing import Any, Literal
 
@@ -228,7 +229,9 @@ class _Search:
             best = _best_rows(beams.rows[start:stop], scores[start:stop], self.jobs[index].k)
             self._answer(index, *best)
         if not last.all():
-            self.beams = self._expand(beams, chosen, scores)
+            going_on = ~last[row_job]
+            left = replace(beams, rows=beams.rows[going_on], row_beam=beams.row_beam[going_on])
+            self.beams = self._expand(left, chosen, scores[going_on])
 
     def _choose(
         self,

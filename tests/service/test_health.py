@@ -10,12 +10,12 @@ from pathlib import Path
 import httpx
 import pytest
 from structlog.testing import capture_logs
-from tiny_bundle import write_tiny_bundle
+from tiny_bundle import ENCODER, write_tiny_bundle
 
 from service.app import create_app
 from service.bundle import Bundle
-from service.errors import BundleInvalid
-from service.lifecycle import Lifecycle, prime
+from service.errors import BundleInvalid, SettingsInvalid, StartError
+from service.lifecycle import Lifecycle, check_queue_size, prime
 from service.metrics import Metrics
 from service.settings import Settings
 
@@ -70,6 +70,8 @@ def test_without_a_decode_thread_it_is_neither(redis_url: str, bundles_dir: Path
             answer = await client.post("/recommend", json=body)
             assert answer.status_code == 503
             assert answer.json()["error"]["code"] == "not_ready"
+        rejected = 'unmask_rejected_total{reason="not_ready"} 2.0'
+        assert rejected in (await client.get("/metrics")).text
         ready = await client.get("/health/ready")
         assert (ready.status_code, ready.json()["reasons"]) == (503, ["decode_thread_dead"])
         assert (await client.get("/health/live")).status_code == 503
@@ -104,3 +106,39 @@ def test_a_bundle_that_cannot_decode_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BundleInvalid, match=r"bundle tiny@1 cannot decode: .*out of data bounds"):
         prime(replace(bundle, held_out=poisoned))
     prime(replace(bundle, held_out=()))
+
+
+def test_a_bundle_that_cannot_take_full_histories_is_refused(tmp_path: Path) -> None:
+    """The held-out histories have 5 items, the manifest promises 8."""
+    encoder = ENCODER.replace("int64[jobs, length, 4]", "int64[jobs, 5, 4]")
+    bundle = Bundle.load(write_tiny_bundle(tmp_path / "bundle", encoder=encoder))
+    with pytest.raises(BundleInvalid, match=r"bundle tiny@1 cannot decode: .*Got: 8 Expected: 5"):
+        prime(bundle)
+
+
+def test_a_queue_too_small_for_one_request_is_refused(bundle: Bundle) -> None:
+    check_queue_size(Settings(max_queue_rows=10), bundle)
+    with pytest.raises(SettingsInvalid, match=r"UNMASK_MAX_QUEUE_ROWS=9 is below 10, .*tiny@1"):
+        check_queue_size(Settings(max_queue_rows=9), bundle)
+
+
+def test_a_bug_in_the_last_step_of_the_start_ends_the_process(
+    redis_url: str, bundles_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    async def run() -> StartError | None:
+        settings = Settings(bundle=str(bundles_dir / "tiny" / "1"), redis_url=redis_url)
+        lifecycle = Lifecycle(settings, Metrics())
+        failed = asyncio.Event()
+        lifecycle.on_failure = failed.set
+        async with lifecycle.running():
+            await failed.wait()
+        return lifecycle.failure
+
+    monkeypatch.setattr("service.lifecycle.Recommender", broken)
+    with capture_logs() as logged:
+        failure = asyncio.run(asyncio.wait_for(run(), 30))
+    assert str(failure) == "the start failed with ZeroDivisionError; see the log"
+    assert [line["event"] for line in logged] == ["start_failed"]

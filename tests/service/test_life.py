@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 from running_service import Service, is_running, service_process, wait_until
+from structlog.testing import capture_logs
 from tiny_bundle import write_tiny_bundle
 
 from service.__main__ import main
@@ -190,6 +191,20 @@ def test_a_damaged_bundle_is_refused_with_a_sentence(
     )
 
 
+def test_a_setting_that_does_not_fit_the_bundle_is_a_wrong_setting(
+    folder: Path, bundles_dir: Path, redis_url: str
+) -> None:
+    bundle = bundles_dir / "tiny" / "1"
+    with service_process(
+        folder / "narrow", wait=False, bundle=bundle, redis_url=redis_url, max_queue_rows=5
+    ) as service:
+        assert service.wait() == 2
+    assert service.stderr == (
+        "unmask: UNMASK_MAX_QUEUE_ROWS=5 is below 10, the default beam_width of bundle tiny@1; "
+        "set it to 10 or more\n"
+    )
+
+
 def test_a_start_that_fails_early_is_a_sentence_and_a_status(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -221,6 +236,17 @@ def test_a_name_means_its_newest_version(tmp_path: Path) -> None:
     assert resolved("a") == tmp_path / "a" / "10"
     assert resolved("a@9") == tmp_path / "a" / "9"
     assert resolved("./runs/x") == Path("runs/x")
+    (tmp_path / "a" / "11").mkdir()
+    (tmp_path / "a" / "11" / "manifest.json").write_text("not json")
+    with capture_logs() as logged:
+        assert resolved("a") == tmp_path / "a" / "10"
+    [line] = logged
+    assert (line["log_level"], line["event"]) == ("warning", "bundle_skipped")
+    assert line["manifest"] == str(tmp_path / "a" / "11" / "manifest.json")
+    (tmp_path / "c").mkdir()
+    (tmp_path / "a" / "11").rename(tmp_path / "c" / "11")
+    with pytest.raises(BundleInvalid, match=r"no bundle 'c' in .* with a readable manifest"):
+        resolved("c")
     with pytest.raises(BundleInvalid, match="no bundle 'b' in"):
         resolved("b")
     with pytest.raises(BundleInvalid, match="name@version"):

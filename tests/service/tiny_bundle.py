@@ -85,7 +85,12 @@ def tiny_catalogue() -> Catalogue:
 
 
 def write_tiny_bundle(
-    path: Path, *, version: str = "1", created_at: str = "2026-01-01T00:00:00Z", work: int = 1
+    path: Path,
+    *,
+    version: str = "1",
+    created_at: str = "2026-01-01T00:00:00Z",
+    work: int = 1,
+    encoder: str = ENCODER,
 ) -> Path:
     """Write the bundle `tiny@version` to `path` and return the path."""
     catalogue = tiny_catalogue()
@@ -98,7 +103,7 @@ def write_tiny_bundle(
         catalogue=catalogue,
         items=[Item(item_id, f"Title of {item_id}", ("all",)) for item_id in catalogue.item_ids],
         held_out=[HeldOutUser(f"user-{n}", tuple(h), "item-7") for n, h in enumerate(histories)],
-        encoder=onnx.parser.parse_model(ENCODER).SerializeToString(),
+        encoder=onnx.parser.parse_model(encoder).SerializeToString(),
         decoder=onnx.parser.parse_model(DECODER.replace("WORK", str(work))).SerializeToString(),
         history_length=HISTORY_LENGTH,
         decoding=DecodingDefaults(r_warm=2, m_par=2, beam_width=10),

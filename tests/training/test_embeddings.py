@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from hypothesis import strategies as st
 from logs import log_of
 
 from service.bundle import Item
-from training.config import EmbeddingsConfig
+from training.codebook import Codebook
+from training.config import CodebookConfig, EmbeddingsConfig
 from training.embeddings import (
     collaborative_factors,
     content_embeddings,
@@ -21,7 +23,7 @@ from training.embeddings import (
     item_vectors,
 )
 from training.errors import ConfigError, DataError
-from training.interactions import Dataset, Interactions, leave_last_out
+from training.interactions import Dataset, Interactions, leave_last_out, load_dataset
 
 CONFIG = EmbeddingsConfig(content_dims=4, collaborative_dims=3)
 WORDS = ["red nail lacquer", "blue nail lacquer", "hair dryer", "ionic hair dryer", "sun cream"]
@@ -107,9 +109,31 @@ def test_words_of_unseen_items_are_not_learnt() -> None:
 
 @pytest.mark.usefixtures("without_text_model")
 @pytest.mark.parametrize("titles", [["", ""], ["!", "?"]])
-def test_items_without_words_are_refused(titles: list[str]) -> None:
-    with pytest.raises(DataError):
-        content_embeddings(items_of(titles), None, np.ones(2, dtype=bool), CONFIG)
+def test_without_words_the_factors_stand_alone(two_groups: Interactions, titles: list[str]) -> None:
+    items = items_of([titles[row % 2] for row in range(11)])
+    dataset = Dataset(leave_last_out(two_groups), items, None, ())
+    vectors, sentence = embed(dataset, CONFIG)
+    factors = collaborative_factors(dataset.split.train, CONFIG)
+    np.testing.assert_array_equal(vectors, factors)
+    assert sentence.startswith("no content, because")
+    with pytest.raises(DataError, match=r"there is no content, because .* --items with titles"):
+        embed(dataset, EmbeddingsConfig(collaborative_dims=0))
+
+
+def test_interactions_alone_are_enough_for_codes(two_groups: Interactions, tmp_path: Path) -> None:
+    log = [
+        f"{user},{item},{place}"
+        for user in range(two_groups.num_users)
+        for place, item in enumerate(two_groups.history_of(user))
+    ]
+    (tmp_path / "interactions.csv").write_text("\n".join(["user_id,item_id,position", *log]))
+    dataset = load_dataset(tmp_path)
+    vectors, sentence = embed(dataset, EmbeddingsConfig())
+    assert "no content, because no item" in sentence
+    assert "10 factors" in sentence
+    config = CodebookConfig(num_subspaces=2, num_codes=4, opq_iterations=2)
+    codes = Codebook.fit(vectors, config).encode(vectors)
+    assert len(np.unique(codes, axis=0)) > 4
 
 
 def test_the_text_model_is_used_when_it_loads(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,7 +207,7 @@ def test_vectors_of_seen_items_do_not_depend_on_cold_items() -> None:
 def test_embed_joins_both_parts_and_repeats_bit_for_bit(two_groups: Interactions) -> None:
     content = np.random.default_rng(3).normal(size=(11, 6)).astype(np.float32)
     items = items_of(["t"] * 11)
-    dataset = Dataset(leave_last_out(two_groups), items, content, np.arange(11), ())
+    dataset = Dataset(leave_last_out(two_groups), items, content, ())
     vectors, sentence = embed(dataset, CONFIG)
     assert vectors.shape == (11, 4 + 3)
     assert vectors.dtype == np.float32

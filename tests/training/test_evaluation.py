@@ -67,7 +67,7 @@ def test_item_and_sid_ranks_differ_where_items_share_a_sid() -> None:
         assert found.item.tolist() == [1, 2, 3, 4, NOT_FOUND]
         assert found.sid.tolist() == [1, 1, 2, 3, 4]
         assert found.nfe == len(schedule.steps)
-        assert found.invalid == 0
+        assert found.repeated == 0
     seen = ranks(windows, trie, _Favourites(), Schedule((2,)), k=4, beam_width=5, exclude_seen=True)
     assert seen.item.tolist() == [1, NOT_FOUND, 2, 3, 4]
 
@@ -90,4 +90,4 @@ def test_a_draw_of_users_is_fixed_and_in_order() -> None:
     assert len(drawn) == 10
     assert np.all(np.diff(drawn.users) > 0)
     assert np.array_equal(drawn.users, draw_windows(windows, 10, seed=3).users)
-    assert draw_windows(windows, 0, seed=3) is windows
+    assert draw_windows(windows, None, seed=3) is windows

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -16,9 +17,10 @@ from raw_files import write_amazon, write_movielens_dat
 from rich.console import Console
 
 from training import fetch as module
+from training.__main__ import main
 from training.errors import FetchError
 from training.fetch import DATASETS, PublicDataset, RemoteFile, fetch
-from training.interactions import load_dataset
+from training.interactions import read_interactions
 
 
 @dataclass
@@ -126,7 +128,7 @@ def test_an_archive_is_fetched_checked_and_prepared(films: Get, site: Site, tmp_
     assert fetched.sha256 == {"ml-1m.zip": hashlib.sha256(body).hexdigest()}
     assert fetched.unchecked == ()
     assert (fetched.prepared.users, fetched.prepared.items) == (2, 4)
-    assert load_dataset(tmp_path / "out").split.train.num_items == 4
+    assert read_interactions(tmp_path / "out" / "interactions.parquet").num_interactions == 4
     assert raw_names(tmp_path) == {"ml-1m.zip"}
     films()
     assert [name for name, _ in site.asked].count("ml-1m.zip") == 1  # not downloaded again
@@ -255,6 +257,53 @@ def test_a_file_put_there_by_hand_is_used(films: Get, site: Site, tmp_path: Path
     assert films().prepared.users == 2
 
 
+def test_a_file_put_there_by_hand_needs_no_network(
+    tmp_path: Path, free_port: int, site: Site
+) -> None:
+    away = f"http://127.0.0.1:{free_port}/ml-1m.zip.md5"
+    dataset = PublicDataset((RemoteFile(f"{site.url}/ml-1m.zip", checksum_url=away),), "")
+    options = {"datasets": {"f": dataset}, "console": Console(file=io.StringIO())}
+    site.files["ml-1m.zip"] = write_movielens_dat(tmp_path).read_bytes()
+    with pytest.raises(FetchError, match=r"could not be read .* or give the checksum"):
+        fetch("f", tmp_path / "downloaded", **options)
+    (tmp_path / "by_hand" / "raw").mkdir(parents=True)
+    write_movielens_dat(tmp_path / "by_hand" / "raw")
+    assert fetch("f", tmp_path / "by_hand", **options).unchecked == ("ml-1m.zip",)
+
+
+def test_a_file_put_there_by_hand_must_still_be_the_published_one(
+    films: Get, site: Site, tmp_path: Path
+) -> None:
+    (tmp_path / "out" / "raw").mkdir(parents=True)
+    write_movielens_dat(tmp_path / "out" / "raw")
+    site.files["ml-1m.zip.md5"] = b"0" * 32
+    with pytest.raises(FetchError, match=r"expected 0+"):
+        films()
+
+
+def test_the_command_takes_checksums(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(*checksums: str) -> int:
+        options = [text for checksum in checksums for text in ("--checksum", checksum)]
+        arguments = ["training", "fetch", "ml-1m", "--out", str(tmp_path), *options]
+        monkeypatch.setattr("sys.argv", arguments)
+        return main()
+
+    (tmp_path / "raw").mkdir()
+    archive = write_movielens_dat(tmp_path / "raw")
+    sha256 = hashlib.sha256(archive.read_bytes()).hexdigest()
+    assert run(f"ml-1m.zip=sha256:{sha256}") == 0  # pinned, so the network is not asked
+    printed = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (printed["sha256"], printed["unchecked"]) == ({"ml-1m.zip": sha256}, [])
+    assert run("ml-1m.zip") == 2
+    assert "--checksum wants file=sha256:HEX" in capsys.readouterr().err
+    assert run(f"ml-1m.zip=sha256:{sha256}", "other.zip=md5:" + "0" * 32) == 1
+    assert "given for other.zip" in capsys.readouterr().err
+    assert run("ml-1m.zip=sha256:" + "0" * 64) == 1
+    assert "the sha256 of ml-1m.zip is" in capsys.readouterr().err
+
+
 def test_a_server_that_is_not_there(tmp_path: Path, free_port: int, site: Site) -> None:
     file = RemoteFile(f"http://127.0.0.1:{free_port}/ml-1m.zip")
     with pytest.raises(FetchError, match=r"ConnectError.* or put the file at .*raw/ml-1m\.zip"):
@@ -292,6 +341,6 @@ def test_the_known_data_sets_have_files_that_can_be_read() -> None:
         assert dataset.terms
         for file in dataset.files:
             assert file.url.startswith(
-                ("http://snap.stanford.edu/", "https://files.grouplens.org/")
+                ("https://snap.stanford.edu/", "https://files.grouplens.org/")
             )
             assert file.name.endswith((".zip", ".json.gz")), name

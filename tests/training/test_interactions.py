@@ -12,11 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from logs import log_of
+from pydantic import ValidationError
 
 from service.bundle import Item
+from service.schemas import Event
 from training.config import InteractionsConfig
 from training.errors import DataError
 from training.interactions import (
+    SERVED_USER_ID,
     Interactions,
     k_core,
     leave_last_out,
@@ -288,7 +291,6 @@ def test_rows_are_in_order_of_training_popularity(folder: Path) -> None:
 def test_items_and_embeddings_follow_the_rows(folder: Path) -> None:
     dataset = load_dataset(folder)
     assert [item.title for item in dataset.items] == ["C", "A", "B", "D", "E", "X"]
-    assert dataset.file_rows.tolist() == [3, 5, 4, 2, 1, 0]
     assert dataset.embeddings is not None
     assert dataset.embeddings.dtype == np.float32
     assert dataset.embeddings[:, 0].tolist() == [4, 6, 5, 3, 2, 1]
@@ -300,9 +302,11 @@ def test_cold_items_are_kept_or_left_out(folder: Path) -> None:
     assert dataset.split.train.item_ids == ("c", "a", "b", "d", "e")
     assert dataset.warnings == ()
     # the core filter makes cold items of items that fall out of it
+    with (folder / "interactions.csv").open("a") as file:
+        file.write("w,c,0\nw,d,1\n")
     dataset = load_dataset(folder, config=InteractionsConfig(core=2))
-    assert dataset.split.train.item_ids == ("c", "a", "b", "d", "e", "x")
-    assert named(dataset.split.train) == {"u": ["c"], "v": ["c"]}
+    assert dataset.split.train.item_ids == ("c", "d", "a", "b", "e", "x")
+    assert named(dataset.split.train) == {"u": ["c"], "v": ["c"], "w": ["c", "d"]}
     assert "kept in the catalogue: 3;" in dataset.warnings[0]
 
 
@@ -311,7 +315,6 @@ def test_items_absent_from_the_items_file_are_kept(folder: Path) -> None:
     np.save(folder / "item_embeddings.f16.npy", np.ones((3, 2), dtype=np.float32))
     dataset = load_dataset(folder)
     assert dataset.items[1] == Item("a", "", ())
-    assert dataset.file_rows.tolist() == [0, -1, -1, 1, 2]
     assert dataset.embeddings is not None
     assert dataset.embeddings.any(axis=1).tolist() == [True, False, False, True, True]
     assert dataset.warnings[0].startswith("items with interactions that items.csv lacks: 2 of 5")
@@ -356,6 +359,41 @@ def test_a_log_with_nobody_to_hold_out_is_refused(tmp_path: Path) -> None:
     columns = {"user_id": ["u", "u", "v"], "item_id": ["a", "b", "a"], "position": [0, 1, 0]}
     with pytest.raises(DataError, match="no user has three interactions"):
         load_dataset(interactions=write(tmp_path / "log.csv", columns))
+
+
+def test_a_log_with_nothing_to_train_on_is_refused(tmp_path: Path) -> None:
+    lines = [(user, item, place) for user in "uvw" for place, item in enumerate("abc")]
+    lines.append(("x", "a", 0))
+    users, items, positions = (list(column) for column in zip(*lines, strict=True))
+    columns = {"user_id": users, "item_id": items, "position": positions}
+    path = write(tmp_path / "log.csv", columns)
+    with pytest.raises(DataError, match=r"log\.csv: nothing is left to train on"):
+        load_dataset(interactions=path)
+    one_more = {"user_id": [*users, "x"], "item_id": [*items, "b"], "position": [*positions, 1]}
+    dataset = load_dataset(interactions=write(path, one_more))
+    assert len(dataset.split.train.windows()) == 1
+
+
+USER_IDS = ["Zoë 7:a@b.c", "a/b", "{a", "a}", "a\tb", "a\n", "\x7f", "é" * 256, "é" * 257]
+
+
+def test_user_ids_that_the_service_refuses_are_counted(tmp_path: Path) -> None:
+    lines = [(user, item, place) for user in USER_IDS for place, item in enumerate("abcd")]
+    users, items, positions = (list(column) for column in zip(*lines, strict=True))
+    columns = {"user_id": users, "item_id": items, "position": positions}
+    dataset = load_dataset(interactions=write(tmp_path / "log.csv", columns))
+    (warning,) = dataset.warnings
+    assert warning.startswith("7 user ids are longer than 256 characters or hold /, {, }")
+
+
+@pytest.mark.parametrize("user_id", ["", *USER_IDS])
+def test_the_rule_for_user_ids_is_that_of_the_service(user_id: str) -> None:
+    try:
+        Event(event_id="e", user_id=user_id, item_id="i", event_type="click")
+        served = True
+    except ValidationError:
+        served = False
+    assert (SERVED_USER_ID.fullmatch(user_id) is not None) == served
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,6 @@ def test_a_random_world_is_not_learnt(random: Learnt) -> None:
 def test_the_report_has_the_figures_of_the_users(structured: Learnt, random: Learnt) -> None:
     for learnt in (structured, random):
         assert learnt.record["users"] == NUM_USERS == len(learnt.hits)
-        assert learnt.record["invalid_sids"] == 0
+        assert learnt.record["invalid_sid_share"] == 0
         assert learnt.record["default"]["recall@10"] == round(learnt.hits.mean(), 5)
         assert learnt.record["popularity"]["recall@10"] == round(learnt.popular_hits.mean(), 5)

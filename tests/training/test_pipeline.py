@@ -11,14 +11,16 @@ import pytest
 from rich.console import Console
 
 from service.bundle import Bundle, verify
+from service.decoding import Schedule
 from training.__main__ import main
-from training.config import load_config
+from training.config import load_config, preset_names
 from training.errors import ConfigError
 from training.interactions import load_dataset
 from training.pipeline import promote, run
+from training.report import schedules_of
 from training.synthetic import make_world, write_world
 
-QUICK = ["fit.epochs=1", "fit.validation_users=20", "evaluation.unconstrained_users=5"]
+QUICK = ["fit.epochs=1", "fit.validation_users=20", "evaluation.invalid_sid_users=5"]
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +35,7 @@ def test_stages_are_skipped_or_done_again_as_their_inputs_say(world: Path, tmp_p
     overrides = [*QUICK, "codebook.num_codes=16"]
     first = run(load_config("tiny", overrides), dataset, out, console)
     assert first["users"] == 120
-    assert first["invalid_sids"] == 0
+    assert first["invalid_sid_share"] == 0 == first["repeated_items"]
     stages = ("codebook", "fit", "export", "bundle", "evaluation")
     written = {stage: (out / f"{stage}.json").stat().st_mtime_ns for stage in stages}
 
@@ -54,6 +56,20 @@ def test_stages_are_skipped_or_done_again_as_their_inputs_say(world: Path, tmp_p
     assert verify(target) == manifest
     with pytest.raises(FileExistsError, match="never overwritten"):
         promote(out / "bundle", tmp_path / "store")
+
+    # a redone stage ends what was made from it, though every key is the same
+    (out / "codebook.json").unlink()
+    run(other, dataset, out, console, until="codebook")
+    assert not (out / "fit.json").exists()
+    assert not (out / "bundle.json").exists()
+    run(other, dataset, out, console, until="bundle")
+
+    # cut off after the bundle was renamed, before its record was written
+    (out / "bundle.begun").write_text(json.loads((out / "bundle.json").read_text())["key"])
+    (out / "bundle.json").unlink()
+    run(other, dataset, out, console, until="bundle")
+    assert Bundle.load(out / "bundle").manifest.name == "other"
+    assert not (out / "bundle.begun").exists()
 
 
 def test_a_stage_that_was_cut_off_is_done_again(world: Path, tmp_path: Path) -> None:
@@ -103,12 +119,32 @@ def test_the_last_line_of_a_command_is_one_json_document(tmp_path: Path) -> None
     assert json.loads(done.stdout.splitlines()[-1])["users"] == 50
 
 
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_is_valid_and_its_schedules_fill_its_sids(name: str) -> None:
+    config = load_config(name)
+    num_subspaces = config.codebook.num_subspaces
+    schedules = schedules_of(config.evaluation, num_subspaces)
+    assert (0, num_subspaces) in schedules
+    for r_warm, m_par in schedules:
+        Schedule.from_params(num_subspaces=num_subspaces, r_warm=r_warm, m_par=m_par)
+
+
+def test_the_table_has_a_one_call_schedule_for_any_number_of_subspaces() -> None:
+    config = load_config("default").evaluation
+    assert schedules_of(config, 16) == [(0, 16), (1, 15), (4, 4), (4, 2), (8, 1)]
+    assert schedules_of(config, 4) == [(0, 4), (1, 3), (4, 4)]
+
+
 def test_overrides_are_typed_and_presets_are_files_too(tmp_path: Path) -> None:
     preset = tmp_path / "mine.toml"
     preset.write_text("[fit]\nepochs = 3\n")
     config = load_config(str(preset), ["fit.learning_rate=0.5", "bundle.name=mine"])
     assert (config.fit.epochs, config.fit.learning_rate) == (3, 0.5)
     assert config.bundle.name == "mine"
+    preset.write_text("fit = 3\n")
+    with pytest.raises(ConfigError, match="fit must be a table"):
+        load_config(str(preset), ["fit.epochs=3"])
+    preset.write_text("")
     with pytest.raises(ConfigError, match="no preset file"):
         load_config(str(tmp_path / "absent.toml"))
     with pytest.raises(ConfigError, match="num_codes"):

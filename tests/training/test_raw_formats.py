@@ -13,7 +13,7 @@ from raw_files import META_LINES, write_amazon, write_movielens_csv, write_movie
 
 from service.bundle import Item
 from training.errors import DataError
-from training.interactions import Interactions, load_dataset, read_items
+from training.interactions import Interactions, load_dataset, read_interactions, read_items
 from training.raw_formats import Prepared, prepare, read_amazon_2014, read_raw
 
 
@@ -74,11 +74,8 @@ def test_movielens_becomes_a_data_set(tmp_path: Path, write: Callable[[Path], Pa
         Item("50", "Usual Suspects, The (1995)", ()),
         Item("51", "Nobody Rated This (2000)", ("Drama",)),
     )
-    dataset = load_dataset(tmp_path / "out")
-    assert dataset.split.test.history_of(0).tolist() == [
-        dataset.split.train.item_ids.index(film) for film in ("7", "50")
-    ]
-    assert [dataset.split.train.item_ids[row] for row in dataset.split.test.targets] == ["10"]
+    log = read_interactions(tmp_path / "out" / "interactions.parquet")
+    assert histories(log) == {"1": ["7", "50", "10"], "2": ["10"]}
 
 
 def test_files_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
