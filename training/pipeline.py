@@ -59,7 +59,7 @@ def run(
     dataset: as loaded with `config.interactions`
     """
     for warning in dataset.warnings:
-        console.print(f"[yellow]{warning}")
+        console.print(warning, style="yellow", markup=False)
     _describe(dataset, console)
     make: dict[StageName, tuple[list[BaseModel], Callable[[Path], dict[str, Any]]]] = {
         "codebook": (
@@ -106,8 +106,10 @@ def _stage(
             console.print(f"[bold]{name}[/bold]: done before, in {record['seconds']:.0f} s")
             return record
     console.print(f"[bold]{name}")
-    for later in STAGES[STAGES.index(name) :]:  # what they hold was made from what is redone here
+    record_file.unlink(missing_ok=True)
+    for later in STAGES[STAGES.index(name) + 1 :]:  # they were made from what is redone here
         (out / f"{later}.json").unlink(missing_ok=True)
+        (out / f"{later}.begun").unlink(missing_ok=True)
     if not (name == "fit" and begun_file.exists() and begun_file.read_text() == key):
         shutil.rmtree(folder, ignore_errors=True)
     out.mkdir(parents=True, exist_ok=True)
