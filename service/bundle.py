@@ -242,7 +242,9 @@ def _read(path: Path) -> tuple[Manifest, dict[str, bytes]]:
     try:
         text = (path / "manifest.json").read_text()
     except (OSError, UnicodeDecodeError) as error:
-        raise BundleInvalid(f"bundle {path}: no readable manifest.json") from error
+        raise BundleInvalid(
+            f"bundle {path}: no readable manifest.json; name the folder of a bundle"
+        ) from error
     try:
         version = json.loads(text)["format_version"]
         if version != FORMAT_VERSION:

@@ -3,7 +3,8 @@
 Starts `python -m service` as a child process, stores the histories of a few held-out users through
 POST /events, asks for items for each of them, counts how often the item that really came next is
 in the answer, and shows one of these users. Then it serves until Ctrl-C; with ONCE=1 it ends. Only
-titles and held-out users come from the bundle, everything else over HTTP.
+titles and held-out users come from the bundle, everything else over HTTP. Its histories are gone
+when it ends, unless UNMASK_HISTORY_DIR or UNMASK_REDIS_URL says where to keep them.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -39,6 +41,14 @@ class DemoFailed(StartError):
 
 def main() -> int:
     """Run the demo; 1 with a sentence on stderr when it cannot."""
+    with tempfile.TemporaryDirectory(prefix="unmask-demo-") as folder:
+        if "UNMASK_REDIS_URL" not in os.environ:
+            os.environ.setdefault("UNMASK_HISTORY_DIR", folder)
+        return run()
+
+
+def run() -> int:
+    """Serve, show, and wait; the exit status."""
     # Else SIGTERM would end this process and leave the server behind.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if port := os.environ.get("PORT"):

@@ -8,7 +8,6 @@ reason and `on_failure` is called. Knows nothing of HTTP.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -113,8 +112,10 @@ class Lifecycle:
                 self._histories = self._connect(embedded.url)
             elif settings.redis_url:
                 self._histories = self._connect(settings.redis_url.get_secret_value())
-            with contextlib.suppress(HistoryUnavailable):
+            try:
                 await self.histories.read("")  # opens the first connection before a client waits
+            except HistoryUnavailable:
+                log.warning("history_store_unavailable", until_then="popular items, flagged")
             self._starting = "loading_bundle"
             with self.metrics.bundle_load.time():
                 path = resolve_bundle(settings)

@@ -1,9 +1,9 @@
 """The documents are true: README blocks run, settings, metrics, targets and links are all there.
 
 Every code block of README.md names, in an HTML comment above it, how it is held to the truth:
-`demo-output` and `curl-output` against the running demo, `curl` and `python` by running them,
-`commands` by looking up every target, module and flag. With UPDATE_DOCS=1 (`make docs`) the outputs
-in README.md and the generated tables of docs/ are written anew.
+`demo-output` and `curl-output` against the running demo, `curl`, `requests` and `python` by running
+them, `commands` by looking up every target, module and flag. With UPDATE_DOCS=1 (`make docs`) the
+outputs in README.md and the generated tables of docs/ are written anew.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def rewrite(check: str, text: str) -> None:
 
 
 def test_every_block_says_how_it_is_checked() -> None:
-    checks = {"demo", "demo-output", "curl", "curl-output", "python", "commands"}
+    checks = {"demo", "demo-output", "curl", "curl-output", "requests", "python", "commands"}
     found = blocks_of(README.read_text())
     assert [block for block in found if block.check not in checks] == []
     assert len(re.findall(r"^```", README.read_text(), re.M)) == 2 * len(found)
@@ -89,22 +89,40 @@ def steady(output: str) -> list[str]:
 
 
 def test_the_curl_answers_what_the_readme_shows(demo: Any) -> None:
-    if shutil.which("curl") is None:
-        pytest.skip("install curl to run the README's request")
     [command] = blocks("curl")
+    [answer] = answers_to(command, demo.url)
+    if UPDATE:
+        rewrite("curl-output", laid_out(answer))
+    [shown] = blocks("curl-output")
+    assert differences(json.loads(shown), answer) == []
+
+
+def test_the_requests_are_answered(demo: Any) -> None:
+    [commands] = blocks("requests")
+    stored, recommended = answers_to(commands, demo.url)
+    assert (stored["accepted"] + stored["duplicates"], stored["rejected"]) == (1, [])
+    assert (recommended["served_by"], recommended["history"]["source"]) == ("model", "request")
+    assert "item-0920" not in [item["item_id"] for item in recommended["items"]]
+
+
+def answers_to(commands: str, url: str) -> list[dict[str, Any]]:
+    """Run the README's curl commands against the demo; the JSON documents they print."""
+    if shutil.which("curl") is None:
+        pytest.skip("install curl to run the README's requests")
     done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", command.replace(DOCUMENTED_URL, demo.url)],
+        ["bash", "-euo", "pipefail", "-c", commands.replace(DOCUMENTED_URL, url)],
         cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=60,
     )
     assert done.returncode == 0, done.stderr
-    answer = json.loads(done.stdout)
-    if UPDATE:
-        rewrite("curl-output", laid_out(answer))
-    [shown] = blocks("curl-output")
-    assert differences(json.loads(shown), answer) == []
+    decoder, text, answers = json.JSONDecoder(), done.stdout.strip(), []
+    while text:
+        answer, end = decoder.raw_decode(text)
+        answers.append(answer)
+        text = text[end:].lstrip()
+    return answers
 
 
 def laid_out(answer: dict[str, Any]) -> str:

@@ -27,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Train a bundle for the Unmask service from items and interactions.",
 )
-console = Console(stderr=True)
+console = Console(stderr=True, soft_wrap=True)
 
 DataOption = Annotated[
     Path | None, typer.Option("--data", help="folder with interactions, items, embeddings")
@@ -45,7 +45,8 @@ PresetOption = Annotated[
     str, typer.Option(help=f"{', '.join(preset_names())}, or a path to a TOML file")
 ]
 SetOption = Annotated[
-    list[str] | None, typer.Option("--set", help="section.key=value, wins over the preset")
+    list[str] | None,
+    typer.Option("--set", help="section.key=value, wins over the preset; may be repeated"),
 ]
 
 

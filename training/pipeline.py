@@ -88,6 +88,8 @@ def run(
         sections, work = make[name]
         key = _key([key, *(section.model_dump_json() for section in sections)])
         record = _stage(out, name, key, work, console)
+    if (out / "bundle.json").exists():
+        console.print(f"serve it: make serve BUNDLE={out / 'bundle'}", markup=False)
     return record
 
 
