@@ -7,11 +7,12 @@ Names and shapes are those of `service.decoding.onnx_denoiser`.
 
 from __future__ import annotations
 
-import io
 import logging
 import warnings
+from itertools import chain
 
 import numpy as np
+import onnx
 import torch
 from torch import Tensor, nn
 
@@ -103,9 +104,20 @@ def _export(
     finally:
         logging.getLogger("torch.onnx").setLevel(level)
     assert program is not None
-    buffer = io.BytesIO()
-    program.save(buffer)
-    return buffer.getvalue()
+    return _without_traces(program.model_proto).SerializeToString()
+
+
+def _without_traces(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same graph without what the exporter notes beside it: file paths and stack traces.
+
+    They would carry the paths of the machine that trained into every bundle.
+    """
+    graph = model.graph
+    noted = (graph.node, graph.input, graph.output, graph.value_info, graph.initializer)
+    for entry in (model, graph, *chain.from_iterable(noted)):
+        entry.ClearField("metadata_props")
+        entry.ClearField("doc_string")
+    return model
 
 
 def _parity(model: MaskedDiffusionModel, encoder: bytes, decoder: bytes) -> float:
