@@ -184,7 +184,7 @@ def best_schedule(found: Sequence[Ranks]) -> int:
 
     The error is that of the paired difference in recall@10 over the same users.
     """
-    hits = np.stack([ranks.item <= 10 for ranks in found]).astype(np.float64)
+    hits = np.stack([one.item <= 10 for one in found]).astype(np.float64)
     best = int(hits.mean(axis=1).argmax())
     difference = hits[best] - hits
     error = difference.std(axis=1) / np.sqrt(hits.shape[1])

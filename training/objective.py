@@ -58,9 +58,7 @@ class CatalogueSoftmax:
         found = torch.zeros(len(self.codes), len(target_rows), dtype=torch.bool)
         for position in range(self.num_subspaces):
             codes = self.codes[:, position]
-            # a masked position agrees with any code: compare with the row's own
-            differs = codes[:, None] != codes[target_rows][None, :]
-            found |= differs & ~masked[:, position]
+            found |= (codes[:, None] != codes[target_rows]) & ~masked[:, position]
         return found
 
 

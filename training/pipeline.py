@@ -27,7 +27,6 @@ from service.bundle import (
     Bundle,
     DecodingDefaults,
     HeldOutUser,
-    Item,
     Manifest,
     verify,
     write_bundle,
@@ -221,7 +220,7 @@ def _bundle(
         version=config.bundle.version or f"{now:%Y-%m-%d}-{key[:8]}",
         created_at=now.isoformat(timespec="seconds"),
         catalogue=trie.catalogue,
-        items=[Item(item.item_id, item.title, item.categories) for item in dataset.items],
+        items=dataset.items,
         held_out=[
             HeldOutUser(
                 dataset.split.train.user_ids[held_out.users[index]],

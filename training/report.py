@@ -86,12 +86,12 @@ def evaluate_bundle(
         beam_width=config.beam_width,
         batch=config.batch,
     )
-    best = params.index(chosen)
+    default_index = params.index(chosen)
     report = {
         "bundle": bundle.manifest.ref,
         "users": len(windows),
         "beam_width": config.beam_width,
-        "default": {"r_warm": chosen[0], "m_par": chosen[1], **results[best].item},
+        "default": {"r_warm": chosen[0], "m_par": chosen[1], **results[default_index].item},
         "default_seen_excluded": metrics(seen_excluded.item),
         "popularity": metrics(popularity_ranks(windows, k=max(CUTOFFS))),
         "repeated_items": sum(result.repeated_items for result in results),
@@ -106,7 +106,7 @@ def evaluate_bundle(
     (folder / "report.md").write_text(_markdown(report, results))
     user_ids = dataset.split.train.user_ids
     with (folder / "ranks.jsonl").open("w") as file:
-        for user, rank in zip(windows.users, found[best].item.tolist(), strict=True):
+        for user, rank in zip(windows.users, found[default_index].item.tolist(), strict=True):
             line = {"user_id": user_ids[user], "rank": None if rank == NOT_FOUND else rank}
             file.write(json.dumps(line) + "\n")
     console.print(_markdown(report, results), markup=False, soft_wrap=True)

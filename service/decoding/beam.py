@@ -82,14 +82,14 @@ class _Search:
             return
         if self.memory is None:
             self._encode()
-        log_probs, slot = self._denoise()
+        log_probs, place = self._denoise()
         widths = [self.jobs[index].schedule.steps[self.nfe] for index in self.active]
         self.nfe += 1
         last = np.array([len(self.jobs[i].schedule.steps) == self.nfe for i in self.active])
         if self.beams is None:
             self._root_step(log_probs, np.array(widths), last)
         else:
-            self._step(self.beams, log_probs, slot, np.array(widths), last)
+            self._step(self.beams, log_probs, place, np.array(widths), last)
         if last.any():
             self._keep_jobs(np.flatnonzero(~last))
 
@@ -126,20 +126,20 @@ class _Search:
         self.encode_s += perf_counter() - started
 
     def _denoise(self) -> tuple[Floats, NDArray[np.intp]]:
-        """Log-probs of all live beams, (slots, num_subspaces, num_codes), and each beam's slot."""
+        """Log-probs by place, (places, num_subspaces, num_codes), and the place of each live beam."""
         num_jobs, num_subspaces = len(self.active), self.codes.shape[1]
         difficulty = np.array(
             [sum(self.jobs[index].schedule.steps[self.nfe :]) for index in self.active]
         )
         if self.beams is None:
-            slot = np.arange(num_jobs)
+            place = np.arange(num_jobs)
             partial_sids = np.full((num_jobs, 1, num_subspaces), self.num_codes, np.uint16)
         else:
-            partial_sids, slot = self.beams.padded(num_jobs, self.num_codes)
+            partial_sids, place = self.beams.padded(num_jobs, self.num_codes)
         started = perf_counter()
         log_probs = self.denoiser.denoise(self.memory, partial_sids, difficulty)
         self.denoise_s += perf_counter() - started
-        return log_probs.reshape(-1, num_subspaces, self.num_codes), slot
+        return log_probs.reshape(-1, num_subspaces, self.num_codes), place
 
     def _root_step(
         self, log_probs: Floats, widths: NDArray[np.int64], last: NDArray[np.bool_]
@@ -208,7 +208,7 @@ class _Search:
         self,
         beams: LiveBeams,
         log_probs: Floats,
-        slot: NDArray[np.intp],
+        place: NDArray[np.intp],
         widths: NDArray[np.int64],
         last: NDArray[np.bool_],
     ) -> None:
@@ -217,11 +217,11 @@ class _Search:
         if last.all():
             chosen = masked
         else:
-            legal = np.zeros((len(slot), *log_probs.shape[1:]), bool)
+            legal = np.zeros((len(place), *log_probs.shape[1:]), bool)
             for position in range(self.codes.shape[1]):
                 legal[beams.row_beam, position, self.codes[beams.rows, position]] = True
-            chosen = self._choose(log_probs[slot], legal, masked, widths[beams.job])
-        scores = self._row_scores(beams, log_probs, slot, chosen)
+            chosen = self._choose(log_probs[place], legal, masked, widths[beams.job])
+        scores = self._row_scores(beams, log_probs, place, chosen)
         row_job = beams.job[beams.row_beam]
         for active in np.flatnonzero(last):
             start, stop = np.searchsorted(row_job, [active, active + 1])
@@ -257,14 +257,14 @@ class _Search:
         self,
         beams: LiveBeams,
         log_probs: Floats,
-        slot: NDArray[np.intp],
+        place: NDArray[np.intp],
         chosen: NDArray[np.bool_],
     ) -> Floats:
         """Score of each surviving row's child: its beam's score + log-probs at chosen positions."""
         gained = np.zeros(len(beams.rows), np.float32)
-        row_slot = slot[beams.row_beam]
+        row_place = place[beams.row_beam]
         for position in range(self.codes.shape[1]):
-            here = log_probs[row_slot, position, self.codes[beams.rows, position]]
+            here = log_probs[row_place, position, self.codes[beams.rows, position]]
             gained += np.where(chosen[beams.row_beam, position], here, np.float32(0))
         return beams.scores[beams.row_beam] + gained
 

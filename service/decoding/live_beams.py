@@ -60,15 +60,15 @@ class LiveBeams:
         )
 
     def padded(self, num_jobs: int, mask: int) -> tuple[NDArray[np.uint16], NDArray[np.intp]]:
-        """Partial SIDs as (jobs, widest, num_subspaces), and each beam's slot of jobs x widest.
+        """Partial SIDs as (jobs, widest, num_subspaces), and each beam's place of jobs x widest.
 
-        Slots without a beam hold `mask` everywhere.
+        Places without a beam hold `mask` everywhere.
         """
         per_job = np.bincount(self.job, minlength=num_jobs)
         widest = int(per_job.max())
         within = np.arange(len(self.job)) - (np.cumsum(per_job) - per_job)[self.job]
-        slot = self.job * widest + within
+        place = self.job * widest + within
         num_subspaces = self.partial_sids.shape[1]
         partial_sids = np.full((num_jobs * widest, num_subspaces), mask, np.uint16)
-        partial_sids[slot] = self.partial_sids
-        return partial_sids.reshape(num_jobs, widest, num_subspaces), slot
+        partial_sids[place] = self.partial_sids
+        return partial_sids.reshape(num_jobs, widest, num_subspaces), place

@@ -11,8 +11,10 @@ from service.decoding import Catalogue, Schedule, SidTrie
 from training.evaluation import (
     NOT_FOUND,
     Ranks,
+    _PartialSids,
     best_schedule,
     draw_windows,
+    invalid_sid_shares,
     metrics,
     popularity_ranks,
     ranks,
@@ -70,6 +72,21 @@ def test_item_and_sid_ranks_differ_where_items_share_a_sid() -> None:
         assert found.repeated == 0
     seen = ranks(windows, trie, _Favourites(), Schedule((2,)), k=4, beam_width=5, exclude_seen=True)
     assert seen.item.tolist() == [1, NOT_FOUND, 2, 3, 4]
+
+
+def test_a_partial_sid_that_no_item_agrees_with_is_counted() -> None:
+    codes = np.array([[0, 0], [0, 1], [1, 2]], np.uint16)
+    trie = SidTrie(Catalogue(tuple("abc"), codes, 3, np.zeros(3, np.int64)))
+    watched = _PartialSids(_Favourites(), trie)
+    sids = np.array([[[3, 3], [0, 3], [3, 2], [2, 3], [1, 1]]], np.uint16)  # 3 is MASK
+    watched.denoise(1, sids, np.array([1]))
+    assert (watched.asked, watched.invalid) == (4, 2)
+
+    constrained, unconstrained = invalid_sid_shares(
+        _windows([0, 1, 2]), trie, _Favourites(), Schedule((1, 1)), beam_width=9, batch=2
+    )
+    assert constrained == 0
+    assert unconstrained == pytest.approx(6 / 9)  # nine tuples, three items
 
 
 def test_the_default_schedule_is_the_cheapest_within_one_standard_error() -> None:
