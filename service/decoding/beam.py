@@ -126,7 +126,7 @@ class _Search:
         self.encode_s += perf_counter() - started
 
     def _denoise(self) -> tuple[Floats, NDArray[np.intp]]:
-        """Log-probs by place, (places, num_subspaces, num_codes), and the place of each live beam."""
+        """Log-probs, (places, num_subspaces, num_codes), and the place of each live beam."""
         num_jobs, num_subspaces = len(self.active), self.codes.shape[1]
         difficulty = np.array(
             [sum(self.jobs[index].schedule.steps[self.nfe :]) for index in self.active]
