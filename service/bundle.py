@@ -5,9 +5,10 @@ the format version, the sizes and the SHA-256 of every file. No pickle, no path 
 bundle is followed. Knows nothing of torch, Redis or HTTP.
 
 manifest.json    Manifest                     codes.npy       (num_items, num_subspaces) uint16
-encoder.onnx     history -> memory            popularity.npy  (num_items,) int64, never increasing
-decoder.onnx     partial SIDs -> log-probs    items.jsonl     Item, one a row
-                                              held_out.jsonl  HeldOutUser, one a line; may be empty
+encoder.onnx     history -> memory            vectors.npy     (num_items, d) float16
+decoder.onnx     partial SIDs -> log-probs    popularity.npy  (num_items,) int64, never increasing
+items.jsonl      Item, one a row              neighbours.npy  (num_items, num_neighbours) int32
+held_out.jsonl   HeldOutUser, one a line      affinities.npy  (num_items, num_neighbours) float16
 """
 
 from __future__ import annotations
@@ -28,16 +29,19 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
-from service.decoding import Catalogue, Schedule, SidTrie
+from service.decoding import Catalogue, Decoder, NeighbourPrior, Ranking, Schedule, SidTrie
 from service.decoding.onnx_denoiser import OnnxDenoiser
 from service.errors import BundleInvalid
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 FILES = (
     "encoder.onnx",
     "decoder.onnx",
     "codes.npy",
     "popularity.npy",
+    "vectors.npy",
+    "neighbours.npy",
+    "affinities.npy",
     "items.jsonl",
     "held_out.jsonl",
 )
@@ -56,11 +60,21 @@ class FileEntry(_Model):
 
 
 class DecodingDefaults(_Model):
-    """What a request gets when it names no schedule of its own."""
+    """What a request gets when it names no schedule of its own; the ranking is for all requests."""
 
     r_warm: int
     m_par: int
     beam_width: int = Field(ge=1)
+    ranking: Ranking = "rows"
+
+
+class PriorWeights(_Model):
+    """The numbers of the NeighbourPrior; its arrays are files."""
+
+    history_length: int = Field(ge=1)
+    decay: float = Field(gt=0, le=1)
+    scale: float = Field(gt=0)
+    weight: float = Field(ge=0)
 
 
 class Manifest(_Model):
@@ -74,6 +88,8 @@ class Manifest(_Model):
     num_subspaces: int = Field(ge=1)
     num_codes: int = Field(ge=1, le=65_535)
     history_length: int = Field(ge=1)
+    repeat_bias: float
+    prior: PriorWeights
     decoding: DecodingDefaults
     files: dict[str, FileEntry]
     facts: dict[str, JsonValue]
@@ -104,13 +120,17 @@ class HeldOutUser:
 
 @dataclass(frozen=True, eq=False)
 class Bundle:
-    """A verified bundle in memory, ready to decode. `trie.catalogue` is the catalogue."""
+    """A verified bundle in memory, ready to decode."""
 
     manifest: Manifest
-    trie: SidTrie
+    decoder: Decoder
     items: tuple[Item, ...]
     held_out: tuple[HeldOutUser, ...]
-    denoiser: OnnxDenoiser
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """The items with their SIDs, by row."""
+        return self.decoder.trie.catalogue
 
     @classmethod
     def load(cls, path: Path, *, ort_threads: int = 1) -> Self:
@@ -128,11 +148,22 @@ class Bundle:
                 HeldOutUser(entry["user_id"], tuple(entry["history"]), entry["target"])
                 for entry in _json_lines(files["held_out.jsonl"])
             )
-            codes = np.load(io.BytesIO(files["codes.npy"]), allow_pickle=False)
-            popularity = np.load(io.BytesIO(files["popularity.npy"]), allow_pickle=False)
+            arrays = {
+                file.removesuffix(".npy"): np.load(io.BytesIO(data), allow_pickle=False)
+                for file, data in files.items()
+                if file.endswith(".npy")
+            }
+            codes, neighbours = arrays["codes"], arrays["neighbours"]
             catalogue = Catalogue(
-                tuple(item.item_id for item in items), codes, manifest.num_codes, popularity
+                tuple(item.item_id for item in items),
+                codes,
+                manifest.num_codes,
+                arrays["popularity"],
+                arrays["vectors"],
             )
+            if len(neighbours) != len(codes):
+                raise ValueError("neighbours.npy must have one row per item")
+            prior = NeighbourPrior(neighbours, arrays["affinities"], **manifest.prior.model_dump())
             if codes.shape != (manifest.num_items, manifest.num_subspaces):
                 raise ValueError(
                     f"codes.npy has shape {codes.shape}, the manifest says "
@@ -149,11 +180,13 @@ class Bundle:
                 num_subspaces=manifest.num_subspaces,
                 num_codes=manifest.num_codes,
                 history_length=manifest.history_length,
+                repeat_bias=manifest.repeat_bias,
                 threads=ort_threads,
             )
         except (ValueError, KeyError, TypeError, RuntimeError) as error:
             raise BundleInvalid(f"bundle {path}: {_one_line(error)}") from error
-        return cls(manifest, SidTrie(catalogue), items, held_out, denoiser)
+        decoder = Decoder(SidTrie(catalogue), denoiser, manifest.decoding.ranking, prior)
+        return cls(manifest, decoder, items, held_out)
 
 
 def verify(path: Path) -> Manifest:
@@ -187,6 +220,8 @@ def write_bundle(
     encoder: bytes,
     decoder: bytes,
     history_length: int,
+    repeat_bias: float,
+    prior: NeighbourPrior,
     decoding: DecodingDefaults,
     facts: dict[str, JsonValue],
 ) -> Manifest:
@@ -204,6 +239,9 @@ def write_bundle(
         "decoder.onnx": decoder,
         "codes.npy": _npy(catalogue.codes),
         "popularity.npy": _npy(catalogue.popularity),
+        "vectors.npy": _npy(catalogue.vectors),
+        "neighbours.npy": _npy(prior.neighbours),
+        "affinities.npy": _npy(prior.affinities),
         "items.jsonl": _lines(items),
         "held_out.jsonl": _lines(held_out),
     }
@@ -216,6 +254,13 @@ def write_bundle(
         num_subspaces=catalogue.num_subspaces,
         num_codes=catalogue.num_codes,
         history_length=history_length,
+        repeat_bias=repeat_bias,
+        prior=PriorWeights(
+            history_length=prior.history_length,
+            decay=prior.decay,
+            scale=prior.scale,
+            weight=prior.weight,
+        ),
         decoding=decoding,
         files={
             file: FileEntry(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +20,7 @@ import structlog
 
 from service.batching import MicroBatcher
 from service.bundle import Bundle, bundle_path
-from service.decoding import Decoded, Job, Schedule, Timings, decode
+from service.decoding import Job, Schedule
 from service.embedded_valkey import EmbeddedValkey
 from service.errors import BundleInvalid, HistoryUnavailable, NotReady, SettingsInvalid, StartError
 from service.history import HistoryStore, RedisHistoryStore
@@ -152,12 +152,9 @@ class Lifecycle:
         )
 
     def _serve(self, bundle: Bundle, histories: HistoryStore) -> Recommender:
-        def decode_batch(jobs: Sequence[Job]) -> tuple[list[Decoded], Timings]:
-            return decode(jobs, bundle.trie, bundle.denoiser)
-
         settings = self.settings
         self._batcher = MicroBatcher(
-            decode_batch,
+            bundle.decoder.decode,
             self.metrics,
             max_queue_rows=settings.max_queue_rows,
             max_batch_requests=settings.max_batch_requests,
@@ -228,14 +225,14 @@ def prime(bundle: Bundle) -> None:
         m_par=manifest.decoding.m_par,
     )
     width = manifest.decoding.beam_width
-    histories = [bundle.trie.catalogue.rows_of(user.history) for user in bundle.held_out[:16]]
+    histories = [bundle.catalogue.rows_of(user.history) for user in bundle.held_out[:16]]
     histories = [rows for rows in histories if len(rows)] or [np.zeros(1, np.int32)]
     batches = [[histories[i % len(histories)] for i in range(size)] for size in PRIMING_SIZES]
     batches.append([np.resize(histories[0], manifest.history_length)])  # repeats the rows
     try:
         for batch in batches:
             jobs = [Job(rows, width, schedule, width) for rows in batch]
-            decode(jobs, bundle.trie, bundle.denoiser)
+            bundle.decoder.decode(jobs)
     except Exception as error:
         reason = " ".join(str(error).split())
         raise BundleInvalid(f"bundle {manifest.ref} cannot decode: {reason}") from error

@@ -58,7 +58,7 @@ class Recommender:
         default_timeout_ms: int,
     ) -> None:
         self.bundle = bundle
-        self._catalogue = bundle.trie.catalogue
+        self._catalogue = bundle.catalogue
         self._histories = histories
         self._batcher = batcher
         self._metrics = metrics

@@ -61,18 +61,16 @@ class CodebookConfig(Section):
 
 
 class ModelConfig(Section):
-    """Shape of the encoder-decoder transformer (MDGR sec. 4.3)."""
+    """Shape of the encoder-decoder transformer (after MDGR sec. 4.3)."""
 
     width: int = Field(128, ge=8)
     num_heads: int = Field(8, ge=1)
-    encoder_layers: int = Field(2, ge=1)
-    decoder_layers: int = Field(2, ge=1)
+    encoder_layers: int = Field(3, ge=1)
+    decoder_layers: int = Field(1, ge=1)
     ffn_multiple: int = Field(4, ge=1)
     dropout: float = Field(0.2, ge=0, lt=1)
     history_length: int = Field(20, ge=1, description="newest items the encoder sees")
-    history_tokens: Literal["pooled", "flat"] = Field(
-        "pooled", description="one encoder token per item, or one per code of an item"
-    )
+    item_vectors: bool = Field(True, description="the encoder sees items' vectors beside codes")
     difficulty_embedding: bool = True
     tied_head: bool = Field(True, description="logits by dot product with the code embeddings")
 
@@ -84,7 +82,7 @@ class MaskingConfig(Section):
     gamma: float = Field(2.0, gt=0)
     history_aware: bool = Field(True, description="positions by Eq. 11-12; off = uniform")
     epsilon: float = Field(0.1, gt=0)
-    full_share: float = Field(0.5, ge=0, le=1, description="share of samples with all masked")
+    full_share: float = Field(0.7, ge=0, le=1, description="share of samples with all masked")
 
 
 class ScheduleConfig(Section):
@@ -103,16 +101,22 @@ class ScheduleConfig(Section):
 class FitConfig(Section):
     """Optimisation."""
 
-    position_weight: float = Field(0.1, ge=0, description="weight of the paper's loss, Eq. 15")
+    position_weight: float = Field(0.0, ge=0, description="weight of the paper's loss, Eq. 15")
     catalogue_weight: float = Field(1.0, ge=0, description="weight of the catalogue-normalised one")
     label_smoothing: float = Field(0.0, ge=0, lt=1)
+    sampled_rows: int = Field(
+        50_000, ge=1, description="rows drawn for the softmax of a minibatch if there are more"
+    )
     epochs: int = Field(30, ge=1)
-    minibatch: int = Field(256, ge=1)
+    minibatch: int = Field(256, ge=1, description="samples, in as many users as have them")
     learning_rate: float = Field(1e-3, gt=0)
     final_learning_rate: float = Field(0.02, ge=0, le=1, description="as a share of learning_rate")
     ramp_share: float = Field(0.03, ge=0, le=1, description="share of the steps spent ramping up")
     weight_decay: float = Field(0.01, ge=0)
     clip_norm: float = Field(1.0, gt=0)
+    ema_decay: float = Field(
+        0.999, ge=0, lt=1, description="of the averaged weights that are validated and shipped"
+    )
     bf16: bool = Field(True, description="bf16 autocast where the CPU supports it")
     validate_every_epochs: int = Field(2, ge=1)
     validation_users: int = Field(2000, ge=1)
@@ -124,6 +128,27 @@ class FitConfig(Section):
     early_stop_from: float = Field(0.8, ge=0, le=1, description="progress before which none stops")
     threads: int = Field(0, ge=0, description="torch threads; 0 = the processors we may use")
     seed: int = 7
+
+    @property
+    def ranking(self) -> Literal["rows", "path"]:
+        """How the decoder scores partial SIDs: by what the network is trained for."""
+        return "rows" if self.catalogue_weight else "path"
+
+
+class NeighboursConfig(Section):
+    """The neighbour prior: a sparse item-item memory whose scores are added to the network's."""
+
+    num_neighbours: int = Field(128, ge=1, description="strongest neighbours kept of each item")
+    window: int = Field(3, ge=1, description="items apart that still count as a transition")
+    transition_weight: float = Field(5.0, ge=0, description="transitions against co-occurrence")
+    history_length: int = Field(20, ge=1, description="newest items that are looked up")
+    decay: float = Field(0.7, gt=0, le=1, description="weight of an item against the next newer")
+    weights: tuple[float, ...] = Field(
+        (0.0, 0.5, 1.0, 1.5, 2.0, 3.0), min_length=1, description="tried on validation; 0 = off"
+    )
+    scales: tuple[float, ...] = Field(
+        (0.1, 0.3, 1.0), min_length=1, description="tried on validation, in median affinities"
+    )
 
 
 class EvaluationConfig(Section):
@@ -168,6 +193,7 @@ class RunConfig(Section):
     model: ModelConfig = ModelConfig()
     masking: MaskingConfig = MaskingConfig()
     fit: FitConfig = FitConfig()
+    neighbours: NeighboursConfig = NeighboursConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     bundle: BundleConfig = BundleConfig()
 

@@ -10,13 +10,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.decoding import Decoded, Denoiser, Job, Schedule, SidTrie, Timings, decode
+from service.decoding import (
+    Catalogue,
+    Decoded,
+    Decoder,
+    Denoiser,
+    Histories,
+    Job,
+    Schedule,
+    SidTrie,
+    Timings,
+)
 from service.decoding.unconstrained import SidIndex, decode_unconstrained
 from training.interactions import Windows
 
@@ -50,8 +60,7 @@ def draw_windows(windows: Windows, num_users: int | None, seed: int) -> Windows:
 
 def ranks(
     windows: Windows,
-    trie: SidTrie,
-    denoiser: Denoiser,
+    decoder: Decoder,
     schedule: Schedule,
     *,
     k: int,
@@ -65,7 +74,7 @@ def ranks(
 
     workers: threads that decode batches side by side; advance: called with the users done.
     """
-    sid_of = _sid_numbers(trie)
+    sid_of = _sid_numbers(decoder.trie.catalogue)
     found = Ranks(
         np.full(len(windows), NOT_FOUND, np.int32), np.full(len(windows), NOT_FOUND, np.int32), 0, 0
     )
@@ -76,7 +85,7 @@ def ranks(
     def decode_batch(start: int) -> tuple[range, list[Decoded], Timings]:
         indices = range(start, min(start + batch, len(windows)))
         jobs = _jobs(windows, indices, schedule, 2 * k, beam_width, exclude_seen)
-        return indices, *decode(jobs, trie, denoiser)
+        return indices, *decoder.decode(jobs)
 
     with ThreadPoolExecutor(workers) as pool:
         for indices, answers, timings in pool.map(decode_batch, range(0, len(windows), batch)):
@@ -137,8 +146,7 @@ class ScheduleResult:
 
 def evaluate_schedules(
     windows: Windows,
-    trie: SidTrie,
-    denoiser: Denoiser,
+    decoder: Decoder,
     params: Iterable[tuple[int, int]],
     *,
     beam_width: int,
@@ -150,12 +158,11 @@ def evaluate_schedules(
     results, all_ranks = [], []
     for r_warm, m_par in params:
         schedule = Schedule.from_params(
-            num_subspaces=trie.catalogue.num_subspaces, r_warm=r_warm, m_par=m_par
+            num_subspaces=decoder.trie.catalogue.num_subspaces, r_warm=r_warm, m_par=m_par
         )
         found = ranks(
             windows,
-            trie,
-            denoiser,
+            decoder,
             schedule,
             k=max(CUTOFFS),
             beam_width=beam_width,
@@ -198,9 +205,12 @@ class _PartialSids:
     def __init__(self, denoiser: Denoiser, trie: SidTrie) -> None:
         self._denoiser, self._trie = denoiser, trie
         self.num_subspaces, self.num_codes = denoiser.num_subspaces, denoiser.num_codes
-        self.history_length = denoiser.history_length
-        self.encode, self.select = denoiser.encode, denoiser.select
+        self.history_length, self.repeat_bias = denoiser.history_length, denoiser.repeat_bias
+        self.select = denoiser.select
         self.asked = self.invalid = 0
+
+    def encode(self, histories: Histories) -> Any:
+        return self._denoiser.encode(histories)
 
     def denoise(
         self, memory: Any, partial_sids: NDArray[np.uint16], difficulty: NDArray[np.int64]
@@ -217,8 +227,7 @@ class _PartialSids:
 
 def invalid_sid_shares(
     windows: Windows,
-    trie: SidTrie,
-    denoiser: Denoiser,
+    decoder: Decoder,
     schedule: Schedule,
     *,
     beam_width: int,
@@ -229,13 +238,15 @@ def invalid_sid_shares(
     First the share of partial SIDs on the way of the production search (must be 0), then the share
     of finished SIDs when the search may leave the catalogue, as the papers' does.
     """
-    index, watched = SidIndex(trie.catalogue), _PartialSids(denoiser, trie)
+    index = SidIndex(decoder.trie.catalogue)
+    watched = _PartialSids(decoder.denoiser, decoder.trie)
+    watching = replace(decoder, denoiser=watched)
     made = invalid = 0
     for start in range(0, len(windows), batch):
         indices = range(start, min(start + batch, len(windows)))
         jobs = _jobs(windows, indices, schedule, 10, beam_width, False)
-        decode(jobs, trie, watched)
-        for answer in decode_unconstrained(jobs, index, denoiser):
+        watching.decode(jobs)
+        for answer in decode_unconstrained(jobs, index, decoder.denoiser):
             made += answer.num_sids
             invalid += answer.num_invalid
     return watched.invalid / max(1, watched.asked), invalid / max(1, made)
@@ -262,7 +273,7 @@ def _rank(ranking: NDArray[np.int32], target: int) -> int:
     return int(places[0]) + 1 if len(places) else int(NOT_FOUND)
 
 
-def _sid_numbers(trie: SidTrie) -> NDArray[np.int32]:
+def _sid_numbers(catalogue: Catalogue) -> NDArray[np.int32]:
     """(num_items,) int32: rows with equal SIDs have equal numbers."""
-    _, numbers = np.unique(trie.catalogue.codes, axis=0, return_inverse=True)
+    _, numbers = np.unique(catalogue.codes, axis=0, return_inverse=True)
     return numbers.astype(np.int32).reshape(-1)

@@ -1,7 +1,7 @@
 """Export of a trained network to the two ONNX graphs a bundle ships, with a parity check.
 
-encoder.onnx: history -> the decoder's cross-attention keys and values, once per request
-decoder.onnx: partial SIDs, difficulty, keys and values -> log-probs per position
+encoder.onnx: history -> memory, once per request
+decoder.onnx: partial SIDs, difficulty, memory -> log-probs per position
 Names and shapes are those of `service.decoding.onnx_denoiser`.
 """
 
@@ -16,16 +16,17 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from service.decoding import Histories
 from service.decoding.onnx_denoiser import (
     DECODER_INPUTS,
     DECODER_OUTPUTS,
     ENCODER_INPUTS,
-    MEMORY,
+    ENCODER_OUTPUTS,
     OnnxDenoiser,
 )
 from training.errors import TrainingError
-from training.model import MaskedDiffusionModel, Memory
-from training.torch_denoiser import TorchDenoiser
+from training.model import MaskedDiffusionModel
+from training.torch_denoiser import TorchDenoiser, newest_state
 
 PARITY_TOLERANCE = 1e-4  # largest difference in log-probs between torch and ONNX Runtime
 PARITY_SHAPES = ((1, 1, 1), (2, 3, 5), (5, 7, 20))  # (jobs, beams, history length)
@@ -36,8 +37,10 @@ class _EncoderGraph(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, history_codes: Tensor, history_mask: Tensor) -> tuple[Tensor, ...]:
-        return tuple(self.model.encode(history_codes, history_mask))
+    def forward(self, codes: Tensor, vectors: Tensor, mask: Tensor) -> Tensor:
+        states = self.model.encode(codes, vectors)
+        # Keeps the inputs in the graph of a model that sees no vectors.
+        return newest_state(states + 0 * vectors.sum(), mask)
 
 
 class _DecoderGraph(nn.Module):
@@ -45,11 +48,8 @@ class _DecoderGraph(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(
-        self, partial_sids: Tensor, difficulty: Tensor, keys: Tensor, values: Tensor, mask: Tensor
-    ) -> Tensor:
-        logits = self.model.denoise(partial_sids, difficulty, Memory(keys, values, mask))
-        return logits.log_softmax(dim=-1)
+    def forward(self, partial_sids: Tensor, difficulty: Tensor, memory: Tensor) -> Tensor:
+        return self.model.denoise(partial_sids, difficulty, memory).log_softmax(dim=-1)
 
 
 def export_graphs(model: MaskedDiffusionModel) -> tuple[bytes, bytes, float]:
@@ -60,20 +60,18 @@ def export_graphs(model: MaskedDiffusionModel) -> tuple[bytes, bytes, float]:
     """
     model = model.eval()
     codes, mask = torch.zeros(3, 4, model.num_subspaces, dtype=torch.long), torch.ones(3, 4) > 0
-    with torch.inference_mode():
-        memory = model.encode(codes, mask)
+    vectors, memory = torch.zeros(3, 4, model.vector_dims), torch.zeros(3, model.config.width)
     encoder = _export(
         _EncoderGraph(model),
-        (codes, mask),
-        ({0: "jobs", 1: "length"}, {0: "jobs", 1: "length"}),
+        (codes, vectors, mask),
+        ({0: "jobs", 1: "length"},) * 3,
         ENCODER_INPUTS,
-        MEMORY,
+        ENCODER_OUTPUTS,
     )
-    cross = {1: "jobs", 3: "tokens"}
     decoder = _export(
         _DecoderGraph(model),
-        (codes, torch.ones(3, dtype=torch.long), *(tensor.clone() for tensor in memory)),
-        ({0: "jobs", 1: "beams"}, {0: "jobs"}, cross, cross, {0: "jobs", 1: "tokens"}),
+        (codes, torch.ones(3, dtype=torch.long), memory),
+        ({0: "jobs", 1: "beams"}, {0: "jobs"}, {0: "jobs"}),
         DECODER_INPUTS,
         DECODER_OUTPUTS,
     )
@@ -126,6 +124,7 @@ def _parity(model: MaskedDiffusionModel, encoder: bytes, decoder: bytes) -> floa
         "num_subspaces": model.num_subspaces,
         "num_codes": model.num_codes,
         "history_length": model.config.history_length,
+        "repeat_bias": model.repeat_bias.item(),
     }
     denoisers = (TorchDenoiser(model), OnnxDenoiser(encoder, decoder, **sizes))
     random = np.random.default_rng(0)
@@ -135,13 +134,14 @@ def _parity(model: MaskedDiffusionModel, encoder: bytes, decoder: bytes) -> floa
         shape = (jobs, length, model.num_subspaces)
         history = random.integers(0, model.num_codes, shape).astype(np.uint16)
         mask = np.arange(length) < random.integers(0, length + 1, (jobs, 1))
-        history[~mask] = model.num_codes
+        vectors = random.standard_normal((jobs, length, model.vector_dims)).astype(np.float16)
+        history[~mask], vectors[~mask] = model.num_codes, 0
         sids = random.integers(0, model.num_codes, (jobs, beams, model.num_subspaces))
         difficulty = random.integers(1, model.num_subspaces + 1, jobs)
         hidden = np.arange(model.num_subspaces) < difficulty[:, None, None]
         sids = np.where(hidden, model.num_codes, sids).astype(np.uint16)
         given, exported = (
-            denoiser.denoise(denoiser.encode(history, mask), sids, difficulty)
+            denoiser.denoise(denoiser.encode(Histories(history, vectors, mask)), sids, difficulty)
             for denoiser in denoisers
         )
         largest = max(largest, float(np.abs(given - exported).max()))

@@ -4,12 +4,13 @@ Validation asks the production decoder, by default in one call, every row scored
 checkpoint is written after every epoch; a run that was cut off continues from it and ends bit for
 bit where an uninterrupted one would. Knows nothing of files but its own stage folder.
 
-fit/checkpoint.pt   model, best model, optimiser, random states, history of validations
+fit/checkpoint.pt   model, averaged and best weights, optimiser, random states, validations
 fit/scalars.jsonl   one JSON object a logged step: {"step", "epoch", "loss", ...}
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import time
@@ -27,17 +28,18 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from service.decoding import Schedule, SidTrie, history_arrays
+from service.decoding import Catalogue, Decoder, Schedule, SidTrie
 from training.config import FitConfig, MaskingConfig, ModelConfig
 from training.evaluation import draw_windows, ranks, recall_at
 from training.interactions import Split
 from training.masking import draw_mask
 from training.model import MaskedDiffusionModel
-from training.objective import CatalogueSoftmax, position_loss
+from training.objective import CatalogueSoftmax, Repeats, position_loss
+from training.segments import Segments
 from training.torch_denoiser import TorchDenoiser
 
-BUCKET_MINIBATCHES = 32  # minibatches whose samples are sorted by length together
 LOG_EVERY = 20  # steps
+REPEAT_BIAS_RATE = 30.0  # times the learning rate: one scalar has several nats to go
 
 
 @dataclass
@@ -71,10 +73,7 @@ def fit(
     """
     torch.set_num_threads(config.threads or cpu_count())
     torch.manual_seed(config.seed)
-    catalogue = trie.catalogue
-    model = MaskedDiffusionModel(
-        model_config, num_subspaces=catalogue.num_subspaces, num_codes=catalogue.num_codes
-    )
+    model = model_for(trie.catalogue, model_config)
     trainer = _Trainer(model, split, trie, masking, config)
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / "checkpoint.pt"
@@ -111,14 +110,21 @@ def fit(
     return model.eval(), trainer.state
 
 
-def load_best(
-    folder: Path, model_config: ModelConfig, *, num_subspaces: int, num_codes: int
-) -> MaskedDiffusionModel:
+def load_best(folder: Path, catalogue: Catalogue, config: ModelConfig) -> MaskedDiffusionModel:
     """The model of the best validation recall@10 of a finished `fit` in this folder."""
-    snapshot = torch.load(folder / "checkpoint.pt", weights_only=True)
-    model = MaskedDiffusionModel(model_config, num_subspaces=num_subspaces, num_codes=num_codes)
-    model.load_state_dict(snapshot["best"])
+    model = model_for(catalogue, config)
+    model.load_state_dict(torch.load(folder / "checkpoint.pt", weights_only=True)["best"])
     return model.eval()
+
+
+def model_for(catalogue: Catalogue, config: ModelConfig) -> MaskedDiffusionModel:
+    """An untrained model of the catalogue's sizes."""
+    return MaskedDiffusionModel(
+        config,
+        num_subspaces=catalogue.num_subspaces,
+        num_codes=catalogue.num_codes,
+        vector_dims=catalogue.vectors.shape[1],
+    )
 
 
 class _Trainer:
@@ -133,10 +139,19 @@ class _Trainer:
         config: FitConfig,
     ) -> None:
         self.model, self.trie, self.masking, self.config = model, trie, masking, config
-        self.windows = split.train.windows()
+        self.segments = Segments.of(split.train, model.config.history_length)
         self.validation = draw_windows(split.validation, config.validation_users, config.seed)
-        self.codes = torch.from_numpy(trie.catalogue.codes.astype(np.int64))
-        self.catalogue_softmax = CatalogueSoftmax(trie)
+        catalogue = trie.catalogue
+        filler_codes = np.full((1, catalogue.num_subspaces), catalogue.num_codes)
+        self.codes = torch.from_numpy(
+            np.concatenate((catalogue.codes, filler_codes)).astype(np.int64)
+        )
+        filler_vector = np.zeros((1, catalogue.vectors.shape[1]))
+        self.vectors = torch.from_numpy(
+            np.concatenate((catalogue.vectors, filler_vector)).astype(np.float32)
+        )
+        self.catalogue_softmax = CatalogueSoftmax(trie, sampled_rows=config.sampled_rows)
+        self.averaged = copy.deepcopy(model).eval()
         self.optimizer = torch.optim.AdamW(
             _parameter_groups(model, config.weight_decay),
             lr=config.learning_rate,
@@ -146,8 +161,7 @@ class _Trainer:
         self.generator = torch.Generator().manual_seed(config.seed)
         self.state = FitState()
         self.best: dict[str, Tensor] = _copy(model)
-        self.steps_per_epoch = math.ceil(len(self.windows) / config.minibatch)
-        self.total_steps = config.epochs * self.steps_per_epoch
+        self.total_steps = config.epochs * math.ceil(self.segments.num_samples / config.minibatch)
         self.autocast = config.bf16 and torch.cpu._is_avx512_bf16_supported()
 
     @property
@@ -162,8 +176,8 @@ class _Trainer:
         """Train one epoch; yields after each step, with scalars every LOG_EVERY and at its end."""
         started = time.monotonic()
         losses = []
-        for samples in self._minibatches():
-            losses.append(self._step(samples))
+        for chosen in self.segments.minibatches(self.config.minibatch, self.generator):
+            losses.append(self._step(chosen))
             if self.state.step % LOG_EVERY == 0:
                 yield self._scalars(losses[-LOG_EVERY:])
             else:
@@ -180,6 +194,7 @@ class _Trainer:
         """All that `restore` needs; only tensors and plain values, so it loads without pickle."""
         return {
             "model": self.model.state_dict(),
+            "averaged": self.averaged.state_dict(),
             "best": self.best,
             "optimizer": self.optimizer.state_dict(),
             "state": asdict(self.state),
@@ -189,45 +204,39 @@ class _Trainer:
 
     def restore(self, snapshot: dict[str, Any]) -> None:
         self.model.load_state_dict(snapshot["model"])
+        self.averaged.load_state_dict(snapshot["averaged"])
         self.best = snapshot["best"]
         self.optimizer.load_state_dict(snapshot["optimizer"])
         self.state = FitState(**snapshot["state"])
         self.generator.set_state(snapshot["generator"])
         torch.set_rng_state(snapshot["torch_generator"])
 
-    def _minibatches(self) -> Iterator[NDArray[np.int64]]:
-        """Every window once, in random minibatches of similar history lengths."""
-        size = self.config.minibatch
-        order = torch.randperm(len(self.windows), generator=self.generator).numpy()
-        lengths = self.windows.ends - self.windows.starts
-        minibatches = []
-        for start in range(0, len(order), size * BUCKET_MINIBATCHES):
-            bucket = order[start : start + size * BUCKET_MINIBATCHES]
-            bucket = bucket[np.argsort(lengths[bucket], kind="stable")]
-            minibatches += [bucket[at : at + size] for at in range(0, len(bucket), size)]
-        for index in torch.randperm(len(minibatches), generator=self.generator).tolist():
-            yield minibatches[index]
-
-    def _step(self, samples: NDArray[np.int64]) -> float:
+    def _step(self, chosen: NDArray[np.intp]) -> float:
         config, state = self.config, self.state
-        rate = learning_rate(state.step / self.total_steps, config)
+        progress = min(1.0, state.step / self.total_steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        history_codes, history_mask, target_rows = self._arrays(samples)
+            group["lr"] = learning_rate(progress, config) * group["rate"]
+        rows, is_target = map(torch.from_numpy, self.segments.arrays(chosen, len(self.codes) - 1))
+        inputs, target_rows = rows[:, :-1], rows[:, 1:][is_target]
+        segment, place = is_target.nonzero(as_tuple=True)  # of each sample
+        histories = inputs[segment]
+        in_history = torch.arange(inputs.shape[1]) <= place[:, None]
         target_codes = self.codes[target_rows]
         masked = draw_mask(
-            history_codes,
-            history_mask,
+            self.codes[histories],
+            in_history,
             target_codes,
-            progress=state.step / self.total_steps,
+            progress=progress,
             config=self.masking,
             generator=self.generator,
         )
         partial_sids = torch.where(masked, self.model.num_codes, target_codes)
         self.model.train()
         with torch.autocast("cpu", torch.bfloat16) if self.autocast else nullcontext():
-            memory = self.model.encode(history_codes, history_mask)
-            logits = self.model.denoise(partial_sids[:, None], masked.sum(dim=1), memory)
+            states = self.model.encode(self.codes[inputs], self.vectors[inputs])
+            logits = self.model.denoise(
+                partial_sids[:, None], masked.sum(dim=1), states[segment, place]
+            )
         logits = logits[:, 0].float()
         loss = torch.zeros(())
         if config.position_weight:
@@ -236,41 +245,36 @@ class _Trainer:
             )
         if config.catalogue_weight:
             loss = loss + config.catalogue_weight * self.catalogue_softmax.loss(
-                logits, target_rows, masked
+                logits, target_rows, masked, self._repeats(histories, in_history)
             )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
         self.optimizer.step()
         state.step += 1
+        self._average()
         return float(loss.detach())
 
-    def _arrays(self, samples: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor]:
-        windows = self.windows
-        length = self.model.config.history_length
-        ends = windows.ends[samples]
-        starts = np.maximum(windows.starts[samples], ends - length)
-        histories = [windows.rows[start:end] for start, end in zip(starts, ends, strict=True)]
-        codes, mask = history_arrays(
-            histories,
-            self.trie.catalogue.codes,
-            num_codes=self.model.num_codes,
-            history_length=length,
-        )
-        return (
-            torch.from_numpy(codes.astype(np.int64)),
-            torch.from_numpy(mask),
-            torch.from_numpy(windows.rows[ends].astype(np.int64)),
+    def _repeats(self, histories: Tensor, in_history: Tensor) -> Repeats:
+        sample, place = in_history.nonzero(as_tuple=True)
+        num_items = len(self.codes) - 1
+        distinct = torch.unique(sample * num_items + histories[sample, place])
+        return Repeats(distinct % num_items, distinct // num_items, self.model.repeat_bias)
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        """Move the averaged weights; early on they average fewer steps."""
+        decay = min(self.config.ema_decay, self.state.step / (self.state.step + 10))
+        torch._foreach_lerp_(
+            list(self.averaged.parameters()), list(self.model.parameters()), 1 - decay
         )
 
     def _validate(self) -> dict[str, float]:
-        self.model.eval()
         num_subspaces = self.model.num_subspaces
         r_warm, m_par = self.config.validation_schedule.params(num_subspaces)
         found = ranks(
             self.validation,
-            self.trie,
-            TorchDenoiser(self.model),
+            Decoder(self.trie, TorchDenoiser(self.averaged), self.config.ranking),
             Schedule.from_params(num_subspaces=num_subspaces, r_warm=r_warm, m_par=m_par),
             k=10,
             beam_width=self.config.validation_beam_width,
@@ -280,7 +284,7 @@ class _Trainer:
         if recall > self.state.best_recall:
             self.state.best_recall, self.state.best_epoch = recall, self.state.epoch
             self.state.without_gain = 0
-            self.best = _copy(self.model)
+            self.best = _copy(self.averaged)
         else:
             self.state.without_gain += 1
         return {"recall@10": recall}
@@ -304,12 +308,14 @@ def learning_rate(progress: float, config: FitConfig) -> float:
 
 
 def _parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weight decay for matrices only, not for biases, norms and single vectors."""
+    """Weight decay for matrices only; a learning rate of its own for the scalar repeat bias."""
     parameters = list(model.parameters())
-    return [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+    kinds = (
+        ([p for p in parameters if p.ndim > 1], weight_decay, 1.0),
+        ([p for p in parameters if p.ndim == 1], 0.0, 1.0),
+        ([p for p in parameters if p.ndim == 0], 0.0, REPEAT_BIAS_RATE),
+    )
+    return [{"params": p, "weight_decay": decay, "rate": rate} for p, decay, rate in kinds]
 
 
 def _copy(model: torch.nn.Module) -> dict[str, Tensor]:

@@ -1,23 +1,35 @@
 """The two training losses, over logits of masked positions.
 
-`position_loss` is the paper's: one softmax per masked position (MDGR Eq. 15). `catalogue_loss` is
+`position_loss` is the paper's: one softmax per masked position (MDGR Eq. 15). `CatalogueSoftmax` is
 ours: one softmax over the catalogue rows that are compatible with the codes not masked, a row's
-logit being the sum of its codes' logits. That is the set the trie keeps while decoding, so no
-probability goes to SIDs nobody has, and none is gained by reciting the catalogue.
+logit being the sum of its codes' logits at masked positions. That is the set the trie keeps while
+decoding, so no probability goes to SIDs nobody has, and none is gained by reciting the catalogue.
 
 logits: (n, L, num_codes) float32    masked: (n, L) bool    target_codes: (n, L) int64
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from service.decoding import SidTrie
+
+
+class Repeats(NamedTuple):
+    """Which rows each sample's history holds: `rows[i]` is in the history of `samples[i]`.
+
+    rows, samples: (m,) int64, no pair twice. bias: scalar, added to the scores of these rows.
+    """
+
+    rows: Tensor
+    samples: Tensor
+    bias: Tensor
 
 
 def position_loss(
@@ -36,63 +48,161 @@ def position_loss(
 class CatalogueSoftmax:
     """The catalogue as index arrays, ready to turn code logits into row losses.
 
-    Forward: a row's logit gathers its codes' logits. Backward: a code's gradient gathers those of
-    its posting list. Both are one `embedding_bag` over (L * num_codes, n) and (num_items, n).
+    Fully masked samples are compatible with every row: all rows are scored by one `embedding_bag`
+    forward (over the codes) and one backward (over the posting lists). Where the catalogue has more
+    than `sampled_rows` rows, so many are drawn uniformly instead, anew for each minibatch, and
+    weighted for it. Other samples have few compatible rows, which are listed and scored one by one.
     """
 
-    def __init__(self, trie: SidTrie) -> None:
+    def __init__(self, trie: SidTrie, *, sampled_rows: int) -> None:
+        self.trie = trie
         codes = torch.from_numpy(trie.catalogue.codes.astype(np.int64))
-        self.num_subspaces, self.num_codes = codes.shape[1], trie.catalogue.num_codes
-        self.codes = codes.to(torch.int32)
+        self.num_items, self.num_subspaces = codes.shape
+        self.num_codes = trie.catalogue.num_codes
+        self.sampled_rows = sampled_rows
         self.bags = (codes + torch.arange(self.num_subspaces) * self.num_codes).contiguous()
         self.postings = torch.from_numpy(trie.rows.astype(np.int64)).flatten()
         starts = trie.indptr[:, :-1] + np.arange(self.num_subspaces)[:, None] * len(codes)
         self.starts = torch.from_numpy(starts.ravel())
 
-    def loss(self, logits: Tensor, target_rows: Tensor, masked: Tensor) -> Tensor:
+    def loss(self, logits: Tensor, target_rows: Tensor, masked: Tensor, repeats: Repeats) -> Tensor:
         """Cross-entropy over compatible rows, averaged over samples. target_rows: (n,) int64."""
-        return _RowCrossEntropy.apply(logits, target_rows, masked, self).mean()
+        full = masked.all(dim=1)
+        losses = logits.new_zeros(())
+        if full.any():
+            number = full.cumsum(0) - 1  # of a sample among the fully masked ones
+            here = full[repeats.samples]
+            of_full = Repeats(repeats.rows[here], number[repeats.samples[here]], repeats.bias)
+            over_rows = self._all_rows if self.num_items <= self.sampled_rows else self._some_rows
+            losses = losses + over_rows(logits[full], target_rows[full], of_full)
+        if not full.all():
+            losses = losses + self._compatible_rows(
+                logits, target_rows, masked, torch.nonzero(~full).squeeze(1), repeats
+            )
+        return losses / len(logits)
 
-    def incompatible(self, target_rows: Tensor, masked: Tensor) -> Tensor:
-        """Rows that differ from the target at a position not masked: (num_items, n) bool."""
-        found = torch.zeros(len(self.codes), len(target_rows), dtype=torch.bool)
-        for position in range(self.num_subspaces):
-            codes = self.codes[:, position]
-            found |= (codes[:, None] != codes[target_rows]) & ~masked[:, position]
-        return found
+    def compatible(
+        self, target_rows: NDArray[np.int64], masked: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Rows that agree with each target where it is not masked, and the sample of each.
+
+        Every sample must have a position that is not masked. Starts from its shortest posting list.
+        """
+        trie = self.trie
+        codes = trie.catalogue.codes
+        positions = np.arange(self.num_subspaces)
+        target_codes = codes[target_rows]
+        lengths = np.where(masked, self.num_items + 1, trie.counts[positions, target_codes])
+        shortest = lengths.argmin(axis=1)
+        starts = trie.indptr[shortest, target_codes[np.arange(len(shortest)), shortest]]
+        lengths = lengths.min(axis=1)
+        sample = np.repeat(np.arange(len(target_rows)), lengths)
+        within = np.arange(len(sample)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        rows = trie.rows[shortest[sample], starts[sample] + within].astype(np.int64)
+        for position in positions:
+            agrees = (codes[rows, position] == target_codes[sample, position]) | masked[
+                sample, position
+            ]
+            rows, sample = rows[agrees], sample[agrees]
+        return rows, sample
+
+    def _all_rows(self, logits: Tensor, target_rows: Tensor, repeats: Repeats) -> Tensor:
+        losses: Tensor = _RowCrossEntropy.apply(logits, target_rows, *repeats, self)
+        return losses.sum()
+
+    def _some_rows(self, logits: Tensor, target_rows: Tensor, repeats: Repeats) -> Tensor:
+        """Sampled softmax. The target and the history's rows count once; each drawn row that is
+        none of them stands for as many of the other rows as make up the catalogue.
+        """
+        drawn = torch.randperm(self.num_items)[: self.sampled_rows]
+        table = logits.flatten(1)
+        scores = F.embedding_bag(self.bags[drawn], table.t().contiguous(), mode="sum")
+        place = torch.full((self.num_items,), -1).scatter(0, drawn, torch.arange(len(drawn)))
+        exact = torch.cat((repeats.rows, target_rows))
+        exact_sample = torch.cat((repeats.samples, torch.arange(len(target_rows))))
+        was_drawn = place[exact] >= 0
+        struck = torch.zeros(scores.shape, dtype=torch.bool)
+        struck[place[exact[was_drawn]], exact_sample[was_drawn]] = True
+        keys = torch.unique(exact_sample * self.num_items + exact)
+        exact, exact_sample = keys % self.num_items, keys // self.num_items
+        others = self.num_items - torch.bincount(exact_sample, minlength=len(target_rows))
+        stands_for = others / (self.sampled_rows - struck.sum(dim=0)).clamp(min=1)
+        scores = (scores + stands_for.log()).masked_fill(struck, -torch.inf)
+        seen = torch.isin(keys, repeats.samples * self.num_items + repeats.rows)
+        exact_scores = table[exact_sample[:, None], self.bags[exact]].sum(dim=1)
+        exact_scores = exact_scores + seen * repeats.bias
+        drawn_mass = scores.logsumexp(dim=0)
+        exact_mass = _segment_logsumexp(exact_scores, exact_sample, len(target_rows))
+        is_target = exact == target_rows[exact_sample]
+        mass = torch.logaddexp(drawn_mass, exact_mass)
+        return mass.sum() - exact_scores[is_target].sum()
+
+    def _compatible_rows(
+        self,
+        logits: Tensor,
+        target_rows: Tensor,
+        masked: Tensor,
+        samples: Tensor,
+        repeats: Repeats,
+    ) -> Tensor:
+        listed, listed_sample = self.compatible(
+            target_rows[samples].numpy(), masked[samples].numpy()
+        )
+        rows, sample = torch.from_numpy(listed), torch.from_numpy(listed_sample)
+        gathered = logits.flatten(1)[samples[sample][:, None], self.bags[rows]]
+        scores = (gathered * masked[samples[sample]]).sum(dim=1)
+        seen = torch.isin(
+            samples[sample] * self.num_items + rows,
+            repeats.samples * self.num_items + repeats.rows,
+        )
+        scores = scores + seen * repeats.bias
+        is_target = rows == target_rows[samples[sample]]
+        mass = _segment_logsumexp(scores, sample, len(samples))
+        return mass.sum() - scores[is_target].sum()
+
+
+def _segment_logsumexp(values: Tensor, segment: Tensor, num_segments: int) -> Tensor:
+    """log sum exp of the values of each segment: (num_segments,); each must have a value."""
+    highest = torch.full((num_segments,), -torch.inf)
+    highest = highest.scatter_reduce(0, segment, values.detach(), "amax")
+    mass = torch.zeros(num_segments).index_add(0, segment, (values - highest[segment]).exp())
+    return mass.log() + highest
 
 
 class _RowCrossEntropy(torch.autograd.Function):
-    """Per-sample -log softmax over compatible rows; keeps only the row probabilities."""
+    """Per-sample -log softmax over all rows; keeps only the row probabilities."""
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, logits: Tensor, target_rows: Tensor, masked: Tensor, softmax: CatalogueSoftmax
+        ctx: Any,
+        logits: Tensor,
+        target_rows: Tensor,
+        seen_rows: Tensor,
+        seen_samples: Tensor,
+        repeat_bias: Tensor,
+        softmax: CatalogueSoftmax,
     ) -> Tensor:
         samples = torch.arange(len(logits))
-        table = (logits * masked[:, :, None]).flatten(1).t().contiguous()
+        table = logits.flatten(1).t().contiguous()
         scores = F.embedding_bag(softmax.bags, table, mode="sum")  # (num_items, n)
-        partial = torch.nonzero(~masked.all(dim=1)).squeeze(1)
-        if len(partial):
-            excluded = torch.zeros(scores.shape, dtype=torch.bool)
-            excluded[:, partial] = softmax.incompatible(target_rows[partial], masked[partial])
-            scores.masked_fill_(excluded, -torch.inf)
+        scores[seen_rows, seen_samples] += repeat_bias
         scores -= scores.amax(dim=0)
         target_scores = scores[target_rows, samples]
         probabilities = scores.exp_()
         mass = probabilities.sum(dim=0)
         probabilities /= mass
-        ctx.save_for_backward(probabilities, target_rows, masked)
+        ctx.save_for_backward(probabilities, target_rows, seen_rows, seen_samples)
         ctx.softmax = softmax
         return mass.log() - target_scores
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
-        probabilities, target_rows, masked = ctx.saved_tensors
+        probabilities, target_rows, seen_rows, seen_samples = ctx.saved_tensors
         softmax: CatalogueSoftmax = ctx.softmax
         samples = torch.arange(len(target_rows))
         probabilities[target_rows, samples] -= 1  # saved for this one backward pass
         probabilities *= gradient
+        bias_gradient = probabilities[seen_rows, seen_samples].sum()
         table = F.embedding_bag(softmax.postings, probabilities, softmax.starts, mode="sum")
         shape = (softmax.num_subspaces, softmax.num_codes, len(target_rows))
-        return table.reshape(shape).permute(2, 0, 1) * masked[:, :, None], None, None, None
+        return table.reshape(shape).permute(2, 0, 1), None, None, None, bias_gradient, None

@@ -13,7 +13,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from service.bundle import (
     verify,
     write_bundle,
 )
-from service.decoding import Catalogue, SidTrie
+from service.decoding import Catalogue, Decoder, Schedule, SidTrie
 from service.decoding.onnx_denoiser import OnnxDenoiser
 from training.codebook import Codebook, CollisionReport
 from training.config import STAGES, RunConfig, StageName
@@ -40,6 +40,7 @@ from training.evaluation import best_schedule, draw_windows, evaluate_schedules
 from training.export import export_graphs
 from training.fit import fit, load_best
 from training.interactions import Dataset
+from training.neighbours import fit_prior, weigh_prior
 from training.report import evaluate_bundle, schedules_of
 
 FIT_FACTS = ("parameters", "best_epoch", "best_recall", "seconds_fitting")
@@ -69,9 +70,9 @@ def run(
             [config.model, config.masking, config.fit],
             lambda folder: _fit(dataset, config, out, folder, console),
         ),
-        "export": ([], lambda folder: _export(config, out, folder, console)),
+        "export": ([], lambda folder: _export(dataset, config, out, folder, console)),
         "bundle": (
-            [config.bundle, config.evaluation],
+            [config.bundle, config.neighbours, config.evaluation],
             lambda folder: _bundle(dataset, config, out, folder, console, key),
         ),
         "evaluation": (
@@ -138,13 +139,21 @@ def _codebook(
     folder.mkdir(parents=True, exist_ok=True)
     codebook.save(folder / "codebook.npz")
     np.save(folder / "codes.npy", codes, allow_pickle=False)
+    np.save(folder / "vectors.npy", vectors.astype(np.float16), allow_pickle=False)
     return {"collisions": asdict(report)}
 
 
-def _trie(dataset: Dataset, config: RunConfig, out: Path) -> SidTrie:
+def _catalogue(dataset: Dataset, config: RunConfig, out: Path) -> Catalogue:
     train = dataset.split.train
     codes = np.load(out / "codebook" / "codes.npy", allow_pickle=False)
-    return SidTrie(Catalogue(train.item_ids, codes, config.codebook.num_codes, train.popularity()))
+    vectors = np.load(out / "codebook" / "vectors.npy", allow_pickle=False)
+    return Catalogue(
+        train.item_ids,
+        codes,
+        config.codebook.num_codes,
+        train.popularity(),
+        vectors if config.model.item_vectors else vectors[:, :0],
+    )
 
 
 def _fit(
@@ -152,7 +161,7 @@ def _fit(
 ) -> dict[str, Any]:
     model, state = fit(
         dataset.split,
-        _trie(dataset, config, out),
+        SidTrie(_catalogue(dataset, config, out)),
         folder,
         model_config=config.model,
         masking=config.masking,
@@ -160,16 +169,13 @@ def _fit(
         console=console,
     )
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    return {"parameters": parameters, **asdict(state)}
+    return {"parameters": parameters, "repeat_bias": model.repeat_bias.item(), **asdict(state)}
 
 
-def _export(config: RunConfig, out: Path, folder: Path, console: Console) -> dict[str, Any]:
-    model = load_best(
-        out / "fit",
-        config.model,
-        num_subspaces=config.codebook.num_subspaces,
-        num_codes=config.codebook.num_codes,
-    )
+def _export(
+    dataset: Dataset, config: RunConfig, out: Path, folder: Path, console: Console
+) -> dict[str, Any]:
+    model = load_best(out / "fit", _catalogue(dataset, config, out), config.model)
     encoder, decoder, difference = export_graphs(model)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "encoder.onnx").write_bytes(encoder)
@@ -181,24 +187,31 @@ def _export(config: RunConfig, out: Path, folder: Path, console: Console) -> dic
 def _bundle(
     dataset: Dataset, config: RunConfig, out: Path, folder: Path, console: Console, key: str
 ) -> dict[str, Any]:
-    """Choose the default schedule on validation users, then write the bundle."""
-    trie = _trie(dataset, config, out)
+    """Weigh the prior and choose the default schedule on validation users; write the bundle."""
+    catalogue = _catalogue(dataset, config, out)
+    records = {name: json.loads((out / f"{name}.json").read_text()) for name in STAGES[:3]}
     encoder = (out / "export" / "encoder.onnx").read_bytes()
-    decoder = (out / "export" / "decoder.onnx").read_bytes()
+    decoder_graph = (out / "export" / "decoder.onnx").read_bytes()
+    repeat_bias = float(records["fit"]["repeat_bias"])
     denoiser = OnnxDenoiser(
         encoder,
-        decoder,
-        num_subspaces=trie.catalogue.num_subspaces,
-        num_codes=trie.catalogue.num_codes,
+        decoder_graph,
+        num_subspaces=catalogue.num_subspaces,
+        num_codes=catalogue.num_codes,
         history_length=config.model.history_length,
+        repeat_bias=repeat_bias,
     )
     evaluation = config.evaluation
     validation = draw_windows(dataset.split.validation, evaluation.schedule_users, seed=0)
-    params = schedules_of(evaluation, trie.catalogue.num_subspaces)
+    prior = fit_prior(dataset.split.train, config.neighbours)
+    decoder = Decoder(SidTrie(catalogue), denoiser, config.fit.ranking, prior)
+    one_call = Schedule((catalogue.num_subspaces,))
+    prior, trials = weigh_prior(decoder, validation, one_call, config.neighbours)
+    console.print(f"neighbour prior, weight chosen on validation: {prior.weight:g}")
+    params = schedules_of(evaluation, catalogue.num_subspaces)
     results, found = evaluate_schedules(
         validation,
-        trie,
-        denoiser,
+        replace(decoder, prior=prior),
         params,
         beam_width=evaluation.beam_width,
         batch=evaluation.batch,
@@ -211,15 +224,14 @@ def _bundle(
     )
     test = dataset.split.test
     held_out = draw_windows(test, config.bundle.held_out_users, seed=0)
-    ids = trie.catalogue.item_ids
-    records = {name: json.loads((out / f"{name}.json").read_text()) for name in STAGES[:3]}
+    ids = catalogue.item_ids
     now = datetime.now(UTC)
     manifest = write_bundle(
         folder,
         name=config.bundle.name,
         version=config.bundle.version or f"{now:%Y-%m-%d}-{key[:8]}",
         created_at=now.isoformat(timespec="seconds"),
-        catalogue=trie.catalogue,
+        catalogue=catalogue,
         items=dataset.items,
         held_out=[
             HeldOutUser(
@@ -230,15 +242,21 @@ def _bundle(
             for index in range(len(held_out))
         ],
         encoder=encoder,
-        decoder=decoder,
+        decoder=decoder_graph,
         history_length=config.model.history_length,
+        repeat_bias=repeat_bias,
+        prior=prior,
         decoding=DecodingDefaults(
-            r_warm=chosen.r_warm, m_par=chosen.m_par, beam_width=evaluation.beam_width
+            r_warm=chosen.r_warm,
+            m_par=chosen.m_par,
+            beam_width=evaluation.beam_width,
+            ranking=config.fit.ranking,
         ),
         facts={
             "config": config.model_dump(mode="json"),
             "collisions": records["codebook"]["collisions"],
             "fit": {name: records["fit"][name] for name in FIT_FACTS},
+            "prior_trials": trials,
             "validation_users": len(validation),
             "validation": [result.as_json() for result in results],
         },

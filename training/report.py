@@ -40,7 +40,7 @@ def evaluate_bundle(
 
     Raises DataError when the bundle was not made from this data.
     """
-    catalogue = bundle.trie.catalogue
+    catalogue = bundle.catalogue
     if catalogue.item_ids != dataset.split.train.item_ids:
         raise DataError(
             f"bundle {bundle.manifest.ref} has another catalogue than this data; "
@@ -56,8 +56,7 @@ def evaluate_bundle(
         task = progress.add_task("test users", total=len(windows) * (len(params) + 1))
         results, found = evaluate_schedules(
             windows,
-            bundle.trie,
-            bundle.denoiser,
+            bundle.decoder,
             params,
             beam_width=config.beam_width,
             batch=config.batch,
@@ -66,8 +65,7 @@ def evaluate_bundle(
         )
         seen_excluded = ranks(
             windows,
-            bundle.trie,
-            bundle.denoiser,
+            bundle.decoder,
             Schedule.from_params(
                 num_subspaces=catalogue.num_subspaces, r_warm=chosen[0], m_par=chosen[1]
             ),
@@ -80,8 +78,7 @@ def evaluate_bundle(
         )
     constrained, unconstrained = invalid_sid_shares(
         draw_windows(windows, config.invalid_sid_users, seed=0),
-        bundle.trie,
-        bundle.denoiser,
+        bundle.decoder,
         Schedule((1,) * catalogue.num_subspaces),
         beam_width=config.beam_width,
         batch=config.batch,

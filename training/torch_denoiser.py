@@ -5,12 +5,14 @@ from __future__ import annotations
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from training.model import MaskedDiffusionModel, Memory
+from service.decoding import Histories
+from training.model import MaskedDiffusionModel
 
 
 class TorchDenoiser:
-    """Wraps a model in eval mode; float32, no gradients."""
+    """Wraps a model in eval mode; float32, no gradients. Its memory: (jobs, width)."""
 
     def __init__(self, model: MaskedDiffusionModel) -> None:
         self.model = model
@@ -18,20 +20,35 @@ class TorchDenoiser:
         self.num_codes = model.num_codes
         self.history_length = model.config.history_length
 
-    @torch.inference_mode()
-    def encode(self, history_codes: NDArray[np.uint16], history_mask: NDArray[np.bool_]) -> Memory:
-        codes = torch.from_numpy(history_codes.astype(np.int64))
-        return self.model.encode(codes, torch.from_numpy(history_mask))
+    @property
+    def repeat_bias(self) -> float:
+        return self.model.repeat_bias.item()
 
-    def select(self, memory: Memory, jobs: NDArray[np.intp]) -> Memory:
-        index = torch.from_numpy(jobs)
-        return Memory(memory.keys[:, index], memory.values[:, index], memory.mask[index])
+    @torch.inference_mode()
+    def encode(self, histories: Histories) -> Tensor:
+        states = self.model.encode(
+            torch.from_numpy(histories.codes.astype(np.int64)),
+            torch.from_numpy(histories.vectors.astype(np.float32)),
+        )
+        return newest_state(states, torch.from_numpy(histories.mask))
+
+    def select(self, memory: Tensor, jobs: NDArray[np.intp]) -> Tensor:
+        return memory[torch.from_numpy(jobs)]
 
     @torch.inference_mode()
     def denoise(
-        self, memory: Memory, partial_sids: NDArray[np.uint16], difficulty: NDArray[np.int64]
+        self, memory: Tensor, partial_sids: NDArray[np.uint16], difficulty: NDArray[np.int64]
     ) -> NDArray[np.float32]:
         logits = self.model.denoise(
             torch.from_numpy(partial_sids.astype(np.int64)), torch.from_numpy(difficulty), memory
         )
         return logits.log_softmax(dim=-1).numpy()
+
+
+def newest_state(states: Tensor, mask: Tensor) -> Tensor:
+    """The state after each history's last item; after one filler item where there is none.
+
+    states: (jobs, length, width), mask: (jobs, length) bool. Returns (jobs, width).
+    """
+    newest = (mask.sum(dim=1) - 1).clamp(min=0)
+    return states[torch.arange(len(states), device=states.device), newest]

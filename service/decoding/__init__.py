@@ -11,29 +11,35 @@ encodes the histories of a batch once, then repeats, for all beams of all jobs t
 
 At the last step every surviving row has an exact score and the `k` best rows are the answer. No
 step can leave the catalogue, so there is no invalid SID to repair, and striking rows out at the
-start is all that exclusions need.
+start is all that exclusions need. What is known of rows beside their codes, from a
+`NeighbourPrior` and the network's bias for repeats, is added to their scores on the way.
 
 The live service and offline evaluation call the same `decode`. The package imports numpy and
-onnxruntime only. Reading order: schedule, catalogue, trie, denoiser, job, live_beams, beam,
-onnx_denoiser;
-unconstrained is the papers' literal expansion, kept for comparison.
+onnxruntime only. Reading order: schedule, catalogue, trie, job, denoiser, neighbours, live_beams,
+confidence, beam, decoder, onnx_denoiser; unconstrained is the papers' literal expansion, kept
+for comparison.
 """
 
 from service.decoding.beam import decode
 from service.decoding.catalogue import Catalogue
+from service.decoding.decoder import Decoder
 from service.decoding.denoiser import Denoiser
-from service.decoding.job import Decoded, Job, Timings, history_arrays
+from service.decoding.job import Decoded, Histories, Job, Ranking, Timings
+from service.decoding.neighbours import NeighbourPrior
 from service.decoding.schedule import Schedule
 from service.decoding.trie import SidTrie
 
 __all__ = [
     "Catalogue",
     "Decoded",
+    "Decoder",
     "Denoiser",
+    "Histories",
     "Job",
+    "NeighbourPrior",
+    "Ranking",
     "Schedule",
     "SidTrie",
     "Timings",
     "decode",
-    "history_arrays",
 ]

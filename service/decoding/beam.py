@@ -11,17 +11,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from time import perf_counter
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from service.decoding.confidence import Confidence, path_confidence, row_confidence
 from service.decoding.denoiser import Denoiser
-from service.decoding.job import Decoded, Floats, Job, Rows, Timings, history_arrays
+from service.decoding.job import Decoded, Floats, Histories, Job, Ranking, Rows, Timings
 from service.decoding.live_beams import LiveBeams
+from service.decoding.neighbours import NeighbourPrior
 from service.decoding.trie import SidTrie
-
-Confidence = Literal["legal", "raw"]
 
 
 def decode(
@@ -29,17 +29,27 @@ def decode(
     trie: SidTrie,
     denoiser: Denoiser,
     *,
+    ranking: Ranking = "rows",
+    prior: NeighbourPrior | None = None,
     confidence: Confidence = "legal",
 ) -> tuple[list[Decoded], Timings]:
     """Decode a batch of jobs; their schedules, widths and lengths may differ.
 
-    confidence: how a beam ranks its masked positions. "raw" takes the highest probability over all
-    codes (MDGR Eq. 18); "legal" over the codes its surviving rows have, renormalised, positions
-    with a single legal code last. Ties: the lower position; between children the better parent,
-    then the lower codes; between items the lower row.
-    Raises ValueError when a schedule does not fill num_subspaces positions.
+    ranking: what a partial SID is worth. "rows": a row's logit is the sum of its log-probs at
+        masked positions and its bias; a softmax over the beam's rows shares out the beam's
+        probability, and a child has that of its rows. By the chain rule the scores of items are
+        log-probabilities over the allowed catalogue, whatever the schedule. "path": the sum of the
+        log-probs of the filled positions (MDGR Eq. 20-22); biases join at the last step.
+    prior: what else is known of rows. Its scores and, for items the history holds, the denoiser's
+        `repeat_bias` are the biases.
+    confidence: how a beam ranks its masked positions, positions with a single legal code last.
+        "legal": the highest probability of a code, over rows or over the codes of surviving rows,
+        as the ranking says. "raw": over all codes (MDGR Eq. 18). "random": by chance, always the
+        same one.
+    Ties: the lower position; between children the better parent, then the lower codes; between
+    items the lower row. Raises ValueError when a schedule does not fill num_subspaces positions.
     """
-    search = _Search(jobs, trie, denoiser, confidence)
+    search = _Search(jobs, trie, denoiser, ranking, prior, confidence)
     started = perf_counter()
     while search.active:
         search.step()
@@ -52,12 +62,19 @@ class _Search:
     """State of one `decode` call: which jobs are active, and their beams after the first step."""
 
     def __init__(
-        self, jobs: Sequence[Job], trie: SidTrie, denoiser: Denoiser, confidence: Confidence
+        self,
+        jobs: Sequence[Job],
+        trie: SidTrie,
+        denoiser: Denoiser,
+        ranking: Ranking,
+        prior: NeighbourPrior | None,
+        confidence: Confidence,
     ) -> None:
         self.jobs = jobs
         self.trie = trie
         self.denoiser = denoiser
-        self.confidence = confidence
+        self.ranking = ranking
+        self.confidence: Confidence = confidence
         self.codes = trie.catalogue.codes
         self.num_codes = trie.catalogue.num_codes
         self.answers: list[Decoded | None] = [None] * len(jobs)
@@ -66,6 +83,11 @@ class _Search:
         self.beams: LiveBeams | None = None
         self.memory: Any = None
         self.excluded = [np.unique(job.excluded) for job in jobs]
+        self.biases = [_row_biases(job.history, prior, denoiser.repeat_bias) for job in jobs]
+        # All of them in one ascending array: a row of a job has key job * num_items + row.
+        keys = [index * len(self.codes) + rows for index, (rows, _) in enumerate(self.biases)]
+        self.bias_keys = np.concatenate([*keys, np.empty(0, np.int64)])
+        self.bias_values = np.concatenate([*(values for _, values in self.biases), _NO_FLOATS])
         self.active: list[int] = []
         for index, job in enumerate(jobs):
             if job.schedule.num_subspaces != trie.catalogue.num_subspaces:
@@ -73,7 +95,7 @@ class _Search:
             if len(self.excluded[index]) < len(self.codes) and job.k > 0:
                 self.active.append(index)
             else:
-                self._answer(index, np.empty(0, np.int32), np.empty(0, np.float32))
+                self._answer(index, _NO_ROWS, _NO_FLOATS)
 
     def step(self) -> None:
         """Fill the next positions of every active job; answer the jobs that are complete."""
@@ -101,8 +123,7 @@ class _Search:
         if not cancelled.any():
             return
         for position in np.flatnonzero(cancelled):
-            empty = np.empty(0, np.int32)
-            self._answer(self.active[position], empty, empty.astype(np.float32), cancelled=True)
+            self._answer(self.active[position], _NO_ROWS, _NO_FLOATS, cancelled=True)
         self._keep_jobs(np.flatnonzero(~cancelled))
 
     def _keep_jobs(self, kept: NDArray[np.intp]) -> None:
@@ -116,13 +137,12 @@ class _Search:
 
     def _encode(self) -> None:
         started = perf_counter()
-        history_codes, mask = history_arrays(
+        histories = Histories.of(
             [self.jobs[index].history for index in self.active],
-            self.codes,
-            num_codes=self.num_codes,
-            history_length=self.denoiser.history_length,
+            self.trie.catalogue,
+            self.denoiser.history_length,
         )
-        self.memory = self.denoiser.encode(history_codes, mask)
+        self.memory = self.denoiser.encode(histories)
         self.encode_s += perf_counter() - started
 
     def _denoise(self) -> tuple[Floats, NDArray[np.intp]]:
@@ -144,65 +164,64 @@ class _Search:
     def _root_step(
         self, log_probs: Floats, widths: NDArray[np.int64], last: NDArray[np.bool_]
     ) -> None:
-        """The first step. One beam per job; its rows are all allowed rows, read from postings."""
+        """The first step: one beam per job, which owns all allowed rows."""
         parts: list[LiveBeams] = []
         masked = np.ones((1, self.codes.shape[1]), bool)
         for active, index in enumerate(self.active):
-            excluded, here = self.excluded[index], log_probs[active]
+            here = log_probs[active]
             if last[active]:
-                self._answer(
-                    index, *_best_rows(*self._score_all(here, excluded), self.jobs[index].k)
+                root = self._root(active)
+                scores = self._final_scores(root, here[None], np.zeros(1, np.intp), masked)
+                self._answer(index, *_best_rows(root.rows, scores, self.jobs[index].k))
+                continue
+            if self.ranking == "rows":
+                root = self._root(active)
+                scores = self._row_scores(root, here[None], np.zeros(1, np.intp), masked)
+                confidence, mass = row_confidence(root, scores, self.codes, self.num_codes)
+                with np.errstate(divide="ignore"):
+                    code_scores = np.log(mass[0]).astype(np.float32)
+                legal = mass[0] > 0
+            else:
+                legal = self.trie.allowed_counts(self.excluded[index]) > 0
+                confidence = path_confidence(here[None], legal[None], raw=self.confidence == "raw")
+                code_scores = here
+            chosen = self._choose(confidence, masked, widths[[active]])
+            if widths[active] == 1:
+                position = int(chosen[0].argmax())
+                parts.append(
+                    self._open_postings(active, code_scores[position], legal[position], position)
                 )
                 continue
-            legal = self.trie.allowed_counts(excluded) > 0
-            chosen = self._choose(here[None], legal[None], masked, widths[[active]])
-            if widths[active] == 1:
-                parts.append(self._open_postings(active, here, legal, int(chosen[0].argmax())))
-                continue
-            root = self._root(active)
-            scores = self._row_scores(root, log_probs, np.array([active]), chosen)
+            if self.ranking == "path":
+                root = self._root(active)
+                scores = self._path_scores(root, here[None], np.zeros(1, np.intp), chosen)
             parts.append(self._expand(root, chosen, scores))
         self.beams = LiveBeams.concatenate(parts) if parts else None
 
     def _root(self, active: int) -> LiveBeams:
         rows = np.arange(len(self.codes), dtype=np.int32)
-        rows = np.delete(rows, self.excluded[self.active[active]])
+        excluded = self.excluded[self.active[active]]
+        if len(excluded):
+            rows = np.delete(rows, excluded)
         mask = np.full((1, self.codes.shape[1]), self.num_codes, np.uint16)
         one = np.zeros(1, np.float32)
         return LiveBeams(np.array([active]), mask, one, rows, np.zeros(len(rows), np.intp))
 
-    def _score_all(self, log_probs: Floats, excluded: Rows) -> tuple[Rows, Floats]:
-        scores = log_probs[0, self.codes[:, 0]]
-        for position in range(1, self.codes.shape[1]):
-            scores = scores + log_probs[position, self.codes[:, position]]
-        rows = np.arange(len(scores), dtype=np.int32)
-        if len(excluded):
-            rows = np.delete(rows, excluded)
-            scores = scores[rows]
-        return rows, scores
-
     def _open_postings(
-        self, active: int, log_probs: Floats, legal: NDArray[np.bool_], position: int
+        self, active: int, scores: Floats, legal: NDArray[np.bool_], position: int
     ) -> LiveBeams:
         """Children of a root that fills one position: the posting lists of its best legal codes."""
         job = self.jobs[self.active[active]]
         excluded = self.excluded[self.active[active]]
-        codes = np.flatnonzero(legal[position])
-        scores = log_probs[position, codes]
-        codes = codes[np.argsort(-scores, kind="stable")[: job.beam_width]]
+        codes = np.flatnonzero(legal)
+        codes = codes[np.argsort(-scores[codes], kind="stable")[: job.beam_width]]
         rows, beam = self.trie.postings(position, codes)
         if len(excluded):
             allowed = ~np.isin(rows, excluded)
             rows, beam = rows[allowed], beam[allowed]
         partial_sids = np.full((len(codes), self.codes.shape[1]), self.num_codes, np.uint16)
         partial_sids[:, position] = codes
-        return LiveBeams(
-            np.full(len(codes), active),
-            partial_sids,
-            log_probs[position, codes],
-            rows,
-            beam,
-        )
+        return LiveBeams(np.full(len(codes), active), partial_sids, scores[codes], rows, beam)
 
     def _step(
         self,
@@ -214,46 +233,42 @@ class _Search:
     ) -> None:
         """A later step: choose positions, score survivors, answer complete jobs, expand others."""
         masked = beams.partial_sids == self.num_codes
+        row_job = beams.job[beams.row_beam]
+        if last.any():
+            scores = self._final_scores(beams, log_probs, place, masked)
+            for active in np.flatnonzero(last):
+                start, stop = np.searchsorted(row_job, [active, active + 1])
+                index = self.active[active]
+                best = _best_rows(beams.rows[start:stop], scores[start:stop], self.jobs[index].k)
+                self._answer(index, *best)
         if last.all():
-            chosen = masked
+            return
+        if self.ranking == "rows":
+            scores = self._row_scores(beams, log_probs, place, masked)
+            confidence, _ = row_confidence(beams, scores, self.codes, self.num_codes)
+            chosen = self._choose(confidence, masked, widths[beams.job])
         else:
             legal = np.zeros((len(place), *log_probs.shape[1:]), bool)
             for position in range(self.codes.shape[1]):
                 legal[beams.row_beam, position, self.codes[beams.rows, position]] = True
-            chosen = self._choose(log_probs[place], legal, masked, widths[beams.job])
-        scores = self._row_scores(beams, log_probs, place, chosen)
-        row_job = beams.job[beams.row_beam]
-        for active in np.flatnonzero(last):
-            start, stop = np.searchsorted(row_job, [active, active + 1])
-            index = self.active[active]
-            best = _best_rows(beams.rows[start:stop], scores[start:stop], self.jobs[index].k)
-            self._answer(index, *best)
-        if not last.all():
-            going_on = ~last[row_job]
-            left = replace(beams, rows=beams.rows[going_on], row_beam=beams.row_beam[going_on])
-            self.beams = self._expand(left, chosen, scores[going_on])
+            confidence = path_confidence(log_probs[place], legal, raw=self.confidence == "raw")
+            chosen = self._choose(confidence, masked, widths[beams.job])
+            scores = self._path_scores(beams, log_probs, place, chosen)
+        going_on = ~last[row_job]
+        left = replace(beams, rows=beams.rows[going_on], row_beam=beams.row_beam[going_on])
+        self.beams = self._expand(left, chosen, scores[going_on])
 
     def _choose(
-        self,
-        log_probs: Floats,
-        legal: NDArray[np.bool_],
-        masked: NDArray[np.bool_],
-        widths: NDArray[np.int64],
+        self, confidence: Floats, masked: NDArray[np.bool_], widths: NDArray[np.int64]
     ) -> NDArray[np.bool_]:
         """Each beam's `widths` most confident masked positions: (beams, num_subspaces) bool."""
-        if self.confidence == "raw":
-            confidence = log_probs.max(axis=-1)
-        else:
-            legal_log_probs = np.where(legal, log_probs, -np.inf)
-            best = legal_log_probs.max(axis=-1)
-            with np.errstate(invalid="ignore"):
-                mass = np.exp(legal_log_probs - best[..., None]).sum(axis=-1)
-            confidence = np.where(legal.sum(axis=-1) == 1, -np.finfo(np.float32).max, -np.log(mass))
+        if self.confidence == "random":
+            confidence = np.random.default_rng(self.nfe).random(masked.shape, np.float32)
         confidence = np.where(masked, confidence, -np.inf)
         rank = np.argsort(np.argsort(-confidence, axis=-1, kind="stable"), axis=-1)
         return masked & (rank < widths[:, None])
 
-    def _row_scores(
+    def _path_scores(
         self,
         beams: LiveBeams,
         log_probs: Floats,
@@ -268,8 +283,47 @@ class _Search:
             gained += np.where(chosen[beams.row_beam, position], here, np.float32(0))
         return beams.scores[beams.row_beam] + gained
 
+    def _row_scores(
+        self,
+        beams: LiveBeams,
+        log_probs: Floats,
+        place: NDArray[np.intp],
+        masked: NDArray[np.bool_],
+    ) -> Floats:
+        """Log-probability of each surviving row: its share of its beam's, in proportion."""
+        logits = self._path_scores(beams, log_probs, place, masked) + self._bias_of(beams)
+        starts = np.searchsorted(beams.row_beam, np.arange(len(beams.job)))
+        logits -= np.maximum.reduceat(logits, starts)[beams.row_beam]
+        mass = np.add.reduceat(np.exp(logits, dtype=np.float64), starts)
+        of_beam = (beams.scores - np.log(mass)).astype(np.float32)
+        return logits + of_beam[beams.row_beam]
+
+    def _final_scores(
+        self,
+        beams: LiveBeams,
+        log_probs: Floats,
+        place: NDArray[np.intp],
+        masked: NDArray[np.bool_],
+    ) -> Floats:
+        """Scores of surviving rows once every position is filled."""
+        if self.ranking == "rows":
+            return self._row_scores(beams, log_probs, place, masked)
+        return self._path_scores(beams, log_probs, place, masked) + self._bias_of(beams)
+
+    def _bias_of(self, beams: LiveBeams) -> Floats:
+        """(survivors,) float32: bias of each surviving row for its job."""
+        if not len(self.bias_keys):
+            return np.zeros(len(beams.rows), np.float32)
+        index = np.array(self.active)[beams.job[beams.row_beam]]
+        keys = index * len(self.codes) + beams.rows
+        found = np.searchsorted(self.bias_keys, keys).clip(max=len(self.bias_keys) - 1)
+        return np.where(self.bias_keys[found] == keys, self.bias_values[found], np.float32(0))
+
     def _expand(self, beams: LiveBeams, chosen: NDArray[np.bool_], scores: Floats) -> LiveBeams:
-        """Group survivors by (beam, codes at its chosen positions); keep each job's best groups."""
+        """Group survivors by (beam, codes at its chosen positions); keep each job's best groups.
+
+        scores: (survivors,). A group's is that of its rows, all equal, or the log of their sum.
+        """
         key = beams.row_beam.astype(np.int64)
         bound = len(beams.job)
         for position in np.flatnonzero(chosen.any(axis=0)):
@@ -282,7 +336,8 @@ class _Search:
         _, first, group = np.unique(key, return_index=True, return_inverse=True)
         parent = beams.row_beam[first]
         job = beams.job[parent]
-        order = np.lexsort((-scores[first], job))  # stable: groups come by parent, then codes
+        scores = scores[first] if self.ranking == "path" else _log_sums(scores, group, len(first))
+        order = np.lexsort((-scores, job))  # stable: groups come by parent, then codes
         per_job = np.bincount(job)
         rank = np.arange(len(order)) - (np.cumsum(per_job) - per_job)[job[order]]
         width = np.array([self.jobs[index].beam_width for index in self.active])
@@ -299,8 +354,36 @@ class _Search:
             beams.partial_sids[parent[kept]],
         )
         return LiveBeams(
-            job[kept], partial_sids, scores[first[kept]], beams.rows[survivors], child[survivors]
+            job[kept], partial_sids, scores[kept], beams.rows[survivors], child[survivors]
         )
+
+
+_NO_ROWS = np.empty(0, np.int32)
+_NO_FLOATS = np.empty(0, np.float32)
+
+
+def _row_biases(
+    history: Rows, prior: NeighbourPrior | None, repeat_bias: float
+) -> tuple[NDArray[np.int64], Floats]:
+    """Rows whose score is not the network's alone, ascending, and what is added to it."""
+    rows, values = prior.row_scores(history) if prior else (_NO_ROWS, _NO_FLOATS)
+    if not repeat_bias:
+        return rows.astype(np.int64), values
+    seen = np.unique(history)
+    all_rows = np.union1d(rows, seen)
+    biases = np.zeros(len(all_rows), np.float32)
+    biases[np.searchsorted(all_rows, rows)] = values
+    biases[np.searchsorted(all_rows, seen)] += np.float32(repeat_bias)
+    return all_rows.astype(np.int64), biases
+
+
+def _log_sums(log_values: Floats, group: NDArray[np.intp], num_groups: int) -> Floats:
+    """(num_groups,) float32: log of the summed exp of each group's values."""
+    highest = np.full(num_groups, -np.inf)
+    np.maximum.at(highest, group, log_values)
+    sums = np.bincount(group, np.exp(log_values - highest[group]), minlength=num_groups)
+    log_sums: Floats = (np.log(sums) + highest).astype(np.float32)
+    return log_sums
 
 
 def _best_rows(rows: Rows, scores: Floats, k: int) -> tuple[Rows, Floats]:

@@ -21,6 +21,7 @@ class Catalogue:
     item_ids:   num_items distinct strings, by row
     codes:      (num_items, num_subspaces) uint16, each below num_codes
     popularity: (num_items,) int64, training interactions of each row, never increasing
+    vectors:    (num_items, d) float16, what the encoder sees beside codes; none given = d is 0
     Raises ValueError when the arrays do not fit together.
     """
 
@@ -28,6 +29,7 @@ class Catalogue:
     codes: NDArray[np.uint16]
     num_codes: int
     popularity: NDArray[np.int64]
+    vectors: NDArray[np.float16] = field(default_factory=lambda: np.empty((0, 0), np.float16))
     row_of: dict[str, int] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -37,6 +39,12 @@ class Catalogue:
             raise ValueError("item_ids, codes and popularity must have one entry per item")
         if not self.item_ids:
             raise ValueError("the catalogue has no items")
+        if not self.vectors.size:
+            object.__setattr__(self, "vectors", np.empty((len(self.codes), 0), np.float16))
+        if self.vectors.ndim != 2 or self.vectors.dtype != np.float16:
+            raise ValueError("vectors must be a (num_items, d) float16 array")
+        if len(self.vectors) != len(self.codes):
+            raise ValueError("vectors must have one row per item")
         if int(self.codes.max()) >= self.num_codes:
             raise ValueError(f"codes must be below num_codes = {self.num_codes}")
         if np.any(np.diff(self.popularity) > 0):

@@ -11,24 +11,23 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from service.decoding.job import Histories
+
 
 class Denoiser(Protocol):
     """Predicts the codes at masked positions of partial SIDs, given encoded histories.
 
-    The code `num_codes` is MASK. A history is padded at its end with rows of MASK; `history_mask`
-    says which entries are real.
+    The code `num_codes` is MASK. `repeat_bias` is what the score of an item gains when the history
+    holds it already; with codes alone a network cannot tell it from its likes.
     """
 
     num_subspaces: int
     num_codes: int
     history_length: int
+    repeat_bias: float
 
-    def encode(self, history_codes: NDArray[np.uint16], history_mask: NDArray[np.bool_]) -> Any:
-        """Encode histories, oldest item first; the result is passed back to `denoise` untouched.
-
-        history_codes: (jobs, length, num_subspaces) uint16, length <= history_length
-        history_mask:  (jobs, length) bool
-        """
+    def encode(self, histories: Histories) -> Any:
+        """Encode histories of at most `history_length` items; `denoise` gets the result back."""
         ...
 
     def select(self, memory: Any, jobs: NDArray[np.intp]) -> Any:

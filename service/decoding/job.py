@@ -7,14 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from service.decoding.catalogue import Catalogue
 from service.decoding.schedule import Schedule
 
 Floats = NDArray[np.float32]
 Rows = NDArray[np.int32]
+Ranking = Literal["rows", "path"]
 
 
 def _never() -> bool:
@@ -43,7 +46,7 @@ class Decoded:
     """The answer to a job.
 
     rows:   (n,) int32, n <= k, best first; n = min(k, allowed items) when beam_width >= k
-    scores: (n,) float32, sum of the log-probs of the item's codes, never increasing
+    scores: (n,) float32, log-probability of the item (see `decode`), never increasing
     nfe:    denoiser calls used
     """
 
@@ -62,17 +65,27 @@ class Timings:
     search_s: float
 
 
-def history_arrays(
-    histories: Sequence[Rows], codes: NDArray[np.uint16], *, num_codes: int, history_length: int
-) -> tuple[NDArray[np.uint16], NDArray[np.bool_]]:
-    """Codes of the newest `history_length` items of each history, padded at the end with MASK.
+class Histories(NamedTuple):
+    """Histories of a batch as the denoiser reads them, oldest item first, padded at the end.
 
-    Returns (jobs, length, num_subspaces) uint16 and its (jobs, length) bool mask; length >= 1.
+    codes:   (jobs, length, num_subspaces) uint16, MASK where padded; length >= 1
+    vectors: (jobs, length, d) float16, zeros where padded
+    mask:    (jobs, length) bool, true where there is an item
     """
-    newest = [history[-history_length:] for history in histories]
-    lengths = np.array([len(history) for history in newest])
-    length = max(1, int(lengths.max()))
-    mask = np.arange(length) < lengths[:, None]
-    history_codes = np.full((len(newest), length, codes.shape[1]), num_codes, np.uint16)
-    history_codes[mask] = codes[np.concatenate(newest)]
-    return history_codes, mask
+
+    codes: NDArray[np.uint16]
+    vectors: NDArray[np.float16]
+    mask: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, histories: Sequence[Rows], catalogue: Catalogue, history_length: int) -> Histories:
+        """The newest `history_length` items of each history."""
+        newest = [history[-history_length:] for history in histories]
+        lengths = np.array([len(history) for history in newest])
+        length = max(1, int(lengths.max()))
+        mask = np.arange(length) < lengths[:, None]
+        shape, rows = (len(newest), length), np.concatenate(newest)
+        codes = np.full((*shape, catalogue.num_subspaces), catalogue.num_codes, np.uint16)
+        vectors = np.zeros((*shape, catalogue.vectors.shape[1]), np.float16)
+        codes[mask], vectors[mask] = catalogue.codes[rows], catalogue.vectors[rows]
+        return cls(codes, vectors, mask)

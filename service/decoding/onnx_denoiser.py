@@ -1,32 +1,28 @@
 """The denoiser that ships: two ONNX graphs run by ONNX Runtime.
 
-`encoder.onnx` turns histories into the decoder's cross-attention keys and values, once per request;
-`decoder.onnx` turns partial SIDs into log-probs. All beams of a job share its keys and values: the
-graph folds beams into the query length. Knows nothing of files: it is given the graphs' bytes.
+`encoder.onnx` turns each history into one vector, once per request; `decoder.onnx` turns partial
+SIDs and that vector into log-probs for all beams of all jobs. Knows nothing of files: it is given
+the graphs' bytes.
 
-memory: keys and values (layers, jobs, heads, tokens, head_width) float32, mask (jobs, tokens) bool
+memory: (jobs, width) float32
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, cast
+from typing import cast
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-ENCODER_INPUTS = ("history_codes", "history_mask")
-MEMORY = ("memory_keys", "memory_values", "memory_mask")
-DECODER_INPUTS = ("partial_sids", "difficulty", *MEMORY)
+from service.decoding.job import Histories
+
+ENCODER_INPUTS = ("history_codes", "history_vectors", "history_mask")
+ENCODER_OUTPUTS = ("memory",)
+DECODER_INPUTS = ("partial_sids", "difficulty", "memory")
 DECODER_OUTPUTS = ("log_probs",)
 
-
-class Memory(NamedTuple):
-    """Encoded histories: what every denoiser call of a request reads."""
-
-    keys: NDArray[np.float32]
-    values: NDArray[np.float32]
-    mask: NDArray[np.bool_]
+Memory = NDArray[np.float32]
 
 
 class OnnxDenoiser:
@@ -43,12 +39,14 @@ class OnnxDenoiser:
         num_subspaces: int,
         num_codes: int,
         history_length: int,
+        repeat_bias: float,
         threads: int = 1,
     ) -> None:
         self.num_subspaces = num_subspaces
         self.num_codes = num_codes
         self.history_length = history_length
-        self._encoder = _session(encoder, "encoder.onnx", ENCODER_INPUTS, MEMORY, threads)
+        self.repeat_bias = repeat_bias
+        self._encoder = _session(encoder, "encoder.onnx", ENCODER_INPUTS, ENCODER_OUTPUTS, threads)
         self._decoder = _session(decoder, "decoder.onnx", DECODER_INPUTS, DECODER_OUTPUTS, threads)
         shape = self._decoder.get_outputs()[0].shape
         if shape[-2:] != [num_subspaces, num_codes]:
@@ -56,12 +54,16 @@ class OnnxDenoiser:
                 f"decoder.onnx gives log_probs of {shape[-2:]}, not {[num_subspaces, num_codes]}"
             )
 
-    def encode(self, history_codes: NDArray[np.uint16], history_mask: NDArray[np.bool_]) -> Memory:
-        inputs = {"history_codes": history_codes.astype(np.int64), "history_mask": history_mask}
-        return Memory(*cast(Any, self._encoder.run(MEMORY, inputs)))
+    def encode(self, histories: Histories) -> Memory:
+        inputs = {
+            "history_codes": histories.codes.astype(np.int64),
+            "history_vectors": histories.vectors.astype(np.float32),
+            "history_mask": histories.mask,
+        }
+        return cast("Memory", self._encoder.run(ENCODER_OUTPUTS, inputs)[0])
 
     def select(self, memory: Memory, jobs: NDArray[np.intp]) -> Memory:
-        return Memory(memory.keys[:, jobs], memory.values[:, jobs], memory.mask[jobs])
+        return memory[jobs]
 
     def denoise(
         self,
@@ -72,9 +74,7 @@ class OnnxDenoiser:
         inputs = {
             "partial_sids": partial_sids.astype(np.int64),
             "difficulty": difficulty,
-            "memory_keys": memory.keys,
-            "memory_values": memory.values,
-            "memory_mask": memory.mask,
+            "memory": memory,
         }
         return cast("NDArray[np.float32]", self._decoder.run(DECODER_OUTPUTS, inputs)[0])
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from service.decoding.catalogue import Catalogue
 from service.decoding.denoiser import Denoiser
-from service.decoding.job import Floats, Job, Rows, history_arrays
+from service.decoding.job import Floats, Histories, Job, Rows
 from service.decoding.schedule import Schedule
 
 
@@ -73,13 +73,10 @@ def decode_unconstrained(
     decoded: dict[int, UnconstrainedDecoded] = {}
     for (schedule, beam_width), numbers in groups.items():
         group = [jobs[number] for number in numbers]
-        history_codes, history_mask = history_arrays(
-            [job.history for job in group],
-            index.catalogue.codes,
-            num_codes=denoiser.num_codes,
-            history_length=denoiser.history_length,
+        histories = Histories.of(
+            [job.history for job in group], index.catalogue, denoiser.history_length
         )
-        memory = denoiser.encode(history_codes, history_mask)
+        memory = denoiser.encode(histories)
         sids, scores = _search(memory, len(group), schedule, beam_width, denoiser)
         for number, job, job_sids, job_scores in zip(numbers, group, sids, scores, strict=True):
             decoded[number] = _look_up(job, job_sids, job_scores, index)

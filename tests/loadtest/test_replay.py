@@ -12,7 +12,7 @@ from loadtest import replay
 from loadtest.held_out import HeldOutUser, read_held_out
 from loadtest.replay import Answer, compare, percentile, read_ranks, summarise
 from service.bundle import Bundle
-from service.decoding import Job, Schedule, decode
+from service.decoding import Job, Schedule
 from service.lifecycle import resolve_bundle
 from service.settings import Settings
 
@@ -40,14 +40,14 @@ def held_out(bundle: Bundle) -> Path:
 @pytest.fixture(scope="module")
 def kernel_ranks(bundle: Bundle) -> dict[str, int | None]:
     """Rank of each user's target by calling decode() on the bundle: no service, no HTTP."""
-    catalogue, defaults = bundle.trie.catalogue, bundle.manifest.decoding
+    catalogue, defaults = bundle.catalogue, bundle.manifest.decoding
     schedule = Schedule.from_params(
         num_subspaces=catalogue.num_subspaces, r_warm=defaults.r_warm, m_par=defaults.m_par
     )
     ranks: dict[str, int | None] = {}
     for user in bundle.held_out[:USERS]:
         job = Job(catalogue.rows_of(user.history), K, schedule, max(defaults.beam_width, K))
-        [decoded], _ = decode([job], bundle.trie, bundle.denoiser)
+        [decoded], _ = bundle.decoder.decode([job])
         item_ids = [catalogue.item_ids[row] for row in decoded.rows]
         ranks[user.user_id] = HeldOutUser(user.user_id, user.history, user.target).rank_in(item_ids)
     return ranks

@@ -13,7 +13,7 @@ from tiny_bundle import POISON
 
 from service.batching import Answer, MicroBatcher
 from service.bundle import Bundle
-from service.decoding import Decoded, Job, Schedule, Timings, decode
+from service.decoding import Decoded, Job, Schedule, Timings
 from service.errors import DeadlineExceeded, DecodeFailed, NotReady, Overloaded
 from service.metrics import Metrics
 
@@ -31,7 +31,7 @@ class Decoder:
         self.batches.append(list(jobs))
         self.entered.set()
         assert self.gate.wait(10)
-        return decode(jobs, self.bundle.trie, self.bundle.denoiser)
+        return self.bundle.decoder.decode(jobs)
 
     @property
     def sizes(self) -> list[int]:
@@ -72,7 +72,7 @@ def tell(
 
 def job(bundle: Bundle, *item_ids: str, beam_width: int = 10) -> Job:
     schedule = Schedule.from_params(num_subspaces=4, r_warm=2, m_par=2)
-    return Job(bundle.trie.catalogue.rows_of(item_ids), 5, schedule, beam_width)
+    return Job(bundle.catalogue.rows_of(item_ids), 5, schedule, beam_width)
 
 
 def soon() -> float:
@@ -105,7 +105,7 @@ def test_jobs_that_arrive_while_a_batch_runs_are_the_next_batch(bundle: Bundle) 
         answers = await asyncio.gather(first, *others)
         assert decoder.sizes == [1, 5]
         for one, answer in zip(jobs, answers[1:], strict=True):
-            [alone], _ = decode([one], bundle.trie, bundle.denoiser)
+            [alone], _ = bundle.decoder.decode([one])
             assert answer.decoded.rows.tolist() == alone.rows.tolist()
             np.testing.assert_allclose(answer.decoded.scores, alone.scores, atol=1e-5)
             assert answer.queue_s > 0

@@ -40,10 +40,10 @@ def test_a_bundle_comes_back_as_it_was_written(bundles_dir: Path) -> None:
     manifest = verify(bundles_dir / "tiny" / "1")
     assert bundle.manifest == manifest
     assert manifest.ref == "tiny@1"
-    catalogue = bundle.trie.catalogue
+    catalogue = bundle.catalogue
     assert len(bundle.items) == catalogue.num_items == manifest.num_items
     assert tuple(item.item_id for item in bundle.items) == catalogue.item_ids
-    assert bundle.denoiser.num_codes == catalogue.num_codes == manifest.num_codes
+    assert bundle.decoder.denoiser.num_codes == catalogue.num_codes == manifest.num_codes
 
 
 def test_a_bundle_is_never_overwritten_and_leaves_nothing_half_written(

@@ -64,7 +64,7 @@ def test_without_a_decode_thread_it_is_neither(redis_url: str, bundles_dir: Path
             raise Death
 
         assert lifecycle.bundle is not None
-        monkeypatch.setattr(lifecycle.bundle.denoiser, "encode", die)
+        monkeypatch.setattr(lifecycle.bundle.decoder.denoiser, "encode", die)
         body = {"user_id": "x", "history": ["item-1"]}
         for _ in range(2):
             answer = await client.post("/recommend", json=body)

@@ -17,7 +17,7 @@ from running_service import Service, service_process, wait_until
 from tiny_bundle import NUM_ITEMS, POISON
 
 from service.bundle import Bundle
-from service.decoding import Job, Schedule, decode
+from service.decoding import Job, Schedule
 
 JSON = {"Content-Type": "application/json"}
 
@@ -72,15 +72,15 @@ def test_a_history_is_posted_and_answered_by_the_model(served: Service, bundle: 
     answer = served.recommend(user_id="reader", k=5, r_warm=1, m_par=3, beam_width=20)
     body = answer.json()
 
-    rows = bundle.trie.catalogue.rows_of(history)
+    rows = bundle.catalogue.rows_of(history)
     job = Job(rows, 5, Schedule((1, 3)), 20, excluded=rows)
-    [decoded], _ = decode([job], bundle.trie, bundle.denoiser)
+    [decoded], _ = bundle.decoder.decode([job])
     assert item_ids(answer) == [bundle.items[row].item_id for row in decoded.rows]
     assert [item["rank"] for item in body["items"]] == [1, 2, 3, 4, 5]
     first = body["items"][0]
     assert first["title"] == f"Title of {first['item_id']}"
     assert first["score"] == pytest.approx(decoded.scores[0], abs=1e-3)
-    assert first["sid"] == bundle.trie.catalogue.codes[decoded.rows[0]].tolist()
+    assert first["sid"] == bundle.catalogue.codes[decoded.rows[0]].tolist()
     assert body["served_by"] == "model"
     assert body["bundle"] == answer.headers["X-Unmask-Bundle"] == "tiny@1"
     assert body["decoding"] == {

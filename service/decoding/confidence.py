@@ -1,0 +1,54 @@
+"""How sure a beam is of each position: what decides which positions it fills next.
+
+Higher is surer. A position with one legal code comes after all others: filling it tells the
+denoiser nothing it could not know. Pure functions of probabilities; they know no jobs.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.decoding.job import Floats
+from service.decoding.live_beams import LiveBeams
+
+Confidence = Literal["legal", "raw", "random"]
+FORCED = np.finfo(np.float32).min
+
+
+def path_confidence(log_probs: Floats, legal: NDArray[np.bool_], *, raw: bool) -> Floats:
+    """(beams, num_subspaces): log-probability of the most probable code of each position.
+
+    log_probs, legal: (beams, num_subspaces, num_codes). raw: over all codes, as they are (MDGR
+    Eq. 18); else over legal ones, renormalised.
+    """
+    if raw:
+        highest: Floats = log_probs.max(axis=-1)
+        return highest
+    legal_log_probs = np.where(legal, log_probs, -np.inf)
+    best = legal_log_probs.max(axis=-1)
+    with np.errstate(invalid="ignore"):
+        mass = np.exp(legal_log_probs - best[..., None]).sum(axis=-1)
+    return np.where(legal.sum(axis=-1) == 1, FORCED, -np.log(mass)).astype(np.float32)
+
+
+def row_confidence(
+    beams: LiveBeams, scores: Floats, codes: NDArray[np.uint16], num_codes: int
+) -> tuple[Floats, NDArray[np.float64]]:
+    """Share of a beam's probability that the rows of its most probable code have, by position.
+
+    scores: (survivors,) log-probabilities of the rows that `beams` own; codes: the catalogue's
+    Returns (beams, num_subspaces), and the mass of each code, (beams, num_subspaces, num_codes).
+    """
+    num_beams, num_subspaces = len(beams.job), codes.shape[1]
+    share = np.exp(scores - beams.scores[beams.row_beam], dtype=np.float64)
+    mass = np.empty((num_beams, num_subspaces, num_codes))
+    for position in range(num_subspaces):
+        key = beams.row_beam * num_codes + codes[beams.rows, position]
+        sums = np.bincount(key, share, minlength=num_beams * num_codes)
+        mass[:, position] = sums.reshape(num_beams, num_codes)
+    confidence = mass.max(axis=-1)
+    forced = np.count_nonzero(mass, axis=-1) <= 1
+    return np.where(forced, FORCED, confidence).astype(np.float32), mass

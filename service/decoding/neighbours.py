@@ -1,0 +1,70 @@
+"""The neighbour prior: which items usually follow those of the history, as a sparse memory.
+
+Fitted by counting (training/neighbours.py), it knows exact pairs of items, where a network that
+sees codes knows tastes; the two make different mistakes. Its score is added to the row scores of
+the search, so it steers the beams and orders items that share a SID. Knows no codes.
+
+neighbours: (num_items, num_neighbours) int32 rows    affinities: the same shape, float16, 0 = none
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, eq=False)
+class NeighbourPrior:
+    """What a history says of catalogue rows.
+
+    neighbours: (num_items, num_neighbours) int32, rows that follow the item of that row
+    affinities: (num_items, num_neighbours) float16 >= 0, how strongly; 0 fills up
+    history_length: newest items of a history that are looked up
+    decay:  weight of an item against the next newer one, in (0, 1]
+    scale:  memory at which a row gains weight * log 2
+    weight: how much is added; 0 = the prior is off
+    Raises ValueError when the arrays do not fit together.
+    """
+
+    neighbours: NDArray[np.int32]
+    affinities: NDArray[np.float16]
+    history_length: int
+    decay: float
+    scale: float
+    weight: float
+
+    def __post_init__(self) -> None:
+        if self.neighbours.ndim != 2 or self.neighbours.shape != self.affinities.shape:
+            raise ValueError("neighbours and affinities must be arrays of the same two dimensions")
+        if self.neighbours.dtype != np.int32 or self.affinities.dtype != np.float16:
+            raise ValueError("neighbours must be int32 and affinities float16")
+        if self.neighbours.size and not (
+            self.neighbours.min() >= 0 and self.neighbours.max() < len(self.neighbours)
+        ):
+            raise ValueError("every neighbour must be a row of the catalogue")
+        if not (np.isfinite(self.affinities).all() and (self.affinities >= 0).all()):
+            raise ValueError("affinities must be finite and not negative")
+
+    def memory(self, history: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
+        """Rows the history's items call for, ascending, and how strongly.
+
+        memory(row) = sum over the newest items, age 0 first: decay ** age * affinity[item, row]
+        """
+        newest = history[-self.history_length :]
+        ages = np.arange(len(newest) - 1, -1, -1)
+        strengths = self.affinities[newest] * (self.decay**ages)[:, None]
+        called = strengths > 0
+        rows, place = np.unique(self.neighbours[newest][called], return_inverse=True)
+        memory = np.bincount(place, strengths[called], minlength=len(rows))
+        return rows, memory.astype(np.float64)
+
+    def row_scores(
+        self, history: NDArray[np.int32]
+    ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """What is added to the scores of rows, ascending: weight * log(1 + memory / scale)."""
+        if not self.weight:
+            return np.empty(0, np.int32), np.empty(0, np.float32)
+        rows, memory = self.memory(history)
+        return rows, (self.weight * np.log1p(memory / self.scale)).astype(np.float32)

@@ -1,0 +1,79 @@
+"""Item-item nearest neighbours: what users of the same items also had, in whatever order.
+
+Cosine between columns of the binary user-item matrix of training, shrunk towards zero where the
+items are rare, cut to each item's nearest neighbours (Deshpande and Karypis 2004, item-based top-N
+recommendation). Knows nothing of order beyond which items are the newest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from training.baselines.recency import recency_weights
+from training.interactions import Interactions
+
+
+class ItemKNN:
+    """Score = sum over the newest `history_length` items of their similarity to the item.
+
+    neighbours: nearest items kept for each item; shrinkage: added to the cosine's denominator.
+    Both defaults had the best validation ndcg@10 on 5-core Amazon Beauty (2014).
+    """
+
+    name = "item kNN"
+
+    def __init__(
+        self,
+        train: Interactions,
+        *,
+        neighbours: int = 10,
+        shrinkage: float = 50.0,
+        history_length: int = 20,
+    ) -> None:
+        self._similarities = nearest(item_cosines(train, shrinkage=shrinkage), neighbours)
+        self._history_length = history_length
+        self.parameters = int(self._similarities.nnz)
+
+    def scores(self, histories: Sequence[NDArray[np.int32]]) -> NDArray[np.float32]:
+        """(n, num_items) float32; see Scorer."""
+        num_items = self._similarities.shape[0]
+        weights = recency_weights(histories, num_items, length=self._history_length, decay=1.0)
+        scores: NDArray[np.float32] = (weights @ self._similarities).toarray()
+        return scores
+
+
+def item_cosines(train: Interactions, *, shrinkage: float) -> sparse.csr_array:
+    """users with both / (sqrt(users_i * users_j) + shrinkage), (num_items, num_items) float32.
+
+    Sparse, with a zero diagonal. A user who has an item twice is one user.
+    """
+    users, rows = train.users_of_interactions(), train.rows
+    had = sparse.csr_array(
+        (np.ones(len(rows), np.float32), (users, rows)), shape=(train.num_users, train.num_items)
+    )
+    had.data[:] = 1
+    together = sparse.coo_array(had.T @ had)
+    num_users = had.sum(axis=0)
+    here, there = together.coords
+    cosine = together.data / (np.sqrt(num_users[here] * num_users[there]) + shrinkage)
+    cosine[here == there] = 0
+    similarities = sparse.csr_array(
+        (cosine.astype(np.float32), (here, there)), shape=together.shape
+    )
+    similarities.eliminate_zeros()
+    return similarities
+
+
+def nearest(similarities: sparse.csr_array, neighbours: int) -> sparse.csr_array:
+    """The `neighbours` largest entries of each line; of equal ones those in lower columns."""
+    entries = sparse.coo_array(similarities)
+    lines, columns = entries.coords
+    order = np.lexsort((columns, -entries.data, lines))
+    first = np.concatenate([[0], np.cumsum(np.bincount(lines, minlength=entries.shape[0]))])
+    place = np.arange(len(order)) - first[lines[order]]
+    kept = order[place < neighbours]
+    return sparse.csr_array((entries.data[kept], (lines[kept], columns[kept])), shape=entries.shape)

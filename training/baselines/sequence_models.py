@@ -1,0 +1,137 @@
+"""SASRec and BERT4Rec: what each makes a target of, and how each is asked for the next item.
+
+Both are one `SequenceNetwork` and differ in what a place attends to and in which items are hidden.
+Places are counted so that padding does not matter: from the oldest item in SASRec, whose training
+pass is then the same as asking about every prefix; from the newest in BERT4Rec. Knows no optimiser.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from training.baselines.item_losses import full_softmax_loss, sampled_binary_loss
+from training.baselines.pieces import Padded, padded_histories
+from training.baselines.sequence_config import BERT4RecConfig, SASRecConfig
+from training.baselines.sequence_network import SequenceNetwork
+
+
+class SequenceModel(nn.Module, ABC):
+    """A network, its training objective and its question for the next item."""
+
+    network: SequenceNetwork
+
+    @abstractmethod
+    def loss(self, pieces: Padded, generator: torch.Generator) -> Tensor:
+        """Mean loss over the targets of a minibatch of pieces, a scalar."""
+
+    @abstractmethod
+    def ask(self, histories: Padded) -> Tensor:
+        """(n, width): what should come next, to be compared with the items' embeddings."""
+
+    @property
+    @abstractmethod
+    def history_length(self) -> int:
+        """Newest items the model sees."""
+
+    @torch.no_grad()
+    def scores(self, histories: Sequence[NDArray[np.int32]]) -> NDArray[np.float32]:
+        """(n, num_items) float32, zeros for an empty history; see Scorer."""
+        self.eval()
+        padded = padded_histories(histories, self.history_length, self.network.num_items)
+        scores = self.network.scores(self.ask(padded))
+        scores[padded.lengths == 0] = 0
+        values: NDArray[np.float32] = scores.numpy()
+        return values
+
+
+class SASRec(SequenceModel):
+    """Every place predicts the item that follows, from itself and what is before (1808.09781).
+
+    Beside the paper's binary loss the full softmax, which the paper's successors found better.
+    """
+
+    def __init__(self, config: SASRecConfig, *, num_items: int) -> None:
+        super().__init__()
+        self.config = config
+        self.network = SequenceNetwork(
+            config, num_items=num_items, num_places=config.history_length
+        )
+
+    @property
+    def history_length(self) -> int:
+        return self.config.history_length
+
+    def loss(self, pieces: Padded, generator: torch.Generator) -> Tensor:
+        wanted = pieces.fresh[:, 1:]
+        hidden = self._hidden(pieces.rows[:, :-1])[wanted]
+        targets = pieces.rows[:, 1:][wanted]
+        if self.config.loss == "ce":
+            return full_softmax_loss(hidden, self.network.items, targets)
+        return sampled_binary_loss(hidden, self.network.items, targets, generator)
+
+    def ask(self, histories: Padded) -> Tensor:
+        newest = (histories.lengths - 1).clamp_min(0)
+        return self._hidden(histories.rows)[torch.arange(len(newest)), newest]
+
+    def _hidden(self, rows: Tensor) -> Tensor:
+        """(n, t, width). Filler at the end is behind every item, so none attends to it."""
+        places = torch.arange(rows.shape[1]).expand_as(rows)
+        hidden: Tensor = self.network(rows, places, None)
+        return hidden
+
+
+class BERT4Rec(SequenceModel):
+    """Masked items are predicted from both sides; the next one by a mask item behind (1904.06690).
+
+    Most sequences have each item masked with `mask_probability`; the others, and those where the
+    draw leaves all items, have the last one masked alone, as it will be when asked.
+    """
+
+    def __init__(self, config: BERT4RecConfig, *, num_items: int) -> None:
+        super().__init__()
+        self.config = config
+        self.network = SequenceNetwork(
+            config, num_items=num_items, num_places=config.history_length + 1
+        )
+
+    @property
+    def history_length(self) -> int:
+        return self.config.history_length
+
+    def loss(self, pieces: Padded, generator: torch.Generator) -> Tensor:
+        masked = self._draw(pieces, generator)
+        rows = pieces.rows.masked_fill(masked, self.network.num_items)
+        hidden = self._hidden(rows, pieces.lengths, pieces.valid)[masked]
+        return full_softmax_loss(hidden, self.network.items, pieces.rows[masked])
+
+    def ask(self, histories: Padded) -> Tensor:
+        """The mask item is the filler's line of the table, so one more place of filler appends it.
+
+        Where a history is shorter than the longest, its first filler becomes the mask.
+        """
+        filler = histories.rows.new_full((len(histories.rows), 1), self.network.num_items)
+        rows = torch.cat([histories.rows, filler], dim=1)
+        lengths = histories.lengths + 1
+        valid = torch.arange(rows.shape[1]) < lengths[:, None]
+        return self._hidden(rows, lengths, valid)[torch.arange(len(rows)), histories.lengths]
+
+    def _hidden(self, rows: Tensor, lengths: Tensor, valid: Tensor) -> Tensor:
+        places = (lengths[:, None] - 1 - torch.arange(rows.shape[1])).clamp_min(0)
+        hidden: Tensor = self.network(rows, places, valid)
+        return hidden
+
+    def _draw(self, pieces: Padded, generator: torch.Generator) -> Tensor:
+        """(n, t) bool: at least one masked item a sequence."""
+        shape = pieces.rows.shape
+        drawn = torch.rand(shape, generator=generator) < self.config.mask_probability
+        drawn &= pieces.valid
+        last = torch.arange(shape[1]) == pieces.lengths[:, None] - 1
+        only_last = torch.rand(shape[0], generator=generator) < self.config.last_share
+        only_last |= ~drawn.any(dim=1)
+        return torch.where(only_last[:, None], last, drawn)

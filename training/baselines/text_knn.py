@@ -1,0 +1,48 @@
+"""Nearest items by content: which items read like the newest ones of the history.
+
+Needs no interaction at all, so it is what a catalogue of new items can be ranked with. Looks at
+content embeddings as they are; knows nothing of where they come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.baselines.recency import recency_weights
+
+
+class TextKNN:
+    """Score = cosine of an item's embedding to a weighted mean of the history's.
+
+    embeddings: (num_items, d) float32, zeros where an item has no content; such items score 0.
+    decay: weight of an item against the next newer one. The history's embeddings are normalised
+    before they are averaged. On 5-core Amazon Beauty (2014) validation is flat from .1 to .3 and
+    falls beyond.
+    """
+
+    name = "text kNN"
+
+    def __init__(
+        self, embeddings: NDArray[np.floating], *, decay: float = 0.2, history_length: int = 20
+    ) -> None:
+        self._directions = _normalised(embeddings.astype(np.float32))
+        self._decay, self._history_length = decay, history_length
+        self.parameters = self._directions.size
+
+    def scores(self, histories: Sequence[NDArray[np.int32]]) -> NDArray[np.float32]:
+        """(n, num_items) float32 in [-1, 1]; see Scorer."""
+        weights = recency_weights(
+            histories, len(self._directions), length=self._history_length, decay=self._decay
+        )
+        return _normalised(weights @ self._directions) @ self._directions.T
+
+
+def _normalised(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Lines divided by their L2 norm; lines of zeros stay zero."""
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    normalised = np.zeros_like(vectors)
+    np.divide(vectors, norms, out=normalised, where=norms > 0)
+    return normalised
