@@ -15,8 +15,8 @@ start is all that exclusions need. What is known of rows beside their codes, fro
 `NeighbourPrior` and the network's bias for repeats, is added to their scores on the way.
 
 The live service and offline evaluation call the same `decode`. The package imports numpy and
-onnxruntime only. Reading order: schedule, catalogue, trie, job, denoiser, neighbours, live_beams,
-confidence, beam, decoder, onnx_denoiser; unconstrained is the papers' literal expansion, kept
+onnxruntime only. Reading order: schedule, catalogue, trie, job, denoiser, neighbours, row_biases,
+live_beams, confidence, beam, decoder, onnx_denoiser; unconstrained is the papers' literal expansion, kept
 for comparison.
 """
 

@@ -21,6 +21,7 @@ from service.decoding.denoiser import Denoiser
 from service.decoding.job import Decoded, Floats, Histories, Job, Ranking, Rows, Timings
 from service.decoding.live_beams import LiveBeams
 from service.decoding.neighbours import NeighbourPrior
+from service.decoding.row_biases import RowBiases
 from service.decoding.trie import SidTrie
 
 
@@ -83,11 +84,7 @@ class _Search:
         self.beams: LiveBeams | None = None
         self.memory: Any = None
         self.excluded = [np.unique(job.excluded) for job in jobs]
-        self.biases = [_row_biases(job.history, prior, denoiser.repeat_bias) for job in jobs]
-        # All of them in one ascending array: a row of a job has key job * num_items + row.
-        keys = [index * len(self.codes) + rows for index, (rows, _) in enumerate(self.biases)]
-        self.bias_keys = np.concatenate([*keys, np.empty(0, np.int64)])
-        self.bias_values = np.concatenate([*(values for _, values in self.biases), _NO_FLOATS])
+        self.biases = RowBiases(jobs, prior, denoiser.repeat_bias, len(self.codes))
         self.active: list[int] = []
         for index, job in enumerate(jobs):
             if job.schedule.num_subspaces != trie.catalogue.num_subspaces:
@@ -312,12 +309,7 @@ class _Search:
 
     def _bias_of(self, beams: LiveBeams) -> Floats:
         """(survivors,) float32: bias of each surviving row for its job."""
-        if not len(self.bias_keys):
-            return np.zeros(len(beams.rows), np.float32)
-        index = np.array(self.active)[beams.job[beams.row_beam]]
-        keys = index * len(self.codes) + beams.rows
-        found = np.searchsorted(self.bias_keys, keys).clip(max=len(self.bias_keys) - 1)
-        return np.where(self.bias_keys[found] == keys, self.bias_values[found], np.float32(0))
+        return self.biases.of(np.array(self.active)[beams.job[beams.row_beam]], beams.rows)
 
     def _expand(self, beams: LiveBeams, chosen: NDArray[np.bool_], scores: Floats) -> LiveBeams:
         """Group survivors by (beam, codes at its chosen positions); keep each job's best groups.
@@ -360,21 +352,6 @@ class _Search:
 
 _NO_ROWS = np.empty(0, np.int32)
 _NO_FLOATS = np.empty(0, np.float32)
-
-
-def _row_biases(
-    history: Rows, prior: NeighbourPrior | None, repeat_bias: float
-) -> tuple[NDArray[np.int64], Floats]:
-    """Rows whose score is not the network's alone, ascending, and what is added to it."""
-    rows, values = prior.row_scores(history) if prior else (_NO_ROWS, _NO_FLOATS)
-    if not repeat_bias:
-        return rows.astype(np.int64), values
-    seen = np.unique(history)
-    all_rows = np.union1d(rows, seen)
-    biases = np.zeros(len(all_rows), np.float32)
-    biases[np.searchsorted(all_rows, rows)] = values
-    biases[np.searchsorted(all_rows, seen)] += np.float32(repeat_bias)
-    return all_rows.astype(np.int64), biases
 
 
 def _log_sums(log_values: Floats, group: NDArray[np.intp], num_groups: int) -> Floats:
