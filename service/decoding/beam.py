@@ -165,34 +165,13 @@ class _Search:
         parts: list[LiveBeams] = []
         masked = np.ones((1, self.codes.shape[1]), bool)
         for active, index in enumerate(self.active):
-            here = log_probs[active]
+            root, here = self._root(active), log_probs[active]
             if last[active]:
-                root = self._root(active)
                 scores = self._final_scores(root, here[None], np.zeros(1, np.intp), masked)
                 self._answer(index, *_best_rows(root.rows, scores, self.jobs[index].k))
                 continue
-            if self.ranking == "rows":
-                root = self._root(active)
-                scores = self._row_scores(root, here[None], np.zeros(1, np.intp), masked)
-                confidence, mass = row_confidence(root, scores, self.codes, self.num_codes)
-                with np.errstate(divide="ignore"):
-                    code_scores = np.log(mass[0]).astype(np.float32)
-                legal = mass[0] > 0
-            else:
-                legal = self.trie.allowed_counts(self.excluded[index]) > 0
-                confidence = path_confidence(here[None], legal[None], raw=self.confidence == "raw")
-                code_scores = here
-            chosen = self._choose(confidence, masked, widths[[active]])
-            if widths[active] == 1:
-                position = int(chosen[0].argmax())
-                parts.append(
-                    self._open_postings(active, code_scores[position], legal[position], position)
-                )
-                continue
-            if self.ranking == "path":
-                root = self._root(active)
-                scores = self._path_scores(root, here[None], np.zeros(1, np.intp), chosen)
-            parts.append(self._expand(root, chosen, scores))
+            place, width = np.zeros(1, np.intp), widths[[active]]
+            parts.append(self._expand(root, *self._score(root, here[None], place, masked, width)))
         self.beams = LiveBeams.concatenate(parts) if parts else None
 
     def _root(self, active: int) -> LiveBeams:
@@ -203,22 +182,6 @@ class _Search:
         mask = np.full((1, self.codes.shape[1]), self.num_codes, np.uint16)
         one = np.zeros(1, np.float32)
         return LiveBeams(np.array([active]), mask, one, rows, np.zeros(len(rows), np.intp))
-
-    def _open_postings(
-        self, active: int, scores: Floats, legal: NDArray[np.bool_], position: int
-    ) -> LiveBeams:
-        """Children of a root that fills one position: the posting lists of its best legal codes."""
-        job = self.jobs[self.active[active]]
-        excluded = self.excluded[self.active[active]]
-        codes = np.flatnonzero(legal)
-        codes = codes[np.argsort(-scores[codes], kind="stable")[: job.beam_width]]
-        rows, beam = self.trie.postings(position, codes)
-        if len(excluded):
-            allowed = ~np.isin(rows, excluded)
-            rows, beam = rows[allowed], beam[allowed]
-        partial_sids = np.full((len(codes), self.codes.shape[1]), self.num_codes, np.uint16)
-        partial_sids[:, position] = codes
-        return LiveBeams(np.full(len(codes), active), partial_sids, scores[codes], rows, beam)
 
     def _step(
         self,
@@ -240,20 +203,33 @@ class _Search:
                 self._answer(index, *best)
         if last.all():
             return
-        if self.ranking == "rows":
-            scores = self._row_scores(beams, log_probs, place, masked)
-            confidence, _ = row_confidence(beams, scores, self.codes, self.num_codes)
-            chosen = self._choose(confidence, masked, widths[beams.job])
-        else:
-            legal = np.zeros((len(place), *log_probs.shape[1:]), bool)
-            for position in range(self.codes.shape[1]):
-                legal[beams.row_beam, position, self.codes[beams.rows, position]] = True
-            confidence = path_confidence(log_probs[place], legal, raw=self.confidence == "raw")
-            chosen = self._choose(confidence, masked, widths[beams.job])
-            scores = self._path_scores(beams, log_probs, place, chosen)
+        chosen, scores = self._score(beams, log_probs, place, masked, widths[beams.job])
         going_on = ~last[row_job]
         left = replace(beams, rows=beams.rows[going_on], row_beam=beams.row_beam[going_on])
         self.beams = self._expand(left, chosen, scores[going_on])
+
+    def _score(
+        self,
+        beams: LiveBeams,
+        log_probs: Floats,
+        place: NDArray[np.intp],
+        masked: NDArray[np.bool_],
+        widths: NDArray[np.int64],
+    ) -> tuple[NDArray[np.bool_], Floats]:
+        """The positions each beam fills, (beams, num_subspaces), and survivors' scores if it does.
+
+        place: where in `log_probs` each beam's are; widths: positions that each beam fills
+        """
+        if self.ranking == "rows":
+            scores = self._row_scores(beams, log_probs, place, masked)
+            confidence = row_confidence(beams, scores, self.codes, self.num_codes)
+            return self._choose(confidence, masked, widths), scores
+        legal = np.zeros((len(place), *log_probs.shape[1:]), bool)
+        for position in range(self.codes.shape[1]):
+            legal[beams.row_beam, position, self.codes[beams.rows, position]] = True
+        confidence = path_confidence(log_probs[place], legal, raw=self.confidence == "raw")
+        chosen = self._choose(confidence, masked, widths)
+        return chosen, self._path_scores(beams, log_probs, place, chosen)
 
     def _choose(
         self, confidence: Floats, masked: NDArray[np.bool_], widths: NDArray[np.int64]

@@ -36,19 +36,19 @@ def path_confidence(log_probs: Floats, legal: NDArray[np.bool_], *, raw: bool) -
 
 def row_confidence(
     beams: LiveBeams, scores: Floats, codes: NDArray[np.uint16], num_codes: int
-) -> tuple[Floats, NDArray[np.float64]]:
-    """Share of a beam's probability that the rows of its most probable code have, by position.
+) -> Floats:
+    """(beams, num_subspaces): share of a beam's probability that rows of one code have at most.
 
     scores: (survivors,) log-probabilities of the rows that `beams` own; codes: the catalogue's
-    Returns (beams, num_subspaces), and the mass of each code, (beams, num_subspaces, num_codes).
     """
     num_beams, num_subspaces = len(beams.job), codes.shape[1]
     share = np.exp(scores - beams.scores[beams.row_beam], dtype=np.float64)
-    mass = np.empty((num_beams, num_subspaces, num_codes))
+    confidence = np.empty((num_beams, num_subspaces), np.float32)
     for position in range(num_subspaces):
         key = beams.row_beam * num_codes + codes[beams.rows, position]
-        sums = np.bincount(key, share, minlength=num_beams * num_codes)
-        mass[:, position] = sums.reshape(num_beams, num_codes)
-    confidence = mass.max(axis=-1)
-    forced = np.count_nonzero(mass, axis=-1) <= 1
-    return np.where(forced, FORCED, confidence).astype(np.float32), mass
+        mass = np.bincount(key, share, minlength=num_beams * num_codes)
+        legal = np.bincount(key, minlength=num_beams * num_codes) > 0
+        of_beam = mass.reshape(num_beams, num_codes).max(axis=1)
+        forced = np.count_nonzero(legal.reshape(num_beams, num_codes), axis=1) == 1
+        confidence[:, position] = np.where(forced, FORCED, of_beam)
+    return confidence

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from service.decoding.beam import decode
+from service.decoding.confidence import Confidence
 from service.decoding.denoiser import Denoiser
 from service.decoding.job import Decoded, Job, Ranking, Timings
 from service.decoding.neighbours import NeighbourPrior
@@ -23,7 +24,15 @@ class Decoder:
     denoiser: Denoiser
     ranking: Ranking = "rows"
     prior: NeighbourPrior | None = None
+    confidence: Confidence = "legal"
 
     def decode(self, jobs: Sequence[Job]) -> tuple[list[Decoded], Timings]:
         """Decode a batch of jobs: see `service.decoding.beam.decode`."""
-        return decode(jobs, self.trie, self.denoiser, ranking=self.ranking, prior=self.prior)
+        return decode(
+            jobs,
+            self.trie,
+            self.denoiser,
+            ranking=self.ranking,
+            prior=self.prior,
+            confidence=self.confidence,
+        )
