@@ -8,6 +8,7 @@ command needs them: torch alone takes seconds.
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -92,6 +93,65 @@ def evaluate_command(
     )
     dataset = load_dataset(data, interactions, items, embeddings, config.interactions)
     return evaluate_bundle(loaded, dataset, config.evaluation, out, console)
+
+
+@app.command("step-time")
+def step_time_command(
+    run: Annotated[Path, typer.Option(help="folder of a run whose codebook is there")],
+    data: DataOption = None,
+    preset: PresetOption = "default",
+    overrides: SetOption = None,
+) -> dict[str, Any]:
+    """Time training steps on this machine, beside the matrix products it could do."""
+    from service.decoding import SidTrie
+    from training.interactions import load_dataset
+    from training.pipeline import catalogue_of
+    from training.step_time import step_time
+
+    config = load_config(preset, overrides)
+    dataset = load_dataset(data, None, None, None, config.interactions)
+    return step_time(dataset.split, SidTrie(catalogue_of(dataset, config, run)), config)
+
+
+@app.command("compare")
+def compare_command(
+    out: Annotated[Path, typer.Option(help="folder of the comparison; run again to resume")],
+    data: DataOption = None,
+    interactions: InteractionsOption = None,
+    items: ItemsOption = None,
+    embeddings: EmbeddingsOption = None,
+    preset: PresetOption = "default",
+    overrides: SetOption = None,
+    ablations: Annotated[
+        bool, typer.Option("--ablations", help="also a run without each part of the method")
+    ] = False,
+    density: Annotated[
+        bool, typer.Option("--density", help="also runs on 75, 50 and 25 % of the training data")
+    ] = False,
+    seeds: Annotated[int, typer.Option(min=1, help="runs that differ in their seeds")] = 1,
+) -> dict[str, Any]:
+    """The run, its schedules and the baselines on one split: comparison.md, .csv, .png, .svg."""
+    from training.baselines import BERT4RecConfig, SASRecConfig
+    from training.compare import Plan, compare
+    from training.comparison_document import Origin
+    from training.interactions import load_dataset
+
+    config = load_config(preset, overrides)
+    dataset = load_dataset(data, interactions, items, embeddings, config.interactions)
+    threads = config.fit.threads
+    plan = Plan(
+        sasrec=SASRecConfig(threads=threads),
+        bert4rec=BERT4RecConfig(threads=threads),
+        seeds=seeds,
+        ablations=ablations,
+        density=density,
+    )
+    source = interactions or data
+    assert source is not None  # else load_dataset has said so
+    command = shlex.join(["python", "-m", "training", *sys.argv[1:]])
+    name = source.stem if source.is_file() else source.resolve().name
+    origin = Origin(name, preset, command)
+    return compare(config, dataset, out, console, plan=plan, origin=origin)
 
 
 @app.command("promote")

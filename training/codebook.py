@@ -20,6 +20,7 @@ from threadpoolctl import threadpool_limits
 from training.config import CodebookConfig
 from training.errors import DataError
 
+MOST_CODES, ITEMS_PER_CODE = 1024, 10  # where the configuration does not say
 ENCODE_ROWS = 4096  # vectors encoded at a time: bounds memory, not results
 
 
@@ -44,6 +45,10 @@ class Codebook:
     def num_subspaces(self) -> int:
         return int(self.centroids.shape[0])
 
+    @property
+    def num_codes(self) -> int:
+        return int(self.centroids.shape[1])
+
     @classmethod
     def fit(cls, vectors: NDArray[np.float32], config: CodebookConfig) -> Self:
         """Learn the codebook from vectors: (num_vectors, d) float32.
@@ -54,17 +59,18 @@ class Codebook:
         Raises DataError when there are fewer vectors than codes.
         """
         num_vectors = len(vectors)
-        if num_vectors < config.num_codes:
+        num_codes = config.num_codes or max(2, min(MOST_CODES, num_vectors // ITEMS_PER_CODE))
+        if num_vectors < num_codes:
             raise DataError(
                 f"{num_vectors} items have training interactions, too few for "
-                f"codebook.num_codes={config.num_codes}; set it to at most {num_vectors}"
+                f"codebook.num_codes={num_codes}; set it to at most {num_vectors}"
             )
         vectors = np.ascontiguousarray(vectors, dtype=np.float32)
         with threadpool_limits(1):
-            rotation = _rotation(vectors, config)
+            rotation = _rotation(vectors, num_codes, config)
             rotated = (vectors @ rotation).reshape(num_vectors, config.num_subspaces, -1)
             centroids = np.stack(
-                [_centroids(rotated[:, s], config) for s in range(config.num_subspaces)]
+                [_centroids(rotated[:, s], num_codes, config) for s in range(config.num_subspaces)]
             )
         return cls(rotation, centroids)
 
@@ -148,14 +154,16 @@ class CollisionReport:
         )
 
 
-def _rotation(vectors: NDArray[np.float32], config: CodebookConfig) -> NDArray[np.float32]:
+def _rotation(
+    vectors: NDArray[np.float32], num_codes: int, config: CodebookConfig
+) -> NDArray[np.float32]:
     """(d, padded) float32 with orthonormal rows; padded = d rounded up to num_subspaces."""
     d = vectors.shape[1]
     padded = -(-d // config.num_subspaces) * config.num_subspaces
     if config.opq_iterations == 0:
         return np.eye(d, padded, dtype=np.float32)
     # OPQ needs a 2^n quantizer to learn against: the largest that is not finer than ours.
-    bits = min(config.num_codes.bit_length() - 1, 8)
+    bits = min(num_codes.bit_length() - 1, 8)
     quantizer = faiss.ProductQuantizer(padded, config.num_subspaces, bits)
     quantizer.cp.seed = config.seed
     quantizer.cp.min_points_per_centroid = 1
@@ -168,11 +176,13 @@ def _rotation(vectors: NDArray[np.float32], config: CodebookConfig) -> NDArray[n
     return np.ascontiguousarray(learned.T)
 
 
-def _centroids(slices: NDArray[np.float32], config: CodebookConfig) -> NDArray[np.float32]:
+def _centroids(
+    slices: NDArray[np.float32], num_codes: int, config: CodebookConfig
+) -> NDArray[np.float32]:
     """K-means of one subspace: (num_vectors, d_sub) -> (num_codes, d_sub) float32."""
     kmeans = faiss.Kmeans(
         slices.shape[1],
-        config.num_codes,
+        num_codes,
         niter=config.kmeans_iterations,
         seed=config.seed,
         min_points_per_centroid=1,

@@ -9,9 +9,9 @@ from __future__ import annotations
 import tomllib
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from training.errors import ConfigError
 
@@ -54,7 +54,12 @@ class CodebookConfig(Section):
     """Parallel codebook: rotation + k-means per subspace (MDGR sec. 4.2)."""
 
     num_subspaces: int = Field(8, ge=1, le=64)
-    num_codes: int = Field(300, ge=2, le=65_534)
+    num_codes: int | None = Field(
+        None,
+        ge=2,
+        le=65_534,
+        description="absent = a code for 10 items, at most 1024",
+    )
     opq_iterations: int = Field(30, ge=0, description="0 = no learned rotation")
     kmeans_iterations: int = Field(25, ge=1)
     seed: int = 7
@@ -68,7 +73,7 @@ class ModelConfig(Section):
     encoder_layers: int = Field(3, ge=1)
     decoder_layers: int = Field(1, ge=1)
     ffn_multiple: int = Field(4, ge=1)
-    dropout: float = Field(0.2, ge=0, lt=1)
+    dropout: float = Field(0.25, ge=0, lt=1)
     history_length: int = Field(20, ge=1, description="newest items the encoder sees")
     item_vectors: bool = Field(True, description="the encoder sees items' vectors beside codes")
     difficulty_embedding: bool = True
@@ -82,7 +87,18 @@ class MaskingConfig(Section):
     gamma: float = Field(2.0, gt=0)
     history_aware: bool = Field(True, description="positions by Eq. 11-12; off = uniform")
     epsilon: float = Field(0.1, gt=0)
-    full_share: float = Field(0.7, ge=0, le=1, description="share of samples with all masked")
+    full_share: float = Field(
+        1.0, ge=0, le=1, description="share of targets that give a sample with all positions masked"
+    )
+    partial_share: float = Field(
+        0.25, ge=0, le=1, description="share of targets that give one masked as said above"
+    )
+
+    @model_validator(mode="after")
+    def _some_samples(self) -> Self:
+        if not self.full_share + self.partial_share:
+            raise ValueError("full_share and partial_share cannot both be 0")
+        return self
 
 
 class ScheduleConfig(Section):
@@ -107,7 +123,10 @@ class FitConfig(Section):
     sampled_rows: int = Field(
         50_000, ge=1, description="rows drawn for the softmax of a minibatch if there are more"
     )
-    epochs: int = Field(30, ge=1)
+    epochs: int | None = Field(
+        None, ge=1, description="absent = as many as make `samples`, at least 2"
+    )
+    samples: int = Field(3_000_000, ge=1, description="training samples seen in all epochs")
     minibatch: int = Field(256, ge=1, description="samples, in as many users as have them")
     learning_rate: float = Field(1e-3, gt=0)
     final_learning_rate: float = Field(0.02, ge=0, le=1, description="as a share of learning_rate")
@@ -142,12 +161,14 @@ class NeighboursConfig(Section):
     window: int = Field(3, ge=1, description="items apart that still count as a transition")
     transition_weight: float = Field(5.0, ge=0, description="transitions against co-occurrence")
     history_length: int = Field(20, ge=1, description="newest items that are looked up")
-    decay: float = Field(0.7, gt=0, le=1, description="weight of an item against the next newer")
     weights: tuple[float, ...] = Field(
         (0.0, 0.5, 1.0, 1.5, 2.0, 3.0), min_length=1, description="tried on validation; 0 = off"
     )
     scales: tuple[float, ...] = Field(
-        (0.1, 0.3, 1.0), min_length=1, description="tried on validation, in median affinities"
+        (0.1, 0.03, 0.3, 1.0), min_length=1, description="tried likewise, in median affinities"
+    )
+    decays: tuple[float, ...] = Field(
+        (0.7, 0.5, 0.9), min_length=1, description="tried likewise: weight against the next newer"
     )
 
 

@@ -74,13 +74,13 @@ def fit(
     torch.set_num_threads(config.threads or cpu_count())
     torch.manual_seed(config.seed)
     model = model_for(trie.catalogue, model_config)
-    trainer = _Trainer(model, split, trie, masking, config)
+    trainer = Trainer(model, split, trie, masking, config)
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / "checkpoint.pt"
     if checkpoint.exists():
         trainer.restore(torch.load(checkpoint, weights_only=True))
         if not trainer.finished:
-            console.print(f"resumed after epoch {trainer.state.epoch} of {config.epochs}")
+            console.print(f"resumed after epoch {trainer.state.epoch} of {trainer.epochs}")
     progress = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -127,7 +127,7 @@ def model_for(catalogue: Catalogue, config: ModelConfig) -> MaskedDiffusionModel
     )
 
 
-class _Trainer:
+class Trainer:
     """One run's model, optimiser, samples and state."""
 
     def __init__(
@@ -161,31 +161,33 @@ class _Trainer:
         self.generator = torch.Generator().manual_seed(config.seed)
         self.state = FitState()
         self.best: dict[str, Tensor] = _copy(model)
-        self.total_steps = config.epochs * math.ceil(self.segments.num_samples / config.minibatch)
+        num_samples = max(1, self.segments.num_samples)
+        self.epochs = config.epochs or max(2, round(config.samples / num_samples))
+        self.total_steps = self.epochs * math.ceil(num_samples / config.minibatch)
         self.autocast = config.bf16 and torch.cpu._is_avx512_bf16_supported()
 
     @property
     def finished(self) -> bool:
         patience_ended = (
             self.state.without_gain >= self.config.patience
-            and self.state.epoch >= self.config.early_stop_from * self.config.epochs
+            and self.state.epoch >= self.config.early_stop_from * self.epochs
         )
-        return self.state.epoch >= self.config.epochs or patience_ended
+        return self.state.epoch >= self.epochs or patience_ended
 
     def epoch(self) -> Iterator[dict[str, float]]:
         """Train one epoch; yields after each step, with scalars every LOG_EVERY and at its end."""
         started = time.monotonic()
         losses = []
         for chosen in self.segments.minibatches(self.config.minibatch, self.generator):
-            losses.append(self._step(chosen))
+            losses.append(self.step(chosen))
             if self.state.step % LOG_EVERY == 0:
                 yield self._scalars(losses[-LOG_EVERY:])
             else:
                 yield {}
         self.state.epoch += 1
         scalars = self._scalars(losses)
-        epochs = self.config.epochs
-        if self.state.epoch % self.config.validate_every_epochs == 0 or self.state.epoch == epochs:
+        last = self.state.epoch == self.epochs
+        if last or self.state.epoch % self.config.validate_every_epochs == 0:
             scalars |= self._validate()
         self.state.seconds_fitting += time.monotonic() - started
         yield scalars | {"seconds": round(self.state.seconds_fitting, 1)}
@@ -211,14 +213,21 @@ class _Trainer:
         self.generator.set_state(snapshot["generator"])
         torch.set_rng_state(snapshot["torch_generator"])
 
-    def _step(self, chosen: NDArray[np.intp]) -> float:
+    def step(self, chosen: NDArray[np.intp]) -> float:
+        """Train on some segments; returns the loss."""
         config, state = self.config, self.state
         progress = min(1.0, state.step / self.total_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(progress, config) * group["rate"]
         rows, is_target = map(torch.from_numpy, self.segments.arrays(chosen, len(self.codes) - 1))
-        inputs, target_rows = rows[:, :-1], rows[:, 1:][is_target]
-        segment, place = is_target.nonzero(as_tuple=True)  # of each sample
+        inputs, targets = rows[:, :-1], rows[:, 1:]
+        full, partial = (
+            is_target & (torch.rand(is_target.shape, generator=self.generator) < share)
+            for share in (self.masking.full_share, self.masking.partial_share)
+        )
+        # Samples: those with all positions masked, then those with some; one target may give both.
+        segment, place = torch.cat((full.nonzero(), partial.nonzero())).unbind(dim=1)
+        target_rows = targets[segment, place]
         histories = inputs[segment]
         in_history = torch.arange(inputs.shape[1]) <= place[:, None]
         target_codes = self.codes[target_rows]
@@ -230,6 +239,7 @@ class _Trainer:
             config=self.masking,
             generator=self.generator,
         )
+        masked[: full.sum()] = True
         partial_sids = torch.where(masked, self.model.num_codes, target_codes)
         self.model.train()
         with torch.autocast("cpu", torch.bfloat16) if self.autocast else nullcontext():

@@ -67,8 +67,6 @@ def draw_mask(
     else:
         probabilities = torch.full((num_subspaces,), 1 / num_subspaces, dtype=torch.float64)
     counts = 1 + torch.multinomial(probabilities, n, replacement=True, generator=generator)
-    full = torch.rand(n, generator=generator) < config.full_share
-    counts = torch.where(full, num_subspaces, counts)
     if config.history_aware:
         log_weights = position_log_weights(
             history_codes, history_mask, target_codes, config.epsilon

@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from service.decoding import Decoder, NeighbourPrior, Schedule
 from training.config import NeighboursConfig
@@ -38,7 +37,7 @@ def fit_prior(train: Interactions, config: NeighboursConfig) -> NeighbourPrior:
         neighbours,
         affinities,
         history_length=config.history_length,
-        decay=config.decay,
+        decay=config.decays[0],
         scale=float(np.median(positive)) if len(positive) else 1.0,
         weight=1.0,
     )
@@ -47,31 +46,38 @@ def fit_prior(train: Interactions, config: NeighboursConfig) -> NeighbourPrior:
 def weigh_prior(
     decoder: Decoder, validation: Windows, schedule: Schedule, config: NeighboursConfig
 ) -> tuple[NeighbourPrior, list[dict[str, float]]]:
-    """The decoder's prior with the weight and scale of the best validation ndcg@10.
+    """The decoder's prior with the weight, scale and decay of the best validation ndcg@10.
 
-    Returns it with one entry per trial: {"weight", "scale", "ndcg@10"}. Of equals the smaller
-    weight wins, so a prior that adds nothing is switched off (weight 0).
+    One after the other, from the first scale and decay of the configuration, then the weight once
+    more. Returns it with the trials: {"weight", "scale", "decay", "ndcg@10"}. Of equals the first
+    tried wins, weights in ascending order, so a prior that adds nothing is off (weight 0).
     """
     prior = decoder.prior
     assert prior is not None
-    trials, best, highest = [], replace(prior, weight=0.0), -1.0
-    for weight in sorted(config.weights):
-        for share in config.scales if weight else config.scales[:1]:
-            tried = replace(prior, weight=weight, scale=share * prior.scale)
-            found = ranks(validation, replace(decoder, prior=tried), schedule, k=10, beam_width=10)
-            ndcg = ndcg_at(found.item, 10)
-            trials.append({"weight": weight, "scale": tried.scale, "ndcg@10": round(ndcg, 5)})
-            if ndcg > highest:
-                best, highest = tried, ndcg
-    return best, trials
-
-
-def memory_scores(
-    prior: NeighbourPrior, histories: list[NDArray[np.int32]], num_items: int
-) -> NDArray[np.float32]:
-    """The prior alone as a recommender: (histories, num_items) float32."""
-    scores = np.zeros((len(histories), num_items), np.float32)
-    for scored, history in zip(scores, histories, strict=True):
-        rows, memory = prior.memory(history)
-        scored[rows] = memory
-    return scores
+    weights = tuple(sorted(config.weights))
+    scales = tuple(share * prior.scale for share in config.scales)
+    best = replace(prior, weight=weights[-1], scale=scales[0], decay=config.decays[0])
+    trials: dict[tuple[float, float, float], float] = {}
+    for field, values in (
+        ("weight", weights),
+        ("scale", scales),
+        ("decay", config.decays),
+        ("weight", weights),
+    ):
+        highest = -1.0
+        for value in values:
+            tried = replace(best, **{field: value})
+            settings = (tried.weight, tried.scale, tried.decay)
+            if settings not in trials:
+                asked = replace(decoder, prior=tried)
+                found = ranks(validation, asked, schedule, k=10, beam_width=10)
+                trials[settings] = round(ndcg_at(found.item, 10), 5)
+            if trials[settings] > highest:
+                winner, highest = tried, trials[settings]
+        best = winner
+        if best.weight == 0:
+            break
+    names = ("weight", "scale", "decay", "ndcg@10")
+    return best, [
+        dict(zip(names, (*settings, ndcg), strict=True)) for settings, ndcg in trials.items()
+    ]

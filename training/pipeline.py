@@ -134,7 +134,7 @@ def _codebook(
     seen = dataset.split.train.popularity() > 0
     codebook = Codebook.fit(vectors[seen], config.codebook)
     codes = codebook.encode(vectors)
-    report = CollisionReport.of(codes, config.codebook.num_codes)
+    report = CollisionReport.of(codes, codebook.num_codes)
     console.print(str(report))
     folder.mkdir(parents=True, exist_ok=True)
     codebook.save(folder / "codebook.npz")
@@ -143,14 +143,15 @@ def _codebook(
     return {"collisions": asdict(report)}
 
 
-def _catalogue(dataset: Dataset, config: RunConfig, out: Path) -> Catalogue:
+def catalogue_of(dataset: Dataset, config: RunConfig, out: Path) -> Catalogue:
+    """The catalogue of a run whose codebook stage is done."""
     train = dataset.split.train
     codes = np.load(out / "codebook" / "codes.npy", allow_pickle=False)
     vectors = np.load(out / "codebook" / "vectors.npy", allow_pickle=False)
     return Catalogue(
         train.item_ids,
         codes,
-        config.codebook.num_codes,
+        Codebook.load(out / "codebook" / "codebook.npz").num_codes,
         train.popularity(),
         vectors if config.model.item_vectors else vectors[:, :0],
     )
@@ -161,7 +162,7 @@ def _fit(
 ) -> dict[str, Any]:
     model, state = fit(
         dataset.split,
-        SidTrie(_catalogue(dataset, config, out)),
+        SidTrie(catalogue_of(dataset, config, out)),
         folder,
         model_config=config.model,
         masking=config.masking,
@@ -175,7 +176,7 @@ def _fit(
 def _export(
     dataset: Dataset, config: RunConfig, out: Path, folder: Path, console: Console
 ) -> dict[str, Any]:
-    model = load_best(out / "fit", _catalogue(dataset, config, out), config.model)
+    model = load_best(out / "fit", catalogue_of(dataset, config, out), config.model)
     encoder, decoder, difference = export_graphs(model)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "encoder.onnx").write_bytes(encoder)
@@ -188,7 +189,7 @@ def _bundle(
     dataset: Dataset, config: RunConfig, out: Path, folder: Path, console: Console, key: str
 ) -> dict[str, Any]:
     """Weigh the prior and choose the default schedule on validation users; write the bundle."""
-    catalogue = _catalogue(dataset, config, out)
+    catalogue = catalogue_of(dataset, config, out)
     records = {name: json.loads((out / f"{name}.json").read_text()) for name in STAGES[:3]}
     encoder = (out / "export" / "encoder.onnx").read_bytes()
     decoder_graph = (out / "export" / "decoder.onnx").read_bytes()

@@ -60,6 +60,10 @@ class Segments:
         """Targets of all segments."""
         return int((self.ends - self.firsts).sum())
 
+    def num_samples_of(self, chosen: NDArray[np.intp]) -> int:
+        """Targets of some segments."""
+        return int((self.ends[chosen] - self.firsts[chosen]).sum())
+
     def minibatches(self, size: int, generator: torch.Generator) -> Iterator[NDArray[np.intp]]:
         """Every segment once, in random order, in minibatches of about `size` samples.
 

@@ -11,6 +11,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from service.decoding.job import Histories
+
 
 class HashedDenoiser:
     """Random log-probs; the same ones whenever the same things are asked.
@@ -18,6 +20,7 @@ class HashedDenoiser:
     sharpness:        spread of the logits; 4 is a hesitant network, 300 one that is always sure
     sees_partial_sid: False makes every call of a job give the same log-probs, so that a SID's
                       score does not depend on the order in which its positions are filled
+    repeat_bias:      what the score of an item of the history gains
     calls:            partial SIDs of every call so far, each (jobs, beams, num_subspaces)
     """
 
@@ -30,6 +33,7 @@ class HashedDenoiser:
         history_length: int = 5,
         sharpness: float = 4.0,
         sees_partial_sid: bool = True,
+        repeat_bias: float = 0.0,
     ) -> None:
         self.num_subspaces = num_subspaces
         self.num_codes = num_codes
@@ -37,23 +41,26 @@ class HashedDenoiser:
         self.seed = seed
         self.sharpness = sharpness
         self.sees_partial_sid = sees_partial_sid
+        self.repeat_bias = repeat_bias
         self.calls: list[NDArray[np.uint16]] = []
 
-    def encode(
-        self, history_codes: NDArray[np.uint16], history_mask: NDArray[np.bool_]
-    ) -> NDArray[np.uint64]:
-        num_jobs, length, num_subspaces = history_codes.shape
-        assert history_codes.dtype == np.uint16
-        assert history_mask.dtype == np.bool_
-        assert history_mask.shape == (num_jobs, length)
+    def encode(self, histories: Histories) -> NDArray[np.uint64]:
+        codes, vectors, mask = histories
+        num_jobs, length, num_subspaces = codes.shape
+        assert codes.dtype == np.uint16
+        assert vectors.dtype == np.float16
+        assert mask.dtype == np.bool_
+        assert mask.shape == vectors.shape[:2] == (num_jobs, length)
         assert num_subspaces == self.num_subspaces
-        assert length <= self.history_length
-        assert np.all(history_codes[~history_mask] == self.num_codes), "PAD is a row of MASK"
-        assert not np.any(~history_mask[:, :-1] & history_mask[:, 1:]), "PAD comes last"
+        assert 1 <= length <= self.history_length
+        assert np.all(codes[~mask] == self.num_codes), "PAD is a row of MASK"
+        assert not vectors[~mask].any(), "PAD has no vector"
+        assert not np.any(~mask[:, :-1] & mask[:, 1:]), "PAD comes last"
+        bits = vectors.view(np.uint16)
         hashes = np.full(num_jobs, self.seed, dtype=np.uint64)
         for item in range(length):
-            with_item = _fold(hashes, history_codes[:, item])
-            hashes = np.where(history_mask[:, item], with_item, hashes)
+            with_item = _fold(_fold(hashes, codes[:, item]), bits[:, item])
+            hashes = np.where(mask[:, item], with_item, hashes)
         return hashes
 
     def select(self, memory: NDArray[np.uint64], jobs: NDArray[np.intp]) -> NDArray[np.uint64]:
@@ -96,7 +103,7 @@ class TyingDenoiser(HashedDenoiser):
 
 
 def _fold(hashes: NDArray[np.uint64], codes: NDArray[np.uint16]) -> NDArray[np.uint64]:
-    """Mix all codes of a SID into its hash: hashes (...), codes (..., num_subspaces)."""
+    """Mix all codes of a SID, or a vector's bits, into a hash: hashes (...), codes (..., n)."""
     for position in range(codes.shape[-1]):
         hashes = _mix(hashes, codes[..., position].astype(np.uint64))
     return hashes

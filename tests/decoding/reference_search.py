@@ -15,12 +15,13 @@ import numpy as np
 from hashed_denoiser import HashedDenoiser
 
 from service.decoding.catalogue import Catalogue
-from service.decoding.job import Job
+from service.decoding.job import Histories, Job
+from service.decoding.neighbours import NeighbourPrior
 
 
 @dataclass
 class Beam:
-    """A partial SID, the rows that agree with it, and its summed log-probs."""
+    """A partial SID, the rows that agree with it, and its score."""
 
     sid: tuple[int, ...]
     rows: list[int]
@@ -29,9 +30,10 @@ class Beam:
 
 @dataclass
 class Reference:
-    """`closest_call` is the smallest gap between a confidence that was chosen and one that was not.
+    """`closest_call` is the smallest gap between what was chosen and what was not.
 
-    A gap far below 1e-4 may be decided either way by rounding, so it cannot be compared.
+    A gap far below 1e-4 may be decided either way by rounding, so it cannot be compared. Things
+    that are equal for a reason, not by chance, are no close call: rounding treats them alike.
     """
 
     rows: list[int]
@@ -40,11 +42,49 @@ class Reference:
 
 
 def reference_decode(
-    job: Job, catalogue: Catalogue, denoiser: HashedDenoiser, confidence: str
+    job: Job,
+    catalogue: Catalogue,
+    denoiser: HashedDenoiser,
+    *,
+    ranking: str,
+    confidence: str = "legal",
+    prior: NeighbourPrior | None = None,
 ) -> Reference:
     codes = catalogue.codes.tolist()
-    allowed = [row for row in range(len(codes)) if row not in set(job.excluded.tolist())]
-    beams = [Beam((denoiser.num_codes,) * catalogue.num_subspaces, allowed, 0.0)] if allowed else []
+    biases = reference_biases(job, catalogue, denoiser, prior)
+    if ranking == "rows":
+        return _decode_by_rows(job, codes, biases, catalogue, denoiser)
+    return _decode_by_path(job, codes, biases, catalogue, denoiser, confidence)
+
+
+def reference_biases(
+    job: Job, catalogue: Catalogue, denoiser: HashedDenoiser, prior: NeighbourPrior | None
+) -> list[float]:
+    """What every row's score gains beside its codes."""
+    history = job.history.tolist()
+    biases = [0.0] * catalogue.num_items
+    if prior is not None:
+        memory = [0.0] * catalogue.num_items
+        for age, item in enumerate(history[::-1][: prior.history_length]):
+            pairs = zip(prior.neighbours[item], prior.affinities[item], strict=True)
+            for row, affinity in pairs:
+                memory[row] += prior.decay**age * float(affinity)
+        biases = [prior.weight * math.log(1 + strength / prior.scale) for strength in memory]
+    for row in set(history):
+        biases[row] += denoiser.repeat_bias
+    return biases
+
+
+def _decode_by_path(
+    job: Job,
+    codes: list[list[int]],
+    biases: list[float],
+    catalogue: Catalogue,
+    denoiser: HashedDenoiser,
+    confidence: str,
+) -> Reference:
+    """A partial SID is worth the log-probs of its filled positions; biases join at the end."""
+    beams = _root(job, codes, denoiser)
     closest_call = math.inf
     for number, step in enumerate(job.schedule.steps, start=1):
         children = []
@@ -62,7 +102,66 @@ def reference_decode(
         beams = sorted(children, key=lambda child: -child.score)
         if number < job.schedule.nfe:
             beams = beams[: job.beam_width]
-    found = sorted((-beam.score, row) for beam in beams for row in beam.rows)[: job.k]
+    scores = {row: beam.score + biases[row] for beam in beams for row in beam.rows}
+    reference = _best(scores, codes, biases, job.k)
+    # Without biases every sum is exact, and a tie is a tie.
+    closest = min(closest_call, reference.closest_call) if any(biases) else closest_call
+    return Reference(reference.rows, reference.scores, closest)
+
+
+def _decode_by_rows(
+    job: Job,
+    codes: list[list[int]],
+    biases: list[float],
+    catalogue: Catalogue,
+    denoiser: HashedDenoiser,
+) -> Reference:
+    """A partial SID is worth the log of the probability that one of its rows is the next item."""
+    beams = _root(job, codes, denoiser)
+    closest_call = math.inf
+    scores: dict[int, float] = {}
+    for number, step in enumerate(job.schedule.steps, start=1):
+        children, scores = [], {}
+        for beam in beams:
+            log_probs = _denoise(job, catalogue, denoiser, beam.sid)
+            masked = _masked(beam.sid, denoiser)
+            logits = {
+                row: sum(log_probs[position][codes[row][position]] for position in masked)
+                + biases[row]
+                for row in beam.rows
+            }
+            mass = log_sum_exp(list(logits.values()))
+            of_rows = {row: beam.score + logit - mass for row, logit in logits.items()}
+            scores |= of_rows
+            shares = {row: math.exp(logit - mass) for row, logit in logits.items()}
+            chosen, gap = _most_confident_by_rows(masked, codes, shares, step)
+            closest_call = min(closest_call, gap)
+            for sid, rows in _groups(beam.rows, codes, chosen):
+                filled = list(beam.sid)
+                for position, code in zip(chosen, sid, strict=True):
+                    filled[position] = code
+                child_score = log_sum_exp([of_rows[row] for row in rows])
+                children.append(Beam(tuple(filled), rows, child_score))
+        beams = sorted(children, key=lambda child: -child.score)
+        if number < job.schedule.nfe and len(beams) > job.beam_width:
+            last, first_out = beams[job.beam_width - 1 : job.beam_width + 1]
+            closest_call = min(closest_call, last.score - first_out.score)
+            beams = beams[: job.beam_width]
+    reference = _best(scores, codes, biases, job.k)
+    closest_call = min(closest_call, reference.closest_call)
+    return Reference(reference.rows, reference.scores, closest_call)
+
+
+def _best(
+    scores: dict[int, float], codes: list[list[int]], biases: list[float], k: int
+) -> Reference:
+    """The k best rows, ties by row; rows of one SID and one bias tie for a reason."""
+    found = sorted((-score, row) for row, score in scores.items())
+    closest_call = math.inf
+    for (better, row), (worse, other) in pairwise(found[: k + 1]):
+        if codes[row] != codes[other] or biases[row] != biases[other]:
+            closest_call = min(closest_call, worse - better)
+    found = found[:k]
     return Reference([row for _, row in found], [-score for score, _ in found], closest_call)
 
 
@@ -107,11 +206,27 @@ def best_rows(scores: list[float], job: Job) -> list[int]:
     return sorted(allowed, key=lambda row: (-scores[row], row))[: job.k]
 
 
+def log_sum_exp(values: list[float]) -> float:
+    highest = max(values)
+    return math.log(math.fsum(math.exp(value - highest) for value in values)) + highest
+
+
+def _root(job: Job, codes: list[list[int]], denoiser: HashedDenoiser) -> list[Beam]:
+    allowed = [row for row in range(len(codes)) if row not in set(job.excluded.tolist())]
+    return [Beam((denoiser.num_codes,) * denoiser.num_subspaces, allowed, 0.0)] if allowed else []
+
+
 def _denoise(
     job: Job, catalogue: Catalogue, denoiser: HashedDenoiser, sid: tuple[int, ...]
 ) -> list[list[float]]:
-    history = catalogue.codes[job.history][-denoiser.history_length :]
-    memory = denoiser.encode(history[None], np.ones((1, len(history)), dtype=np.bool_))
+    newest = job.history[-denoiser.history_length :]
+    codes, vectors = catalogue.codes[newest][None], catalogue.vectors[newest][None]
+    mask = np.ones((1, len(newest)), dtype=np.bool_)
+    if not len(newest):
+        codes = np.full((1, 1, catalogue.num_subspaces), denoiser.num_codes, np.uint16)
+        vectors = np.zeros((1, 1, catalogue.vectors.shape[1]), np.float16)
+        mask = np.zeros((1, 1), dtype=np.bool_)
+    memory = denoiser.encode(Histories(codes, vectors, mask))
     partial_sids = np.array([[sid]], dtype=np.uint16)
     difficulty = np.array([len(_masked(sid, denoiser))])
     log_probs: list[list[float]] = denoiser.denoise(memory, partial_sids, difficulty)[0, 0].tolist()
@@ -143,14 +258,42 @@ def _most_confident_legally(
     return sorted(position for _, _, position in ranked[:step]), gap
 
 
+def _most_confident_by_rows(
+    masked: list[int], codes: list[list[int]], shares: dict[int, float], step: int
+) -> tuple[list[int], float]:
+    """Positions by the share of the rows of their most probable code, forced positions last.
+
+    Positions whose most probable codes have the same rows are equally sure for a reason.
+    """
+    ranked = []
+    for position in masked:
+        groups = [rows for _, rows in _groups(list(shares), codes, [position])]
+        share, rows = max((sum(shares[row] for row in rows), rows) for rows in groups)
+        ranked.append((len(groups) == 1, -share, position, rows))
+    ranked.sort()
+    gap = math.inf
+    for _, share, _, rows in ranked[:step]:
+        for forced, other_share, _, other_rows in ranked[step:]:
+            if not forced and rows != other_rows:
+                gap = min(gap, other_share - share)
+    return sorted(position for _, _, position, _ in ranked[:step]), gap
+
+
+def _groups(
+    rows: list[int], codes: list[list[int]], chosen: list[int]
+) -> list[tuple[tuple[int, ...], list[int]]]:
+    """Rows by their codes at the chosen positions, lower codes first."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for row in rows:
+        groups.setdefault(tuple(codes[row][position] for position in chosen), []).append(row)
+    return sorted(groups.items())
+
+
 def _children(
     beam: Beam, codes: list[list[int]], log_probs: list[list[float]], chosen: list[int]
 ) -> list[Beam]:
     """One child per code tuple that the beam's rows have at the chosen positions."""
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for row in beam.rows:
-        groups.setdefault(tuple(codes[row][position] for position in chosen), []).append(row)
-    return [_child(beam, log_probs, chosen, *group) for group in sorted(groups.items())]
+    return [_child(beam, log_probs, chosen, *group) for group in _groups(beam.rows, codes, chosen)]
 
 
 def _child(

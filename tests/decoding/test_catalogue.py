@@ -23,6 +23,10 @@ def test_a_valid_catalogue() -> None:
     catalogue = Catalogue(**parts())
     assert (catalogue.num_items, catalogue.num_subspaces) == (3, 2)
     assert catalogue.row_of == {"b": 0, "a": 1, "c": 2}
+    assert catalogue.vectors.shape == (3, 0)
+    assert catalogue.vectors.dtype == np.float16
+    vectors = np.ones((3, 5), np.float16)
+    assert Catalogue(**parts(vectors=vectors)).vectors is vectors
 
 
 def test_rows_of_keeps_the_order_and_drops_unknown_items() -> None:
@@ -40,6 +44,9 @@ def test_rows_of_keeps_the_order_and_drops_unknown_items() -> None:
         ({"codes": np.zeros((2, 2), dtype=np.uint16)}, "one entry per item"),
         ({"item_ids": ("a", "b")}, "one entry per item"),
         ({"popularity": np.zeros(2, dtype=np.int64)}, "one entry per item"),
+        ({"vectors": np.zeros((3, 2), np.float32)}, "float16 array"),
+        ({"vectors": np.zeros(3, np.float16)}, "float16 array"),
+        ({"vectors": np.zeros((2, 2), np.float16)}, "vectors must have one row per item"),
         ({"num_codes": 3}, "below num_codes = 3"),
         ({"popularity": np.array([2, 7, 2])}, "most popular first"),
         ({"item_ids": ("a", "b", "a")}, "distinct"),

@@ -7,7 +7,7 @@ import pytest
 import torch
 from worlds import catalogue_of, job_of
 
-from service.decoding.beam import decode
+from service.decoding.decoder import Decoder
 from service.decoding.denoiser import Denoiser
 from service.decoding.job import Decoded, Job
 from service.decoding.onnx_denoiser import OnnxDenoiser
@@ -18,9 +18,14 @@ from training.export import export_graphs
 from training.model import MaskedDiffusionModel
 from training.torch_denoiser import TorchDenoiser
 
-NUM_SUBSPACES, NUM_CODES, HISTORY_LENGTH = 4, 12, 6
+NUM_SUBSPACES, NUM_CODES, HISTORY_LENGTH, VECTOR_DIMS = 4, 12, 6, 5
+RANDOM = np.random.default_rng(0)
 TRIE = SidTrie(
-    catalogue_of(np.random.default_rng(0).integers(0, NUM_CODES, (300, NUM_SUBSPACES)), NUM_CODES)
+    catalogue_of(
+        RANDOM.integers(0, NUM_CODES, (300, NUM_SUBSPACES)),
+        NUM_CODES,
+        RANDOM.standard_normal((300, VECTOR_DIMS)).astype(np.float16),
+    )
 )
 # Different schedules, widths and history lengths in one batch, an empty and a long one among them.
 BATCH = [
@@ -39,7 +44,9 @@ def denoisers() -> tuple[TorchDenoiser, OnnxDenoiser]:
     config = ModelConfig(
         width=16, num_heads=2, encoder_layers=1, decoder_layers=1, history_length=HISTORY_LENGTH
     )
-    model = MaskedDiffusionModel(config, num_subspaces=NUM_SUBSPACES, num_codes=NUM_CODES).eval()
+    model = MaskedDiffusionModel(
+        config, num_subspaces=NUM_SUBSPACES, num_codes=NUM_CODES, vector_dims=VECTOR_DIMS
+    ).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.3)
@@ -50,11 +57,12 @@ def denoisers() -> tuple[TorchDenoiser, OnnxDenoiser]:
         num_subspaces=NUM_SUBSPACES,
         num_codes=NUM_CODES,
         history_length=HISTORY_LENGTH,
+        repeat_bias=model.repeat_bias.item(),
     )
 
 
 def decode_all(batch: list[Job], denoiser: Denoiser) -> list[Decoded]:
-    return decode(batch, TRIE, denoiser)[0]
+    return Decoder(TRIE, denoiser).decode(batch)[0]
 
 
 def test_onnx_runtime_recommends_what_torch_recommends(

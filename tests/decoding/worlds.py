@@ -1,4 +1,4 @@
-"""Random small worlds: catalogues with collisions and dead ends, and jobs to decode in them."""
+"""Random small worlds: catalogues with collisions and dead ends, priors, jobs to decode in them."""
 
 from __future__ import annotations
 
@@ -11,14 +11,21 @@ from numpy.typing import NDArray
 
 from service.decoding.catalogue import Catalogue
 from service.decoding.job import Job
+from service.decoding.neighbours import NeighbourPrior
 from service.decoding.schedule import Schedule
 
 
-def catalogue_of(codes: Sequence[Sequence[int]] | NDArray[np.uint16], num_codes: int) -> Catalogue:
+def catalogue_of(
+    codes: Sequence[Sequence[int]] | NDArray[np.uint16],
+    num_codes: int,
+    vectors: NDArray[np.float16] | None = None,
+) -> Catalogue:
     """A catalogue with these codes by row; all items equally popular."""
     sids = np.asarray(codes, dtype=np.uint16)
     item_ids = tuple(f"item-{row:04d}" for row in range(len(sids)))
-    return Catalogue(item_ids, sids, num_codes, np.zeros(len(sids), dtype=np.int64))
+    if vectors is None:
+        vectors = np.empty((len(sids), 0), np.float16)
+    return Catalogue(item_ids, sids, num_codes, np.zeros(len(sids), dtype=np.int64), vectors)
 
 
 def job_of(
@@ -43,7 +50,26 @@ def catalogues(draw: st.DrawFn, max_items: int = 30) -> Catalogue:
     num_codes = draw(st.integers(1, 6))
     shape = (draw(st.integers(1, max_items)), draw(st.integers(1, 5)))
     elements = st.integers(0, num_codes - 1)
-    return catalogue_of(draw(arrays(np.uint16, shape, elements=elements)), num_codes)
+    codes = draw(arrays(np.uint16, shape, elements=elements))
+    vectors = arrays(
+        np.float16, (shape[0], draw(st.integers(0, 2))), elements=st.integers(-2, 2).map(float)
+    )
+    return catalogue_of(codes, num_codes, draw(vectors))
+
+
+@st.composite
+def priors(draw: st.DrawFn, catalogue: Catalogue) -> NeighbourPrior:
+    """Any rows as neighbours, the same one twice and the item itself among them."""
+    shape = (catalogue.num_items, draw(st.integers(0, 4)))
+    rows = st.integers(0, catalogue.num_items - 1)
+    return NeighbourPrior(
+        draw(arrays(np.int32, shape, elements=rows)),
+        draw(arrays(np.float16, shape, elements=st.integers(0, 3).map(float))),
+        history_length=draw(st.integers(1, 6)),
+        decay=draw(st.sampled_from([0.5, 0.7, 1.0])),
+        scale=draw(st.sampled_from([0.3, 1.0, 4.0])),
+        weight=draw(st.sampled_from([0.0, 0.5, 2.0])),
+    )
 
 
 @st.composite

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from tiny_bundle import write_tiny_bundle
+from tiny_bundle import REPEAT_BIAS, tiny_catalogue, tiny_prior, write_tiny_bundle
 
 from service.bundle import FILES, Bundle, bundle_path, verify
+from service.decoding import NeighbourPrior
 from service.errors import BundleInvalid
 
 
@@ -44,6 +47,22 @@ def test_a_bundle_comes_back_as_it_was_written(bundles_dir: Path) -> None:
     assert len(bundle.items) == catalogue.num_items == manifest.num_items
     assert tuple(item.item_id for item in bundle.items) == catalogue.item_ids
     assert bundle.decoder.denoiser.num_codes == catalogue.num_codes == manifest.num_codes
+    assert bundle.decoder.denoiser.repeat_bias == manifest.repeat_bias == REPEAT_BIAS
+    assert bundle.decoder.ranking == manifest.decoding.ranking == "rows"
+    written = tiny_catalogue()
+    for name in ("codes", "vectors", "popularity"):
+        found, expected = getattr(catalogue, name), getattr(written, name)
+        assert found.dtype == expected.dtype
+        assert np.array_equal(found, expected)
+    prior = bundle.decoder.prior
+    assert prior is not None
+    for field in fields(NeighbourPrior):
+        assert np.array_equal(getattr(prior, field.name), getattr(tiny_prior(), field.name))
+
+
+def test_the_ranking_of_a_bundle_is_that_of_its_manifest(copy: Path) -> None:
+    _edit_manifest(copy, lambda manifest: manifest["decoding"].update(ranking="path"))
+    assert Bundle.load(copy).decoder.ranking == "path"
 
 
 def test_a_bundle_is_never_overwritten_and_leaves_nothing_half_written(
@@ -83,7 +102,11 @@ def test_a_missing_truncated_or_altered_file_is_refused(copy: Path, name: str) -
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda m: m.update(format_version=99), "has format version 99, this release reads 1"),
+        (lambda m: m.update(format_version=99), "has format version 99, this release reads 2"),
+        (
+            lambda m: m.update(format_version=1),
+            "has format version 1, this release reads 2; export",
+        ),
         (lambda m: m.pop("format_version"), "manifest.json"),
         (lambda m: m.update(surprise=1), "surprise"),
         (lambda m: m["files"].pop("codes.npy"), "must list exactly"),
@@ -98,6 +121,12 @@ def test_a_missing_truncated_or_altered_file_is_refused(copy: Path, name: str) -
         (lambda m: m["decoding"].update(r_warm=99), "r_warm must be between 0 and"),
         (lambda m: m["decoding"].update(m_par=0), "m_par must be between 1 and"),
         (lambda m: m["decoding"].update(beam_width=0), "beam_width"),
+        (lambda m: m["decoding"].update(ranking="best"), "decoding.ranking"),
+        (lambda m: m.pop("repeat_bias"), "repeat_bias"),
+        (lambda m: m.pop("prior"), "prior"),
+        (lambda m: m["prior"].update(weight=-1), "prior.weight"),
+        (lambda m: m["prior"].update(decay=0), "prior.decay"),
+        (lambda m: m["prior"].update(scale=0), "prior.scale"),
     ],
 )
 def test_a_manifest_that_does_not_fit_is_refused(
@@ -114,6 +143,59 @@ def test_a_manifest_that_is_not_json_or_absent_is_refused(copy: Path, tmp_path: 
         verify(copy)
     with pytest.raises(BundleInvalid, match=r"no readable manifest\.json"):
         verify(tmp_path / "nowhere")
+
+
+def test_a_bundle_of_the_first_format_is_refused_by_its_version(copy: Path) -> None:
+    """Its manifest has no prior and other files; the sentence is about the version all the same."""
+
+    def older(manifest: dict[str, Any]) -> None:
+        manifest["format_version"] = 1
+        for field in ("prior", "repeat_bias"):
+            del manifest[field]
+        for name in ("vectors.npy", "neighbours.npy", "affinities.npy"):
+            del manifest["files"][name]
+
+    _edit_manifest(copy, older)
+    for read in (Bundle.load, verify):
+        with pytest.raises(BundleInvalid) as refused:
+            read(copy)
+        assert str(refused.value) == (
+            f"bundle {copy} has format version 1, this release reads 2; "
+            "export it again with the matching release"
+        )
+
+
+def _npy_of(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"vectors": lambda a: a[:-1]}, "vectors must have one row per item"),
+        ({"vectors": lambda a: a.astype(np.float32)}, "float16 array"),
+        (
+            {"neighbours": lambda a: a[:-2], "affinities": lambda a: a[:-2]},
+            r"neighbours\.npy must have one row per item",
+        ),
+        ({"neighbours": lambda a: a[:, :-1]}, "same two dimensions"),
+        ({"affinities": lambda a: a[:-1]}, "same two dimensions"),
+        ({"neighbours": lambda a: a + np.int32(1)}, "must be a row of the catalogue"),
+        ({"neighbours": lambda a: a.astype(np.int64)}, "must be int32"),
+        ({"affinities": lambda a: -a}, "finite and not negative"),
+        ({"affinities": lambda a: a.astype(np.float64)}, "float16"),
+    ],
+)
+def test_arrays_beside_the_codes_that_do_not_fit_are_refused(
+    copy: Path, changed: dict[str, Callable[[np.ndarray], np.ndarray]], message: str
+) -> None:
+    for name, change in changed.items():
+        array = np.load(copy / f"{name}.npy")
+        _replace(copy, f"{name}.npy", _npy_of(change(array)))
+    with pytest.raises(BundleInvalid, match=message):
+        Bundle.load(copy)
 
 
 def test_codes_out_of_range_pickles_and_foreign_graphs_are_refused(copy: Path) -> None:

@@ -1,8 +1,9 @@
 """A real bundle in a few kilobytes: two ONNX graphs written by hand, no training.
 
-The log-probs at each position are the counts of the history's codes there, smoothed: items that
-share codes with the history come first. POISON in a history makes ONNX Runtime raise. `work` makes
-every denoiser call slow: it multiplies (work, work) matrices.
+The log-probs at each position are the counts of the history's codes there, nudged by the items'
+vectors and smoothed: items that share codes with the history come first. The prior calls for the
+next two rows after each item, and repeats are held back. POISON in a history makes ONNX Runtime
+raise. `work` makes every denoiser call slow: it multiplies (work, work) matrices.
 """
 
 from __future__ import annotations
@@ -13,49 +14,47 @@ import numpy as np
 import onnx.parser
 
 from service.bundle import DecodingDefaults, HeldOutUser, Item, write_bundle
-from service.decoding import Catalogue
+from service.decoding import Catalogue, NeighbourPrior
 
 NUM_ITEMS = 200
 NUM_SUBSPACES = 4
 NUM_CODES = 16
 HISTORY_LENGTH = 8
+REPEAT_BIAS = -1.0
 POISON = "item-199"  # the only item with the last code at position 0
 
 # `table` is one entry short, so that looking up POISON's code is out of bounds.
 ENCODER = """
 <ir_version: 9, opset_import: ["": 18]>
-encoder (int64[jobs, length, 4] history_codes, bool[jobs, length] history_mask)
-  => (float[1, jobs, 1, length, 64] memory_keys, float[1, jobs, 1, length, 64] memory_values,
-      bool[jobs, length] memory_mask)
+encoder (int64[jobs, length, 4] history_codes, float[jobs, length, 64] history_vectors,
+         bool[jobs, length] history_mask)
+  => (float[jobs, 64] memory)
   <int64 depth = {16}, float[2] off_on = {0, 1}, int64[3] flat = {0, 0, 64},
-   int64[2] outer = {0, 2}, int64[3] around = {0, 2, 4}, int64 zero = {0},
+   int64[1] last = {2}, int64[1] items = {1}, int64 zero = {0},
    float[15] table = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}>
 {
   one_hot = OneHot <axis = -1> (history_codes, depth, off_on)
-  tokens = Reshape (one_hot, flat)
-  memory_keys = Unsqueeze (tokens, outer)
+  flat_codes = Reshape (one_hot, flat)
   first_codes = Gather <axis = 2> (history_codes, zero)
   safe_codes = Where (history_mask, first_codes, zero)
   zeros = Gather (table, safe_codes)
-  addend = Unsqueeze (zeros, around)
-  memory_values = Add (memory_keys, addend)
-  memory_mask = Identity (history_mask)
+  addend = Unsqueeze (zeros, last)
+  nudged = Add (flat_codes, history_vectors)
+  tokens = Add (nudged, addend)
+  real = Cast <to = 1> (history_mask)
+  weights = Unsqueeze (real, last)
+  weighted = Mul (tokens, weights)
+  memory = ReduceSum <keepdims = 0> (weighted, items)
 }
 """
 DECODER = """
 <ir_version: 9, opset_import: ["": 18]>
-decoder (int64[jobs, beams, 4] partial_sids, int64[jobs] difficulty,
-         float[1, jobs, 1, length, 64] memory_keys, float[1, jobs, 1, length, 64] memory_values,
-         bool[jobs, length] memory_mask)
+decoder (int64[jobs, beams, 4] partial_sids, int64[jobs] difficulty, float[jobs, 64] memory)
   => (float[jobs, beams, 4, 16] log_probs)
-  <int64[3] around = {0, 2, 4}, int64[3] summed = {0, 2, 3}, int64[4] shape = {0, 1, 4, 16},
-   int64[1] codes = {16}, int64[2] square = {WORK, WORK}, float nothing = {0}>
+  <int64[4] shape = {0, 1, 4, 16}, int64[1] codes = {16}, int64[2] square = {WORK, WORK},
+   float nothing = {0}>
 {
-  real = Cast <to = 1> (memory_mask)
-  weights = Unsqueeze (real, around)
-  weighted = Mul (memory_values, weights)
-  counts = ReduceSum <keepdims = 0> (weighted, summed)
-  logits = Reshape (counts, shape)
+  logits = Reshape (memory, shape)
   smoothed = LogSoftmax <axis = -1> (logits)
   beams = Shape (partial_sids)
   full = Concat <axis = 0> (beams, codes)
@@ -72,8 +71,9 @@ decoder (int64[jobs, beams, 4] partial_sids, int64[jobs] difficulty,
 
 
 def tiny_catalogue() -> Catalogue:
-    """Random codes."""
-    codes = np.random.default_rng(7).integers(0, NUM_CODES, (NUM_ITEMS, NUM_SUBSPACES))
+    """Random codes and vectors."""
+    random = np.random.default_rng(7)
+    codes = random.integers(0, NUM_CODES, (NUM_ITEMS, NUM_SUBSPACES))
     codes[:, 0] %= NUM_CODES - 1
     codes[-1, 0] = NUM_CODES - 1
     return Catalogue(
@@ -81,7 +81,16 @@ def tiny_catalogue() -> Catalogue:
         codes.astype(np.uint16),
         NUM_CODES,
         np.arange(NUM_ITEMS, 0, -1),
+        (random.integers(0, 4, (NUM_ITEMS, NUM_SUBSPACES * NUM_CODES)) / 16).astype(np.float16),
     )
+
+
+def tiny_prior() -> NeighbourPrior:
+    """After an item comes the next row, half as often the one after, and nothing else."""
+    steps = np.array([1, 2, 0], np.int32)
+    neighbours = (np.arange(NUM_ITEMS, dtype=np.int32)[:, None] + steps) % NUM_ITEMS
+    affinities = np.tile(np.array([1, 0.5, 0], np.float16), (NUM_ITEMS, 1))
+    return NeighbourPrior(neighbours, affinities, 4, decay=0.5, scale=0.5, weight=0.5)
 
 
 def write_tiny_bundle(
@@ -106,6 +115,8 @@ def write_tiny_bundle(
         encoder=onnx.parser.parse_model(encoder).SerializeToString(),
         decoder=onnx.parser.parse_model(DECODER.replace("WORK", str(work))).SerializeToString(),
         history_length=HISTORY_LENGTH,
+        repeat_bias=REPEAT_BIAS,
+        prior=tiny_prior(),
         decoding=DecodingDefaults(r_warm=2, m_par=2, beam_width=10),
         facts={},
     )

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from service.decoding import Catalogue, Schedule, SidTrie
+from service.decoding import Catalogue, Decoder, Histories, Schedule, SidTrie
 from training.evaluation import (
     NOT_FOUND,
     Ranks,
@@ -46,10 +46,10 @@ def _windows(targets: list[int]) -> Windows:
 class _Favourites:
     """Prefers low codes at every position, whatever the history: a denoiser with known ranks."""
 
-    num_subspaces, num_codes, history_length = 2, 3, 5
+    num_subspaces, num_codes, history_length, repeat_bias = 2, 3, 5, 0.0
 
-    def encode(self, history_codes: np.ndarray, history_mask: np.ndarray) -> int:
-        return len(history_codes)
+    def encode(self, histories: Histories) -> int:
+        return len(histories.codes)
 
     def select(self, memory: int, jobs: np.ndarray) -> int:
         return len(jobs)
@@ -63,14 +63,14 @@ class _Favourites:
 def test_item_and_sid_ranks_differ_where_items_share_a_sid() -> None:
     codes = np.array([[0, 0], [0, 0], [0, 1], [1, 0], [2, 2]], np.uint16)
     trie = SidTrie(Catalogue(tuple("abcde"), codes, 3, np.zeros(5, np.int64)))
-    windows = _windows(targets=[0, 1, 2, 3, 4])
+    windows, decoder = _windows(targets=[0, 1, 2, 3, 4]), Decoder(trie, _Favourites())
     for schedule in (Schedule((2,)), Schedule((1, 1))):
-        found = ranks(windows, trie, _Favourites(), schedule, k=4, beam_width=5, batch=2, workers=2)
+        found = ranks(windows, decoder, schedule, k=4, beam_width=5, batch=2, workers=2)
         assert found.item.tolist() == [1, 2, 3, 4, NOT_FOUND]
         assert found.sid.tolist() == [1, 1, 2, 3, 4]
         assert found.nfe == len(schedule.steps)
         assert found.repeated == 0
-    seen = ranks(windows, trie, _Favourites(), Schedule((2,)), k=4, beam_width=5, exclude_seen=True)
+    seen = ranks(windows, decoder, Schedule((2,)), k=4, beam_width=5, exclude_seen=True)
     assert seen.item.tolist() == [1, NOT_FOUND, 2, 3, 4]
 
 
@@ -83,7 +83,11 @@ def test_a_partial_sid_that_no_item_agrees_with_is_counted() -> None:
     assert (watched.asked, watched.invalid) == (4, 2)
 
     constrained, unconstrained = invalid_sid_shares(
-        _windows([0, 1, 2]), trie, _Favourites(), Schedule((1, 1)), beam_width=9, batch=2
+        _windows([0, 1, 2]),
+        Decoder(trie, _Favourites()),
+        Schedule((1, 1)),
+        beam_width=9,
+        batch=2,
     )
     assert constrained == 0
     assert unconstrained == pytest.approx(6 / 9)  # nine tuples, three items

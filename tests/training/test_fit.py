@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from logs import log_of
 from rich.console import Console
 
 from service.decoding import Catalogue, SidTrie
@@ -38,8 +39,9 @@ def _split() -> Split:
 
 def _trie() -> SidTrie:
     codes = np.random.default_rng(1).integers(0, 4, (NUM_ITEMS, 3)).astype(np.uint16)
+    vectors = np.random.default_rng(2).standard_normal((NUM_ITEMS, 5)).astype(np.float16)
     item_ids = tuple(map(str, range(NUM_ITEMS)))
-    return SidTrie(Catalogue(item_ids, codes, 4, np.zeros(NUM_ITEMS, np.int64)))
+    return SidTrie(Catalogue(item_ids, codes, 4, np.zeros(NUM_ITEMS, np.int64), vectors))
 
 
 def _fit(folder: Path, stop: int | None = None) -> tuple[MaskedDiffusionModel, FitState]:
@@ -75,6 +77,26 @@ def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
     assert all(
         torch.equal(tensor, again.state_dict()[name]) for name, tensor in first.state_dict().items()
     )
+
+
+@pytest.mark.parametrize(("repeats", "sign"), [(False, -1), (True, 1)])
+def test_the_repeat_bias_is_learnt(repeats: bool, sign: int, tmp_path: Path) -> None:
+    """Users walk at random and never meet an item again; or stay with the items they began with."""
+    rng = np.random.default_rng(3)
+    walks = [
+        rng.choice(rng.permutation(NUM_ITEMS)[:2], 8) if repeats else rng.permutation(NUM_ITEMS)[:8]
+        for _ in range(60)
+    ]
+    model, _ = fit(
+        leave_last_out(log_of([walk.tolist() for walk in walks], NUM_ITEMS)),
+        _trie(),
+        tmp_path,
+        model_config=MODEL,
+        masking=MaskingConfig(),
+        config=CONFIG,
+        console=Console(quiet=True),
+    )
+    assert sign * model.repeat_bias.item() > 0.3
 
 
 def test_the_learning_rate_ramps_up_then_decays() -> None:

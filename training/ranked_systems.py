@@ -1,0 +1,226 @@
+"""Every system that is compared, on one data set: fitted, and ranked on all its test users.
+
+Bundles answer through the production decoder, baselines by their scores; both rank the whole
+catalogue. What the store holds is neither fitted nor ranked again, except that a bundle must be
+there to say so. Knows which systems there are, not which are compared with which.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from joblib import cpu_count
+from rich.console import Console
+from rich.progress import Progress
+
+from service.bundle import Bundle, Manifest
+from service.decoding import Schedule
+from service.decoding.confidence import Confidence
+from training.baselines import (
+    BERT4RecConfig,
+    ItemKNN,
+    Popularity,
+    SASRecConfig,
+    Scorer,
+    SequentialMemory,
+    TextKNN,
+    fit_sequence_model,
+)
+from training.baselines import ranks as ranks_by_score
+from training.config import RunConfig, ScheduleConfig
+from training.evaluation import CUTOFFS, Ranks, ndcg_at, ranks
+from training.interactions import Dataset
+from training.pipeline import run
+from training.ranks_store import RanksStore, SystemRanks, dataset_key
+
+K = max(CUTOFFS)
+DECAYS = (0.5, 0.6, 0.7, 0.8, 0.9)
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run of the pipeline up to its bundle, and the minutes it took in all."""
+
+    bundle: Bundle
+    minutes: float
+
+    @classmethod
+    def of(cls, config: RunConfig, dataset: Dataset, folder: Path, console: Console) -> Self:
+        """Run the pipeline in a folder, or resume it; finished stages are skipped."""
+        run(config, dataset, folder, console, until="bundle")
+        records = {
+            stage: json.loads((folder / f"{stage}.json").read_text())
+            for stage in ("codebook", "fit", "export", "bundle")
+        }
+        seconds = sum(records[stage]["seconds"] for stage in ("codebook", "export", "bundle"))
+        seconds += records["fit"]["seconds_fitting"]  # over all its resumptions
+        return cls(Bundle.load(folder / "bundle"), seconds / 60)
+
+    def schedule(self, asked: ScheduleConfig) -> Schedule:
+        """A schedule for this bundle's SIDs."""
+        num_subspaces = self.bundle.catalogue.num_subspaces
+        r_warm, m_par = asked.params(num_subspaces)
+        return Schedule.from_params(num_subspaces=num_subspaces, r_warm=r_warm, m_par=m_par)
+
+    @property
+    def default(self) -> ScheduleConfig:
+        """The schedule that the bundle chose on validation users."""
+        decoding = self.bundle.manifest.decoding
+        return ScheduleConfig(r_warm=decoding.r_warm, m_par=decoding.m_par)
+
+
+@dataclass(frozen=True)
+class RankedSystems:
+    """Ranks of systems on the test users of a data set.
+
+    prefix: of the names in the store, for another data set or seed. batch: users decoded together.
+    """
+
+    dataset: Dataset
+    store: RanksStore
+    batch: int
+    prefix: str = ""
+    key: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "key", dataset_key(self.dataset))
+
+    def unmask(
+        self,
+        finished: FinishedRun,
+        asked: ScheduleConfig,
+        *,
+        prior: bool,
+        seen_excluded: bool,
+        name: str = "unmask",
+        confidence: Confidence = "legal",
+    ) -> SystemRanks:
+        """A bundle at a schedule, with or without its neighbour prior."""
+        bundle, schedule = finished.bundle, finished.schedule(asked)
+        manifest = bundle.manifest
+        decoder = replace(bundle.decoder, confidence=confidence)
+        decoder = decoder if prior else replace(decoder, prior=None)
+        parts = [name, "-".join(map(str, schedule.steps)), *["prior"] * prior]
+        parts += [f"{confidence}-choice"] * (confidence != "legal")
+        inputs = [self.key, _read_of(manifest, prior=prior), str(schedule.steps), confidence]
+        inputs += ["seen excluded too"] * seen_excluded
+
+        def rank(exclude_seen: bool) -> Ranks:
+            test = self.dataset.split.test
+            with Progress(console=self.store.console, transient=True) as progress:
+                task = progress.add_task("test users", total=len(test))
+                return ranks(
+                    test,
+                    decoder,
+                    schedule,
+                    k=K,
+                    beam_width=manifest.decoding.beam_width,
+                    batch=self.batch,
+                    workers=cpu_count(),
+                    exclude_seen=exclude_seen,
+                    advance=lambda users: progress.advance(task, users),
+                )
+
+        def make() -> SystemRanks:
+            found = rank(False)
+            fit = manifest.facts["fit"]
+            assert isinstance(fit, dict)
+            parameters = int(str(fit["parameters"]))
+            if decoder.prior is not None and decoder.prior.weight:
+                parameters += int(np.count_nonzero(decoder.prior.affinities))
+            return SystemRanks(
+                item=found.item,
+                seen_excluded=rank(True).item if seen_excluded else None,
+                sid=found.sid,
+                parameters=parameters,
+                minutes=finished.minutes,
+                nfe=found.nfe,
+                milliseconds=sum(found.milliseconds.values()),
+            )
+
+        return self.store.ranks_of(self.prefix + "-".join(parts), inputs, make)
+
+    def popularity(self) -> SystemRanks:
+        """Items by training interactions."""
+        return self._scorer("popularity", "", lambda: (Popularity(self.dataset.split.train), ""))
+
+    def item_knn(self) -> SystemRanks:
+        """Item-item cosine neighbours."""
+        return self._scorer("item-knn", "", lambda: (ItemKNN(self.dataset.split.train), ""))
+
+    def text_knn(self) -> SystemRanks | None:
+        """Neighbours by content; None when the data has no embeddings."""
+        embeddings = self.dataset.embeddings
+        if embeddings is None:
+            return None
+        return self._scorer("text-knn", "", lambda: (TextKNN(embeddings), ""))
+
+    def sequential_memory(self) -> SystemRanks:
+        """The memory of what followed what, with the decay of the best validation ndcg@10."""
+        return self._scorer("sequential-memory", str(DECAYS), self._fit_memory)
+
+    def sequence_model(self, name: str, config: SASRecConfig | BERT4RecConfig) -> SystemRanks:
+        """SASRec or BERT4Rec, as the configuration says."""
+        return self._scorer(
+            name, config.model_dump_json(exclude={"threads"}), partial(self._fit_sequence, config)
+        )
+
+    def _scorer(self, name: str, inputs: str, fit: Callable[[], tuple[Scorer, str]]) -> SystemRanks:
+        def make() -> SystemRanks:
+            started = time.monotonic()
+            scorer, note = fit()
+            minutes = (time.monotonic() - started) / 60
+            test = self.dataset.split.test
+            return SystemRanks(
+                item=ranks_by_score(test, scorer, k=K),
+                seen_excluded=ranks_by_score(test, scorer, k=K, exclude_seen=True),
+                parameters=scorer.parameters,
+                minutes=minutes,
+                note=note,
+            )
+
+        return self.store.ranks_of(self.prefix + name, [self.key, name, inputs], make)
+
+    def _fit_memory(self) -> tuple[Scorer, str]:
+        split = self.dataset.split
+
+        def ndcg(decay: float) -> float:
+            scorer = SequentialMemory(split.train, decay=decay)
+            return ndcg_at(ranks_by_score(split.validation, scorer, k=10), 10)
+
+        decay = max(DECAYS, key=ndcg)
+        note = f"decay {decay:g}, the best validation ndcg@10 of {', '.join(map(str, DECAYS))}"
+        return SequentialMemory(split.train, decay=decay), note
+
+    def _fit_sequence(self, config: SASRecConfig | BERT4RecConfig) -> tuple[Scorer, str]:
+        def say(line: dict[str, float]) -> None:
+            self.store.console.print(
+                f"epoch {line['epoch']}: loss {line['loss']:.3f}, "
+                f"validation ndcg@10 {line['ndcg@10']:.4f}, {line['seconds']:.0f} s"
+            )
+
+        scorer = fit_sequence_model(self.dataset.split, config, advance=say)
+        return scorer, f"best epoch {scorer.best_epoch} of {len(scorer.epochs)}"
+
+
+def _read_of(manifest: Manifest, *, prior: bool) -> str:
+    """All that ranks depend on in a bundle, as JSON; not its name or its facts."""
+    files = ["encoder.onnx", "decoder.onnx", "codes.npy", "popularity.npy", "vectors.npy"]
+    files += ["neighbours.npy", "affinities.npy"] * prior
+    return json.dumps(
+        {
+            "files": [manifest.files[file].sha256 for file in files],
+            "history_length": manifest.history_length,
+            "repeat_bias": manifest.repeat_bias,
+            "ranking": manifest.decoding.ranking,
+            "beam_width": manifest.decoding.beam_width,
+            "prior": manifest.prior.model_dump() if prior else None,
+        }
+    )

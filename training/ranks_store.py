@@ -1,0 +1,122 @@
+"""Ranks of compared systems on disk: what did not change is never ranked again.
+
+One `<name>.npz` a system: the ranks of all test users, what tables say beside them, and a key, the
+hash of everything the ranks depend on. Another key means another answer, so the file is made anew;
+delete it to have it made anew after a change of the code. Knows no model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+
+from training.evaluation import recall_at
+from training.interactions import Dataset
+
+TargetRanks = NDArray[np.int32]
+
+
+@dataclass(frozen=True, eq=False)
+class SystemRanks:
+    """How one system did, user by user; ranks as in `training.evaluation.Ranks`.
+
+    item, seen_excluded, sid: (num_users,) int32: rank of the target among all items; among those
+        the history does not hold; of its SID. None where it was not measured or there are no SIDs.
+    parameters: weights and stored similarities. minutes: from interactions to a model that answers.
+    nfe, milliseconds: denoiser calls and time a user, of systems that decode. note: for the reader.
+    """
+
+    item: TargetRanks
+    seen_excluded: TargetRanks | None = None
+    sid: TargetRanks | None = None
+    parameters: int = 0
+    minutes: float = 0.0
+    nfe: float | None = None
+    milliseconds: float | None = None
+    note: str = ""
+
+    def of_users(self, chosen: NDArray[np.bool_]) -> SystemRanks:
+        """The same for some of the users; chosen: (num_users,) bool."""
+        return replace(
+            self,
+            item=self.item[chosen],
+            seen_excluded=None if self.seen_excluded is None else self.seen_excluded[chosen],
+            sid=None if self.sid is None else self.sid[chosen],
+        )
+
+    def save(self, file: Path, key: str) -> None:
+        """Write to `file` under a temporary name, renamed last."""
+        values = vars(self)
+        arrays: dict[str, Any] = {
+            name: value for name, value in values.items() if isinstance(value, np.ndarray)
+        }
+        meta = {name: values[name] for name in values.keys() - arrays.keys()}
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_suffix(".part")
+        with temporary.open("wb") as opened:
+            np.savez_compressed(opened, meta=np.array(json.dumps({"key": key, **meta})), **arrays)
+        temporary.replace(file)
+
+    @classmethod
+    def load(cls, file: Path, key: str) -> SystemRanks | None:
+        """Read what `save` wrote; None when it is not there or has another key."""
+        if not file.exists():
+            return None
+        with np.load(file, allow_pickle=False) as stored:
+            arrays: dict[str, Any] = {name: stored[name] for name in stored.files}
+        meta = json.loads(str(arrays.pop("meta")))
+        return cls(**arrays, **meta) if meta.pop("key") == key else None
+
+
+@dataclass(frozen=True)
+class RanksStore:
+    """A folder of ranks, read once."""
+
+    folder: Path
+    console: Console
+    _held: dict[tuple[str, str], SystemRanks] = field(default_factory=dict)
+
+    def ranks_of(
+        self, name: str, inputs: Sequence[str], make: Callable[[], SystemRanks]
+    ) -> SystemRanks:
+        """The stored ranks of `name` if they were made of these inputs, else those of `make`."""
+        key = hashlib.sha256("\n".join(inputs).encode()).hexdigest()
+        if (name, key) in self._held:
+            return self._held[name, key]
+        file = self.folder / f"{name}.npz"
+        found = SystemRanks.load(file, key)
+        said = "ranked before"
+        if found is None:
+            self.console.print(f"[bold]{name}")
+            found = make()
+            found.save(file, key)
+            said = f"ranked {len(found.item):,} test users"
+        recall = recall_at(found.item, 10)
+        self.console.print(f"{name}: {said}, recall@10 {recall:.4f}", markup=False)
+        self._held[name, key] = found
+        return found
+
+
+def dataset_key(dataset: Dataset) -> str:
+    """SHA-256 over everything that ranks and baselines read of the data."""
+    split = dataset.split
+    digest = hashlib.sha256(json.dumps(split.train.item_ids).encode())
+    for array in (
+        split.train.indptr,
+        split.train.rows,
+        split.validation.ends,
+        split.test.starts,
+        split.test.ends,
+        split.test.rows,
+        dataset.embeddings,
+    ):
+        digest.update(b"-" if array is None else np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
