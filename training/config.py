@@ -162,7 +162,9 @@ class NeighboursConfig(Section):
     transition_weight: float = Field(5.0, ge=0, description="transitions against co-occurrence")
     history_length: int = Field(20, ge=1, description="newest items that are looked up")
     weights: tuple[float, ...] = Field(
-        (0.0, 0.5, 1.0, 1.5, 2.0, 3.0), min_length=1, description="tried on validation; 0 = off"
+        (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0),
+        min_length=1,
+        description="tried on validation; 0 = off",
     )
     scales: tuple[float, ...] = Field(
         (0.1, 0.03, 0.3, 1.0), min_length=1, description="tried likewise, in median affinities"

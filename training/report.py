@@ -8,6 +8,7 @@ evaluation/ranks.jsonl   {"user_id", "rank"} of each test user at the bundle's d
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +53,10 @@ def evaluate_bundle(
     params = schedules_of(config, catalogue.num_subspaces)
     params = params if chosen in params else [*params, chosen]
     workers = cpu_count()
+    without_prior = replace(bundle.decoder, prior=None)
     with Progress(console=console) as progress:
-        task = progress.add_task("test users", total=len(windows) * (len(params) + 1))
-        results, found = evaluate_schedules(
+        task = progress.add_task("test users", total=len(windows) * (len(params) + 3))
+        results, by_schedule = evaluate_schedules(
             windows,
             bundle.decoder,
             params,
@@ -63,19 +65,27 @@ def evaluate_bundle(
             workers=workers,
             advance=lambda users: progress.advance(task, users),
         )
-        seen_excluded = ranks(
-            windows,
-            bundle.decoder,
-            Schedule.from_params(
-                num_subspaces=catalogue.num_subspaces, r_warm=chosen[0], m_par=chosen[1]
-            ),
-            k=max(CUTOFFS),
-            beam_width=config.beam_width,
-            batch=config.batch,
-            workers=workers,
-            exclude_seen=True,
-            advance=lambda users: progress.advance(task, users),
+        schedule = Schedule.from_params(
+            num_subspaces=catalogue.num_subspaces, r_warm=chosen[0], m_par=chosen[1]
         )
+        variants = {
+            name: ranks(
+                windows,
+                decoder,
+                schedule,
+                k=max(CUTOFFS),
+                beam_width=config.beam_width,
+                batch=config.batch,
+                workers=workers,
+                exclude_seen=exclude_seen,
+                advance=lambda users: progress.advance(task, users),
+            )
+            for name, decoder, exclude_seen in (
+                ("default_seen_excluded", bundle.decoder, True),
+                ("default_prior_off", without_prior, False),
+                ("default_prior_off_seen_excluded", without_prior, True),
+            )
+        }
     constrained, unconstrained = invalid_sid_shares(
         draw_windows(windows, config.invalid_sid_users, seed=0),
         bundle.decoder,
@@ -89,7 +99,7 @@ def evaluate_bundle(
         "users": len(windows),
         "beam_width": config.beam_width,
         "default": {"r_warm": chosen[0], "m_par": chosen[1], **results[default_index].item},
-        "default_seen_excluded": metrics(seen_excluded.item),
+        **{name: metrics(found.item) for name, found in variants.items()},
         "popularity": metrics(popularity_ranks(windows, k=max(CUTOFFS))),
         "repeated_items": sum(result.repeated_items for result in results),
         "invalid_sid_users": min(config.invalid_sid_users, len(windows)),
@@ -103,7 +113,7 @@ def evaluate_bundle(
     (folder / "report.md").write_text(_markdown(report, results))
     user_ids = dataset.split.train.user_ids
     with (folder / "ranks.jsonl").open("w") as file:
-        for user, rank in zip(windows.users, found[default_index].item.tolist(), strict=True):
+        for user, rank in zip(windows.users, by_schedule[default_index].item.tolist(), strict=True):
             line = {"user_id": user_ids[user], "rank": None if rank == NOT_FOUND else rank}
             file.write(json.dumps(line) + "\n")
     console.print(_markdown(report, results), markup=False, soft_wrap=True)
@@ -137,6 +147,8 @@ def _markdown(report: dict[str, Any], results: list[ScheduleResult]) -> str:
     ]
     for label, key in (
         ("default, seen items excluded", "default_seen_excluded"),
+        ("default, prior off", "default_prior_off"),
+        ("default, prior off, seen items excluded", "default_prior_off_seen_excluded"),
         ("popularity", "popularity"),
     ):
         rows.append([label, "", "", *(f"{report[key][name]:.4f}" for name in names), "", "", ""])

@@ -35,20 +35,6 @@ class SidTrie:
             np.argsort(codes, axis=0, kind="stable").T.astype(np.int32)
         )
 
-    def allowed_counts(self, excluded: NDArray[np.int32]) -> NDArray[np.int64]:
-        """Items per (position, code) when `excluded` rows (distinct) are struck out.
-
-        Returns (num_subspaces, num_codes) int64; a code is legal at the root where it is positive.
-        """
-        if not len(excluded):
-            return self.counts
-        num_codes = self.catalogue.num_codes
-        offsets = np.arange(self.catalogue.num_subspaces) * num_codes
-        struck = np.bincount(
-            (self.catalogue.codes[excluded] + offsets).ravel(), minlength=self.counts.size
-        )
-        return self.counts - struck.reshape(self.counts.shape)
-
     def postings(
         self, position: int, codes: NDArray[np.integer]
     ) -> tuple[NDArray[np.int32], NDArray[np.intp]]:

@@ -1,4 +1,4 @@
-"""The root of the any-order trie: codes left once rows are struck out, and postings."""
+"""The root of the any-order trie: postings."""
 
 import numpy as np
 from hypothesis import given, settings
@@ -6,20 +6,6 @@ from hypothesis import strategies as st
 from worlds import catalogues
 
 from service.decoding.trie import SidTrie
-
-
-@settings(deadline=None)
-@given(st.data())
-def test_allowed_counts_are_the_codes_of_the_rows_left(data: st.DataObject) -> None:
-    catalogue = data.draw(catalogues())
-    rows = st.integers(0, catalogue.num_items - 1)
-    excluded = np.array(sorted(data.draw(st.sets(rows))), dtype=np.int32)
-    left = np.delete(catalogue.codes, excluded, axis=0)
-    expected = [
-        [np.count_nonzero(left[:, position] == code) for code in range(catalogue.num_codes)]
-        for position in range(catalogue.num_subspaces)
-    ]
-    assert SidTrie(catalogue).allowed_counts(excluded).tolist() == expected
 
 
 @settings(deadline=None)

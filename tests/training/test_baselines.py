@@ -26,12 +26,13 @@ from training.baselines import (
 )
 from training.baselines.item_knn import item_cosines, nearest
 from training.baselines.item_losses import CHUNK, full_softmax_loss, sampled_binary_loss
-from training.baselines.pieces import Pieces, padded_histories
+from training.baselines.padded import padded_histories, training_minibatches
 from training.baselines.recency import recency_weights
 from training.baselines.sequence_fit import untrained
 from training.errors import DataError
 from training.evaluation import NOT_FOUND, popularity_ranks, recall_at
 from training.interactions import Interactions, Split, Windows, leave_last_out
+from training.segments import Segments
 
 NUM_ITEMS = 30
 SMALL = {
@@ -40,7 +41,7 @@ SMALL = {
     "dropout": 0.1,
     "history_length": 6,
     "learning_rate": 1e-2,
-    "minibatch": 16,
+    "minibatch": 96,
     "epochs": 12,
     "threads": 1,
 }
@@ -193,10 +194,12 @@ def test_every_item_but_a_users_first_is_a_target_once() -> None:
     rng = np.random.default_rng(2)
     histories = [rng.integers(0, NUM_ITEMS, length).tolist() for length in rng.integers(1, 30, 60)]
     train = _log(histories, NUM_ITEMS)
-    pieces = Pieces(train, history_length=5)
+    segments = Segments.of(train, history_length=5)
     targets = np.zeros(NUM_ITEMS, np.int64)
-    for minibatch in pieces.minibatches(8, torch.Generator().manual_seed(0)):
-        rows, fresh = minibatch.rows.numpy(), minibatch.fresh.numpy()
+    for minibatch in training_minibatches(
+        segments, 40, NUM_ITEMS, torch.Generator().manual_seed(0)
+    ):
+        rows, fresh = minibatch.rows.numpy(), minibatch.targets.numpy()
         assert rows.shape[1] <= 5 + 1
         assert (rows[~minibatch.valid.numpy()] == NUM_ITEMS).all()
         assert not fresh[:, 0].any()
@@ -277,8 +280,9 @@ def test_a_training_pass_of_sasrec_is_asking_about_every_prefix() -> None:
     prefixes = [history[:length] for length in range(1, 6)]
     by_prefix = torch.from_numpy(model.scores(prefixes))
     asked = torch.nn.functional.cross_entropy(by_prefix, torch.from_numpy(history[1:]).long())
-    (piece,) = Pieces(_log([history.tolist()], NUM_ITEMS), 6).minibatches(1, torch.Generator())
-    assert torch.allclose(model.eval().loss(piece, torch.Generator()), asked, atol=1e-5)
+    segments = Segments.of(_log([history.tolist()], NUM_ITEMS), 6)
+    (minibatch,) = training_minibatches(segments, 9, NUM_ITEMS, torch.Generator())
+    assert torch.allclose(model.eval().loss(minibatch, torch.Generator()), asked, atol=1e-5)
 
 
 def test_what_cannot_be_trained_is_said() -> None:

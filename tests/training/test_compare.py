@@ -18,7 +18,7 @@ from training import ranked_systems
 from training.__main__ import main
 from training.baselines import BERT4RecConfig, SASRecConfig
 from training.compare import Plan, compare
-from training.comparison_document import Origin
+from training.comparison_document import Comparison, Origin
 from training.comparison_table import (
     Difference,
     Row,
@@ -121,6 +121,7 @@ def test_a_second_call_fits_and_ranks_nothing_and_a_change_only_what_it_touches(
     def never(*arguments: object, **named: object) -> None:
         raise AssertionError("this was done before")
 
+    monkeypatch.setattr(Comparison, "draw", lambda self, out: None)  # takes a second each time
     before = written()
     table = (compared.out / "comparison.csv").read_text()
     config = load_config("tiny", QUICK)
@@ -151,6 +152,7 @@ def test_ablations_thin_data_and_seeds_are_runs_of_their_own(
         compared.out / "unmask",
         QUIET,
     )
+    monkeypatch.setattr(Comparison, "draw", lambda self, out: None)
     runs = {}
 
     def of(config: Any, dataset: Dataset, folder: Path, console: Console) -> FinishedRun:

@@ -71,7 +71,7 @@ def test_draw_mask_follows_its_switches() -> None:
     mask = torch.ones(n, 1) > 0
 
     def draw(**switches: object) -> torch.Tensor:
-        config = MaskingConfig(full_share=0.0).model_copy(update=switches)
+        config = MaskingConfig().model_copy(update=switches)
         generator = torch.Generator().manual_seed(3)
         return draw_mask(history, mask, target, progress=0.0, config=config, generator=generator)
 
@@ -85,4 +85,3 @@ def test_draw_mask_follows_its_switches() -> None:
     uniform_positions = draw(history_aware=False)
     spread = uniform_positions.float().mean(dim=0)
     assert float(spread.max() - spread.min()) < 0.03
-    assert draw(full_share=1.0).all()

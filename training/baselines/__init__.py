@@ -2,7 +2,7 @@
 
 Reading order: `scorer` (what a baseline is; ranks over the whole catalogue), then those that count:
 `popularity`, `recency` (histories as weights), `item_knn`, `text_knn`, `sequential_memory`; then
-those that learn: `sequence_config`, `pieces` (histories as rectangles), `sequence_network`,
+those that learn: `sequence_config`, `padded` (histories as rectangles), `sequence_network`,
 `item_losses`, `sequence_models` (SASRec, BERT4Rec), `sequence_fit`.
 """
 

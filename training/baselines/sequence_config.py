@@ -23,7 +23,7 @@ class SequenceConfig(Section):
     history_length: int = Field(20, ge=1, description="newest items the model sees")
     learning_rate: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.01, ge=0)
-    minibatch: int = Field(128, ge=1, description="sequences, not targets")
+    minibatch: int = Field(768, ge=1, description="targets, in as many sequences as have them")
     epochs: int = Field(60, ge=1)
     patience: int = Field(5, ge=1, description="epochs without a better validation before a stop")
     validation_users: int = Field(5000, ge=1)

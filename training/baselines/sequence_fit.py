@@ -15,13 +15,14 @@ import torch
 from joblib import cpu_count
 from numpy.typing import NDArray
 
-from training.baselines.pieces import Pieces
+from training.baselines.padded import training_minibatches
 from training.baselines.scorer import ranks
 from training.baselines.sequence_config import BERT4RecConfig, SASRecConfig
 from training.baselines.sequence_models import BERT4Rec, SASRec, SequenceModel
 from training.errors import DataError
 from training.evaluation import draw_windows, ndcg_at, recall_at
 from training.interactions import Split
+from training.segments import Segments
 
 
 class SequenceScorer:
@@ -59,8 +60,8 @@ def fit_sequence_model(
     generator = torch.Generator().manual_seed(config.seed)
     scorer = untrained(config, split.train.num_items)
     model = scorer.model
-    pieces = Pieces(split.train, config.history_length)
-    if not len(pieces):
+    segments = Segments.of(split.train, config.history_length)
+    if not len(segments):
         raise DataError("no user has two training items, so there is no next item to learn")
     validation = draw_windows(split.validation, config.validation_users, config.seed)
     optimizer = torch.optim.AdamW(
@@ -74,7 +75,9 @@ def fit_sequence_model(
     for epoch in range(1, config.epochs + 1):
         model.train()
         losses = []
-        for minibatch in pieces.minibatches(config.minibatch, generator):
+        for minibatch in training_minibatches(
+            segments, config.minibatch, split.train.num_items, generator
+        ):
             loss = model.loss(minibatch, generator)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()

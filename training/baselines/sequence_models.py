@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from training.baselines.item_losses import full_softmax_loss, sampled_binary_loss
-from training.baselines.pieces import Padded, padded_histories
+from training.baselines.padded import Padded, padded_histories
 from training.baselines.sequence_config import BERT4RecConfig, SASRecConfig
 from training.baselines.sequence_network import SequenceNetwork
 
@@ -27,8 +27,8 @@ class SequenceModel(nn.Module, ABC):
     network: SequenceNetwork
 
     @abstractmethod
-    def loss(self, pieces: Padded, generator: torch.Generator) -> Tensor:
-        """Mean loss over the targets of a minibatch of pieces, a scalar."""
+    def loss(self, sequences: Padded, generator: torch.Generator) -> Tensor:
+        """Mean loss over the targets of a minibatch, a scalar."""
 
     @abstractmethod
     def ask(self, histories: Padded) -> Tensor:
@@ -67,10 +67,10 @@ class SASRec(SequenceModel):
     def history_length(self) -> int:
         return self.config.history_length
 
-    def loss(self, pieces: Padded, generator: torch.Generator) -> Tensor:
-        wanted = pieces.fresh[:, 1:]
-        hidden = self._hidden(pieces.rows[:, :-1])[wanted]
-        targets = pieces.rows[:, 1:][wanted]
+    def loss(self, sequences: Padded, generator: torch.Generator) -> Tensor:
+        wanted = sequences.targets[:, 1:]
+        hidden = self._hidden(sequences.rows[:, :-1])[wanted]
+        targets = sequences.rows[:, 1:][wanted]
         if self.config.loss == "ce":
             return full_softmax_loss(hidden, self.network.items, targets)
         return sampled_binary_loss(hidden, self.network.items, targets, generator)
@@ -104,11 +104,11 @@ class BERT4Rec(SequenceModel):
     def history_length(self) -> int:
         return self.config.history_length
 
-    def loss(self, pieces: Padded, generator: torch.Generator) -> Tensor:
-        masked = self._draw(pieces, generator)
-        rows = pieces.rows.masked_fill(masked, self.network.num_items)
-        hidden = self._hidden(rows, pieces.lengths, pieces.valid)[masked]
-        return full_softmax_loss(hidden, self.network.items, pieces.rows[masked])
+    def loss(self, sequences: Padded, generator: torch.Generator) -> Tensor:
+        masked = self._draw(sequences, generator)
+        rows = sequences.rows.masked_fill(masked, self.network.num_items)
+        hidden = self._hidden(rows, sequences.lengths, sequences.valid)[masked]
+        return full_softmax_loss(hidden, self.network.items, sequences.rows[masked])
 
     def ask(self, histories: Padded) -> Tensor:
         """The mask item is the filler's line of the table, so one more place of filler appends it.
@@ -126,12 +126,12 @@ class BERT4Rec(SequenceModel):
         hidden: Tensor = self.network(rows, places, valid)
         return hidden
 
-    def _draw(self, pieces: Padded, generator: torch.Generator) -> Tensor:
+    def _draw(self, sequences: Padded, generator: torch.Generator) -> Tensor:
         """(n, t) bool: at least one masked item a sequence."""
-        shape = pieces.rows.shape
+        shape = sequences.rows.shape
         drawn = torch.rand(shape, generator=generator) < self.config.mask_probability
-        drawn &= pieces.valid
-        last = torch.arange(shape[1]) == pieces.lengths[:, None] - 1
+        drawn &= sequences.valid
+        last = torch.arange(shape[1]) == sequences.lengths[:, None] - 1
         only_last = torch.rand(shape[0], generator=generator) < self.config.last_share
         only_last |= ~drawn.any(dim=1)
         return torch.where(only_last[:, None], last, drawn)
