@@ -23,7 +23,16 @@ MAX_LINES = 350
 MAX_FILE_BYTES = 3_000_000
 MAX_DEMO_BYTES = 3_000_000
 
-TRAINING_ONLY = {"torch", "faiss", "polars", "sklearn", "scipy", "onnx", "onnxscript"}
+TRAINING_ONLY = {
+    "torch",
+    "faiss",
+    "polars",
+    "sklearn",
+    "scipy",
+    "onnx",
+    "onnxscript",
+    "matplotlib",
+}
 KERNEL_MAY_IMPORT = {"numpy", "numba", "onnxruntime", "service.decoding"}
 TRAINING_MAY_IMPORT = {"service.bundle", "service.decoding", "service.errors"}
 # A library that belongs to one idea is imported by the modules that are this idea, no others.

@@ -1,7 +1,8 @@
 """Offline training: from interactions to a bundle.
 
 Reading order: `pipeline` (the stages in order), then the stages: `interactions` (reads, filters,
-splits), `embeddings`, `codebook`, `model`, `masking`, `objective`, `fit`, `export`, `evaluation`,
-`report`. `config` holds one section per stage. Beside them: `synthetic` makes a world with a known
-answer, `raw_formats` and `fetch` bring public data sets.
+splits), `embeddings`, `codebook`, `segments`, `model`, `masking`, `objective`, `fit`, `export`,
+`neighbours`, `evaluation`, `report`. `config` holds one section per stage. Beside them: `compare`
+ranks ablations and the models in `baselines` on the same users, `step_time` measures training,
+`synthetic` makes a world with a known answer, `raw_formats` and `fetch` bring public data sets.
 """

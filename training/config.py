@@ -9,7 +9,7 @@ from __future__ import annotations
 import tomllib
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -161,15 +161,15 @@ class NeighboursConfig(Section):
     window: int = Field(3, ge=1, description="items apart that still count as a transition")
     transition_weight: float = Field(5.0, ge=0, description="transitions against co-occurrence")
     history_length: int = Field(20, ge=1, description="newest items that are looked up")
-    weights: tuple[float, ...] = Field(
+    weights: tuple[Annotated[float, Field(ge=0)], ...] = Field(
         (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0),
         min_length=1,
         description="tried on validation; 0 = off",
     )
-    scales: tuple[float, ...] = Field(
+    scales: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         (0.1, 0.03, 0.3, 1.0), min_length=1, description="tried likewise, in median affinities"
     )
-    decays: tuple[float, ...] = Field(
+    decays: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
         (0.7, 0.5, 0.9), min_length=1, description="tried likewise: weight against the next newer"
     )
 

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from service.decoding import Catalogue, Decoder, Schedule, SidTrie
 from training.config import FitConfig, MaskingConfig, ModelConfig
+from training.errors import DataError
 from training.evaluation import draw_windows, ranks, recall_at
 from training.interactions import Split
 from training.masking import draw_mask
@@ -140,6 +141,8 @@ class Trainer:
     ) -> None:
         self.model, self.trie, self.masking, self.config = model, trie, masking, config
         self.segments = Segments.of(split.train, model.config.history_length)
+        if not len(self.segments):
+            raise DataError("no user has two training items, so there is no next item to learn")
         self.validation = draw_windows(split.validation, config.validation_users, config.seed)
         catalogue = trie.catalogue
         filler_codes = np.full((1, catalogue.num_subspaces), catalogue.num_codes)
@@ -161,7 +164,7 @@ class Trainer:
         self.generator = torch.Generator().manual_seed(config.seed)
         self.state = FitState()
         self.best: dict[str, Tensor] = _copy(model)
-        num_samples = max(1, self.segments.num_samples)
+        num_samples = self.segments.num_samples
         self.epochs = config.epochs or max(2, round(config.samples / num_samples))
         self.total_steps = self.epochs * math.ceil(num_samples / config.minibatch)
         self.autocast = config.bf16 and torch.cpu._is_avx512_bf16_supported()

@@ -126,7 +126,7 @@ class CatalogueSoftmax:
         keys = torch.unique(exact_sample * self.num_items + exact)
         exact, exact_sample = keys % self.num_items, keys // self.num_items
         others = self.num_items - torch.bincount(exact_sample, minlength=len(target_rows))
-        stands_for = others / (self.sampled_rows - struck.sum(dim=0)).clamp(min=1)
+        stands_for = others / (len(drawn) - struck.sum(dim=0)).clamp(min=1)
         scores = (scores + stands_for.log()).masked_fill(struck, -torch.inf)
         seen = torch.isin(keys, repeats.samples * self.num_items + repeats.rows)
         exact_scores = table[exact_sample[:, None], self.bags[exact]].sum(dim=1)

@@ -45,8 +45,8 @@ def decode(
         `repeat_bias` are the biases.
     confidence: how a beam ranks its masked positions, positions with a single legal code last.
         "legal": the highest probability of a code, over rows or over the codes of surviving rows,
-        as the ranking says. "raw": over all codes (MDGR Eq. 18). "random": by chance, always the
-        same one.
+        as the ranking says. "raw": over all codes (MDGR Eq. 18), for "path" only. "random": by
+        chance, always the same one.
     Ties: the lower position; between children the better parent, then the lower codes; between
     items the lower row. Raises ValueError when a schedule does not fill num_subspaces positions.
     """

@@ -22,7 +22,7 @@ class LiveBeams:
 
     job:          (beams,) ascending
     partial_sids: (beams, num_subspaces) uint16, MASK = num_codes where not yet filled
-    scores:       (beams,) float32, sum of log-probs of the filled positions
+    scores:       (beams,) float32, log-probability of the partial SID, as the ranking has it
     rows:         (survivors,) int32, sorted by beam, then row
     row_beam:     (survivors,) the beam that owns each of them
     """

@@ -44,6 +44,8 @@ class NeighbourPrior:
             self.neighbours.min() >= 0 and self.neighbours.max() < len(self.neighbours)
         ):
             raise ValueError("every neighbour must be a row of the catalogue")
+        if self.history_length < 1 or self.scale <= 0 or not 0 < self.decay <= 1:
+            raise ValueError("history_length and scale must be positive and decay in (0, 1]")
         if not (np.isfinite(self.affinities).all() and (self.affinities >= 0).all()):
             raise ValueError("affinities must be finite and not negative")
 
