@@ -20,7 +20,7 @@ from threadpoolctl import threadpool_limits
 from training.config import CodebookConfig
 from training.errors import DataError
 
-MOST_CODES, ITEMS_PER_CODE = 1024, 10  # where the configuration does not say
+MOST_CODES, ITEMS_PER_CODE = 300, 10  # where the configuration does not say
 ENCODE_ROWS = 4096  # vectors encoded at a time: bounds memory, not results
 
 

@@ -58,7 +58,7 @@ class CodebookConfig(Section):
         None,
         ge=2,
         le=65_534,
-        description="absent = a code for 10 items, at most 1024",
+        description="absent = a code for 10 items, at most 300",
     )
     opq_iterations: int = Field(30, ge=0, description="0 = no learned rotation")
     kmeans_iterations: int = Field(25, ge=1)

@@ -16,8 +16,8 @@ start is all that exclusions need. What is known of rows beside their codes, fro
 
 The live service and offline evaluation call the same `decode`. The package imports numpy and
 onnxruntime only. Reading order: schedule, catalogue, trie, job, denoiser, neighbours, row_biases,
-live_beams, confidence, beam, decoder, onnx_denoiser; unconstrained is the papers' literal
-expansion, kept for comparison.
+live_beams, confidence, reductions, beam, decoder, onnx_denoiser; unconstrained is the papers'
+literal expansion, kept for comparison.
 """
 
 from service.decoding.beam import decode

@@ -21,6 +21,7 @@ from service.decoding.denoiser import Denoiser
 from service.decoding.job import Decoded, Floats, Histories, Job, Ranking, Rows, Timings
 from service.decoding.live_beams import LiveBeams
 from service.decoding.neighbours import NeighbourPrior
+from service.decoding.reductions import best_rows, log_sums
 from service.decoding.row_biases import RowBiases
 from service.decoding.trie import SidTrie
 
@@ -92,7 +93,7 @@ class _Search:
             if len(self.excluded[index]) < len(self.codes) and job.k > 0:
                 self.active.append(index)
             else:
-                self._answer(index, _NO_ROWS, _NO_FLOATS)
+                self._answer(index, *_NOTHING)
 
     def step(self) -> None:
         """Fill the next positions of every active job; answer the jobs that are complete."""
@@ -120,7 +121,7 @@ class _Search:
         if not cancelled.any():
             return
         for position in np.flatnonzero(cancelled):
-            self._answer(self.active[position], _NO_ROWS, _NO_FLOATS, cancelled=True)
+            self._answer(self.active[position], *_NOTHING, cancelled=True)
         self._keep_jobs(np.flatnonzero(~cancelled))
 
     def _keep_jobs(self, kept: NDArray[np.intp]) -> None:
@@ -165,14 +166,34 @@ class _Search:
         parts: list[LiveBeams] = []
         masked = np.ones((1, self.codes.shape[1]), bool)
         for active, index in enumerate(self.active):
-            root, here = self._root(active), log_probs[active]
+            root, here, width = self._root(active), log_probs[active], widths[[active]]
+            if last[active] or self.ranking == "rows":
+                scores = self._root_scores(root, here, index)
             if last[active]:
-                scores = self._final_scores(root, here[None], np.zeros(1, np.intp), masked)
-                self._answer(index, *_best_rows(root.rows, scores, self.jobs[index].k))
+                self._answer(index, *best_rows(root.rows, scores, self.jobs[index].k))
                 continue
-            place, width = np.zeros(1, np.intp), widths[[active]]
-            parts.append(self._expand(root, *self._score(root, here[None], place, masked, width)))
+            if self.ranking == "rows":
+                confidence = row_confidence(root, scores, self.codes, self.num_codes)
+                chosen = self._choose(confidence, masked, width)
+            else:
+                place = np.zeros(1, np.intp)
+                chosen, scores = self._score(root, here[None], place, masked, width)
+            parts.append(self._expand(root, chosen, scores))
         self.beams = LiveBeams.concatenate(parts) if parts else None
+
+    def _root_scores(self, root: LiveBeams, log_probs: Floats, index: int) -> Floats:
+        """`_final_scores` of a root, whose rows are nearly all; log_probs: (subspaces, codes)."""
+        scores: Floats = log_probs[0, self.codes[:, 0]]
+        for position in range(1, self.codes.shape[1]):
+            scores += log_probs[position, self.codes[:, position]]
+        rows, biases = self.biases.of_job(index)
+        scores[rows] += biases
+        if len(root.rows) < len(scores):
+            scores = scores[root.rows]
+        if self.ranking == "rows":
+            highest = scores.max()
+            scores -= highest + np.float32(np.log(np.exp(scores - highest).sum(dtype=np.float64)))
+        return scores
 
     def _root(self, active: int) -> LiveBeams:
         rows = np.arange(len(self.codes), dtype=np.int32)
@@ -199,7 +220,7 @@ class _Search:
             for active in np.flatnonzero(last):
                 start, stop = np.searchsorted(row_job, [active, active + 1])
                 index = self.active[active]
-                best = _best_rows(beams.rows[start:stop], scores[start:stop], self.jobs[index].k)
+                best = best_rows(beams.rows[start:stop], scores[start:stop], self.jobs[index].k)
                 self._answer(index, *best)
         if last.all():
             return
@@ -304,7 +325,7 @@ class _Search:
         _, first, group = np.unique(key, return_index=True, return_inverse=True)
         parent = beams.row_beam[first]
         job = beams.job[parent]
-        scores = scores[first] if self.ranking == "path" else _log_sums(scores, group, len(first))
+        scores = scores[first] if self.ranking == "path" else log_sums(scores, group, len(first))
         order = np.lexsort((-scores, job))  # stable: groups come by parent, then codes
         per_job = np.bincount(job)
         rank = np.arange(len(order)) - (np.cumsum(per_job) - per_job)[job[order]]
@@ -326,24 +347,4 @@ class _Search:
         )
 
 
-_NO_ROWS = np.empty(0, np.int32)
-_NO_FLOATS = np.empty(0, np.float32)
-
-
-def _log_sums(log_values: Floats, group: NDArray[np.intp], num_groups: int) -> Floats:
-    """(num_groups,) float32: log of the summed exp of each group's values."""
-    highest = np.full(num_groups, -np.inf)
-    np.maximum.at(highest, group, log_values)
-    sums = np.bincount(group, np.exp(log_values - highest[group]), minlength=num_groups)
-    log_sums: Floats = (np.log(sums) + highest).astype(np.float32)
-    return log_sums
-
-
-def _best_rows(rows: Rows, scores: Floats, k: int) -> tuple[Rows, Floats]:
-    """The k rows of highest score, best first, ties by row."""
-    if len(rows) > k:
-        threshold = np.partition(scores, len(scores) - k)[len(scores) - k]
-        candidates = np.flatnonzero(scores >= threshold)
-        rows, scores = rows[candidates], scores[candidates]
-    order = np.lexsort((rows, -scores))[:k]
-    return rows[order], scores[order]
+_NOTHING = (np.empty(0, np.int32), np.empty(0, np.float32))

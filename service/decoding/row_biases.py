@@ -30,6 +30,11 @@ class RowBiases:
         self.keys: NDArray[np.int64] = np.concatenate(keys)
         self.values: Floats = np.concatenate(values)
 
+    def of_job(self, job: int) -> tuple[NDArray[np.int64], Floats]:
+        """Rows of a job that have a bias, ascending, and the biases."""
+        start, stop = np.searchsorted(self.keys, [job * self.num_items, (job + 1) * self.num_items])
+        return self.keys[start:stop] - job * self.num_items, self.values[start:stop]
+
     def of(self, jobs: NDArray[np.intp], rows: Rows) -> Floats:
         """(n,) float32: the bias of each row for the job beside it, both (n,)."""
         if not len(self.keys):
