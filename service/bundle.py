@@ -14,7 +14,6 @@ held_out.jsonl   HeldOutUser, one a line      affinities.npy  (num_items, num_ne
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import re
@@ -25,13 +24,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from service.decoding import Catalogue, Decoder, NeighbourPrior, Ranking, Schedule, SidTrie
 from service.decoding.onnx_denoiser import OnnxDenoiser
 from service.errors import BundleInvalid
+from service.npy import array_of, npy_of
 
 FORMAT_VERSION = 2
 FILES = (
@@ -49,7 +47,7 @@ REFERENCE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*@[A-Za-z0-9_-][A-Za-z0-9._-
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class FileEntry(_Model):
@@ -73,7 +71,7 @@ class PriorWeights(_Model):
 
     history_length: int = Field(ge=1)
     decay: float = Field(gt=0, le=1)
-    scale: float = Field(gt=0)
+    scale: float = Field(ge=1e-6)
     weight: float = Field(ge=0)
 
 
@@ -149,7 +147,7 @@ class Bundle:
                 for entry in _json_lines(files["held_out.jsonl"])
             )
             arrays = {
-                file.removesuffix(".npy"): np.load(io.BytesIO(data), allow_pickle=False)
+                file.removesuffix(".npy"): array_of(file, data)
                 for file, data in files.items()
                 if file.endswith(".npy")
             }
@@ -183,6 +181,11 @@ class Bundle:
                 repeat_bias=manifest.repeat_bias,
                 threads=ort_threads,
             )
+            if denoiser.vector_dims != catalogue.vectors.shape[1]:
+                raise ValueError(
+                    f"encoder.onnx reads vectors of {denoiser.vector_dims} dimensions, "
+                    f"vectors.npy has {catalogue.vectors.shape[1]}"
+                )
         except (ValueError, KeyError, TypeError, RuntimeError) as error:
             raise BundleInvalid(f"bundle {path}: {_one_line(error)}") from error
         decoder = Decoder(SidTrie(catalogue), denoiser, manifest.decoding.ranking, prior)
@@ -237,11 +240,11 @@ def write_bundle(
     files = {
         "encoder.onnx": encoder,
         "decoder.onnx": decoder,
-        "codes.npy": _npy(catalogue.codes),
-        "popularity.npy": _npy(catalogue.popularity),
-        "vectors.npy": _npy(catalogue.vectors),
-        "neighbours.npy": _npy(prior.neighbours),
-        "affinities.npy": _npy(prior.affinities),
+        "codes.npy": npy_of(catalogue.codes),
+        "popularity.npy": npy_of(catalogue.popularity),
+        "vectors.npy": npy_of(catalogue.vectors),
+        "neighbours.npy": npy_of(prior.neighbours),
+        "affinities.npy": npy_of(prior.affinities),
         "items.jsonl": _lines(items),
         "held_out.jsonl": _lines(held_out),
     }
@@ -327,12 +330,6 @@ def _json_lines(data: bytes) -> list[Any]:
 def _lines(entries: Iterable[Item | HeldOutUser]) -> bytes:
     text = "".join(json.dumps(asdict(entry), ensure_ascii=False) + "\n" for entry in entries)
     return text.encode()
-
-
-def _npy(array: NDArray[Any]) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    return buffer.getvalue()
 
 
 def _one_line(error: Exception) -> str:

@@ -232,7 +232,11 @@ def prime(bundle: Bundle) -> None:
     try:
         for batch in batches:
             jobs = [Job(rows, width, schedule, width) for rows in batch]
-            bundle.decoder.decode(jobs)
+            for answer in bundle.decoder.decode(jobs)[0]:
+                if len(answer.rows) < min(width, manifest.num_items):
+                    raise ValueError("a held-out user gets too few items")
+                if not np.isfinite(answer.scores).all():
+                    raise ValueError("a held-out user gets scores that are no numbers")
     except Exception as error:
         reason = " ".join(str(error).split())
         raise BundleInvalid(f"bundle {manifest.ref} cannot decode: {reason}") from error

@@ -108,6 +108,8 @@ def step_time_command(
     from training.pipeline import catalogue_of
     from training.step_time import step_time
 
+    if not (run / "codebook.json").is_file():
+        raise ConfigError(f"{run} is no run with a codebook: train --until codebook first")
     config = load_config(preset, overrides)
     dataset = load_dataset(data, None, None, None, config.interactions)
     return step_time(dataset.split, SidTrie(catalogue_of(dataset, config, run)), config)

@@ -46,7 +46,9 @@ class EmbeddingsConfig(Section):
         0.5, ge=0, le=1, description="share of the collaborative part in the joined squared norm"
     )
     window: int = Field(3, ge=1, description="items apart that still count as a transition")
-    transition_weight: float = Field(5.0, ge=0, description="transitions against co-occurrence")
+    transition_weight: float = Field(
+        5.0, ge=0, le=1000, description="transitions against co-occurrence"
+    )
     seed: int = 7
 
 
@@ -73,11 +75,17 @@ class ModelConfig(Section):
     encoder_layers: int = Field(3, ge=1)
     decoder_layers: int = Field(1, ge=1)
     ffn_multiple: int = Field(4, ge=1)
-    dropout: float = Field(0.25, ge=0, lt=1)
+    dropout: float = Field(0.25, ge=0, le=0.9)
     history_length: int = Field(20, ge=1, description="newest items the encoder sees")
     item_vectors: bool = Field(True, description="the encoder sees items' vectors beside codes")
     difficulty_embedding: bool = True
     tied_head: bool = Field(True, description="logits by dot product with the code embeddings")
+
+    @model_validator(mode="after")
+    def _heads_divide_the_width(self) -> Self:
+        if self.width % self.num_heads:
+            raise ValueError(f"width {self.width} must be a multiple of num_heads {self.num_heads}")
+        return self
 
 
 class MaskingConfig(Section):
@@ -91,13 +99,16 @@ class MaskingConfig(Section):
         1.0, ge=0, le=1, description="share of targets that give a sample with all positions masked"
     )
     partial_share: float = Field(
-        0.25, ge=0, le=1, description="share of targets that give one masked as said above"
+        0.25,
+        ge=0,
+        le=1,
+        description="share of targets that give one masked as said above, perhaps fully too",
     )
 
     @model_validator(mode="after")
-    def _some_samples(self) -> Self:
-        if not self.full_share + self.partial_share:
-            raise ValueError("full_share and partial_share cannot both be 0")
+    def _a_sample_of_every_target(self) -> Self:
+        if max(self.full_share, self.partial_share) < 1:
+            raise ValueError("full_share or partial_share must be 1: every target gives a sample")
         return self
 
 
@@ -119,9 +130,12 @@ class FitConfig(Section):
 
     position_weight: float = Field(0.0, ge=0, description="weight of the paper's loss, Eq. 15")
     catalogue_weight: float = Field(1.0, ge=0, description="weight of the catalogue-normalised one")
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="of the paper's loss")
     sampled_rows: int = Field(
-        50_000, ge=1, description="rows drawn for the softmax of a minibatch if there are more"
+        250_000,
+        ge=1,
+        description="rows drawn for the softmax of a minibatch if there are more; each takes "
+        "4 bytes a sample, a few times",
     )
     epochs: int | None = Field(
         None, ge=1, description="absent = as many as make `samples`, at least 2"
@@ -130,7 +144,7 @@ class FitConfig(Section):
     minibatch: int = Field(256, ge=1, description="samples, in as many users as have them")
     learning_rate: float = Field(1e-3, gt=0)
     final_learning_rate: float = Field(0.02, ge=0, le=1, description="as a share of learning_rate")
-    ramp_share: float = Field(0.03, ge=0, le=1, description="share of the steps spent ramping up")
+    ramp_share: float = Field(0.03, ge=0, lt=1, description="share of the steps spent ramping up")
     weight_decay: float = Field(0.01, ge=0)
     clip_norm: float = Field(1.0, gt=0)
     ema_decay: float = Field(
@@ -148,6 +162,12 @@ class FitConfig(Section):
     threads: int = Field(0, ge=0, description="torch threads; 0 = the processors we may use")
     seed: int = 7
 
+    @model_validator(mode="after")
+    def _some_loss(self) -> Self:
+        if not self.position_weight + self.catalogue_weight:
+            raise ValueError("position_weight and catalogue_weight cannot both be 0")
+        return self
+
     @property
     def ranking(self) -> Literal["rows", "path"]:
         """How the decoder scores partial SIDs: by what the network is trained for."""
@@ -159,7 +179,9 @@ class NeighboursConfig(Section):
 
     num_neighbours: int = Field(128, ge=1, description="strongest neighbours kept of each item")
     window: int = Field(3, ge=1, description="items apart that still count as a transition")
-    transition_weight: float = Field(5.0, ge=0, description="transitions against co-occurrence")
+    transition_weight: float = Field(
+        5.0, ge=0, le=1000, description="transitions against co-occurrence"
+    )
     history_length: int = Field(20, ge=1, description="newest items that are looked up")
     weights: tuple[Annotated[float, Field(ge=0)], ...] = Field(
         (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0),

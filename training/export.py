@@ -39,8 +39,9 @@ class _EncoderGraph(nn.Module):
 
     def forward(self, codes: Tensor, vectors: Tensor, mask: Tensor) -> Tensor:
         states = self.model.encode(codes, vectors)
-        # Keeps the inputs in the graph of a model that sees no vectors.
-        return newest_state(states + 0 * vectors.sum(), mask)
+        if self.model.vector_projection is None:
+            states = states + 0 * vectors.sum()  # of no numbers: keeps the input in the graph
+        return newest_state(states, mask)
 
 
 class _DecoderGraph(nn.Module):

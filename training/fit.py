@@ -149,10 +149,8 @@ class Trainer:
         self.codes = torch.from_numpy(
             np.concatenate((catalogue.codes, filler_codes)).astype(np.int64)
         )
-        filler_vector = np.zeros((1, catalogue.vectors.shape[1]))
-        self.vectors = torch.from_numpy(
-            np.concatenate((catalogue.vectors, filler_vector)).astype(np.float32)
-        )
+        filler_vector = np.zeros((1, catalogue.vectors.shape[1]), np.float16)
+        self.vectors = torch.from_numpy(np.concatenate((catalogue.vectors, filler_vector)))
         self.catalogue_softmax = CatalogueSoftmax(trie, sampled_rows=config.sampled_rows)
         self.averaged = copy.deepcopy(model).eval()
         self.optimizer = torch.optim.AdamW(
@@ -166,7 +164,7 @@ class Trainer:
         self.best: dict[str, Tensor] = _copy(model)
         num_samples = self.segments.num_samples
         self.epochs = config.epochs or max(2, round(config.samples / num_samples))
-        self.total_steps = self.epochs * math.ceil(num_samples / config.minibatch)
+        self.total_steps = self.epochs * max(1, round(num_samples / config.minibatch))
         self.autocast = config.bf16 and torch.cpu._is_avx512_bf16_supported()
 
     @property
@@ -231,22 +229,23 @@ class Trainer:
         # Samples: those with all positions masked, then those with some; one target may give both.
         segment, place = torch.cat((full.nonzero(), partial.nonzero())).unbind(dim=1)
         target_rows = targets[segment, place]
-        histories = inputs[segment]
-        in_history = torch.arange(inputs.shape[1]) <= place[:, None]
+        seen = map(torch.from_numpy, self.segments.seen(chosen, segment.numpy(), place.numpy()))
         target_codes = self.codes[target_rows]
-        masked = draw_mask(
-            self.codes[histories],
-            in_history,
-            target_codes,
-            progress=progress,
-            config=self.masking,
-            generator=self.generator,
-        )
-        masked[: full.sum()] = True
+        masked = torch.ones_like(target_codes, dtype=torch.bool)
+        some = slice(int(full.sum()), None)
+        if partial.any():
+            masked[some] = draw_mask(
+                self.codes[inputs[segment[some]]],
+                torch.arange(inputs.shape[1]) <= place[some, None],
+                target_codes[some],
+                progress=progress,
+                config=self.masking,
+                generator=self.generator,
+            )
         partial_sids = torch.where(masked, self.model.num_codes, target_codes)
         self.model.train()
         with torch.autocast("cpu", torch.bfloat16) if self.autocast else nullcontext():
-            states = self.model.encode(self.codes[inputs], self.vectors[inputs])
+            states = self.model.encode(self.codes[inputs], self.vectors[inputs].float())
             logits = self.model.denoise(
                 partial_sids[:, None], masked.sum(dim=1), states[segment, place]
             )
@@ -258,7 +257,7 @@ class Trainer:
             )
         if config.catalogue_weight:
             loss = loss + config.catalogue_weight * self.catalogue_softmax.loss(
-                logits, target_rows, masked, self._repeats(histories, in_history)
+                logits, target_rows, masked, Repeats(*seen, self.model.repeat_bias)
             )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -267,12 +266,6 @@ class Trainer:
         state.step += 1
         self._average()
         return float(loss.detach())
-
-    def _repeats(self, histories: Tensor, in_history: Tensor) -> Repeats:
-        sample, place = in_history.nonzero(as_tuple=True)
-        num_items = len(self.codes) - 1
-        distinct = torch.unique(sample * num_items + histories[sample, place])
-        return Repeats(distinct % num_items, distinct // num_items, self.model.repeat_bias)
 
     @torch.no_grad()
     def _average(self) -> None:

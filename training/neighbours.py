@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+from joblib import cpu_count
 
 from service.decoding import Decoder, NeighbourPrior, Schedule
 from training.config import NeighboursConfig
@@ -22,16 +23,14 @@ def fit_prior(train: Interactions, config: NeighboursConfig) -> NeighbourPrior:
     affinity = item_affinities(
         train, window=config.window, transition_weight=config.transition_weight
     )
-    num_items = train.num_items
-    num_neighbours = min(config.num_neighbours, num_items)
-    owner = np.repeat(np.arange(num_items), np.diff(affinity.indptr))
-    order = np.lexsort((affinity.indices, -affinity.data, owner))  # strongest first, ties by row
-    rank = np.arange(len(order)) - np.repeat(affinity.indptr[:-1], np.diff(affinity.indptr))
-    kept = order[rank < num_neighbours]
-    place = (owner[kept], rank[rank < num_neighbours])
-    neighbours = np.zeros((num_items, num_neighbours), np.int32)
-    affinities = np.zeros((num_items, num_neighbours), np.float16)
-    neighbours[place], affinities[place] = affinity.indices[kept], affinity.data[kept]
+    num_neighbours = min(config.num_neighbours, train.num_items)
+    neighbours = np.zeros((train.num_items, num_neighbours), np.int32)
+    affinities = np.zeros((train.num_items, num_neighbours), np.float16)
+    for row in range(train.num_items):
+        own = slice(affinity.indptr[row], affinity.indptr[row + 1])
+        strongest = np.argsort(-affinity.data[own], kind="stable")[:num_neighbours]  # ties by row
+        neighbours[row, : len(strongest)] = affinity.indices[own][strongest]
+        affinities[row, : len(strongest)] = affinity.data[own][strongest]
     positive = affinities[affinities > 0]
     return NeighbourPrior(
         neighbours,
@@ -70,7 +69,7 @@ def weigh_prior(
             settings = (tried.weight, tried.scale, tried.decay)
             if settings not in trials:
                 asked = replace(decoder, prior=tried)
-                found = ranks(validation, asked, schedule, k=10, beam_width=10)
+                found = ranks(validation, asked, schedule, k=10, beam_width=10, workers=cpu_count())
                 trials[settings] = round(ndcg_at(found.item, 10), 5)
             if trials[settings] > highest:
                 winner, highest = tried, trials[settings]

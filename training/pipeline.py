@@ -82,7 +82,7 @@ def run(
             ),
         ),
     }
-    key = _dataset_key(dataset)
+    key = dataset_key(dataset)
     record: dict[str, Any] = {}
     for name in STAGES[: STAGES.index(until) + 1]:
         sections, work = make[name]
@@ -294,12 +294,20 @@ def _describe(dataset: Dataset, console: Console) -> None:
     )
 
 
-def _dataset_key(dataset: Dataset) -> str:
-    """SHA-256 over everything that the stages read of the data."""
+def dataset_key(dataset: Dataset) -> str:
+    """SHA-256 over everything that stages, ranks and baselines read of the data."""
     split = dataset.split
     digest = hashlib.sha256(json.dumps([split.train.user_ids, split.train.item_ids]).encode())
     digest.update(json.dumps([asdict(item) for item in dataset.items]).encode())
-    for array in (split.train.indptr, split.test.rows, split.test.ends, dataset.embeddings):
+    for array in (
+        split.train.indptr,
+        split.train.rows,
+        split.validation.ends,
+        split.test.starts,
+        split.test.ends,
+        split.test.rows,
+        dataset.embeddings,
+    ):
         digest.update(b"-" if array is None else np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
 

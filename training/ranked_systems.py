@@ -37,8 +37,8 @@ from training.baselines import ranks as ranks_by_score
 from training.config import RunConfig, ScheduleConfig
 from training.evaluation import CUTOFFS, Ranks, ndcg_at, ranks
 from training.interactions import Dataset
-from training.pipeline import run
-from training.ranks_store import RanksStore, SystemRanks, dataset_key
+from training.pipeline import dataset_key, run
+from training.ranks_store import RanksStore, SystemRanks
 
 K = max(CUTOFFS)
 DECAYS = (0.5, 0.6, 0.7, 0.8, 0.9)

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from training.evaluation import recall_at
-from training.interactions import Dataset
 
 TargetRanks = NDArray[np.int32]
 
@@ -103,20 +102,3 @@ class RanksStore:
         self.console.print(f"{name}: {said}, recall@10 {recall:.4f}", markup=False)
         self._held[name, key] = found
         return found
-
-
-def dataset_key(dataset: Dataset) -> str:
-    """SHA-256 over everything that ranks and baselines read of the data."""
-    split = dataset.split
-    digest = hashlib.sha256(json.dumps(split.train.item_ids).encode())
-    for array in (
-        split.train.indptr,
-        split.train.rows,
-        split.validation.ends,
-        split.test.starts,
-        split.test.ends,
-        split.test.rows,
-        dataset.embeddings,
-    ):
-        digest.update(b"-" if array is None else np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()

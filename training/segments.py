@@ -27,10 +27,12 @@ class Segments:
     """Segment s is `rows[starts[s]:ends[s]]`; its targets begin at `firsts[s]`.
 
     rows: (num_interactions,) int32, of the Interactions (not a copy)
-    starts, firsts, ends: (num_segments,) int64, starts < firsts < ends
+    begins: where its user's interactions begin
+    begins, starts, firsts, ends: (num_segments,) int64, begins <= starts < firsts < ends
     """
 
     rows: NDArray[np.int32]
+    begins: NDArray[np.int64]
     starts: NDArray[np.int64]
     firsts: NDArray[np.int64]
     ends: NDArray[np.int64]
@@ -38,18 +40,19 @@ class Segments:
     @classmethod
     def of(cls, train: Interactions, history_length: int) -> Segments:
         """Every interaction but a user's first is the target of exactly one segment."""
-        starts, firsts, ends = [], [], []
+        begins, starts, firsts, ends = [], [], [], []
         stride = max(1, history_length // 2)
         for begin, end in zip(train.indptr[:-1].tolist(), train.indptr[1:].tolist(), strict=True):
             if end - begin < 2:
                 continue
             first, stop = begin + 1, min(end, begin + history_length + 1)
             while first < end:
+                begins.append(begin)
                 starts.append(max(begin, stop - history_length - 1))
                 firsts.append(first)
                 ends.append(stop)
                 first, stop = stop, min(end, stop + stride)
-        arrays = (np.array(bounds, np.int64) for bounds in (starts, firsts, ends))
+        arrays = (np.array(bounds, np.int64) for bounds in (begins, starts, firsts, ends))
         return cls(train.rows, *arrays)
 
     def __len__(self) -> int:
@@ -72,7 +75,7 @@ class Segments:
         order = torch.randperm(len(self), generator=generator).numpy()
         samples, lengths = self.ends - self.firsts, self.ends - self.starts
         minibatches = []
-        for bucket in _split(order, samples, BUCKET_SAMPLES):
+        for bucket in _split(order, samples, size * max(1, BUCKET_SAMPLES // size)):
             bucket = bucket[np.argsort(lengths[bucket], kind="stable")]
             minibatches += _split(bucket, samples, size)
         for index in torch.randperm(len(minibatches), generator=generator).tolist():
@@ -93,10 +96,27 @@ class Segments:
         firsts = (self.firsts - self.starts)[chosen]
         return rows, (inside & (place >= firsts[:, None]))[:, 1:]
 
+    def seen(
+        self, chosen: NDArray[np.intp], segment: NDArray[np.int64], place: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Rows the user had up to an input, from the very first on, and the sample of each.
+
+        Sample i is the input at `place[i]` of segment `chosen[segment[i]]`. No pair comes twice.
+        """
+        begins = self.begins[chosen][segment]
+        lengths = self.starts[chosen][segment] + place + 1 - begins
+        sample = np.repeat(np.arange(len(segment)), lengths)
+        within = np.arange(len(sample)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        num_rows = int(self.rows.max()) + 1
+        pairs = np.unique(sample * num_rows + self.rows[begins[sample] + within])
+        return pairs % num_rows, pairs // num_rows
+
 
 def _split(
     order: NDArray[np.intp], samples: NDArray[np.int64], size: int
 ) -> list[NDArray[np.intp]]:
-    """Cut `order` wherever another `size` samples are full; no part is empty."""
-    part = (np.cumsum(samples[order]) - 1) // size
+    """Cut `order` into parts of nearly equal numbers of samples, about `size`; none is empty."""
+    total = int(samples[order].sum())
+    num_parts = max(1, round(total / size))
+    part = (np.cumsum(samples[order]) - 1) * num_parts // total
     return np.split(order, np.flatnonzero(np.diff(part)) + 1)

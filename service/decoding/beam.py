@@ -16,12 +16,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service.decoding.confidence import Confidence, path_confidence, row_confidence
+from service.decoding.confidence import (
+    Confidence,
+    path_confidence,
+    random_confidence,
+    row_confidence,
+)
 from service.decoding.denoiser import Denoiser
 from service.decoding.job import Decoded, Floats, Histories, Job, Ranking, Rows, Timings
 from service.decoding.live_beams import LiveBeams
 from service.decoding.neighbours import NeighbourPrior
-from service.decoding.reductions import best_rows, log_sums
+from service.decoding.reductions import best_rows, group_rows, log_sums
 from service.decoding.row_biases import RowBiases
 from service.decoding.trie import SidTrie
 
@@ -44,13 +49,16 @@ def decode(
         log-probs of the filled positions (MDGR Eq. 20-22); biases join at the last step.
     prior: what else is known of rows. Its scores and, for items the history holds, the denoiser's
         `repeat_bias` are the biases.
-    confidence: how a beam ranks its masked positions, positions with a single legal code last.
-        "legal": the highest probability of a code, over rows or over the codes of surviving rows,
-        as the ranking says. "raw": over all codes (MDGR Eq. 18), for "path" only. "random": by
-        chance, always the same one.
+    confidence: how a beam ranks its masked positions. "legal": the highest probability of a code,
+        over rows or over the codes of surviving rows, as the ranking says; positions with a single
+        legal code last. "raw": over all codes (MDGR Eq. 18), for "path" only. "random": by
+        chance, the same for a history whatever its batch.
     Ties: the lower position; between children the better parent, then the lower codes; between
-    items the lower row. Raises ValueError when a schedule does not fill num_subspaces positions.
+    items the lower row. Raises ValueError when a schedule does not fill num_subspaces positions,
+    or for the confidence "raw" with the ranking "rows".
     """
+    if ranking == "rows" and confidence == "raw":
+        raise ValueError('confidence "raw" is of codes; ranking "rows" knows none but legal ones')
     search = _Search(jobs, trie, denoiser, ranking, prior, confidence)
     started = perf_counter()
     while search.active:
@@ -174,7 +182,7 @@ class _Search:
                 continue
             if self.ranking == "rows":
                 confidence = row_confidence(root, scores, self.codes, self.num_codes)
-                chosen = self._choose(confidence, masked, width)
+                chosen = self._choose(root, confidence, masked, width)
             else:
                 place = np.zeros(1, np.intp)
                 chosen, scores = self._score(root, here[None], place, masked, width)
@@ -183,9 +191,10 @@ class _Search:
 
     def _root_scores(self, root: LiveBeams, log_probs: Floats, index: int) -> Floats:
         """`_final_scores` of a root, whose rows are nearly all; log_probs: (subspaces, codes)."""
-        scores: Floats = log_probs[0, self.codes[:, 0]]
-        for position in range(1, self.codes.shape[1]):
-            scores += log_probs[position, self.codes[:, position]]
+        by_position = self.trie.codes_by_position
+        scores: Floats = log_probs[0].take(by_position[0])
+        for position in range(1, len(by_position)):
+            scores += log_probs[position].take(by_position[position])
         rows, biases = self.biases.of_job(index)
         scores[rows] += biases
         if len(root.rows) < len(scores):
@@ -237,27 +246,29 @@ class _Search:
         masked: NDArray[np.bool_],
         widths: NDArray[np.int64],
     ) -> tuple[NDArray[np.bool_], Floats]:
-        """The positions each beam fills, (beams, num_subspaces), and survivors' scores if it does.
-
-        place: where in `log_probs` each beam's are; widths: positions that each beam fills
-        """
+        """The positions each beam fills, (beams, num_subspaces), and survivors' scores if so."""
         if self.ranking == "rows":
             scores = self._row_scores(beams, log_probs, place, masked)
             confidence = row_confidence(beams, scores, self.codes, self.num_codes)
-            return self._choose(confidence, masked, widths), scores
+            return self._choose(beams, confidence, masked, widths), scores
         legal = np.zeros((len(place), *log_probs.shape[1:]), bool)
         for position in range(self.codes.shape[1]):
             legal[beams.row_beam, position, self.codes[beams.rows, position]] = True
         confidence = path_confidence(log_probs[place], legal, raw=self.confidence == "raw")
-        chosen = self._choose(confidence, masked, widths)
+        chosen = self._choose(beams, confidence, masked, widths)
         return chosen, self._path_scores(beams, log_probs, place, chosen)
 
     def _choose(
-        self, confidence: Floats, masked: NDArray[np.bool_], widths: NDArray[np.int64]
+        self,
+        beams: LiveBeams,
+        confidence: Floats,
+        masked: NDArray[np.bool_],
+        widths: NDArray[np.int64],
     ) -> NDArray[np.bool_]:
         """Each beam's `widths` most confident masked positions: (beams, num_subspaces) bool."""
         if self.confidence == "random":
-            confidence = np.random.default_rng(self.nfe).random(masked.shape, np.float32)
+            histories = [self.jobs[index].history for index in self.active]
+            confidence = random_confidence(beams, histories, self.nfe, masked.shape[1])
         confidence = np.where(masked, confidence, -np.inf)
         rank = np.argsort(np.argsort(-confidence, axis=-1, kind="stable"), axis=-1)
         return masked & (rank < widths[:, None])
@@ -309,20 +320,8 @@ class _Search:
         return self.biases.of(np.array(self.active)[beams.job[beams.row_beam]], beams.rows)
 
     def _expand(self, beams: LiveBeams, chosen: NDArray[np.bool_], scores: Floats) -> LiveBeams:
-        """Group survivors by (beam, codes at its chosen positions); keep each job's best groups.
-
-        scores: (survivors,). A group's is that of its rows, all equal, or the log of their sum.
-        """
-        key = beams.row_beam.astype(np.int64)
-        bound = len(beams.job)
-        for position in np.flatnonzero(chosen.any(axis=0)):
-            if bound > (2**62) // self.num_codes:
-                distinct, key = np.unique(key, return_inverse=True)
-                bound = len(distinct)
-            code = np.where(chosen[beams.row_beam, position], self.codes[beams.rows, position], 0)
-            key = key * self.num_codes + code
-            bound *= self.num_codes
-        _, first, group = np.unique(key, return_index=True, return_inverse=True)
+        """Keep each job's best groups of survivors; a group's score is its rows', or their sum."""
+        first, group = group_rows(beams, chosen, self.codes, self.num_codes)
         parent = beams.row_beam[first]
         job = beams.job[parent]
         scores = scores[first] if self.ranking == "path" else log_sums(scores, group, len(first))

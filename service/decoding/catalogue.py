@@ -37,6 +37,8 @@ class Catalogue:
             raise ValueError("codes must be a (num_items, num_subspaces) uint16 array")
         if len(self.item_ids) != len(self.codes) or len(self.popularity) != len(self.codes):
             raise ValueError("item_ids, codes and popularity must have one entry per item")
+        if self.popularity.ndim != 1 or not np.issubdtype(self.popularity.dtype, np.integer):
+            raise ValueError("popularity must be a (num_items,) array of integers")
         if not self.item_ids:
             raise ValueError("the catalogue has no items")
         if not self.vectors.size:
@@ -45,6 +47,8 @@ class Catalogue:
             raise ValueError("vectors must be a (num_items, d) float16 array")
         if len(self.vectors) != len(self.codes):
             raise ValueError("vectors must have one row per item")
+        if not np.isfinite(self.vectors).all():
+            raise ValueError("vectors must be finite")
         if int(self.codes.max()) >= self.num_codes:
             raise ValueError(f"codes must be below num_codes = {self.num_codes}")
         if np.any(np.diff(self.popularity) > 0):

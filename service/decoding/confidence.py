@@ -1,17 +1,19 @@
 """How sure a beam is of each position: what decides which positions it fills next.
 
-Higher is surer. A position with one legal code comes after all others: filling it tells the
-denoiser nothing it could not know. Pure functions of probabilities; they know no jobs.
+Higher is surer. Among legal codes, a position that has only one comes after all others: filling it
+tells the denoiser nothing it could not know. Pure functions; they know no jobs.
 """
 
 from __future__ import annotations
 
+import zlib
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.decoding.job import Floats
+from service.decoding.job import Floats, Rows
 from service.decoding.live_beams import LiveBeams
 
 Confidence = Literal["legal", "raw", "random"]
@@ -52,3 +54,18 @@ def row_confidence(
         forced = np.count_nonzero(legal.reshape(num_beams, num_codes), axis=1) == 1
         confidence[:, position] = np.where(forced, FORCED, of_beam)
     return confidence
+
+
+def random_confidence(
+    beams: LiveBeams, histories: Sequence[Rows], step: int, num_subspaces: int
+) -> Floats:
+    """(beams, num_subspaces): by chance, for MDGR's ablation; seeded by a job's history and step.
+
+    histories: of the active jobs
+    """
+    per_job = np.bincount(beams.job, minlength=len(histories))
+    drawn = [
+        np.random.default_rng((step, zlib.crc32(history.tobytes()))).random((n, num_subspaces))
+        for history, n in zip(histories, per_job, strict=True)
+    ]
+    return np.concatenate(drawn).astype(np.float32)

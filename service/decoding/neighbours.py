@@ -2,7 +2,8 @@
 
 Fitted by counting (training/neighbours.py), it knows exact pairs of items, where a network that
 sees codes knows tastes; the two make different mistakes. Its score is added to the row scores of
-the search, so it steers the beams and orders items that share a SID. Knows no codes.
+the search: it steers the beams of the ranking by rows, and orders items that share a SID. Knows no
+codes.
 
 neighbours: (num_items, num_neighbours) int32 rows    affinities: the same shape, float16, 0 = none
 """
@@ -44,8 +45,10 @@ class NeighbourPrior:
             self.neighbours.min() >= 0 and self.neighbours.max() < len(self.neighbours)
         ):
             raise ValueError("every neighbour must be a row of the catalogue")
-        if self.history_length < 1 or self.scale <= 0 or not 0 < self.decay <= 1:
-            raise ValueError("history_length and scale must be positive and decay in (0, 1]")
+        if self.history_length < 1 or not 0 < self.decay <= 1:
+            raise ValueError("history_length must be at least 1 and decay in (0, 1]")
+        if not 0 < self.scale < np.inf or not 0 <= self.weight < np.inf:
+            raise ValueError("scale must be positive, weight not negative, and both finite")
         if not (np.isfinite(self.affinities).all() and (self.affinities >= 0).all()):
             raise ValueError("affinities must be finite and not negative")
 

@@ -48,6 +48,8 @@ class OnnxDenoiser:
         self.repeat_bias = repeat_bias
         self._encoder = _session(encoder, "encoder.onnx", ENCODER_INPUTS, ENCODER_OUTPUTS, threads)
         self._decoder = _session(decoder, "decoder.onnx", DECODER_INPUTS, DECODER_OUTPUTS, threads)
+        [vectors] = [i for i in self._encoder.get_inputs() if i.name == "history_vectors"]
+        self.vector_dims: int = vectors.shape[-1]
         shape = self._decoder.get_outputs()[0].shape
         if shape[-2:] != [num_subspaces, num_codes]:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""What the search reduces arrays of rows to: sums of groups, and the best few.
+"""What the search reduces arrays of rows to: groups, their sums, and the best few.
 
 Pure functions over flat arrays.
 """
@@ -9,6 +9,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.decoding.job import Floats, Rows
+from service.decoding.live_beams import LiveBeams
+
+
+def group_rows(
+    beams: LiveBeams, chosen: NDArray[np.bool_], codes: NDArray[np.uint16], num_codes: int
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Survivors grouped by beam and their codes at its chosen positions, in that order.
+
+    chosen: (beams, num_subspaces). Returns the first survivor of each group, and each one's group.
+    """
+    key = beams.row_beam.astype(np.int64)
+    bound = len(beams.job)
+    for position in np.flatnonzero(chosen.any(axis=0)):
+        if bound > (2**62) // num_codes:
+            distinct, key = np.unique(key, return_inverse=True)
+            bound = len(distinct)
+        code = np.where(chosen[beams.row_beam, position], codes[beams.rows, position], 0)
+        key = key * num_codes + code
+        bound *= num_codes
+    _, first, group = np.unique(key, return_index=True, return_inverse=True)
+    return first, group
 
 
 def log_sums(log_values: Floats, group: NDArray[np.intp], num_groups: int) -> Floats:

@@ -1,14 +1,14 @@
 """The any-order SID trie: a node is the set of catalogue rows that agree with a partial SID.
 
 Masked diffusion fills positions in whatever order confidence suggests, so there is no prefix to
-walk. Stored are only the root's postings, per (position, code) in CSR form; every deeper node is
-found by filtering surviving rows, which shrink by two orders of magnitude with the first code.
-Knows nothing of scores or beams.
-
-indptr: (num_subspaces, num_codes + 1) int64    rows: (num_subspaces, num_items) int32
+walk: every node is found by filtering the rows of the one above, which shrink by two orders of
+magnitude with the first code. Its root's children are its postings, per (position, code) in CSR
+form. Knows nothing of scores or beams.
 """
 
 from __future__ import annotations
+
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,23 +17,33 @@ from service.decoding.catalogue import Catalogue
 
 
 class SidTrie:
-    """Postings of the root: `rows[p, indptr[p, c]:indptr[p, c + 1]]` have code c at position p."""
+    """The catalogue, and the root's postings: `rows[p, indptr[p, c]:indptr[p, c + 1]]` have code c
+    at position p. Postings are made when first asked for; the search itself reads rows' codes.
+
+    codes_by_position: (num_subspaces, num_items) uint16, contiguous
+    """
 
     def __init__(self, catalogue: Catalogue) -> None:
         self.catalogue = catalogue
-        codes = catalogue.codes
-        counts = np.stack(
-            [
-                np.bincount(codes[:, position], minlength=catalogue.num_codes)
-                for position in range(catalogue.num_subspaces)
-            ]
-        )
-        self.counts: NDArray[np.int64] = counts.astype(np.int64)
-        self.indptr = np.zeros((catalogue.num_subspaces, catalogue.num_codes + 1), dtype=np.int64)
-        np.cumsum(self.counts, axis=1, out=self.indptr[:, 1:])
-        self.rows = np.ascontiguousarray(
-            np.argsort(codes, axis=0, kind="stable").T.astype(np.int32)
-        )
+        self.codes_by_position = np.ascontiguousarray(catalogue.codes.T)
+
+    @cached_property
+    def counts(self) -> NDArray[np.int64]:
+        """(num_subspaces, num_codes) int64: items that have each code."""
+        num_codes = self.catalogue.num_codes
+        counts = [np.bincount(codes, minlength=num_codes) for codes in self.codes_by_position]
+        return np.stack(counts).astype(np.int64)
+
+    @cached_property
+    def indptr(self) -> NDArray[np.int64]:
+        """(num_subspaces, num_codes + 1) int64: where each code's posting list begins."""
+        before = np.zeros((self.catalogue.num_subspaces, 1), np.int64)
+        return np.concatenate((before, self.counts.cumsum(axis=1)), axis=1)
+
+    @cached_property
+    def rows(self) -> NDArray[np.int32]:
+        """(num_subspaces, num_items) int32: all posting lists, ascending within a code."""
+        return np.argsort(self.codes_by_position, axis=1, kind="stable").astype(np.int32)
 
     def postings(
         self, position: int, codes: NDArray[np.integer]

@@ -150,6 +150,29 @@ def test_without_pruning_every_schedule_is_exhaustive_scoring(
     assert answer.scores.tolist() == [scores[row] for row in answer.rows]
 
 
+@pytest.mark.parametrize("ranking", ["rows", "path"])
+@settings(deadline=None)
+@given(data=st.data(), seed=seeds)
+def test_random_positions_are_the_jobs_own(
+    ranking: Ranking, data: st.DataObject, seed: int
+) -> None:
+    catalogue = data.draw(catalogues())
+    batch = data.draw(st.lists(jobs(catalogue), min_size=2, max_size=4))
+    asked = {"ranking": ranking, "confidence": "random"}
+    trie, denoiser = SidTrie(catalogue), denoiser_for(catalogue, seed)
+    answers, _ = decode(batch, trie, denoiser, **asked)
+    for job, answer in zip(batch, answers, strict=True):
+        [alone], _ = decode([job], trie, denoiser, **asked)
+        assert answer.rows.tolist() == alone.rows.tolist()
+        assert answer.scores.tolist() == alone.scores.tolist()
+
+
+def test_raw_confidence_needs_the_ranking_by_path() -> None:
+    catalogue = catalogue_of([[0, 1]], 2)
+    with pytest.raises(ValueError, match="raw"):
+        decode([], SidTrie(catalogue), denoiser_for(catalogue, 0), confidence="raw")
+
+
 @settings(deadline=None)
 @given(data=st.data(), seed=seeds, repeat_bias=repeat_biases)
 def test_without_pruning_rows_have_their_share_of_the_catalogue_whatever_the_schedule(

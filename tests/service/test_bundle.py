@@ -127,6 +127,8 @@ def test_a_missing_truncated_or_altered_file_is_refused(copy: Path, name: str) -
         (lambda m: m["prior"].update(weight=-1), "prior.weight"),
         (lambda m: m["prior"].update(decay=0), "prior.decay"),
         (lambda m: m["prior"].update(scale=0), "prior.scale"),
+        (lambda m: m["prior"].update(weight=float("inf")), "prior.weight"),
+        (lambda m: m.update(repeat_bias=float("nan")), "repeat_bias"),
     ],
 )
 def test_a_manifest_that_does_not_fit_is_refused(
@@ -176,6 +178,10 @@ def _npy_of(array: np.ndarray) -> bytes:
     [
         ({"vectors": lambda a: a[:-1]}, "vectors must have one row per item"),
         ({"vectors": lambda a: a.astype(np.float32)}, "float16 array"),
+        ({"vectors": lambda a: a * np.float16(np.nan)}, "vectors must be finite"),
+        ({"vectors": lambda a: a[:, :-1]}, "encoder.onnx reads vectors of"),
+        ({"popularity": lambda a: a.astype(np.float64)}, "array of integers"),
+        ({"popularity": lambda a: np.stack([a, a], axis=1)}, "array of integers"),
         (
             {"neighbours": lambda a: a[:-2], "affinities": lambda a: a[:-2]},
             r"neighbours\.npy must have one row per item",
@@ -198,6 +204,15 @@ def test_arrays_beside_the_codes_that_do_not_fit_are_refused(
         Bundle.load(copy)
 
 
+@pytest.mark.parametrize("data", [b"", b"PK\x03\x04", b"\x93NUMPY\x01\x00", None])
+def test_a_file_that_is_no_array_is_refused(copy: Path, data: bytes | None) -> None:
+    if data is None:  # a header that promises far more than there is
+        data = _npy_of(np.zeros((2, 2), np.uint16)).replace(b"(2, 2)", b"(9999999, 9999999)")
+    _replace(copy, "codes.npy", data)
+    with pytest.raises(BundleInvalid):
+        Bundle.load(copy)
+
+
 def test_codes_out_of_range_pickles_and_foreign_graphs_are_refused(copy: Path) -> None:
     codes = np.load(copy / "codes.npy")
     original = (copy / "codes.npy").read_bytes()
@@ -208,7 +223,7 @@ def test_codes_out_of_range_pickles_and_foreign_graphs_are_refused(copy: Path) -
         Bundle.load(copy)
     np.save(copy / "pickled.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
     _replace(copy, "codes.npy", (copy / "pickled.npy").read_bytes())
-    with pytest.raises(BundleInvalid, match="allow_pickle"):
+    with pytest.raises(BundleInvalid, match="pickles are refused"):
         Bundle.load(copy)
     _replace(copy, "codes.npy", original)
     _replace(copy, "encoder.onnx", b"not a graph")

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 from structlog.testing import capture_logs
 from tiny_bundle import ENCODER, write_tiny_bundle
@@ -106,6 +107,18 @@ def test_a_bundle_that_cannot_decode_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BundleInvalid, match=r"bundle tiny@1 cannot decode: .*out of data bounds"):
         prime(replace(bundle, held_out=poisoned))
     prime(replace(bundle, held_out=()))
+
+
+def test_a_bundle_whose_network_gives_no_numbers_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = Bundle.load(write_tiny_bundle(tmp_path / "bundle"))
+    denoise = bundle.decoder.denoiser.denoise
+    monkeypatch.setattr(
+        bundle.decoder.denoiser, "denoise", lambda *asked: denoise(*asked) * np.float32(np.nan)
+    )
+    with pytest.raises(BundleInvalid, match="too few items|no numbers"):
+        prime(bundle)
 
 
 def test_a_bundle_that_cannot_take_full_histories_is_refused(tmp_path: Path) -> None:

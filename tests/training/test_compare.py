@@ -31,8 +31,9 @@ from training.config import load_config
 from training.evaluation import NOT_FOUND
 from training.interactions import Dataset, load_dataset
 from training.mdgr_tables import ABLATIONS, reseeded
+from training.pipeline import dataset_key
 from training.ranked_systems import FinishedRun
-from training.ranks_store import RanksStore, SystemRanks, dataset_key
+from training.ranks_store import RanksStore, SystemRanks
 from training.synthetic import make_world, write_world
 from training.thinning import thin
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from logs import log_of
 
-from training.segments import Segments
+from training.segments import BUCKET_SAMPLES, Segments
 
 FILLER = 99
 histories = st.lists(st.lists(st.integers(0, 6), max_size=25), min_size=1, max_size=6)
@@ -95,21 +95,59 @@ def test_arrays_are_the_rows_with_filler_behind(
 
 
 @settings(deadline=None, max_examples=50)
-@given(histories=histories, size=st.integers(1, 40), seed=st.integers(0, 100))
+@given(
+    histories=histories,
+    size=st.integers(1, 40),
+    bucket=st.sampled_from([20, 50, BUCKET_SAMPLES]),
+    seed=st.integers(0, 100),
+)
 def test_minibatches_hold_every_segment_once_and_about_their_size(
-    histories: list[list[int]], size: int, seed: int
+    histories: list[list[int]], size: int, bucket: int, seed: int
 ) -> None:
     segments = Segments.of(log_of(histories), history_length=6)
     if not len(segments):
         return
-    minibatches = list(segments.minibatches(size, torch.Generator().manual_seed(seed)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("training.segments.BUCKET_SAMPLES", bucket)
+        minibatches = list(segments.minibatches(size, torch.Generator().manual_seed(seed)))
+        again = list(segments.minibatches(size, torch.Generator().manual_seed(seed)))
     assert sorted(np.concatenate(minibatches).tolist()) == list(range(len(segments)))
     longest = int((segments.ends - segments.firsts).max())
     for chosen in minibatches:
-        assert 0 < segments.num_samples_of(chosen) < size + longest
-    assert len(minibatches) <= -(-segments.num_samples // size)
-    again = segments.minibatches(size, torch.Generator().manual_seed(seed))
+        assert 0 < segments.num_samples_of(chosen) < 1.5 * size + longest
+    # As many as were planned, give or take one a bucket; fewer only where segments are larger.
+    buckets = 1 + segments.num_samples // (size * max(1, bucket // size))
+    assert len(minibatches) <= max(1, round(segments.num_samples / size)) + buckets
     assert all(np.array_equal(*pair) for pair in zip(minibatches, again, strict=True))
+
+
+def test_a_large_minibatch_is_as_large_as_asked() -> None:
+    segments = Segments.of(log_of([[0] * 11] * 4000), history_length=20)
+    minibatches = list(segments.minibatches(10_000, torch.Generator().manual_seed(0)))
+    assert [segments.num_samples_of(chosen) for chosen in minibatches] == [10_000] * 4
+
+
+@settings(deadline=None, max_examples=50)
+@given(histories=histories, data=st.data())
+def test_seen_rows_reach_back_to_the_first_interaction(
+    histories: list[list[int]], data: st.DataObject
+) -> None:
+    log = log_of(histories)
+    segments = Segments.of(log, history_length=3)
+    if not len(segments):
+        return
+    chosen = np.array(data.draw(st.permutations(range(len(segments)))), np.intp)
+    _, is_target = segments.arrays(chosen, FILLER)
+    segment, place = is_target.nonzero()
+    rows, sample = segments.seen(chosen, segment, place)
+    pairs = set(zip(rows.tolist(), sample.tolist(), strict=True))
+    assert len(pairs) == len(rows)
+    expected = set()
+    for number, (which, at) in enumerate(zip(segment, place, strict=True)):
+        target = segments.starts[chosen[which]] + at + 1
+        user = np.searchsorted(log.indptr, target, side="right") - 1
+        expected |= {(row, number) for row in log.rows[log.indptr[user] : target].tolist()}
+    assert pairs == expected
 
 
 def test_minibatches_change_with_the_generator_and_hold_segments_of_similar_length() -> None:
