@@ -117,7 +117,7 @@ def test_a_bundle_whose_network_gives_no_numbers_is_refused(
     monkeypatch.setattr(
         bundle.decoder.denoiser, "denoise", lambda *asked: denoise(*asked) * np.float32(np.nan)
     )
-    with pytest.raises(BundleInvalid, match="too few items|no numbers"):
+    with pytest.raises(BundleInvalid, match=r"too few items|no numbers"):
         prime(bundle)
 
 
