@@ -71,7 +71,7 @@ class PriorWeights(_Model):
 
     history_length: int = Field(ge=1)
     decay: float = Field(gt=0, le=1)
-    scale: float = Field(ge=1e-6)
+    scale: float = Field(ge=1e-12)  # below, memory / scale could overflow
     weight: float = Field(ge=0)
 
 
