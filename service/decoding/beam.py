@@ -3,32 +3,42 @@
 Per step: one denoiser call for all live beams of all jobs; each beam picks its most confident
 positions; its surviving rows, grouped by their codes there, are its children; the best `beam_width`
 of a job stay. The last step scores every surviving row and returns the `k` best, ties by row. Pure:
-no logging, no metrics, no environment. Knows nothing of users, item ids or HTTP.
+no logging, no metrics, no environment. Knows nothing of users, item ids or HTTP; the loops over
+beams and rows are compiled, in expansion, root and scan.
 """
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
-from dataclasses import replace
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.decoding.confidence import (
-    Confidence,
-    path_confidence,
-    random_confidence,
-    row_confidence,
-)
+from service.decoding import expansion
+from service.decoding.beams import Beams
 from service.decoding.denoiser import Denoiser
-from service.decoding.job import Decoded, Floats, Histories, Job, Ranking, Rows, Timings
-from service.decoding.live_beams import LiveBeams
+from service.decoding.expansion import best_survivors, expand
+from service.decoding.job import (
+    Confidence,
+    Decoded,
+    Floats,
+    Histories,
+    Job,
+    Ranking,
+    Rows,
+    Timings,
+)
 from service.decoding.neighbours import NeighbourPrior
-from service.decoding.reductions import best_rows, group_rows, log_sums
+from service.decoding.root import expand_root
 from service.decoding.row_biases import RowBiases
+from service.decoding.scan import allowed_rows, best_of_all
 from service.decoding.trie import SidTrie
+
+_RANKINGS = {"path": expansion.PATH, "best": expansion.BEST, "rows": expansion.ROWS}
+_CONFIDENCES = {"legal": expansion.LEGAL, "raw": expansion.RAW, "random": expansion.DRAWN}
 
 
 def decode(
@@ -46,30 +56,49 @@ def decode(
         masked positions and its bias; a softmax over the beam's rows shares out the beam's
         probability, and a child has that of its rows. By the chain rule the scores of items are
         log-probabilities over the allowed catalogue, whatever the schedule. "path": the sum of the
-        log-probs of the filled positions (MDGR Eq. 20-22); biases join at the last step.
+        log-probs of the filled positions (MDGR Eq. 20-22); biases join at the last step. "best":
+        those, and the best completion that one of its rows offers, biases included; scores of
+        items are the same as by path.
     prior: what else is known of rows. Its scores and, for items the history holds, the denoiser's
         `repeat_bias` are the biases.
     confidence: how a beam ranks its masked positions. "legal": the highest probability of a code,
         over rows or over the codes of surviving rows, as the ranking says; positions with a single
-        legal code last. "raw": over all codes (MDGR Eq. 18), for "path" only. "random": by
-        chance, the same for a history whatever its batch.
-    Ties: the lower position; between children the better parent, then the lower codes; between
+        legal code last. "raw": over all codes (MDGR Eq. 18), not for "rows". "random": by chance,
+        the same for a history whatever its batch.
+    Ties: the lower position; between children the better parent, then the lower first row; between
     items the lower row. Raises ValueError when a schedule does not fill num_subspaces positions,
     or for the confidence "raw" with the ranking "rows".
     """
     if ranking == "rows" and confidence == "raw":
         raise ValueError('confidence "raw" is of codes; ranking "rows" knows none but legal ones')
-    search = _Search(jobs, trie, denoiser, ranking, prior, confidence)
     started = perf_counter()
-    while search.active:
-        search.step()
+    batch = _Batch(jobs, trie, denoiser, ranking, prior, confidence)
+    while batch.active:
+        batch.step()
     total = perf_counter() - started
-    timings = Timings(search.encode_s, search.denoise_s, total - search.encode_s - search.denoise_s)
-    return [answer for answer in search.answers if answer is not None], timings
+    timings = Timings(batch.encode_s, batch.denoise_s, total - batch.encode_s - batch.denoise_s)
+    return [search.answer for search in batch.searches], timings
 
 
 class _Search:
-    """State of one `decode` call: which jobs are active, and their beams after the first step."""
+    """One job's way through its schedule."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.beams: Beams | None = None  # until the first step is done: one, of all allowed rows
+        self.finished = False
+        self.answer = Decoded(np.empty(0, np.int32), np.empty(0, np.float32), 0)
+
+    def finish(self, rows: Rows, scores: Floats, nfe: int) -> None:
+        self.answer, self.finished = Decoded(rows, scores, nfe), True
+
+    def is_last_step(self, nfe: int, num_rows: int) -> bool:
+        """Whether the nfe-th denoiser call is to be the last, with so many rows surviving."""
+        return nfe == self.job.schedule.nfe or num_rows <= self.job.finish_rows
+
+
+class _Batch:
+    """State of one `decode` call: its searches, and which of them are still active."""
 
     def __init__(
         self,
@@ -80,270 +109,162 @@ class _Search:
         prior: NeighbourPrior | None,
         confidence: Confidence,
     ) -> None:
-        self.jobs = jobs
         self.trie = trie
         self.denoiser = denoiser
-        self.ranking = ranking
-        self.confidence: Confidence = confidence
+        self.ranking = _RANKINGS[ranking]
+        self.confidence = _CONFIDENCES[confidence]
+        self.prior = prior
         self.codes = trie.catalogue.codes
-        self.num_codes = trie.catalogue.num_codes
-        self.answers: list[Decoded | None] = [None] * len(jobs)
         self.encode_s = self.denoise_s = 0.0
         self.nfe = 0
-        self.beams: LiveBeams | None = None
         self.memory: Any = None
-        self.excluded = [np.unique(job.excluded) for job in jobs]
-        self.biases = RowBiases(jobs, prior, denoiser.repeat_bias, len(self.codes))
-        self.active: list[int] = []
-        for index, job in enumerate(jobs):
-            if job.schedule.num_subspaces != trie.catalogue.num_subspaces:
+        self.searches = [_Search(job) for job in jobs]
+        self.active: list[_Search] = []
+        num_items, num_subspaces = self.codes.shape
+        for search in self.searches:
+            job = search.job
+            if job.schedule.num_subspaces != num_subspaces:
                 raise ValueError("a job's schedule must fill exactly num_subspaces positions")
-            if len(self.excluded[index]) < len(self.codes) and job.k > 0:
-                self.active.append(index)
-            else:
-                self._answer(index, *_NOTHING)
+            all_excluded = (
+                len(job.excluded) >= num_items and len(np.unique(job.excluded)) == num_items
+            )
+            if job.k > 0 and not all_excluded:
+                self.active.append(search)
 
     def step(self) -> None:
         """Fill the next positions of every active job; answer the jobs that are complete."""
-        self._drop_cancelled()
+        self._keep([not self._cancelled(search) for search in self.active])
         if not self.active:
             return
         if self.memory is None:
             self._encode()
-        log_probs, place = self._denoise()
-        widths = [self.jobs[index].schedule.steps[self.nfe] for index in self.active]
+        log_probs, positions = self._denoise()
         self.nfe += 1
-        last = np.array([len(self.jobs[i].schedule.steps) == self.nfe for i in self.active])
-        if self.beams is None:
-            self._root_step(log_probs, np.array(widths), last)
+        if self.nfe == 1:
+            self._first_step(log_probs)
         else:
-            self._step(self.beams, log_probs, place, np.array(widths), last)
-        if last.any():
-            self._keep_jobs(np.flatnonzero(~last))
+            self._later_step(log_probs, positions)
+        self._keep([not search.finished for search in self.active])
 
-    def _answer(self, index: int, rows: Rows, scores: Floats, cancelled: bool = False) -> None:
-        self.answers[index] = Decoded(rows, scores, self.nfe, cancelled)
+    def _cancelled(self, search: _Search) -> bool:
+        cancelled = search.job.is_cancelled()
+        if cancelled:
+            nothing = search.answer
+            search.answer = Decoded(nothing.rows, nothing.scores, self.nfe, cancelled=True)
+        return cancelled
 
-    def _drop_cancelled(self) -> None:
-        cancelled = np.array([self.jobs[index].is_cancelled() for index in self.active])
-        if not cancelled.any():
+    def _keep(self, kept: list[bool]) -> None:
+        if all(kept):
             return
-        for position in np.flatnonzero(cancelled):
-            self._answer(self.active[position], *_NOTHING, cancelled=True)
-        self._keep_jobs(np.flatnonzero(~cancelled))
-
-    def _keep_jobs(self, kept: NDArray[np.intp]) -> None:
-        self.active = [self.active[position] for position in kept]
-        if not self.active:
-            return
-        if self.memory is not None:
-            self.memory = self.denoiser.select(self.memory, kept)
-        if self.beams is not None:
-            self.beams = self.beams.of_jobs(kept)
+        places = np.flatnonzero(kept)
+        self.active = [self.active[place] for place in places]
+        if self.active and self.memory is not None:
+            self.memory = self.denoiser.select(self.memory, places)
 
     def _encode(self) -> None:
         started = perf_counter()
         histories = Histories.of(
-            [self.jobs[index].history for index in self.active],
+            [search.job.history for search in self.active],
             self.trie.catalogue,
             self.denoiser.history_length,
         )
         self.memory = self.denoiser.encode(histories)
         self.encode_s += perf_counter() - started
 
-    def _denoise(self) -> tuple[Floats, NDArray[np.intp]]:
-        """Log-probs, (places, num_subspaces, num_codes), and the place of each live beam."""
-        num_jobs, num_subspaces = len(self.active), self.codes.shape[1]
-        difficulty = np.array(
-            [sum(self.jobs[index].schedule.steps[self.nfe :]) for index in self.active]
-        )
-        if self.beams is None:
-            place = np.arange(num_jobs)
-            partial_sids = np.full((num_jobs, 1, num_subspaces), self.num_codes, np.uint16)
-        else:
-            partial_sids, place = self.beams.padded(num_jobs, self.num_codes)
+    def _denoise(self) -> tuple[Floats, NDArray[np.int64]]:
+        """Log-probs (jobs, beams, n, num_codes) of the masked positions (jobs, beams, n)."""
+        num_subspaces, mask = self.codes.shape[1], self.trie.catalogue.num_codes
+        of_jobs = [search.beams for search in self.active]
+        widest = max(1 if beams is None else len(beams.sids) for beams in of_jobs)
+        partial_sids = np.full((len(of_jobs), widest, num_subspaces), mask, np.uint16)
+        for job, beams in enumerate(of_jobs):
+            if beams is not None:
+                partial_sids[job, : len(beams.sids)] = beams.sids
+        left = max(sum(search.job.schedule.steps[self.nfe :]) for search in self.active)
+        # Masked positions first, each group ascending; a beam with fewer repeats its last one.
+        order = np.argsort(partial_sids != mask, axis=-1, kind="stable")[..., :left]
+        num_masked = np.count_nonzero(partial_sids == mask, axis=-1)[..., None]
+        place = np.minimum(np.arange(left), num_masked - 1)
+        positions = np.take_along_axis(order, place, axis=-1)
         started = perf_counter()
+        difficulty = num_masked[:, 0, 0]
         log_probs = self.denoiser.denoise(self.memory, partial_sids, difficulty)
+        log_probs = np.take_along_axis(log_probs, positions[..., None], axis=2)
         self.denoise_s += perf_counter() - started
-        return log_probs.reshape(-1, num_subspaces, self.num_codes), place
+        return log_probs, positions
 
-    def _root_step(
-        self, log_probs: Floats, widths: NDArray[np.int64], last: NDArray[np.bool_]
-    ) -> None:
-        """The first step: one beam per job, which owns all allowed rows."""
-        parts: list[LiveBeams] = []
-        masked = np.ones((1, self.codes.shape[1]), bool)
-        for active, index in enumerate(self.active):
-            root, here, width = self._root(active), log_probs[active], widths[[active]]
-            if last[active] or self.ranking == "rows":
-                scores = self._root_scores(root, here, index)
-            if last[active]:
-                self._answer(index, *best_rows(root.rows, scores, self.jobs[index].k))
-                continue
-            if self.ranking == "rows":
-                confidence = row_confidence(root, scores, self.codes, self.num_codes)
-                chosen = self._choose(root, confidence, masked, width)
+    def _first_step(self, log_probs: Floats) -> None:
+        """One beam per job, which owns all allowed rows."""
+        num_items, num_subspaces = self.codes.shape
+        biases = RowBiases(num_items)
+        positions = np.arange(num_subspaces)[None]
+        for search, here in zip(self.active, log_probs, strict=True):
+            job = search.job
+            biases.fill(job, self.prior, self.denoiser.repeat_bias)
+            width = job.schedule.steps[0]
+            if search.is_last_step(1, num_items - biases.num_excluded):
+                normalised = self.ranking == expansion.ROWS
+                best = best_of_all(
+                    self.codes, biases.values, here[0], job.k, normalised=normalised
+                )
+                search.finish(*best, self.nfe)
+            elif self.ranking == expansion.PATH and width == 1:
+                search.beams = expand_root(
+                    self.codes,
+                    self.trie.indptr,
+                    self.trie.rows,
+                    biases.values,
+                    biases.touched,
+                    biases.num_excluded,
+                    here[0],
+                    job.beam_width,
+                    self.confidence,
+                    self._drawn(search, 1),
+                )
             else:
-                place = np.zeros(1, np.intp)
-                chosen, scores = self._score(root, here[None], place, masked, width)
-            parts.append(self._expand(root, chosen, scores))
-        self.beams = LiveBeams.concatenate(parts) if parts else None
+                rows, of_rows = allowed_rows(biases.values, biases.num_excluded)
+                sids = np.full((1, num_subspaces), self.trie.catalogue.num_codes, np.uint16)
+                root = Beams(sids, np.zeros(1), np.array([0, len(rows)]), rows, of_rows)
+                search.beams = self._expand(search, root, here, positions, width)
 
-    def _root_scores(self, root: LiveBeams, log_probs: Floats, index: int) -> Floats:
-        """`_final_scores` of a root, whose rows are nearly all; log_probs: (subspaces, codes)."""
-        by_position = self.trie.codes_by_position
-        scores: Floats = log_probs[0].take(by_position[0])
-        for position in range(1, len(by_position)):
-            scores += log_probs[position].take(by_position[position])
-        rows, biases = self.biases.of_job(index)
-        scores[rows] += biases
-        if len(root.rows) < len(scores):
-            scores = scores[root.rows]
-        if self.ranking == "rows":
-            highest = scores.max()
-            scores -= highest + np.float32(np.log(np.exp(scores - highest).sum(dtype=np.float64)))
-        return scores
+    def _later_step(self, log_probs: Floats, positions: NDArray[np.int64]) -> None:
+        for job, search in enumerate(self.active):
+            assert search.beams is not None
+            own, asked = log_probs[job], positions[job]
+            if search.is_last_step(self.nfe, len(search.beams.rows)):
+                best = best_survivors(
+                    self.codes, search.beams, own, asked, search.job.k, self.ranking
+                )
+                search.finish(*best, self.nfe)
+            else:
+                width = search.job.schedule.steps[self.nfe - 1]
+                search.beams = self._expand(search, search.beams, own, asked, width)
 
-    def _root(self, active: int) -> LiveBeams:
-        rows = np.arange(len(self.codes), dtype=np.int32)
-        excluded = self.excluded[self.active[active]]
-        if len(excluded):
-            rows = np.delete(rows, excluded)
-        mask = np.full((1, self.codes.shape[1]), self.num_codes, np.uint16)
-        one = np.zeros(1, np.float32)
-        return LiveBeams(np.array([active]), mask, one, rows, np.zeros(len(rows), np.intp))
-
-    def _step(
+    def _expand(
         self,
-        beams: LiveBeams,
+        search: _Search,
+        beams: Beams,
         log_probs: Floats,
-        place: NDArray[np.intp],
-        widths: NDArray[np.int64],
-        last: NDArray[np.bool_],
-    ) -> None:
-        """A later step: choose positions, score survivors, answer complete jobs, expand others."""
-        masked = beams.partial_sids == self.num_codes
-        row_job = beams.job[beams.row_beam]
-        if last.any():
-            scores = self._final_scores(beams, log_probs, place, masked)
-            for active in np.flatnonzero(last):
-                start, stop = np.searchsorted(row_job, [active, active + 1])
-                index = self.active[active]
-                best = best_rows(beams.rows[start:stop], scores[start:stop], self.jobs[index].k)
-                self._answer(index, *best)
-        if last.all():
-            return
-        chosen, scores = self._score(beams, log_probs, place, masked, widths[beams.job])
-        going_on = ~last[row_job]
-        left = replace(beams, rows=beams.rows[going_on], row_beam=beams.row_beam[going_on])
-        self.beams = self._expand(left, chosen, scores[going_on])
-
-    def _score(
-        self,
-        beams: LiveBeams,
-        log_probs: Floats,
-        place: NDArray[np.intp],
-        masked: NDArray[np.bool_],
-        widths: NDArray[np.int64],
-    ) -> tuple[NDArray[np.bool_], Floats]:
-        """The positions each beam fills, (beams, num_subspaces), and survivors' scores if so."""
-        if self.ranking == "rows":
-            scores = self._row_scores(beams, log_probs, place, masked)
-            confidence = row_confidence(beams, scores, self.codes, self.num_codes)
-            return self._choose(beams, confidence, masked, widths), scores
-        legal = np.zeros((len(place), *log_probs.shape[1:]), bool)
-        for position in range(self.codes.shape[1]):
-            legal[beams.row_beam, position, self.codes[beams.rows, position]] = True
-        confidence = path_confidence(log_probs[place], legal, raw=self.confidence == "raw")
-        chosen = self._choose(beams, confidence, masked, widths)
-        return chosen, self._path_scores(beams, log_probs, place, chosen)
-
-    def _choose(
-        self,
-        beams: LiveBeams,
-        confidence: Floats,
-        masked: NDArray[np.bool_],
-        widths: NDArray[np.int64],
-    ) -> NDArray[np.bool_]:
-        """Each beam's `widths` most confident masked positions: (beams, num_subspaces) bool."""
-        if self.confidence == "random":
-            histories = [self.jobs[index].history for index in self.active]
-            confidence = random_confidence(beams, histories, self.nfe, masked.shape[1])
-        confidence = np.where(masked, confidence, -np.inf)
-        rank = np.argsort(np.argsort(-confidence, axis=-1, kind="stable"), axis=-1)
-        return masked & (rank < widths[:, None])
-
-    def _path_scores(
-        self,
-        beams: LiveBeams,
-        log_probs: Floats,
-        place: NDArray[np.intp],
-        chosen: NDArray[np.bool_],
-    ) -> Floats:
-        """Score of each surviving row's child: its beam's score + log-probs at chosen positions."""
-        gained = np.zeros(len(beams.rows), np.float32)
-        row_place = place[beams.row_beam]
-        for position in range(self.codes.shape[1]):
-            here = log_probs[row_place, position, self.codes[beams.rows, position]]
-            gained += np.where(chosen[beams.row_beam, position], here, np.float32(0))
-        return beams.scores[beams.row_beam] + gained
-
-    def _row_scores(
-        self,
-        beams: LiveBeams,
-        log_probs: Floats,
-        place: NDArray[np.intp],
-        masked: NDArray[np.bool_],
-    ) -> Floats:
-        """Log-probability of each surviving row: its share of its beam's, in proportion."""
-        logits = self._path_scores(beams, log_probs, place, masked) + self._bias_of(beams)
-        starts = np.searchsorted(beams.row_beam, np.arange(len(beams.job)))
-        logits -= np.maximum.reduceat(logits, starts)[beams.row_beam]
-        mass = np.add.reduceat(np.exp(logits, dtype=np.float64), starts)
-        of_beam = (beams.scores - np.log(mass)).astype(np.float32)
-        return logits + of_beam[beams.row_beam]
-
-    def _final_scores(
-        self,
-        beams: LiveBeams,
-        log_probs: Floats,
-        place: NDArray[np.intp],
-        masked: NDArray[np.bool_],
-    ) -> Floats:
-        """Scores of surviving rows once every position is filled."""
-        if self.ranking == "rows":
-            return self._row_scores(beams, log_probs, place, masked)
-        return self._path_scores(beams, log_probs, place, masked) + self._bias_of(beams)
-
-    def _bias_of(self, beams: LiveBeams) -> Floats:
-        """(survivors,) float32: bias of each surviving row for its job."""
-        return self.biases.of(np.array(self.active)[beams.job[beams.row_beam]], beams.rows)
-
-    def _expand(self, beams: LiveBeams, chosen: NDArray[np.bool_], scores: Floats) -> LiveBeams:
-        """Keep each job's best groups of survivors; a group's score is its rows', or their sum."""
-        first, group = group_rows(beams, chosen, self.codes, self.num_codes)
-        parent = beams.row_beam[first]
-        job = beams.job[parent]
-        scores = scores[first] if self.ranking == "path" else log_sums(scores, group, len(first))
-        order = np.lexsort((-scores, job))  # stable: groups come by parent, then codes
-        per_job = np.bincount(job)
-        rank = np.arange(len(order)) - (np.cumsum(per_job) - per_job)[job[order]]
-        width = np.array([self.jobs[index].beam_width for index in self.active])
-        kept = order[rank < width[job[order]]]
-
-        child_of_group = np.full(len(first), -1, np.intp)
-        child_of_group[kept] = np.arange(len(kept))
-        child = child_of_group[group]
-        survivors = np.flatnonzero(child >= 0)
-        survivors = survivors[np.argsort(child[survivors], kind="stable")]
-        partial_sids = np.where(
-            chosen[parent[kept]],
-            self.codes[beams.rows[first[kept]]],
-            beams.partial_sids[parent[kept]],
-        )
-        return LiveBeams(
-            job[kept], partial_sids, scores[kept], beams.rows[survivors], child[survivors]
+        positions: NDArray[np.int64],
+        width: int,
+    ) -> Beams:
+        return expand(
+            self.codes,
+            self.trie.num_legal,
+            beams,
+            log_probs,
+            positions,
+            width,
+            search.job.beam_width,
+            self.ranking,
+            self.confidence,
+            self._drawn(search, len(beams.sids)),
         )
 
-
-_NOTHING = (np.empty(0, np.int32), np.empty(0, np.float32))
+    def _drawn(self, search: _Search, num_beams: int) -> Floats:
+        """Random confidences, (num_beams, num_subspaces), seeded by the history and the step."""
+        shape = (num_beams, self.codes.shape[1])
+        if self.confidence != expansion.DRAWN:
+            return np.empty((1, shape[1]), np.float32)
+        seed = self.nfe, zlib.crc32(search.job.history.tobytes())
+        return np.random.default_rng(seed).random(shape, np.float32)

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from service.decoding.beam import decode
-from service.decoding.confidence import Confidence
 from service.decoding.denoiser import Denoiser
-from service.decoding.job import Decoded, Job, Ranking, Timings
+from service.decoding.job import Confidence, Decoded, Job, Ranking, Timings
 from service.decoding.neighbours import NeighbourPrior
 from service.decoding.trie import SidTrie
 

@@ -17,7 +17,8 @@ from service.decoding.schedule import Schedule
 
 Floats = NDArray[np.float32]
 Rows = NDArray[np.int32]
-Ranking = Literal["rows", "path"]
+Ranking = Literal["rows", "best", "path"]
+Confidence = Literal["legal", "raw", "random"]
 
 
 def _never() -> bool:
@@ -30,6 +31,8 @@ class Job:
 
     history:  (n,) int32 rows, oldest to newest; the denoiser sees the newest `history_length`
     excluded: (m,) int32 rows that must not be returned; the search starts without them
+    finish_rows: once the beams own at most this many rows, all are scored and the search ends; 0 =
+        the schedule is followed to its end
     is_cancelled: asked between steps; once true the job is dropped
     """
 
@@ -38,6 +41,7 @@ class Job:
     schedule: Schedule
     beam_width: int
     excluded: Rows = field(default_factory=lambda: np.empty(0, np.int32))
+    finish_rows: int = 0
     is_cancelled: Callable[[], bool] = _never
 
 

@@ -25,7 +25,7 @@ class NeighbourPrior:
     history_length: newest items of a history that are looked up
     decay:  weight of an item against the next newer one, in (0, 1]
     scale:  memory at which a row gains weight * log 2
-    weight: how much is added; 0 = the prior is off
+    weight: how much is added: weight * log(1 + memory / scale); 0 = the prior is off
     Raises ValueError when the arrays do not fit together.
     """
 
@@ -52,24 +52,23 @@ class NeighbourPrior:
         if not (np.isfinite(self.affinities).all() and (self.affinities >= 0).all()):
             raise ValueError("affinities must be finite and not negative")
 
-    def memory(self, history: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
-        """Rows the history's items call for, ascending, and how strongly.
+    def called_for(
+        self, history: NDArray[np.int32]
+    ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """Rows that the newest items of the history call for, and how strongly, both
+        (items, num_neighbours); a row may come up more than once, then its strengths add up.
 
-        memory(row) = sum over the newest items, age 0 first: decay ** age * affinity[item, row]
+        strength = decay ** age * affinity[item, row], the newest item being of age 0
         """
         newest = history[-self.history_length :]
         ages = np.arange(len(newest) - 1, -1, -1)
-        strengths = self.affinities[newest] * (self.decay**ages)[:, None]
+        decayed = (self.decay**ages)[:, None].astype(np.float32)
+        return self.neighbours[newest], self.affinities[newest] * decayed
+
+    def memory(self, history: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
+        """Rows the history calls for, ascending, and the sum of their strengths."""
+        neighbours, strengths = self.called_for(history)
         called = strengths > 0
-        rows, place = np.unique(self.neighbours[newest][called], return_inverse=True)
+        rows, place = np.unique(neighbours[called], return_inverse=True)
         memory = np.bincount(place, strengths[called], minlength=len(rows))
         return rows, memory.astype(np.float64)
-
-    def row_scores(
-        self, history: NDArray[np.int32]
-    ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-        """What is added to the scores of rows, ascending: weight * log(1 + memory / scale)."""
-        if not self.weight:
-            return np.empty(0, np.int32), np.empty(0, np.float32)
-        rows, memory = self.memory(history)
-        return rows, (self.weight * np.log1p(memory / self.scale)).astype(np.float32)

@@ -1,60 +1,100 @@
-"""What is known of rows beside their codes, for all jobs of a batch: one ascending array of keys.
+"""What is known of rows beside their codes: a dense scratch array, filled for one job at a time.
 
 A row's bias is the neighbour prior's score of it, plus the network's bias for repeats when the
-history holds it. Few rows of a job have one; the others' is zero.
+history holds it, and -inf when the job excludes it. Few rows have one, so filling and clearing
+touch those only. Survivors of the search carry their biases with them; the array serves the first
+step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import NDArray
 
+from service.decoding.compiled import compiled
 from service.decoding.job import Floats, Job, Rows
 from service.decoding.neighbours import NeighbourPrior
 
 
 class RowBiases:
-    """Biases by (job, row). keys: (n,) int64 ascending, job * num_items + row; values: (n,)."""
+    """Biases of all rows for the job that was filled in last.
 
-    def __init__(
-        self, jobs: Sequence[Job], prior: NeighbourPrior | None, repeat_bias: float, num_items: int
-    ) -> None:
-        self.num_items = num_items
-        keys, values = [np.empty(0, np.int64)], [np.empty(0, np.float32)]
-        for index, job in enumerate(jobs):
-            rows, biases = _of_history(job.history, prior, repeat_bias)
-            keys.append(index * num_items + rows.astype(np.int64))
-            values.append(biases)
-        self.keys: NDArray[np.int64] = np.concatenate(keys)
-        self.values: Floats = np.concatenate(values)
+    values:       (num_items,) float32
+    touched:      (n,) int32, rows whose value may differ from 0, some of them twice
+    num_excluded: rows that are excluded
+    """
 
-    def of_job(self, job: int) -> tuple[NDArray[np.int64], Floats]:
-        """Rows of a job that have a bias, ascending, and the biases."""
-        start, stop = np.searchsorted(self.keys, [job * self.num_items, (job + 1) * self.num_items])
-        return self.keys[start:stop] - job * self.num_items, self.values[start:stop]
+    def __init__(self, num_items: int) -> None:
+        self.values: Floats = np.zeros(num_items, np.float32)
+        self.touched: Rows = np.empty(0, np.int32)
+        self.num_excluded = 0
 
-    def of(self, jobs: NDArray[np.intp], rows: Rows) -> Floats:
-        """(n,) float32: the bias of each row for the job beside it, both (n,)."""
-        if not len(self.keys):
-            return np.zeros(len(rows), np.float32)
-        keys = jobs * self.num_items + rows
-        found = np.searchsorted(self.keys, keys).clip(max=len(self.keys) - 1)
-        return np.where(self.keys[found] == keys, self.values[found], np.float32(0))
+    def fill(self, job: Job, prior: NeighbourPrior | None, repeat_bias: float) -> None:
+        """The biases of this job instead of the last one's."""
+        self.clear()
+        neighbours, strengths = _NO_NEIGHBOURS
+        weight, scale = 0.0, 1.0
+        if prior is not None and prior.weight:
+            neighbours, strengths = prior.called_for(job.history)
+            weight, scale = prior.weight, prior.scale
+        repeated = np.unique(job.history) if repeat_bias else np.empty(0, np.int32)
+        touched = np.empty(neighbours.size + len(repeated) + len(job.excluded), np.int32)
+        num_touched, self.num_excluded = _fill(
+            self.values,
+            touched,
+            neighbours,
+            strengths,
+            scale,
+            weight,
+            repeated,
+            repeat_bias,
+            job.excluded,
+        )
+        self.touched = touched[:num_touched]
+
+    def clear(self) -> None:
+        """All zero again."""
+        self.values[self.touched] = 0
+        self.touched, self.num_excluded = np.empty(0, np.int32), 0
 
 
-def _of_history(
-    history: Rows, prior: NeighbourPrior | None, repeat_bias: float
-) -> tuple[Rows, Floats]:
-    rows, scores = np.empty(0, np.int32), np.empty(0, np.float32)
-    if prior is not None:
-        rows, scores = prior.row_scores(history)
-    if not repeat_bias:
-        return rows, scores
-    seen = np.unique(history)
-    all_rows = np.union1d(rows, seen)
-    biases = np.zeros(len(all_rows), np.float32)
-    biases[np.searchsorted(all_rows, rows)] = scores
-    biases[np.searchsorted(all_rows, seen)] += np.float32(repeat_bias)
-    return all_rows, biases
+_NO_NEIGHBOURS = np.empty((0, 0), np.int32), np.empty((0, 0), np.float32)
+
+
+@compiled
+def _fill(
+    values: Floats,
+    touched: Rows,
+    neighbours: NDArray[np.int32],
+    strengths: NDArray[np.float32],
+    scale: float,
+    weight: float,
+    repeated: Rows,
+    repeat_bias: float,
+    excluded: Rows,
+) -> tuple[int, int]:
+    """How many rows were touched and how many are excluded."""
+    num_touched = 0
+    for item in range(neighbours.shape[0]):
+        for place in range(neighbours.shape[1]):
+            strength = strengths[item, place]
+            if strength > 0:
+                row = neighbours[item, place]
+                if values[row] == 0:
+                    touched[num_touched] = row
+                    num_touched += 1
+                values[row] += strength
+    for row in touched[:num_touched]:
+        values[row] = weight * np.log1p(values[row] / scale)
+    for row in repeated:
+        touched[num_touched] = row
+        num_touched += 1
+        values[row] += repeat_bias
+    num_excluded = 0
+    for row in excluded:
+        if values[row] != -np.inf:
+            values[row] = -np.inf
+            touched[num_touched] = row
+            num_touched += 1
+            num_excluded += 1
+    return num_touched, num_excluded

@@ -8,42 +8,36 @@ form. Knows nothing of scores or beams.
 
 from __future__ import annotations
 
-from functools import cached_property
-
 import numpy as np
 from numpy.typing import NDArray
 
 from service.decoding.catalogue import Catalogue
+from service.decoding.compiled import compiled
 
 
 class SidTrie:
     """The catalogue, and the root's postings: `rows[p, indptr[p, c]:indptr[p, c + 1]]` have code c
-    at position p. Postings are made when first asked for; the search itself reads rows' codes.
+    at position p, ascending.
 
-    codes_by_position: (num_subspaces, num_items) uint16, contiguous
+    indptr: (num_subspaces, num_codes + 1) int64, where each code's posting list begins
+    rows:   (num_subspaces, num_items) int32, all posting lists
+    num_legal: (num_subspaces,) int64, how many codes any item has at each position
     """
 
     def __init__(self, catalogue: Catalogue) -> None:
         self.catalogue = catalogue
-        self.codes_by_position = np.ascontiguousarray(catalogue.codes.T)
+        self.indptr, self.rows = _postings(catalogue.codes, catalogue.num_codes)
+        self.num_legal = np.count_nonzero(self.counts, axis=1)
 
-    @cached_property
+    @property
     def counts(self) -> NDArray[np.int64]:
         """(num_subspaces, num_codes) int64: items that have each code."""
-        num_codes = self.catalogue.num_codes
-        counts = [np.bincount(codes, minlength=num_codes) for codes in self.codes_by_position]
-        return np.stack(counts).astype(np.int64)
+        return np.diff(self.indptr, axis=1)
 
-    @cached_property
-    def indptr(self) -> NDArray[np.int64]:
-        """(num_subspaces, num_codes + 1) int64: where each code's posting list begins."""
-        before = np.zeros((self.catalogue.num_subspaces, 1), np.int64)
-        return np.concatenate((before, self.counts.cumsum(axis=1)), axis=1)
-
-    @cached_property
-    def rows(self) -> NDArray[np.int32]:
-        """(num_subspaces, num_items) int32: all posting lists, ascending within a code."""
-        return np.argsort(self.codes_by_position, axis=1, kind="stable").astype(np.int32)
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays the search reads: codes and postings."""
+        return self.catalogue.codes.nbytes + self.indptr.nbytes + self.rows.nbytes
 
     def postings(
         self, position: int, codes: NDArray[np.integer]
@@ -57,3 +51,26 @@ class SidTrie:
         group = np.repeat(np.arange(len(codes)), lengths)
         first = np.repeat(starts - np.concatenate(([0], np.cumsum(lengths)[:-1])), lengths)
         return self.rows[position, first + np.arange(len(group))], group
+
+
+@compiled
+def _postings(
+    codes: NDArray[np.uint16], num_codes: int
+) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """Counting sort of the rows by their code, once per position."""
+    num_items, num_subspaces = codes.shape
+    indptr = np.zeros((num_subspaces, num_codes + 1), np.int64)
+    for row in range(num_items):
+        for position in range(num_subspaces):
+            indptr[position, codes[row, position] + 1] += 1
+    for position in range(num_subspaces):
+        for code in range(num_codes):
+            indptr[position, code + 1] += indptr[position, code]
+    rows = np.empty((num_subspaces, num_items), np.int32)
+    free = indptr[:, :-1].copy()
+    for position in range(num_subspaces):
+        for row in range(num_items):
+            code = codes[row, position]
+            rows[position, free[position, code]] = row
+            free[position, code] += 1
+    return indptr, rows

@@ -286,7 +286,7 @@ def _groups(
     groups: dict[tuple[int, ...], list[int]] = {}
     for row in rows:
         groups.setdefault(tuple(codes[row][position] for position in chosen), []).append(row)
-    return sorted(groups.items())
+    return list(groups.items())  # the lower first row first
 
 
 def _children(

@@ -21,8 +21,7 @@ from worlds import catalogue_of, catalogues, job_of, jobs, priors
 
 from service.decoding.beam import decode
 from service.decoding.catalogue import Catalogue
-from service.decoding.confidence import Confidence
-from service.decoding.job import Decoded, Job, Ranking
+from service.decoding.job import Confidence, Decoded, Job, Ranking
 from service.decoding.neighbours import NeighbourPrior
 from service.decoding.schedule import Schedule
 from service.decoding.trie import SidTrie
@@ -100,7 +99,7 @@ def test_a_batch_equals_the_reference(
 @each_confidence
 @settings(deadline=None, max_examples=200)
 @given(data=st.data(), seed=seeds)
-def test_ties_go_to_the_lower_position_then_parent_then_codes_then_row(
+def test_ties_go_to_the_lower_position_then_parent_then_row(
     confidence: Confidence, data: st.DataObject, seed: int
 ) -> None:
     catalogue = data.draw(catalogues())
@@ -116,13 +115,13 @@ def test_ties_go_to_the_lower_position_then_parent_then_codes_then_row(
     ("steps", "beam_width", "expected"),
     [
         ((3,), 1, [0, 1, 2, 3]),  # all rows
-        ((1, 2), 1, [4, 5, 6, 7]),  # those of 000 to 011
-        ((2, 1), 1, [6, 7, 14, 15]),  # those of 000 and 001
-        ((1, 1, 1), 1, [6, 7, 14, 15]),
-        ((1, 1, 1), 2, [4, 5, 6, 7]),  # beams 0 and 1, then both children of beam 0
+        ((1, 2), 1, [0, 1, 2, 3]),  # those of 111 to 100
+        ((2, 1), 1, [0, 1, 8, 9]),  # those of 111 and 110
+        ((1, 1, 1), 1, [0, 1, 8, 9]),
+        ((1, 1, 1), 2, [0, 1, 2, 3]),  # beams 1 and 0, then both children of the first
     ],
 )
-def test_ties_of_rows_go_to_the_lower_position_then_parent_then_codes_then_row(
+def test_ties_of_rows_go_to_the_lower_position_then_parent_then_row(
     steps: tuple[int, ...], beam_width: int, expected: list[int]
 ) -> None:
     """Every SID of three bits, twice, 111 first, all equally probable."""

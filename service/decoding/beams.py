@@ -1,0 +1,31 @@
+"""The live beams of one job, as flat arrays. Data only: the search decides what happens to it.
+
+Beams are sorted, best first. Each owns its surviving rows; beams' rows are disjoint, so two beams
+never become the same partial SID.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.decoding.job import Floats, Rows
+
+
+class Beams(NamedTuple):
+    """Partial SIDs, and the catalogue rows that agree with each.
+
+    sids:   (beams, num_subspaces) uint16, MASK = num_codes where not yet filled
+    scores: (beams,) float64, log-probability of the partial SID, as the ranking has it
+    starts: (beams + 1,) int64: beam b owns rows[starts[b]:starts[b + 1]]
+    rows:   (survivors,) int32, ascending within a beam
+    biases: (survivors,) float32, what each row's score gains beside its codes
+    """
+
+    sids: NDArray[np.uint16]
+    scores: NDArray[np.float64]
+    starts: NDArray[np.int64]
+    rows: Rows
+    biases: Floats
