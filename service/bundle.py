@@ -235,7 +235,7 @@ def write_bundle(
     """
     if path.exists():
         raise FileExistsError(f"{path} exists; a bundle is never overwritten")
-    if tuple(item.item_id for item in items) != catalogue.item_ids:
+    if tuple(item.item_id for item in items) != tuple(catalogue.item_ids):
         raise BundleInvalid("items must be in catalogue order, one per row")
     files = {
         "encoder.onnx": encoder,

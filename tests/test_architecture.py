@@ -35,6 +35,9 @@ TRAINING_ONLY = {
 }
 KERNEL_MAY_IMPORT = {"numpy", "numba", "onnxruntime", "service.decoding"}
 TRAINING_MAY_IMPORT = {"service.bundle", "service.decoding", "service.errors"}
+# docs/decisions/011: one load test times the kernel itself, and its modules are called decode_*.
+DECODE_BENCH = re.compile(r"loadtest\.decode_\w+")
+DECODE_BENCH_MAY_IMPORT = {"service.bundle", "service.decoding", "service.errors"}
 # A library that belongs to one idea is imported by the modules that are this idea, no others.
 ONLY_IN = {
     "fastapi": {"service.app"},
@@ -87,7 +90,10 @@ def _within_any(name: str, packages: set[str]) -> bool:
 
 
 def forbidden_imports(module: Module) -> list[str]:
-    """Imports that break the one arrow: training -> {bundle, decoding}, loadtest -> HTTP."""
+    """Imports that break the one arrow: training -> {bundle, decoding}, loadtest -> HTTP.
+
+    decode_bench -> {bundle, decoding}: it times the kernel.
+    """
     return [name for name in module.imports() if not _may_import(module, name)]
 
 
@@ -101,6 +107,13 @@ def _may_import(module: Module, name: str) -> bool:
         return top not in TRAINING_ONLY | {"training", "loadtest", "locust"}
     if module.inside("training"):
         return top != "loadtest" and (top != "service" or _within_any(name, TRAINING_MAY_IMPORT))
+    if DECODE_BENCH.fullmatch(module.name):
+        if (module.name, name) == ("loadtest.decode_flops", "onnx"):
+            return True
+        if top == "service":
+            return _within_any(name, DECODE_BENCH_MAY_IMPORT)
+    elif DECODE_BENCH.match(name):
+        return False
     return top not in {"service", "training"} | TRAINING_ONLY
 
 
@@ -219,6 +232,13 @@ def test_the_server_loads_nothing_that_trains(entry: str) -> None:
         ("training.export", "from loadtest import replay"),
         ("loadtest.replay", "from service.schemas import RecommendRequest"),
         ("loadtest.replay", "import training"),
+        ("loadtest.replay", "from service.decoding import Decoder"),
+        ("loadtest.replay", "from loadtest.decode_synthetic import RandomDenoiser"),
+        ("loadtest.decode_bench", "from service.recommender import Recommender"),
+        ("loadtest.decode_bench", "from training.evaluation import evaluate"),
+        ("loadtest.decode_bench", "import onnx"),
+        ("loadtest.decode_flops", "import torch"),
+        ("loadtest.decoder", "from service.decoding import Decoder"),
     ],
 )
 def test_a_forbidden_import_is_found(name: str, source: str) -> None:
@@ -233,6 +253,10 @@ def test_a_forbidden_import_is_found(name: str, source: str) -> None:
         ("service.decoding.__init__", "from .beam import decode"),
         ("training.export", "from service.bundle import write_bundle\nimport torch"),
         ("loadtest.replay", "import httpx"),
+        ("loadtest.decode_bench", "from service.bundle import Bundle"),
+        ("loadtest.decode_bench", "from loadtest.decode_flops import FlopCounter"),
+        ("loadtest.decode_synthetic", "from service.decoding import Catalogue"),
+        ("loadtest.decode_flops", "def late():\n    import onnx"),
     ],
 )
 def test_an_allowed_import_is_not(name: str, source: str) -> None:

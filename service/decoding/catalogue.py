@@ -7,7 +7,7 @@ popular items. Knows nothing of titles, users or networks.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -22,15 +22,16 @@ class Catalogue:
     codes:      (num_items, num_subspaces) uint16, each below num_codes
     popularity: (num_items,) int64, training interactions of each row, never increasing
     vectors:    (num_items, d) float16, what the encoder sees beside codes; none given = d is 0
+    row_of:     row of each item_id; none given = made of item_ids, which must then be distinct
     Raises ValueError when the arrays do not fit together.
     """
 
-    item_ids: tuple[str, ...]
+    item_ids: Sequence[str]
     codes: NDArray[np.uint16]
     num_codes: int
     popularity: NDArray[np.int64]
     vectors: NDArray[np.float16] = field(default_factory=lambda: np.empty((0, 0), np.float16))
-    row_of: dict[str, int] = field(init=False, repr=False)
+    row_of: Mapping[str, int] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if self.codes.ndim != 2 or self.codes.dtype != np.uint16:
@@ -53,10 +54,11 @@ class Catalogue:
             raise ValueError(f"codes must be below num_codes = {self.num_codes}")
         if np.any(np.diff(self.popularity) > 0):
             raise ValueError("rows must be ordered by popularity, most popular first")
-        row_of = {item_id: row for row, item_id in enumerate(self.item_ids)}
-        if len(row_of) != len(self.item_ids):
+        if not self.row_of:
+            row_of = {item_id: row for row, item_id in enumerate(self.item_ids)}
+            object.__setattr__(self, "row_of", row_of)
+        if len(self.row_of) != len(self.item_ids):
             raise ValueError("item_ids must be distinct")
-        object.__setattr__(self, "row_of", row_of)
 
     @property
     def num_items(self) -> int:

@@ -29,6 +29,12 @@ def test_a_valid_catalogue() -> None:
     assert Catalogue(**parts(vectors=vectors)).vectors is vectors
 
 
+def test_rows_may_be_looked_up_elsewhere() -> None:
+    elsewhere = {"b": 0, "a": 1, "c": 2}
+    assert Catalogue(**parts(row_of=elsewhere)).row_of is elsewhere
+    assert Catalogue(**parts(item_ids=["b", "a", "c"])).row_of == elsewhere
+
+
 def test_rows_of_keeps_the_order_and_drops_unknown_items() -> None:
     rows = Catalogue(**parts()).rows_of(["c", "gone", "b", "c"])
     assert rows.tolist() == [2, 0, 2]
@@ -50,6 +56,7 @@ def test_rows_of_keeps_the_order_and_drops_unknown_items() -> None:
         ({"num_codes": 3}, "below num_codes = 3"),
         ({"popularity": np.array([2, 7, 2])}, "most popular first"),
         ({"item_ids": ("a", "b", "a")}, "distinct"),
+        ({"row_of": {"a": 0, "b": 1}}, "distinct"),
         (
             {
                 "item_ids": (),
