@@ -208,7 +208,7 @@ class _Batch:
                     self.codes, biases.values, here[0], job.k, normalised=normalised
                 )
                 search.finish(*best, self.nfe)
-            elif self.ranking == expansion.PATH and width == 1:
+            elif width == 1:
                 search.beams = expand_root(
                     self.codes,
                     self.trie.indptr,
@@ -217,7 +217,9 @@ class _Batch:
                     biases.touched,
                     biases.num_excluded,
                     here[0],
+                    (0,) * num_subspaces,
                     job.beam_width,
+                    self.ranking,
                     self.confidence,
                     self._drawn(search, 1),
                 )

@@ -20,10 +20,11 @@ from service.decoding import heap
 from service.decoding.beams import Beams
 from service.decoding.compiled import compiled
 from service.decoding.job import Floats, Rows
+from service.decoding.softmax import exponentials
 
 PATH, BEST, ROWS = 0, 1, 2  # rankings
 LEGAL, RAW, DRAWN = 0, 1, 2  # confidences
-UNDERFLOW = 1e-290  # masses below it are summed again, from their own highest term
+UNDERFLOW = 1e-30  # masses below it are summed again, from their own highest term
 
 Codes = NDArray[np.uint16]
 Doubles = NDArray[np.float64]
@@ -54,20 +55,20 @@ def expand(
     num_beams, num_subspaces = sids.shape
     num_codes = log_probs.shape[2]
     # Ranked by path, children that differ in one code need no sums over rows: only who is there.
-    by_code = ranking == PATH and width == 1
-    capacity = min(len(rows), num_beams * num_codes) if by_code else len(rows)
+    lazy = ranking == PATH and width == 1
+    capacity = min(len(rows), num_beams * num_codes) if lazy else len(rows)
     child_first = np.empty(capacity, np.int64)  # index of a child's first survivor
     child_parent = np.empty(capacity, np.int32)
     child_score = np.empty(capacity, np.float64)
-    child_of = np.empty(0 if by_code else len(rows), np.int32)  # by survivor
+    child_of = np.empty(0 if lazy else len(rows), np.int32)  # by survivor
     num_children = 0
 
     most = 0
     for beam in range(num_beams):
         most = max(most, starts[beam + 1] - starts[beam])
-    table = np.full(2 if by_code else _power_of_two(2 * most), -1, np.int32)
+    table = np.full(num_codes if width == 1 else _power_of_two(2 * most), -1, np.int32)
     logits = np.empty(0 if ranking == PATH else most, np.float32)
-    weights = np.empty(most if ranking == ROWS else 0, np.float64)
+    weights = np.empty(most if ranking == ROWS else 0, np.float32)
     sums = np.zeros((num_subspaces, num_codes), np.float64)
     first = np.full((num_subspaces, num_codes), -1, np.int64)
     chosen = np.empty((num_beams, width), np.int64)
@@ -84,15 +85,12 @@ def expand(
             num_masked += sids[beam, position] == num_codes
         highest, mass = 0.0, 1.0
         if ranking != PATH:
-            of_rows = logits[: len(own)]
+            of_own = logits[: len(own)]
             highest = _row_logits(
-                codes, own, biases[starts[beam] : starts[beam + 1]], here, asked, num_masked, of_rows
+                codes, own, biases[starts[beam] : starts[beam + 1]], here, asked, num_masked, of_own
             )
             if ranking == ROWS:
-                mass = 0.0
-                for i in range(len(own)):
-                    weights[i] = np.exp(np.float64(of_rows[i]) - highest)
-                    mass += weights[i]
+                mass = exponentials(of_own, highest, weights)
 
         if confidence == DRAWN:
             for place in range(num_masked):
@@ -111,7 +109,7 @@ def expand(
             chosen[beam, choice] = asked[slots[beam, choice]]
 
         before = num_children
-        if by_code:
+        if lazy:
             place, position = slots[beam, 0], chosen[beam, 0]
             _first_of_codes(codes, own, num_legal, position, first[place], starts[beam])
             for code in range(num_codes):
@@ -121,22 +119,28 @@ def expand(
                     child_parent[num_children] = beam
                     num_children += 1
         else:
-            num_children = _group(
-                codes,
-                own,
-                chosen[beam],
-                table[: _power_of_two(2 * len(own))],
-                child_first,
-                child_of[starts[beam] : starts[beam + 1]],
-                num_children,
-                rows,
-                starts[beam],
-            )
+            of_own_child = child_of[starts[beam] : starts[beam + 1]]
+            if width == 1:
+                num_children = _group_by_code(
+                    codes, own, chosen[beam, 0], table, child_first, of_own_child, before, starts[beam]
+                )
+            else:
+                num_children = _group_by_tuple(
+                    codes,
+                    own,
+                    chosen[beam],
+                    table[: _power_of_two(2 * len(own))],
+                    child_first,
+                    of_own_child,
+                    before,
+                    starts[beam],
+                )
             for child in range(before, num_children):
                 child_parent[child] = beam
                 child_score[child] = beam_scores[beam]
+                row = rows[child_first[child]]
                 for choice in range(width):
-                    code = codes[rows[child_first[child]], chosen[beam, choice]]
+                    code = codes[row, chosen[beam, choice]]
                     child_score[child] += here[slots[beam, choice], code]
         worth = child_score[before:num_children]
         if ranking != PATH:
@@ -165,7 +169,7 @@ def expand(
     heap.sort(kept_scores, kept, num_kept)
     kept = kept[:num_kept] % capacity
     return _children(
-        codes, beams, chosen, kept, child_first, child_parent, child_score, child_of, by_code
+        codes, beams, chosen, kept, child_first, child_parent, child_score, child_of
     )
 
 
@@ -231,7 +235,7 @@ def _row_logits(
 def _sureness_of_rows(
     codes: Codes,
     rows: Rows,
-    weights: Doubles,
+    weights: Floats,
     positions: Integers,
     num_masked: int,
     sums: Doubles,
@@ -326,7 +330,36 @@ def _choose(sureness: Doubles, num_masked: int, slots: Integers) -> None:
 
 
 @compiled
-def _group(
+def _group_by_code(
+    codes: Codes,
+    own: Rows,
+    position: int,
+    table: NDArray[np.int32],
+    child_first: Integers,
+    child_of: NDArray[np.int32],
+    num_children: int,
+    start: int,
+) -> int:
+    """Group a beam's rows by their code at a position; the new number of children.
+
+    table: (num_codes,) the child of each code; all -1, and all -1 again afterwards
+    """
+    for i in range(len(own)):
+        code = codes[own[i], position]
+        child = table[code]
+        if child < 0:
+            child = num_children
+            table[code] = child
+            child_first[child] = start + i
+            num_children += 1
+        child_of[i] = child
+    for i in range(len(own)):
+        table[codes[own[i], position]] = -1
+    return num_children
+
+
+@compiled
+def _group_by_tuple(
     codes: Codes,
     own: Rows,
     chosen: Integers,
@@ -334,12 +367,11 @@ def _group(
     child_first: Integers,
     child_of: NDArray[np.int32],
     num_children: int,
-    rows: Rows,
     start: int,
 ) -> int:
-    """Group a beam's rows by their codes at the chosen positions; the new number of children.
+    """The same by the codes at several positions.
 
-    table: open addressing of children, all -1, and all -1 again afterwards
+    table: open addressing of children, its length a power of two; all -1, and so again afterwards
     """
     mask = np.uint64(len(table) - 1)
     for i in range(len(own)):
@@ -353,7 +385,7 @@ def _group(
                 child_first[child] = start + i
                 num_children += 1
                 break
-            other = rows[child_first[child]]
+            other = own[child_first[child] - start]
             same = True
             for position in chosen:
                 same &= codes[row, position] == codes[other, position]
@@ -397,9 +429,12 @@ def _children(
     child_parent: NDArray[np.int32],
     child_score: Doubles,
     child_of: NDArray[np.int32],
-    by_code: bool,
 ) -> Beams:
-    """The kept children as beams, in the order given, with their survivors."""
+    """The kept children as beams, in the order given, with their survivors.
+
+    child_of: (survivors,), or of no length where children are the codes of one position
+    """
+    lazy = len(child_of) < len(beams.rows)
     sids, _, starts, rows, biases = beams
     width = chosen.shape[1]
     new_sids = np.empty((len(kept), sids.shape[1]), sids.dtype)
@@ -419,11 +454,11 @@ def _children(
 
     new_beam = np.empty(len(rows), np.int32)  # by survivor; only parents' are filled in
     new_starts = np.zeros(len(kept) + 1, np.int64)
-    of_code = np.full(65536 if by_code else 0, -1, np.int32)
+    of_code = np.full(65536 if lazy else 0, -1, np.int32)
     for parent in range(len(sids)):
         if not is_parent[parent]:
             continue
-        if by_code:
+        if lazy:
             position = chosen[parent, 0]
             for beam in range(len(kept)):
                 if child_parent[kept[beam]] == parent:

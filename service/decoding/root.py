@@ -1,6 +1,7 @@
-"""The first decode step of a job ranked by path: straight from the postings.
+"""The first decode step where it fills one position: straight from the postings.
 
-A beam per code of the chosen position; no row is touched but those of the codes that are kept.
+Its children are the codes of that position. Ranked by path, no row is touched but those of the
+codes that are kept; the other rankings score every row once to know what a code's rows are worth.
 """
 
 from __future__ import annotations
@@ -11,27 +12,32 @@ from numpy.typing import NDArray
 from service.decoding import heap
 from service.decoding.beams import Beams
 from service.decoding.compiled import compiled
-from service.decoding.expansion import DRAWN, RAW, Codes
+from service.decoding.expansion import BEST, DRAWN, PATH, RAW, ROWS, Codes, Doubles, Integers
 from service.decoding.job import Floats, Rows
+from service.decoding.scan import BLOCK, score_rows
+from service.decoding.softmax import LOG_UNDERFLOW, exponentials, highest_of
 
 
 @compiled
 def expand_root(
     codes: Codes,
-    indptr: NDArray[np.int64],
+    indptr: Integers,
     postings: NDArray[np.int32],
     biases: Floats,
     touched: Rows,
     num_excluded: int,
     log_probs: Floats,
+    unrolled: tuple[int, ...],
     beam_width: int,
+    ranking: int,
     confidence: int,
     drawn: Floats,
 ) -> Beams:
-    """What `expansion.expand` makes of one beam that owns all allowed rows, in steps of one.
+    """What `expansion.expand` makes of one beam that owns all allowed rows, for a width of one.
 
     indptr, postings: see `SidTrie`    log_probs: (num_subspaces, num_codes)
     biases, touched:  see `RowBiases`; the last num_excluded of `touched` are the excluded rows
+    unrolled: num_subspaces zeros, see `scan.best_of_all`
     """
     num_subspaces, num_codes = log_probs.shape
     counts = indptr[:, 1:] - indptr[:, :-1]
@@ -39,35 +45,127 @@ def expand_root(
         for position in range(num_subspaces):
             counts[position, codes[row, position]] -= 1
 
+    logits = np.empty(0 if ranking == PATH else len(codes), np.float32)
+    sums = np.zeros((num_subspaces, num_codes), np.float64)
+    highest = 0.0
+    if ranking != PATH:
+        score_rows(codes, biases, log_probs, unrolled, logits)
+        highest = np.float64(highest_of(logits))
+    if ranking == ROWS:
+        _sum_by_code(codes, logits, highest, unrolled, sums)
+    mass = sums[0].sum() if ranking == ROWS else 1.0
+
     chosen, surest = 0, -np.inf
     for position in range(num_subspaces):
-        sureness = _sureness(counts[position], log_probs[position], confidence, drawn[0, position])
+        if confidence == DRAWN:
+            sureness = np.float64(drawn[0, position])
+        elif confidence == RAW:
+            sureness = np.float64(log_probs[position].max())
+        elif np.count_nonzero(counts[position]) == 1:
+            sureness = -np.inf
+        elif ranking == ROWS:
+            sureness = sums[position].max()
+        else:
+            sureness = _highest_legal(counts[position], log_probs[position])
         if sureness > surest:
             chosen, surest = position, sureness
 
     kept_scores, kept = np.empty(beam_width, np.float64), np.empty(beam_width, np.int64)
     num_kept = 0
     for code in range(num_codes):
-        if counts[chosen, code]:
-            first = indptr[chosen, code]
-            while biases[postings[chosen, first]] == -np.inf:
-                first += 1
-            number = np.int64(postings[chosen, first]) * 65536 + code  # the first row decides ties
-            score = np.float64(log_probs[chosen, code])
-            num_kept = heap.push(kept_scores, kept, num_kept, score, number)
+        if counts[chosen, code] == 0:
+            continue
+        own = postings[chosen, indptr[chosen, code] : indptr[chosen, code + 1]]
+        worth = np.float64(log_probs[chosen, code])
+        if ranking == ROWS and sums[chosen, code] > mass * np.exp(LOG_UNDERFLOW + 17):
+            worth = np.log(sums[chosen, code] / mass)
+        elif ranking != PATH:
+            worth = _worth_of_rows(own, logits, ranking) - (
+                highest + np.log(mass) if ranking == ROWS else 0.0
+            )
+        first = 0
+        while biases[own[first]] == -np.inf:
+            first += 1
+        number = np.int64(own[first]) * 65536 + code  # the first row decides ties
+        num_kept = heap.push(kept_scores, kept, num_kept, worth, number)
     heap.sort(kept_scores, kept, num_kept)
+    scores = kept_scores[:num_kept].copy()
+    if ranking == BEST:
+        for beam in range(num_kept):
+            scores[beam] = log_probs[chosen, kept[beam] % 65536]
+    beams = _of_codes(codes, indptr, postings, biases, touched, chosen, kept[:num_kept], scores)
+    return _without_excluded(beams) if num_excluded else beams
 
-    sids = np.full((num_kept, num_subspaces), num_codes, np.uint16)
-    starts = np.zeros(num_kept + 1, np.int64)
+
+@compiled
+def _sum_by_code(
+    codes: Codes, logits: Floats, highest: float, unrolled: tuple[int, ...], sums: Doubles
+) -> None:
+    """Add exp(logit - highest) of each row to the sum of its code at each position."""
+    num_codes = np.uint64(sums.shape[1])
+    flat = sums.reshape(-1)
+    weights = np.empty(BLOCK, np.float32)
+    for start in range(0, len(codes), BLOCK):
+        own = logits[start : start + BLOCK]
+        exponentials(own, highest, weights)
+        for i in range(len(own)):
+            weight = np.float64(weights[i])
+            for position in range(len(unrolled)):
+                code = np.uint64(codes[start + i, position])
+                flat[np.uint64(position) * num_codes + code] += weight
+
+
+@compiled
+def _highest_legal(counts: Integers, log_probs: Floats) -> float:
+    """Log-probability of the most probable code of those that are there, among those."""
+    highest, mass = -np.inf, 0.0
+    for code in range(len(counts)):
+        if counts[code]:
+            highest = max(highest, np.float64(log_probs[code]))
+    for code in range(len(counts)):
+        if counts[code]:
+            mass += np.exp(log_probs[code] - highest)
+    return -np.log(mass)
+
+
+@compiled
+def _worth_of_rows(rows: Rows, logits: Floats, ranking: int) -> float:
+    """The highest logit of the rows, or log sum exp of them."""
+    highest = -np.inf
+    for row in rows:
+        highest = max(highest, np.float64(logits[row]))
+    if ranking == BEST:
+        return highest
+    mass = 0.0
+    for row in rows:
+        mass += np.exp(np.float64(logits[row]) - highest)
+    return highest + np.log(mass)
+
+
+@compiled
+def _of_codes(
+    codes: Codes,
+    indptr: Integers,
+    postings: NDArray[np.int32],
+    biases: Floats,
+    touched: Rows,
+    chosen: int,
+    kept: Integers,
+    scores: Doubles,
+) -> Beams:
+    """A beam per kept code of the chosen position, owning the code's posting list."""
+    num_subspaces, num_codes = indptr.shape[0], indptr.shape[1] - 1
+    sids = np.full((len(kept), num_subspaces), num_codes, np.uint16)
+    starts = np.zeros(len(kept) + 1, np.int64)
     beam_of = np.full(num_codes, -1, np.int32)
-    for beam in range(num_kept):
+    for beam in range(len(kept)):
         code = kept[beam] % 65536
         beam_of[code] = beam
         sids[beam, chosen] = code
         starts[beam + 1] = starts[beam] + indptr[chosen, code + 1] - indptr[chosen, code]
     rows = np.empty(starts[-1], np.int32)
     of_rows = np.zeros(starts[-1], np.float32)
-    for beam in range(num_kept):
+    for beam in range(len(kept)):
         code = kept[beam] % 65536
         own = postings[chosen, indptr[chosen, code] : indptr[chosen, code + 1]]
         rows[starts[beam] : starts[beam + 1]] = own
@@ -76,34 +174,13 @@ def expand_root(
         if beam >= 0:
             own = rows[starts[beam] : starts[beam + 1]]
             of_rows[starts[beam] + np.searchsorted(own, row)] = biases[row]
-    scores = kept_scores[:num_kept]
-    if not num_excluded:
-        return Beams(sids, scores, starts, rows, of_rows)
-    return _without_excluded(sids, scores, starts, rows, of_rows)
+    return Beams(sids, scores, starts, rows, of_rows)
 
 
 @compiled
-def _sureness(counts: NDArray[np.int64], log_probs: Floats, confidence: int, drawn: float) -> float:
-    if confidence == DRAWN:
-        return np.float64(drawn)
-    if confidence == RAW:
-        return np.float64(log_probs.max())
-    highest, mass, found = -np.inf, 0.0, 0
-    for code in range(len(counts)):
-        if counts[code]:
-            highest = max(highest, np.float64(log_probs[code]))
-            found += 1
-    for code in range(len(counts)):
-        if counts[code]:
-            mass += np.exp(log_probs[code] - highest)
-    return -np.inf if found == 1 else -np.log(mass)
-
-
-@compiled
-def _without_excluded(
-    sids: Codes, scores: NDArray[np.float64], starts: NDArray[np.int64], rows: Rows, biases: Floats
-) -> Beams:
+def _without_excluded(beams: Beams) -> Beams:
     """The beams without the survivors whose bias is -inf; every beam has others."""
+    sids, scores, starts, rows, biases = beams
     left = 0
     new_starts = np.zeros_like(starts)
     for beam in range(len(sids)):

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.decoding import heap
-from service.decoding.compiled import compiled, compiled_in_any_order
+from service.decoding.compiled import compiled
 from service.decoding.job import Floats, Rows
+from service.decoding.softmax import exponentials, highest_of
 
 BLOCK = 1024  # rows scored before the best of them are looked for; their scores stay in L1
 
@@ -48,8 +49,8 @@ def _best_of_all(
     for start in range(0, num_items, BLOCK):
         stop = min(start + BLOCK, num_items)
         sums = block[: stop - start]
-        _score(codes[start:stop], biases[start:stop], log_probs, unrolled, sums)
-        best = np.float64(_highest(sums))
+        score_rows(codes[start:stop], biases[start:stop], log_probs, unrolled, sums)
+        best = np.float64(highest_of(sums))
         if best == -np.inf:
             continue
         if size < capacity or best > scores[0]:
@@ -60,14 +61,14 @@ def _best_of_all(
             if best > highest:
                 mass *= np.exp(highest - best)
                 highest = best
-            mass += _sum_of_exp(sums, np.float32(highest))
+            mass += exponentials(sums, highest, sums)
     heap.sort(scores, numbers, size)
     shift = highest + np.log(mass) if normalised else 0.0
     return numbers[:size].astype(np.int32), (scores[:size] - shift).astype(np.float32)
 
 
 @compiled
-def _score(
+def score_rows(
     codes: NDArray[np.uint16],
     biases: Floats,
     log_probs: Floats,
@@ -82,38 +83,6 @@ def _score(
         for position in range(len(unrolled)):
             total += flat[np.uint64(position) * num_codes + np.uint64(codes[i, position])]
         sums[i] = total
-
-
-@compiled_in_any_order
-def _highest(values: Floats) -> float:
-    highest = values[0]
-    for value in values:
-        highest = value if value > highest else highest
-    return highest
-
-
-@compiled_in_any_order
-def _sum_of_exp(values: Floats, highest: float) -> float:
-    """Sum of exp(value - highest) of values that are at most `highest`, to about 1e-6 of it.
-
-    2 ** x by Taylor's series around the nearest integer, in a form the compiler makes SIMD of.
-    """
-    total = np.float32(0)
-    for value in values:
-        x = (value - highest) * np.float32(1.4426950408889634)
-        x = x if x > np.float32(-126) else np.float32(-126)
-        whole = np.int32(x - np.float32(0.5))
-        part = (x - np.float32(whole)) * np.float32(0.6931471805599453)
-        power = np.float32(1 / 720)
-        power = power * part + np.float32(1 / 120)
-        power = power * part + np.float32(1 / 24)
-        power = power * part + np.float32(1 / 6)
-        power = power * part + np.float32(1 / 2)
-        power = power * part + np.float32(1)
-        power = power * part + np.float32(1)
-        exponent = np.int32((whole + np.int32(127)) << np.int32(23))
-        total += power * exponent.view(np.float32)
-    return np.float64(total)
 
 
 @compiled
