@@ -22,7 +22,7 @@ from service.decoding.confidence import (
     random_confidence,
     row_confidence,
 )
-from service.decoding.denoiser import Denoiser
+from service.decoding.denoiser import Denoiser, masked_positions
 from service.decoding.job import Decoded, Floats, Histories, Job, Ranking, Rows, Timings
 from service.decoding.live_beams import LiveBeams
 from service.decoding.neighbours import NeighbourPrior
@@ -154,17 +154,18 @@ class _Search:
     def _denoise(self) -> tuple[Floats, NDArray[np.intp]]:
         """Log-probs, (places, num_subspaces, num_codes), and the place of each live beam."""
         num_jobs, num_subspaces = len(self.active), self.codes.shape[1]
-        difficulty = np.array(
-            [sum(self.jobs[index].schedule.steps[self.nfe :]) for index in self.active]
-        )
         if self.beams is None:
             place = np.arange(num_jobs)
             partial_sids = np.full((num_jobs, 1, num_subspaces), self.num_codes, np.uint16)
         else:
             partial_sids, place = self.beams.padded(num_jobs, self.num_codes)
+        is_beam = np.isin(np.arange(partial_sids[..., 0].size), place)
+        asked = (partial_sids == self.num_codes) & is_beam.reshape(num_jobs, -1, 1)
         started = perf_counter()
-        log_probs = self.denoiser.denoise(self.memory, partial_sids, difficulty)
+        answers = self.denoiser.denoise(self.memory, partial_sids, masked_positions(asked))
         self.denoise_s += perf_counter() - started
+        log_probs = np.zeros((*asked.shape, self.num_codes), np.float32)
+        log_probs[asked] = answers[np.arange(answers.shape[2]) < asked.sum(axis=-1, keepdims=True)]
         return log_probs.reshape(-1, num_subspaces, self.num_codes), place
 
     def _root_step(
