@@ -213,7 +213,7 @@ class _PartialSids:
         return self._denoiser.encode(histories)
 
     def denoise(
-        self, memory: Any, partial_sids: NDArray[np.uint16], difficulty: NDArray[np.int64]
+        self, memory: Any, partial_sids: NDArray[np.uint16], positions: NDArray[np.int64]
     ) -> NDArray[np.float32]:
         for sid in partial_sids.reshape(-1, self.num_subspaces):
             filled = np.flatnonzero(sid < self.num_codes)
@@ -222,7 +222,7 @@ class _PartialSids:
                 agrees = (self._trie.catalogue.codes[rows][:, filled] == sid[filled]).all(axis=1)
                 self.asked += 1
                 self.invalid += not agrees.any()
-        return self._denoiser.denoise(memory, partial_sids, difficulty)
+        return self._denoiser.denoise(memory, partial_sids, positions)
 
 
 def invalid_sid_shares(

@@ -1,8 +1,8 @@
 """Export of a trained network to the two ONNX graphs a bundle ships, with a parity check.
 
 encoder.onnx: history -> memory, once per request
-decoder.onnx: partial SIDs, difficulty, memory -> log-probs per position
-Names and shapes are those of `service.decoding.onnx_denoiser`.
+decoder.onnx: partial SIDs, positions asked for, memory -> log-probs there
+Names, types and shapes are those of `service.decoding.onnx_denoiser`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ from itertools import chain
 import numpy as np
 import onnx
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from service.decoding import Histories
+from service.decoding.denoiser import masked_positions
 from service.decoding.onnx_denoiser import (
     DECODER_INPUTS,
     DECODER_OUTPUTS,
@@ -26,7 +28,7 @@ from service.decoding.onnx_denoiser import (
 )
 from training.errors import TrainingError
 from training.model import MaskedDiffusionModel
-from training.torch_denoiser import TorchDenoiser, newest_state
+from training.torch_denoiser import TorchDenoiser, newest_place
 
 PARITY_TOLERANCE = 1e-4  # largest difference in log-probs between torch and ONNX Runtime
 PARITY_SHAPES = ((1, 1, 1), (2, 3, 5), (5, 7, 20))  # (jobs, beams, history length)
@@ -38,10 +40,11 @@ class _EncoderGraph(nn.Module):
         self.model = model
 
     def forward(self, codes: Tensor, vectors: Tensor, mask: Tensor) -> Tensor:
-        states = self.model.encode(codes, vectors)
+        vectors = vectors.to(torch.float32)
+        state = self.model.encode(codes.to(torch.int64), vectors, newest_place(mask))[:, 0]
         if self.model.vector_projection is None:
-            states = states + 0 * vectors.sum()  # of no numbers: keeps the input in the graph
-        return newest_state(states, mask)
+            state = state + 0 * vectors.sum()  # of no numbers: keeps the input in the graph
+        return state
 
 
 class _DecoderGraph(nn.Module):
@@ -49,8 +52,9 @@ class _DecoderGraph(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, partial_sids: Tensor, difficulty: Tensor, memory: Tensor) -> Tensor:
-        return self.model.denoise(partial_sids, difficulty, memory).log_softmax(dim=-1)
+    def forward(self, partial_sids: Tensor, positions: Tensor, memory: Tensor) -> Tensor:
+        logits = self.model.denoise(partial_sids.to(torch.int64), memory, positions)
+        return logits.log_softmax(dim=-1)
 
 
 def export_graphs(model: MaskedDiffusionModel) -> tuple[bytes, bytes, float]:
@@ -60,20 +64,21 @@ def export_graphs(model: MaskedDiffusionModel) -> tuple[bytes, bytes, float]:
     Raises TrainingError when it exceeds PARITY_TOLERANCE.
     """
     model = model.eval()
-    codes, mask = torch.zeros(3, 4, model.num_subspaces, dtype=torch.long), torch.ones(3, 4) > 0
-    vectors, memory = torch.zeros(3, 4, model.vector_dims), torch.zeros(3, model.config.width)
+    codes = torch.full((3, 4, model.num_subspaces), model.num_codes, dtype=torch.uint16)
+    vectors = torch.zeros(3, 4, model.vector_dims, dtype=torch.float16)
+    mask, memory = torch.ones(3, 4, dtype=torch.bool), torch.zeros(3, model.config.width)
     encoder = _export(
         _EncoderGraph(model),
         (codes, vectors, mask),
         ({0: "jobs", 1: "length"},) * 3,
-        ENCODER_INPUTS,
+        tuple(ENCODER_INPUTS),
         ENCODER_OUTPUTS,
     )
     decoder = _export(
         _DecoderGraph(model),
-        (codes, torch.ones(3, dtype=torch.long), memory),
-        ({0: "jobs", 1: "beams"}, {0: "jobs"}, {0: "jobs"}),
-        DECODER_INPUTS,
+        (codes, torch.zeros(3, 4, 2, dtype=torch.int64), memory),
+        ({0: "jobs", 1: "beams"}, {0: "jobs", 1: "beams", 2: "asked"}, {0: "jobs"}),
+        tuple(DECODER_INPUTS),
         DECODER_OUTPUTS,
     )
     return encoder, decoder, _parity(model, encoder, decoder)
@@ -137,12 +142,9 @@ def _parity(model: MaskedDiffusionModel, encoder: bytes, decoder: bytes) -> floa
         mask = np.arange(length) < random.integers(0, length + 1, (jobs, 1))
         vectors = random.standard_normal((jobs, length, model.vector_dims)).astype(np.float16)
         history[~mask], vectors[~mask] = model.num_codes, 0
-        sids = random.integers(0, model.num_codes, (jobs, beams, model.num_subspaces))
-        difficulty = random.integers(1, model.num_subspaces + 1, jobs)
-        hidden = np.arange(model.num_subspaces) < difficulty[:, None, None]
-        sids = np.where(hidden, model.num_codes, sids).astype(np.uint16)
+        sids, positions = _masked_sids(random, (jobs, beams, model.num_subspaces), model.num_codes)
         given, exported = (
-            denoiser.denoise(denoiser.encode(Histories(history, vectors, mask)), sids, difficulty)
+            denoiser.denoise(denoiser.encode(Histories(history, vectors, mask)), sids, positions)
             for denoiser in denoisers
         )
         largest = max(largest, float(np.abs(given - exported).max()))
@@ -152,3 +154,18 @@ def _parity(model: MaskedDiffusionModel, encoder: bytes, decoder: bytes) -> floa
             f"at most {PARITY_TOLERANCE} is accepted"
         )
     return largest
+
+
+def _masked_sids(
+    random: np.random.Generator, shape: tuple[int, int, int], num_codes: int
+) -> tuple[NDArray[np.uint16], NDArray[np.int64]]:
+    """Partial SIDs of which each beam has its own positions masked, one at least, and those.
+
+    shape: (jobs, beams, num_subspaces)
+    """
+    *_, num_subspaces = shape
+    order = random.permuted(np.broadcast_to(np.arange(num_subspaces), shape), axis=-1)
+    num_masked = random.integers(1, num_subspaces + 1, (*shape[:2], 1))
+    masked = order < num_masked
+    sids = np.where(masked, num_codes, random.integers(0, num_codes, shape)).astype(np.uint16)
+    return sids, masked_positions(masked)

@@ -246,9 +246,7 @@ class Trainer:
         self.model.train()
         with torch.autocast("cpu", torch.bfloat16) if self.autocast else nullcontext():
             states = self.model.encode(self.codes[inputs], self.vectors[inputs].float())
-            logits = self.model.denoise(
-                partial_sids[:, None], masked.sum(dim=1), states[segment, place]
-            )
+            logits = self.model.denoise(partial_sids[:, None], states[segment, place])
         logits = logits[:, 0].float()
         loss = torch.zeros(())
         if config.position_weight:

@@ -2,13 +2,15 @@
 
 One pass of the encoder serves every prefix of a history, in training as many samples as it has
 items: state t has seen items 0..t and nothing later. The decoder reads one state and a partial SID
-and gives logits for all positions at once. Knows nothing of users, losses or masks drawn.
+and gives logits at all positions, or at those asked for. Knows nothing of users, losses or masks
+drawn.
 
 history_codes:   (jobs, length, L) int64, oldest first; MASK = num_codes as filler at the end
 history_vectors: (jobs, length, d) float32, the items' vectors; zeros as filler
 state:           (..., width) float32
 partial_sids:    (jobs, beams, L) int64, MASK where not yet filled
-logits:          (jobs, beams, L, num_codes) float32
+positions:       (jobs, beams, n) int64, those asked for; without it all L of them, in order
+logits:          (jobs, beams, n, num_codes) float32
 L = num_subspaces. After arXiv 2601.19501, sections 4.3 and 5.1.3, which has a bidirectional
 encoder and cross-attention; docs/decisions/008 says why not here.
 """
@@ -19,6 +21,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from training.config import ModelConfig
 
@@ -51,19 +54,29 @@ class Attention(nn.Module):
         self.out = nn.Linear(width, width)
         self.distance_bias = nn.Parameter(torch.zeros(num_heads, distances)) if distances else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: (n, tokens, width)."""
-        n, tokens, width = x.shape
-        heads = self.query_key_value(x).reshape(n, tokens, 3, self.num_heads, -1)
-        query, key, value = heads.permute(2, 0, 3, 1, 4)
+    def forward(self, x: Tensor, asked: Tensor | None = None) -> Tensor:
+        """x: (n, tokens, width); asked: (n, m) int64 of the tokens. Returns (n, m, width)."""
+        if asked is None:
+            query, key, value = self._heads(self.query_key_value(x), 3)
+        else:
+            width, projection = x.shape[-1], self.query_key_value
+            weight, bias = projection.weight, projection.bias
+            [query] = self._heads(F.linear(_take(x, asked), weight[:width], bias[:width]), 1)
+            key, value = self._heads(F.linear(x, weight[width:], bias[width:]), 2)
         scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
         if self.distance_bias is not None:
-            place = torch.arange(tokens, device=x.device)
-            distance = place[:, None] - place
+            place = torch.arange(x.shape[1], device=x.device)
+            distance = (place if asked is None else asked)[..., None] - place
             bias = self.distance_bias[:, distance.clamp(0, self.distance_bias.shape[1] - 1)]
-            scores = scores + bias.masked_fill(distance < 0, -1e9)
+            bias = bias.masked_fill(distance < 0, -1e9)
+            scores = scores + (bias if asked is None else bias.transpose(0, 1))
         attended = scores.softmax(dim=-1) @ value
-        return self.out(attended.transpose(1, 2).reshape(n, tokens, width))
+        return self.out(attended.transpose(1, 2).flatten(2))
+
+    def _heads(self, projected: Tensor, parts: int) -> Tensor:
+        """(n, tokens, parts * width) -> (parts, n, heads, tokens, width / heads)."""
+        n, tokens, _ = projected.shape
+        return projected.reshape(n, tokens, parts, self.num_heads, -1).permute(2, 0, 3, 1, 4)
 
 
 class FeedForward(nn.Sequential):
@@ -84,8 +97,12 @@ class Layer(nn.Module):
         self.ffn = FeedForward(config.width, config.ffn_multiple)
         self.dropout = Dropout(config.dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.dropout(self.attention(self.attention_norm(x)))
+    def forward(self, x: Tensor, asked: Tensor | None = None) -> Tensor:
+        """x: (n, tokens, width); asked: (n, m) int64 of the tokens, by default all.
+
+        Only keys and values are computed for tokens not asked for. Returns (n, m, width).
+        """
+        x = _take(x, asked) + self.dropout(self.attention(self.attention_norm(x), asked))
         return x + self.dropout(self.ffn(self.ffn_norm(x)))
 
 
@@ -133,41 +150,74 @@ class MaskedDiffusionModel(nn.Module):
         rows = torch.where(codes == self.num_codes, mask_row, codes + self.offsets)
         return self.code_embedding(rows)
 
-    def encode(self, history_codes: Tensor, history_vectors: Tensor) -> Tensor:
+    def encode(
+        self, history_codes: Tensor, history_vectors: Tensor, asked: Tensor | None = None
+    ) -> Tensor:
         """States after every item of each history, (jobs, length, width).
 
         A state depends on its own item and those before it, never on filler behind it.
+        asked: (jobs, m) int64, places in the history; then only their states, (jobs, m, width)
         """
         x = self.embed_codes(history_codes).sum(dim=2)
         if self.vector_projection is not None:
             x = x + self.vector_projection(history_vectors)
         x = self.embedding_dropout(x)
-        for layer in self.encoder:
+        for layer in self.encoder[:-1]:
             x = layer(x)
-        return self.encoder_norm(x)
+        return self.encoder_norm(self.encoder[-1](x, asked))
 
-    def denoise(self, partial_sids: Tensor, difficulty: Tensor, state: Tensor) -> Tensor:
-        """Logits of every code at every position: (jobs, beams, L, num_codes).
+    def denoise(
+        self, partial_sids: Tensor, state: Tensor, positions: Tensor | None = None
+    ) -> Tensor:
+        """Logits of every code at every position asked for: (jobs, beams, n, num_codes).
 
-        difficulty: (jobs,) int64, number of MASK positions, in 1..L
-        state:      (jobs, width), after the newest item of each history
+        state: (jobs, width), after the newest item of each history
         """
-        jobs, beams, positions = partial_sids.shape
-        of_job = self.state_projection(state)
+        jobs, beams, num_subspaces = partial_sids.shape
+        told = self.state_projection(state)[:, None]
         if self.config.difficulty_embedding:
-            of_job = of_job + self.difficulty_embedding(difficulty - 1)
+            difficulty = (partial_sids == self.num_codes).sum(dim=-1).clamp(min=1)
+            told = told + self.difficulty_embedding(difficulty - 1)
         x = self.embed_codes(partial_sids) + self.position_embedding.weight
-        x = self.embedding_dropout(x + of_job[:, None, None])
-        x = x.reshape(jobs * beams, positions, -1)
-        for layer in self.decoder:
+        x = self.embedding_dropout(x + told[:, :, None])
+        x = x.reshape(jobs * beams, num_subspaces, -1)
+        asked = None if positions is None else positions.flatten(0, 1)
+        for layer in self.decoder[:-1]:
             x = layer(x)
-        return self.logits(self.decoder_norm(x)).reshape(jobs, beams, positions, self.num_codes)
+        x = self.decoder_norm(self.decoder[-1](x, asked))
+        logits = self._logits(x) if asked is None else self._logits_at(x, asked)
+        return logits.reshape(jobs, beams, x.shape[1], self.num_codes)
 
-    def logits(self, x: Tensor) -> Tensor:
+    def _logits(self, x: Tensor) -> Tensor:
         """(n, L, width) -> (n, L, num_codes): one head per position."""
+        heads = self._head_tables().transpose(1, 2)
+        return (x.transpose(0, 1) @ heads).transpose(0, 1) + self.bias
+
+    def _logits_at(self, x: Tensor, asked: Tensor) -> Tensor:
+        """(n, m, width), asked: (n, m) -> (n * m, num_codes).
+
+        States of one position, whichever beams they are of, are multiplied with its head at once.
+        """
+        x, asked = x.flatten(0, 1), asked.flatten()
+        groups = [(asked == position).nonzero()[:, 0] for position in range(self.num_subspaces)]
+        logits = [
+            F.linear(x[group], head, bias)
+            for group, head, bias in zip(groups, self._head_tables(), self.bias, strict=True)
+        ]
+        return torch.cat(logits)[torch.cat(groups).argsort()]
+
+    def _head_tables(self) -> Tensor:
+        """(L, num_codes, width): what the states of a position are multiplied with."""
         table = self.code_embedding.weight[:-1] if self.head is None else self.head.weight
-        table = table.reshape(self.num_subspaces, self.num_codes, -1)
-        return (x.transpose(0, 1) @ table.transpose(1, 2)).transpose(0, 1) + self.bias
+        return table.reshape(self.num_subspaces, self.num_codes, -1)
+
+
+def _take(x: Tensor, asked: Tensor | None) -> Tensor:
+    """The tokens asked for, all by default: (n, tokens, width), (n, m) -> (n, m, width)."""
+    if asked is None:
+        return x
+    first = torch.arange(x.shape[0], device=x.device)[:, None] * x.shape[1]
+    return x.flatten(0, 1)[first + asked]
 
 
 def _initialise(module: nn.Module) -> None:

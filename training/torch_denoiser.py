@@ -29,26 +29,26 @@ class TorchDenoiser:
         states = self.model.encode(
             torch.from_numpy(histories.codes.astype(np.int64)),
             torch.from_numpy(histories.vectors.astype(np.float32)),
+            newest_place(torch.from_numpy(histories.mask)),
         )
-        return newest_state(states, torch.from_numpy(histories.mask))
+        return states[:, 0]
 
     def select(self, memory: Tensor, jobs: NDArray[np.intp]) -> Tensor:
         return memory[torch.from_numpy(jobs)]
 
     @torch.inference_mode()
     def denoise(
-        self, memory: Tensor, partial_sids: NDArray[np.uint16], difficulty: NDArray[np.int64]
+        self, memory: Tensor, partial_sids: NDArray[np.uint16], positions: NDArray[np.int64]
     ) -> NDArray[np.float32]:
         logits = self.model.denoise(
-            torch.from_numpy(partial_sids.astype(np.int64)), torch.from_numpy(difficulty), memory
+            torch.from_numpy(partial_sids.astype(np.int64)), memory, torch.from_numpy(positions)
         )
         return logits.log_softmax(dim=-1).numpy()
 
 
-def newest_state(states: Tensor, mask: Tensor) -> Tensor:
-    """The state after each history's last item; after one filler item where there is none.
+def newest_place(mask: Tensor) -> Tensor:
+    """Where each history's last item is; the first filler item where there is none.
 
-    states: (jobs, length, width), mask: (jobs, length) bool. Returns (jobs, width).
+    mask: (jobs, length) bool. Returns (jobs, 1) int64.
     """
-    newest = (mask.sum(dim=1) - 1).clamp(min=0)
-    return states[torch.arange(len(states), device=states.device), newest]
+    return (mask.sum(dim=1, keepdim=True) - 1).clamp(min=0)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from service.decoding import expansion
 from service.decoding.beams import Beams
-from service.decoding.denoiser import Denoiser
+from service.decoding.denoiser import Denoiser, masked_positions
 from service.decoding.expansion import best_survivors, expand
 from service.decoding.job import (
     Confidence,
@@ -180,16 +180,9 @@ class _Batch:
         for job, beams in enumerate(of_jobs):
             if beams is not None:
                 partial_sids[job, : len(beams.sids)] = beams.sids
-        left = max(sum(search.job.schedule.steps[self.nfe :]) for search in self.active)
-        # Masked positions first, each group ascending; a beam with fewer repeats its last one.
-        order = np.argsort(partial_sids != mask, axis=-1, kind="stable")[..., :left]
-        num_masked = np.count_nonzero(partial_sids == mask, axis=-1)[..., None]
-        place = np.minimum(np.arange(left), num_masked - 1)
-        positions = np.take_along_axis(order, place, axis=-1)
+        positions = masked_positions(partial_sids == mask)
         started = perf_counter()
-        difficulty = num_masked[:, 0, 0]
-        log_probs = self.denoiser.denoise(self.memory, partial_sids, difficulty)
-        log_probs = np.take_along_axis(log_probs, positions[..., None], axis=2)
+        log_probs = self.denoiser.denoise(self.memory, partial_sids, positions)
         self.denoise_s += perf_counter() - started
         return log_probs, positions
 

@@ -14,6 +14,17 @@ from numpy.typing import NDArray
 from service.decoding.job import Histories
 
 
+def masked_positions(masked: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """The positions to ask a denoiser for, as `Denoiser.denoise` wants them.
+
+    masked: (jobs, beams, num_subspaces) bool, false everywhere at a place without a beam
+    Returns (jobs, beams, n) int64, n the most masked positions of any beam.
+    """
+    count = masked.sum(axis=-1, keepdims=True)
+    slots = np.minimum(np.arange(count.max()), np.maximum(count - 1, 0))
+    return np.take_along_axis(np.argsort(~masked, axis=-1, kind="stable"), slots, axis=-1)
+
+
 class Denoiser(Protocol):
     """Predicts the codes at masked positions of partial SIDs, given encoded histories.
 
@@ -38,12 +49,16 @@ class Denoiser(Protocol):
         self,
         memory: Any,
         partial_sids: NDArray[np.uint16],
-        difficulty: NDArray[np.int64],
+        positions: NDArray[np.int64],
     ) -> NDArray[np.float32]:
-        """Log-probs of every code at every position; rows of filled positions are not defined.
+        """Log-probs of every code at the masked positions asked for.
+
+        A beam's difficulty, which the network is told, is the number of its MASKs.
 
         partial_sids: (jobs, beams, num_subspaces) uint16, MASK where not yet filled
-        difficulty:   (jobs,) int64, number of masked positions (equal for all beams of a job)
-        Returns (jobs, beams, num_subspaces, num_codes) float32.
+        positions:    (jobs, beams, n) int64, a beam's masked positions, ascending; n is the most
+                      that any beam has, one with fewer repeats its last. Answers to the repeats
+                      mean nothing. A place without a beam holds MASKs, and asks for position 0.
+        Returns (jobs, beams, n, num_codes) float32.
         """
         ...

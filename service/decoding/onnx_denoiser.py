@@ -1,15 +1,16 @@
 """The denoiser that ships: two ONNX graphs run by ONNX Runtime.
 
 `encoder.onnx` turns each history into one vector, once per request; `decoder.onnx` turns partial
-SIDs and that vector into log-probs for all beams of all jobs. Knows nothing of files: it is given
+SIDs and that vector into log-probs at the positions asked for, for all beams of all jobs. They read
+the search's own arrays: no dtype is converted on the way in. Knows nothing of files: it is given
 the graphs' bytes.
 
-memory: (jobs, width) float32
+memory: (jobs, width) float32, kept by ONNX Runtime where the graphs run
 """
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Literal, cast
 
 import numpy as np
 import onnxruntime as ort
@@ -17,18 +18,44 @@ from numpy.typing import NDArray
 
 from service.decoding.job import Histories
 
-ENCODER_INPUTS = ("history_codes", "history_vectors", "history_mask")
+Provider = Literal["cpu", "cuda", "tensorrt"]
+
+# Inputs by name, with their types as ONNX Runtime writes them.
+ENCODER_INPUTS = {
+    "history_codes": "tensor(uint16)",
+    "history_vectors": "tensor(float16)",
+    "history_mask": "tensor(bool)",
+}
 ENCODER_OUTPUTS = ("memory",)
-DECODER_INPUTS = ("partial_sids", "difficulty", "memory")
+DECODER_INPUTS = {
+    "partial_sids": "tensor(uint16)",
+    "positions": "tensor(int64)",
+    "memory": "tensor(float)",
+}
 DECODER_OUTPUTS = ("log_probs",)
 
-Memory = NDArray[np.float32]
+# The one asked for first; the later ones run the operators that it lacks.
+_PROVIDERS: dict[Provider, tuple[str, ...]] = {
+    "cpu": ("CPUExecutionProvider",),
+    "cuda": ("CUDAExecutionProvider", "CPUExecutionProvider"),
+    "tensorrt": ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"),
+}
+_NEEDED: dict[Provider, str] = {
+    "cpu": "install unmask with its extra `cpu`",
+    "cuda": "install unmask with its extra `gpu` instead of `cpu`, and an NVIDIA driver",
+    "tensorrt": "install unmask with its extra `gpu` instead of `cpu`, an NVIDIA driver and "
+    "TensorRT's libraries",
+}
 
 
 class OnnxDenoiser:
-    """Runs the two graphs on the CPU with an explicit number of threads.
+    """Runs the two graphs with one provider of ONNX Runtime and an explicit number of threads.
 
-    Raises ValueError when a graph's inputs, outputs or sizes are not the expected ones.
+    "cuda" and "tensorrt" have not been run on a GPU yet. The memory then stays on the device
+    between `encode` and `denoise`; TensorRT builds an engine for every new shape of a batch.
+
+    Raises ValueError when a graph's inputs, outputs or sizes are not the expected ones, and when
+    ONNX Runtime would run them with another provider than the one asked for.
     """
 
     def __init__(
@@ -41,61 +68,91 @@ class OnnxDenoiser:
         history_length: int,
         repeat_bias: float,
         threads: int = 1,
+        provider: Provider = "cpu",
     ) -> None:
+        """threads: of each graph's operators on the CPU."""
         self.num_subspaces = num_subspaces
         self.num_codes = num_codes
         self.history_length = history_length
         self.repeat_bias = repeat_bias
-        self._encoder = _session(encoder, "encoder.onnx", ENCODER_INPUTS, ENCODER_OUTPUTS, threads)
-        self._decoder = _session(decoder, "decoder.onnx", DECODER_INPUTS, DECODER_OUTPUTS, threads)
-        [vectors] = [i for i in self._encoder.get_inputs() if i.name == "history_vectors"]
-        self.vector_dims: int = vectors.shape[-1]
-        shape = self._decoder.get_outputs()[0].shape
-        if shape[-2:] != [num_subspaces, num_codes]:
-            raise ValueError(
-                f"decoder.onnx gives log_probs of {shape[-2:]}, not {[num_subspaces, num_codes]}"
-            )
-
-    def encode(self, histories: Histories) -> Memory:
-        inputs = {
-            "history_codes": histories.codes.astype(np.int64),
-            "history_vectors": histories.vectors.astype(np.float32),
-            "history_mask": histories.mask,
+        self._device = "cpu" if provider == "cpu" else "cuda"
+        self._encoder = _session(encoder, "encoder.onnx", threads, provider)
+        _check(self._encoder, "encoder.onnx", ENCODER_INPUTS, ENCODER_OUTPUTS)
+        self._decoder = _session(decoder, "decoder.onnx", threads, provider)
+        _check(self._decoder, "decoder.onnx", DECODER_INPUTS, DECODER_OUTPUTS)
+        shapes = {
+            i.name: i.shape for i in (*self._encoder.get_inputs(), *self._decoder.get_inputs())
         }
-        return cast("Memory", self._encoder.run(ENCODER_OUTPUTS, inputs)[0])
+        self.vector_dims: int = shapes["history_vectors"][-1]
+        found = shapes["partial_sids"][-1]
+        if found != num_subspaces:
+            raise ValueError(f"decoder.onnx reads SIDs of {found} codes, not {num_subspaces}")
+        found = self._decoder.get_outputs()[0].shape[-1]
+        if found != num_codes:
+            raise ValueError(f"decoder.onnx gives log_probs of {found} codes, not {num_codes}")
 
-    def select(self, memory: Memory, jobs: NDArray[np.intp]) -> Memory:
-        return memory[jobs]
+    def encode(self, histories: Histories) -> ort.OrtValue:
+        binding = self._encoder.io_binding()
+        arrays = [np.ascontiguousarray(array) for array in histories]
+        for name, array in zip(ENCODER_INPUTS, arrays, strict=True):
+            binding.bind_cpu_input(name, array)  # borrowed: `arrays` must outlive the run
+        binding.bind_output("memory", self._device)
+        self._encoder.run_with_iobinding(binding)
+        return binding.get_outputs()[0]
+
+    def select(self, memory: ort.OrtValue, jobs: NDArray[np.intp]) -> ort.OrtValue:
+        """By way of the host: a few kilobytes, and only when some jobs of a batch are done."""
+        return ort.OrtValue.ortvalue_from_numpy(memory.numpy()[jobs], self._device)
 
     def denoise(
         self,
-        memory: Memory,
+        memory: ort.OrtValue,
         partial_sids: NDArray[np.uint16],
-        difficulty: NDArray[np.int64],
+        positions: NDArray[np.int64],
     ) -> NDArray[np.float32]:
-        inputs = {
-            "partial_sids": partial_sids.astype(np.int64),
-            "difficulty": difficulty,
-            "memory": memory,
-        }
-        return cast("NDArray[np.float32]", self._decoder.run(DECODER_OUTPUTS, inputs)[0])
+        partial_sids, positions = map(np.ascontiguousarray, (partial_sids, positions))
+        binding = self._decoder.io_binding()
+        binding.bind_cpu_input("partial_sids", partial_sids)
+        binding.bind_cpu_input("positions", positions)
+        binding.bind_ortvalue_input("memory", memory)
+        binding.bind_output("log_probs")
+        self._decoder.run_with_iobinding(binding)
+        return cast("NDArray[np.float32]", binding.copy_outputs_to_cpu()[0])
 
 
-def _session(
-    graph: bytes, name: str, inputs: tuple[str, ...], outputs: tuple[str, ...], threads: int
-) -> ort.InferenceSession:
+def _session(graph: bytes, name: str, threads: int, provider: Provider) -> ort.InferenceSession:
+    wanted = _PROVIDERS[provider]
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    try:
-        session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its exceptions have no common base class of their own
-        raise ValueError(f"{name} is not a graph that ONNX Runtime loads: {error}") from error
-    found = tuple(entry.name for entry in session.get_inputs())
-    if set(found) != set(inputs):
+    offered = ort.get_available_providers()
+    if wanted[0] in offered:
+        try:
+            session = ort.InferenceSession(
+                graph,
+                options,
+                providers=[entry for entry in wanted if entry in offered],
+                # On the CPU the fused operator is slower than the two it stands for.
+                disabled_optimizers=["SkipLayerNormFusion"] if provider == "cpu" else [],
+            )
+        except Exception as error:  # its exceptions have no common base class of their own
+            raise ValueError(f"{name} is not a graph that ONNX Runtime loads: {error}") from error
+        offered = session.get_providers()
+        if offered[0] == wanted[0]:
+            return session
+    # ONNX Runtime itself would go on with the next best.
+    raise ValueError(
+        f"{name} cannot run with {wanted[0]}, ONNX Runtime offers {offered}: {_NEEDED[provider]}"
+    )
+
+
+def _check(
+    session: ort.InferenceSession, name: str, inputs: dict[str, str], outputs: tuple[str, ...]
+) -> None:
+    found = {entry.name: entry.type for entry in session.get_inputs()}
+    if found != inputs:
         raise ValueError(f"{name} has inputs {found}, expected {inputs}")
-    found = tuple(entry.name for entry in session.get_outputs())
-    if set(found) != set(outputs):
-        raise ValueError(f"{name} has outputs {found}, expected {outputs}")
-    return session
+    names = tuple(entry.name for entry in session.get_outputs())
+    if names != outputs:
+        raise ValueError(f"{name} has outputs {names}, expected {outputs}")

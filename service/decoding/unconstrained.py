@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.decoding.catalogue import Catalogue
-from service.decoding.denoiser import Denoiser
+from service.decoding.denoiser import Denoiser, masked_positions
 from service.decoding.job import Floats, Histories, Job, Rows
 from service.decoding.schedule import Schedule
 
@@ -90,13 +90,13 @@ def _search(
     mask = denoiser.num_codes
     sids = np.full((num_jobs, 1, denoiser.num_subspaces), mask, dtype=np.uint16)
     scores = np.zeros((num_jobs, 1), dtype=np.float32)
-    masked = schedule.num_subspaces
     for step in schedule.steps:
-        difficulty = np.full(num_jobs, masked, dtype=np.int64)
-        log_probs = denoiser.denoise(memory, sids, difficulty)
-        confidence = np.where(sids == mask, log_probs.max(axis=-1), -np.inf)
-        chosen = np.sort(np.argsort(-confidence, axis=-1, kind="stable")[..., :step], axis=-1)
-        at_chosen = np.take_along_axis(log_probs, chosen[..., None], axis=2)
+        positions = masked_positions(sids == mask)
+        log_probs = denoiser.denoise(memory, sids, positions)
+        confidence = log_probs.max(axis=-1)
+        surest = np.sort(np.argsort(-confidence, axis=-1, kind="stable")[..., :step], axis=-1)
+        chosen = np.take_along_axis(positions, surest, axis=-1)
+        at_chosen = np.take_along_axis(log_probs, surest[..., None], axis=2)
         tuples, tuple_scores = best_tuples(at_chosen, beam_width)
 
         # The beam_width best children over all beams of each job (Eq. 23).
@@ -107,7 +107,6 @@ def _search(
         sids = sids[job, parent]
         np.put_along_axis(sids, chosen[job, parent], tuples[job, parent, rank], axis=-1)
         scores = np.take_along_axis(child_scores, best, axis=-1)
-        masked -= step
     return sids, scores
 
 

@@ -3,7 +3,8 @@
 A hash is a pure function of one job's history and one partial SID, so whatever else shares the
 batch cannot change it, and a search that mixes up jobs, beams or positions gets different numbers.
 Log-probs are multiples of 2**-16: sums of them are exact in float32 in any order, so a search can
-be compared with a reference row by row. Filled positions claim to be certain, as a trap.
+be compared with a reference row by row. What nobody may use, answers to
+repeats and to places without a beam, claims to be certain of everything, as a trap.
 """
 
 from __future__ import annotations
@@ -70,23 +71,35 @@ class HashedDenoiser:
         self,
         memory: NDArray[np.uint64],
         partial_sids: NDArray[np.uint16],
-        difficulty: NDArray[np.int64],
+        positions: NDArray[np.int64],
     ) -> NDArray[np.float32]:
         num_jobs, num_beams, num_subspaces = partial_sids.shape
         assert partial_sids.dtype == np.uint16
-        assert memory.shape == difficulty.shape == (num_jobs,)
+        assert positions.dtype == np.int64
+        assert memory.shape == (num_jobs,)
+        assert positions.shape[:2] == (num_jobs, num_beams)
         assert num_subspaces == self.num_subspaces
         masked = partial_sids == self.num_codes
-        assert np.all(masked[:, 0].sum(axis=-1) == difficulty), "difficulty counts MASK positions"
+        difficulty = masked.sum(axis=-1)
+        fresh = np.diff(positions, axis=-1, prepend=-1) > 0
+        if num_subspaces > 1:  # else a beam looks like none
+            fresh &= ~(masked.all(axis=-1) & ~positions.any(axis=-1))[..., None]
+        is_beam = fresh.any(axis=-1)
+        asked = np.zeros_like(masked)
+        np.put_along_axis(asked, positions, True, axis=-1)
+        assert np.all(asked[is_beam] == masked[is_beam]), "exactly the MASKs are asked for"
+        assert np.all(np.diff(positions, axis=-1) >= 0), "positions ascend"
+        assert not np.any(fresh[..., 1:] & ~fresh[..., :-1]), "only the last one is repeated"
+        assert fresh.all(axis=-1).any(), "no beam has as many MASKs as are asked for"
         self.calls.append(partial_sids.copy())
 
         told = np.repeat(memory[:, None], num_beams, axis=1)
         if self.sees_partial_sid:
-            told = _fold(_mix(told, difficulty[:, None].astype(np.uint64)), partial_sids)
+            told = _fold(_mix(told, difficulty.astype(np.uint64)), partial_sids)
         at_position = _mix(told[..., None], np.arange(num_subspaces, dtype=np.uint64))
         at_code = _mix(at_position[..., None], np.arange(self.num_codes, dtype=np.uint64))
-        log_probs = self._log_probs(at_code)
-        return np.where(masked[..., None], log_probs, 0.0).astype(np.float32)
+        log_probs = np.take_along_axis(self._log_probs(at_code), positions[..., None], axis=2)
+        return np.where(fresh[..., None], log_probs, 0.0).astype(np.float32)
 
     def _log_probs(self, hashes: NDArray[np.uint64]) -> NDArray[np.float64]:
         """Normalised up to the rounding."""

@@ -228,8 +228,11 @@ def _denoise(
         mask = np.zeros((1, 1), dtype=np.bool_)
     memory = denoiser.encode(Histories(codes, vectors, mask))
     partial_sids = np.array([[sid]], dtype=np.uint16)
-    difficulty = np.array([len(_masked(sid, denoiser))])
-    log_probs: list[list[float]] = denoiser.denoise(memory, partial_sids, difficulty)[0, 0].tolist()
+    masked = _masked(sid, denoiser)
+    answer = denoiser.denoise(memory, partial_sids, np.array([[masked]]))[0, 0]
+    log_probs: list[list[float]] = [[] for _ in sid]  # nothing is known of filled positions
+    for position, of_codes in zip(masked, answer.tolist(), strict=True):
+        log_probs[position] = of_codes
     return log_probs
 
 

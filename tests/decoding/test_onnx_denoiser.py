@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import onnx
+import onnxruntime as ort
 import pytest
 import torch
 from worlds import catalogue_of, job_of
 
 from service.decoding.decoder import Decoder
 from service.decoding.denoiser import Denoiser
-from service.decoding.job import Decoded, Job
-from service.decoding.onnx_denoiser import OnnxDenoiser
+from service.decoding.job import Decoded, Histories, Job
+from service.decoding.onnx_denoiser import OnnxDenoiser, Provider
 from service.decoding.schedule import Schedule
 from service.decoding.trie import SidTrie
 from training.config import ModelConfig
@@ -37,9 +41,17 @@ BATCH = [
 ]
 
 
+SIZES: dict[str, Any] = {
+    "num_subspaces": NUM_SUBSPACES,
+    "num_codes": NUM_CODES,
+    "history_length": HISTORY_LENGTH,
+    "repeat_bias": 0.0,
+}
+
+
 @pytest.fixture(scope="module")
-def denoisers() -> tuple[TorchDenoiser, OnnxDenoiser]:
-    """The same network, its weights spread so that its log-probs differ by whole nats."""
+def model() -> MaskedDiffusionModel:
+    """Its weights spread so that its log-probs differ by whole nats."""
     torch.manual_seed(0)
     config = ModelConfig(
         width=16, num_heads=2, encoder_layers=1, decoder_layers=1, history_length=HISTORY_LENGTH
@@ -50,15 +62,22 @@ def denoisers() -> tuple[TorchDenoiser, OnnxDenoiser]:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.3)
+        model.repeat_bias.zero_()
+    return model
+
+
+@pytest.fixture(scope="module")
+def graphs(model: MaskedDiffusionModel) -> tuple[bytes, bytes]:
     encoder, decoder, _ = export_graphs(model)
-    return TorchDenoiser(model), OnnxDenoiser(
-        encoder,
-        decoder,
-        num_subspaces=NUM_SUBSPACES,
-        num_codes=NUM_CODES,
-        history_length=HISTORY_LENGTH,
-        repeat_bias=model.repeat_bias.item(),
-    )
+    return encoder, decoder
+
+
+@pytest.fixture(scope="module")
+def denoisers(
+    model: MaskedDiffusionModel, graphs: tuple[bytes, bytes]
+) -> tuple[TorchDenoiser, OnnxDenoiser]:
+    """The same network twice."""
+    return TorchDenoiser(model), OnnxDenoiser(*graphs, **SIZES)
 
 
 def decode_all(batch: list[Job], denoiser: Denoiser) -> list[Decoded]:
@@ -82,3 +101,53 @@ def test_a_batch_equals_its_jobs_alone(denoisers: tuple[TorchDenoiser, OnnxDenoi
         (alone,) = decode_all([job], exported)
         assert answer.rows.tolist() == alone.rows.tolist()
         assert np.allclose(answer.scores, alone.scores, atol=1e-3)
+
+
+def test_arrays_in_any_layout_are_read_right(
+    denoisers: tuple[TorchDenoiser, OnnxDenoiser],
+) -> None:
+    _, exported = denoisers
+    sids = np.full((2, 3, NUM_SUBSPACES), NUM_CODES, np.uint16)
+    sids[1, :, 2] = [4, 5, 6]
+    positions = np.broadcast_to(np.array([0, 1, 3, 3])[::-1], sids.shape)[..., ::-1]
+    memory = exported.encode(
+        Histories.of([job.history for job in BATCH[:2]], TRIE.catalogue, HISTORY_LENGTH)
+    )
+    given = exported.denoise(memory, np.asfortranarray(sids), positions)
+    expected = exported.denoise(memory, sids, np.ascontiguousarray(positions))
+    assert np.array_equal(given, expected)
+    assert given.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("provider", "message"),
+    [
+        ("cuda", r"cannot run with CUDAExecutionProvider, .*extra `gpu` instead of `cpu`"),
+        ("tensorrt", r"cannot run with TensorrtExecutionProvider, .*TensorRT's libraries"),
+    ],
+)
+def test_a_provider_that_is_not_there_is_refused(
+    graphs: tuple[bytes, bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    provider: Provider,
+    message: str,
+) -> None:
+    """Whether ONNX Runtime was built without it, or has it and cannot start it."""
+    with pytest.raises(ValueError, match=message):
+        OnnxDenoiser(*graphs, **SIZES, provider=provider)
+    claimed = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(ort, "get_available_providers", lambda: claimed)
+    with (
+        pytest.warns(UserWarning, match="not in available"),
+        pytest.raises(ValueError, match=message),
+    ):
+        OnnxDenoiser(*graphs, **SIZES, provider=provider)
+
+
+def test_a_graph_that_reads_other_types_is_refused(graphs: tuple[bytes, bytes]) -> None:
+    encoder, decoder = graphs
+    proto = onnx.load_from_string(decoder)
+    [sids] = [entry for entry in proto.graph.input if entry.name == "partial_sids"]
+    sids.type.tensor_type.elem_type = onnx.TensorProto.INT64
+    with pytest.raises(ValueError, match=r"decoder\.onnx has inputs .*tensor\(int64\)"):
+        OnnxDenoiser(encoder, proto.SerializeToString(), **SIZES)

@@ -123,7 +123,7 @@ def test_a_bundle_whose_network_gives_no_numbers_is_refused(
 
 def test_a_bundle_that_cannot_take_full_histories_is_refused(tmp_path: Path) -> None:
     """The held-out histories have 5 items, the manifest promises 8."""
-    encoder = ENCODER.replace("int64[jobs, length, 4]", "int64[jobs, 5, 4]")
+    encoder = ENCODER.replace("uint16[jobs, length, 4]", "uint16[jobs, 5, 4]")
     bundle = Bundle.load(write_tiny_bundle(tmp_path / "bundle", encoder=encoder))
     with pytest.raises(BundleInvalid, match=r"bundle tiny@1 cannot decode: .*Got: 8 Expected: 5"):
         prime(bundle)

@@ -26,20 +26,22 @@ POISON = "item-199"  # the only item with the last code at position 0
 # `table` is one entry short, so that looking up POISON's code is out of bounds.
 ENCODER = """
 <ir_version: 9, opset_import: ["": 18]>
-encoder (int64[jobs, length, 4] history_codes, float[jobs, length, 64] history_vectors,
+encoder (uint16[jobs, length, 4] history_codes, float16[jobs, length, 64] history_vectors,
          bool[jobs, length] history_mask)
   => (float[jobs, 64] memory)
   <int64 depth = {16}, float[2] off_on = {0, 1}, int64[3] flat = {0, 0, 64},
    int64[1] last = {2}, int64[1] items = {1}, int64 zero = {0},
    float[15] table = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}>
 {
-  one_hot = OneHot <axis = -1> (history_codes, depth, off_on)
+  codes = Cast <to = 7> (history_codes)
+  vectors = Cast <to = 1> (history_vectors)
+  one_hot = OneHot <axis = -1> (codes, depth, off_on)
   flat_codes = Reshape (one_hot, flat)
-  first_codes = Gather <axis = 2> (history_codes, zero)
+  first_codes = Gather <axis = 2> (codes, zero)
   safe_codes = Where (history_mask, first_codes, zero)
   zeros = Gather (table, safe_codes)
   addend = Unsqueeze (zeros, last)
-  nudged = Add (flat_codes, history_vectors)
+  nudged = Add (flat_codes, vectors)
   tokens = Add (nudged, addend)
   real = Cast <to = 1> (history_mask)
   weights = Unsqueeze (real, last)
@@ -49,19 +51,19 @@ encoder (int64[jobs, length, 4] history_codes, float[jobs, length, 64] history_v
 """
 DECODER = """
 <ir_version: 9, opset_import: ["": 18]>
-decoder (int64[jobs, beams, 4] partial_sids, int64[jobs] difficulty, float[jobs, 64] memory)
-  => (float[jobs, beams, 4, 16] log_probs)
-  <int64[4] shape = {0, 1, 4, 16}, int64[1] codes = {16}, int64[2] square = {WORK, WORK},
+decoder (uint16[jobs, beams, 4] partial_sids, int64[jobs, beams, asked] positions,
+         float[jobs, 64] memory)
+  => (float[jobs, beams, asked, 16] log_probs)
+  <int64[3] shape = {0, 4, 16}, int64[1] last = {-1}, int64[2] square = {WORK, WORK},
    float nothing = {0}>
 {
   logits = Reshape (memory, shape)
   smoothed = LogSoftmax <axis = -1> (logits)
-  beams = Shape (partial_sids)
-  full = Concat <axis = 0> (beams, codes)
-  answer = Expand (smoothed, full)
-  sum = ReduceSum <keepdims = 0> (partial_sids)
-  some = Cast <to = 1> (sum)
-  none = Mul (some, nothing)
+  indices = Unsqueeze (positions, last)
+  answer = GatherND <batch_dims = 1> (smoothed, indices)
+  sids = Cast <to = 1> (partial_sids)
+  sum = ReduceSum <keepdims = 0> (sids)
+  none = Mul (sum, nothing)
   matrix = Expand (none, square)
   product = MatMul (matrix, matrix)
   spent = ReduceSum <keepdims = 0> (product)

@@ -54,10 +54,10 @@ class _Favourites:
     def select(self, memory: int, jobs: np.ndarray) -> int:
         return len(jobs)
 
-    def denoise(self, memory: int, partial_sids: np.ndarray, difficulty: np.ndarray) -> np.ndarray:
+    def denoise(self, memory: int, partial_sids: np.ndarray, positions: np.ndarray) -> np.ndarray:
         logits = np.array([[2.0, 1.0, 0.0], [0.6, 0.3, 0.0]], np.float32)
         log_probs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-        return np.broadcast_to(log_probs, (*partial_sids.shape, 3)).copy()
+        return log_probs[positions]
 
 
 def test_item_and_sid_ranks_differ_where_items_share_a_sid() -> None:
@@ -79,7 +79,7 @@ def test_a_partial_sid_that_no_item_agrees_with_is_counted() -> None:
     trie = SidTrie(Catalogue(tuple("abc"), codes, 3, np.zeros(3, np.int64)))
     watched = _PartialSids(_Favourites(), trie)
     sids = np.array([[[3, 3], [0, 3], [3, 2], [2, 3], [1, 1]]], np.uint16)  # 3 is MASK
-    watched.denoise(1, sids, np.array([1]))
+    watched.denoise(1, sids, np.zeros((1, 5, 2), np.int64))
     assert (watched.asked, watched.invalid) == (4, 2)
 
     constrained, unconstrained = invalid_sid_shares(

@@ -73,13 +73,13 @@ class _Network:
         return memory[jobs]
 
     def denoise(
-        self, memory: np.ndarray, partial_sids: np.ndarray, difficulty: np.ndarray
+        self, memory: np.ndarray, partial_sids: np.ndarray, positions: np.ndarray
     ) -> np.ndarray:
         logits = np.zeros((len(memory), NUM_ITEMS))
         if self.step is not None:
             logits[np.arange(len(memory)), (memory + self.step) % NUM_ITEMS] = 1
         log_probs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-        return np.broadcast_to(log_probs[:, None, None], (*partial_sids.shape, NUM_ITEMS)).astype(
+        return np.broadcast_to(log_probs[:, None, None], (*positions.shape, NUM_ITEMS)).astype(
             np.float32
         )
 

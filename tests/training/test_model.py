@@ -14,9 +14,10 @@ from training import export
 from training.config import ModelConfig
 from training.errors import TrainingError
 from training.model import Dropout, MaskedDiffusionModel
-from training.torch_denoiser import TorchDenoiser, newest_state
+from training.torch_denoiser import TorchDenoiser, newest_place
 
 L, V, D = 3, 7, 4
+ALL = np.arange(L)
 SHALLOW = {"encoder_layers": 1, "decoder_layers": 1}  # what is exported; each layer takes seconds
 
 
@@ -50,6 +51,11 @@ def _states(model: MaskedDiffusionModel, histories: Histories) -> torch.Tensor:
         )
 
 
+def _of_all_beams(positions: np.ndarray, sids: np.ndarray) -> np.ndarray:
+    """The same positions asked for every beam: (jobs, beams, n)."""
+    return np.broadcast_to(positions, (*sids.shape[:2], len(positions))).copy()
+
+
 def _cut(histories: Histories, job: int, length: int) -> Histories:
     return Histories(*(array[job : job + 1, :length] for array in histories))
 
@@ -61,14 +67,41 @@ def test_padding_batching_and_beams_change_nothing(item_vectors: bool, tied_head
     histories = _histories([2, 0, 5], padded_to=6)
     sids = np.full((3, 4, L), V, np.uint16)
     sids[:, 1:, 0] = np.arange(3)
-    together = denoiser.denoise(denoiser.encode(histories), sids, np.array([3, 3, 3]))
+    positions = _of_all_beams(ALL, sids)
+    together = denoiser.denoise(denoiser.encode(histories), sids, positions)
     assert together.shape == (3, 4, L, V)
     assert np.allclose(np.exp(together).sum(axis=-1), 1, atol=1e-5)
     for job, length in enumerate([2, 0, 5]):
         memory = denoiser.encode(_cut(histories, job, max(1, length)))
         for beam in range(4):
-            alone = denoiser.denoise(memory, sids[job : job + 1, beam : beam + 1], np.array([3]))
+            alone = denoiser.denoise(
+                memory, sids[job : job + 1, beam : beam + 1], positions[:1, :1]
+            )
             assert np.allclose(alone[0, 0], together[job, beam], atol=1e-5)
+
+
+@pytest.mark.parametrize("tied_head", [True, False])
+def test_what_is_not_asked_for_is_left_out_and_changes_nothing(tied_head: bool) -> None:
+    """Beams that ask for different positions, one in no order and with a repeat."""
+    model = _model(tied_head=tied_head)
+    sids = torch.tensor([[[V, 1, V], [2, V, V]], [[V, V, V], [0, 1, V]]])
+    asked = torch.tensor([[[0, 2], [2, 1]], [[1, 0], [2, 2]]])
+    with torch.inference_mode():
+        state = torch.randn(2, 16)
+        everything = model.denoise(sids, state)
+        some = model.denoise(sids, state, asked)
+        assert everything.shape == (2, 2, L, V)
+        assert some.shape == (2, 2, 2, V)
+        for job, beam, slot in np.ndindex(2, 2, 2):
+            expected = everything[job, beam, asked[job, beam, slot]]
+            assert torch.allclose(some[job, beam, slot], expected, atol=1e-5)
+
+        histories = _histories([5, 2], padded_to=5)
+        codes, vectors = (torch.from_numpy(array) for array in histories[:2])
+        places = torch.tensor([[4, 0, 3], [1, 1, 0]])
+        states = model.encode(codes.long(), vectors.float(), places)
+        expected = _states(model, histories)[torch.arange(2)[:, None], places]
+        assert torch.allclose(states, expected, atol=1e-5)
 
 
 def test_states_are_causal_and_one_pass_equals_a_pass_for_each_prefix() -> None:
@@ -113,10 +146,9 @@ def test_a_state_sees_codes_vectors_and_the_order_of_all_items_before_it() -> No
     assert not torch.allclose(_states(model, swapped)[0, -1], newest, atol=1e-3)
 
 
-def test_the_newest_state_is_that_of_the_last_item_or_of_one_filler() -> None:
-    states = torch.arange(3 * 4 * 2).reshape(3, 4, 2)
+def test_the_newest_place_is_that_of_the_last_item_or_of_one_filler() -> None:
     mask = torch.tensor([[1, 1, 0, 0], [0, 0, 0, 0], [1, 1, 1, 1]]) > 0
-    assert torch.equal(newest_state(states, mask), states[[0, 1, 2], [1, 0, 3]])
+    assert newest_place(mask).tolist() == [[1], [0], [3]]
 
 
 def test_the_decoder_sees_every_position_in_both_directions_and_the_history_order() -> None:
@@ -124,24 +156,31 @@ def test_the_decoder_sees_every_position_in_both_directions_and_the_history_orde
     histories = _histories([4], padded_to=4)
     memory = denoiser.encode(histories)
 
-    def log_probs(sid: list[int], memory: Any = memory, difficulty: int = 2) -> np.ndarray:
+    def log_probs(sid: list[int], memory: Any = memory) -> np.ndarray:
         sids = np.array([[sid]], np.uint16)
-        return denoiser.denoise(memory, sids, np.array([difficulty]))[0, 0]
+        return denoiser.denoise(memory, sids, ALL[None, None])[0, 0]
 
     base = log_probs([V, 1, V])
     assert not np.allclose(log_probs([V, 2, V])[0], base[0])
     assert not np.allclose(log_probs([V, 2, V])[2], base[2])
-    assert not np.allclose(log_probs([V, 1, V], difficulty=3), base)
+    assert not np.allclose(log_probs([V, V, V]), base)
     reversed_memory = denoiser.encode(Histories(*(array[:, ::-1].copy() for array in histories)))
     assert not np.allclose(log_probs([V, 1, V], reversed_memory), base)
 
 
-def test_difficulty_can_be_switched_off() -> None:
-    denoiser = TorchDenoiser(_model(difficulty_embedding=False))
-    memory = denoiser.encode(_histories([4], padded_to=4))
-    sids = np.full((1, 1, L), V, np.uint16)
-    easy, hard = (denoiser.denoise(memory, sids, np.array([j])) for j in (1, 3))
-    assert np.array_equal(easy, hard)
+def test_difficulty_is_the_number_of_masks_of_a_beam_and_can_be_switched_off() -> None:
+    """Each beam is told its own; one without a MASK counts as one with a single MASK."""
+    sids = torch.tensor([[[V, V, V], [V, 1, V], [0, 1, V], [0, 1, 2]]])
+    for switched_on in (True, False):
+        model, state = _model(difficulty_embedding=switched_on), torch.ones(1, 16)
+        with torch.inference_mode():
+            before = model.denoise(sids, state)
+            for difficulty, concerned in ((3, [0]), (2, [1]), (1, [2, 3])):
+                model.difficulty_embedding.weight[difficulty - 1] += torch.linspace(-1, 1, 16)
+                now = model.denoise(sids, state)
+                changed = (now - before).abs().amax(dim=(0, 2, 3)) > 1e-3
+                assert changed.nonzero()[:, 0].tolist() == (concerned if switched_on else [])
+                before = now
 
 
 def test_dropout_drops_its_rate_keeps_the_mean_and_rests_outside_training() -> None:
@@ -166,18 +205,21 @@ def test_the_exported_graphs_agree_with_torch(vector_dims: int) -> None:
     assert shipped.repeat_bias == -0.5
     histories = _histories([3, 1, 0], padded_to=3, vector_dims=vector_dims)
     memory = shipped.encode(histories)
-    assert memory.shape == (3, 16)
-    sids = np.full((3, 1, L), V, np.uint16)
-    all_three = shipped.denoise(memory, sids, np.array([3, 3, 3]))
-    second = shipped.denoise(shipped.select(memory, np.array([1])), sids[1:2], np.array([3]))
-    assert np.allclose(all_three[1:2], second, atol=1e-6)
+    assert memory.shape() == [3, 16]
     expected = TorchDenoiser(model)
-    expected_log_probs = expected.denoise(expected.encode(histories), sids, np.array([3, 3, 3]))
-    assert np.allclose(all_three, expected_log_probs, atol=1e-5)
-    with pytest.raises(
-        ValueError, match=r"decoder\.onnx gives log_probs of \[3, 7\], not \[3, 8\]"
-    ):
+    sids = np.full((3, 1, L), V, np.uint16)
+    sids[2, 0, 1] = 5
+    for positions in (ALL, ALL[[0, 2]], ALL[2:]):
+        asked = _of_all_beams(positions, sids)
+        all_three = shipped.denoise(memory, sids, asked)
+        second = shipped.denoise(shipped.select(memory, np.array([1])), sids[1:2], asked[1:2])
+        assert np.allclose(all_three[1:2], second, atol=1e-6)
+        expected_log_probs = expected.denoise(expected.encode(histories), sids, asked)
+        assert np.allclose(all_three, expected_log_probs, atol=1e-5)
+    with pytest.raises(ValueError, match=r"decoder\.onnx gives log_probs of 7 codes, not 8"):
         OnnxDenoiser(encoder, decoder, num_codes=8, **sizes)
+    with pytest.raises(ValueError, match=r"decoder\.onnx reads SIDs of 3 codes, not 4"):
+        OnnxDenoiser(encoder, decoder, num_codes=V, **(sizes | {"num_subspaces": 4}))
     with pytest.raises(ValueError, match=r"encoder\.onnx has inputs"):
         OnnxDenoiser(decoder, encoder, num_codes=V, **sizes)
 
