@@ -18,32 +18,48 @@ from service.decoding.catalogue import Catalogue
 
 class SidTrie:
     """The catalogue, and the root's postings: `rows[p, indptr[p, c]:indptr[p, c + 1]]` have code c
-    at position p. Postings are made when first asked for; the search itself reads rows' codes.
+    at position p.
 
-    codes_by_position: (num_subspaces, num_items) uint16, contiguous
+    codes:  (num_items, num_subspaces) uint16, those of the catalogue
+    indptr: (num_subspaces, num_codes + 1) int64, where each code's posting list begins
+    rows:   (num_subspaces, num_items) int32, all posting lists, ascending within a code
     """
 
-    def __init__(self, catalogue: Catalogue) -> None:
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        postings: tuple[NDArray[np.int64], NDArray[np.int32]] | None = None,
+    ) -> None:
+        """postings: the catalogue's indptr and rows where they are known; else they are made."""
         self.catalogue = catalogue
-        self.codes_by_position = np.ascontiguousarray(catalogue.codes.T)
+        self.codes = catalogue.codes
+        self.indptr, self.rows = postings or (
+            _indptr_of(self.codes, catalogue.num_codes),
+            np.argsort(self.codes.T, axis=1, kind="stable").astype(np.int32),
+        )
+
+    @cached_property
+    def codes_by_position(self) -> NDArray[np.uint16]:
+        """(num_subspaces, num_items) uint16, contiguous."""
+        return np.ascontiguousarray(self.codes.T)
 
     @cached_property
     def counts(self) -> NDArray[np.int64]:
         """(num_subspaces, num_codes) int64: items that have each code."""
-        num_codes = self.catalogue.num_codes
-        counts = [np.bincount(codes, minlength=num_codes) for codes in self.codes_by_position]
-        return np.stack(counts).astype(np.int64)
+        return np.diff(self.indptr, axis=1)
 
-    @cached_property
-    def indptr(self) -> NDArray[np.int64]:
-        """(num_subspaces, num_codes + 1) int64: where each code's posting list begins."""
-        before = np.zeros((self.catalogue.num_subspaces, 1), np.int64)
-        return np.concatenate((before, self.counts.cumsum(axis=1)), axis=1)
+    def with_items(self, catalogue: Catalogue) -> SidTrie:
+        """The trie of a catalogue whose first rows are this one's: `Catalogue.with_items`.
 
-    @cached_property
-    def rows(self) -> NDArray[np.int32]:
-        """(num_subspaces, num_items) int32: all posting lists, ascending within a code."""
-        return np.argsort(self.codes_by_position, axis=1, kind="stable").astype(np.int32)
+        New rows are the largest, so each goes to the end of its code's posting list.
+        """
+        before, new = len(self.codes), catalogue.codes[len(self.codes) :]
+        rows = np.empty((catalogue.num_subspaces, catalogue.num_items), np.int32)
+        for position, codes in enumerate(new.T):
+            order = np.argsort(codes, kind="stable")
+            ends = self.indptr[position, 1:][codes[order]]
+            rows[position] = np.insert(self.rows[position], ends, before + order)
+        return SidTrie(catalogue, (self.indptr + _indptr_of(new, catalogue.num_codes), rows))
 
     def postings(
         self, position: int, codes: NDArray[np.integer]
@@ -57,3 +73,9 @@ class SidTrie:
         group = np.repeat(np.arange(len(codes)), lengths)
         first = np.repeat(starts - np.concatenate(([0], np.cumsum(lengths)[:-1])), lengths)
         return self.rows[position, first + np.arange(len(group))], group
+
+
+def _indptr_of(codes: NDArray[np.uint16], num_codes: int) -> NDArray[np.int64]:
+    """Where posting lists begin: (n, num_subspaces) -> (num_subspaces, num_codes + 1) int64."""
+    counts = np.stack([np.bincount(column, minlength=num_codes) for column in codes.T])
+    return np.pad(counts.cumsum(axis=1, dtype=np.int64), ((0, 0), (1, 0)))
