@@ -48,9 +48,7 @@ class RecordedDenoiser:
     def denoise(
         self, memory: Any, partial_sids: NDArray[np.uint16], positions: NDArray[np.int64]
     ) -> NDArray[np.float32]:
-        num_jobs, num_beams, num_subspaces = partial_sids.shape
-        # One dimension: a kernel that tells the difficulty and wants all positions.
-        asked = num_subspaces if positions.ndim == 1 else positions.shape[-1]
+        num_jobs, num_beams, asked = positions.shape
         self.calls.append((num_jobs, num_beams, asked))
         return self._denoiser.denoise(memory, partial_sids, positions)
 

@@ -8,7 +8,6 @@ any-order search and as its rival in decode_bench. Knows no priors, no exclusion
 
 from __future__ import annotations
 
-import inspect
 from time import perf_counter
 from typing import Any
 
@@ -75,7 +74,6 @@ def decode_left_to_right(job: Job, trie: PrefixTrie, denoiser: Denoiser) -> tupl
     """
     if len(job.excluded):
         raise ValueError("a prefix trie cannot leave rows out")
-    told_difficulty = "difficulty" in inspect.signature(denoiser.denoise).parameters
     started = perf_counter()
     histories = Histories.of([job.history], trie.catalogue, denoiser.history_length)
     memory = denoiser.encode(histories)
@@ -85,7 +83,7 @@ def decode_left_to_right(job: Job, trie: PrefixTrie, denoiser: Denoiser) -> tupl
     nodes, scores = np.zeros(1, np.int64), np.zeros(1, np.float32)
     for position in range(num_subspaces):
         asked = perf_counter()
-        log_probs = _log_probs_at(position, sids, memory, denoiser, told_difficulty)
+        log_probs = _log_probs_at(position, sids, memory, denoiser)
         denoise_s += perf_counter() - asked
         nodes, parent = trie.children(position, nodes)
         codes = trie.codes[position][nodes]
@@ -105,12 +103,9 @@ def decode_left_to_right(job: Job, trie: PrefixTrie, denoiser: Denoiser) -> tupl
 
 
 def _log_probs_at(
-    position: int, sids: NDArray[np.uint16], memory: Any, denoiser: Denoiser, told_difficulty: bool
+    position: int, sids: NDArray[np.uint16], memory: Any, denoiser: Denoiser
 ) -> Floats:
     """(beams, num_codes): one denoiser call for the next position of every beam."""
-    if told_difficulty:
-        difficulty = np.array([sids.shape[1] - position])
-        return denoiser.denoise(memory, sids[None], difficulty)[0, :, position]
     positions = np.full((1, len(sids), 1), position)
     return denoiser.denoise(memory, sids[None], positions)[0, :, 0]
 

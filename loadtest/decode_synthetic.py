@@ -150,8 +150,6 @@ class RandomDenoiser:
         positions:    (jobs, beams, n) int64, those asked for
         Returns (jobs, beams, n, num_codes) float32.
         """
-        if positions.ndim == 1:  # a kernel that tells the difficulty and wants all positions
-            positions = np.broadcast_to(np.arange(self.num_subspaces), partial_sids.shape)
         told = memory[:, None] + (partial_sids * self._sid_factors).sum(axis=-1)
         hashes = (told[..., None] + self._sid_factors[positions]) * GOLDEN
         drawn = (hashes >> np.uint64(64 - POOL_SIZE_LOG2)).astype(np.int64)

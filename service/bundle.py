@@ -9,6 +9,8 @@ encoder.onnx     history -> memory            vectors.npy     (num_items, d) flo
 decoder.onnx     partial SIDs -> log-probs    popularity.npy  (num_items,) int64, never increasing
 items.jsonl      Item, one a row              neighbours.npy  (num_items, num_neighbours) int32
 held_out.jsonl   HeldOutUser, one a line      affinities.npy  (num_items, num_neighbours) float16
+rotation.npy, centroids.npy                   the Codebook, for items that come later
+content_mean.npy, content_components.npy      its ContentProjection, where there is one
 """
 
 from __future__ import annotations
@@ -16,86 +18,38 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import JsonValue, ValidationError
 
-from service.decoding import Catalogue, Decoder, NeighbourPrior, Ranking, Schedule, SidTrie
+from service.decoding import (
+    Catalogue,
+    Codebook,
+    ContentProjection,
+    Decoder,
+    NeighbourPrior,
+    Schedule,
+    SidTrie,
+)
 from service.decoding.onnx_denoiser import OnnxDenoiser
 from service.errors import BundleInvalid
-from service.npy import array_of, npy_of
-
-FORMAT_VERSION = 2
-FILES = (
-    "encoder.onnx",
-    "decoder.onnx",
-    "codes.npy",
-    "popularity.npy",
-    "vectors.npy",
-    "neighbours.npy",
-    "affinities.npy",
-    "items.jsonl",
-    "held_out.jsonl",
+from service.manifest import (
+    FORMAT_VERSION,
+    REFERENCE,
+    ContentPart,
+    DecodingDefaults,
+    FileEntry,
+    Manifest,
+    PriorWeights,
 )
-REFERENCE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*@[A-Za-z0-9_-][A-Za-z0-9._-]*")
-
-
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class FileEntry(_Model):
-    """A file of the bundle: its SHA-256 in hex and its size in bytes."""
-
-    sha256: str
-    bytes: int
-
-
-class DecodingDefaults(_Model):
-    """What a request gets when it names no schedule of its own; the ranking is for all requests."""
-
-    r_warm: int
-    m_par: int
-    beam_width: int = Field(ge=1)
-    ranking: Ranking = "rows"
-
-
-class PriorWeights(_Model):
-    """The numbers of the NeighbourPrior; its arrays are files."""
-
-    history_length: int = Field(ge=1)
-    decay: float = Field(gt=0, le=1)
-    scale: float = Field(ge=1e-12)  # below, memory / scale could overflow
-    weight: float = Field(ge=0)
-
-
-class Manifest(_Model):
-    """Description of a bundle; `facts` holds how it was made and how well it does."""
-
-    format_version: int
-    name: str
-    version: str
-    created_at: str
-    num_items: int = Field(ge=1)
-    num_subspaces: int = Field(ge=1)
-    num_codes: int = Field(ge=1, le=65_535)
-    history_length: int = Field(ge=1)
-    repeat_bias: float
-    prior: PriorWeights
-    decoding: DecodingDefaults
-    files: dict[str, FileEntry]
-    facts: dict[str, JsonValue]
-
-    @property
-    def ref(self) -> str:
-        """`name@version`, the form requests, metrics and settings use."""
-        return f"{self.name}@{self.version}"
+from service.npy import array_of, npy_of
 
 
 @dataclass(frozen=True)
@@ -118,17 +72,37 @@ class HeldOutUser:
 
 @dataclass(frozen=True, eq=False)
 class Bundle:
-    """A verified bundle in memory, ready to decode."""
+    """A verified bundle in memory, ready to decode.
+
+    manifest: of the directory it was read from; items may have come and gone since
+    items:    in catalogue order, one per row
+    """
 
     manifest: Manifest
     decoder: Decoder
     items: tuple[Item, ...]
     held_out: tuple[HeldOutUser, ...]
+    codebook: Codebook
 
     @property
     def catalogue(self) -> Catalogue:
         """The items with their SIDs, by row."""
         return self.decoder.trie.catalogue
+
+    def with_items(self, items: Sequence[Item], embeddings: NDArray[np.floating]) -> Bundle:
+        """A bundle that has these items too: see `Decoder.with_items`. This one stays as it is.
+
+        embeddings: (n, manifest.content.embedding_dims). Raises ValueError.
+        """
+        item_ids = [item.item_id for item in items]
+        decoder = self.decoder.with_items(item_ids, embeddings, self.codebook)
+        return replace(self, decoder=decoder, items=self.items + tuple(items))
+
+    def without_items(self, item_ids: Collection[str]) -> Bundle:
+        """A bundle without these items: see `Decoder.without_items`. This one stays as it is."""
+        decoder, removed = self.decoder.without_items(item_ids), set(item_ids)
+        items = tuple([item for item in self.items if item.item_id not in removed])
+        return replace(self, decoder=decoder, items=items)
 
     @classmethod
     def load(cls, path: Path, *, ort_threads: int = 1) -> Self:
@@ -186,10 +160,13 @@ class Bundle:
                     f"encoder.onnx reads vectors of {denoiser.vector_dims} dimensions, "
                     f"vectors.npy has {catalogue.vectors.shape[1]}"
                 )
+            codebook = _codebook_of(manifest, arrays)
+            if catalogue.vectors.shape[1] not in (0, codebook.vector_dims):
+                raise ValueError("rotation.npy must have one row per dimension of vectors.npy")
         except (ValueError, KeyError, TypeError, RuntimeError) as error:
             raise BundleInvalid(f"bundle {path}: {_one_line(error)}") from error
         decoder = Decoder(SidTrie(catalogue), denoiser, manifest.decoding.ranking, prior)
-        return cls(manifest, decoder, items, held_out)
+        return cls(manifest, decoder, items, held_out, codebook)
 
 
 def verify(path: Path) -> Manifest:
@@ -225,6 +202,7 @@ def write_bundle(
     history_length: int,
     repeat_bias: float,
     prior: NeighbourPrior,
+    codebook: Codebook,
     decoding: DecodingDefaults,
     facts: dict[str, JsonValue],
 ) -> Manifest:
@@ -245,9 +223,16 @@ def write_bundle(
         "vectors.npy": npy_of(catalogue.vectors),
         "neighbours.npy": npy_of(prior.neighbours),
         "affinities.npy": npy_of(prior.affinities),
+        "rotation.npy": npy_of(codebook.rotation),
+        "centroids.npy": npy_of(codebook.centroids),
         "items.jsonl": _lines(items),
         "held_out.jsonl": _lines(held_out),
     }
+    content = None
+    if projection := codebook.content:
+        files["content_mean.npy"] = npy_of(projection.mean)
+        files["content_components.npy"] = npy_of(projection.components)
+        content = ContentPart(embedding_dims=projection.embedding_dims, weight=projection.weight)
     manifest = Manifest(
         format_version=FORMAT_VERSION,
         name=name,
@@ -264,6 +249,7 @@ def write_bundle(
             scale=prior.scale,
             weight=prior.weight,
         ),
+        content=content,
         decoding=decoding,
         files={
             file: FileEntry(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
@@ -305,8 +291,9 @@ def _read(path: Path) -> tuple[Manifest, dict[str, bytes]]:
         raise BundleInvalid(f"bundle {path}: manifest.json: {_one_line(error)}") from error
     if not REFERENCE.fullmatch(manifest.ref):
         raise BundleInvalid(f"bundle {path}: manifest.json: {manifest.ref!r} is not a name@version")
-    if set(manifest.files) != set(FILES):
-        raise BundleInvalid(f"bundle {path}: manifest.json must list exactly {', '.join(FILES)}")
+    expected = manifest.expected_files
+    if set(manifest.files) != set(expected):
+        raise BundleInvalid(f"bundle {path}: manifest.json must list exactly {', '.join(expected)}")
     files = {}
     for file, entry in manifest.files.items():
         try:
@@ -321,6 +308,25 @@ def _read(path: Path) -> tuple[Manifest, dict[str, bytes]]:
             raise BundleInvalid(f"bundle {path}: {file} does not match its SHA-256; copy it again")
         files[file] = data
     return manifest, files
+
+
+def _codebook_of(manifest: Manifest, arrays: Mapping[str, NDArray[Any]]) -> Codebook:
+    content = None
+    if part := manifest.content:
+        mean, components = arrays["content_mean"], arrays["content_components"]
+        content = ContentProjection(mean, components, part.weight)
+        if content.embedding_dims != part.embedding_dims:
+            raise ValueError(
+                f"content_mean.npy has {content.embedding_dims} dimensions, the manifest says "
+                f"{part.embedding_dims}"
+            )
+    codebook = Codebook(arrays["rotation"], arrays["centroids"], content)
+    if (codebook.num_subspaces, codebook.num_codes) != (manifest.num_subspaces, manifest.num_codes):
+        raise ValueError(
+            f"centroids.npy has {codebook.num_codes} codes in {codebook.num_subspaces} subspaces, "
+            f"the manifest says {manifest.num_codes} in {manifest.num_subspaces}"
+        )
+    return codebook
 
 
 def _json_lines(data: bytes) -> list[Any]:

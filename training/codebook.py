@@ -1,8 +1,8 @@
-"""The parallel codebook: a rotation and, per subspace, one set of k-means centroids.
+"""Fitting the parallel codebook: a rotation and, per subspace, one set of k-means centroids.
 
-Fitted on vectors of items with training interactions, then encodes any item. `faiss` trains; the
-encoding is plain NumPy. faiss.ProductQuantizer wants 2^n codes, hence OPQ for the rotation and a
-k-means per subspace for any `num_codes` (MDGR sec. 4.2). Knows nothing of items or models.
+Fitted on vectors of items with training interactions; the `Codebook` that comes of it encodes any
+item, here and in the service. faiss.ProductQuantizer wants 2^n codes, hence OPQ for the rotation
+and a k-means per subspace for any `num_codes` (MDGR sec. 4.2). Knows nothing of items or models.
 """
 
 from __future__ import annotations
@@ -17,97 +17,63 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from service.decoding import Codebook, ContentProjection
 from training.config import CodebookConfig
 from training.errors import DataError
 
 MOST_CODES, ITEMS_PER_CODE = 300, 10  # where the configuration does not say
-ENCODE_ROWS = 4096  # vectors encoded at a time: bounds memory, not results
 
 
-@dataclass(frozen=True, eq=False)
-class Codebook:
-    """Rotation and centroids of all subspaces.
+def fit_codebook(
+    vectors: NDArray[np.float32], config: CodebookConfig, content: ContentProjection | None = None
+) -> Codebook:
+    """Learn the codebook from vectors: (num_vectors, d) float32.
 
-    rotation:  (d, num_subspaces * d_sub) float32 with orthonormal rows; wider than high when d is
-               not divisible by num_subspaces (the vectors are then padded with zeros)
-    centroids: (num_subspaces, num_codes, d_sub) float32
+    content: what made the first dimensions of the vectors, to go with the codebook.
+    `config.opq_iterations` of OPQ learn the rotation; 0 means the identity, so that subspaces
+    are plain slices of the vector. Runs on one thread: a sum's last bits, and with them the
+    codes, depend on the number of threads.
+    Raises DataError when there are fewer vectors than codes.
     """
+    num_vectors = len(vectors)
+    num_codes = config.num_codes or max(2, min(MOST_CODES, num_vectors // ITEMS_PER_CODE))
+    if num_vectors < num_codes:
+        raise DataError(
+            f"{num_vectors} items have training interactions, too few for "
+            f"codebook.num_codes={num_codes}; set it to at most {num_vectors}"
+        )
+    vectors = np.ascontiguousarray(vectors, dtype=np.float32)
+    with threadpool_limits(1):
+        rotation = _rotation(vectors, num_codes, config)
+        rotated = (vectors @ rotation).reshape(num_vectors, config.num_subspaces, -1)
+        centroids = np.stack(
+            [_centroids(rotated[:, s], num_codes, config) for s in range(config.num_subspaces)]
+        )
+    return Codebook(rotation, centroids, content)
 
-    rotation: NDArray[np.float32]
-    centroids: NDArray[np.float32]
 
-    def __post_init__(self) -> None:
-        num_subspaces, _, d_sub = self.centroids.shape
-        if self.rotation.ndim != 2 or self.rotation.shape[1] != num_subspaces * d_sub:
-            raise DataError("rotation must be (d, num_subspaces * d_sub), as the centroids say")
+def save_codebook(codebook: Codebook, path: Path) -> None:
+    """Write an .npz file (no pickle)."""
+    arrays = {"rotation": codebook.rotation, "centroids": codebook.centroids}
+    if content := codebook.content:
+        arrays |= {"mean": content.mean, "components": content.components}
+        arrays["weight"] = np.array(content.weight)
+    with path.open("wb") as file:
+        np.savez(file, **arrays)
 
-    @property
-    def num_subspaces(self) -> int:
-        return int(self.centroids.shape[0])
 
-    @property
-    def num_codes(self) -> int:
-        return int(self.centroids.shape[1])
-
-    @classmethod
-    def fit(cls, vectors: NDArray[np.float32], config: CodebookConfig) -> Self:
-        """Learn the codebook from vectors: (num_vectors, d) float32.
-
-        `config.opq_iterations` of OPQ learn the rotation; 0 means the identity, so that subspaces
-        are plain slices of the vector. Runs on one thread: a sum's last bits, and with them the
-        codes, depend on the number of threads.
-        Raises DataError when there are fewer vectors than codes.
-        """
-        num_vectors = len(vectors)
-        num_codes = config.num_codes or max(2, min(MOST_CODES, num_vectors // ITEMS_PER_CODE))
-        if num_vectors < num_codes:
-            raise DataError(
-                f"{num_vectors} items have training interactions, too few for "
-                f"codebook.num_codes={num_codes}; set it to at most {num_vectors}"
-            )
-        vectors = np.ascontiguousarray(vectors, dtype=np.float32)
-        with threadpool_limits(1):
-            rotation = _rotation(vectors, num_codes, config)
-            rotated = (vectors @ rotation).reshape(num_vectors, config.num_subspaces, -1)
-            centroids = np.stack(
-                [_centroids(rotated[:, s], num_codes, config) for s in range(config.num_subspaces)]
-            )
-        return cls(rotation, centroids)
-
-    def encode(self, vectors: NDArray[np.float32]) -> NDArray[np.uint16]:
-        """SIDs of vectors: (num_vectors, d) float32 -> codes: (num_vectors, num_subspaces) uint16.
-
-        The code of a subspace is its nearest centroid (Euclidean; ties to the lower code).
-        Raises DataError when d is not that of the fitted vectors.
-        """
-        if vectors.ndim != 2 or vectors.shape[1] != self.rotation.shape[0]:
-            raise DataError(
-                f"the codebook encodes (n, {self.rotation.shape[0]}) vectors, not {vectors.shape}"
-            )
-        codes = np.empty((len(vectors), self.num_subspaces), dtype=np.uint16)
-        half_norms = np.square(self.centroids).sum(axis=2) / 2  # (num_subspaces, num_codes)
-        for start in range(0, len(vectors), ENCODE_ROWS):
-            rows = slice(start, start + ENCODE_ROWS)
-            rotated = vectors[rows] @ self.rotation
-            rotated = rotated.reshape(len(rotated), self.num_subspaces, -1)
-            similarity = np.einsum("nsd,scd->nsc", rotated, self.centroids, optimize=True)
-            codes[rows] = (similarity - half_norms).argmax(axis=2)
-        return codes
-
-    def save(self, path: Path) -> None:
-        """Write an .npz file (no pickle)."""
-        with path.open("wb") as file:
-            np.savez(file, rotation=self.rotation, centroids=self.centroids)
-
-    @classmethod
-    def load(cls, path: Path) -> Self:
-        """Read what `save` wrote. Raises DataError when the file is not a codebook."""
-        try:
-            with path.open("rb") as file:
-                arrays = np.load(file, allow_pickle=False)
-                return cls(arrays["rotation"], arrays["centroids"])
-        except (OSError, EOFError, ValueError, LookupError, BadZipFile) as error:
-            raise DataError(f"{path} is not a codebook: {error}") from error
+def load_codebook(path: Path) -> Codebook:
+    """Read what `save_codebook` wrote. Raises DataError when the file is not a codebook."""
+    try:
+        with path.open("rb") as file:
+            arrays = np.load(file, allow_pickle=False)
+            content = None
+            if "mean" in arrays:
+                weight = float(arrays["weight"])
+                content = ContentProjection(arrays["mean"], arrays["components"], weight)
+            return Codebook(arrays["rotation"], arrays["centroids"], content)
+    except (OSError, EOFError, ValueError, LookupError, BadZipFile) as error:
+        raise DataError(f"{path} is not a codebook: {error}") from error
 
 
 @dataclass(frozen=True)

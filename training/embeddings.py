@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.util import find_spec
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ from sklearn.utils.extmath import randomized_svd
 from threadpoolctl import threadpool_limits
 
 from service.bundle import Item
+from service.decoding import ContentProjection
 from training.config import EmbeddingsConfig
 from training.errors import ConfigError, DataError
 from training.interactions import Dataset, Interactions
@@ -27,30 +29,58 @@ SVD_POWER_ITERATIONS = 7
 MAX_TERMS = 50_000
 
 
-def embed(dataset: Dataset, config: EmbeddingsConfig) -> tuple[NDArray[np.float32], str]:
-    """Vectors of all items, (num_items, d) float32, and a sentence that says what they hold.
+class ItemVectors(NamedTuple):
+    """Vectors of all items.
+
+    vectors: (num_items, d) float32, content first
+    content: what makes the content part from an embedding; None when there is no content, or none
+             that a new item's embedding can be compared with
+    source:  a sentence that says what the vectors hold
+    """
+
+    vectors: NDArray[np.float32]
+    content: ContentProjection | None
+    source: str
+
+
+class Content(NamedTuple):
+    """What the items are about.
+
+    embeddings: (num_items, d) float32, zeros for an item without; None if no item seen has any
+    source:     a sentence that says where they are from
+    repeatable: new items can be embedded the same way once training is over
+    """
+
+    embeddings: NDArray[np.float32] | None
+    source: str
+    repeatable: bool
+
+
+def embed(dataset: Dataset, config: EmbeddingsConfig) -> ItemVectors:
+    """Vectors of all items.
 
     Without content they are the collaborative factors alone. Raises DataError when
     `config.collaborative_dims` is 0 as well.
     """
     seen = dataset.split.train.popularity() > 0
-    said, content, factors = [], None, None
+    content, factors, said = Content(None, "", False), None, []
     with threadpool_limits(1):
         if config.content_dims:
-            content, sentence = content_embeddings(dataset.items, dataset.embeddings, seen, config)
-            if content is None and not config.collaborative_dims:
+            content = content_embeddings(dataset.items, dataset.embeddings, seen, config)
+            if content.embeddings is None and not config.collaborative_dims:
                 raise DataError(
-                    f"there is {sentence}; give --items with titles, or --embeddings, or set "
-                    "embeddings.collaborative_dims above 0"
+                    f"there is {content.source}; give --items with titles, or --embeddings, or "
+                    "set embeddings.collaborative_dims above 0"
                 )
-            said.append(sentence)
+            said.append(content.source)
         if config.collaborative_dims:
             factors = collaborative_factors(dataset.split.train, config)
             said.append(
                 f"collaborative: {factors.shape[1]} factors of co-occurrence and transitions, "
                 f"{config.collaborative_weight:.0%} of the squared norm"
             )
-        return item_vectors(content, factors, seen, config), "; ".join(said)
+        vectors, projection = item_vectors(content.embeddings, factors, seen, config)
+    return ItemVectors(vectors, projection if content.repeatable else None, "; ".join(said))
 
 
 def content_embeddings(
@@ -58,30 +88,30 @@ def content_embeddings(
     embeddings: NDArray[np.float32] | None,
     seen: NDArray[np.bool_],
     config: EmbeddingsConfig,
-) -> tuple[NDArray[np.float32] | None, str]:
-    """What the items are about, (num_items, d) float32, and a sentence that says where it is from.
+) -> Content:
+    """What the items are about.
 
     The given embeddings (num_items, d); else sentence-transformers with `config.text_model` if it
     is installed and loads; else TF-IDF and a truncated SVD fitted on the items that `seen`
-    (num_items,) marks. An item without text gets zeros. None if no item that `seen` marks has text.
+    (num_items,) marks. An item without text gets zeros.
     """
     if embeddings is not None:
-        return embeddings, f"content: the given embeddings, {embeddings.shape[1]} dimensions"
+        source = f"content: the given embeddings, {embeddings.shape[1]} dimensions"
+        return Content(embeddings, source, True)
     texts = [". ".join(filter(None, (item.title, ", ".join(item.categories)))) for item in items]
     has_text = np.array([bool(text) for text in texts])
     if not (has_text & seen).any():
-        return (
-            None,
-            "no content, because no item with training interactions has a title or categories",
-        )
+        because = "no item with training interactions has a title or categories"
+        return Content(None, f"no content, because {because}", False)
     found, reason = _encode_texts(texts, config.text_model)
+    if found is not None:
+        found[~has_text] = 0
+        return Content(found, f"content: {config.text_model}, {found.shape[1]} dimensions", True)
+    found = _tfidf_svd(texts, has_text & seen, config)
     if found is None:
-        found = _tfidf_svd(texts, has_text & seen, config)
-        if found is None:
-            return None, "no content, because titles and categories hold no words"
-        return found, f"content: TF-IDF and SVD, {found.shape[1]} dimensions, because {reason}"
-    found[~has_text] = 0
-    return found, f"content: {config.text_model}, {found.shape[1]} dimensions"
+        return Content(None, "no content, because titles and categories hold no words", False)
+    source = f"content: TF-IDF and SVD, {found.shape[1]} dimensions, because {reason}"
+    return Content(found, source, False)
 
 
 def item_affinities(
@@ -139,32 +169,31 @@ def item_vectors(
     factors: NDArray[np.float32] | None,
     seen: NDArray[np.bool_],
     config: EmbeddingsConfig,
-) -> NDArray[np.float32]:
+) -> tuple[NDArray[np.float32], ContentProjection | None]:
     """Join content and collaborative factors into (num_items, d) float32.
 
     Content is centred, brought to `config.content_dims` by PCA (both fitted on the items that
-    `seen` marks) and L2-normalised. The collaborative part holds `config.collaborative_weight` of
-    the squared norm of an item that has both; an item lacking one part has zeros there.
-    Raises ConfigError when there is neither part.
+    `seen` marks) and L2-normalised, by the projection that is returned too. The collaborative part
+    holds `config.collaborative_weight` of the squared norm of an item that has both; an item
+    lacking one part has zeros there. Raises ConfigError when there is neither part.
     """
-    if content is None and factors is None:
-        raise ConfigError("set embeddings.content_dims or embeddings.collaborative_dims above 0")
-    parts, weights = [], []
-    if content is not None:
-        has_content = content.any(axis=1)
-        fitted = content[has_content & seen]
-        if not len(fitted):
-            raise DataError("no item with training interactions has a content embedding")
-        pca = PCA(min(config.content_dims, *fitted.shape), svd_solver="full").fit(fitted)
-        projected = pca.transform(content)
-        projected[~has_content] = 0
-        parts.append(_normalised(projected))
-        weights.append(1 - config.collaborative_weight if factors is not None else 1.0)
+    weight = config.collaborative_weight
+    if content is None:
+        if factors is None:
+            raise ConfigError(
+                "set embeddings.content_dims or embeddings.collaborative_dims above 0"
+            )
+        return factors, None
+    fitted = content[content.any(axis=1) & seen]
+    if not len(fitted):
+        raise DataError("no item with training interactions has a content embedding")
+    pca = PCA(min(config.content_dims, *fitted.shape), svd_solver="full").fit(fitted)
+    mean, components = pca.mean_.astype(np.float32), pca.components_.astype(np.float32)
+    projection = ContentProjection(mean, components, 1.0 if factors is None else 1 - weight)
+    parts = [projection.vectors_of(content)]
     if factors is not None:
-        parts.append(factors)
-        weights.append(config.collaborative_weight if content is not None else 1.0)
-    weighted = [part * np.sqrt(weight) for part, weight in zip(parts, weights, strict=True)]
-    return np.concatenate(weighted, axis=1).astype(np.float32)
+        parts.append((factors * np.sqrt(weight)).astype(np.float32))
+    return np.concatenate(parts, axis=1), projection
 
 
 def _encode_texts(texts: list[str], model: str) -> tuple[NDArray[np.float32] | None, str]:

@@ -33,7 +33,7 @@ from service.bundle import (
 )
 from service.decoding import Catalogue, Decoder, Schedule, SidTrie
 from service.decoding.onnx_denoiser import OnnxDenoiser
-from training.codebook import Codebook, CollisionReport
+from training.codebook import CollisionReport, fit_codebook, load_codebook, save_codebook
 from training.config import STAGES, RunConfig, StageName
 from training.embeddings import embed
 from training.evaluation import best_schedule, draw_windows, evaluate_schedules
@@ -129,18 +129,18 @@ def _stage(
 def _codebook(
     dataset: Dataset, config: RunConfig, folder: Path, console: Console
 ) -> dict[str, Any]:
-    vectors, source = embed(dataset, config.embeddings)
+    vectors, content, source = embed(dataset, config.embeddings)
     console.print(source)
     seen = dataset.split.train.popularity() > 0
-    codebook = Codebook.fit(vectors[seen], config.codebook)
-    codes = codebook.encode(vectors)
+    codebook = fit_codebook(vectors[seen], config.codebook, content)
+    codes = codebook.codes_of(vectors)
     report = CollisionReport.of(codes, codebook.num_codes)
     console.print(str(report))
     folder.mkdir(parents=True, exist_ok=True)
-    codebook.save(folder / "codebook.npz")
+    save_codebook(codebook, folder / "codebook.npz")
     np.save(folder / "codes.npy", codes, allow_pickle=False)
     np.save(folder / "vectors.npy", vectors.astype(np.float16), allow_pickle=False)
-    return {"collisions": asdict(report)}
+    return {"collisions": asdict(report), "vectors": source}
 
 
 def catalogue_of(dataset: Dataset, config: RunConfig, out: Path) -> Catalogue:
@@ -151,7 +151,7 @@ def catalogue_of(dataset: Dataset, config: RunConfig, out: Path) -> Catalogue:
     return Catalogue(
         train.item_ids,
         codes,
-        Codebook.load(out / "codebook" / "codebook.npz").num_codes,
+        load_codebook(out / "codebook" / "codebook.npz").num_codes,
         train.popularity(),
         vectors if config.model.item_vectors else vectors[:, :0],
     )
@@ -247,6 +247,7 @@ def _bundle(
         history_length=config.model.history_length,
         repeat_bias=repeat_bias,
         prior=prior,
+        codebook=load_codebook(out / "codebook" / "codebook.npz"),
         decoding=DecodingDefaults(
             r_warm=chosen.r_warm,
             m_par=chosen.m_par,
@@ -256,6 +257,7 @@ def _bundle(
         facts={
             "config": config.model_dump(mode="json"),
             "collisions": records["codebook"]["collisions"],
+            "vectors": records["codebook"].get("vectors"),
             "fit": {name: records["fit"][name] for name in FIT_FACTS},
             "prior_trials": trials,
             "validation_users": len(validation),

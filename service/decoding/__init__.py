@@ -14,14 +14,16 @@ step can leave the catalogue, so there is no invalid SID to repair, and striking
 start is all that exclusions need. What is known of rows beside their codes, from a
 `NeighbourPrior` and the network's bias for repeats, is added to their scores on the way.
 
-The live service and offline evaluation call the same `decode`. The package imports numpy and
-onnxruntime only. Reading order: schedule, catalogue, trie, job, denoiser, neighbours, row_biases,
-live_beams, confidence, reductions, beam, decoder, onnx_denoiser; unconstrained is the papers'
-literal expansion, kept for comparison.
+The live service and offline evaluation call the same `decode`. A `Codebook` gives new items their
+SIDs, so that they join without retraining. The package imports numpy and onnxruntime only. Reading
+order: schedule, catalogue, trie, job, denoiser, neighbours, row_biases, live_beams, confidence,
+reductions, beam, codebook, decoder, onnx_denoiser; unconstrained is the papers' literal expansion,
+kept for comparison.
 """
 
 from service.decoding.beam import decode
 from service.decoding.catalogue import Catalogue
+from service.decoding.codebook import Codebook, ContentProjection
 from service.decoding.decoder import Decoder
 from service.decoding.denoiser import Denoiser
 from service.decoding.job import Decoded, Histories, Job, Ranking, Timings
@@ -31,6 +33,8 @@ from service.decoding.trie import SidTrie
 
 __all__ = [
     "Catalogue",
+    "Codebook",
+    "ContentProjection",
     "Decoded",
     "Decoder",
     "Denoiser",

@@ -177,10 +177,12 @@ class _Batch:
         of_jobs = [search.beams for search in self.active]
         widest = max(1 if beams is None else len(beams.sids) for beams in of_jobs)
         partial_sids = np.full((len(of_jobs), widest, num_subspaces), mask, np.uint16)
+        masked = np.zeros(partial_sids.shape, np.bool_)
         for job, beams in enumerate(of_jobs):
-            if beams is not None:
-                partial_sids[job, : len(beams.sids)] = beams.sids
-        positions = masked_positions(partial_sids == mask)
+            sids = partial_sids[job, :1] if beams is None else beams.sids
+            partial_sids[job, : len(sids)] = sids
+            masked[job, : len(sids)] = sids == mask
+        positions = masked_positions(masked)
         started = perf_counter()
         log_probs = self.denoiser.denoise(self.memory, partial_sids, positions)
         self.denoise_s += perf_counter() - started
@@ -197,9 +199,7 @@ class _Batch:
             width = job.schedule.steps[0]
             if search.is_last_step(1, num_items - biases.num_excluded):
                 normalised = self.ranking == expansion.ROWS
-                best = best_of_all(
-                    self.codes, biases.values, here[0], job.k, normalised=normalised
-                )
+                best = best_of_all(self.codes, biases.values, here[0], job.k, normalised=normalised)
                 search.finish(*best, self.nfe)
             elif width == 1:
                 search.beams = expand_root(

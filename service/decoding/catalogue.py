@@ -2,12 +2,13 @@
 
 Rows are ordered by popularity (training interactions, most first), then `item_id`. So items of
 equal score come out more popular first when ties go to the lower row, and the first rows are the
-popular items. Knows nothing of titles, users or networks.
+popular items. Items added later have no popularity and the last rows. Knows nothing of titles,
+users or networks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -22,7 +23,9 @@ class Catalogue:
     codes:      (num_items, num_subspaces) uint16, each below num_codes
     popularity: (num_items,) int64, training interactions of each row, never increasing
     vectors:    (num_items, d) float16, what the encoder sees beside codes; none given = d is 0
-    row_of:     row of each item_id; none given = made of item_ids, which must then be distinct
+    row_of:     row of each item_id; none given = made of item_ids, which must then be distinct.
+        Shared by all catalogues that grew from it
+    added_row_of: rows of the items added since
     Raises ValueError when the arrays do not fit together.
     """
 
@@ -32,6 +35,7 @@ class Catalogue:
     popularity: NDArray[np.int64]
     vectors: NDArray[np.float16] = field(default_factory=lambda: np.empty((0, 0), np.float16))
     row_of: Mapping[str, int] = field(default_factory=dict, repr=False)
+    added_row_of: dict[str, int] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.codes.ndim != 2 or self.codes.dtype != np.uint16:
@@ -70,5 +74,70 @@ class Catalogue:
 
     def rows_of(self, item_ids: Iterable[str]) -> NDArray[np.int32]:
         """Rows of the item_ids in the catalogue, in the order given; unknown ones are dropped."""
-        found = (self.row_of.get(item_id) for item_id in item_ids)
+        row_of, added = self.row_of.get, self.added_row_of.get
+        found = (row_of(item_id, added(item_id)) for item_id in item_ids)
         return np.fromiter((row for row in found if row is not None), dtype=np.int32)
+
+    def with_items(
+        self,
+        item_ids: Sequence[str],
+        codes: NDArray[np.uint16],
+        vectors: NDArray[np.float16] | None = None,
+    ) -> Catalogue:
+        """A catalogue with these items behind its own rows, whose numbers stay the same.
+
+        Fields as those of the class; only what is new is checked. Raises ValueError when it does
+        not fit, or when an item is there already.
+        """
+        if not item_ids:
+            return self
+        none = np.zeros(len(item_ids), np.int64)
+        if vectors is None:
+            vectors = np.empty((0, 0), np.float16)
+        new = Catalogue(tuple(item_ids), codes, self.num_codes, none, vectors)
+        if new.num_subspaces != self.num_subspaces:
+            raise ValueError(f"codes must be of {self.num_subspaces} subspaces")
+        if new.vectors.shape[1] != self.vectors.shape[1]:
+            raise ValueError(f"vectors must have {self.vectors.shape[1]} dimensions")
+        if len(known := self.rows_of(item_ids)):
+            raise ValueError(f"item {self.item_ids[known[0]]!r} is in the catalogue already")
+        rows = range(self.num_items, self.num_items + len(item_ids))
+        return _assembled(
+            item_ids=(*self.item_ids, *item_ids),
+            codes=np.concatenate((self.codes, codes)),
+            num_codes=self.num_codes,
+            popularity=np.concatenate((self.popularity, none)),
+            vectors=np.concatenate((self.vectors, new.vectors)),
+            row_of=self.row_of,
+            added_row_of=self.added_row_of | dict(zip(item_ids, rows, strict=True)),
+        )
+
+    def without_items(self, item_ids: Collection[str]) -> Catalogue:
+        """A catalogue without these items; later rows move up. Unknown item_ids are ignored.
+
+        Raises ValueError when no item is left.
+        """
+        removed = self.rows_of(item_ids)
+        if not len(removed):
+            return self
+        kept = np.delete(np.arange(self.num_items), removed)
+        if not len(kept):
+            raise ValueError("the catalogue has no items")
+        left = tuple([self.item_ids[row] for row in kept.tolist()])
+        return _assembled(
+            item_ids=left,
+            codes=self.codes.take(kept, axis=0),
+            num_codes=self.num_codes,
+            popularity=self.popularity.take(kept, axis=0),
+            vectors=self.vectors.take(kept, axis=0),
+            row_of={item_id: row for row, item_id in enumerate(left)},
+            added_row_of={},
+        )
+
+
+def _assembled(**fields: object) -> Catalogue:
+    """A catalogue of parts that were checked before: a million rows need not be checked again."""
+    catalogue = object.__new__(Catalogue)
+    for name, value in fields.items():
+        object.__setattr__(catalogue, name, value)
+    return catalogue

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
 
 from service.decoding.beam import decode
+from service.decoding.codebook import Codebook
 from service.decoding.denoiser import Denoiser
 from service.decoding.job import Confidence, Decoded, Job, Ranking, Timings
 from service.decoding.neighbours import NeighbourPrior
@@ -35,3 +39,33 @@ class Decoder:
             prior=self.prior,
             confidence=self.confidence,
         )
+
+    def with_items(
+        self, item_ids: Sequence[str], embeddings: NDArray[np.floating], codebook: Codebook
+    ) -> Decoder:
+        """A decoder that knows these items too; this one stays as it is, and answers meanwhile.
+
+        embeddings: (n, embedding_dims) content embeddings. The prior knows nothing of new items.
+        Raises ValueError when the codebook takes no such embeddings or an item is there already.
+        """
+        catalogue = self.trie.catalogue
+        if len(embeddings) != len(item_ids):
+            raise ValueError("there must be one embedding per item")
+        vectors = codebook.vectors_of(embeddings)
+        codes = codebook.codes_of(vectors)
+        if not catalogue.vectors.shape[1]:  # the encoder sees codes alone
+            vectors = vectors[:, :0]
+        catalogue = catalogue.with_items(item_ids, codes, vectors.astype(np.float16))
+        return replace(self, trie=self.trie.with_items(catalogue))
+
+    def without_items(self, item_ids: Collection[str]) -> Decoder:
+        """A decoder that never returns these items; this one stays as it is.
+
+        Rows are numbered anew. Unknown item_ids are ignored; raises ValueError when none is left.
+        """
+        catalogue = self.trie.catalogue
+        removed = catalogue.rows_of(item_ids)
+        if not len(removed):
+            return self
+        prior = self.prior and self.prior.without_rows(removed)
+        return replace(self, trie=SidTrie(catalogue.without_items(item_ids)), prior=prior)

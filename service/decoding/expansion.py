@@ -122,7 +122,14 @@ def expand(
             of_own_child = child_of[starts[beam] : starts[beam + 1]]
             if width == 1:
                 num_children = _group_by_code(
-                    codes, own, chosen[beam, 0], table, child_first, of_own_child, before, starts[beam]
+                    codes,
+                    own,
+                    chosen[beam, 0],
+                    table,
+                    child_first,
+                    of_own_child,
+                    before,
+                    starts[beam],
                 )
             else:
                 num_children = _group_by_tuple(
@@ -168,9 +175,7 @@ def expand(
             num_kept = heap.push(kept_scores, kept, num_kept, worth[child - before], number)
     heap.sort(kept_scores, kept, num_kept)
     kept = kept[:num_kept] % capacity
-    return _children(
-        codes, beams, chosen, kept, child_first, child_parent, child_score, child_of
-    )
+    return _children(codes, beams, chosen, kept, child_first, child_parent, child_score, child_of)
 
 
 @compiled

@@ -5,12 +5,12 @@ sees codes knows tastes; the two make different mistakes. Its score is added to 
 the search: it steers the beams of the ranking by rows, and orders items that share a SID. Knows no
 codes.
 
-neighbours: (num_items, num_neighbours) int32 rows    affinities: the same shape, float16, 0 = none
+neighbours: (num_rows, num_neighbours) int32 rows    affinities: the same shape, float16, 0 = none
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,13 +20,14 @@ from numpy.typing import NDArray
 class NeighbourPrior:
     """What a history says of catalogue rows.
 
-    neighbours: (num_items, num_neighbours) int32, rows that follow the item of that row
-    affinities: (num_items, num_neighbours) float16 >= 0, how strongly; 0 fills up
+    neighbours: (num_rows, num_neighbours) int32, rows that follow the item of that row
+    affinities: (num_rows, num_neighbours) float16 >= 0, how strongly; 0 fills up
     history_length: newest items of a history that are looked up
     decay:  weight of an item against the next newer one, in (0, 1]
     scale:  memory at which a row gains weight * log 2
     weight: how much is added: weight * log(1 + memory / scale); 0 = the prior is off
-    Raises ValueError when the arrays do not fit together.
+    The items that were counted are the first num_rows rows of the catalogue; nothing is known of
+    rows behind them. Raises ValueError when the arrays do not fit together.
     """
 
     neighbours: NDArray[np.int32]
@@ -62,6 +63,8 @@ class NeighbourPrior:
         """
         newest = history[-self.history_length :]
         ages = np.arange(len(newest) - 1, -1, -1)
+        counted = newest < len(self.neighbours)
+        newest, ages = newest[counted], ages[counted]
         decayed = (self.decay**ages)[:, None].astype(np.float32)
         return self.neighbours[newest], self.affinities[newest] * decayed
 
@@ -72,3 +75,17 @@ class NeighbourPrior:
         rows, place = np.unique(neighbours[called], return_inverse=True)
         memory = np.bincount(place, strengths[called], minlength=len(rows))
         return rows, memory.astype(np.float64)
+
+    def without_rows(self, removed: NDArray[np.int32]) -> NeighbourPrior:
+        """The prior of a catalogue without these rows, whose later rows move up."""
+        there = np.ones(len(self.neighbours), np.bool_)
+        there[removed[removed < len(there)]] = False
+        kept = np.flatnonzero(there)
+        new_row_of = np.zeros(len(there), np.int32)
+        new_row_of[kept] = np.arange(len(kept))
+        neighbours, affinities = (
+            self.neighbours.take(kept, axis=0),
+            self.affinities.take(kept, axis=0),
+        )
+        affinities[~there.take(neighbours)] = 0
+        return replace(self, neighbours=new_row_of.take(neighbours), affinities=affinities)

@@ -17,16 +17,23 @@ from service.decoding.compiled import compiled
 
 class SidTrie:
     """The catalogue, and the root's postings: `rows[p, indptr[p, c]:indptr[p, c + 1]]` have code c
-    at position p, ascending.
+    at position p.
 
+    codes:  (num_items, num_subspaces) uint16, those of the catalogue
     indptr: (num_subspaces, num_codes + 1) int64, where each code's posting list begins
-    rows:   (num_subspaces, num_items) int32, all posting lists
+    rows:   (num_subspaces, num_items) int32, all posting lists, ascending within a code
     num_legal: (num_subspaces,) int64, how many codes any item has at each position
     """
 
-    def __init__(self, catalogue: Catalogue) -> None:
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        postings: tuple[NDArray[np.int64], NDArray[np.int32]] | None = None,
+    ) -> None:
+        """postings: the catalogue's indptr and rows where they are known; else they are made."""
         self.catalogue = catalogue
-        self.indptr, self.rows = _postings(catalogue.codes, catalogue.num_codes)
+        self.codes = catalogue.codes
+        self.indptr, self.rows = postings or _postings(self.codes, catalogue.num_codes)
         self.num_legal = np.count_nonzero(self.counts, axis=1)
 
     @property
@@ -38,6 +45,19 @@ class SidTrie:
     def nbytes(self) -> int:
         """Bytes of the arrays the search reads: codes and postings."""
         return self.catalogue.codes.nbytes + self.indptr.nbytes + self.rows.nbytes
+
+    def with_items(self, catalogue: Catalogue) -> SidTrie:
+        """The trie of a catalogue whose first rows are this one's: `Catalogue.with_items`.
+
+        New rows are the largest, so each goes to the end of its code's posting list.
+        """
+        before, new = len(self.codes), catalogue.codes[len(self.codes) :]
+        rows = np.empty((catalogue.num_subspaces, catalogue.num_items), np.int32)
+        for position, codes in enumerate(new.T):
+            order = np.argsort(codes, kind="stable")
+            ends = self.indptr[position, 1:][codes[order]]
+            rows[position] = np.insert(self.rows[position], ends, before + order)
+        return SidTrie(catalogue, (self.indptr + _indptr_of(new, catalogue.num_codes), rows))
 
     def postings(
         self, position: int, codes: NDArray[np.integer]
@@ -74,3 +94,9 @@ def _postings(
             rows[position, free[position, code]] = row
             free[position, code] += 1
     return indptr, rows
+
+
+def _indptr_of(codes: NDArray[np.uint16], num_codes: int) -> NDArray[np.int64]:
+    """Where posting lists begin: (n, num_subspaces) -> (num_subspaces, num_codes + 1) int64."""
+    counts = np.stack([np.bincount(column, minlength=num_codes) for column in codes.T])
+    return np.pad(counts.cumsum(axis=1, dtype=np.int64), ((0, 0), (1, 0)))

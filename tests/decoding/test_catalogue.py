@@ -1,9 +1,12 @@
-"""What a catalogue refuses, and how item ids become rows."""
+"""What a catalogue refuses, how item ids become rows, and how items come and go."""
 
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from worlds import assert_same_catalogue, catalogues, of_rows
 
 from service.decoding.catalogue import Catalogue
 
@@ -70,3 +73,84 @@ def test_rows_of_keeps_the_order_and_drops_unknown_items() -> None:
 def test_parts_that_do_not_fit(changed: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Catalogue(**parts(**changed))
+
+
+def with_rows(catalogue: Catalogue, source: Catalogue, rows: range) -> Catalogue:
+    """The catalogue with these rows of `source` added."""
+    new = list(rows)
+    return catalogue.with_items(
+        [source.item_ids[row] for row in new], source.codes[new], source.vectors[new]
+    )
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_items_added_in_any_portions_are_those_of_a_catalogue_from_scratch(
+    data: st.DataObject,
+) -> None:
+    whole = data.draw(catalogues())
+    popular = data.draw(st.integers(1, whole.num_items))
+    whole.popularity[:popular] = np.arange(popular, 0, -1)
+    ends = data.draw(st.lists(st.integers(popular, whole.num_items), max_size=4).map(sorted))
+    grown, before = of_rows(whole, range(popular)), popular
+    for end in [*ends, whole.num_items]:
+        old, grown, before = grown, with_rows(grown, whole, range(before, end)), end
+        assert_same_catalogue(grown, of_rows(whole, range(end)))
+        assert_same_catalogue(old, of_rows(whole, range(old.num_items)))
+        assert grown.rows_of(whole.item_ids).tolist() == list(range(end))
+
+
+def test_two_catalogues_that_grew_from_one_do_not_see_each_others_items() -> None:
+    old = Catalogue(**parts()).with_items(["d"], np.array([[1, 1]], np.uint16))
+    first = old.with_items(["x", "y"], np.array([[1, 1], [2, 2]], np.uint16))
+    second = old.with_items(["y"], np.array([[3, 3]], np.uint16))
+    assert first.rows_of(["d", "x", "y"]).tolist() == [3, 4, 5]
+    assert second.rows_of(["d", "x", "y"]).tolist() == [3, 4]
+    assert old.rows_of(["d", "x", "y"]).tolist() == [3]
+    assert old.with_items([], np.empty((0, 2), np.uint16)) is old
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_items_left_are_those_of_a_catalogue_from_scratch(data: st.DataObject) -> None:
+    whole = data.draw(catalogues())
+    start = data.draw(st.integers(1, whole.num_items))
+    grown = with_rows(of_rows(whole, range(start)), whole, range(start, whole.num_items))
+    removed = data.draw(st.sets(st.integers(0, whole.num_items - 1), max_size=whole.num_items - 1))
+    left = [row for row in range(whole.num_items) if row not in removed]
+    shrunk = grown.without_items([*(whole.item_ids[row] for row in removed), "unknown"])
+    assert_same_catalogue(shrunk, of_rows(whole, left))
+    assert_same_catalogue(grown, whole)
+    back = sorted(removed)
+    again = shrunk.with_items(
+        [whole.item_ids[row] for row in back], whole.codes[back], whole.vectors[back]
+    )
+    assert_same_catalogue(again, of_rows(whole, left + back))
+
+
+def test_a_catalogue_is_never_empty() -> None:
+    catalogue = Catalogue(**parts())
+    assert catalogue.without_items(["gone"]) is catalogue
+    with pytest.raises(ValueError, match="no items"):
+        catalogue.without_items(["a", "b", "c", "a"])
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"item_ids": ["d", "a"]}, "item 'a' is in the catalogue already"),
+        ({"item_ids": ["d", "d"]}, "distinct"),
+        ({"item_ids": ["d"]}, "one entry per item"),
+        ({"codes": np.zeros((2, 2), np.int64)}, "uint16 array"),
+        ({"codes": np.full((2, 2), 4, np.uint16)}, "below num_codes = 4"),
+        ({"codes": np.zeros((2, 3), np.uint16)}, "codes must be of 2 subspaces"),
+        ({"vectors": np.zeros((2, 3), np.float16)}, "vectors must have 0 dimensions"),
+        ({"vectors": np.full((2, 3), np.nan, np.float16)}, "vectors must be finite"),
+    ],
+)
+def test_new_items_that_do_not_fit(changed: dict[str, Any], message: str) -> None:
+    valid = {"item_ids": ["d", "e"], "codes": np.zeros((2, 2), np.uint16)}
+    with pytest.raises(ValueError, match=message):
+        Catalogue(**parts()).with_items(**(valid | changed))
+    with pytest.raises(ValueError, match="vectors must have 1 dimensions"):
+        Catalogue(**parts(vectors=np.zeros((3, 1), np.float16))).with_items(**valid)

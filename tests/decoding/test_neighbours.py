@@ -72,6 +72,35 @@ def test_row_scores_are_the_weighted_log_of_one_and_the_memory_over_the_scale() 
         assert (off[0].dtype, off[1].dtype) == (np.int32, np.float32)
 
 
+def test_items_behind_the_counted_rows_call_for_nothing_but_age_the_others() -> None:
+    rows, memory = prior_of().memory(rows_of(0, 4))
+    assert dict(zip(rows.tolist(), memory.tolist(), strict=True)) == {1: 2.0, 3: 1.0}
+    assert not len(prior_of().memory(rows_of(7, 4))[0])
+
+
+@settings(deadline=None)
+@given(data=st.data())
+def test_without_rows_the_others_are_called_for_as_before(data: st.DataObject) -> None:
+    catalogue = data.draw(catalogues())
+    prior, num_rows = data.draw(priors(catalogue)), catalogue.num_items
+    num_items = num_rows + data.draw(st.integers(0, 3))  # the last rows were added later
+    removed = data.draw(st.sets(st.integers(0, num_items - 1)))
+    kept = [row for row in range(num_items) if row not in removed]
+    history = data.draw(st.lists(st.sampled_from(kept), max_size=8)) if kept else []
+    shrunk = prior.without_rows(np.array(sorted(removed), np.int32))
+    assert len(shrunk.neighbours) == sum(row < num_rows for row in kept)
+    assert (shrunk.neighbours.dtype, shrunk.affinities.dtype) == (np.int32, np.float16)
+    new_row_of = {row: new for new, row in enumerate(kept)}
+    rows, scores = prior.row_scores(np.array(history, np.int32))
+    expected = {
+        new_row_of[row]: score
+        for row, score in zip(rows.tolist(), scores.tolist(), strict=True)
+        if row in new_row_of
+    }
+    found = shrunk.row_scores(np.array([new_row_of[row] for row in history], np.int32))
+    assert dict(zip(found[0].tolist(), found[1].tolist(), strict=True)) == expected
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [

@@ -10,12 +10,12 @@ from hashed_denoiser import HashedDenoiser
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from service.decoding.confidence import Confidence
 from worlds import catalogue_of, catalogues, job_of, jobs, schedules
 
 from loadtest.decode_prefix_trie import PrefixTrie, decode_left_to_right
 from service.decoding.beam import decode
 from service.decoding.catalogue import Catalogue
-from service.decoding.confidence import Confidence
 from service.decoding.job import Decoded, Job
 from service.decoding.schedule import Schedule
 from service.decoding.trie import SidTrie
@@ -26,9 +26,9 @@ seeds = st.integers(0, 2**32 - 1)
 class OrderlyDenoiser(HashedDenoiser):
     """Always surest of the first masked position: 5 is more than its log-probs differ by."""
 
-    def denoise(self, memory: Any, partial_sids: Any, difficulty: Any) -> NDArray[np.float32]:
-        log_probs = super().denoise(memory, partial_sids, difficulty)
-        return log_probs - 5 * np.arange(self.num_subspaces, dtype=np.float32)[:, None]
+    def denoise(self, memory: Any, partial_sids: Any, positions: Any) -> NDArray[np.float32]:
+        log_probs = super().denoise(memory, partial_sids, positions)
+        return log_probs - 5 * positions[..., None].astype(np.float32)
 
 
 def decode_by_path(

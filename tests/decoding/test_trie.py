@@ -3,7 +3,7 @@
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from worlds import catalogues
+from worlds import catalogues, of_rows
 
 from service.decoding.trie import SidTrie
 
@@ -22,3 +22,21 @@ def test_postings_are_the_rows_with_each_code(data: st.DataObject) -> None:
         if catalogue.codes[row, position] == code
     ]
     assert list(zip(rows.tolist(), group.tolist(), strict=True)) == expected
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_a_trie_that_grew_is_that_of_the_whole_catalogue(data: st.DataObject) -> None:
+    whole = data.draw(catalogues())
+    start, middle = sorted(
+        data.draw(st.tuples(st.integers(1, whole.num_items), st.integers(1, whole.num_items)))
+    )
+    trie = SidTrie(of_rows(whole, range(start)))
+    for stop in (middle, whole.num_items):
+        catalogue = of_rows(whole, range(stop))
+        trie, expected = trie.with_items(catalogue), SidTrie(catalogue)
+        assert trie.catalogue is catalogue
+        for name in ("codes", "indptr", "rows", "counts"):
+            found, other = getattr(trie, name), getattr(expected, name)
+            assert found.dtype == other.dtype
+            np.testing.assert_array_equal(found, other)

@@ -10,6 +10,7 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
 from service.decoding.catalogue import Catalogue
+from service.decoding.codebook import Codebook, ContentProjection
 from service.decoding.job import Job
 from service.decoding.neighbours import NeighbourPrior
 from service.decoding.schedule import Schedule
@@ -26,6 +27,44 @@ def catalogue_of(
     if vectors is None:
         vectors = np.empty((len(sids), 0), np.float16)
     return Catalogue(item_ids, sids, num_codes, np.zeros(len(sids), dtype=np.int64), vectors)
+
+
+def of_rows(catalogue: Catalogue, rows: Sequence[int]) -> Catalogue:
+    """A catalogue made from scratch of these rows of another."""
+    return Catalogue(
+        tuple(catalogue.item_ids[row] for row in rows),
+        catalogue.codes[list(rows)],
+        catalogue.num_codes,
+        catalogue.popularity[list(rows)],
+        catalogue.vectors[list(rows)],
+    )
+
+
+def assert_same_catalogue(found: Catalogue, expected: Catalogue) -> None:
+    assert found.item_ids == expected.item_ids
+    assert found.num_codes == expected.num_codes
+    assert found.row_of | found.added_row_of == expected.row_of | expected.added_row_of
+    for name in ("codes", "popularity", "vectors"):
+        array, other = getattr(found, name), getattr(expected, name)
+        assert array.dtype == other.dtype
+        np.testing.assert_array_equal(array, other)
+
+
+def codebook_of(
+    *, num_subspaces: int, num_codes: int, vector_dims: int, embedding_dims: int, seed: int = 0
+) -> Codebook:
+    """A random codebook; vectors are padded to whole subspaces, half of them are content."""
+    random = np.random.default_rng(seed)
+    d_sub = -(-vector_dims // num_subspaces)
+    rotation = np.linalg.qr(random.normal(size=(num_subspaces * d_sub, vector_dims)))[0].T
+    mean, components = random.normal(size=embedding_dims), (-(-vector_dims // 2), embedding_dims)
+    return Codebook(
+        rotation.astype(np.float32),
+        random.normal(0, 0.3, (num_subspaces, num_codes, d_sub)).astype(np.float32),
+        ContentProjection(
+            mean.astype(np.float32), random.normal(size=components).astype(np.float32), weight=0.6
+        ),
+    )
 
 
 def job_of(

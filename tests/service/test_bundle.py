@@ -7,17 +7,25 @@ import io
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from tiny_bundle import REPEAT_BIAS, tiny_catalogue, tiny_prior, write_tiny_bundle
+from tiny_bundle import (
+    EMBEDDING_DIMS,
+    REPEAT_BIAS,
+    tiny_catalogue,
+    tiny_codebook,
+    tiny_prior,
+    write_tiny_bundle,
+)
 
-from service.bundle import FILES, Bundle, bundle_path, verify
-from service.decoding import NeighbourPrior
+from service.bundle import Bundle, Item, bundle_path, verify
+from service.decoding import Job, NeighbourPrior, Schedule
 from service.errors import BundleInvalid
+from service.manifest import CONTENT_FILES, FILES
 
 
 @pytest.fixture
@@ -60,6 +68,45 @@ def test_a_bundle_comes_back_as_it_was_written(bundles_dir: Path) -> None:
         assert np.array_equal(getattr(prior, field.name), getattr(tiny_prior(), field.name))
 
 
+def test_the_codebook_comes_back_as_it_was_written(bundles_dir: Path, tmp_path: Path) -> None:
+    found, written = Bundle.load(bundles_dir / "tiny" / "1").codebook, tiny_codebook()
+    assert np.array_equal(found.rotation, written.rotation)
+    assert np.array_equal(found.centroids, written.centroids)
+    assert found.content is not None
+    assert written.content is not None
+    assert np.array_equal(found.content.mean, written.content.mean)
+    assert np.array_equal(found.content.components, written.content.components)
+    assert found.content.weight == written.content.weight
+
+    path = write_tiny_bundle(tmp_path / "1", codebook=replace(written, content=None))
+    bundle = Bundle.load(path)
+    assert set(bundle.manifest.files) == set(FILES)
+    assert bundle.manifest.content is bundle.codebook.content is None
+    with pytest.raises(ValueError, match="takes no embeddings"):
+        bundle.with_items([Item("new", "New", ())], np.ones((1, EMBEDDING_DIMS)))
+
+
+def test_items_come_and_go_and_the_bundle_stays_as_it_was(bundles_dir: Path) -> None:
+    bundle = Bundle.load(bundles_dir / "tiny" / "1")
+    embeddings = np.random.default_rng(0).normal(size=(3, EMBEDDING_DIMS))
+    new = [Item(f"new-{n}", f"New {n}", ("all",)) for n in range(3)]
+    grown = bundle.with_items(new, embeddings)
+    assert grown.items == (*bundle.items, *new)
+    vectors = tiny_codebook().vectors_of(embeddings)
+    assert np.array_equal(grown.catalogue.vectors[-3:], vectors.astype(np.float16))
+    assert np.array_equal(grown.catalogue.codes[-3:], tiny_codebook().codes_of(vectors))
+
+    shrunk = grown.without_items(["item-3", "new-1", "gone"])
+    item_ids = tuple(item.item_id for item in shrunk.items)
+    assert item_ids == shrunk.catalogue.item_ids
+    assert set(grown.catalogue.item_ids) - set(item_ids) == {"item-3", "new-1"}
+    assert bundle.catalogue.num_items == len(bundle.items) == 200
+    for state in (bundle, grown, shrunk):
+        history = state.catalogue.rows_of(["item-5", "new-0", "new-1", "item-9"])
+        [decoded], _ = state.decoder.decode([Job(history, 250, Schedule((1, 3)), 250)])
+        assert sorted(decoded.rows.tolist()) == list(range(state.catalogue.num_items))
+
+
 def test_the_ranking_of_a_bundle_is_that_of_its_manifest(copy: Path) -> None:
     _edit_manifest(copy, lambda manifest: manifest["decoding"].update(ranking="path"))
     assert Bundle.load(copy).decoder.ranking == "path"
@@ -80,7 +127,7 @@ def test_a_bundle_is_never_overwritten_and_leaves_nothing_half_written(
     assert list((tmp_path / "store").iterdir()) == []
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", FILES + CONTENT_FILES)
 def test_a_missing_truncated_or_altered_file_is_refused(copy: Path, name: str) -> None:
     data = (copy / name).read_bytes()
     (copy / name).unlink()
@@ -102,10 +149,10 @@ def test_a_missing_truncated_or_altered_file_is_refused(copy: Path, name: str) -
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda m: m.update(format_version=99), "has format version 99, this release reads 2"),
+        (lambda m: m.update(format_version=99), "has format version 99, this release reads 3"),
         (
-            lambda m: m.update(format_version=1),
-            "has format version 1, this release reads 2; export",
+            lambda m: m.update(format_version=2),
+            "has format version 2, this release reads 3; export",
         ),
         (lambda m: m.pop("format_version"), "manifest.json"),
         (lambda m: m.update(surprise=1), "surprise"),
@@ -124,6 +171,13 @@ def test_a_missing_truncated_or_altered_file_is_refused(copy: Path, name: str) -
         (lambda m: m["decoding"].update(ranking="best"), "decoding.ranking"),
         (lambda m: m.pop("repeat_bias"), "repeat_bias"),
         (lambda m: m.pop("prior"), "prior"),
+        (lambda m: m.pop("content"), "content"),
+        (lambda m: m.update(content=None), "must list exactly"),
+        (lambda m: m["content"].update(weight=1.5), "content.weight"),
+        (
+            lambda m: m["content"].update(embedding_dims=9),
+            r"content_mean\.npy has 12 dimensions, the manifest says 9",
+        ),
         (lambda m: m["prior"].update(weight=-1), "prior.weight"),
         (lambda m: m["prior"].update(decay=0), "prior.decay"),
         (lambda m: m["prior"].update(scale=0), "prior.scale"),
@@ -147,14 +201,23 @@ def test_a_manifest_that_is_not_json_or_absent_is_refused(copy: Path, tmp_path: 
         verify(tmp_path / "nowhere")
 
 
-def test_a_bundle_of_the_first_format_is_refused_by_its_version(copy: Path) -> None:
-    """Its manifest has no prior and other files; the sentence is about the version all the same."""
+@pytest.mark.parametrize(
+    ("version", "fields_of_later", "files_of_later"),
+    [
+        (1, ["prior", "repeat_bias", "content"], ["vectors.npy", "neighbours.npy", "rotation.npy"]),
+        (2, ["content"], ["rotation.npy", "centroids.npy"]),
+    ],
+)
+def test_a_bundle_of_an_older_format_is_refused_by_its_version(
+    copy: Path, version: int, fields_of_later: list[str], files_of_later: list[str]
+) -> None:
+    """Its manifest has other fields and files; the sentence is about the version all the same."""
 
     def older(manifest: dict[str, Any]) -> None:
-        manifest["format_version"] = 1
-        for field in ("prior", "repeat_bias"):
+        manifest["format_version"] = version
+        for field in fields_of_later:
             del manifest[field]
-        for name in ("vectors.npy", "neighbours.npy", "affinities.npy"):
+        for name in files_of_later:
             del manifest["files"][name]
 
     _edit_manifest(copy, older)
@@ -162,7 +225,7 @@ def test_a_bundle_of_the_first_format_is_refused_by_its_version(copy: Path) -> N
         with pytest.raises(BundleInvalid) as refused:
             read(copy)
         assert str(refused.value) == (
-            f"bundle {copy} has format version 1, this release reads 2; "
+            f"bundle {copy} has format version {version}, this release reads 3; "
             "export it again with the matching release"
         )
 
@@ -192,6 +255,15 @@ def _npy_of(array: np.ndarray) -> bytes:
         ({"neighbours": lambda a: a.astype(np.int64)}, "must be int32"),
         ({"affinities": lambda a: -a}, "finite and not negative"),
         ({"affinities": lambda a: a.astype(np.float64)}, "float16"),
+        ({"rotation": lambda a: a[:, 4:]}, "as the centroids say"),
+        ({"rotation": lambda a: a[:-1]}, "one row per dimension of vectors"),
+        ({"rotation": lambda a: a.astype(np.float64)}, "rotation must be finite float32"),
+        ({"centroids": lambda a: a * np.float32(np.nan)}, "centroids must be finite float32"),
+        ({"centroids": lambda a: a[0]}, "centroids must be a"),
+        ({"centroids": lambda a: a[:, :-1]}, r"centroids\.npy has 15 codes in 4 subspaces"),
+        ({"content_mean": lambda a: a[:-1]}, "content components must be"),
+        ({"content_components": lambda a: a.astype(np.float16)}, "content components must be fin"),
+        ({"content_components": lambda a: np.tile(a, (9, 1))}, "more dimensions than the vectors"),
     ],
 )
 def test_arrays_beside_the_codes_that_do_not_fit_are_refused(

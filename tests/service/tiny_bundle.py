@@ -2,8 +2,9 @@
 
 The log-probs at each position are the counts of the history's codes there, nudged by the items'
 vectors and smoothed: items that share codes with the history come first. The prior calls for the
-next two rows after each item, and repeats are held back. POISON in a history makes ONNX Runtime
-raise. `work` makes every denoiser call slow: it multiplies (work, work) matrices.
+next two rows after each item, and repeats are held back. The codebook is random: new items get
+codes from it, those of the others are not its own. POISON in a history makes ONNX Runtime raise.
+`work` makes every denoiser call slow: it multiplies (work, work) matrices.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ import numpy as np
 import onnx.parser
 
 from service.bundle import DecodingDefaults, HeldOutUser, Item, write_bundle
-from service.decoding import Catalogue, NeighbourPrior
+from service.decoding import Catalogue, Codebook, ContentProjection, NeighbourPrior
 
 NUM_ITEMS = 200
 NUM_SUBSPACES = 4
 NUM_CODES = 16
 HISTORY_LENGTH = 8
+EMBEDDING_DIMS = 12
 REPEAT_BIAS = -1.0
 POISON = "item-199"  # the only item with the last code at position 0
 
@@ -95,9 +97,23 @@ def tiny_prior() -> NeighbourPrior:
     return NeighbourPrior(neighbours, affinities, 4, decay=0.5, scale=0.5, weight=0.5)
 
 
+def tiny_codebook() -> Codebook:
+    """Content of 8 of the 64 dimensions, none of them turned."""
+    random = np.random.default_rng(8)
+    dims = NUM_SUBSPACES * NUM_CODES
+    projection = ContentProjection(
+        random.normal(size=EMBEDDING_DIMS).astype(np.float32),
+        random.normal(size=(8, EMBEDDING_DIMS)).astype(np.float32),
+        weight=0.5,
+    )
+    centroids = random.normal(size=(NUM_SUBSPACES, NUM_CODES, NUM_CODES)).astype(np.float32)
+    return Codebook(np.eye(dims, dtype=np.float32), centroids, projection)
+
+
 def write_tiny_bundle(
     path: Path,
     *,
+    codebook: Codebook | None = None,
     version: str = "1",
     created_at: str = "2026-01-01T00:00:00Z",
     work: int = 1,
@@ -119,6 +135,7 @@ def write_tiny_bundle(
         history_length=HISTORY_LENGTH,
         repeat_bias=REPEAT_BIAS,
         prior=tiny_prior(),
+        codebook=codebook or tiny_codebook(),
         decoding=DecodingDefaults(r_warm=2, m_par=2, beam_width=10),
         facts={},
     )

@@ -1,7 +1,8 @@
-"""The codebook: encoding against brute force, OPQ against none, and what it refuses."""
+"""Fitting a codebook: OPQ against none, the same whatever the threads, and what is refused."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
 
-from training.codebook import Codebook, CollisionReport
+from service.decoding import Codebook, ContentProjection
+from training.codebook import CollisionReport, fit_codebook, load_codebook, save_codebook
 from training.config import CodebookConfig
 from training.errors import DataError
 
@@ -27,33 +29,14 @@ def vectors() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def codebook(vectors: np.ndarray) -> Codebook:
-    return Codebook.fit(vectors, CONFIG)
+    return fit_codebook(vectors, CONFIG)
 
 
 def squared_error(codebook: Codebook, vectors: np.ndarray) -> float:
-    codes = codebook.encode(vectors)
+    codes = codebook.codes_of(vectors)
     nearest = codebook.centroids[np.arange(codebook.num_subspaces), codes]
     rebuilt = nearest.reshape(len(codes), -1) @ codebook.rotation.T
     return float(np.square(rebuilt - vectors).sum(axis=1).mean())
-
-
-def test_codes_are_the_nearest_centroids(codebook: Codebook, vectors: np.ndarray) -> None:
-    codes = codebook.encode(vectors)
-    assert codes.shape == (600, 4)
-    assert codes.dtype == np.uint16
-    rotated = vectors.astype(np.float64) @ codebook.rotation
-    for subspace in range(4):
-        part = rotated[:, 4 * subspace : 4 * subspace + 4]
-        distances = np.linalg.norm(part[:, None] - codebook.centroids[subspace], axis=2)
-        chosen = distances[np.arange(600), codes[:, subspace]]
-        np.testing.assert_allclose(chosen, distances.min(axis=1), rtol=1e-5)
-
-
-def test_a_batch_is_encoded_like_single_vectors(codebook: Codebook, vectors: np.ndarray) -> None:
-    many = np.tile(vectors, (8, 1))  # more than one slice of work
-    codes = codebook.encode(many)
-    np.testing.assert_array_equal(codes[4200:4800], codebook.encode(vectors))
-    np.testing.assert_array_equal(codes[:1], codebook.encode(many[:1]))
 
 
 def test_the_rotation_is_orthonormal(codebook: Codebook) -> None:
@@ -61,71 +44,79 @@ def test_the_rotation_is_orthonormal(codebook: Codebook) -> None:
 
 
 def test_opq_lowers_the_error(codebook: Codebook, vectors: np.ndarray) -> None:
-    plain = Codebook.fit(vectors, CONFIG.model_copy(update={"opq_iterations": 0}))
+    plain = fit_codebook(vectors, CONFIG.model_copy(update={"opq_iterations": 0}))
     np.testing.assert_array_equal(plain.rotation, np.eye(16))
     assert squared_error(codebook, vectors) < 0.9 * squared_error(plain, vectors)
 
 
 def test_a_refit_is_the_same_whatever_the_threads(codebook: Codebook, vectors: np.ndarray) -> None:
     with threadpool_limits(2):
-        again = Codebook.fit(vectors, CONFIG)
+        again = fit_codebook(vectors, CONFIG)
     np.testing.assert_array_equal(again.rotation, codebook.rotation)
     np.testing.assert_array_equal(again.centroids, codebook.centroids)
-    other = Codebook.fit(vectors, CONFIG.model_copy(update={"seed": 8}))
+    other = fit_codebook(vectors, CONFIG.model_copy(update={"seed": 8}))
     assert (other.centroids != codebook.centroids).any()
 
 
 @pytest.mark.parametrize("opq_iterations", [0, 4])
 def test_vectors_are_padded_to_whole_subspaces(vectors: np.ndarray, opq_iterations: int) -> None:
     config = CodebookConfig(num_subspaces=5, num_codes=7, opq_iterations=opq_iterations)
-    codebook = Codebook.fit(vectors, config)
+    codebook = fit_codebook(vectors, config)
     assert codebook.rotation.shape == (16, 20)
     assert codebook.centroids.shape == (5, 7, 4)
     np.testing.assert_allclose(codebook.rotation @ codebook.rotation.T, np.eye(16), atol=1e-5)
-    assert codebook.encode(vectors).max() < 7
+    assert codebook.codes_of(vectors).max() < 7
     assert squared_error(codebook, vectors) < 0.5 * float(np.square(vectors).sum(axis=1).mean())
 
 
 def test_as_many_vectors_as_codes_is_enough_and_fewer_are_refused(vectors: np.ndarray) -> None:
     config = CodebookConfig(num_subspaces=2, num_codes=300, opq_iterations=2)
-    codebook = Codebook.fit(vectors[:300], config)
+    codebook = fit_codebook(vectors[:300], config)
     assert squared_error(codebook, vectors[:300]) < 1e-6  # a code each
     with pytest.raises(DataError, match=r"299 items .* codebook\.num_codes=300; set it to at most"):
-        Codebook.fit(vectors[:299], config)
+        fit_codebook(vectors[:299], config)
 
 
-def test_vectors_of_another_width_are_refused(codebook: Codebook) -> None:
-    with pytest.raises(DataError, match=r"encodes \(n, 16\) vectors, not \(2, 15\)"):
-        codebook.encode(np.zeros((2, 15), dtype=np.float32))
-
-
-def test_save_and_load(codebook: Codebook, vectors: np.ndarray, tmp_path: Path) -> None:
+@pytest.mark.parametrize("with_content", [True, False])
+def test_save_and_load(codebook: Codebook, with_content: bool, tmp_path: Path) -> None:
+    content = None
+    if with_content:
+        mean, components = np.arange(3, dtype=np.float32), np.eye(2, 3, dtype=np.float32)
+        content = ContentProjection(mean, components, weight=0.3)
     path = tmp_path / "codebook.npz"
-    codebook.save(path)
-    loaded = Codebook.load(path)
-    np.testing.assert_array_equal(loaded.encode(vectors), codebook.encode(vectors))
+    save_codebook(replace(codebook, content=content), path)
+    loaded = load_codebook(path)
+    for name in ("rotation", "centroids"):
+        np.testing.assert_array_equal(getattr(loaded, name), getattr(codebook, name))
+    if content is None:
+        assert loaded.content is None
+    else:
+        assert loaded.content is not None
+        np.testing.assert_array_equal(loaded.content.mean, content.mean)
+        np.testing.assert_array_equal(loaded.content.components, content.components)
+        assert loaded.content.weight == content.weight
 
 
 def test_what_is_no_codebook_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "codebook.npz"
     with pytest.raises(DataError, match="is not a codebook"):
-        Codebook.load(path)
+        load_codebook(path)
     path.write_bytes(b"PK\x03\x04 cut off")
     with pytest.raises(DataError, match="is not a codebook"):
-        Codebook.load(path)
+        load_codebook(path)
     path.write_bytes(b"")
     with pytest.raises(DataError, match="is not a codebook"):
-        Codebook.load(path)
+        load_codebook(path)
     with path.open("wb") as file:
         np.save(file, np.eye(4))
     with pytest.raises(DataError, match="is not a codebook"):
-        Codebook.load(path)
+        load_codebook(path)
     np.savez(path, rotation=np.eye(4))
     with pytest.raises(DataError, match="is not a codebook"):
-        Codebook.load(path)
-    np.savez(path, rotation=np.eye(4), centroids=np.zeros((3, 2, 1)))
+        load_codebook(path)
+    np.savez(path, rotation=np.eye(4, dtype=np.float32), centroids=np.zeros((3, 2, 1), np.float32))
     with pytest.raises(DataError, match="as the centroids say"):
-        Codebook.load(path)
+        load_codebook(path)
 
 
 @settings(max_examples=50, deadline=None)
@@ -157,5 +148,5 @@ def test_fewer_vectors_than_dimensions_still_give_a_rotation() -> None:
     """faiss itself ends the process here (heap corruption in OPQ)."""
     vectors = np.random.default_rng(0).standard_normal((20, 64)).astype(np.float32)
     config = CodebookConfig(num_subspaces=4, num_codes=8, opq_iterations=3, kmeans_iterations=3)
-    rotation = Codebook.fit(vectors, config).rotation
+    rotation = fit_codebook(vectors, config).rotation
     assert np.allclose(rotation @ rotation.T, np.eye(64), atol=1e-5)

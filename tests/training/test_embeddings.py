@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from logs import log_of
+from sklearn.decomposition import PCA
 
 from service.bundle import Item
-from training.codebook import Codebook
+from training.codebook import fit_codebook
 from training.config import CodebookConfig, EmbeddingsConfig
 from training.embeddings import (
     collaborative_factors,
@@ -74,10 +75,11 @@ def test_factors_tell_groups_apart_and_leave_unseen_items_at_zero(two_groups: In
 
 def test_given_embeddings_are_used_as_they_are() -> None:
     given_embeddings = np.eye(5, dtype=np.float32)
-    content, sentence = content_embeddings(
+    content, sentence, repeatable = content_embeddings(
         items_of(WORDS), given_embeddings, np.ones(5, dtype=bool), CONFIG
     )
     assert content is given_embeddings
+    assert repeatable
     assert sentence == "content: the given embeddings, 5 dimensions"
 
 
@@ -88,9 +90,10 @@ def without_text_model(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("without_text_model")
 def test_text_falls_back_to_tfidf_and_says_so() -> None:
-    content, sentence = content_embeddings(
+    content, sentence, repeatable = content_embeddings(
         items_of([*WORDS, ""]), None, np.ones(6, dtype=bool), CONFIG
     )
+    assert not repeatable
     assert "TF-IDF" in sentence
     assert "sentence-transformers is not installed" in sentence
     similarity = content @ content.T
@@ -102,7 +105,7 @@ def test_text_falls_back_to_tfidf_and_says_so() -> None:
 @pytest.mark.usefixtures("without_text_model")
 def test_words_of_unseen_items_are_not_learnt() -> None:
     seen = np.array([True] * 4 + [False])
-    content, _ = content_embeddings(items_of(WORDS), None, seen, CONFIG)
+    content, _, _ = content_embeddings(items_of(WORDS), None, seen, CONFIG)
     assert not content[4].any()  # "sun cream" shares no word with the items that were fitted
     assert content[:4].any(axis=1).all()
 
@@ -112,7 +115,8 @@ def test_words_of_unseen_items_are_not_learnt() -> None:
 def test_without_words_the_factors_stand_alone(two_groups: Interactions, titles: list[str]) -> None:
     items = items_of([titles[row % 2] for row in range(11)])
     dataset = Dataset(leave_last_out(two_groups), items, None, ())
-    vectors, sentence = embed(dataset, CONFIG)
+    vectors, projection, sentence = embed(dataset, CONFIG)
+    assert projection is None
     factors = collaborative_factors(dataset.split.train, CONFIG)
     np.testing.assert_array_equal(vectors, factors)
     assert sentence.startswith("no content, because")
@@ -128,11 +132,12 @@ def test_interactions_alone_are_enough_for_codes(two_groups: Interactions, tmp_p
     ]
     (tmp_path / "interactions.csv").write_text("\n".join(["user_id,item_id,position", *log]))
     dataset = load_dataset(tmp_path)
-    vectors, sentence = embed(dataset, EmbeddingsConfig())
+    vectors, projection, sentence = embed(dataset, EmbeddingsConfig())
+    assert projection is None
     assert "no content, because no item" in sentence
     assert "10 factors" in sentence
     config = CodebookConfig(num_subspaces=2, num_codes=4, opq_iterations=2)
-    codes = Codebook.fit(vectors, config).encode(vectors)
+    codes = fit_codebook(vectors, config).codes_of(vectors)
     assert len(np.unique(codes, axis=0)) > 4
 
 
@@ -153,13 +158,15 @@ def test_the_text_model_is_used_when_it_loads(monkeypatch: pytest.MonkeyPatch) -
     module.SentenceTransformer = SentenceTransformer  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "sentence_transformers", module)
     items = (Item("a", "Red nail", ("Beauty", "Nails")), Item("b", "", ()))
-    content, sentence = content_embeddings(items, None, np.ones(2, dtype=bool), CONFIG)
+    content, sentence, repeatable = content_embeddings(items, None, np.ones(2, dtype=bool), CONFIG)
+    assert repeatable
     assert asked == ["Red nail. Beauty, Nails", ""]
     assert content.any(axis=1).tolist() == [True, False]
     assert sentence == "content: all-MiniLM-L6-v2, 7 dimensions"
-    _, sentence = content_embeddings(
+    _, sentence, repeatable = content_embeddings(
         items, None, np.ones(2, dtype=bool), EmbeddingsConfig(text_model="absent")
     )
+    assert not repeatable
     assert "TF-IDF" in sentence
     assert "the text model absent did not load (OSError)" in sentence
 
@@ -173,7 +180,8 @@ def test_the_collaborative_part_holds_its_share(weight: float) -> None:
     factors[-1] = 0  # never bought
     content[-2] = 0  # no text
     config = EmbeddingsConfig(content_dims=8, collaborative_weight=weight)
-    vectors = item_vectors(content, factors, factors.any(axis=1), config)
+    vectors, projection = item_vectors(content, factors, factors.any(axis=1), config)
+    assert projection.weight == 1 - weight
     assert vectors.shape == (30, 13)
     norms = np.square(vectors).reshape(30, 13)
     np.testing.assert_allclose(norms[:-2, :8].sum(1), 1 - weight, rtol=1e-5, atol=1e-7)
@@ -185,9 +193,12 @@ def test_the_collaborative_part_holds_its_share(weight: float) -> None:
 def test_one_part_alone_has_the_whole_norm() -> None:
     content = np.random.default_rng(1).normal(size=(30, 12)).astype(np.float32)
     seen = np.ones(30, dtype=bool)
-    vectors = item_vectors(content, None, seen, EmbeddingsConfig(content_dims=8))
+    vectors, projection = item_vectors(content, None, seen, EmbeddingsConfig(content_dims=8))
+    assert projection.weight == 1
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
-    np.testing.assert_array_equal(item_vectors(None, content, seen, CONFIG), content)
+    alone, projection = item_vectors(None, content, seen, CONFIG)
+    assert projection is None
+    np.testing.assert_array_equal(alone, content)
     with pytest.raises(ConfigError, match=r"content_dims or embeddings\.collaborative_dims"):
         item_vectors(None, None, seen, CONFIG)
 
@@ -197,9 +208,9 @@ def test_vectors_of_seen_items_do_not_depend_on_cold_items() -> None:
     content = rng.normal(size=(40, 12)).astype(np.float32)
     seen = np.arange(40) < 30
     config = EmbeddingsConfig(content_dims=6)
-    before = item_vectors(content, None, seen, config)
+    before, _ = item_vectors(content, None, seen, config)
     content[~seen] = 100 * rng.normal(size=(10, 12))
-    after = item_vectors(content, None, seen, config)
+    after, _ = item_vectors(content, None, seen, config)
     np.testing.assert_array_equal(before[seen], after[seen])
     assert (before[~seen] != after[~seen]).any()
 
@@ -208,11 +219,32 @@ def test_embed_joins_both_parts_and_repeats_bit_for_bit(two_groups: Interactions
     content = np.random.default_rng(3).normal(size=(11, 6)).astype(np.float32)
     items = items_of(["t"] * 11)
     dataset = Dataset(leave_last_out(two_groups), items, content, ())
-    vectors, sentence = embed(dataset, CONFIG)
+    vectors, projection, sentence = embed(dataset, CONFIG)
     assert vectors.shape == (11, 4 + 3)
     assert vectors.dtype == np.float32
     assert "given embeddings" in sentence
     assert "3 factors of co-occurrence" in sentence
     np.testing.assert_array_equal(vectors, embed(dataset, CONFIG)[0])
-    alone, _ = embed(dataset, EmbeddingsConfig(content_dims=0, collaborative_dims=3))
+    assert projection is not None
+    np.testing.assert_array_equal(projection.vectors_of(content), vectors[:, :4])
+    alone, projection, _ = embed(dataset, EmbeddingsConfig(content_dims=0, collaborative_dims=3))
     assert alone.shape == (11, 3)
+    assert projection is None
+
+
+def test_content_is_projected_as_scikit_learn_does() -> None:
+    content = np.random.default_rng(4).normal(1, 2, (30, 12)).astype(np.float32)
+    seen = np.arange(30) < 25
+    vectors, _ = item_vectors(content, None, seen, EmbeddingsConfig(content_dims=5))
+    expected = PCA(5, svd_solver="full").fit(content[seen]).transform(content)
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(vectors, expected, atol=1e-5)
+
+
+@pytest.mark.usefixtures("without_text_model")
+def test_titles_make_vectors_but_take_no_embeddings(two_groups: Interactions) -> None:
+    """TF-IDF stays behind with training, so the codebook takes no embeddings."""
+    items = items_of([WORDS[row % 5] for row in range(11)])
+    vectors, projection, _ = embed(Dataset(leave_last_out(two_groups), items, None, ()), CONFIG)
+    assert vectors.shape[1] > 3
+    assert projection is None

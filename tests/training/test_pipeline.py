@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import polars as pl
 import pytest
 from rich.console import Console
 
-from service.bundle import Bundle, verify
+from service.bundle import Bundle, Item, verify
 from service.decoding import Schedule
 from training.__main__ import main
 from training.config import load_config, preset_names
@@ -70,6 +73,36 @@ def test_stages_are_skipped_or_done_again_as_their_inputs_say(world: Path, tmp_p
     run(other, dataset, out, console, until="bundle")
     assert Bundle.load(out / "bundle").manifest.name == "other"
     assert not (out / "bundle.begun").exists()
+
+
+def test_a_new_item_is_encoded_as_a_cold_one_was(world: Path, tmp_path: Path) -> None:
+    """The codebook of a bundle gives the codes and vectors that training gave."""
+    random, num_cold = np.random.default_rng(2), 20
+    items = pl.read_parquet(world / "items.parquet")
+    cold = items.head(num_cold).with_columns(item_id="cold-" + pl.col("item_id"))
+    pl.concat([items, cold]).write_parquet(tmp_path / "items.parquet")
+    embeddings = random.normal(0.3, 1, (len(items) + num_cold, 40)).astype(np.float32)
+    embeddings[-1] = 0  # without content
+    np.save(tmp_path / "item_embeddings.npy", embeddings)
+    shutil.copy(world / "interactions.parquet", tmp_path)
+    dataset = load_dataset(tmp_path)
+    config = load_config("tiny", [*QUICK, "codebook.num_codes=16", "embeddings.content_dims=24"])
+    run(config, dataset, tmp_path / "run", Console(quiet=True), until="bundle")
+
+    bundle = Bundle.load(tmp_path / "run" / "bundle")
+    rows = bundle.catalogue.rows_of(item_id for item_id in cold["item_id"])
+    assert len(rows) == num_cold
+    assert not bundle.catalogue.popularity[rows].any()
+    vectors = bundle.codebook.vectors_of(embeddings[-num_cold:])
+    np.testing.assert_array_equal(bundle.codebook.codes_of(vectors), bundle.catalogue.codes[rows])
+    np.testing.assert_array_equal(vectors.astype(np.float16), bundle.catalogue.vectors[rows])
+    assert bundle.manifest.content is not None
+    assert bundle.manifest.content.embedding_dims == 40
+    assert str(bundle.manifest.facts["vectors"]).startswith("content: the given embeddings, 40")
+
+    new = [Item("again-" + item_id, "", ()) for item_id in cold["item_id"]]
+    grown = bundle.with_items(new, embeddings[-num_cold:])
+    np.testing.assert_array_equal(grown.catalogue.codes[-num_cold:], bundle.catalogue.codes[rows])
 
 
 def test_a_stage_that_was_cut_off_is_done_again(world: Path, tmp_path: Path) -> None:
