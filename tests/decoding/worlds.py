@@ -74,6 +74,7 @@ def job_of(
     k: int = 10,
     beam_width: int = 10,
     excluded: Sequence[int] = (),
+    finish_rows: int = 0,
 ) -> Job:
     return Job(
         history=np.array(history, dtype=np.int32),
@@ -81,6 +82,7 @@ def job_of(
         schedule=schedule,
         beam_width=beam_width,
         excluded=np.array(excluded, dtype=np.int32),
+        finish_rows=finish_rows,
     )
 
 
@@ -131,4 +133,5 @@ def jobs(
         k=draw(st.integers(1, 12)),
         beam_width=draw(st.integers(1, max_width)),
         excluded=draw(st.lists(rows, max_size=catalogue.num_items)),
+        finish_rows=draw(st.sampled_from([0, 0, 3, 10])),
     )
