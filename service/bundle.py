@@ -48,6 +48,7 @@ from service.manifest import (
     FileEntry,
     Manifest,
     PriorWeights,
+    write_manifest,
 )
 from service.npy import array_of, npy_of
 
@@ -165,7 +166,7 @@ class Bundle:
                 raise ValueError("rotation.npy must have one row per dimension of vectors.npy")
         except (ValueError, KeyError, TypeError, RuntimeError) as error:
             raise BundleInvalid(f"bundle {path}: {_one_line(error)}") from error
-        decoder = Decoder(SidTrie(catalogue), denoiser, manifest.decoding.ranking, prior)
+        decoder = Decoder(SidTrie(catalogue), denoiser, prior)
         return cls(manifest, decoder, items, held_out, codebook)
 
 
@@ -262,7 +263,7 @@ def write_bundle(
     try:
         for file, data in files.items():
             (temporary / file).write_bytes(data)
-        (temporary / "manifest.json").write_text(manifest.model_dump_json(indent=2) + "\n")
+        write_manifest(temporary, manifest)
         Bundle.load(temporary)
         temporary.chmod(0o755)
         os.rename(temporary, path)

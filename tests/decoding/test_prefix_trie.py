@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,13 +11,12 @@ from hashed_denoiser import HashedDenoiser
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from service.decoding.confidence import Confidence
 from worlds import catalogue_of, catalogues, job_of, jobs, schedules
 
 from loadtest.decode_prefix_trie import PrefixTrie, decode_left_to_right
 from service.decoding.beam import decode
 from service.decoding.catalogue import Catalogue
-from service.decoding.job import Decoded, Job
+from service.decoding.job import Confidence, Decoded, Job
 from service.decoding.schedule import Schedule
 from service.decoding.trie import SidTrie
 
@@ -34,9 +34,8 @@ class OrderlyDenoiser(HashedDenoiser):
 def decode_by_path(
     job: Job, catalogue: Catalogue, denoiser: HashedDenoiser, confidence: Confidence
 ) -> Decoded:
-    [decoded], _ = decode(
-        [job], SidTrie(catalogue), denoiser, ranking="path", confidence=confidence
-    )
+    job = replace(job, ranking="path")
+    [decoded], _ = decode([job], SidTrie(catalogue), denoiser, confidence=confidence)
     return decoded
 
 

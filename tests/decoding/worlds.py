@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from service.decoding.catalogue import Catalogue
 from service.decoding.codebook import Codebook, ContentProjection
-from service.decoding.job import Job
+from service.decoding.job import Job, Ranking
 from service.decoding.neighbours import NeighbourPrior
 from service.decoding.schedule import Schedule
 
@@ -74,6 +74,7 @@ def job_of(
     k: int = 10,
     beam_width: int = 10,
     excluded: Sequence[int] = (),
+    ranking: Ranking = "rows",
 ) -> Job:
     return Job(
         history=np.array(history, dtype=np.int32),
@@ -81,6 +82,7 @@ def job_of(
         schedule=schedule,
         beam_width=beam_width,
         excluded=np.array(excluded, dtype=np.int32),
+        ranking=ranking,
     )
 
 
