@@ -86,16 +86,14 @@ def any_order_cases(decoder: Decoder, options: argparse.Namespace) -> Iterator[C
             "beam_width": beam_width,
             "batch": batch,
         }
-        yield Case(
-            names, batch, _decode_with(replace(decoder, ranking=ranking), schedule, beam_width)
-        )
+        yield Case(names, batch, _decode_with(decoder, schedule, beam_width, ranking))
 
 
 def _decode_with(
-    decoder: Decoder, schedule: Schedule, beam_width: int
+    decoder: Decoder, schedule: Schedule, beam_width: int, ranking: Ranking
 ) -> Callable[[Sequence[Rows]], Timings]:
     def decode(histories: Sequence[Rows]) -> Timings:
-        jobs = [Job(history, K, schedule, beam_width) for history in histories]
+        jobs = [Job(history, K, schedule, beam_width, ranking=ranking) for history in histories]
         return decoder.decode(jobs)[1]
 
     return decode

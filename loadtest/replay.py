@@ -178,7 +178,8 @@ def read_ranks(path: Path) -> dict[str, int | None]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line: a table, then one line of JSON. 1 on an error answer or a differing rank."""
     options = _parser().parse_args(arguments)
-    chosen = {name: getattr(options, name) for name in ("r_warm", "m_par", "beam_width")}
+    names = ("r_warm", "m_par", "beam_width", "ranking", "finish_rows")
+    chosen = {name: getattr(options, name) for name in names}
     parameters = {
         "k": options.k,
         "exclude_seen": options.exclude_seen,
@@ -242,6 +243,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--r-warm", type=int, help="default: the bundle's")
     parser.add_argument("--m-par", type=int, help="default: the bundle's")
     parser.add_argument("--beam-width", type=int, help="default: the bundle's")
+    parser.add_argument("--ranking", help="rows, best or path; default: the bundle's")
+    parser.add_argument("--finish-rows", type=int, help="default: the bundle's")
     parser.add_argument("--concurrency", type=int, default=8, help="requests in flight")
     parser.add_argument("--timeout-s", type=float, default=30, help="longest wait for an answer")
     parser.add_argument(

@@ -48,6 +48,7 @@ from service.manifest import (
     FileEntry,
     Manifest,
     PriorWeights,
+    write_manifest,
 )
 from service.npy import array_of, npy_of
 
@@ -170,8 +171,7 @@ class Bundle:
             raise ProviderUnavailable(f"UNMASK_PROVIDER={provider}: {error}") from error
         except (ValueError, KeyError, TypeError, RuntimeError) as error:
             raise BundleInvalid(f"bundle {path}: {_one_line(error)}") from error
-        trie, ranking = SidTrie(catalogue), manifest.decoding.ranking
-        decoder = Decoder(trie, denoiser, ranking, prior, encoder_cache=encoder_cache)
+        decoder = Decoder(SidTrie(catalogue), denoiser, prior, encoder_cache=encoder_cache)
         return cls(manifest, decoder, items, held_out, codebook)
 
 
@@ -268,7 +268,7 @@ def write_bundle(
     try:
         for file, data in files.items():
             (temporary / file).write_bytes(data)
-        (temporary / "manifest.json").write_text(manifest.model_dump_json(indent=2) + "\n")
+        write_manifest(temporary, manifest)
         Bundle.load(temporary)
         temporary.chmod(0o755)
         os.rename(temporary, path)

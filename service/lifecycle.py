@@ -15,13 +15,14 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import structlog
 
 from service.batching import MicroBatcher
 from service.bundle import Bundle, bundle_path
-from service.decoding import Job, Schedule
+from service.decoding import Job, Ranking, Schedule
 from service.embedded_valkey import EmbeddedValkey
 from service.errors import BundleInvalid, HistoryUnavailable, NotReady, SettingsInvalid, StartError
 from service.history import HistoryStore, RedisHistoryStore
@@ -223,13 +224,11 @@ def prime(bundle: Bundle) -> None:
     No client meets a cold start, or a graph that takes shorter histories than the manifest says.
     Raises BundleInvalid when decoding fails.
     """
-    manifest = bundle.manifest
+    manifest, defaults = bundle.manifest, bundle.manifest.decoding
     schedule = Schedule.from_params(
-        num_subspaces=manifest.num_subspaces,
-        r_warm=manifest.decoding.r_warm,
-        m_par=manifest.decoding.m_par,
+        num_subspaces=manifest.num_subspaces, r_warm=defaults.r_warm, m_par=defaults.m_par
     )
-    width = manifest.decoding.beam_width
+    width = defaults.beam_width
     decoder = replace(bundle.decoder, encoder_cache=0)  # every batch is to run the encoder
     histories = [bundle.catalogue.rows_of(user.history) for user in bundle.held_out[:16]]
     histories = [rows for rows in histories if len(rows)] or [np.zeros(1, np.int32)]
@@ -237,7 +236,23 @@ def prime(bundle: Bundle) -> None:
     batches.append([np.resize(histories[0], manifest.history_length)])  # repeats the rows
     try:
         for batch in batches:
-            jobs = [Job(rows, width, schedule, width) for rows in batch]
+            jobs = [
+                Job(
+                    rows,
+                    width,
+                    schedule,
+                    width,
+                    finish_rows=defaults.finish_rows,
+                    ranking=defaults.ranking,
+                )
+                for rows in batch
+            ]
+            if batch is batches[-1]:  # requests may ask for what the default never calls
+                stepwise = Schedule((1,) * manifest.num_subspaces)
+                jobs += [
+                    Job(batch[0], width, stepwise, width, ranking=ranking)
+                    for ranking in get_args(Ranking)
+                ]
             for answer in decoder.decode(jobs)[0]:
                 if len(answer.rows) < min(width, manifest.num_items):
                     raise ValueError("a held-out user gets too few items")

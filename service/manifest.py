@@ -6,6 +6,7 @@ What it says is checked by `service.bundle`, against the files.
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
@@ -51,12 +52,13 @@ class ContentPart(_Model):
 
 
 class DecodingDefaults(_Model):
-    """What a request gets when it names no schedule of its own; the ranking is for all requests."""
+    """What a request gets that says nothing else; each field is chosen by measurement."""
 
     r_warm: int
     m_par: int
     beam_width: int = Field(ge=1)
     ranking: Ranking = "rows"
+    finish_rows: int = Field(0, ge=0)
 
 
 class PriorWeights(_Model):
@@ -98,3 +100,10 @@ class Manifest(_Model):
     def ref(self) -> str:
         """`name@version`, the form requests, metrics and settings use."""
         return f"{self.name}@{self.version}"
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write the manifest of a bundle's folder whole or not at all: a temporary file, renamed."""
+    temporary = folder / "manifest.json.part"
+    temporary.write_text(manifest.model_dump_json(indent=2) + "\n")
+    temporary.replace(folder / "manifest.json")

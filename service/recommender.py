@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from service.batching import Answer, MicroBatcher
 from service.bundle import Bundle
-from service.decoding import Job, Schedule
+from service.decoding import Job, Ranking, Schedule
 from service.errors import DeadlineExceeded, HistoryUnavailable, InvalidRequest
 from service.history import HistoryStore
 from service.metrics import Metrics
@@ -80,7 +80,15 @@ class Recommender:
                 history = await self._history_of(request)
             excluded = self._excluded(request, history)
             if len(history.rows):
-                job = Job(history.rows, request.k, schedule, beam_width, excluded)
+                job = Job(
+                    history.rows,
+                    request.k,
+                    schedule,
+                    beam_width,
+                    excluded,
+                    finish_rows=self._finish_rows_of(request),
+                    ranking=self._ranking_of(request),
+                )
                 answer = await self._batcher.submit(job, deadline)
         with _timed(stages, "map"):
             items = self._decoded(answer) if answer else self._popular(request.k, excluded)
@@ -116,6 +124,13 @@ class Recommender:
 
     def _beam_width_of(self, request: RecommendRequest) -> int:
         return request.beam_width or max(self.bundle.manifest.decoding.beam_width, request.k)
+
+    def _ranking_of(self, request: RecommendRequest) -> Ranking:
+        return request.ranking or self.bundle.manifest.decoding.ranking
+
+    def _finish_rows_of(self, request: RecommendRequest) -> int:
+        default = self.bundle.manifest.decoding.finish_rows
+        return default if request.finish_rows is None else request.finish_rows
 
     async def _history_of(self, request: RecommendRequest) -> _History:
         source: Literal["store", "request", "unavailable"]
@@ -162,6 +177,8 @@ class Recommender:
             r_warm=r_warm,
             m_par=m_par,
             beam_width=beam_width,
+            ranking=self._ranking_of(request),
+            finish_rows=self._finish_rows_of(request),
             schedule=list(schedule.steps),
             nfe=answer.decoded.nfe,
         )

@@ -22,10 +22,13 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from service.decoding import Ranking
+
 DegradedReason = Literal["history_unavailable", "history_unknown"]
 
 MAX_K = 100
 MAX_BEAM_WIDTH = 200
+MAX_FINISH_ROWS = 1_000_000
 MAX_HISTORY_LIMIT = 10_000
 MAX_TIMESTAMP_S = 10**11  # the year 5138; below today's milliseconds
 MAX_FIELD_CHARS = 100
@@ -79,6 +82,18 @@ class RecommendRequest(_Request):
         le=MAX_BEAM_WIDTH,
         description="Beams kept at each step, at least k; default: the bundle's, or k.",
     )
+    ranking: Ranking | None = Field(
+        None,
+        description="What a beam is worth: the probability of its rows (`rows`), that of its codes "
+        "(`path`), or that and its best completion (`best`); default: the bundle's.",
+    )
+    finish_rows: int | None = Field(
+        None,
+        ge=0,
+        le=MAX_FINISH_ROWS,
+        description="When the beams hold at most so many rows, these are scored and no step "
+        "follows; 0 = never; default: the bundle's.",
+    )
     history: list[ItemId] | None = Field(
         None,
         max_length=500,
@@ -110,11 +125,16 @@ class RecommendedItem(_Answer):
 
 
 class UsedDecoding(_Answer):
-    """How the items were decoded; `nfe` is the number of denoiser calls, encoder not counted."""
+    """How the items were decoded; `nfe` is the number of denoiser calls, encoder not counted.
+
+    `nfe` is below the length of `schedule` where `finish_rows` ended the search.
+    """
 
     r_warm: int
     m_par: int
     beam_width: int
+    ranking: Ranking
+    finish_rows: int
     schedule: list[int]
     nfe: int
 
@@ -237,6 +257,8 @@ class DefaultDecoding(_Answer):
     r_warm: int
     m_par: int
     beam_width: int
+    ranking: Ranking
+    finish_rows: int
 
 
 class BundleInfo(_Answer):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -80,19 +81,35 @@ def evaluate_command(
     items: ItemsOption = None,
     embeddings: EmbeddingsOption = None,
     overrides: SetOption = None,
+    set_default: Annotated[
+        bool, typer.Option("--set-default", help="write the setting chosen into the manifest")
+    ] = False,
 ) -> dict[str, Any]:
-    """Evaluate a bundle on the test users of its data, with the configuration it records."""
+    """Measure the decoding settings of a bundle on validation users, and it on test users.
+
+    With the configuration it records. Only --set-default changes the bundle.
+    """
     from service.bundle import Bundle
     from training.interactions import load_dataset
-    from training.report import evaluate_bundle
+    from training.pipeline import choose_default
+    from training.promotion import check_not_promoted
+    from training.promotion import set_default as write_default
+    from training.report import check_data, evaluate_bundle
 
     loaded = Bundle.load(bundle)
+    if set_default:
+        check_not_promoted(bundle, loaded.manifest)
     recorded = loaded.manifest.facts.get("config")
     config = validate_config(
         recorded if isinstance(recorded, dict) else {}, overrides, source=f"bundle {bundle}"
     )
     dataset = load_dataset(data, interactions, items, embeddings, config.interactions)
-    return evaluate_bundle(loaded, dataset, config.evaluation, out, console)
+    check_data(loaded, dataset)
+    grid = choose_default(loaded.decoder, dataset, config, console)
+    if set_default:
+        loaded = replace(loaded, manifest=write_default(bundle, grid))
+    evaluation = config.evaluation
+    return evaluate_bundle(loaded, dataset, evaluation, out, console, grid=grid.as_json())
 
 
 @app.command("step-time")
@@ -162,7 +179,7 @@ def promote_command(
     store: Annotated[Path, typer.Option(help="store the service reads")] = Path("models_store"),
 ) -> dict[str, Any]:
     """Verify a bundle and copy it to <store>/<name>/<version>."""
-    from training.pipeline import promote
+    from training.promotion import promote
 
     manifest, target = promote(bundle, store)
     return {"bundle": manifest.ref, "path": str(target)}

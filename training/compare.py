@@ -106,9 +106,9 @@ class _Contest:
         of_paper = published[PAPER]
         assert of_paper is not None
         for prior in (False, True):
-            reference = self._unmask(PAPER, prior=prior)
+            reference = self._unmask(PAPER, prior=prior, shipped=False)
             for asked in self._distinct(*published):
-                ranks = self._unmask(asked, prior=prior)
+                ranks = self._unmask(asked, prior=prior, shipped=False)
                 recall = published[asked]
                 yield Row(
                     _unmask_name(prior),
@@ -157,7 +157,7 @@ class _Contest:
     def ablations(self) -> Iterator[Row]:
         """The run as it is, then each ablation that is one; prior off, one call and the paper's."""
         asked_as = self._distinct(ONE_CALL, PAPER)
-        base = {asked: self._unmask(asked, prior=False) for asked in asked_as}
+        base = {asked: self._unmask(asked, prior=False, shipped=False) for asked in asked_as}
         for asked, ranks in base.items():
             yield Row("as it is", self._asked(asked), ranks)
         for ablation in ABLATIONS:
@@ -173,11 +173,17 @@ class _Contest:
                     prior=False,
                     seen_excluded=asked == ONE_CALL,
                     name=f"ablation-{slug}",
+                    shipped=False,
                 )
                 yield Row(ablation.name, self._asked(asked), ranks, reference, ablation.published)
         if PAPER in base:
             ranks = self.ranked.unmask(
-                self.run, PAPER, prior=False, seen_excluded=False, confidence="random"
+                self.run,
+                PAPER,
+                prior=False,
+                seen_excluded=False,
+                confidence="random",
+                shipped=False,
             )
             name, published = RANDOM_CHOICE.name, RANDOM_CHOICE.published
             yield Row(name, self._asked(PAPER), ranks, base[PAPER], published)
@@ -219,11 +225,15 @@ class _Contest:
         yield f"SASRec ({plan.sasrec.loss})", ranked.sequence_model("sasrec", plan.sasrec)
         yield "BERT4Rec", ranked.sequence_model("bert4rec", plan.bert4rec)
 
-    def _unmask(self, asked: ScheduleConfig, *, prior: bool = True) -> SystemRanks:
+    def _unmask(
+        self, asked: ScheduleConfig, *, prior: bool = True, shipped: bool = True
+    ) -> SystemRanks:
         """Ranks of the run at a schedule; the main ones with seen items excluded too."""
         main = [self.run.schedule(one) for one in (self.run.default, ONE_CALL, PAPER)]
         seen_excluded = self.run.schedule(asked) in main
-        return self.ranked.unmask(self.run, asked, prior=prior, seen_excluded=seen_excluded)
+        return self.ranked.unmask(
+            self.run, asked, prior=prior, seen_excluded=seen_excluded, shipped=shipped
+        )
 
     def _distinct(self, *asked: ScheduleConfig) -> list[ScheduleConfig]:
         """Those that make different schedules for SIDs of this length, the first of each."""

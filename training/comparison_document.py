@@ -136,15 +136,18 @@ class Comparison:
         return "\n".join(f"- {name}: {fact}" for name, fact in facts.items() if fact)
 
     def _protocol(self) -> str:
-        manifest = self.manifest
+        manifest, default = self.manifest, self.manifest.decoding
         seeds = "one seed" if self.seeds == 1 else f"{self.seeds} seeds"
         return (
             "Protocol: leave-last-out (a user's last item is the target, the last but one is for "
             "validation, which alone chooses checkpoints, schedule, prior and decay); all test "
             "users; the whole catalogue is ranked, cold items too, item-level unless marked SID; "
             f"nothing is excluded unless said; {seeds}. Unmask sees the newest "
-            f"{manifest.history_length} items and answers through the production decoder, "
-            f"beam_width {manifest.decoding.beam_width}.\n\n"
+            f"{manifest.history_length} items and answers through the production decoder: as a "
+            f"full system with beam_width {default.beam_width}, ranking {default.ranking}, "
+            f"finish_rows {default.finish_rows}, chosen on validation too; at other schedules, and "
+            "wherever schedules or ablations are compared, with the widest beam that was tried, "
+            "the ranking the network is trained for, and no early end.\n\n"
             "Unmask learns how likely users come back to an item of their history (repeat bias "
             f"{manifest.repeat_bias:+.2f} on this data), the baselines do not: compare them with "
             "seen items excluded as well, where that advantage is gone. Where users repeat items, "

@@ -206,12 +206,26 @@ class EvaluationConfig(Section):
         ScheduleConfig(r_warm=4, m_par=2),
         ScheduleConfig(r_warm=8, m_par=1),
     )
-    beam_width: int = Field(50, ge=1)
+    beam_widths: tuple[Annotated[int, Field(ge=10, le=200)], ...] = Field(
+        (10, 50), min_length=1, description="tried with each schedule to choose the default"
+    )
+    rankings: tuple[Literal["rows", "best", "path"], ...] = Field(
+        ("rows", "best", "path"), min_length=1, description="tried likewise"
+    )
+    finish_rows: tuple[Annotated[int, Field(ge=0, le=1_000_000)], ...] = Field(
+        (0, 1000), min_length=1, description="tried likewise"
+    )
+    beam_width: int | None = Field(
+        None, ge=1, description="of the tables on test users; absent = the bundle's default"
+    )
     users: int | None = Field(
         None, ge=1, description="test users, a fixed random draw; absent = all"
     )
     schedule_users: int = Field(
-        2000, ge=1, description="validation users that choose the default schedule"
+        2000, ge=1, description="validation users that choose the bundle's decoding defaults"
+    )
+    timing_users: int = Field(
+        50, ge=1, description="those of them that are timed, one by one on one thread"
     )
     invalid_sid_users: int = Field(1000, ge=1, description="test users for the invalid-SID rates")
     batch: int = Field(32, ge=1, description="users decoded together")

@@ -8,14 +8,15 @@ denoisers and windows, not files.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from service.bundle import DecodingDefaults
 from service.decoding import (
     Catalogue,
     Decoded,
@@ -23,6 +24,7 @@ from service.decoding import (
     Denoiser,
     Histories,
     Job,
+    Ranking,
     Schedule,
     SidTrie,
     Timings,
@@ -32,6 +34,7 @@ from training.interactions import Windows
 
 CUTOFFS = (5, 10, 40)
 NOT_FOUND = np.iinfo(np.int32).max
+_NOTHING = np.empty(0, np.int32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +68,8 @@ def ranks(
     *,
     k: int,
     beam_width: int,
+    ranking: Ranking = "rows",
+    finish_rows: int = 0,
     batch: int = 32,
     workers: int = 1,
     exclude_seen: bool = False,
@@ -84,7 +89,18 @@ def ranks(
 
     def decode_batch(start: int) -> tuple[range, list[Decoded], Timings]:
         indices = range(start, min(start + batch, len(windows)))
-        jobs = _jobs(windows, indices, schedule, 2 * k, beam_width, exclude_seen)
+        jobs = [
+            Job(
+                history,
+                2 * k,
+                schedule,
+                beam_width,
+                history if exclude_seen else _NOTHING,
+                finish_rows,
+                ranking,
+            )
+            for history in map(windows.history_of, indices)
+        ]
         return indices, *decoder.decode(jobs)
 
     with ThreadPoolExecutor(workers) as pool:
@@ -127,76 +143,26 @@ def metrics(found: NDArray[np.int32]) -> dict[str, float]:
     return values
 
 
-@dataclass(frozen=True)
-class ScheduleResult:
-    """One line of the table over schedules."""
-
-    r_warm: int
-    m_par: int
-    steps: tuple[int, ...]
-    nfe: float
-    item: dict[str, float]
-    sid: dict[str, float]
-    repeated_items: int
-    milliseconds: dict[str, float]
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self) | {"steps": list(self.steps)}
+def schedule_of(decoding: DecodingDefaults, num_subspaces: int) -> Schedule:
+    """The schedule of a setting for SIDs of this many positions."""
+    return Schedule.from_params(
+        num_subspaces=num_subspaces, r_warm=decoding.r_warm, m_par=decoding.m_par
+    )
 
 
-def evaluate_schedules(
-    windows: Windows,
-    decoder: Decoder,
-    params: Iterable[tuple[int, int]],
-    *,
-    beam_width: int,
-    batch: int,
-    workers: int = 1,
-    advance: Callable[[int], None] = lambda users: None,
-) -> tuple[list[ScheduleResult], list[Ranks]]:
-    """The table over schedules: each (r_warm, m_par) on all windows, k = the largest cutoff."""
-    results, all_ranks = [], []
-    for r_warm, m_par in params:
-        schedule = Schedule.from_params(
-            num_subspaces=decoder.trie.catalogue.num_subspaces, r_warm=r_warm, m_par=m_par
-        )
-        found = ranks(
-            windows,
-            decoder,
-            schedule,
-            k=max(CUTOFFS),
-            beam_width=beam_width,
-            batch=batch,
-            workers=workers,
-            advance=advance,
-        )
-        results.append(
-            ScheduleResult(
-                r_warm,
-                m_par,
-                schedule.steps,
-                found.nfe,
-                metrics(found.item),
-                metrics(found.sid),
-                found.repeated,
-                {stage: round(value, 3) for stage, value in found.milliseconds.items()},
-            )
-        )
-        all_ranks.append(found)
-    return results, all_ranks
-
-
-def best_schedule(found: Sequence[Ranks]) -> int:
-    """Index of the schedule to ship: fewest denoiser calls within one standard error of the best.
-
-    The error is that of the paired difference in recall@10 over the same users.
-    """
-    hits = np.stack([one.item <= 10 for one in found]).astype(np.float64)
-    best = int(hits.mean(axis=1).argmax())
-    difference = hits[best] - hits
-    error = difference.std(axis=1) / np.sqrt(hits.shape[1])
-    within = np.flatnonzero(difference.mean(axis=1) <= error)
-    return int(min(within, key=lambda index: (found[index].nfe, -hits[index].mean())))
+def ranks_at(
+    windows: Windows, decoder: Decoder, decoding: DecodingDefaults, **options: Any
+) -> Ranks:
+    """`ranks` at a setting of all that a request may choose; options: the other arguments."""
+    return ranks(
+        windows,
+        decoder,
+        schedule_of(decoding, decoder.trie.catalogue.num_subspaces),
+        beam_width=decoding.beam_width,
+        ranking=decoding.ranking,
+        finish_rows=decoding.finish_rows,
+        **options,
+    )
 
 
 class _PartialSids:
@@ -231,6 +197,7 @@ def invalid_sid_shares(
     schedule: Schedule,
     *,
     beam_width: int,
+    ranking: Ranking,
     batch: int,
 ) -> tuple[float, float]:
     """How often SIDs that no item agrees with come up, constrained and unconstrained.
@@ -244,28 +211,15 @@ def invalid_sid_shares(
     made = invalid = 0
     for start in range(0, len(windows), batch):
         indices = range(start, min(start + batch, len(windows)))
-        jobs = _jobs(windows, indices, schedule, 10, beam_width, False)
+        jobs = [
+            Job(history, 10, schedule, beam_width, ranking=ranking)
+            for history in map(windows.history_of, indices)
+        ]
         watching.decode(jobs)
         for answer in decode_unconstrained(jobs, index, decoder.denoiser):
             made += answer.num_sids
             invalid += answer.num_invalid
     return watched.invalid / max(1, watched.asked), invalid / max(1, made)
-
-
-def _jobs(
-    windows: Windows,
-    indices: Iterable[int],
-    schedule: Schedule,
-    k: int,
-    beam_width: int,
-    exclude_seen: bool,
-) -> list[Job]:
-    histories = [windows.history_of(index) for index in indices]
-    nothing = np.empty(0, np.int32)
-    return [
-        Job(history, k, schedule, beam_width, history if exclude_seen else nothing)
-        for history in histories
-    ]
 
 
 def _rank(ranking: NDArray[np.int32], target: int) -> int:

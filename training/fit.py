@@ -278,10 +278,11 @@ class Trainer:
         r_warm, m_par = self.config.validation_schedule.params(num_subspaces)
         found = ranks(
             self.validation,
-            Decoder(self.trie, TorchDenoiser(self.averaged), self.config.ranking),
+            Decoder(self.trie, TorchDenoiser(self.averaged)),
             Schedule.from_params(num_subspaces=num_subspaces, r_warm=r_warm, m_par=m_par),
             k=10,
             beam_width=self.config.validation_beam_width,
+            ranking=self.config.ranking,
         )
         recall = recall_at(found.item, 10)
         self.state.validations.append({"epoch": self.state.epoch, "recall@10": recall})

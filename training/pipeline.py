@@ -19,29 +19,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from joblib import cpu_count
 from pydantic import BaseModel
 from rich.console import Console
+from rich.progress import Progress
 
-from service.bundle import (
-    Bundle,
-    DecodingDefaults,
-    HeldOutUser,
-    Manifest,
-    verify,
-    write_bundle,
-)
+from service.bundle import Bundle, HeldOutUser, write_bundle
 from service.decoding import Catalogue, Decoder, Schedule, SidTrie
 from service.decoding.onnx_denoiser import OnnxDenoiser
 from training.codebook import CollisionReport, fit_codebook, load_codebook, save_codebook
 from training.config import STAGES, RunConfig, StageName
 from training.embeddings import embed
-from training.evaluation import best_schedule, draw_windows, evaluate_schedules
+from training.evaluation import draw_windows
 from training.export import export_graphs
 from training.fit import fit, load_best
+from training.grid import Grid, measure_grid
 from training.interactions import Dataset
 from training.neighbours import fit_prior, weigh_prior
-from training.report import evaluate_bundle, schedules_of
+from training.report import evaluate_bundle
 
 FIT_FACTS = ("parameters", "best_epoch", "best_recall", "seconds_fitting")
 
@@ -77,9 +71,7 @@ def run(
         ),
         "evaluation": (
             [config.evaluation],
-            lambda folder: evaluate_bundle(
-                Bundle.load(out / "bundle"), dataset, config.evaluation, folder, console
-            ),
+            lambda folder: _evaluation(dataset, config, out, folder, console),
         ),
     }
     key = dataset_key(dataset)
@@ -188,7 +180,7 @@ def _export(
 def _bundle(
     dataset: Dataset, config: RunConfig, out: Path, folder: Path, console: Console, key: str
 ) -> dict[str, Any]:
-    """Weigh the prior and choose the default schedule on validation users; write the bundle."""
+    """Weigh the prior and choose the decoding defaults on validation users; write the bundle."""
     catalogue = catalogue_of(dataset, config, out)
     records = {name: json.loads((out / f"{name}.json").read_text()) for name in STAGES[:3]}
     encoder = (out / "export" / "encoder.onnx").read_bytes()
@@ -205,24 +197,11 @@ def _bundle(
     evaluation = config.evaluation
     validation = draw_windows(dataset.split.validation, evaluation.schedule_users, seed=0)
     prior = fit_prior(dataset.split.train, config.neighbours)
-    decoder = Decoder(SidTrie(catalogue), denoiser, config.fit.ranking, prior)
+    decoder = Decoder(SidTrie(catalogue), denoiser, prior)
     one_call = Schedule((catalogue.num_subspaces,))
     prior, trials = weigh_prior(decoder, validation, one_call, config.neighbours)
     console.print(f"neighbour prior, weight chosen on validation: {prior.weight:g}")
-    params = schedules_of(evaluation, catalogue.num_subspaces)
-    results, found = evaluate_schedules(
-        validation,
-        replace(decoder, prior=prior),
-        params,
-        beam_width=evaluation.beam_width,
-        batch=evaluation.batch,
-        workers=cpu_count(),
-    )
-    chosen = results[best_schedule(found)]
-    console.print(
-        f"default schedule, chosen on {len(validation)} validation users: "
-        f"r_warm {chosen.r_warm}, m_par {chosen.m_par}"
-    )
+    grid = choose_default(replace(decoder, prior=prior), dataset, config, console)
     test = dataset.split.test
     held_out = draw_windows(test, config.bundle.held_out_users, seed=0)
     ids = catalogue.item_ids
@@ -248,43 +227,48 @@ def _bundle(
         repeat_bias=repeat_bias,
         prior=prior,
         codebook=load_codebook(out / "codebook" / "codebook.npz"),
-        decoding=DecodingDefaults(
-            r_warm=chosen.r_warm,
-            m_par=chosen.m_par,
-            beam_width=evaluation.beam_width,
-            ranking=config.fit.ranking,
-        ),
+        decoding=grid.default,
         facts={
             "config": config.model_dump(mode="json"),
             "collisions": records["codebook"]["collisions"],
             "vectors": records["codebook"].get("vectors"),
             "fit": {name: records["fit"][name] for name in FIT_FACTS},
             "prior_trials": trials,
-            "validation_users": len(validation),
-            "validation": [result.as_json() for result in results],
+            "grid": grid.as_json(),
         },
     )
     return {"bundle": manifest.ref, "decoding": manifest.decoding.model_dump()}
 
 
-def promote(bundle: Path, store: Path) -> tuple[Manifest, Path]:
-    """Copy a verified bundle to `<store>/<name>/<version>`, under a temporary name until complete.
+def _evaluation(
+    dataset: Dataset, config: RunConfig, out: Path, folder: Path, console: Console
+) -> dict[str, Any]:
+    bundle = Bundle.load(out / "bundle")
+    grid = bundle.manifest.facts["grid"]
+    assert isinstance(grid, dict)
+    return evaluate_bundle(bundle, dataset, config.evaluation, folder, console, grid=grid)
 
-    Raises BundleInvalid, or FileExistsError when that version is there already.
-    """
-    manifest = verify(bundle)
-    target = store / manifest.name / manifest.version
-    if target.exists():
-        raise FileExistsError(f"{target} exists; a version is never overwritten")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.part")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    for name in ("manifest.json", *manifest.files):
-        shutil.copyfile(bundle / name, temporary / name)
-    verify(temporary)
-    temporary.rename(target)
-    return manifest, target
+
+def choose_default(decoder: Decoder, dataset: Dataset, config: RunConfig, console: Console) -> Grid:
+    """Measure the grid of the configuration on validation users, and say what it chooses."""
+    with Progress(console=console, transient=True) as progress:
+        tasks = {stage: progress.add_task(f"settings {stage}") for stage in ("ranked", "timed")}
+        grid = measure_grid(
+            decoder,
+            dataset.split.validation,
+            config.evaluation,
+            config.fit.ranking,
+            advance=lambda stage, done, total: progress.update(
+                tasks[stage], completed=done, total=total
+            ),
+        )
+    chosen = grid.points[grid.chosen]
+    console.print(
+        f"decoding defaults, chosen on {grid.users} validation users: {chosen.decoding} "
+        f"(recall@10 {chosen.recall:.4f}, {chosen.milliseconds:.1f} ms)",
+        markup=False,
+    )
+    return grid
 
 
 def _describe(dataset: Dataset, console: Console) -> None:

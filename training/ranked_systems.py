@@ -20,9 +20,8 @@ from joblib import cpu_count
 from rich.console import Console
 from rich.progress import Progress
 
-from service.bundle import Bundle, Manifest
-from service.decoding import Schedule
-from service.decoding.job import Confidence
+from service.bundle import Bundle, DecodingDefaults, Manifest
+from service.decoding import Confidence, Schedule
 from training.baselines import (
     BERT4RecConfig,
     ItemKNN,
@@ -35,7 +34,7 @@ from training.baselines import (
 )
 from training.baselines import ranks as ranks_by_score
 from training.config import RunConfig, ScheduleConfig
-from training.evaluation import CUTOFFS, Ranks, ndcg_at, ranks
+from training.evaluation import CUTOFFS, Ranks, ndcg_at, ranks_at
 from training.interactions import Dataset
 from training.pipeline import dataset_key, run
 from training.ranks_store import RanksStore, SystemRanks
@@ -46,10 +45,15 @@ DECAYS = (0.5, 0.6, 0.7, 0.8, 0.9)
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A run of the pipeline up to its bundle, and the minutes it took in all."""
+    """A run of the pipeline up to its bundle, and the minutes it took in all.
+
+    plain: how schedules are compared with each other, but for theirs: with the widest beam of the
+        run's grid, the ranking the network is trained for, and to their ends
+    """
 
     bundle: Bundle
     minutes: float
+    plain: DecodingDefaults
 
     @classmethod
     def of(cls, config: RunConfig, dataset: Dataset, folder: Path, console: Console) -> Self:
@@ -61,13 +65,28 @@ class FinishedRun:
         }
         seconds = sum(records[stage]["seconds"] for stage in ("codebook", "export", "bundle"))
         seconds += records["fit"]["seconds_fitting"]  # over all its resumptions
-        return cls(Bundle.load(folder / "bundle"), seconds / 60)
+        bundle = Bundle.load(folder / "bundle")
+        plain = DecodingDefaults(
+            r_warm=0,
+            m_par=bundle.catalogue.num_subspaces,
+            beam_width=max(config.evaluation.beam_widths),
+            ranking=config.fit.ranking,
+        )
+        return cls(bundle, seconds / 60, plain)
 
     def schedule(self, asked: ScheduleConfig) -> Schedule:
         """A schedule for this bundle's SIDs."""
         num_subspaces = self.bundle.catalogue.num_subspaces
         r_warm, m_par = asked.params(num_subspaces)
         return Schedule.from_params(num_subspaces=num_subspaces, r_warm=r_warm, m_par=m_par)
+
+    def decoding(self, asked: ScheduleConfig, *, shipped: bool) -> DecodingDefaults:
+        """A setting with this schedule: the plain one, or the bundle's default where it has it."""
+        default = self.bundle.manifest.decoding
+        if shipped and self.schedule(asked) == self.schedule(self.default):
+            return default
+        r_warm, m_par = asked.params(self.bundle.catalogue.num_subspaces)
+        return self.plain.model_copy(update={"r_warm": r_warm, "m_par": m_par})
 
     @property
     def default(self) -> ScheduleConfig:
@@ -101,27 +120,33 @@ class RankedSystems:
         seen_excluded: bool,
         name: str = "unmask",
         confidence: Confidence = "legal",
+        shipped: bool = True,
     ) -> SystemRanks:
-        """A bundle at a schedule, with or without its neighbour prior."""
+        """A bundle at a schedule, with or without its neighbour prior.
+
+        shipped: at the default schedule, with all that the bundle chose beside it
+        """
         bundle, schedule = finished.bundle, finished.schedule(asked)
         manifest = bundle.manifest
+        decoding = finished.decoding(asked, shipped=shipped)
         decoder = replace(bundle.decoder, confidence=confidence)
         decoder = decoder if prior else replace(decoder, prior=None)
         parts = [name, "-".join(map(str, schedule.steps)), *["prior"] * prior]
         parts += [f"{confidence}-choice"] * (confidence != "legal")
+        parts += ["shipped"] * (decoding != finished.decoding(asked, shipped=False))
         inputs = [self.key, _read_of(manifest, prior=prior), str(schedule.steps), confidence]
+        inputs += [decoding.model_dump_json(include={"beam_width", "ranking", "finish_rows"})]
         inputs += ["seen excluded too"] * seen_excluded
 
         def rank(exclude_seen: bool) -> Ranks:
             test = self.dataset.split.test
             with Progress(console=self.store.console, transient=True) as progress:
                 task = progress.add_task("test users", total=len(test))
-                return ranks(
+                return ranks_at(
                     test,
                     decoder,
-                    schedule,
+                    decoding,
                     k=K,
-                    beam_width=manifest.decoding.beam_width,
                     batch=self.batch,
                     workers=cpu_count(),
                     exclude_seen=exclude_seen,
@@ -219,8 +244,6 @@ def _read_of(manifest: Manifest, *, prior: bool) -> str:
             "files": [manifest.files[file].sha256 for file in files],
             "history_length": manifest.history_length,
             "repeat_bias": manifest.repeat_bias,
-            "ranking": manifest.decoding.ranking,
-            "beam_width": manifest.decoding.beam_width,
             "prior": manifest.prior.model_dump() if prior else None,
         }
     )

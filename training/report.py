@@ -1,7 +1,7 @@
-"""The test report of a bundle: the table over schedules, baselines beside it, ranks per user.
+"""The report of a bundle: schedules and baselines on test users, the grid on validation users.
 
 evaluation/report.json   every figure        evaluation/report.md   the same as tables
-evaluation/ranks.jsonl   {"user_id", "rank"} of each test user at the bundle's default schedule,
+evaluation/ranks.jsonl   {"user_id", "rank"} of each test user at the bundle's decoding defaults,
                          rank within the largest cutoff or null
 """
 
@@ -16,134 +16,151 @@ from joblib import cpu_count
 from rich.console import Console
 from rich.progress import Progress
 
-from service.bundle import Bundle
+from service.bundle import Bundle, DecodingDefaults
 from service.decoding import Schedule
 from training.config import EvaluationConfig
 from training.errors import DataError
 from training.evaluation import (
     CUTOFFS,
     NOT_FOUND,
-    ScheduleResult,
+    Ranks,
     draw_windows,
-    evaluate_schedules,
     invalid_sid_shares,
     metrics,
     popularity_ranks,
-    ranks,
+    ranks_at,
+    schedule_of,
 )
+from training.grid import schedules_of
 from training.interactions import Dataset
 
 
-def evaluate_bundle(
-    bundle: Bundle, dataset: Dataset, config: EvaluationConfig, folder: Path, console: Console
-) -> dict[str, Any]:
-    """Evaluate on test users through the production decoder; write the report, return its headline.
-
-    Raises DataError when the bundle was not made from this data.
-    """
-    catalogue = bundle.catalogue
-    if catalogue.item_ids != dataset.split.train.item_ids:
+def check_data(bundle: Bundle, dataset: Dataset) -> None:
+    """Raise DataError when the bundle was not made from this data."""
+    if bundle.catalogue.item_ids != dataset.split.train.item_ids:
         raise DataError(
             f"bundle {bundle.manifest.ref} has another catalogue than this data; "
             "use the data, core and cold_items it was trained with"
         )
+
+
+def evaluate_bundle(
+    bundle: Bundle,
+    dataset: Dataset,
+    config: EvaluationConfig,
+    folder: Path,
+    console: Console,
+    *,
+    grid: dict[str, Any],
+) -> dict[str, Any]:
+    """Evaluate on test users through the production decoder; write the report, return its headline.
+
+    Schedules other than the default run to their ends, all else as the bundle's default is.
+    grid: `Grid.as_json` of the validation users, reported as it is
+    Raises DataError when the bundle was not made from this data.
+    """
+    check_data(bundle, dataset)
+    num_subspaces = bundle.catalogue.num_subspaces
     windows = draw_windows(dataset.split.test, config.users, seed=0)
     default = bundle.manifest.decoding
-    chosen = (default.r_warm, default.m_par)
-    params = schedules_of(config, catalogue.num_subspaces)
-    params = params if chosen in params else [*params, chosen]
-    workers = cpu_count()
+    if config.beam_width is not None:
+        default = default.model_copy(update={"beam_width": config.beam_width})
+    settings = _settings(config, default, num_subspaces)
     without_prior = replace(bundle.decoder, prior=None)
+    variants = {
+        "default_seen_excluded": (bundle.decoder, True),
+        "default_prior_off": (without_prior, False),
+        "default_prior_off_seen_excluded": (without_prior, True),
+    }
     with Progress(console=console) as progress:
-        task = progress.add_task("test users", total=len(windows) * (len(params) + 3))
-        results, by_schedule = evaluate_schedules(
-            windows,
-            bundle.decoder,
-            params,
-            beam_width=config.beam_width,
-            batch=config.batch,
-            workers=workers,
-            advance=lambda users: progress.advance(task, users),
-        )
-        schedule = Schedule.from_params(
-            num_subspaces=catalogue.num_subspaces, r_warm=chosen[0], m_par=chosen[1]
-        )
-        variants = {
-            name: ranks(
-                windows,
-                decoder,
-                schedule,
-                k=max(CUTOFFS),
-                beam_width=config.beam_width,
-                batch=config.batch,
-                workers=workers,
-                exclude_seen=exclude_seen,
-                advance=lambda users: progress.advance(task, users),
-            )
-            for name, decoder, exclude_seen in (
-                ("default_seen_excluded", bundle.decoder, True),
-                ("default_prior_off", without_prior, False),
-                ("default_prior_off_seen_excluded", without_prior, True),
-            )
+        total = len(windows) * (len(settings) + len(variants))
+        task = progress.add_task("test users", total=total)
+        options: dict[str, Any] = {
+            "k": max(CUTOFFS),
+            "batch": config.batch,
+            "workers": cpu_count(),
+            "advance": lambda users: progress.advance(task, users),
+        }
+        found = [ranks_at(windows, bundle.decoder, one, **options) for one in settings]
+        of_variants = {
+            name: ranks_at(windows, decoder, default, exclude_seen=exclude_seen, **options)
+            for name, (decoder, exclude_seen) in variants.items()
         }
     constrained, unconstrained = invalid_sid_shares(
         draw_windows(windows, config.invalid_sid_users, seed=0),
         bundle.decoder,
-        Schedule((1,) * catalogue.num_subspaces),
-        beam_width=config.beam_width,
+        Schedule((1,) * num_subspaces),
+        beam_width=default.beam_width,
+        ranking=default.ranking,
         batch=config.batch,
     )
-    default_index = params.index(chosen)
+    of_default = found[settings.index(default)]
     report = {
         "bundle": bundle.manifest.ref,
         "users": len(windows),
-        "beam_width": config.beam_width,
-        "default": {"r_warm": chosen[0], "m_par": chosen[1], **results[default_index].item},
-        **{name: metrics(found.item) for name, found in variants.items()},
+        "default": {**default.model_dump(), **metrics(of_default.item)},
+        **{name: metrics(one.item) for name, one in of_variants.items()},
         "popularity": metrics(popularity_ranks(windows, k=max(CUTOFFS))),
-        "repeated_items": sum(result.repeated_items for result in results),
+        "repeated_items": sum(one.repeated for one in found),
         "invalid_sid_users": min(config.invalid_sid_users, len(windows)),
         "invalid_sid_share": constrained,
         "invalid_sid_share_unconstrained": round(unconstrained, 4),
-        "schedules": [result.as_json() for result in results],
+        "schedules": [
+            _line(one, ranks, num_subspaces) for one, ranks in zip(settings, found, strict=True)
+        ],
+        "grid": grid,
         "collisions": bundle.manifest.facts.get("collisions"),
     }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
-    (folder / "report.md").write_text(_markdown(report, results))
+    (folder / "report.md").write_text(_markdown(report))
     user_ids = dataset.split.train.user_ids
     with (folder / "ranks.jsonl").open("w") as file:
-        for user, rank in zip(windows.users, by_schedule[default_index].item.tolist(), strict=True):
+        for user, rank in zip(windows.users, of_default.item.tolist(), strict=True):
             line = {"user_id": user_ids[user], "rank": None if rank == NOT_FOUND else rank}
             file.write(json.dumps(line) + "\n")
-    console.print(_markdown(report, results), markup=False, soft_wrap=True)
-    return {name: value for name, value in report.items() if name != "schedules"}
+    console.print(_markdown(report), markup=False, soft_wrap=True)
+    return {name: value for name, value in report.items() if name not in ("schedules", "grid")}
 
 
-def schedules_of(config: EvaluationConfig, num_subspaces: int) -> list[tuple[int, int]]:
-    """The (r_warm, m_par) pairs of the table that make different schedules for this SID length."""
-    distinct: dict[tuple[int, ...], tuple[int, int]] = {}
-    for entry in config.schedules:
-        r_warm, m_par = entry.params(num_subspaces)
-        schedule = Schedule.from_params(num_subspaces=num_subspaces, r_warm=r_warm, m_par=m_par)
-        distinct.setdefault(schedule.steps, (r_warm, m_par))
-    return list(distinct.values())
+def _settings(
+    config: EvaluationConfig, default: DecodingDefaults, num_subspaces: int
+) -> list[DecodingDefaults]:
+    """The default at every schedule, to its end, and the default itself."""
+    settings = [
+        default.model_copy(update={"r_warm": r_warm, "m_par": m_par, "finish_rows": 0})
+        for r_warm, m_par in schedules_of(config, num_subspaces)
+    ]
+    return settings if default in settings else [*settings, default]
 
 
-def _markdown(report: dict[str, Any], results: list[ScheduleResult]) -> str:
+def _line(setting: DecodingDefaults, found: Ranks, num_subspaces: int) -> dict[str, Any]:
+    return {
+        **setting.model_dump(),
+        "steps": list(schedule_of(setting, num_subspaces).steps),
+        "nfe": found.nfe,
+        "item": metrics(found.item),
+        "sid": metrics(found.sid),
+        "repeated_items": found.repeated,
+        "milliseconds": {stage: round(value, 3) for stage, value in found.milliseconds.items()},
+    }
+
+
+def _markdown(report: dict[str, Any]) -> str:
     names = [f"{name}@{k}" for k in CUTOFFS for name in ("recall", "ndcg")]
-    header = ["schedule", "steps", "NFE", *names, "SID " + names[2], "repeated", "ms/user"]
+    header = ["schedule", "steps", "finish", "NFE", *names, "SID " + names[2], "repeated"]
     rows = [
         [
-            f"({result.r_warm}, {result.m_par})",
-            "+".join(map(str, result.steps)),
-            f"{result.nfe:g}",
-            *(f"{result.item[name]:.4f}" for name in names),
-            f"{result.sid['recall@10']:.4f}",
-            str(result.repeated_items),
-            f"{sum(result.milliseconds.values()):.2f}",
+            f"({line['r_warm']}, {line['m_par']})",
+            "+".join(map(str, line["steps"])),
+            str(line["finish_rows"]),
+            f"{line['nfe']:.3g}",
+            *(f"{line['item'][name]:.4f}" for name in names),
+            f"{line['sid']['recall@10']:.4f}",
+            str(line["repeated_items"]),
+            f"{sum(line['milliseconds'].values()):.2f}",
         ]
-        for result in results
+        for line in report["schedules"]
     ]
     for label, key in (
         ("default, seen items excluded", "default_seen_excluded"),
@@ -151,16 +168,55 @@ def _markdown(report: dict[str, Any], results: list[ScheduleResult]) -> str:
         ("default, prior off, seen items excluded", "default_prior_off_seen_excluded"),
         ("popularity", "popularity"),
     ):
-        rows.append([label, "", "", *(f"{report[key][name]:.4f}" for name in names), "", "", ""])
-    lines = [header, ["---"] * len(header), *rows]
-    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        values = [f"{report[key][name]:.4f}" for name in names]
+        rows.append([label, "", "", "", *values, "", "", ""])
     default = report["default"]
     return (
         f"# {report['bundle']}\n\n{report['users']:,} test users, whole catalogue, item-level "
-        f"unless marked SID; beam_width {report['beam_width']}; nothing excluded unless said.\n"
-        f"Default schedule (chosen on validation): ({default['r_warm']}, {default['m_par']}).\n\n"
-        f"{table}\n\n"
+        f"unless marked SID; nothing excluded unless said. Default: {_said(default)}. Other "
+        "schedules run to their ends.\n\n"
+        f"{_table([*header, 'ms/user'], rows)}\n\n"
         f"Invalid SIDs, {report['invalid_sid_users']:,} users, one position a step: of the partial "
         f"SIDs of this search {100 * report['invalid_sid_share']:g} %; of the SIDs that an "
-        f"unconstrained one ends at {100 * report['invalid_sid_share_unconstrained']:.1f} %.\n"
+        f"unconstrained one ends at {100 * report['invalid_sid_share_unconstrained']:.1f} %.\n\n"
+        f"{_grid_markdown(report['grid'])}"
     )
+
+
+def _grid_markdown(grid: dict[str, Any]) -> str:
+    header = ["schedule", "beam_width", "ranking", "finish_rows", "NFE", "recall@10", "ndcg@10"]
+    header += ["behind the best", "ms/user", ""]
+    rows = [
+        [
+            f"({point['r_warm']}, {point['m_par']})",
+            str(point["beam_width"]),
+            point["ranking"],
+            str(point["finish_rows"]),
+            f"{point['nfe']:.3g}",
+            f"{point['recall@10']:.4f}",
+            f"{point['ndcg@10']:.4f}",
+            f"{point['behind']:.4f} ± {point['error']:.4f}",
+            f"{point['milliseconds']:.2f}",
+            "chosen" * (place == grid["chosen"]),
+        ]
+        for place, point in enumerate(grid["points"])
+    ]
+    return (
+        f"## Choosing the default\n\n{grid['users']:,} validation users; ms/user of "
+        f"{grid['timing_users']:,} of them, decoded one by one on one thread. Chosen is the "
+        "fastest point at most one standard error behind the best, of near ties the one of fewest "
+        f"denoiser calls: {_said(grid['points'][grid['chosen']])}.\n\n{_table(header, rows)}\n"
+    )
+
+
+def _said(decoding: dict[str, Any]) -> str:
+    return (
+        f"schedule ({decoding['r_warm']}, {decoding['m_par']}), beam_width "
+        f"{decoding['beam_width']}, ranking {decoding['ranking']}, finish_rows "
+        f"{decoding['finish_rows']}"
+    )
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -1,7 +1,8 @@
 """The kernel: any-order, always-valid beam search over semantic IDs.
 
-A request is a `Job`: a history, how many items it wants, a `Schedule` and a beam width. `decode`
-encodes the histories of a batch once, then repeats, for all beams of all jobs together:
+A request is a `Job`: a history, how many items it wants, a `Schedule`, a beam width, a ranking, and
+how few rows are worth no further call. `decode` encodes the histories of a batch once, then
+repeats, for all beams of all jobs together:
 
 1. one `Denoiser` call gives log-probs of every code at every masked position;
 2. each beam picks the positions it is most sure of, as many as its schedule says;
@@ -26,7 +27,7 @@ from service.decoding.catalogue import Catalogue
 from service.decoding.codebook import Codebook, ContentProjection
 from service.decoding.decoder import Decoder
 from service.decoding.denoiser import Denoiser
-from service.decoding.job import Decoded, Histories, Job, Ranking, Timings
+from service.decoding.job import Confidence, Decoded, Histories, Job, Ranking, Timings
 from service.decoding.neighbours import NeighbourPrior
 from service.decoding.schedule import Schedule
 from service.decoding.trie import SidTrie
@@ -34,6 +35,7 @@ from service.decoding.trie import SidTrie
 __all__ = [
     "Catalogue",
     "Codebook",
+    "Confidence",
     "ContentProjection",
     "Decoded",
     "Decoder",

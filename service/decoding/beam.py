@@ -28,7 +28,6 @@ from service.decoding.job import (
     Floats,
     Histories,
     Job,
-    Ranking,
     Rows,
     Timings,
 )
@@ -47,20 +46,19 @@ def decode(
     trie: SidTrie,
     denoiser: Denoiser,
     *,
-    ranking: Ranking = "rows",
     prior: NeighbourPrior | None = None,
     confidence: Confidence = "legal",
     cache: EncoderCache | None = None,
 ) -> tuple[list[Decoded], Timings]:
-    """Decode a batch of jobs; their schedules, widths and lengths may differ.
+    """Decode a batch of jobs; their schedules, widths, lengths and rankings may differ.
 
-    ranking: what a partial SID is worth. "rows": a row's logit is the sum of its log-probs at
-        masked positions and its bias; a softmax over the beam's rows shares out the beam's
-        probability, and a child has that of its rows. By the chain rule the scores of items are
-        log-probabilities over the allowed catalogue, whatever the schedule. "path": the sum of the
-        log-probs of the filled positions (MDGR Eq. 20-22); biases join at the last step. "best":
-        those, and the best completion that one of its rows offers, biases included; scores of
-        items are the same as by path.
+    ranking (of a job): what a partial SID is worth. "rows": a row's logit is the sum of its
+        log-probs at masked positions and its bias; a softmax over the beam's rows shares out the
+        beam's probability, and a child has that of its rows. By the chain rule the scores of items
+        are log-probabilities over the allowed catalogue, whatever the schedule. "path": the sum of
+        the log-probs of the filled positions (MDGR Eq. 20-22); biases join at the last step.
+        "best": those, and the best completion that one of its rows offers, biases included; scores
+        of items are the same as by path.
     prior: what else is known of rows. Its scores and, for items the history holds, the denoiser's
         `repeat_bias` are the biases.
     confidence: how a beam ranks its masked positions. "legal": the highest probability of a code,
@@ -70,12 +68,10 @@ def decode(
     cache: histories in it are not encoded again.
     Ties: the lower position; between children the better parent, then the lower first row; between
     items the lower row. Raises ValueError when a schedule does not fill num_subspaces positions,
-    or for the confidence "raw" with the ranking "rows".
+    or for the confidence "raw" of a job ranked by "rows".
     """
-    if ranking == "rows" and confidence == "raw":
-        raise ValueError('confidence "raw" is of codes; ranking "rows" knows none but legal ones')
     started = perf_counter()
-    batch = _Batch(jobs, trie, denoiser, ranking, prior, confidence, cache)
+    batch = _Batch(jobs, trie, denoiser, prior, confidence, cache)
     while batch.active:
         batch.step()
     total = perf_counter() - started
@@ -94,6 +90,7 @@ class _Search:
 
     def __init__(self, job: Job) -> None:
         self.job = job
+        self.ranking = _RANKINGS[job.ranking]
         self.beams: Beams | None = None  # until the first step is done: one, of all allowed rows
         self.finished = False
         self.answer = Decoded(np.empty(0, np.int32), np.empty(0, np.float32), 0)
@@ -114,14 +111,12 @@ class _Batch:
         jobs: Sequence[Job],
         trie: SidTrie,
         denoiser: Denoiser,
-        ranking: Ranking,
         prior: NeighbourPrior | None,
         confidence: Confidence,
         cache: EncoderCache | None,
     ) -> None:
         self.trie = trie
         self.denoiser = denoiser
-        self.ranking = _RANKINGS[ranking]
         self.confidence = _CONFIDENCES[confidence]
         self.prior = prior
         self.codes = trie.catalogue.codes
@@ -137,6 +132,8 @@ class _Batch:
             job = search.job
             if job.schedule.num_subspaces != num_subspaces:
                 raise ValueError("a job's schedule must fill exactly num_subspaces positions")
+            if search.ranking == expansion.ROWS and self.confidence == expansion.RAW:
+                raise ValueError('confidence "raw" is of codes, ranking "rows" of legal ones')
             all_excluded = (
                 len(job.excluded) >= num_items and len(np.unique(job.excluded)) == num_items
             )
@@ -214,7 +211,7 @@ class _Batch:
             biases.fill(job, self.prior, self.denoiser.repeat_bias)
             width = job.schedule.steps[0]
             if search.is_last_step(1, num_items - biases.num_excluded):
-                normalised = self.ranking == expansion.ROWS
+                normalised = search.ranking == expansion.ROWS
                 best = best_of_all(self.codes, biases.values, here[0], job.k, normalised=normalised)
                 search.finish(*best, self.nfe)
             elif width == 1:
@@ -228,7 +225,7 @@ class _Batch:
                     here[0],
                     (0,) * num_subspaces,
                     job.beam_width,
-                    self.ranking,
+                    search.ranking,
                     self.confidence,
                     self._drawn(search, 1),
                 )
@@ -244,7 +241,7 @@ class _Batch:
             own, asked = log_probs[job], positions[job]
             if search.is_last_step(self.nfe, len(search.beams.rows)):
                 best = best_survivors(
-                    self.codes, search.beams, own, asked, search.job.k, self.ranking
+                    self.codes, search.beams, own, asked, search.job.k, search.ranking
                 )
                 search.finish(*best, self.nfe)
             else:
@@ -267,7 +264,7 @@ class _Batch:
             positions,
             width,
             search.job.beam_width,
-            self.ranking,
+            search.ranking,
             self.confidence,
             self._drawn(search, len(beams.sids)),
         )

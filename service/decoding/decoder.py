@@ -12,14 +12,14 @@ from service.decoding.beam import decode
 from service.decoding.codebook import Codebook
 from service.decoding.denoiser import Denoiser
 from service.decoding.encoder_cache import EncoderCache
-from service.decoding.job import Confidence, Decoded, Job, Ranking, Timings
+from service.decoding.job import Confidence, Decoded, Job, Timings
 from service.decoding.neighbours import NeighbourPrior
 from service.decoding.trie import SidTrie
 
 
 @dataclass(frozen=True, eq=False)
 class Decoder:
-    """A catalogue, the network that was trained for it, and how its answers are ranked.
+    """A catalogue, the network that was trained for it, and what is known beside it.
 
     The fields are the arguments of `decode`; `dataclasses.replace` gives one without a prior.
 
@@ -29,7 +29,6 @@ class Decoder:
 
     trie: SidTrie
     denoiser: Denoiser
-    ranking: Ranking = "rows"
     prior: NeighbourPrior | None = None
     confidence: Confidence = "legal"
     encoder_cache: int = 0
@@ -45,7 +44,6 @@ class Decoder:
             jobs,
             self.trie,
             self.denoiser,
-            ranking=self.ranking,
             prior=self.prior,
             confidence=self.confidence,
             cache=self._cache,

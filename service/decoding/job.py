@@ -33,6 +33,7 @@ class Job:
     excluded: (m,) int32 rows that must not be returned; the search starts without them
     finish_rows: once the beams own at most this many rows, all are scored and the search ends; 0 =
         the schedule is followed to its end
+    ranking: what a partial SID is worth, see `decode`
     is_cancelled: asked between steps; once true the job is dropped
     """
 
@@ -42,6 +43,7 @@ class Job:
     beam_width: int
     excluded: Rows = field(default_factory=lambda: np.empty(0, np.int32))
     finish_rows: int = 0
+    ranking: Ranking = "rows"
     is_cancelled: Callable[[], bool] = _never
 
 

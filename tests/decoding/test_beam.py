@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import count
 from typing import get_args
@@ -61,10 +62,13 @@ def decode_one(
     prior: NeighbourPrior | None = None,
     confidence: Confidence = "legal",
 ) -> Decoded:
-    (decoded,), _ = decode(
-        [job], SidTrie(catalogue), denoiser, ranking=ranking, prior=prior, confidence=confidence
-    )
+    job = replace(job, ranking=ranking)
+    (decoded,), _ = decode([job], SidTrie(catalogue), denoiser, prior=prior, confidence=confidence)
     return decoded
+
+
+def ranked_by(ranking: Ranking, batch: Sequence[Job]) -> list[Job]:
+    return [replace(job, ranking=ranking) for job in batch]
 
 
 @pytest.mark.parametrize(
@@ -86,9 +90,8 @@ def test_a_batch_equals_the_reference(
         )
         for job in batch
     ]
-    answers, _ = decode(
-        batch, SidTrie(catalogue), denoiser, ranking=ranking, prior=prior, confidence=confidence
-    )
+    batch = ranked_by(ranking, batch)
+    answers, _ = decode(batch, SidTrie(catalogue), denoiser, prior=prior, confidence=confidence)
     compared = 0
     for answer, reference in zip(answers, expected, strict=True):
         if reference.closest_call > 1e-4:
@@ -158,20 +161,23 @@ def test_random_positions_are_the_jobs_own(
     ranking: Ranking, data: st.DataObject, seed: int
 ) -> None:
     catalogue = data.draw(catalogues())
-    batch = data.draw(st.lists(jobs(catalogue), min_size=2, max_size=4))
-    asked = {"ranking": ranking, "confidence": "random"}
+    batch = ranked_by(ranking, data.draw(st.lists(jobs(catalogue), min_size=2, max_size=4)))
     trie, denoiser = SidTrie(catalogue), denoiser_for(catalogue, seed)
-    answers, _ = decode(batch, trie, denoiser, **asked)
+    answers, _ = decode(batch, trie, denoiser, confidence="random")
     for job, answer in zip(batch, answers, strict=True):
-        [alone], _ = decode([job], trie, denoiser, **asked)
+        [alone], _ = decode([job], trie, denoiser, confidence="random")
         assert answer.rows.tolist() == alone.rows.tolist()
         assert answer.scores.tolist() == alone.scores.tolist()
 
 
-def test_raw_confidence_needs_the_ranking_by_path() -> None:
-    catalogue = catalogue_of([[0, 1]], 2)
+def test_raw_confidence_needs_a_ranking_by_codes_of_every_job() -> None:
+    catalogue, denoiser = catalogue_of([[0, 1]], 2), denoiser_for(catalogue_of([[0, 1]], 2), 0)
+    by_codes = ranked_by("path", [job_of(schedule=Schedule((1, 1)))]) * 2
+    answers, _ = decode(by_codes, SidTrie(catalogue), denoiser, confidence="raw")
+    assert [answer.rows.tolist() for answer in answers] == [[0], [0]]
+    batch = [*by_codes, *ranked_by("rows", by_codes[:1])]
     with pytest.raises(ValueError, match="raw"):
-        decode([], SidTrie(catalogue), denoiser_for(catalogue, 0), confidence="raw")
+        decode(batch, SidTrie(catalogue), denoiser, confidence="raw")
 
 
 @settings(deadline=None)
@@ -266,7 +272,7 @@ def test_tuples_of_many_codes_overflow_no_key(steps: tuple[int, ...], ranking: R
         job_of(schedule=Schedule(steps), history=[user], k=20, beam_width=20, excluded=[user])
         for user in range(3)
     ]
-    answers, _ = decode(batch, SidTrie(catalogue), denoiser, ranking=ranking)
+    answers, _ = decode(ranked_by(ranking, batch), SidTrie(catalogue), denoiser)
     for job, answer in zip(batch, answers, strict=True):
         expected = reference_decode(job, catalogue, denoiser, ranking=ranking)
         assert answer.rows.tolist() == expected.rows
@@ -369,19 +375,21 @@ def test_excluding_rows_equals_deleting_them(
     assert answer.scores.tolist() == expected.scores.tolist()
 
 
-@each_ranking
-@settings(deadline=None)
+@settings(deadline=None, max_examples=200)
 @given(data=st.data(), seed=seeds, repeat_bias=repeat_biases)
-def test_a_batch_equals_its_jobs_alone(
-    ranking: Ranking, data: st.DataObject, seed: int, repeat_bias: float
-) -> None:
+def test_a_batch_equals_its_jobs_alone(data: st.DataObject, seed: int, repeat_bias: float) -> None:
+    """Whatever rankings its jobs ask for, and however few rows end their searches."""
     catalogue = data.draw(catalogues())
-    batch = data.draw(st.lists(jobs(catalogue), min_size=2, max_size=6))
+    rankings, finish_rows = st.sampled_from(get_args(Ranking)), st.sampled_from([0, 3, 10])
+    batch = [
+        replace(job, ranking=data.draw(rankings), finish_rows=data.draw(finish_rows))
+        for job in data.draw(st.lists(jobs(catalogue), min_size=2, max_size=6))
+    ]
     prior = data.draw(st.none() | priors(catalogue))
     denoiser = denoiser_for(catalogue, seed, repeat_bias=repeat_bias)
-    answers, _ = decode(batch, SidTrie(catalogue), denoiser, ranking=ranking, prior=prior)
+    answers, _ = decode(batch, SidTrie(catalogue), denoiser, prior=prior)
     for job, answer in zip(batch, answers, strict=True):
-        alone = decode_one(job, catalogue, denoiser, ranking=ranking, prior=prior)
+        alone = decode_one(job, catalogue, denoiser, ranking=job.ranking, prior=prior)
         assert answer.rows.tolist() == alone.rows.tolist()
         assert answer.scores.tolist() == alone.scores.tolist()
         assert answer.nfe == alone.nfe
@@ -404,15 +412,15 @@ def test_a_cancelled_job_leaves_its_neighbours_alone(
     index = data.draw(st.integers(0, len(batch) - 1))
     steps_done = data.draw(st.integers(0, schedule.nfe - 1))
     questions = count()
+    batch = ranked_by(ranking, batch)
     cancelled = replace(batch[index], is_cancelled=lambda: next(questions) >= steps_done)
 
     denoiser = denoiser_for(catalogue, seed, repeat_bias=-1.0)
-    expected, _ = decode(batch, SidTrie(catalogue), denoiser, ranking=ranking, prior=prior)
+    expected, _ = decode(batch, SidTrie(catalogue), denoiser, prior=prior)
     answers, _ = decode(
         [*batch[:index], cancelled, *batch[index + 1 :]],
         SidTrie(catalogue),
         denoiser,
-        ranking=ranking,
         prior=prior,
     )
     assert answers[index].cancelled

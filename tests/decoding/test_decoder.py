@@ -35,9 +35,7 @@ PRIOR = NeighbourPrior(
 BATCH = [job_of(schedule=Schedule((1, 1, 2)), history=[row, 7], beam_width=4) for row in range(5)]
 
 
-@pytest.mark.parametrize(
-    "fields", [{}, {"ranking": "path"}, {"prior": PRIOR}, {"confidence": "random"}]
-)
+@pytest.mark.parametrize("fields", [{}, {"prior": PRIOR}, {"confidence": "random"}])
 def test_a_decoder_decodes_with_its_fields(fields: dict[str, Any]) -> None:
     denoiser = HashedDenoiser(4, 5, repeat_bias=-1.0)
     plain = Decoder(TRIE, denoiser)
@@ -72,7 +70,6 @@ def decoders(draw: st.DrawFn, vector_dims: int) -> Decoder:
     return Decoder(
         SidTrie(catalogue),
         HashedDenoiser(3, 4, repeat_bias=draw(st.sampled_from([0.0, -1.5]))),
-        draw(st.sampled_from(["rows", "path"])),
         draw(st.none() | priors(catalogue)),
     )
 

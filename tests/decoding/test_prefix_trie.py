@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -33,9 +34,8 @@ class OrderlyDenoiser(HashedDenoiser):
 def decode_by_path(
     job: Job, catalogue: Catalogue, denoiser: HashedDenoiser, confidence: Confidence
 ) -> Decoded:
-    [decoded], _ = decode(
-        [job], SidTrie(catalogue), denoiser, ranking="path", confidence=confidence
-    )
+    job = replace(job, ranking="path")
+    [decoded], _ = decode([job], SidTrie(catalogue), denoiser, confidence=confidence)
     return decoded
 
 

@@ -74,9 +74,8 @@ def test_when_every_sid_exists_the_constraint_changes_nothing(
     job = replace(job, k=min(job.k, job.beam_width), excluded=job.excluded[:0])
     denoiser = HashedDenoiser(num_subspaces, num_codes, seed=seed)
     assume(not reference_unconstrained(job, catalogue, denoiser)[1])
-    (constrained,), _ = decode(
-        [job], SidTrie(catalogue), denoiser, ranking="path", confidence="raw"
-    )
+    job = replace(job, ranking="path")
+    (constrained,), _ = decode([job], SidTrie(catalogue), denoiser, confidence="raw")
     (unconstrained,) = decode_unconstrained([job], SidIndex(catalogue), denoiser)
     assert unconstrained.num_invalid == 0
     assert unconstrained.rows.tolist() == constrained.rows.tolist()
@@ -94,9 +93,8 @@ def test_without_pruning_the_constraint_only_strikes_out_invalid_sids(
     job = replace(data.draw(jobs(catalogue)), beam_width=num_sids)
     denoiser = HashedDenoiser(catalogue.num_subspaces, catalogue.num_codes, seed=seed)
     assume(not reference_unconstrained(job, catalogue, denoiser)[1])
-    (constrained,), _ = decode(
-        [job], SidTrie(catalogue), denoiser, ranking="path", confidence="raw"
-    )
+    job = replace(job, ranking="path")
+    (constrained,), _ = decode([job], SidTrie(catalogue), denoiser, confidence="raw")
     (unconstrained,) = decode_unconstrained([job], SidIndex(catalogue), denoiser)
     assert unconstrained.num_sids == num_sids
     assert unconstrained.num_invalid == num_sids - len(np.unique(catalogue.codes, axis=0))

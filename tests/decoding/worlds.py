@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from service.decoding.catalogue import Catalogue
 from service.decoding.codebook import Codebook, ContentProjection
-from service.decoding.job import Job
+from service.decoding.job import Job, Ranking
 from service.decoding.neighbours import NeighbourPrior
 from service.decoding.schedule import Schedule
 
@@ -75,6 +75,7 @@ def job_of(
     beam_width: int = 10,
     excluded: Sequence[int] = (),
     finish_rows: int = 0,
+    ranking: Ranking = "rows",
 ) -> Job:
     return Job(
         history=np.array(history, dtype=np.int32),
@@ -83,6 +84,7 @@ def job_of(
         beam_width=beam_width,
         excluded=np.array(excluded, dtype=np.int32),
         finish_rows=finish_rows,
+        ranking=ranking,
     )
 
 

@@ -64,7 +64,7 @@ def test_synthetic_catalogues() -> None:
     expected = [
         ("any-order", ranking, *schedule, beam_width, batch)
         for ranking, schedule, beam_width, batch in product(
-            ["rows", "path"], schedules, [3, 50], [1, 2]
+            ["rows", "best", "path"], schedules, [3, 50], [1, 2]
         )
     ]
     expected += [("left-to-right", "path", 4, 1, beam_width, 1) for beam_width in (3, 50)]

@@ -75,10 +75,10 @@ def test_a_few_codes_are_likely() -> None:
     assert likeliest.mean() > 1.4 / 50
 
 
-@pytest.mark.parametrize("ranking", ["rows", "path"])
+@pytest.mark.parametrize("ranking", ["rows", "best", "path"])
 def test_the_kernel_decodes_with_it(ranking) -> None:
-    decoder = Decoder(SidTrie(CATALOGUE), RandomDenoiser(FREQUENCIES), ranking)
-    jobs = [Job(history, 10, Schedule((1, 1, 2)), 20) for history in HISTORIES]
+    decoder = Decoder(SidTrie(CATALOGUE), RandomDenoiser(FREQUENCIES))
+    jobs = [Job(history, 10, Schedule((1, 1, 2)), 20, ranking=ranking) for history in HISTORIES]
     answers, _ = decoder.decode(jobs)
     assert len({answer.rows.tobytes() for answer in answers}) == len(jobs)
     assert all(len(set(answer.rows.tolist())) == 10 for answer in answers)

@@ -46,7 +46,14 @@ def kernel_ranks(bundle: Bundle) -> dict[str, int | None]:
     )
     ranks: dict[str, int | None] = {}
     for user in bundle.held_out[:USERS]:
-        job = Job(catalogue.rows_of(user.history), K, schedule, max(defaults.beam_width, K))
+        job = Job(
+            catalogue.rows_of(user.history),
+            K,
+            schedule,
+            max(defaults.beam_width, K),
+            finish_rows=defaults.finish_rows,
+            ranking=defaults.ranking,
+        )
         [decoded], _ = bundle.decoder.decode([job])
         item_ids = [catalogue.item_ids[row] for row in decoded.rows]
         ranks[user.user_id] = HeldOutUser(user.user_id, user.history, user.target).rank_in(item_ids)

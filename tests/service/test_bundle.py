@@ -25,7 +25,7 @@ from tiny_bundle import (
 from service.bundle import Bundle, Item, bundle_path, verify
 from service.decoding import Job, NeighbourPrior, Schedule
 from service.errors import BundleInvalid, ProviderUnavailable
-from service.manifest import CONTENT_FILES, FILES
+from service.manifest import CONTENT_FILES, FILES, DecodingDefaults, write_manifest
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_a_bundle_comes_back_as_it_was_written(bundles_dir: Path) -> None:
     assert tuple(item.item_id for item in bundle.items) == catalogue.item_ids
     assert bundle.decoder.denoiser.num_codes == catalogue.num_codes == manifest.num_codes
     assert bundle.decoder.denoiser.repeat_bias == manifest.repeat_bias == REPEAT_BIAS
-    assert bundle.decoder.ranking == manifest.decoding.ranking == "rows"
+    assert manifest.decoding == DecodingDefaults(r_warm=2, m_par=2, beam_width=10)
     written = tiny_catalogue()
     for name in ("codes", "vectors", "popularity"):
         found, expected = getattr(catalogue, name), getattr(written, name)
@@ -107,9 +107,19 @@ def test_items_come_and_go_and_the_bundle_stays_as_it_was(bundles_dir: Path) -> 
         assert sorted(decoded.rows.tolist()) == list(range(state.catalogue.num_items))
 
 
-def test_the_ranking_of_a_bundle_is_that_of_its_manifest(copy: Path) -> None:
-    _edit_manifest(copy, lambda manifest: manifest["decoding"].update(ranking="path"))
-    assert Bundle.load(copy).decoder.ranking == "path"
+def test_the_decoding_defaults_of_a_manifest_may_be_written_anew(copy: Path) -> None:
+    manifest, decoding = verify(copy), DecodingDefaults(r_warm=1, m_par=3, beam_width=20)
+    assert (decoding.ranking, decoding.finish_rows) == ("rows", 0)
+    decoding = decoding.model_copy(update={"ranking": "best", "finish_rows": 30})
+    files = {path.name for path in copy.iterdir()}
+    write_manifest(copy, manifest.model_copy(update={"decoding": decoding}))
+    assert Bundle.load(copy).manifest.decoding == decoding
+    assert {path.name for path in copy.iterdir()} == files
+
+
+def test_a_manifest_that_knows_no_finish_rows_means_none(copy: Path) -> None:
+    _edit_manifest(copy, lambda manifest: manifest["decoding"].pop("finish_rows"))
+    assert Bundle.load(copy).manifest.decoding.finish_rows == 0
 
 
 def test_a_bundle_is_never_overwritten_and_leaves_nothing_half_written(
@@ -168,7 +178,8 @@ def test_a_missing_truncated_or_altered_file_is_refused(copy: Path, name: str) -
         (lambda m: m["decoding"].update(r_warm=99), "r_warm must be between 0 and"),
         (lambda m: m["decoding"].update(m_par=0), "m_par must be between 1 and"),
         (lambda m: m["decoding"].update(beam_width=0), "beam_width"),
-        (lambda m: m["decoding"].update(ranking="best"), "decoding.ranking"),
+        (lambda m: m["decoding"].update(finish_rows=-1), "finish_rows"),
+        (lambda m: m["decoding"].update(ranking="worst"), "decoding.ranking"),
         (lambda m: m.pop("repeat_bias"), "repeat_bias"),
         (lambda m: m.pop("prior"), "prior"),
         (lambda m: m.pop("content"), "content"),

@@ -87,6 +87,8 @@ def test_a_history_is_posted_and_answered_by_the_model(served: Service, bundle: 
         "r_warm": 1,
         "m_par": 3,
         "beam_width": 20,
+        "ranking": "rows",
+        "finish_rows": 0,
         "schedule": [1, 3],
         "nfe": 2,
     }
@@ -111,12 +113,40 @@ def test_the_bundle_says_how_to_decode_unless_the_request_does(served: Service) 
         "r_warm": 2,
         "m_par": 2,
         "beam_width": 10,
+        "ranking": "rows",
+        "finish_rows": 0,
         "schedule": [1, 1, 2],
         "nfe": 3,
     }
     more = served.recommend(user_id="x", history=["item-1"], k=30, r_warm=0).json()
     assert more["decoding"]["beam_width"] == len(more["items"]) == 30
     assert more["decoding"]["schedule"] == [2, 2]
+
+
+@pytest.mark.parametrize("ranking", ["rows", "best", "path"])
+def test_a_request_chooses_its_ranking(served: Service, bundle: Bundle, ranking: Any) -> None:
+    rows = bundle.catalogue.rows_of(["item-7", "item-80"])
+    job = Job(rows, 10, Schedule((1, 1, 1, 1)), 10, excluded=rows, ranking=ranking)
+    [decoded], _ = bundle.decoder.decode([job])
+    body = {"history": ["item-7", "item-80"], "r_warm": 4, "ranking": ranking}
+    answer = served.recommend(user_id="x", **body)
+    assert item_ids(answer) == [bundle.items[row].item_id for row in decoded.rows]
+    assert answer.json()["decoding"]["ranking"] == ranking
+    scores = [item["score"] for item in answer.json()["items"]]
+    assert scores == pytest.approx(decoded.scores.tolist(), abs=1e-3)
+
+
+def test_few_rows_end_the_search_with_fewer_denoiser_calls(served: Service) -> None:
+    def asked(**fields: Any) -> dict[str, Any]:
+        answer = served.recommend(user_id="x", history=["item-7", "item-80"], r_warm=4, **fields)
+        assert len(item_ids(answer)) == 10
+        return dict(answer.json()["decoding"])
+
+    assert asked()["nfe"] == asked(finish_rows=0)["nfe"] == 4
+    assert asked(finish_rows=NUM_ITEMS)["nfe"] == 1
+    early = asked(finish_rows=NUM_ITEMS - 20)
+    assert 1 < early["nfe"] < 4
+    assert (early["schedule"], early["finish_rows"]) == ([1, 1, 1, 1], NUM_ITEMS - 20)
 
 
 def test_a_history_in_the_request_replaces_the_stored_one(served: Service) -> None:
@@ -323,6 +353,11 @@ def test_every_refusal_has_the_same_body(
         ("m_par", 5),
         ("beam_width", 0),
         ("beam_width", 201),
+        ("ranking", "worst"),
+        ("ranking", ["rows"]),
+        ("finish_rows", -1),
+        ("finish_rows", 1_000_001),
+        ("finish_rows", 2.5),
         ("history", ["item-1"] * 501),
         ("history.1", ["item-1", ""]),
         ("exclude_items", ["item-1"] * 1001),
@@ -436,7 +471,13 @@ def test_info_says_what_runs(served: Service) -> None:
     info = served.client.get("/info").json()
     assert info["bundle"]["name"] == "tiny"
     assert info["bundle"]["num_items"] == NUM_ITEMS
-    assert info["bundle"]["decoding"] == {"r_warm": 2, "m_par": 2, "beam_width": 10}
+    assert info["bundle"]["decoding"] == {
+        "r_warm": 2,
+        "m_par": 2,
+        "beam_width": 10,
+        "ranking": "rows",
+        "finish_rows": 0,
+    }
     assert info["limits"]["max_k"] == 100
     assert info["history_store"] == "redis"
     assert "unix:" not in json.dumps(info)

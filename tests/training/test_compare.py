@@ -127,7 +127,7 @@ def test_a_second_call_fits_and_ranks_nothing_and_a_change_only_what_it_touches(
     table = (compared.out / "comparison.csv").read_text()
     config = load_config("tiny", QUICK)
     with monkeypatch.context() as patched:
-        for name in ("fit_sequence_model", "ranks", "ranks_by_score"):
+        for name in ("fit_sequence_model", "ranks_at", "ranks_by_score"):
             patched.setattr(ranked_systems, name, never)
         compare(config, compared.dataset, compared.out, QUIET, plan=PLAN, origin=ORIGIN)
     assert written() == before

@@ -1,4 +1,4 @@
-"""Metrics by hand, and the rule that chooses the default schedule."""
+"""Metrics by hand, ranks of a denoiser whose preferences are known."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ import pytest
 from service.decoding import Catalogue, Decoder, Histories, Schedule, SidTrie
 from training.evaluation import (
     NOT_FOUND,
-    Ranks,
     _PartialSids,
-    best_schedule,
     draw_windows,
     invalid_sid_shares,
     metrics,
@@ -70,6 +68,8 @@ def test_item_and_sid_ranks_differ_where_items_share_a_sid() -> None:
         assert found.sid.tolist() == [1, 1, 2, 3, 4]
         assert found.nfe == len(schedule.steps)
         assert found.repeated == 0
+    early = ranks(windows, decoder, Schedule((1, 1)), k=4, beam_width=5, finish_rows=5)
+    assert (early.item.tolist(), early.nfe) == ([1, 2, 3, 4, NOT_FOUND], 1)
     seen = ranks(windows, decoder, Schedule((2,)), k=4, beam_width=5, exclude_seen=True)
     assert seen.item.tolist() == [1, NOT_FOUND, 2, 3, 4]
 
@@ -87,22 +87,11 @@ def test_a_partial_sid_that_no_item_agrees_with_is_counted() -> None:
         Decoder(trie, _Favourites()),
         Schedule((1, 1)),
         beam_width=9,
+        ranking="rows",
         batch=2,
     )
     assert constrained == 0
     assert unconstrained == pytest.approx(6 / 9)  # nine tuples, three items
-
-
-def test_the_default_schedule_is_the_cheapest_within_one_standard_error() -> None:
-    def of(hits: int, nfe: float) -> Ranks:
-        item = np.where(np.arange(1000) < hits, 1, NOT_FOUND).astype(np.int32)
-        return Ranks(item, item, nfe, 0)
-
-    assert best_schedule([of(100, 1), of(100, 6)]) == 0
-    assert best_schedule([of(60, 1), of(100, 6)]) == 1
-    shifted = of(101, 6)
-    shifted.item[:] = np.roll(shifted.item, 50)  # one hit more, many users differ
-    assert best_schedule([of(100, 1), shifted]) == 0
 
 
 def test_a_draw_of_users_is_fixed_and_in_order() -> None:

@@ -13,14 +13,15 @@ import polars as pl
 import pytest
 from rich.console import Console
 
-from service.bundle import Bundle, Item, verify
+from service.bundle import Bundle, DecodingDefaults, Item, verify
 from service.decoding import Schedule
 from training.__main__ import main
 from training.config import load_config, preset_names
 from training.errors import ConfigError
+from training.grid import schedules_of
 from training.interactions import load_dataset
-from training.pipeline import promote, run
-from training.report import schedules_of
+from training.pipeline import run
+from training.promotion import promote
 from training.synthetic import make_world, write_world
 
 QUICK = ["fit.epochs=1", "fit.validation_users=20", "evaluation.invalid_sid_users=5"]
@@ -73,6 +74,56 @@ def test_stages_are_skipped_or_done_again_as_their_inputs_say(world: Path, tmp_p
     run(other, dataset, out, console, until="bundle")
     assert Bundle.load(out / "bundle").manifest.name == "other"
     assert not (out / "bundle.begun").exists()
+
+
+def test_evaluate_measures_the_settings_and_sets_the_default_only_when_told(
+    world: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = load_config("tiny", [*QUICK, "codebook.num_codes=16"])
+    run(config, load_dataset(world), tmp_path / "run", Console(quiet=True), until="bundle")
+    bundle = tmp_path / "run" / "bundle"
+    before, manifest = verify(bundle), (bundle / "manifest.json").read_bytes()
+    grid = before.facts["grid"]
+    assert isinstance(grid, dict)
+    assert len(grid["points"]) == 1 + 1 * 2 * 2  # the tiny preset's axes; 60 items end at once
+    chosen = {name: grid["points"][grid["chosen"]][name] for name in DecodingDefaults.model_fields}
+    assert before.decoding.model_dump() == chosen
+
+    def evaluate(*arguments: str, bundle: Path = bundle) -> int:
+        said = ["--bundle", str(bundle), "--data", str(world), "--out", str(tmp_path / "out")]
+        monkeypatch.setattr("sys.argv", ["training", "evaluate", *said, *arguments])
+        return main()
+
+    axes = ["schedules=[{r_warm = 3, m_par = 3}]", "beam_widths=[20]", "rankings=['best']"]
+    axes += ["finish_rows=[40]"]
+    narrow = [word for axis in axes for word in ("--set", f"evaluation.{axis}")]
+    assert evaluate(*narrow) == 0
+    assert (bundle / "manifest.json").read_bytes() == manifest
+    assert json.loads(capsys.readouterr().out)["default"]["ranking"] == before.decoding.ranking
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "120 validation users" in text
+    assert "| (3, 3) | 20 | best | 40 |" in text
+
+    assert evaluate(*narrow, "--set-default") == 0
+    loaded = Bundle.load(bundle)
+    expected = DecodingDefaults(r_warm=3, m_par=3, beam_width=20, ranking="best", finish_rows=40)
+    assert loaded.manifest.decoding == expected
+    assert loaded.manifest.ref == before.ref
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert expected.model_dump().items() <= report["default"].items()
+    assert loaded.manifest.facts == {**before.facts, "grid": report["grid"]}
+    of_default = report["schedules"][-1]
+    assert of_default["finish_rows"] == 40
+    assert 1 < of_default["nfe"] < len(of_default["steps"]) == 4
+    assert {line["beam_width"] for line in report["schedules"]} == {20}  # the bundle's
+
+    _, target = promote(bundle, tmp_path / "store")
+    capsys.readouterr()
+    assert evaluate("--set-default", bundle=target) == 1
+    assert "promoted bundle, which never changes" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_new_item_is_encoded_as_a_cold_one_was(world: Path, tmp_path: Path) -> None:
@@ -160,12 +211,6 @@ def test_every_preset_is_valid_and_its_schedules_fill_its_sids(name: str) -> Non
     assert (0, num_subspaces) in schedules
     for r_warm, m_par in schedules:
         Schedule.from_params(num_subspaces=num_subspaces, r_warm=r_warm, m_par=m_par)
-
-
-def test_the_table_has_a_one_call_schedule_for_any_number_of_subspaces() -> None:
-    config = load_config("default").evaluation
-    assert schedules_of(config, 16) == [(0, 16), (1, 15), (4, 4), (4, 2), (8, 1)]
-    assert schedules_of(config, 4) == [(0, 4), (1, 3), (4, 4)]
 
 
 def test_overrides_are_typed_and_presets_are_files_too(tmp_path: Path) -> None:
