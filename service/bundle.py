@@ -40,6 +40,7 @@ from service.decoding import (
 )
 from service.decoding.onnx_denoiser import OnnxDenoiser
 from service.errors import BundleInvalid
+from service.items import AttributeIndex, Item
 from service.manifest import (
     FORMAT_VERSION,
     REFERENCE,
@@ -50,15 +51,6 @@ from service.manifest import (
     PriorWeights,
 )
 from service.npy import array_of, npy_of
-
-
-@dataclass(frozen=True)
-class Item:
-    """What is shown of an item; the rest of the system knows only its row."""
-
-    item_id: str
-    title: str
-    categories: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -76,6 +68,7 @@ class Bundle:
 
     manifest: of the directory it was read from; items may have come and gone since
     items:    in catalogue order, one per row
+    attributes: which of these rows a filter leaves
     """
 
     manifest: Manifest
@@ -83,6 +76,7 @@ class Bundle:
     items: tuple[Item, ...]
     held_out: tuple[HeldOutUser, ...]
     codebook: Codebook
+    attributes: AttributeIndex
 
     @property
     def catalogue(self) -> Catalogue:
@@ -96,13 +90,16 @@ class Bundle:
         """
         item_ids = [item.item_id for item in items]
         decoder = self.decoder.with_items(item_ids, embeddings, self.codebook)
-        return replace(self, decoder=decoder, items=self.items + tuple(items))
+        attributes = self.attributes.with_items(items)
+        items = self.items + tuple(items)
+        return replace(self, decoder=decoder, items=items, attributes=attributes)
 
     def without_items(self, item_ids: Collection[str]) -> Bundle:
         """A bundle without these items: see `Decoder.without_items`. This one stays as it is."""
         decoder, removed = self.decoder.without_items(item_ids), set(item_ids)
         items = tuple([item for item in self.items if item.item_id not in removed])
-        return replace(self, decoder=decoder, items=items)
+        attributes = self.attributes.without_rows(self.catalogue.rows_of(item_ids))
+        return replace(self, decoder=decoder, items=items, attributes=attributes)
 
     @classmethod
     def load(cls, path: Path, *, ort_threads: int = 1) -> Self:
@@ -166,7 +163,7 @@ class Bundle:
         except (ValueError, KeyError, TypeError, RuntimeError) as error:
             raise BundleInvalid(f"bundle {path}: {_one_line(error)}") from error
         decoder = Decoder(SidTrie(catalogue), denoiser, manifest.decoding.ranking, prior)
-        return cls(manifest, decoder, items, held_out, codebook)
+        return cls(manifest, decoder, items, held_out, codebook, AttributeIndex.of(items))
 
 
 def verify(path: Path) -> Manifest:

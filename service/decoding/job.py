@@ -31,6 +31,7 @@ class Job:
 
     history:  (n,) int32 rows, oldest to newest; the denoiser sees the newest `history_length`
     excluded: (m,) int32 rows that must not be returned; the search starts without them
+    allowed:  (n,) int32 rows the answer may come from, ascending and distinct; None = all
     finish_rows: once the beams own at most this many rows, all are scored and the search ends; 0 =
         the schedule is followed to its end
     is_cancelled: asked between steps; once true the job is dropped
@@ -42,6 +43,7 @@ class Job:
     beam_width: int
     excluded: Rows = field(default_factory=lambda: np.empty(0, np.int32))
     finish_rows: int = 0
+    allowed: Rows | None = None
     is_cancelled: Callable[[], bool] = _never
 
 
