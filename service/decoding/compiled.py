@@ -22,7 +22,7 @@ def compiled(function: Function) -> Function:
 
 def compiled_in_any_order(function: Function) -> Function:
     """As above, but sums and maxima are taken in any order, so that loops become SIMD; no nan."""
-    options = {"nogil": True, "cache": True, "error_model": "numpy"}
+    flags = {"reassoc", "nsz", "contract", "nnan"}
     return cast(
-        "Function", njit(fastmath={"reassoc", "nsz", "contract", "nnan"}, **options)(function)
+        "Function", njit(nogil=True, cache=True, error_model="numpy", fastmath=flags)(function)
     )

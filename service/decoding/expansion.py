@@ -403,7 +403,7 @@ def _group_by_tuple(
 
 
 @compiled
-def _hash(codes: Codes, row: int, chosen: Integers) -> int:
+def _hash(codes: Codes, row: int, chosen: Integers) -> np.uint64:
     hashed = np.uint64(0)
     for position in chosen:
         hashed = (hashed ^ np.uint64(codes[row, position])) * np.uint64(0x9E3779B97F4A7C15)
@@ -421,7 +421,7 @@ def _log_sum(logits: Floats, child_of: NDArray[np.int32], child: int, highest: f
     for i in range(len(child_of)):
         if child_of[i] == child:
             total += np.exp(np.float64(logits[i]) - own)
-    return own - highest + np.log(total)
+    return float(own - highest + np.log(total))
 
 
 @compiled

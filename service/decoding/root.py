@@ -57,10 +57,11 @@ def expand_root(
 
     chosen, surest = 0, -np.inf
     for position in range(num_subspaces):
+        sureness: float
         if confidence == DRAWN:
-            sureness = np.float64(drawn[0, position])
+            sureness = drawn[0, position]
         elif confidence == RAW:
-            sureness = np.float64(log_probs[position].max())
+            sureness = log_probs[position].max()
         elif np.count_nonzero(counts[position]) == 1:
             sureness = -np.inf
         elif ranking == ROWS:
@@ -76,7 +77,7 @@ def expand_root(
         if counts[chosen, code] == 0:
             continue
         own = postings[chosen, indptr[chosen, code] : indptr[chosen, code + 1]]
-        worth = np.float64(log_probs[chosen, code])
+        worth: float = np.float64(log_probs[chosen, code])
         if ranking == ROWS and sums[chosen, code] > mass * np.exp(LOG_UNDERFLOW + 17):
             worth = np.log(sums[chosen, code] / mass)
         elif ranking != PATH:
@@ -86,7 +87,7 @@ def expand_root(
         first = 0
         while biases[own[first]] == -np.inf:
             first += 1
-        number = np.int64(own[first]) * 65536 + code  # the first row decides ties
+        number = int(own[first]) * 65536 + code  # the first row decides ties
         num_kept = heap.push(kept_scores, kept, num_kept, worth, number)
     heap.sort(kept_scores, kept, num_kept)
     scores = kept_scores[:num_kept].copy()
@@ -125,7 +126,7 @@ def _highest_legal(counts: Integers, log_probs: Floats) -> float:
     for code in range(len(counts)):
         if counts[code]:
             mass += np.exp(log_probs[code] - highest)
-    return -np.log(mass)
+    return float(-np.log(mass))
 
 
 @compiled
@@ -139,7 +140,7 @@ def _worth_of_rows(rows: Rows, logits: Floats, ranking: int) -> float:
     mass = 0.0
     for row in rows:
         mass += np.exp(np.float64(logits[row]) - highest)
-    return highest + np.log(mass)
+    return float(highest + np.log(mass))
 
 
 @compiled

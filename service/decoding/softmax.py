@@ -13,7 +13,7 @@ LOG_UNDERFLOW = -87.0  # exponentials of lower numbers come out as exp(-87.3), a
 @compiled_in_any_order
 def highest_of(values: Floats) -> float:
     """The largest of at least one number."""
-    highest = values[0]
+    highest: float = values[0]
     for value in values:
         highest = value if value > highest else highest
     return highest
