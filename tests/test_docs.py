@@ -2,8 +2,8 @@
 
 Every code block of README.md names, in an HTML comment above it, how it is held to the truth:
 `demo-output` and `curl-output` against the running demo, `curl`, `requests`, `filter` and `python`
-by running them, `commands` by looking up every target, module and flag. With UPDATE_DOCS=1 (`make docs`) the
-outputs in README.md and the generated tables of docs/ are written anew.
+by running them, `commands` by looking up every target, module and flag. With UPDATE_DOCS=1 (`make
+docs`) the outputs in README.md and the generated tables of docs/ are written anew.
 """
 
 from __future__ import annotations

@@ -206,14 +206,12 @@ class _Batch:
             root = self._root_if_few(job, biases)
             num_rows = num_items - biases.num_excluded if root is None else len(root.rows)
             if search.is_last_step(1, num_rows):
-                if root is None:
-                    normalised = self.ranking == expansion.ROWS
-                    best = best_of_all(
-                        self.codes, biases.values, here[0], job.k, normalised=normalised
-                    )
-                else:
-                    best = best_survivors(self.codes, root, here, positions, job.k, self.ranking)
-                search.finish(*best, self.nfe)
+                normalised = self.ranking == expansion.ROWS
+                codes, of_rows = self.codes, biases.values
+                if root is not None:
+                    codes, of_rows = self.codes.take(root.rows, axis=0), root.biases
+                rows, scores = best_of_all(codes, of_rows, here[0], job.k, normalised=normalised)
+                search.finish(rows if root is None else root.rows[rows], scores, self.nfe)
             elif width == 1 and root is None:
                 search.beams = expand_root(
                     self.codes,

@@ -445,6 +445,8 @@ def test_a_filter_that_leaves_one_row_in_a_thousand_still_fills_the_answer(
     assert set(answer.rows.tolist()) <= set(allowed[4:])
     more = decode_one(replace(job, k=16, beam_width=16), catalogue, denoiser_for(catalogue))
     assert sorted(more.rows.tolist()) == allowed[4:]
+    at_once = decode_one(replace(job, finish_rows=16), catalogue, denoiser_for(catalogue))
+    assert (len(at_once.rows), at_once.nfe) == (job.k, 1)
 
 
 @each_ranking
