@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -44,6 +45,9 @@ class RecordedDenoiser:
 
     def select(self, memory: Any, jobs: NDArray[np.intp]) -> Any:
         return self._denoiser.select(memory, jobs)
+
+    def join(self, memories: Sequence[Any]) -> Any:
+        return self._denoiser.join(memories)
 
     def denoise(
         self, memory: Any, partial_sids: NDArray[np.uint16], positions: NDArray[np.int64]

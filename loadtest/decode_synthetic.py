@@ -138,6 +138,9 @@ class RandomDenoiser:
     def select(self, memory: NDArray[np.uint64], jobs: NDArray[np.intp]) -> NDArray[np.uint64]:
         return memory[jobs]
 
+    def join(self, memories: Sequence[NDArray[np.uint64]]) -> NDArray[np.uint64]:
+        return np.concatenate(memories)
+
     def denoise(
         self,
         memory: NDArray[np.uint64],

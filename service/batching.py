@@ -151,6 +151,8 @@ class MicroBatcher:
         """In the decode thread: a batch that raises is decoded again, one job at a time."""
         try:
             decoded, timings = self._decode(jobs)
+            self._metrics.encoder_cache.labels("hit").inc(timings.cache_hits)
+            self._metrics.encoder_cache.labels("miss").inc(timings.cache_misses)
             return [(one, timings) for one in decoded]
         except Exception as error:
             if len(jobs) == 1:

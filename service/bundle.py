@@ -38,8 +38,8 @@ from service.decoding import (
     Schedule,
     SidTrie,
 )
-from service.decoding.onnx_denoiser import OnnxDenoiser
-from service.errors import BundleInvalid
+from service.decoding.onnx_denoiser import OnnxDenoiser, Provider, ProviderMissing
+from service.errors import BundleInvalid, ProviderUnavailable
 from service.items import AttributeIndex, Item
 from service.manifest import (
     FORMAT_VERSION,
@@ -102,10 +102,12 @@ class Bundle:
         return replace(self, decoder=decoder, items=items, attributes=attributes)
 
     @classmethod
-    def load(cls, path: Path, *, ort_threads: int = 1) -> Self:
-        """Read, verify and build a bundle. Raises BundleInvalid, a sentence saying what is wrong.
+    def load(
+        cls, path: Path, *, ort_threads: int = 1, provider: Provider = "cpu", encoder_cache: int = 0
+    ) -> Self:
+        """Read, verify and build a bundle. Raises BundleInvalid or ProviderUnavailable, a sentence.
 
-        ort_threads: threads of each ONNX Runtime session.
+        ort_threads, provider: of each ONNX Runtime session; encoder_cache: see `Decoder`.
         """
         manifest, files = _read(path)
         try:
@@ -151,6 +153,7 @@ class Bundle:
                 history_length=manifest.history_length,
                 repeat_bias=manifest.repeat_bias,
                 threads=ort_threads,
+                provider=provider,
             )
             if denoiser.vector_dims != catalogue.vectors.shape[1]:
                 raise ValueError(
@@ -160,9 +163,12 @@ class Bundle:
             codebook = _codebook_of(manifest, arrays)
             if catalogue.vectors.shape[1] not in (0, codebook.vector_dims):
                 raise ValueError("rotation.npy must have one row per dimension of vectors.npy")
+        except ProviderMissing as error:
+            raise ProviderUnavailable(f"UNMASK_PROVIDER={provider}: {error}") from error
         except (ValueError, KeyError, TypeError, RuntimeError) as error:
             raise BundleInvalid(f"bundle {path}: {_one_line(error)}") from error
-        decoder = Decoder(SidTrie(catalogue), denoiser, manifest.decoding.ranking, prior)
+        trie, ranking = SidTrie(catalogue), manifest.decoding.ranking
+        decoder = Decoder(trie, denoiser, ranking, prior, encoder_cache=encoder_cache)
         return cls(manifest, decoder, items, held_out, codebook, AttributeIndex.of(items))
 
 

@@ -4,6 +4,7 @@ UnmaskError
 ├── StartError                the process ends: exit status 1 (2 for settings), sentence on stderr
 │   ├── SettingsInvalid       a flag or an UNMASK_ variable is wrong
 │   ├── BundleInvalid         the bundle is missing, damaged, or not readable by this release
+│   ├── ProviderUnavailable   ONNX Runtime cannot run the graphs where UNMASK_PROVIDER says
 │   ├── EmbeddedStoreFailed   the embedded Valkey cannot run in its folder
 │   └── PortUnavailable       another program listens there, or this one may not
 └── RequestError              one request gets no answer; app.py has the table of HTTP statuses
@@ -31,6 +32,10 @@ class SettingsInvalid(StartError):
 
 class BundleInvalid(StartError):
     """The bundle is missing, damaged, or not readable by this release."""
+
+
+class ProviderUnavailable(StartError):
+    """ONNX Runtime cannot run the graphs where UNMASK_PROVIDER says."""
 
 
 class EmbeddedStoreFailed(StartError):

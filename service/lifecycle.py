@@ -12,6 +12,7 @@ import gc
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -120,7 +121,11 @@ class Lifecycle:
             with self.metrics.bundle_load.time():
                 path = resolve_bundle(settings)
                 bundle = await asyncio.to_thread(
-                    Bundle.load, path, ort_threads=settings.ort_threads
+                    Bundle.load,
+                    path,
+                    ort_threads=settings.ort_threads,
+                    provider=settings.provider,
+                    encoder_cache=settings.encoder_cache,
                 )
                 check_queue_size(settings, bundle)
                 self._starting = "priming"
@@ -225,6 +230,7 @@ def prime(bundle: Bundle) -> None:
         m_par=manifest.decoding.m_par,
     )
     width = manifest.decoding.beam_width
+    decoder = replace(bundle.decoder, encoder_cache=0)  # every batch is to run the encoder
     histories = [bundle.catalogue.rows_of(user.history) for user in bundle.held_out[:16]]
     histories = [rows for rows in histories if len(rows)] or [np.zeros(1, np.int32)]
     batches = [[histories[i % len(histories)] for i in range(size)] for size in PRIMING_SIZES]
@@ -232,7 +238,7 @@ def prime(bundle: Bundle) -> None:
     try:
         for batch in batches:
             jobs = [Job(rows, width, schedule, width) for rows in batch]
-            for answer in bundle.decoder.decode(jobs)[0]:
+            for answer in decoder.decode(jobs)[0]:
                 if len(answer.rows) < min(width, manifest.num_items):
                     raise ValueError("a held-out user gets too few items")
                 if not np.isfinite(answer.scores).all():

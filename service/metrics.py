@@ -96,6 +96,11 @@ class Metrics:
             "batch_requests", "Requests decoded together.", BATCH_REQUESTS
         )
         self.batch_rows = histogram("batch_rows", "Beams decoded together.", ROWS)
+        self.encoder_cache = counter(
+            "encoder_cache_total",
+            "Histories decoded: hit where the encoder was skipped, miss where not.",
+            "result",
+        )
         self.rejected = counter(
             "rejected_total", "POST /recommend turned away: queue_full, not_ready.", "reason"
         )

@@ -24,14 +24,16 @@ NOT_OURS = {"UNMASK_DATA_DIR"}  # where the tests find the real data sets
 DAY_S = 24 * 60 * 60
 
 
-def available_cpus(cgroup_root: Path = Path("/sys/fs/cgroup")) -> int:
-    """Cores this process may use: the smaller of its affinity and its cgroup's `cpu.max` (v2).
+def available_cpus(
+    cgroup_root: Path = Path("/sys/fs/cgroup"), own_cgroup: Path = Path("/proc/self/cgroup")
+) -> int:
+    """Cores this process may use: the least of its affinity and its cgroups' `cpu.max` (v2).
 
     ONNX Runtime counts the cores of the host instead, and slows down inside a limited container.
     """
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
-        own = Path("/proc/self/cgroup").read_text().rpartition("0::/")[2].strip("/\n")
+        own = own_cgroup.read_text().rpartition("0::/")[2].strip("/\n")
     except OSError:
         own = ""
     folder = cgroup_root / own
@@ -116,6 +118,17 @@ class Settings(BaseSettings):
     )
     max_batch_requests: int = Field(16, ge=1, description="Most requests decoded together.")
     max_batch_rows: int = Field(1024, ge=1, description="Most beams decoded together.")
+    encoder_cache: int = Field(
+        10_000,
+        ge=0,
+        description="Most encoded histories kept in memory, about 1.5 kB each; a request whose "
+        "history has not changed skips the encoder; 0 = off.",
+    )
+    provider: Literal["cpu", "cuda", "tensorrt"] = Field(
+        "cpu",
+        description="What ONNX Runtime runs the network with; "
+        "cuda and tensorrt need the extra gpu and have not been tried on a GPU yet.",
+    )
     ort_threads: int = Field(
         default_factory=available_cpus,
         ge=1,

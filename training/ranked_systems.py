@@ -22,7 +22,7 @@ from rich.progress import Progress
 
 from service.bundle import Bundle, Manifest
 from service.decoding import Schedule
-from service.decoding.confidence import Confidence
+from service.decoding.job import Confidence
 from training.baselines import (
     BERT4RecConfig,
     ItemKNN,

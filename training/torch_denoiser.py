@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -35,6 +37,9 @@ class TorchDenoiser:
 
     def select(self, memory: Tensor, jobs: NDArray[np.intp]) -> Tensor:
         return memory[torch.from_numpy(jobs)]
+
+    def join(self, memories: Sequence[Tensor]) -> Tensor:
+        return torch.cat(list(memories))
 
     @torch.inference_mode()
     def denoise(

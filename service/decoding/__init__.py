@@ -17,8 +17,8 @@ all that exclusions and filters need. What is known of rows beside their codes, 
 The live service and offline evaluation call the same `decode`. A `Codebook` gives new items their
 SIDs, so that they join without retraining. The package imports numpy and onnxruntime only. Reading
 order: schedule, catalogue, trie, job, denoiser, neighbours, row_biases, live_beams, confidence,
-reductions, beam, codebook, decoder, onnx_denoiser; unconstrained is the papers' literal expansion,
-kept for comparison.
+reductions, encoder_cache, beam, codebook, decoder, gather_graph, onnx_denoiser; unconstrained is
+the papers' literal expansion, kept for comparison.
 """
 
 from service.decoding.beam import decode

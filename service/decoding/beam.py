@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from service.decoding import expansion
 from service.decoding.beams import Beams
 from service.decoding.denoiser import Denoiser, masked_positions
+from service.decoding.encoder_cache import EncoderCache
 from service.decoding.expansion import best_survivors, expand
 from service.decoding.job import (
     Confidence,
@@ -49,6 +50,7 @@ def decode(
     ranking: Ranking = "rows",
     prior: NeighbourPrior | None = None,
     confidence: Confidence = "legal",
+    cache: EncoderCache | None = None,
 ) -> tuple[list[Decoded], Timings]:
     """Decode a batch of jobs; their schedules, widths and lengths may differ.
 
@@ -65,6 +67,7 @@ def decode(
         over rows or over the codes of surviving rows, as the ranking says; positions with a single
         legal code last. "raw": over all codes (MDGR Eq. 18), not for "rows". "random": by chance,
         the same for a history whatever its batch.
+    cache: histories in it are not encoded again.
     Ties: the lower position; between children the better parent, then the lower first row; between
     items the lower row. Raises ValueError when a schedule does not fill num_subspaces positions,
     or for the confidence "raw" with the ranking "rows".
@@ -72,11 +75,17 @@ def decode(
     if ranking == "rows" and confidence == "raw":
         raise ValueError('confidence "raw" is of codes; ranking "rows" knows none but legal ones')
     started = perf_counter()
-    batch = _Batch(jobs, trie, denoiser, ranking, prior, confidence)
+    batch = _Batch(jobs, trie, denoiser, ranking, prior, confidence, cache)
     while batch.active:
         batch.step()
     total = perf_counter() - started
-    timings = Timings(batch.encode_s, batch.denoise_s, total - batch.encode_s - batch.denoise_s)
+    timings = Timings(
+        batch.encode_s,
+        batch.denoise_s,
+        total - batch.encode_s - batch.denoise_s,
+        cache_hits=batch.cache_hits,
+        cache_misses=batch.cache_misses,
+    )
     return [search.answer for search in batch.searches], timings
 
 
@@ -117,6 +126,7 @@ class _Batch:
         ranking: Ranking,
         prior: NeighbourPrior | None,
         confidence: Confidence,
+        cache: EncoderCache | None,
     ) -> None:
         self.trie = trie
         self.denoiser = denoiser
@@ -124,6 +134,8 @@ class _Batch:
         self.confidence = _CONFIDENCES[confidence]
         self.prior = prior
         self.codes = trie.catalogue.codes
+        self.cache = cache
+        self.cache_hits = self.cache_misses = 0
         self.encode_s = self.denoise_s = 0.0
         self.nfe = 0
         self.memory: Any = None
@@ -169,13 +181,17 @@ class _Batch:
 
     def _encode(self) -> None:
         started = perf_counter()
-        histories = Histories.of(
-            [search.job.history for search in self.active],
-            self.trie.catalogue,
-            self.denoiser.history_length,
-        )
-        self.memory = self.denoiser.encode(histories)
+        newest = [search.job.history[-self.denoiser.history_length :] for search in self.active]
+        if self.cache is None:
+            self.memory = self._encoded(newest)
+        else:
+            self.memory, encoded = self.cache.memory_of(newest, self.denoiser, self._encoded)
+            self.cache_hits, self.cache_misses = len(newest) - encoded, encoded
         self.encode_s += perf_counter() - started
+
+    def _encoded(self, histories: Sequence[Rows]) -> Any:
+        length = self.denoiser.history_length
+        return self.denoiser.encode(Histories.of(histories, self.trie.catalogue, length))
 
     def _denoise(self) -> tuple[Floats, NDArray[np.int64]]:
         """Log-probs (jobs, beams, n, num_codes) of the masked positions (jobs, beams, n)."""

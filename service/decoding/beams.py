@@ -13,6 +13,10 @@ from numpy.typing import NDArray
 
 from service.decoding.job import Floats, Rows
 
+Codes = NDArray[np.uint16]
+Doubles = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
 
 class Beams(NamedTuple):
     """Partial SIDs, and the catalogue rows that agree with each.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from service.decoding.beam import decode
 from service.decoding.codebook import Codebook
 from service.decoding.denoiser import Denoiser
+from service.decoding.encoder_cache import EncoderCache
 from service.decoding.job import Confidence, Decoded, Job, Ranking, Timings
 from service.decoding.neighbours import NeighbourPrior
 from service.decoding.trie import SidTrie
@@ -21,6 +22,9 @@ class Decoder:
     """A catalogue, the network that was trained for it, and how its answers are ranked.
 
     The fields are the arguments of `decode`; `dataclasses.replace` gives one without a prior.
+
+    encoder_cache: how many encoded histories are kept; 0 = none, each is encoded for every request.
+        A decoder made from another one, by `replace` or with other items, starts an empty cache.
     """
 
     trie: SidTrie
@@ -28,6 +32,12 @@ class Decoder:
     ranking: Ranking = "rows"
     prior: NeighbourPrior | None = None
     confidence: Confidence = "legal"
+    encoder_cache: int = 0
+    _cache: EncoderCache | None = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        cache = EncoderCache(self.encoder_cache) if self.encoder_cache else None
+        object.__setattr__(self, "_cache", cache)  # frozen
 
     def decode(self, jobs: Sequence[Job]) -> tuple[list[Decoded], Timings]:
         """Decode a batch of jobs: see `service.decoding.beam.decode`."""
@@ -38,6 +48,7 @@ class Decoder:
             ranking=self.ranking,
             prior=self.prior,
             confidence=self.confidence,
+            cache=self._cache,
         )
 
     def with_items(

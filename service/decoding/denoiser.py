@@ -6,6 +6,7 @@ same search. Implementations know nothing of catalogues, beams' scores or tries.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -43,6 +44,10 @@ class Denoiser(Protocol):
 
     def select(self, memory: Any, jobs: NDArray[np.intp]) -> Any:
         """The memory of some of the jobs only, in the order given."""
+        ...
+
+    def join(self, memories: Sequence[Any]) -> Any:
+        """One memory of all jobs of one or more memories, in the order given."""
         ...
 
     def denoise(

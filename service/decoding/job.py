@@ -64,11 +64,16 @@ class Decoded:
 
 @dataclass(frozen=True)
 class Timings:
-    """Where a batch's time went, in seconds."""
+    """Where a batch's time went, in seconds.
+
+    cache_hits, cache_misses: histories that the encoder cache had, or had not; 0 without a cache
+    """
 
     encode_s: float
     denoise_s: float
     search_s: float
+    cache_hits: int = 0
+    cache_misses: int = 0
 
 
 class Histories(NamedTuple):

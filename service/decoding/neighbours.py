@@ -68,14 +68,6 @@ class NeighbourPrior:
         decayed = (self.decay**ages)[:, None].astype(np.float32)
         return self.neighbours[newest], self.affinities[newest] * decayed
 
-    def memory(self, history: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
-        """Rows the history calls for, ascending, and the sum of their strengths."""
-        neighbours, strengths = self.called_for(history)
-        called = strengths > 0
-        rows, place = np.unique(neighbours[called], return_inverse=True)
-        memory = np.bincount(place, strengths[called], minlength=len(rows))
-        return rows, memory.astype(np.float64)
-
     def without_rows(self, removed: NDArray[np.int32]) -> NeighbourPrior:
         """The prior of a catalogue without these rows, whose later rows move up."""
         there = np.ones(len(self.neighbours), np.bool_)

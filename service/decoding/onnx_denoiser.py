@@ -10,12 +10,14 @@ memory: (jobs, width) float32, kept by ONNX Runtime where the graphs run
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, cast
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from service.decoding.gather_graph import gather_graph
 from service.decoding.job import Histories
 
 Provider = Literal["cpu", "cuda", "tensorrt"]
@@ -48,14 +50,21 @@ _NEEDED: dict[Provider, str] = {
 }
 
 
+_NUM_PARTS = 16  # memories that are joined in one run on the device
+
+
+class ProviderMissing(ValueError):
+    """ONNX Runtime would run the graphs with another provider than the one asked for."""
+
+
 class OnnxDenoiser:
     """Runs the two graphs with one provider of ONNX Runtime and an explicit number of threads.
 
-    "cuda" and "tensorrt" have not been run on a GPU yet. The memory then stays on the device
-    between `encode` and `denoise`; TensorRT builds an engine for every new shape of a batch.
+    "cuda" and "tensorrt" have not been run on a GPU yet. Memories then stay on the device;
+    TensorRT builds an engine for every new shape of a batch.
 
-    Raises ValueError when a graph's inputs, outputs or sizes are not the expected ones, and when
-    ONNX Runtime would run them with another provider than the one asked for.
+    Raises ValueError when a graph's inputs, outputs or sizes are not the expected ones, and
+    ProviderMissing when ONNX Runtime would run them with another provider than the one asked for.
     """
 
     def __init__(
@@ -80,6 +89,7 @@ class OnnxDenoiser:
         _check(self._encoder, "encoder.onnx", ENCODER_INPUTS, ENCODER_OUTPUTS)
         self._decoder = _session(decoder, "decoder.onnx", threads, provider)
         _check(self._decoder, "decoder.onnx", DECODER_INPUTS, DECODER_OUTPUTS)
+        self._device_memories = None if provider == "cpu" else DeviceMemories("cuda", self._device)
         shapes = {
             i.name: i.shape for i in (*self._encoder.get_inputs(), *self._decoder.get_inputs())
         }
@@ -101,8 +111,14 @@ class OnnxDenoiser:
         return binding.get_outputs()[0]
 
     def select(self, memory: ort.OrtValue, jobs: NDArray[np.intp]) -> ort.OrtValue:
-        """By way of the host: a few kilobytes, and only when some jobs of a batch are done."""
-        return ort.OrtValue.ortvalue_from_numpy(memory.numpy()[jobs], self._device)
+        if self._device_memories:
+            return self._device_memories.picked([memory], jobs)
+        return ort.OrtValue.ortvalue_from_numpy(memory.numpy()[jobs])
+
+    def join(self, memories: Sequence[ort.OrtValue]) -> ort.OrtValue:
+        if self._device_memories:
+            return self._device_memories.joined(memories)
+        return ort.OrtValue.ortvalue_from_numpy(np.concatenate([m.numpy() for m in memories]))
 
     def denoise(
         self,
@@ -118,6 +134,32 @@ class OnnxDenoiser:
         binding.bind_output("log_probs")
         self._decoder.run_with_iobinding(binding)
         return cast("NDArray[np.float32]", binding.copy_outputs_to_cpu()[0])
+
+
+class DeviceMemories:
+    """Picks from memories and joins them where they are, without a copy to the host."""
+
+    def __init__(self, provider: Provider, device: str) -> None:
+        self._session = _session(gather_graph(_NUM_PARTS), "the gather graph", 1, provider)
+        self._device = device
+
+    def picked(self, parts: Sequence[ort.OrtValue], places: NDArray[np.intp]) -> ort.OrtValue:
+        """Some jobs of at most _NUM_PARTS memories, counted through."""
+        places = np.ascontiguousarray(places, np.int64)
+        binding = self._session.io_binding()
+        for number in range(_NUM_PARTS):  # the last again and again: those come behind
+            binding.bind_ortvalue_input(f"part_{number}", parts[min(number, len(parts) - 1)])
+        binding.bind_cpu_input("places", places)
+        binding.bind_output("picked", self._device)
+        self._session.run_with_iobinding(binding)
+        return binding.get_outputs()[0]
+
+    def joined(self, parts: Sequence[ort.OrtValue]) -> ort.OrtValue:
+        """All jobs of any number of memories."""
+        while len(parts) > _NUM_PARTS:
+            starts = range(0, len(parts), _NUM_PARTS)
+            parts = [self.joined(parts[start : start + _NUM_PARTS]) for start in starts]
+        return self.picked(parts, np.arange(sum(part.shape()[0] for part in parts)))
 
 
 def _session(graph: bytes, name: str, threads: int, provider: Provider) -> ort.InferenceSession:
@@ -142,7 +184,7 @@ def _session(graph: bytes, name: str, threads: int, provider: Provider) -> ort.I
         if offered[0] == wanted[0]:
             return session
     # ONNX Runtime itself would go on with the next best.
-    raise ValueError(
+    raise ProviderMissing(
         f"{name} cannot run with {wanted[0]}, ONNX Runtime offers {offered}: {_NEEDED[provider]}"
     )
 

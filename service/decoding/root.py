@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.decoding import heap
-from service.decoding.beams import Beams
+from service.decoding.beams import Beams, Codes, Doubles, Integers
 from service.decoding.compiled import compiled
-from service.decoding.expansion import BEST, DRAWN, PATH, RAW, ROWS, Codes, Doubles, Integers
+from service.decoding.expansion import BEST, DRAWN, PATH, RAW, ROWS
 from service.decoding.job import Floats, Rows
 from service.decoding.scan import BLOCK, score_rows
 from service.decoding.softmax import LOG_UNDERFLOW, exponentials, highest_of

@@ -9,6 +9,8 @@ repeats and to places without a beam, claims to be certain of everything, as a t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -66,6 +68,9 @@ class HashedDenoiser:
 
     def select(self, memory: NDArray[np.uint64], jobs: NDArray[np.intp]) -> NDArray[np.uint64]:
         return memory[jobs]
+
+    def join(self, memories: Sequence[NDArray[np.uint64]]) -> NDArray[np.uint64]:
+        return np.concatenate(memories)
 
     def denoise(
         self,

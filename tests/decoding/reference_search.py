@@ -54,7 +54,7 @@ def reference_decode(
     biases = reference_biases(job, catalogue, denoiser, prior)
     if ranking == "rows":
         return _decode_by_rows(job, codes, biases, catalogue, denoiser)
-    return _decode_by_path(job, codes, biases, catalogue, denoiser, confidence)
+    return _decode_by_path(job, codes, biases, catalogue, denoiser, confidence, ranking)
 
 
 def reference_biases(
@@ -82,27 +82,42 @@ def _decode_by_path(
     catalogue: Catalogue,
     denoiser: HashedDenoiser,
     confidence: str,
+    ranking: str,
 ) -> Reference:
-    """A partial SID is worth the log-probs of its filled positions; biases join at the end."""
+    """A partial SID is worth the log-probs of its filled positions, and by the ranking "best" those
+    of the best completion too, with its bias; else biases join at the end.
+    """
     beams = _root(job, codes, denoiser)
     closest_call = math.inf
+    scores: dict[int, float] = {}
     for number, step in enumerate(job.schedule.steps, start=1):
+        is_last = _is_last(number, job, beams)
         children = []
         for beam in beams:
             log_probs = _denoise(job, catalogue, denoiser, beam.sid)
             masked = _masked(beam.sid, denoiser)
+            completions = _completions(beam.rows, codes, biases, masked, log_probs)
+            if is_last:
+                scores |= {row: beam.score + completions[row] for row in beam.rows}
+                continue
             if confidence == "raw":
                 chosen = _most_confident(masked, log_probs, step)
             else:
                 legal = {p: {codes[row][p] for row in beam.rows} for p in masked}
                 chosen, gap = _most_confident_legally(legal, log_probs, step)
                 closest_call = min(closest_call, gap)
-            children += _children(beam, codes, log_probs, chosen)
-        # Stable: children of equal score stay in the order of their parents, then of their codes.
-        beams = sorted(children, key=lambda child: -child.score)
-        if number < job.schedule.nfe:
-            beams = beams[: job.beam_width]
-    scores = {row: beam.score + biases[row] for beam in beams for row in beam.rows}
+            for child in _children(beam, codes, log_probs, chosen):
+                best = beam.score + max(completions[row] for row in child.rows)
+                children.append((best if ranking == "best" else child.score, child))
+        if is_last:
+            break
+        # Stable: equal children stay in the order of their parents, then of their first rows.
+        children.sort(key=lambda child: -child[0])
+        if len(children) > job.beam_width:
+            (last, _), (first_out, _) = children[job.beam_width - 1 : job.beam_width + 1]
+            if ranking == "best":
+                closest_call = min(closest_call, last - first_out)
+        beams = [child for _, child in children[: job.beam_width]]
     reference = _best(scores, codes, biases, job.k)
     # Without biases every sum is exact, and a tie is a tie.
     closest = min(closest_call, reference.closest_call) if any(biases) else closest_call
@@ -121,18 +136,17 @@ def _decode_by_rows(
     closest_call = math.inf
     scores: dict[int, float] = {}
     for number, step in enumerate(job.schedule.steps, start=1):
+        is_last = _is_last(number, job, beams)
         children, scores = [], {}
         for beam in beams:
             log_probs = _denoise(job, catalogue, denoiser, beam.sid)
             masked = _masked(beam.sid, denoiser)
-            logits = {
-                row: sum(log_probs[position][codes[row][position]] for position in masked)
-                + biases[row]
-                for row in beam.rows
-            }
+            logits = _completions(beam.rows, codes, biases, masked, log_probs)
             mass = log_sum_exp(list(logits.values()))
             of_rows = {row: beam.score + logit - mass for row, logit in logits.items()}
             scores |= of_rows
+            if is_last:
+                continue
             shares = {row: math.exp(logit - mass) for row, logit in logits.items()}
             chosen, gap = _most_confident_by_rows(masked, codes, shares, step)
             closest_call = min(closest_call, gap)
@@ -142,8 +156,10 @@ def _decode_by_rows(
                     filled[position] = code
                 child_score = log_sum_exp([of_rows[row] for row in rows])
                 children.append(Beam(tuple(filled), rows, child_score))
+        if is_last:
+            break
         beams = sorted(children, key=lambda child: -child.score)
-        if number < job.schedule.nfe and len(beams) > job.beam_width:
+        if len(beams) > job.beam_width:
             last, first_out = beams[job.beam_width - 1 : job.beam_width + 1]
             closest_call = min(closest_call, last.score - first_out.score)
             beams = beams[: job.beam_width]
@@ -214,6 +230,25 @@ def allowed_rows(job: Job, num_items: int) -> list[int]:
 def log_sum_exp(values: list[float]) -> float:
     highest = max(values)
     return math.log(math.fsum(math.exp(value - highest) for value in values)) + highest
+
+
+def _is_last(number: int, job: Job, beams: list[Beam]) -> bool:
+    survivors = sum(len(beam.rows) for beam in beams)
+    return number == job.schedule.nfe or survivors <= job.finish_rows
+
+
+def _completions(
+    rows: list[int],
+    codes: list[list[int]],
+    biases: list[float],
+    masked: list[int],
+    log_probs: list[list[float]],
+) -> dict[int, float]:
+    """What each row's score gains if all masked positions are filled as it has them."""
+    return {
+        row: sum(log_probs[position][codes[row][position]] for position in masked) + biases[row]
+        for row in rows
+    }
 
 
 def _root(job: Job, codes: list[list[int]], denoiser: HashedDenoiser) -> list[Beam]:

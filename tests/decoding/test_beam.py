@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import count
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ from service.decoding.neighbours import NeighbourPrior
 from service.decoding.schedule import Schedule
 from service.decoding.trie import SidTrie
 
-RANKINGS: tuple[Ranking, ...] = ("rows", "path")
+RANKINGS: tuple[Ranking, ...] = get_args(Ranking)
 each_ranking = pytest.mark.parametrize("ranking", RANKINGS)
 each_confidence = pytest.mark.parametrize("confidence", ["legal", "raw"])
 seeds = st.integers(0, 2**32 - 1)
@@ -68,7 +69,8 @@ def decode_one(
 
 
 @pytest.mark.parametrize(
-    ("ranking", "confidence"), [("rows", "legal"), ("path", "legal"), ("path", "raw")]
+    ("ranking", "confidence"),
+    [("rows", "legal"), ("best", "legal"), ("path", "legal"), ("best", "raw"), ("path", "raw")],
 )
 @settings(deadline=None, max_examples=200)
 @given(data=st.data(), seed=seeds, repeat_bias=repeat_biases)
@@ -150,7 +152,7 @@ def test_without_pruning_every_schedule_is_exhaustive_scoring(
     assert answer.scores.tolist() == [scores[row] for row in answer.rows]
 
 
-@pytest.mark.parametrize("ranking", ["rows", "path"])
+@each_ranking
 @settings(deadline=None)
 @given(data=st.data(), seed=seeds)
 def test_random_positions_are_the_jobs_own(
@@ -387,10 +389,8 @@ def test_a_filter_equals_deleting_the_other_rows(
     assume(expected.closest_call > 1e-4)
 
     rows = np.array(allowed, np.int32)
-    others = data.draw(
-        st.lists(st.integers(0, catalogue.num_items - 1))
-    )  # filtered out or excluded
-    excluded = [*rows[deleting.excluded], *(set(others) - set(allowed))]
+    others = data.draw(st.lists(st.integers(0, catalogue.num_items - 1)))
+    excluded = [*rows[deleting.excluded], *(set(others) - set(allowed))]  # some not allowed anyway
     filtering = replace(
         deleting,
         history=rows[deleting.history],
@@ -443,9 +443,11 @@ def test_a_filter_that_leaves_one_row_in_a_thousand_still_fills_the_answer(
     answer = decode_one(job, catalogue, denoiser_for(catalogue), ranking=ranking)
     assert len(answer.rows) == job.k
     assert set(answer.rows.tolist()) <= set(allowed[4:])
-    more = decode_one(replace(job, k=16, beam_width=16), catalogue, denoiser_for(catalogue))
+    more = replace(job, k=16, beam_width=16)
+    more = decode_one(more, catalogue, denoiser_for(catalogue), ranking=ranking)
     assert sorted(more.rows.tolist()) == allowed[4:]
-    at_once = decode_one(replace(job, finish_rows=16), catalogue, denoiser_for(catalogue))
+    at_once = replace(job, finish_rows=16)
+    at_once = decode_one(at_once, catalogue, denoiser_for(catalogue), ranking=ranking)
     assert (len(at_once.rows), at_once.nfe) == (job.k, 1)
 
 
@@ -649,3 +651,31 @@ class FixedDenoiser(HashedDenoiser):
 
     def _log_probs(self, hashes: np.ndarray) -> np.ndarray:
         return np.broadcast_to(self.table, hashes.shape)
+
+
+@each_ranking
+def test_few_survivors_end_the_search(ranking: Ranking) -> None:
+    """Codes of position 0 split 8 rows in two; with 4 rows left their scores are exact already."""
+    codes = [[number >> 2, number >> 1 & 1, number & 1] for number in range(8)]
+    catalogue = catalogue_of(codes, num_codes=2)
+    log_probs = np.log([[0.9, 0.1], [0.6, 0.4], [0.7, 0.3]])
+    job = job_of(schedule=Schedule((1, 1, 1)), k=4, beam_width=1)
+    full = decode_one(job, catalogue, FixedDenoiser(log_probs), ranking=ranking)
+    assert (full.nfe, len(full.rows)) == (3, 2)  # the third call scores the survivors of two steps
+    for finish_rows, nfe in ((3, 3), (4, 2), (7, 2), (8, 1)):
+        asked = replace(job, finish_rows=finish_rows)
+        answer = decode_one(asked, catalogue, FixedDenoiser(log_probs), ranking=ranking)
+        assert answer.nfe == nfe
+        if nfe < 3:
+            assert answer.rows.tolist() == [0, 2, 1, 3]
+            assert np.exp(answer.scores) == pytest.approx([0.378, 0.252, 0.162, 0.108], rel=1e-5)
+
+
+def test_by_best_completion_a_beam_is_kept_that_by_path_is_lost() -> None:
+    """Code 0 is likelier at position 0, but what it leads to is not; row 2 is the best item."""
+    catalogue = catalogue_of([[0, 0], [0, 1], [1, 2]], num_codes=3)
+    denoiser = FixedDenoiser(np.log([[0.5, 0.4, 0.1], [0.1, 0.2, 0.7]]))
+    job = job_of(schedule=Schedule((1, 1)), k=1, beam_width=1)
+    assert decode_one(job, catalogue, denoiser, ranking="path").rows.tolist() == [1]
+    assert decode_one(job, catalogue, denoiser, ranking="best").rows.tolist() == [2]
+    assert decode_one(job, catalogue, denoiser, ranking="rows").rows.tolist() == [2]

@@ -13,8 +13,14 @@ from worlds import catalogue_of, job_of
 
 from service.decoding.decoder import Decoder
 from service.decoding.denoiser import Denoiser
+from service.decoding.gather_graph import gather_graph
 from service.decoding.job import Decoded, Histories, Job
-from service.decoding.onnx_denoiser import OnnxDenoiser, Provider
+from service.decoding.onnx_denoiser import (
+    DeviceMemories,
+    OnnxDenoiser,
+    Provider,
+    ProviderMissing,
+)
 from service.decoding.schedule import Schedule
 from service.decoding.trie import SidTrie
 from training.config import ModelConfig
@@ -103,6 +109,44 @@ def test_a_batch_equals_its_jobs_alone(denoisers: tuple[TorchDenoiser, OnnxDenoi
         assert np.allclose(answer.scores, alone.scores, atol=1e-3)
 
 
+@pytest.mark.parametrize("place", [0, 1])
+def test_kept_memories_answer_as_fresh_ones(
+    denoisers: tuple[TorchDenoiser, OnnxDenoiser], place: int
+) -> None:
+    decoder = Decoder(TRIE, denoisers[place], encoder_cache=10)
+    expected = decode_all(BATCH, denoisers[place])
+    for batch in (BATCH[1:3], BATCH, BATCH[::-1]):  # nothing kept, some, all
+        found, timings = decoder.decode(batch)
+        for job, answer in zip(batch, found, strict=True):
+            fresh = expected[BATCH.index(job)]
+            assert answer.rows.tolist() == fresh.rows.tolist()
+            assert np.allclose(answer.scores, fresh.scores, atol=1e-3)
+    assert timings.cache_misses == 0
+
+
+@pytest.mark.parametrize("num_parts", [1, 2, 16, 17, 300])
+def test_memories_are_joined_where_they_are(num_parts: int) -> None:
+    """The graph for a GPU, run on the CPU."""
+    random, device_memories = np.random.default_rng(num_parts), DeviceMemories("cpu", "cpu")
+    matrices = [
+        random.standard_normal((random.integers(1, 4), 3)).astype(np.float32)
+        for _ in range(num_parts)
+    ]
+    parts = [ort.OrtValue.ortvalue_from_numpy(matrix) for matrix in matrices]
+    whole = np.concatenate(matrices)
+    joined = device_memories.joined(parts)
+    assert np.array_equal(joined.numpy(), whole)
+    places = random.permutation(len(whole))[: len(whole) // 2 + 1]
+    assert np.array_equal(device_memories.picked([joined], places).numpy(), whole[places])
+
+
+def test_the_graph_that_joins_is_valid() -> None:
+    proto = onnx.load_from_string(gather_graph(300))  # more than a length of one byte can say
+    onnx.checker.check_model(proto, full_check=True)
+    assert [node.op_type for node in proto.graph.node] == ["Concat", "Gather"]
+    assert len(proto.graph.input) == 301
+
+
 def test_arrays_in_any_layout_are_read_right(
     denoisers: tuple[TorchDenoiser, OnnxDenoiser],
 ) -> None:
@@ -133,13 +177,13 @@ def test_a_provider_that_is_not_there_is_refused(
     message: str,
 ) -> None:
     """Whether ONNX Runtime was built without it, or has it and cannot start it."""
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ProviderMissing, match=message):
         OnnxDenoiser(*graphs, **SIZES, provider=provider)
     claimed = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr(ort, "get_available_providers", lambda: claimed)
     with (
         pytest.warns(UserWarning, match="not in available"),
-        pytest.raises(ValueError, match=message),
+        pytest.raises(ProviderMissing, match=message),
     ):
         OnnxDenoiser(*graphs, **SIZES, provider=provider)
 

@@ -10,13 +10,12 @@ from hashed_denoiser import HashedDenoiser
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from service.decoding.confidence import Confidence
 from worlds import catalogue_of, catalogues, job_of, jobs, schedules
 
 from loadtest.decode_prefix_trie import PrefixTrie, decode_left_to_right
 from service.decoding.beam import decode
 from service.decoding.catalogue import Catalogue
-from service.decoding.job import Decoded, Job
+from service.decoding.job import Confidence, Decoded, Job
 from service.decoding.schedule import Schedule
 from service.decoding.trie import SidTrie
 

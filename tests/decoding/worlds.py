@@ -75,6 +75,7 @@ def job_of(
     beam_width: int = 10,
     excluded: Sequence[int] = (),
     allowed: Sequence[int] | None = None,
+    finish_rows: int = 0,
 ) -> Job:
     return Job(
         history=np.array(history, dtype=np.int32),
@@ -83,6 +84,7 @@ def job_of(
         beam_width=beam_width,
         excluded=np.array(excluded, dtype=np.int32),
         allowed=None if allowed is None else np.array(allowed, dtype=np.int32),
+        finish_rows=finish_rows,
     )
 
 
@@ -146,4 +148,5 @@ def jobs(
         beam_width=draw(st.integers(1, max_width)),
         excluded=draw(st.lists(rows, max_size=catalogue.num_items)),
         allowed=draw(st.none() | filters(catalogue)) if filtered else None,
+        finish_rows=draw(st.sampled_from([0, 0, 3, 10])),
     )

@@ -24,7 +24,7 @@ from tiny_bundle import (
 
 from service.bundle import Bundle, Item, bundle_path, verify
 from service.decoding import Job, NeighbourPrior, Schedule
-from service.errors import BundleInvalid
+from service.errors import BundleInvalid, ProviderUnavailable
 from service.manifest import CONTENT_FILES, FILES
 
 
@@ -311,6 +311,11 @@ def test_codes_out_of_range_pickles_and_foreign_graphs_are_refused(copy: Path) -
     _replace(copy, "encoder.onnx", (copy / "decoder.onnx").read_bytes())
     with pytest.raises(BundleInvalid, match=r"encoder\.onnx has inputs"):
         Bundle.load(copy)
+
+
+def test_a_provider_that_is_not_there_is_not_the_bundles_fault(bundles_dir: Path) -> None:
+    with pytest.raises(ProviderUnavailable, match=r"^UNMASK_PROVIDER=tensorrt: .*extra `gpu`"):
+        Bundle.load(bundles_dir / "tiny" / "1", provider="tensorrt")
 
 
 def test_rows_must_be_ordered_by_popularity_and_ids_distinct(copy: Path) -> None:

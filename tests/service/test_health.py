@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -15,8 +16,9 @@ from tiny_bundle import ENCODER, write_tiny_bundle
 
 from service.app import create_app
 from service.bundle import Bundle
+from service.decoding import Histories, Job, Schedule
 from service.errors import BundleInvalid, SettingsInvalid, StartError
-from service.lifecycle import Lifecycle, check_queue_size, prime
+from service.lifecycle import PRIMING_SIZES, Lifecycle, check_queue_size, prime
 from service.metrics import Metrics
 from service.settings import Settings
 
@@ -107,6 +109,25 @@ def test_a_bundle_that_cannot_decode_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BundleInvalid, match=r"bundle tiny@1 cannot decode: .*out of data bounds"):
         prime(replace(bundle, held_out=poisoned))
     prime(replace(bundle, held_out=()))
+
+
+def test_priming_runs_the_encoder_for_every_batch(
+    bundles_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = Bundle.load(bundles_dir / "tiny" / "1", encoder_cache=100)
+    encode, sizes = bundle.decoder.denoiser.encode, []
+
+    def counted(histories: Histories) -> Any:
+        sizes.append(len(histories.codes))
+        return encode(histories)
+
+    monkeypatch.setattr(bundle.decoder.denoiser, "encode", counted)
+    prime(bundle)
+    assert sizes == [*PRIMING_SIZES, 1]
+    user = bundle.held_out[0]
+    job = Job(bundle.catalogue.rows_of(user.history), 5, Schedule((4,)), 5)
+    assert bundle.decoder.decode([job])[1].cache_misses == 1
+    assert bundle.decoder.decode([job])[1].cache_hits == 1
 
 
 def test_a_bundle_whose_network_gives_no_numbers_is_refused(

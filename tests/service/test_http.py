@@ -571,6 +571,28 @@ def test_metrics_count_and_stay_few(served: Service) -> None:
     assert not [name for name in after if "nonsense" in name or "no/such" in name or "BREW" in name]
 
 
+def test_an_unchanged_history_is_not_encoded_again(served: Service) -> None:
+    def lookups() -> tuple[float, float]:
+        found = samples(served)
+        hits, misses = (
+            found.get(f'unmask_encoder_cache_total{{result="{result}"}}', 0)
+            for result in ("hit", "miss")
+        )
+        return hits, misses
+
+    hits, misses = lookups()
+    served.send("item-11", "item-42", user_id="regular")
+    first = served.recommend(user_id="regular").json()
+    assert lookups() == (hits, misses + 1)
+    again = served.recommend(user_id="regular", r_warm=0).json()
+    assert lookups() == (hits + 1, misses + 1)
+    assert served.recommend(user_id="regular").json()["items"] == first["items"] != again["items"]
+    assert lookups() == (hits + 2, misses + 1)
+    served.send("item-77", user_id="regular")
+    assert served.recommend(user_id="regular").json()["items"] != first["items"]
+    assert lookups() == (hits + 2, misses + 2)
+
+
 def test_the_log_has_one_line_a_request_and_no_ids_in_clear(served: Service) -> None:
     headers = {"X-Request-ID": "find-me"}
     body = {"user_id": "very-secret-user", "history": ["item-1"], "k": 2}

@@ -209,6 +209,20 @@ def test_a_setting_that_does_not_fit_the_bundle_is_a_wrong_setting(
     )
 
 
+def test_a_provider_that_is_not_there_stops_the_start(
+    folder: Path, bundles_dir: Path, redis_url: str
+) -> None:
+    bundle = bundles_dir / "tiny" / "1"
+    with service_process(
+        folder / "cuda", wait=False, bundle=bundle, redis_url=redis_url, provider="cuda"
+    ) as service:
+        assert service.wait() == 1
+    assert service.stderr.startswith(
+        "unmask: UNMASK_PROVIDER=cuda: encoder.onnx cannot run with CUDAExecutionProvider"
+    )
+    assert service.stderr.count("\n") == 1
+
+
 def test_a_start_that_fails_early_is_a_sentence_and_a_status(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

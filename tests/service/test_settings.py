@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,8 @@ def test_lists_have_commas(monkeypatch: pytest.MonkeyPatch) -> None:
         ("UNMASK_PORT", "many", "UNMASK_PORT (--port) is wrong: Input should be a valid integer"),
         ("UNMASK_PORT", "0", "UNMASK_PORT (--port) is wrong: Input should be greater than"),
         ("UNMASK_REDIS_URL", "http://x", "it must start with redis://"),
+        ("UNMASK_PROVIDER", "gpu", "UNMASK_PROVIDER (--provider) is wrong: Input should be 'cpu'"),
+        ("UNMASK_ENCODER_CACHE", "-1", "UNMASK_ENCODER_CACHE (--encoder-cache) is wrong"),
         ("UNMASK_LOG_SALT", "x" * 65, "UNMASK_LOG_SALT (--log-salt) is wrong"),
     ],
 )
@@ -82,9 +85,48 @@ def test_secrets_are_not_shown() -> None:
 
 
 @pytest.mark.parametrize(
-    ("cpu_max", "cpus"), [("100000 100000", 1), ("50000 100000", 1), ("max 100000", None)]
+    ("cores", "limits", "cpus"),
+    [
+        (8, {}, 8),
+        (8, {"": "max 100000"}, 8),
+        (8, {"": "300000 100000"}, 3),
+        (2, {"": "300000 100000"}, 2),
+        (8, {"": "150000 100000"}, 1),  # a core and a half
+        (8, {"": "50000 100000"}, 1),
+        (8, {"pod/app": "400000 100000"}, 4),
+        (8, {"pod/app": "max 100000", "pod": "200000 100000"}, 2),
+        (8, {"pod/app": "400000 100000", "pod": "600000 100000", "": "max 100000"}, 4),
+        (8, {"pod/other": "100000 100000"}, 8),
+        (8, {"": "what is this"}, 8),
+    ],
 )
-def test_threads_follow_the_cgroup(tmp_path: Path, cpu_max: str, cpus: int | None) -> None:
-    unlimited = available_cpus(tmp_path)
-    (tmp_path / "cpu.max").write_text(cpu_max)
-    assert available_cpus(tmp_path) == (cpus or unlimited)
+def test_threads_follow_affinity_and_cgroups(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    cores: int,
+    limits: dict[str, str],
+    cpus: int,
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)), raising=False)
+    root, own = tmp_path / "cgroup", tmp_path / "own"
+    own.write_text("0::/pod/app\n")
+    for folder, cpu_max in limits.items():
+        (root / folder).mkdir(parents=True, exist_ok=True)
+        (root / folder / "cpu.max").write_text(f"{cpu_max}\n")
+    assert available_cpus(root, own) == cpus
+
+
+def test_threads_without_cgroups_follow_affinity(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 5}, raising=False)
+    assert available_cpus(tmp_path / "none", tmp_path / "nothing") == 2
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    assert available_cpus(tmp_path / "none", tmp_path / "nothing") == 3
+
+
+def test_threads_are_the_cores_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_settings().ort_threads == available_cpus()
+    monkeypatch.setenv("UNMASK_ORT_THREADS", "3")
+    assert load_settings().ort_threads == 3

@@ -52,9 +52,8 @@ def test_the_strongest_neighbours_are_kept_ties_by_row(
 
 def test_an_item_without_an_interaction_calls_for_nothing() -> None:
     prior = fit_prior(log_of([[0, 1], [1, 0], [3]]), CONFIG)
-    for row in (2, 3, 6):
-        assert len(prior.memory(np.array([row], np.int32))[0]) == 0
-    assert prior.memory(np.array([0], np.int32))[0].tolist() == [1]
+    assert not prior.affinities[[2, 3, 6]].any()
+    assert prior.neighbours[0][prior.affinities[0] > 0].tolist() == [1]
 
 
 class _Network:

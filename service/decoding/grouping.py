@@ -1,0 +1,146 @@
+"""A beam's rows grouped by their codes at chosen positions, and what each group is worth.
+
+A group is a child of the beam; children are numbered from 0 in the order of their first rows.
+
+codes: (num_items, num_subspaces) uint16    own: the beam's rows, (n,) int32
+firsts: filled in: index among `own` of each child's first row
+of_own: filled in: the child of each row, (n,) int32
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.decoding.beams import Codes, Doubles, Integers
+from service.decoding.compiled import compiled
+from service.decoding.job import Floats, Rows
+
+UNDERFLOW = 1e-30  # masses below it are summed again, from their own highest term
+
+
+@compiled
+def group_by_code(
+    codes: Codes,
+    own: Rows,
+    position: int,
+    table: NDArray[np.int32],
+    firsts: Integers,
+    of_own: NDArray[np.int32],
+) -> int:
+    """Group a beam's rows by their code at a position; how many children there are.
+
+    table: (num_codes,) the child of each code; all -1, and all -1 again afterwards
+    """
+    num_children = 0
+    for i in range(len(own)):
+        code = codes[own[i], position]
+        child = table[code]
+        if child < 0:
+            child = num_children
+            table[code] = child
+            firsts[child] = i
+            num_children += 1
+        of_own[i] = child
+    for i in range(len(own)):
+        table[codes[own[i], position]] = -1
+    return num_children
+
+
+@compiled
+def group_by_tuple(
+    codes: Codes,
+    own: Rows,
+    chosen: Integers,
+    table: NDArray[np.int32],
+    firsts: Integers,
+    of_own: NDArray[np.int32],
+) -> int:
+    """The same by the codes at several positions.
+
+    table: open addressing of children, its length a power of two; all -1, and so again afterwards
+    """
+    mask = np.uint64(len(table) - 1)
+    num_children = 0
+    for i in range(len(own)):
+        row = own[i]
+        at = _hash(codes, row, chosen) & mask
+        while True:
+            child = table[at]
+            if child < 0:
+                child = num_children
+                table[at] = child
+                firsts[child] = i
+                num_children += 1
+                break
+            other = own[firsts[child]]
+            same = True
+            for position in chosen:
+                same &= codes[row, position] == codes[other, position]
+            if same:
+                break
+            at = (at + np.uint64(1)) & mask
+        of_own[i] = child
+    table[:] = -1
+    return num_children
+
+
+@compiled
+def _hash(codes: Codes, row: int, chosen: Integers) -> np.uint64:
+    hashed = np.uint64(0)
+    for position in chosen:
+        hashed = (hashed ^ np.uint64(codes[row, position])) * np.uint64(0x9E3779B97F4A7C15)
+    return hashed >> np.uint64(32)
+
+
+@compiled
+def worth_by_rows(
+    of_own: NDArray[np.int32],
+    num_children: int,
+    logits: Floats,
+    weights: Floats,
+    highest: float,
+    mass: float,
+    summed: bool,
+) -> Doubles:
+    """(num_children,) of a beam's children: log of their share of its mass, or the best logit.
+
+    of_own: the child of each of the beam's rows, counted from 0
+    logits: of the rows; highest: the largest of them
+    weights, mass: exp(logit - highest) of the rows, and their sum; read if `summed`
+    """
+    worth = np.full(num_children, 0.0 if summed else -np.inf)
+    if not summed:
+        for i in range(len(of_own)):
+            worth[of_own[i]] = max(worth[of_own[i]], np.float64(logits[i]))
+        return worth
+    for i in range(len(of_own)):
+        worth[of_own[i]] += weights[i]
+    for child in range(num_children):
+        if worth[child] > UNDERFLOW:
+            worth[child] = np.log(worth[child] / mass)
+        else:
+            worth[child] = _log_sum(logits, of_own, child, highest) - np.log(mass)
+    return worth
+
+
+@compiled
+def _log_sum(logits: Floats, of_own: NDArray[np.int32], child: int, highest: float) -> float:
+    """log sum exp(logit - highest) over a child's rows, however small."""
+    own = -np.inf
+    for i in range(len(of_own)):
+        if of_own[i] == child:
+            own = max(own, np.float64(logits[i]))
+    total = 0.0
+    for i in range(len(of_own)):
+        if of_own[i] == child:
+            total += np.exp(np.float64(logits[i]) - own)
+    return float(own - highest + np.log(total))
+
+
+@compiled
+def power_of_two(least: int) -> int:
+    power = 2
+    while power < least:
+        power *= 2
+    return power

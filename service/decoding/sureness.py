@@ -1,0 +1,110 @@
+"""How sure a beam is of each masked position, and which positions it fills therefore.
+
+A position that has only one legal code comes after all others: filling it tells the denoiser
+nothing that it could not know.
+
+codes: (num_items, num_subspaces) uint16    rows: a beam's rows, (n,) int32
+positions: the beam's masked positions, ascending; `place` is an index among them
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from service.decoding.beams import Codes, Doubles, Integers
+from service.decoding.compiled import compiled
+from service.decoding.job import Floats, Rows
+
+
+@compiled
+def sureness_of_rows(
+    codes: Codes,
+    rows: Rows,
+    weights: Floats,
+    positions: Integers,
+    num_masked: int,
+    sums: Doubles,
+    sureness: Doubles,
+) -> None:
+    """Of each masked position: the largest share of the beam's probability that one code has.
+
+    sums: (num_subspaces, num_codes) zeros, and zeros again afterwards
+    """
+    for i in range(len(rows)):
+        for place in range(num_masked):
+            sums[place, codes[rows[i], positions[place]]] += weights[i]
+    for place in range(num_masked):
+        of_place, position = sums[place], positions[place]
+        only, most = True, 0.0
+        for i in range(len(rows)):
+            code = codes[rows[i], position]
+            only &= code == codes[rows[0], position]
+            most = max(most, of_place[code])
+        for i in range(len(rows)):
+            of_place[codes[rows[i], position]] = 0
+        sureness[place] = -np.inf if only else most
+
+
+@compiled
+def sureness_of_codes(
+    log_probs: Floats, num_masked: int, first: Integers, start: int, sureness: Doubles
+) -> None:
+    """Of each masked position: the log-probability of its most probable legal code, among those.
+
+    first: (places, num_codes), what `first_of_codes` noted of the beam
+    """
+    for place in range(num_masked):
+        found, highest, mass = 0, -np.inf, 0.0
+        for code in range(log_probs.shape[1]):
+            if first[place, code] >= start:
+                found += 1
+                highest = max(highest, np.float64(log_probs[place, code]))
+        for code in range(log_probs.shape[1]):
+            if first[place, code] >= start:
+                mass += np.exp(log_probs[place, code] - highest)
+        sureness[place] = -np.inf if found == 1 else -np.log(mass)
+
+
+@compiled
+def first_of_codes(
+    codes: Codes,
+    rows: Rows,
+    num_legal: Integers,
+    positions: Integers,
+    num_masked: int,
+    first: Integers,
+    start: int,
+) -> None:
+    """Note the first row of every code at every masked position, as start + its index.
+
+    first: (places, num_codes), below `start` where nothing was found yet
+    num_legal: (num_subspaces,) codes there are at each position; stops when no more can be found
+    """
+    left = 0
+    for place in range(num_masked):
+        left += num_legal[positions[place]]
+    for i in range(len(rows)):
+        for place in range(num_masked):
+            code = codes[rows[i], positions[place]]
+            if first[place, code] < start:
+                first[place, code] = start + i
+                left -= 1
+        if left == 0:
+            break
+
+
+@compiled
+def choose(sureness: Doubles, num_masked: int, slots: Integers) -> None:
+    """The surest masked positions, the lower ones of equals; ascending."""
+    taken = np.zeros(num_masked, np.bool_)
+    for _ in range(len(slots)):
+        best = -1
+        for place in range(num_masked):
+            if not taken[place] and (best < 0 or sureness[place] > sureness[best]):
+                best = place
+        taken[best] = True
+    found = 0
+    for place in range(num_masked):
+        if taken[place]:
+            slots[found] = place
+            found += 1
