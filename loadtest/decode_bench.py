@@ -71,11 +71,16 @@ class Case:
 
 def any_order_cases(decoder: Decoder, options: argparse.Namespace) -> Iterator[Case]:
     """Every combination of the options. Raises ValueError for a schedule that does not fit."""
-    num_subspaces = decoder.trie.catalogue.num_subspaces
+    catalogue = decoder.trie.catalogue
+    num_subspaces = catalogue.num_subspaces
     combinations = product(
-        options.ranking, options.batch, options.beam_widths, schedules_of(options, num_subspaces)
+        options.ranking,
+        options.batch,
+        options.beam_widths,
+        schedules_of(options, num_subspaces),
+        filters_of(options, catalogue.num_items).items(),
     )
-    for ranking, batch, beam_width, (r_warm, m_par) in combinations:
+    for ranking, batch, beam_width, (r_warm, m_par), (share, allowed) in combinations:
         schedule = Schedule.from_params(num_subspaces=num_subspaces, r_warm=r_warm, m_par=m_par)
         names = {
             "search": "any-order",
@@ -85,15 +90,33 @@ def any_order_cases(decoder: Decoder, options: argparse.Namespace) -> Iterator[C
             "nfe": schedule.nfe,
             "beam_width": beam_width,
             "batch": batch,
+            "filter_share": share,
         }
-        yield Case(names, batch, _decode_with(decoder, schedule, beam_width, ranking))
+        yield Case(names, batch, _decode_with(decoder, schedule, beam_width, ranking, allowed))
+
+
+def filters_of(options: argparse.Namespace, num_items: int) -> dict[float | None, Rows | None]:
+    """No filter, and for each share of the catalogue that is asked for random rows."""
+    random = np.random.default_rng(options.seed)
+    filters: dict[float | None, Rows | None] = {None: None}
+    for share in options.filter_shares:
+        rows = random.choice(num_items, max(1, round(share * num_items)), replace=False)
+        filters[share] = np.sort(rows).astype(np.int32)
+    return filters
 
 
 def _decode_with(
-    decoder: Decoder, schedule: Schedule, beam_width: int, ranking: Ranking
+    decoder: Decoder,
+    schedule: Schedule,
+    beam_width: int,
+    ranking: Ranking,
+    allowed: Rows | None,
 ) -> Callable[[Sequence[Rows]], Timings]:
     def decode(histories: Sequence[Rows]) -> Timings:
-        jobs = [Job(history, K, schedule, beam_width, ranking=ranking) for history in histories]
+        jobs = [
+            Job(history, K, schedule, beam_width, ranking=ranking, allowed=allowed)
+            for history in histories
+        ]
         return decoder.decode(jobs)[1]
 
     return decode
@@ -120,6 +143,7 @@ def left_to_right_cases(
             "nfe": num_subspaces,
             "beam_width": beam_width,
             "batch": 1,
+            "filter_share": None,
         }
         yield Case(names, 1, decode)
 
@@ -262,6 +286,12 @@ def _schedule(text: str) -> tuple[int, int]:
     return r_warm, m_par
 
 
+def _share(text: str) -> float:
+    if not 0 < float(text) <= 1:
+        raise ValueError
+    return float(text)
+
+
 def _at_least_one(text: str) -> int:
     if int(text) < 1:
         raise ValueError
@@ -293,6 +323,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--ranking", choices=get_args(Ranking), nargs="+", default=list(get_args(Ranking))
+    )
+    parser.add_argument(
+        "--filter-shares",
+        type=_share,
+        nargs="+",
+        default=[],
+        help="also time filters that leave such shares of the catalogue, random rows",
     )
     parser.add_argument("--users", type=_at_least_one, default=100, help="jobs of a pass")
     parser.add_argument("--rounds", type=_at_least_one, default=7)

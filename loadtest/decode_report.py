@@ -21,7 +21,8 @@ Floats = NDArray[np.float64]
 class Timed:
     """A case and what was measured of it.
 
-    names:       what the case is: search, ranking, r_warm, m_par, nfe, beam_width, batch
+    names:       what the case is: search, ranking, r_warm, m_par, nfe, beam_width, batch, and
+        filter_share, the share of the catalogue that a filter leaves, None without one
     seconds:     (rounds, 3) per job: encode, denoise, search
     gemm_shares: (rounds,) FLOPs a second of denoiser calls over those of a matrix product, if known
     """
@@ -47,6 +48,7 @@ def case_figures(timed: Sequence[Timed]) -> list[dict[str, Any]]:
     """One flat entry per case; a ratio whose other half was not measured is None.
 
     search_to_network:    search over encoder and denoiser together
+    search_against_unfiltered: time of the search over that without the filter, all else equal
     speed_against_paper:  time of the paper's schedule over this one's, all else equal
     speed_against_left_to_right, and for the search alone search_speed_against_left_to_right: time
                           of the prefix-trie search of the same beam width over this one's
@@ -57,10 +59,13 @@ def case_figures(timed: Sequence[Timed]) -> list[dict[str, Any]]:
 
 def _figures_of(case: Timed, timed: Sequence[Timed]) -> dict[str, Any]:
     names = case.names
-    alike = {name: names[name] for name in ("ranking", "beam_width", "batch")}
+    alike = {name: names[name] for name in ("ranking", "beam_width", "batch", "filter_share")}
     r_warm, m_par = PAPERS_SCHEDULE
     paper = _find(timed, search="any-order", r_warm=r_warm, m_par=m_par, **alike)
-    same_size = {name: names[name] for name in ("beam_width", "batch")}
+    same_size = {name: names[name] for name in ("beam_width", "batch", "filter_share")}
+    unfiltered = None
+    if names["filter_share"] is not None:
+        unfiltered = _find(timed, **(names | {"filter_share": None}))
     rival = _find(timed, search="left-to-right", **same_size)
     stages = dict(zip(("encode", "denoise", "search"), case.seconds.T, strict=True))
     stages["total"] = case.total_s
@@ -72,6 +77,9 @@ def _figures_of(case: Timed, timed: Sequence[Timed]) -> dict[str, Any]:
             for name, found in quartiles.items()
         },
         "search_to_network": _ratio(case.search_s, case.total_s - case.search_s),
+        "search_against_unfiltered": (
+            _ratio(case.search_s, unfiltered.search_s) if unfiltered else None
+        ),
         "speed_against_paper": _ratio(paper.total_s, case.total_s) if paper else None,
         "speed_against_left_to_right": _ratio(rival.total_s, case.total_s) if rival else None,
         "search_speed_against_left_to_right": (
@@ -96,8 +104,9 @@ def _rounded(value: float | np.floating) -> float:
 
 def table(catalogue: dict[str, Any]) -> str:
     """What was measured of one catalogue, aligned, for people."""
-    heads = ["search", "ranking", "schedule", "nfe", "beam", "batch", "encode", "denoise"]
-    heads += ["search", "total ms", "quartiles", "search/net", "x paper", "x l-to-r", "GEMM"]
+    heads = ["search", "ranking", "schedule", "nfe", "beam", "batch", "filter", "encode"]
+    heads += ["denoise", "search", "total ms", "quartiles", "search/net", "/no filter", "x paper"]
+    heads += ["x l-to-r", "GEMM"]
     rows = [heads]
     for case in catalogue["cases"]:
         total = case["total_ms"]
@@ -109,10 +118,12 @@ def table(catalogue: dict[str, Any]) -> str:
                 str(case["nfe"]),
                 str(case["beam_width"]),
                 str(case["batch"]),
+                "" if case["filter_share"] is None else f"{case['filter_share']:.3g}",
                 *(f"{case[stage + '_ms']['median']:.3f}" for stage in _STAGES),
                 f"{total['median']:.3f}",
                 f"{total['q1']:.3f}-{total['q3']:.3f}",
                 _short(case["search_to_network"]),
+                _short(case["search_against_unfiltered"]),
                 _short(case["speed_against_paper"]),
                 _short(case["speed_against_left_to_right"]),
                 "" if case["gemm_share"] is None else f"{case['gemm_share']:.1%}",

@@ -40,6 +40,7 @@ from service.decoding import (
 )
 from service.decoding.onnx_denoiser import OnnxDenoiser, Provider, ProviderMissing
 from service.errors import BundleInvalid, ProviderUnavailable
+from service.items import AttributeIndex, Item
 from service.manifest import (
     FORMAT_VERSION,
     REFERENCE,
@@ -51,15 +52,6 @@ from service.manifest import (
     write_manifest,
 )
 from service.npy import array_of, npy_of
-
-
-@dataclass(frozen=True)
-class Item:
-    """What is shown of an item; the rest of the system knows only its row."""
-
-    item_id: str
-    title: str
-    categories: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -77,6 +69,7 @@ class Bundle:
 
     manifest: of the directory it was read from; items may have come and gone since
     items:    in catalogue order, one per row
+    attributes: which of these rows a filter leaves
     """
 
     manifest: Manifest
@@ -84,6 +77,7 @@ class Bundle:
     items: tuple[Item, ...]
     held_out: tuple[HeldOutUser, ...]
     codebook: Codebook
+    attributes: AttributeIndex
 
     @property
     def catalogue(self) -> Catalogue:
@@ -97,13 +91,16 @@ class Bundle:
         """
         item_ids = [item.item_id for item in items]
         decoder = self.decoder.with_items(item_ids, embeddings, self.codebook)
-        return replace(self, decoder=decoder, items=self.items + tuple(items))
+        attributes = self.attributes.with_items(items)
+        items = self.items + tuple(items)
+        return replace(self, decoder=decoder, items=items, attributes=attributes)
 
     def without_items(self, item_ids: Collection[str]) -> Bundle:
         """A bundle without these items: see `Decoder.without_items`. This one stays as it is."""
         decoder, removed = self.decoder.without_items(item_ids), set(item_ids)
         items = tuple([item for item in self.items if item.item_id not in removed])
-        return replace(self, decoder=decoder, items=items)
+        attributes = self.attributes.without_rows(self.catalogue.rows_of(item_ids))
+        return replace(self, decoder=decoder, items=items, attributes=attributes)
 
     @classmethod
     def load(
@@ -172,7 +169,7 @@ class Bundle:
         except (ValueError, KeyError, TypeError, RuntimeError) as error:
             raise BundleInvalid(f"bundle {path}: {_one_line(error)}") from error
         decoder = Decoder(SidTrie(catalogue), denoiser, prior, encoder_cache=encoder_cache)
-        return cls(manifest, decoder, items, held_out, codebook)
+        return cls(manifest, decoder, items, held_out, codebook, AttributeIndex.of(items))
 
 
 def verify(path: Path) -> Manifest:

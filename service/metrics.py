@@ -79,6 +79,9 @@ class Metrics:
         )
         self.nfe = histogram("nfe", "Denoiser calls of a request, the encoder not counted.", NFE)
         self.items_returned = histogram("items_returned", "Items in an answer.", ITEMS)
+        self.filtered_requests = counter(
+            "filtered_requests_total", "Requests with a filter, refused ones not counted."
+        )
         self.fallbacks = counter("fallbacks_total", "Degraded answers.", "reason")
         self.history_length = histogram(
             "history_length", "Items in the history of a request.", ITEMS, "source"

@@ -23,6 +23,7 @@ from service.bundle import Bundle
 from service.decoding import Job, Ranking, Schedule
 from service.errors import DeadlineExceeded, HistoryUnavailable, InvalidRequest
 from service.history import HistoryStore
+from service.items import ATTRIBUTES
 from service.metrics import Metrics
 from service.schemas import (
     DegradedReason,
@@ -72,6 +73,7 @@ class Recommender:
         """
         schedule = self._schedule_of(request)
         beam_width = self._beam_width_of(request)
+        allowed = self._allowed(request)
         deadline = received + (request.timeout_ms or self._default_timeout_ms) / 1000
         stages: dict[str, float] = {}
         answer = None
@@ -88,10 +90,11 @@ class Recommender:
                     excluded,
                     finish_rows=self._finish_rows_of(request),
                     ranking=self._ranking_of(request),
+                    allowed=allowed,
                 )
                 answer = await self._batcher.submit(job, deadline)
         with _timed(stages, "map"):
-            items = self._decoded(answer) if answer else self._popular(request.k, excluded)
+            items = self._decoded(answer) if answer else self._popular(request.k, excluded, allowed)
         reasons = _degraded_reasons(history)
         response = RecommendResponse(
             recommendation_id=str(uuid7()),
@@ -147,6 +150,16 @@ class Recommender:
         rows = self._catalogue.rows_of(request.exclude_items)
         return np.union1d(rows, history.rows) if request.exclude_seen else np.unique(rows)
 
+    def _allowed(self, request: RecommendRequest) -> Rows | None:
+        if not request.filter:
+            return None
+        if unknown := request.filter.keys() - ATTRIBUTES.keys():
+            known = ", ".join(ATTRIBUTES)
+            message = f"items have no such attribute; filter by: {known}"
+            raise InvalidRequest(message, param=f"filter.{min(unknown)}")
+        self._metrics.filtered_requests.inc()
+        return self.bundle.attributes.allowed(request.filter)
+
     def _decoded(self, answer: Answer) -> list[RecommendedItem]:
         rows, scores = answer.decoded.rows.tolist(), answer.decoded.scores.tolist()
         return [
@@ -154,11 +167,14 @@ class Recommender:
             for rank, (row, score) in enumerate(zip(rows, scores, strict=True), start=1)
         ]
 
-    def _popular(self, k: int, excluded: Rows) -> list[RecommendedItem]:
-        allowed = np.ones(self._catalogue.num_items, dtype=np.bool_)
-        allowed[excluded] = False
-        rows = np.flatnonzero(allowed)[:k].tolist()  # rows are ordered by popularity
-        return [self._item(row, rank, None) for rank, row in enumerate(rows, start=1)]
+    def _popular(self, k: int, excluded: Rows, allowed: Rows | None) -> list[RecommendedItem]:
+        """excluded: distinct, so that enough of the first k + len(excluded) rows are left."""
+        first = k + len(excluded)  # rows are ordered by popularity
+        rows = np.arange(min(first, self._catalogue.num_items), dtype=np.int32)
+        if allowed is not None:
+            rows = allowed[:first]
+        rows = rows[~np.isin(rows, excluded)][:k]
+        return [self._item(row, rank, None) for rank, row in enumerate(rows.tolist(), start=1)]
 
     def _item(self, row: int, rank: int, score: float | None) -> RecommendedItem:
         item = self.bundle.items[row]

@@ -50,6 +50,8 @@ UserId = Annotated[
     Field(json_schema_extra={"pattern": USER_ID.pattern}),
 ]
 ItemId = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+AttributeName = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+AttributeValue = Annotated[str, StringConstraints(min_length=1, max_length=500)]
 
 
 def field_name(loc: Iterable[str | int]) -> str:
@@ -103,6 +105,13 @@ class RecommendRequest(_Request):
         [], max_length=1000, description="Items not to return; unknown ids are ignored."
     )
     exclude_seen: bool = Field(True, description="Leave out every item of the history.")
+    filter: dict[
+        AttributeName, Annotated[list[AttributeValue], Field(min_length=1, max_length=50)]
+    ] = Field(
+        {},
+        max_length=8,
+        description="Only items that have, of each attribute, one of the values; see README.md.",
+    )
     timeout_ms: int | None = Field(
         None, ge=1, le=10_000, description="Deadline, from receipt; default: the service's."
     )

@@ -1,9 +1,9 @@
 """The documents are true: README blocks run, settings, metrics, targets and links are all there.
 
 Every code block of README.md names, in an HTML comment above it, how it is held to the truth:
-`demo-output` and `curl-output` against the running demo, `curl`, `requests` and `python` by running
-them, `commands` by looking up every target, module and flag. With UPDATE_DOCS=1 (`make docs`) the
-outputs in README.md and the generated tables of docs/ are written anew.
+`demo-output` and `curl-output` against the running demo, `curl`, `requests`, `filter` and `python`
+by running them, `commands` by looking up every target, module and flag. With UPDATE_DOCS=1 (`make
+docs`) the outputs in README.md and the generated tables of docs/ are written anew.
 """
 
 from __future__ import annotations
@@ -63,7 +63,16 @@ def rewrite(check: str, text: str) -> None:
 
 
 def test_every_block_says_how_it_is_checked() -> None:
-    checks = {"demo", "demo-output", "curl", "curl-output", "requests", "python", "commands"}
+    checks = {
+        "demo",
+        "demo-output",
+        "curl",
+        "curl-output",
+        "requests",
+        "filter",
+        "python",
+        "commands",
+    }
     found = blocks_of(README.read_text())
     assert [block for block in found if block.check not in checks] == []
     assert len(re.findall(r"^```", README.read_text(), re.M)) == 2 * len(found)
@@ -103,6 +112,17 @@ def test_the_requests_are_answered(demo: Any) -> None:
     assert (stored["accepted"] + stored["duplicates"], stored["rejected"]) == (1, [])
     assert (recommended["served_by"], recommended["history"]["source"]) == ("model", "request")
     assert "item-0920" not in [item["item_id"] for item in recommended["items"]]
+
+
+def test_the_filter_is_obeyed(demo: Any) -> None:
+    [command] = blocks("filter")
+    [answer] = answers_to(command, demo.url)
+    folder = ROOT / "models_store" / answer["bundle"].replace("@", "/")
+    lines = (folder / "items.jsonl").read_text().splitlines()
+    categories = {item["item_id"]: item["categories"] for item in map(json.loads, lines)}
+    found = [category for item in answer["items"] for category in categories[item["item_id"]]]
+    assert (answer["served_by"], len(found)) == ("model", 10)
+    assert all(category.startswith("Books > ") or category == "Kitchen > Tea" for category in found)
 
 
 def answers_to(commands: str, url: str) -> list[dict[str, Any]]:

@@ -11,8 +11,8 @@ repeats, for all beams of all jobs together:
 4. the best `beam_width` children of each job are its next beams.
 
 At the last step every surviving row has an exact score and the `k` best rows are the answer. No
-step can leave the catalogue, so there is no invalid SID to repair, and striking rows out at the
-start is all that exclusions need. What is known of rows beside their codes, from a
+step can leave the catalogue, so there is no invalid SID to repair, and starting from fewer rows is
+all that exclusions and filters need. What is known of rows beside their codes, from a
 `NeighbourPrior` and the network's bias for repeats, is added to their scores on the way.
 
 The live service and offline evaluation call the same `decode`. A `Codebook` gives new items their

@@ -34,7 +34,7 @@ from service.decoding.job import (
 from service.decoding.neighbours import NeighbourPrior
 from service.decoding.root import expand_root
 from service.decoding.row_biases import RowBiases
-from service.decoding.scan import allowed_rows, best_of_all
+from service.decoding.scan import allowed_rows, best_of_all, rows_left
 from service.decoding.trie import SidTrie
 
 _RANKINGS = {"path": expansion.PATH, "best": expansion.BEST, "rows": expansion.ROWS}
@@ -83,6 +83,15 @@ def decode(
         cache_misses=batch.cache_misses,
     )
     return [search.answer for search in batch.searches], timings
+
+
+def _nothing_left(job: Job, num_items: int) -> bool:
+    """Whether no row is allowed and not excluded; next to no work unless that may be so."""
+    num_allowed = num_items if job.allowed is None else len(job.allowed)
+    if len(job.excluded) < num_allowed:
+        return False
+    allowed = np.arange(num_items) if job.allowed is None else job.allowed
+    return bool(np.isin(allowed, job.excluded).all())
 
 
 class _Search:
@@ -134,10 +143,7 @@ class _Batch:
                 raise ValueError("a job's schedule must fill exactly num_subspaces positions")
             if search.ranking == expansion.ROWS and self.confidence == expansion.RAW:
                 raise ValueError('confidence "raw" is of codes, ranking "rows" of legal ones')
-            all_excluded = (
-                len(job.excluded) >= num_items and len(np.unique(job.excluded)) == num_items
-            )
-            if job.k > 0 and not all_excluded:
+            if job.k > 0 and not _nothing_left(job, num_items):
                 self.active.append(search)
 
     def step(self) -> None:
@@ -210,11 +216,16 @@ class _Batch:
             job = search.job
             biases.fill(job, self.prior, self.denoiser.repeat_bias)
             width = job.schedule.steps[0]
-            if search.is_last_step(1, num_items - biases.num_excluded):
+            root = self._root_if_few(job, biases)
+            num_rows = num_items - biases.num_excluded if root is None else len(root.rows)
+            if search.is_last_step(1, num_rows):
                 normalised = search.ranking == expansion.ROWS
-                best = best_of_all(self.codes, biases.values, here[0], job.k, normalised=normalised)
-                search.finish(*best, self.nfe)
-            elif width == 1:
+                codes, of_rows = self.codes, biases.values
+                if root is not None:
+                    codes, of_rows = self.codes.take(root.rows, axis=0), root.biases
+                rows, scores = best_of_all(codes, of_rows, here[0], job.k, normalised=normalised)
+                search.finish(rows if root is None else root.rows[rows], scores, self.nfe)
+            elif width == 1 and root is None:
                 search.beams = expand_root(
                     self.codes,
                     self.trie.indptr,
@@ -230,10 +241,23 @@ class _Batch:
                     self._drawn(search, 1),
                 )
             else:
-                rows, of_rows = allowed_rows(biases.values, biases.num_excluded)
-                sids = np.full((1, num_subspaces), self.trie.catalogue.num_codes, np.uint16)
-                root = Beams(sids, np.zeros(1), np.array([0, len(rows)]), rows, of_rows)
+                if root is None:
+                    root = self._root(*allowed_rows(biases.values, biases.num_excluded))
                 search.beams = self._expand(search, root, here, positions, width)
+
+    def _root_if_few(self, job: Job, biases: RowBiases) -> Beams | None:
+        """The allowed rows as a beam where a filter leaves few; else none, and biases know all."""
+        if job.allowed is None:
+            return None
+        if 2 * len(job.allowed) <= len(self.codes):
+            return self._root(*rows_left(job.allowed, biases.values))
+        biases.restrict(job.allowed)  # passes over the whole catalogue are cheaper then
+        return None
+
+    def _root(self, rows: Rows, of_rows: Floats) -> Beams:
+        """The fully masked beam with these rows."""
+        sids = np.full((1, self.codes.shape[1]), self.trie.catalogue.num_codes, np.uint16)
+        return Beams(sids, np.zeros(1), np.array([0, len(rows)]), rows, of_rows)
 
     def _later_step(self, log_probs: Floats, positions: NDArray[np.int64]) -> None:
         for job, search in enumerate(self.active):

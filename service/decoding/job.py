@@ -31,6 +31,7 @@ class Job:
 
     history:  (n,) int32 rows, oldest to newest; the denoiser sees the newest `history_length`
     excluded: (m,) int32 rows that must not be returned; the search starts without them
+    allowed:  (n,) int32 rows the answer may come from, ascending and distinct; None = all
     finish_rows: once the beams own at most this many rows, all are scored and the search ends; 0 =
         the schedule is followed to its end
     ranking: what a partial SID is worth, see `decode`
@@ -44,6 +45,7 @@ class Job:
     excluded: Rows = field(default_factory=lambda: np.empty(0, np.int32))
     finish_rows: int = 0
     ranking: Ranking = "rows"
+    allowed: Rows | None = None
     is_cancelled: Callable[[], bool] = _never
 
 

@@ -52,6 +52,12 @@ class RowBiases:
         )
         self.touched = touched[:num_touched]
 
+    def restrict(self, allowed: Rows) -> None:
+        """Exclude all other rows too, until cleared. allowed: ascending"""
+        others = _exclude_others(self.values, allowed)
+        self.touched = np.concatenate((self.touched, others))
+        self.num_excluded += len(others)
+
     def clear(self) -> None:
         """All zero again."""
         self.values[self.touched] = 0
@@ -98,3 +104,18 @@ def _fill(
             num_touched += 1
             num_excluded += 1
     return num_touched, num_excluded
+
+
+@compiled
+def _exclude_others(values: Floats, allowed: Rows) -> Rows:
+    """The rows between the allowed ones that were not excluded yet and now are."""
+    others = np.empty(len(values) - len(allowed), np.int32)
+    found, place = 0, 0
+    for row in range(len(values)):
+        if place < len(allowed) and allowed[place] == row:
+            place += 1
+        elif values[row] > -np.inf:
+            values[row] = -np.inf
+            others[found] = row
+            found += 1
+    return others[:found]

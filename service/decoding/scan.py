@@ -96,3 +96,15 @@ def allowed_rows(biases: Floats, num_excluded: int) -> tuple[Rows, Floats]:
             rows[found], of_rows[found] = row, biases[row]
             found += 1
     return rows, of_rows
+
+
+@compiled
+def rows_left(allowed: Rows, biases: Floats) -> tuple[Rows, Floats]:
+    """Those of `allowed` that are not excluded, in their order, and their biases."""
+    rows, of_rows = np.empty(len(allowed), np.int32), np.empty(len(allowed), np.float32)
+    found = 0
+    for row in allowed:
+        if biases[row] > -np.inf:
+            rows[found], of_rows[found] = row, biases[row]
+            found += 1
+    return rows[:found], of_rows[:found]

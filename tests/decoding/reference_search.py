@@ -218,8 +218,13 @@ def exhaustive_scores(job: Job, catalogue: Catalogue, denoiser: HashedDenoiser) 
 
 def best_rows(scores: list[float], job: Job) -> list[int]:
     """The k best rows of those a job allows, ties by row."""
-    allowed = [row for row in range(len(scores)) if row not in set(job.excluded.tolist())]
-    return sorted(allowed, key=lambda row: (-scores[row], row))[: job.k]
+    return sorted(allowed_rows(job, len(scores)), key=lambda row: (-scores[row], row))[: job.k]
+
+
+def allowed_rows(job: Job, num_items: int) -> list[int]:
+    """Rows that a job's filter and exclusions leave, ascending."""
+    rows = range(num_items) if job.allowed is None else job.allowed.tolist()
+    return [row for row in rows if row not in set(job.excluded.tolist())]
 
 
 def log_sum_exp(values: list[float]) -> float:
@@ -247,7 +252,7 @@ def _completions(
 
 
 def _root(job: Job, codes: list[list[int]], denoiser: HashedDenoiser) -> list[Beam]:
-    allowed = [row for row in range(len(codes)) if row not in set(job.excluded.tolist())]
+    allowed = allowed_rows(job, len(codes))
     return [Beam((denoiser.num_codes,) * denoiser.num_subspaces, allowed, 0.0)] if allowed else []
 
 

@@ -13,13 +13,14 @@ from hashed_denoiser import HashedDenoiser, TyingDenoiser
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from reference_search import (
+    allowed_rows,
     best_rows,
     exhaustive_scores,
     log_sum_exp,
     reference_biases,
     reference_decode,
 )
-from worlds import catalogue_of, catalogues, job_of, jobs, priors
+from worlds import catalogue_of, catalogues, filters, job_of, jobs, priors
 
 from service.decoding.beam import decode
 from service.decoding.catalogue import Catalogue
@@ -81,7 +82,7 @@ def test_a_batch_equals_the_reference(
     ranking: Ranking, confidence: Confidence, data: st.DataObject, seed: int, repeat_bias: float
 ) -> None:
     catalogue = data.draw(catalogues())
-    batch = data.draw(st.lists(jobs(catalogue), min_size=1, max_size=4))
+    batch = data.draw(st.lists(jobs(catalogue, filtered=True), min_size=1, max_size=4))
     prior = data.draw(st.none() | priors(catalogue))
     denoiser = denoiser_for(catalogue, seed, repeat_bias=repeat_bias)
     expected = [
@@ -108,7 +109,7 @@ def test_ties_go_to_the_lower_position_then_parent_then_row(
     confidence: Confidence, data: st.DataObject, seed: int
 ) -> None:
     catalogue = data.draw(catalogues())
-    job = data.draw(jobs(catalogue))
+    job = data.draw(jobs(catalogue, filtered=True))
     denoiser = TyingDenoiser(catalogue.num_subspaces, catalogue.num_codes, seed=seed)
     expected = reference_decode(job, catalogue, denoiser, ranking="path", confidence=confidence)
     answer = decode_one(job, catalogue, denoiser, ranking="path", confidence=confidence)
@@ -146,7 +147,7 @@ def test_without_pruning_every_schedule_is_exhaustive_scoring(
     confidence: Confidence, data: st.DataObject, seed: int
 ) -> None:
     catalogue = data.draw(catalogues())
-    job = replace(data.draw(jobs(catalogue)), beam_width=catalogue.num_items)
+    job = replace(data.draw(jobs(catalogue, filtered=True)), beam_width=catalogue.num_items)
     denoiser = denoiser_for(catalogue, seed, sees_partial_sid=False)
     scores = exhaustive_scores(job, catalogue, denoiser)
     answer = decode_one(job, catalogue, denoiser, ranking="path", confidence=confidence)
@@ -161,7 +162,8 @@ def test_random_positions_are_the_jobs_own(
     ranking: Ranking, data: st.DataObject, seed: int
 ) -> None:
     catalogue = data.draw(catalogues())
-    batch = ranked_by(ranking, data.draw(st.lists(jobs(catalogue), min_size=2, max_size=4)))
+    batch = data.draw(st.lists(jobs(catalogue, filtered=True), min_size=2, max_size=4))
+    batch = ranked_by(ranking, batch)
     trie, denoiser = SidTrie(catalogue), denoiser_for(catalogue, seed)
     answers, _ = decode(batch, trie, denoiser, confidence="random")
     for job, answer in zip(batch, answers, strict=True):
@@ -188,11 +190,11 @@ def test_without_pruning_rows_have_their_share_of_the_catalogue_whatever_the_sch
     """A denoiser that does not look at codes already filled learns nothing on the way."""
     catalogue = data.draw(catalogues())
     prior = data.draw(st.none() | priors(catalogue))
-    job = data.draw(jobs(catalogue))
+    job = data.draw(jobs(catalogue, filtered=True))
     job = replace(job, beam_width=catalogue.num_items, k=catalogue.num_items)
     denoiser = denoiser_for(catalogue, seed, sees_partial_sid=False, repeat_bias=repeat_bias)
     biases = reference_biases(job, catalogue, denoiser, prior)
-    allowed = sorted(set(range(catalogue.num_items)) - set(job.excluded.tolist()))
+    allowed = allowed_rows(job, catalogue.num_items)
     assume(allowed)
     scores = np.add(exhaustive_scores(job, catalogue, denoiser), biases)
     expected = scores - log_sum_exp(scores[allowed].tolist())
@@ -208,11 +210,11 @@ def test_without_pruning_the_probabilities_of_all_allowed_rows_sum_to_one(
 ) -> None:
     catalogue = data.draw(catalogues())
     prior = data.draw(st.none() | priors(catalogue))
-    job = data.draw(jobs(catalogue))
+    job = data.draw(jobs(catalogue, filtered=True))
     job = replace(job, beam_width=catalogue.num_items, k=catalogue.num_items + 1)
     denoiser = denoiser_for(catalogue, seed, repeat_bias=repeat_bias)
     answer = decode_one(job, catalogue, denoiser, ranking="rows", prior=prior)
-    allowed = catalogue.num_items - len(np.unique(job.excluded))
+    allowed = len(allowed_rows(job, catalogue.num_items))
     assert len(answer.rows) == allowed
     assert np.exp(answer.scores, dtype=np.float64).sum() == pytest.approx(min(1, allowed), abs=1e-5)
 
@@ -288,7 +290,8 @@ def test_one_step_is_exhaustive_scoring_whatever_the_beam_width(
     ranking: Ranking, data: st.DataObject, seed: int
 ) -> None:
     catalogue = data.draw(catalogues())
-    job = data.draw(jobs(catalogue, schedule=Schedule((catalogue.num_subspaces,))))
+    schedule = Schedule((catalogue.num_subspaces,))
+    job = data.draw(jobs(catalogue, schedule=schedule, filtered=True))
     denoiser = denoiser_for(catalogue, seed)
     answer = decode_one(job, catalogue, denoiser, ranking=ranking)
     assert answer.rows.tolist() == best_rows(exhaustive_scores(job, catalogue, denoiser), job)
@@ -312,13 +315,13 @@ def test_a_random_denoiser_only_visits_partial_sids_of_allowed_items(
     repeat_bias: float,
 ) -> None:
     catalogue = data.draw(catalogues())
-    job = data.draw(jobs(catalogue))
+    job = data.draw(jobs(catalogue, filtered=True))
     prior = data.draw(st.none() | priors(catalogue))
     denoiser = denoiser_for(catalogue, seed, sharpness=sharpness, repeat_bias=repeat_bias)
     answer = decode_one(
         job, catalogue, denoiser, ranking=ranking, prior=prior, confidence=confidence
     )
-    allowed = set(range(catalogue.num_items)) - set(job.excluded.tolist())
+    allowed = set(allowed_rows(job, catalogue.num_items))
 
     assert len(set(answer.rows.tolist())) == len(answer.rows)
     assert set(answer.rows.tolist()) <= allowed
@@ -375,6 +378,86 @@ def test_excluding_rows_equals_deleting_them(
     assert answer.scores.tolist() == expected.scores.tolist()
 
 
+@each_ranking
+@settings(deadline=None, max_examples=200)
+@given(data=st.data(), seed=seeds, repeat_bias=repeat_biases)
+def test_a_filter_equals_deleting_the_other_rows(
+    ranking: Ranking, data: st.DataObject, seed: int, repeat_bias: float
+) -> None:
+    catalogue = data.draw(catalogues())
+    allowed = data.draw(filters(catalogue))
+    assume(allowed)
+    smaller = catalogue_of(
+        catalogue.codes[allowed], catalogue.num_codes, catalogue.vectors[allowed]
+    )
+    deleting = data.draw(jobs(smaller))
+    denoiser = denoiser_for(catalogue, seed, repeat_bias=repeat_bias)
+    expected = reference_decode(deleting, smaller, denoiser, ranking=ranking)
+    assume(expected.closest_call > 1e-4)
+
+    rows = np.array(allowed, np.int32)
+    others = data.draw(st.lists(st.integers(0, catalogue.num_items - 1)))
+    excluded = [*rows[deleting.excluded], *(set(others) - set(allowed))]  # some not allowed anyway
+    filtering = replace(
+        deleting,
+        history=rows[deleting.history],
+        excluded=np.array(excluded, np.int32),
+        allowed=rows,
+    )
+    answer = decode_one(filtering, catalogue, denoiser, ranking=ranking)
+    assert answer.rows.tolist() == [allowed[row] for row in expected.rows]
+    assert answer.scores.tolist() == pytest.approx(expected.scores, abs=1e-5)
+
+
+@each_ranking
+@settings(deadline=None)
+@given(data=st.data(), seed=seeds)
+def test_a_filter_of_all_rows_is_no_filter(
+    ranking: Ranking, data: st.DataObject, seed: int
+) -> None:
+    catalogue = data.draw(catalogues())
+    job = data.draw(jobs(catalogue))
+    prior = data.draw(st.none() | priors(catalogue))
+    denoiser = denoiser_for(catalogue, seed, repeat_bias=-1.0)
+    expected = decode_one(job, catalogue, denoiser, ranking=ranking, prior=prior)
+    job = replace(job, allowed=np.arange(catalogue.num_items, dtype=np.int32))
+    answer = decode_one(job, catalogue, denoiser, ranking=ranking, prior=prior)
+    assert answer.rows.tolist() == expected.rows.tolist()
+    assert answer.scores.tolist() == expected.scores.tolist()
+
+
+def test_a_filter_leaves_no_trace_for_the_next_job_of_the_batch() -> None:
+    catalogue = catalogue_of(np.random.default_rng(0).integers(0, 9, (40, 3)), num_codes=9)
+    denoiser = denoiser_for(catalogue, repeat_bias=-1.0)
+    job = job_of(schedule=Schedule((1, 2)), history=[1, 2], k=40, beam_width=40, excluded=[1, 5])
+    batch = [job, replace(job, allowed=np.arange(3, 40, dtype=np.int32)), job]
+    (first, filtered, last), _ = decode(batch, SidTrie(catalogue), denoiser)
+    assert set(filtered.rows.tolist()) == set(range(3, 40)) - {5}
+    assert first.rows.tolist() == last.rows.tolist()
+    assert first.scores.tolist() == last.scores.tolist()
+    assert len(last.rows) == 38
+
+
+@each_ranking
+@pytest.mark.parametrize("steps", [(8,), (1, 1, 2, 4), (2, 6)])
+def test_a_filter_that_leaves_one_row_in_a_thousand_still_fills_the_answer(
+    ranking: Ranking, steps: tuple[int, ...]
+) -> None:
+    random = np.random.default_rng(0)
+    catalogue = catalogue_of(random.integers(0, 64, (20_000, 8)), num_codes=64)
+    allowed = np.sort(random.choice(20_000, 20, replace=False)).tolist()
+    job = job_of(schedule=Schedule(steps), history=[3], excluded=allowed[:4], allowed=allowed)
+    answer = decode_one(job, catalogue, denoiser_for(catalogue), ranking=ranking)
+    assert len(answer.rows) == job.k
+    assert set(answer.rows.tolist()) <= set(allowed[4:])
+    more = replace(job, k=16, beam_width=16)
+    more = decode_one(more, catalogue, denoiser_for(catalogue), ranking=ranking)
+    assert sorted(more.rows.tolist()) == allowed[4:]
+    at_once = replace(job, finish_rows=16)
+    at_once = decode_one(at_once, catalogue, denoiser_for(catalogue), ranking=ranking)
+    assert (len(at_once.rows), at_once.nfe) == (job.k, 1)
+
+
 @settings(deadline=None, max_examples=200)
 @given(data=st.data(), seed=seeds, repeat_bias=repeat_biases)
 def test_a_batch_equals_its_jobs_alone(data: st.DataObject, seed: int, repeat_bias: float) -> None:
@@ -383,7 +466,7 @@ def test_a_batch_equals_its_jobs_alone(data: st.DataObject, seed: int, repeat_bi
     rankings, finish_rows = st.sampled_from(get_args(Ranking)), st.sampled_from([0, 3, 10])
     batch = [
         replace(job, ranking=data.draw(rankings), finish_rows=data.draw(finish_rows))
-        for job in data.draw(st.lists(jobs(catalogue), min_size=2, max_size=6))
+        for job in data.draw(st.lists(jobs(catalogue, filtered=True), min_size=2, max_size=6))
     ]
     prior = data.draw(st.none() | priors(catalogue))
     denoiser = denoiser_for(catalogue, seed, repeat_bias=repeat_bias)
@@ -406,7 +489,7 @@ def test_a_cancelled_job_leaves_its_neighbours_alone(
     schedule = Schedule((1,) * catalogue.num_subspaces)
     batch = data.draw(
         st.lists(jobs(catalogue, schedule=schedule), min_size=1, max_size=4).map(
-            lambda drawn: [replace(job, excluded=job.excluded[:0]) for job in drawn]
+            lambda drawn: [replace(job, excluded=job.excluded[:0], finish_rows=0) for job in drawn]
         )
     )
     index = data.draw(st.integers(0, len(batch) - 1))
@@ -540,6 +623,18 @@ def test_nothing_is_denoised_when_every_item_is_excluded() -> None:
     catalogue = catalogue_of([[0, 1], [1, 0]], num_codes=2)
     denoiser = denoiser_for(catalogue)
     answer = decode_one(job_of(schedule=Schedule((1, 1)), excluded=[1, 0, 1]), catalogue, denoiser)
+    assert answer.rows.size == answer.scores.size == answer.nfe == len(denoiser.calls) == 0
+    assert not answer.cancelled
+
+
+@pytest.mark.parametrize(("allowed", "excluded"), [([], []), ([], [0]), ([1, 2], [2, 0, 1, 2])])
+def test_nothing_is_denoised_when_a_filter_leaves_no_row(
+    allowed: list[int], excluded: list[int]
+) -> None:
+    catalogue = catalogue_of([[0, 1], [1, 0], [1, 1]], num_codes=2)
+    denoiser = denoiser_for(catalogue)
+    job = job_of(schedule=Schedule((1, 1)), excluded=excluded, allowed=allowed)
+    answer = decode_one(job, catalogue, denoiser)
     assert answer.rows.size == answer.scores.size == answer.nfe == len(denoiser.calls) == 0
     assert not answer.cancelled
 

@@ -74,6 +74,7 @@ def job_of(
     k: int = 10,
     beam_width: int = 10,
     excluded: Sequence[int] = (),
+    allowed: Sequence[int] | None = None,
     finish_rows: int = 0,
     ranking: Ranking = "rows",
 ) -> Job:
@@ -83,6 +84,7 @@ def job_of(
         schedule=schedule,
         beam_width=beam_width,
         excluded=np.array(excluded, dtype=np.int32),
+        allowed=None if allowed is None else np.array(allowed, dtype=np.int32),
         finish_rows=finish_rows,
         ranking=ranking,
     )
@@ -124,10 +126,22 @@ def schedules(draw: st.DrawFn, num_subspaces: int) -> Schedule:
     return Schedule(tuple(steps))
 
 
+def filters(catalogue: Catalogue) -> st.SearchStrategy[list[int]]:
+    """Ascending rows; small and large shares of the catalogue are as likely."""
+    each = st.lists(st.booleans(), min_size=catalogue.num_items, max_size=catalogue.num_items)
+    return each.map(lambda kept: np.flatnonzero(kept).tolist())
+
+
 @st.composite
 def jobs(
-    draw: st.DrawFn, catalogue: Catalogue, *, schedule: Schedule | None = None, max_width: int = 12
+    draw: st.DrawFn,
+    catalogue: Catalogue,
+    *,
+    schedule: Schedule | None = None,
+    max_width: int = 12,
+    filtered: bool = False,
 ) -> Job:
+    """filtered: the answer may have to come from any set of rows, none and all among them"""
     rows = st.integers(0, catalogue.num_items - 1)
     return job_of(
         schedule=schedule or draw(schedules(catalogue.num_subspaces)),
@@ -135,5 +149,6 @@ def jobs(
         k=draw(st.integers(1, 12)),
         beam_width=draw(st.integers(1, max_width)),
         excluded=draw(st.lists(rows, max_size=catalogue.num_items)),
+        allowed=draw(st.none() | filters(catalogue)) if filtered else None,
         finish_rows=draw(st.sampled_from([0, 0, 3, 10])),
     )

@@ -80,6 +80,19 @@ def test_synthetic_catalogues() -> None:
             assert case["gemm_share"] is None
 
 
+def test_filters_are_held_against_none() -> None:
+    found = figures(
+        *(*SYNTHETIC, "--items", "500", "--schedules", "0,4", "1,3", "--ranking", "rows"),
+        *("--beam-widths", "3", "--batch", "1", "--filter-shares", "0.001", "0.7"),
+    )
+    cases = found["catalogues"][0]["cases"]
+    assert [case["filter_share"] for case in cases] == 2 * [None, 0.001, 0.7]
+    for case in cases:
+        check_times(case)
+        ratio = case["search_against_unfiltered"]
+        assert ratio is None if case["filter_share"] is None else ratio > 0
+
+
 def check_times(case: dict[str, Any]) -> None:
     for stage in (*STAGES, "total"):
         times = case[f"{stage}_ms"]
@@ -122,6 +135,7 @@ def test_several_threads_give_no_share_of_the_peak() -> None:
         (["--bundle", "models_store/none"], 1, "name the folder of a bundle"),
         (["--items", "50", *SYNTHETIC, "--schedules", "5,1"], 1, "r_warm must be between 0 and 4"),
         (["--items", "50", "--schedules", "5"], 2, "invalid _schedule value"),
+        (["--items", "50", "--filter-shares", "0"], 2, "invalid _share value"),
         (["--items", "0"], 2, "invalid _at_least_one value"),
         ([], 2, "one of the arguments --bundle --items is required"),
     ],
@@ -134,7 +148,7 @@ def test_what_cannot_run_is_said(arguments: list[str], status: int, sentence: st
 
 def timed(seconds: list[tuple[float, float, float]], **names: Any) -> Timed:
     usual = {"search": "any-order", "ranking": "path", "r_warm": 4, "m_par": 2, "nfe": 6}
-    usual |= {"beam_width": 50, "batch": 1}
+    usual |= {"beam_width": 50, "batch": 1, "filter_share": None}
     return Timed(usual | names, np.array(seconds))
 
 

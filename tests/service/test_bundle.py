@@ -89,7 +89,7 @@ def test_the_codebook_comes_back_as_it_was_written(bundles_dir: Path, tmp_path: 
 def test_items_come_and_go_and_the_bundle_stays_as_it_was(bundles_dir: Path) -> None:
     bundle = Bundle.load(bundles_dir / "tiny" / "1")
     embeddings = np.random.default_rng(0).normal(size=(3, EMBEDDING_DIMS))
-    new = [Item(f"new-{n}", f"New {n}", ("all",)) for n in range(3)]
+    new = [Item(f"new-{n}", f"New {n}", ("rare", "brand new")) for n in range(3)]
     grown = bundle.with_items(new, embeddings)
     assert grown.items == (*bundle.items, *new)
     vectors = tiny_codebook().vectors_of(embeddings)
@@ -101,6 +101,13 @@ def test_items_come_and_go_and_the_bundle_stays_as_it_was(bundles_dir: Path) -> 
     assert item_ids == shrunk.catalogue.item_ids
     assert set(grown.catalogue.item_ids) - set(item_ids) == {"item-3", "new-1"}
     assert bundle.catalogue.num_items == len(bundle.items) == 200
+    for state, expected in (
+        (bundle, {"item-0", "item-50", "item-100", "item-150"}),
+        (grown, {"item-0", "item-50", "item-100", "item-150", "new-0", "new-1", "new-2"}),
+        (shrunk, {"item-0", "item-50", "item-100", "item-150", "new-0", "new-2"}),
+    ):
+        rare = state.attributes.allowed({"category": ["rare"]})
+        assert {state.items[row].item_id for row in rare} == expected
     for state in (bundle, grown, shrunk):
         history = state.catalogue.rows_of(["item-5", "new-0", "new-1", "item-9"])
         [decoded], _ = state.decoder.decode([Job(history, 250, Schedule((1, 3)), 250)])

@@ -184,6 +184,65 @@ def test_a_list_is_short_only_when_no_more_items_qualify(served: Service) -> Non
     assert item_ids(nothing_left) == []
 
 
+def shelf(*numbers: int) -> dict[str, list[str]]:
+    return {"category": [f"Shelves > {number}" for number in numbers]}
+
+
+@pytest.mark.parametrize("decoding", [{}, {"r_warm": 0, "m_par": 4}, {"r_warm": 4}])
+@pytest.mark.parametrize(
+    ("wanted", "digits"),
+    [
+        (shelf(3), "3"),
+        (shelf(1, 2, 3, 4, 5, 6, 7), "1234567"),
+        ({"category": ["Shelves"]}, "0123456789"),
+        ({}, "0123456789"),
+    ],
+)
+def test_a_filter_is_obeyed_inside_the_search(
+    served: Service, bundle: Bundle, decoding: dict[str, int], wanted: dict[str, Any], digits: str
+) -> None:
+    asked = {"user_id": "x", "history": ["item-60", "item-90"], "k": 15, **decoding}
+    answer = served.recommend(**asked, filter=wanted)
+    found = item_ids(answer)
+    assert answer.json()["served_by"] == "model"
+    assert len(found) == 15
+    assert {item_id[-1] for item_id in found} <= set(digits)
+    others = [item.item_id for item in bundle.items if item.item_id[-1] not in digits]
+    assert found == item_ids(served.recommend(**asked, exclude_items=others))
+
+
+def test_a_filter_and_exclusions_together(served: Service) -> None:
+    rare = {"category": ["rare", "no item has this"]}
+    asked = {"user_id": "x", "history": ["item-50"], "filter": rare}
+    assert sorted(item_ids(served.recommend(**asked))) == ["item-0", "item-100", "item-150"]
+    excluding = served.recommend(**asked, exclude_items=["item-100", "item-1"])
+    assert sorted(item_ids(excluding)) == ["item-0", "item-150"]
+    nothing_left = served.recommend(**asked, exclude_items=["item-0", "item-100", "item-150"])
+    assert item_ids(nothing_left) == []
+    unheard_of = served.recommend(user_id="x", history=["item-1"], filter={"category": ["Hats"]})
+    assert item_ids(unheard_of) == []
+    assert unheard_of.json()["degraded"] is False
+
+
+def test_popular_items_obey_the_filter(served: Service) -> None:
+    answer = served.recommend(user_id="nobody", k=3, filter=shelf(7, 4))
+    assert answer.json()["served_by"] == "popular"
+    assert item_ids(answer) == ["item-4", "item-7", "item-14"]
+    excluded = [f"item-{n}" for n in range(0, 200, 10)]
+    answer = served.recommend(user_id="nobody", k=50, filter=shelf(0, 1), exclude_items=excluded)
+    assert item_ids(answer) == [f"item-{n}" for n in range(1, 200, 10)]
+    assert item_ids(served.recommend(user_id="nobody", filter={"category": ["Hats"]})) == []
+
+
+def test_an_unknown_attribute_is_refused_and_the_known_ones_named(served: Service) -> None:
+    answer = served.recommend(user_id="nobody", filter={"colour": ["red"], "category": ["rare"]})
+    assert answer.status_code == 422
+    error = answer.json()["error"]
+    assert (error["code"], error["param"]) == ("invalid_request", "filter.colour")
+    assert error["message"] == "items have no such attribute; filter by: category"
+    assert "red" not in answer.text
+
+
 def test_a_history_the_bundle_does_not_know_is_flagged(served: Service) -> None:
     answer = served.recommend(user_id="x", history=["from-another-shop"], k=1)
     assert item_ids(answer) == ["item-0"]
@@ -363,6 +422,14 @@ def test_every_refusal_has_the_same_body(
         ("exclude_items", ["item-1"] * 1001),
         ("exclude_items", "item-1"),
         ("exclude_seen", "yes"),
+        ("filter", ["rare"]),
+        ("filter", {f"a{n}": ["x"] for n in range(9)}),
+        ("filter.category", {"category": []}),
+        ("filter.category", {"category": ["x"] * 51}),
+        ("filter.category", {"category": "x"}),
+        ("filter.category.1", {"category": ["x", ""]}),
+        ("filter.category.0", {"category": ["x" * 501]}),
+        ("filter.category.0", {"category": [1]}),
         ("timeout_ms", 0),
         ("timeout_ms", 10_001),
         ("limit", 3),
@@ -515,7 +582,9 @@ def test_the_openapi_document_declares_the_error_body(served: Service) -> None:
 
 def test_metrics_count_and_stay_few(served: Service) -> None:
     before = samples(served)
-    served.recommend(user_id="x", history=["item-1", "nonsense"], k=7)
+    served.recommend(
+        user_id="x", history=["item-1", "nonsense"], k=7, filter={"category": ["Shelves"]}
+    )
     served.client.get("/no/such/route")
     assert served.client.request("BREW", "/recommend").status_code == 405
     after = samples(served)
@@ -535,6 +604,7 @@ def test_metrics_count_and_stay_few(served: Service) -> None:
     assert grown("unmask_items_returned_sum") == 7
     assert grown("unmask_unknown_history_items_total") == 1
     assert grown("unmask_batch_requests_count") == 1
+    assert grown("unmask_filtered_requests_total") == 1
     assert after["unmask_ready"] == 1
     assert after["unmask_queue_rows"] == 0
     assert after['unmask_bundle_info{name="tiny",version="1"}'] == 1

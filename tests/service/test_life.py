@@ -87,6 +87,10 @@ def test_a_stalled_store_degrades_answers_within_the_deadline(embedded: Service)
             assert answer.headers["X-Unmask-Degraded"] == "history_unavailable"
             assert body["history"]["source"] == "unavailable"
             assert [item["item_id"] for item in body["items"]] == ["item-1", "item-2"]
+        shelf = {"category": ["Shelves > 7"]}
+        answer = embedded.recommend(user_id="patient", k=2, filter=shelf, timeout_ms=5000)
+        assert answer.json()["degraded_reasons"] == ["history_unavailable"]
+        assert [item["item_id"] for item in answer.json()["items"]] == ["item-7", "item-17"]
 
         event = {"event_id": "1", "user_id": "x", "item_id": "item-1", "event_type": "click"}
         refused = embedded.client.post("/events", json={"events": [event]})

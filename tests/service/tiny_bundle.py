@@ -89,6 +89,11 @@ def tiny_catalogue() -> Catalogue:
     )
 
 
+def tiny_categories(row: int) -> tuple[str, ...]:
+    """A path for every item; each fiftieth is rare as well."""
+    return (f"Shelves > {row % 10}", "rare") if row % 50 == 0 else (f"Shelves > {row % 10}",)
+
+
 def tiny_prior() -> NeighbourPrior:
     """After an item comes the next row, half as often the one after, and nothing else."""
     steps = np.array([1, 2, 0], np.int32)
@@ -128,7 +133,10 @@ def write_tiny_bundle(
         version=version,
         created_at=created_at,
         catalogue=catalogue,
-        items=[Item(item_id, f"Title of {item_id}", ("all",)) for item_id in catalogue.item_ids],
+        items=[
+            Item(item_id, f"Title of {item_id}", tiny_categories(row))
+            for row, item_id in enumerate(catalogue.item_ids)
+        ],
         held_out=[HeldOutUser(f"user-{n}", tuple(h), "item-7") for n, h in enumerate(histories)],
         encoder=onnx.parser.parse_model(encoder).SerializeToString(),
         decoder=onnx.parser.parse_model(DECODER.replace("WORK", str(work))).SerializeToString(),
