@@ -66,7 +66,7 @@ def test_the_prior_by_hand(history: tuple[int, ...], memory: list[float]) -> Non
 
 def test_without_decay_all_items_looked_up_count_alike() -> None:
     prior = prior_of(decay=1.0, history_length=9)
-    expected = 3 * np.log1p(np.array([0.5, 8, 0.5, 8]) / 2)
+    expected = 3 * np.log1p(np.array([0.5, 8, 8, 5]) / 2)
     assert biases_of(prior, 0, 3, 1, 0) == pytest.approx(expected)
 
 
