@@ -1,8 +1,8 @@
 """How well a network uses its core: FLOPs of a denoiser call, and what one thread can do.
 
 FLOPs are those of the matrix products of `decoder.onnx` at the shapes of the call, two for each
-multiply-add, found by ONNX's shape inference. The package `onnx` comes with the extra `train`;
-where it is missing, there is no figure. Knows nothing of the search.
+multiply-add; a copy of the graph that gives their shapes says which. The package `onnx` comes with
+the extra `train`; where it is missing, there is no figure. Knows nothing of the search.
 """
 
 from __future__ import annotations
@@ -15,12 +15,18 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 from numpy.typing import NDArray
 
 from service.decoding import Denoiser, Histories
 
 GEMM_SIZE = 2048  # rows and columns of the matrices of the peak
-SMALL = 64  # elements; larger constants of a graph are weights, whose values decide no shape
+DTYPES = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(int64)": np.int64,
+    "tensor(uint16)": np.uint16,
+}
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 CallShape = tuple[int, int, int]  # jobs, beams, positions asked for
@@ -63,53 +69,42 @@ class FlopCounter:
     def __init__(self, graph: Path) -> None:
         import onnx
 
-        self._model = onnx.load(graph)
+        model = onnx.load(graph)
         self._known: dict[CallShape, int] = {}
-        constants = self._model.graph.initializer
-        weights = [tensor for tensor in constants if math.prod(tensor.dims) > SMALL]
-        for tensor in weights:  # inputs, so that shape inference need not read their values
-            self._model.graph.input.append(
-                onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
-            )
-            constants.remove(tensor)
+        self._transposed: list[bool] = []  # by product: whether its left matrix is
+        products = [node for node in model.graph.node if node.op_type in {"MatMul", "Gemm"}]
+        del model.graph.output[:]
+        for number, node in enumerate(products):
+            for side, name in (("left", node.input[0]), ("out", node.output[0])):
+                shape = f"{side}-{number}"
+                model.graph.node.append(onnx.helper.make_node("Shape", [name], [shape]))
+                model.graph.output.append(
+                    onnx.helper.make_tensor_value_info(shape, onnx.TensorProto.INT64, [None])
+                )
+            transposed = any(entry.name == "transA" and entry.i for entry in node.attribute)
+            self._transposed.append(transposed)
+        self._session = ort.InferenceSession(
+            model.SerializeToString(), providers=["CPUExecutionProvider"]
+        )
 
     def of_call(self, call: CallShape) -> int:
-        """FLOPs of the matrix products of one call. Raises ValueError where a shape is unknown."""
+        """FLOPs of the matrix products of one call."""
         if call not in self._known:
             self._known[call] = self._count(call)
         return self._known[call]
 
     def _count(self, call: CallShape) -> int:
-        import onnx
-
         num_jobs, num_beams, asked = call
         sizes = {"jobs": num_jobs, "beams": num_beams}
-        model = onnx.ModelProto()
-        model.CopyFrom(self._model)
-        del model.graph.value_info[:]
-        for entry in model.graph.input:
-            for size in entry.type.tensor_type.shape.dim:
-                if size.dim_param:
-                    size.dim_value = sizes.get(size.dim_param, asked)
-        for entry in model.graph.output:
-            entry.type.tensor_type.ClearField("shape")
-        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
-        shapes = {
-            entry.name: [size.dim_value for size in entry.type.tensor_type.shape.dim]
-            for entry in [*inferred.input, *inferred.value_info, *inferred.output]
-        }
-        shapes |= {tensor.name: list(tensor.dims) for tensor in inferred.initializer}
-        flops = 0
-        for node in inferred.node:
-            if node.op_type not in {"MatMul", "Gemm"}:
-                continue
-            left, out = shapes.get(node.input[0], [0]), shapes.get(node.output[0], [0])
-            transposed = any(entry.name == "transA" and entry.i for entry in node.attribute)
-            flops_here = 2 * math.prod(out) * left[0 if transposed else -1]
-            if not flops_here:
-                raise ValueError(f"shape inference does not know the sizes of {node.name}")
-            flops += flops_here
-        return flops
+        inputs = {}
+        for entry in self._session.get_inputs():
+            shape = [n if isinstance(n, int) else sizes.get(n, asked) for n in entry.shape]
+            inputs[entry.name] = np.zeros(shape, DTYPES[entry.type])
+        shapes = iter(self._session.run(None, inputs))
+        return sum(
+            2 * math.prod(out.tolist()) * int(left[0 if transposed else -1])
+            for transposed, left, out in zip(self._transposed, shapes, shapes, strict=False)
+        )
 
 
 def single_threaded() -> bool:

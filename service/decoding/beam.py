@@ -171,10 +171,10 @@ class _Batch:
     def _keep(self, kept: list[bool]) -> None:
         if all(kept):
             return
-        places = np.flatnonzero(kept)
+        places = [place for place, keep in enumerate(kept) if keep]
         self.active = [self.active[place] for place in places]
         if self.active and self.memory is not None:
-            self.memory = self.denoiser.select(self.memory, places)
+            self.memory = self.denoiser.select(self.memory, np.array(places))
 
     def _encode(self) -> None:
         started = perf_counter()
@@ -210,7 +210,8 @@ class _Batch:
     def _first_step(self, log_probs: Floats) -> None:
         """One beam per job, which owns all allowed rows."""
         num_items, num_subspaces = self.codes.shape
-        biases = RowBiases(num_items)
+        free = self.trie.free_biases  # append and pop are atomic
+        biases = free.pop() if free else RowBiases(num_items)
         positions = np.arange(num_subspaces)[None]
         for search, here in zip(self.active, log_probs, strict=True):
             job = search.job
@@ -244,6 +245,8 @@ class _Batch:
                 if root is None:
                     root = self._root(*allowed_rows(biases.values, biases.num_excluded))
                 search.beams = self._expand(search, root, here, positions, width)
+        biases.clear()
+        free.append(biases)
 
     def _root_if_few(self, job: Job, biases: RowBiases) -> Beams | None:
         """The allowed rows as a beam where a filter leaves few; else none, and biases know all."""

@@ -12,18 +12,31 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from service.decoding.compiled import compiled
 from service.decoding.job import Histories
 
 
+@compiled
 def masked_positions(masked: NDArray[np.bool_]) -> NDArray[np.int64]:
     """The positions to ask a denoiser for, as `Denoiser.denoise` wants them.
 
     masked: (jobs, beams, num_subspaces) bool, false everywhere at a place without a beam
     Returns (jobs, beams, n) int64, n the most masked positions of any beam.
     """
-    count = masked.sum(axis=-1, keepdims=True)
-    slots = np.minimum(np.arange(count.max()), np.maximum(count - 1, 0))
-    return np.take_along_axis(np.argsort(~masked, axis=-1, kind="stable"), slots, axis=-1)
+    num_jobs, num_beams, num_subspaces = masked.shape
+    most = 0
+    for job in range(num_jobs):
+        for beam in range(num_beams):
+            most = max(most, int(masked[job, beam].sum()))
+    positions = np.zeros((num_jobs, num_beams, most), np.int64)
+    for job in range(num_jobs):
+        for beam in range(num_beams):
+            found = 0
+            for position in range(num_subspaces):
+                if masked[job, beam, position]:
+                    positions[job, beam, found:] = position
+                    found += 1
+    return positions
 
 
 class Denoiser(Protocol):

@@ -71,7 +71,8 @@ def expand(
     table = np.full(num_codes if width == 1 else power_of_two(2 * most), -1, np.int32)
     logits = np.empty(0 if ranking == PATH else most, np.float32)
     weights = np.empty(most if ranking == ROWS else 0, np.float32)
-    sums = np.zeros((num_subspaces, num_codes), np.float64)
+    own_codes = np.empty((0 if lazy else most, num_subspaces), np.uint16)
+    sums = np.zeros((num_subspaces if ranking == ROWS else 0, num_codes), np.float64)
     first = np.full((num_subspaces, num_codes), -1, np.int64)
     chosen = np.empty((num_beams, width), np.int64)
     slots = np.empty((num_beams, width), np.int64)  # the chosen positions' places in `positions`
@@ -86,12 +87,13 @@ def expand(
         num_masked = 0
         for position in range(num_subspaces):
             num_masked += sids[beam, position] == num_codes
+        if not lazy:
+            _gather(codes, own, asked, num_masked, own_codes)
+        of_own_codes = own_codes[: 0 if lazy else len(own)]
         of_own_logits = logits[: 0 if ranking == PATH else len(own)]
         highest, mass = 0.0, 1.0
         if ranking != PATH:
-            highest = _row_logits(
-                codes, own, biases[start:stop], here, asked, num_masked, of_own_logits
-            )
+            highest = _row_logits(of_own_codes, biases[start:stop], here, num_masked, of_own_logits)
         if ranking == ROWS:
             mass = exponentials(of_own_logits, highest, weights)
         elif lazy or confidence == LEGAL:
@@ -104,7 +106,7 @@ def expand(
             for place in range(num_masked):
                 sureness[place] = here[place].max()
         elif ranking == ROWS:
-            sureness_of_rows(codes, own, weights, asked, num_masked, sums, sureness)
+            sureness_of_rows(of_own_codes, weights, num_masked, sums, sureness)
         else:
             sureness_of_codes(here, num_masked, first, start, sureness)
         choose(sureness, num_masked, slots[beam])
@@ -120,13 +122,12 @@ def expand(
                     num_children += 1
         elif width == 1:
             num_children += group_by_code(
-                codes, own, chosen[beam, 0], table, child_first[before:], child_of[start:stop]
+                of_own_codes, slots[beam, 0], table, child_first[before:], child_of[start:stop]
             )
         else:
             num_children += group_by_tuple(
-                codes,
-                own,
-                chosen[beam],
+                of_own_codes,
+                slots[beam],
                 table[: power_of_two(2 * len(own))],
                 child_first[before:],
                 child_of[start:stop],
@@ -179,15 +180,10 @@ def best_survivors(
         for position in range(sids.shape[1]):
             num_masked += sids[beam, position] == num_codes
         logits = np.empty(len(own), np.float32)
-        highest = _row_logits(
-            codes,
-            own,
-            biases[starts[beam] : starts[beam + 1]],
-            log_probs[beam],
-            positions[beam],
-            num_masked,
-            logits,
-        )
+        own_codes = np.empty((len(own), num_masked), np.uint16)
+        _gather(codes, own, positions[beam], num_masked, own_codes)
+        own_biases = biases[starts[beam] : starts[beam + 1]]
+        highest = _row_logits(own_codes, own_biases, log_probs[beam], num_masked, logits)
         shift = beam_scores[beam]
         if ranking == ROWS:
             mass = 0.0
@@ -201,21 +197,26 @@ def best_survivors(
 
 
 @compiled
+def _gather(
+    codes: Codes, rows: Rows, positions: Integers, num_masked: int, own_codes: Codes
+) -> None:
+    """Fill in the rows' codes at the masked positions: (n, num_masked), what later passes read."""
+    for i in range(len(rows)):
+        row = np.uint64(rows[i])
+        for place in range(num_masked):
+            own_codes[i, place] = codes[row, np.uint64(positions[place])]
+
+
+@compiled
 def _row_logits(
-    codes: Codes,
-    rows: Rows,
-    biases: Floats,
-    log_probs: Floats,
-    positions: Integers,
-    num_masked: int,
-    logits: Floats,
+    own_codes: Codes, biases: Floats, log_probs: Floats, num_masked: int, logits: Floats
 ) -> float:
     """Fill in each row's bias + log-probs at the masked positions; returns the highest."""
     highest = np.float32(-np.inf)
-    for i in range(len(rows)):
+    for i in range(len(own_codes)):
         total = biases[i]
         for place in range(num_masked):
-            total += log_probs[place, codes[rows[i], positions[place]]]
+            total += log_probs[place, own_codes[i, place]]
         logits[i] = total
         highest = max(highest, total)
     return np.float64(highest)

@@ -2,8 +2,8 @@
 
 A group is a child of the beam; children are numbered from 0 in the order of their first rows.
 
-codes: (num_items, num_subspaces) uint16    own: the beam's rows, (n,) int32
-firsts: filled in: index among `own` of each child's first row
+own_codes: (n, places) uint16, codes of the beam's rows at its masked positions
+firsts: filled in: index of each child's first row
 of_own: filled in: the child of each row, (n,) int32
 """
 
@@ -14,27 +14,26 @@ from numpy.typing import NDArray
 
 from service.decoding.beams import Codes, Doubles, Integers
 from service.decoding.compiled import compiled
-from service.decoding.job import Floats, Rows
+from service.decoding.job import Floats
 
 UNDERFLOW = 1e-30  # masses below it are summed again, from their own highest term
 
 
 @compiled
 def group_by_code(
-    codes: Codes,
-    own: Rows,
-    position: int,
+    own_codes: Codes,
+    slot: int,
     table: NDArray[np.int32],
     firsts: Integers,
     of_own: NDArray[np.int32],
 ) -> int:
-    """Group a beam's rows by their code at a position; how many children there are.
+    """Group rows by their code at a place; how many children there are.
 
     table: (num_codes,) the child of each code; all -1, and all -1 again afterwards
     """
     num_children = 0
-    for i in range(len(own)):
-        code = codes[own[i], position]
+    for i in range(len(own_codes)):
+        code = own_codes[i, slot]
         child = table[code]
         if child < 0:
             child = num_children
@@ -42,29 +41,30 @@ def group_by_code(
             firsts[child] = i
             num_children += 1
         of_own[i] = child
-    for i in range(len(own)):
-        table[codes[own[i], position]] = -1
+    for child in range(num_children):
+        table[own_codes[firsts[child], slot]] = -1
     return num_children
 
 
 @compiled
 def group_by_tuple(
-    codes: Codes,
-    own: Rows,
-    chosen: Integers,
+    own_codes: Codes,
+    slots: Integers,
     table: NDArray[np.int32],
     firsts: Integers,
     of_own: NDArray[np.int32],
 ) -> int:
-    """The same by the codes at several positions.
+    """The same by the codes at several places.
 
     table: open addressing of children, its length a power of two; all -1, and so again afterwards
     """
     mask = np.uint64(len(table) - 1)
     num_children = 0
-    for i in range(len(own)):
-        row = own[i]
-        at = _hash(codes, row, chosen) & mask
+    for i in range(len(own_codes)):
+        hashed = np.uint64(0)
+        for slot in slots:
+            hashed = (hashed ^ np.uint64(own_codes[i, slot])) * np.uint64(0x9E3779B97F4A7C15)
+        at = (hashed >> np.uint64(32)) & mask
         while True:
             child = table[at]
             if child < 0:
@@ -73,24 +73,15 @@ def group_by_tuple(
                 firsts[child] = i
                 num_children += 1
                 break
-            other = own[firsts[child]]
             same = True
-            for position in chosen:
-                same &= codes[row, position] == codes[other, position]
+            for slot in slots:
+                same &= own_codes[i, slot] == own_codes[firsts[child], slot]
             if same:
                 break
             at = (at + np.uint64(1)) & mask
         of_own[i] = child
     table[:] = -1
     return num_children
-
-
-@compiled
-def _hash(codes: Codes, row: int, chosen: Integers) -> np.uint64:
-    hashed = np.uint64(0)
-    for position in chosen:
-        hashed = (hashed ^ np.uint64(codes[row, position])) * np.uint64(0x9E3779B97F4A7C15)
-    return hashed >> np.uint64(32)
 
 
 @compiled

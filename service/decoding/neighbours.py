@@ -53,21 +53,6 @@ class NeighbourPrior:
         if not (np.isfinite(self.affinities).all() and (self.affinities >= 0).all()):
             raise ValueError("affinities must be finite and not negative")
 
-    def called_for(
-        self, history: NDArray[np.int32]
-    ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-        """Rows that the newest items of the history call for, and how strongly, both
-        (items, num_neighbours); a row may come up more than once, then its strengths add up.
-
-        strength = decay ** age * affinity[item, row], the newest item being of age 0
-        """
-        newest = history[-self.history_length :]
-        ages = np.arange(len(newest) - 1, -1, -1)
-        counted = newest < len(self.neighbours)
-        newest, ages = newest[counted], ages[counted]
-        decayed = (self.decay**ages)[:, None].astype(np.float32)
-        return self.neighbours[newest], self.affinities[newest] * decayed
-
     def without_rows(self, removed: NDArray[np.int32]) -> NeighbourPrior:
         """The prior of a catalogue without these rows, whose later rows move up."""
         there = np.ones(len(self.neighbours), np.bool_)

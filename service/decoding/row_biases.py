@@ -32,21 +32,21 @@ class RowBiases:
     def fill(self, job: Job, prior: NeighbourPrior | None, repeat_bias: float) -> None:
         """The biases of this job instead of the last one's."""
         self.clear()
-        neighbours, strengths = _NO_NEIGHBOURS
-        weight, scale = 0.0, 1.0
-        if prior is not None and prior.weight:
-            neighbours, strengths = prior.called_for(job.history)
-            weight, scale = prior.weight, prior.scale
-        repeated = np.unique(job.history) if repeat_bias else np.empty(0, np.int32)
-        touched = np.empty(neighbours.size + len(repeated) + len(job.excluded), np.int32)
+        if prior is None or not prior.weight:
+            prior = _NO_PRIOR
+        newest = job.history[-prior.history_length :]
+        most = len(newest) * prior.neighbours.shape[1] + len(job.history) + len(job.excluded)
+        touched = np.empty(most, np.int32)
         num_touched, self.num_excluded = _fill(
             self.values,
             touched,
-            neighbours,
-            strengths,
-            scale,
-            weight,
-            repeated,
+            job.history,
+            newest,
+            prior.neighbours,
+            prior.affinities.view(np.uint16),
+            prior.decay,
+            prior.scale,
+            prior.weight,
             repeat_bias,
             job.excluded,
         )
@@ -64,38 +64,51 @@ class RowBiases:
         self.touched, self.num_excluded = np.empty(0, np.int32), 0
 
 
-_NO_NEIGHBOURS = np.empty((0, 0), np.int32), np.empty((0, 0), np.float32)
+_NO_PRIOR = NeighbourPrior(
+    np.empty((0, 0), np.int32), np.empty((0, 0), np.float16), 1, decay=1, scale=1, weight=0
+)
+# What every float16 is as a float32, by its bits: compiled code does not know the type.
+_FLOATS = np.arange(65536, dtype=np.uint16).view(np.float16).astype(np.float32)
 
 
 @compiled
 def _fill(
     values: Floats,
     touched: Rows,
+    history: Rows,
+    newest: Rows,
     neighbours: NDArray[np.int32],
-    strengths: NDArray[np.float32],
+    affinities: NDArray[np.uint16],
+    decay: float,
     scale: float,
     weight: float,
-    repeated: Rows,
     repeat_bias: float,
     excluded: Rows,
 ) -> tuple[int, int]:
-    """How many rows were touched and how many are excluded."""
+    """How many rows were touched and how many are excluded; the excluded come last, once each.
+
+    memory(row) = sum over the newest items, age 0 first: decay ** age * affinity[item, row]
+    """
     num_touched = 0
-    for item in range(neighbours.shape[0]):
-        for place in range(neighbours.shape[1]):
-            strength = strengths[item, place]
-            if strength > 0:
-                row = neighbours[item, place]
-                if values[row] == 0:
-                    touched[num_touched] = row
-                    num_touched += 1
-                values[row] += strength
+    decayed = 1.0
+    for item in newest[::-1]:
+        if item < len(neighbours):  # later rows were added since the prior was fitted
+            for place in range(neighbours.shape[1]):
+                strength = np.float32(_FLOATS[affinities[item, place]] * decayed)
+                if strength > 0:
+                    row = neighbours[item, place]
+                    if values[row] == 0:
+                        touched[num_touched] = row
+                        num_touched += 1
+                    values[row] += strength
+        decayed *= decay
     for row in touched[:num_touched]:
         values[row] = weight * np.log1p(values[row] / scale)
-    for row in repeated:
-        touched[num_touched] = row
-        num_touched += 1
-        values[row] += repeat_bias
+    if repeat_bias != 0:
+        for row in np.unique(history):
+            touched[num_touched] = row
+            num_touched += 1
+            values[row] += repeat_bias
     num_excluded = 0
     for row in excluded:
         if values[row] != -np.inf:

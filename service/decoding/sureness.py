@@ -18,31 +18,26 @@ from service.decoding.job import Floats, Rows
 
 @compiled
 def sureness_of_rows(
-    codes: Codes,
-    rows: Rows,
-    weights: Floats,
-    positions: Integers,
-    num_masked: int,
-    sums: Doubles,
-    sureness: Doubles,
+    own_codes: Codes, weights: Floats, num_masked: int, sums: Doubles, sureness: Doubles
 ) -> None:
     """Of each masked position: the largest share of the beam's probability that one code has.
 
+    own_codes: (n, >= num_masked) of the beam's rows, by place    weights: (>= n,) float32
     sums: (num_subspaces, num_codes) zeros, and zeros again afterwards
     """
-    for i in range(len(rows)):
+    for i in range(len(own_codes)):
         for place in range(num_masked):
-            sums[place, codes[rows[i], positions[place]]] += weights[i]
+            sums[place, own_codes[i, place]] += weights[i]
     for place in range(num_masked):
-        of_place, position = sums[place], positions[place]
         only, most = True, 0.0
-        for i in range(len(rows)):
-            code = codes[rows[i], position]
-            only &= code == codes[rows[0], position]
-            most = max(most, of_place[code])
-        for i in range(len(rows)):
-            of_place[codes[rows[i], position]] = 0
+        for i in range(len(own_codes)):
+            code = own_codes[i, place]
+            only &= code == own_codes[0, place]
+            most = max(most, sums[place, code])
         sureness[place] = -np.inf if only else most
+    for i in range(len(own_codes)):
+        for place in range(num_masked):
+            sums[place, own_codes[i, place]] = 0
 
 
 @compiled

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from service.decoding.catalogue import Catalogue
 from service.decoding.compiled import compiled
+from service.decoding.row_biases import RowBiases
 
 
 class SidTrie:
@@ -23,6 +24,7 @@ class SidTrie:
     indptr: (num_subspaces, num_codes + 1) int64, where each code's posting list begins
     rows:   (num_subspaces, num_items) int32, all posting lists, ascending within a code
     num_legal: (num_subspaces,) int64, how many codes any item has at each position
+    free_biases: scratch arrays of searches that are over, for the next ones
     """
 
     def __init__(
@@ -35,6 +37,7 @@ class SidTrie:
         self.codes = catalogue.codes
         self.indptr, self.rows = postings or _postings(self.codes, catalogue.num_codes)
         self.num_legal = np.count_nonzero(self.counts, axis=1)
+        self.free_biases: list[RowBiases] = []
 
     @property
     def counts(self) -> NDArray[np.int64]:

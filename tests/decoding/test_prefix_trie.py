@@ -23,7 +23,11 @@ from service.decoding.trie import SidTrie
 seeds = st.integers(0, 2**32 - 1)
 
 
-class OrderlyDenoiser(HashedDenoiser):
+class NextDenoiser(HashedDenoiser):
+    wants_all_masks = False
+
+
+class OrderlyDenoiser(NextDenoiser):
     """Always surest of the first masked position: 5 is more than its log-probs differ by."""
 
     def denoise(self, memory: Any, partial_sids: Any, positions: Any) -> NDArray[np.float32]:
@@ -47,7 +51,7 @@ def test_with_room_for_every_sid_any_order_gives_the_same(data: st.DataObject, s
     schedule = data.draw(schedules(catalogue.num_subspaces))
     history = data.draw(st.lists(st.integers(0, catalogue.num_items - 1), max_size=5))
     job = job_of(schedule=schedule, history=history, k=40, beam_width=catalogue.num_items)
-    denoiser = HashedDenoiser(
+    denoiser = NextDenoiser(
         catalogue.num_subspaces, catalogue.num_codes, seed=seed, sees_partial_sid=False
     )
     found, _ = decode_left_to_right(job, PrefixTrie(catalogue), denoiser)
