@@ -17,6 +17,7 @@ USER unmask
 ENV PATH=/opt/unmask/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     MALLOC_ARENA_MAX=2 \
+    NUMBA_CACHE_DIR=/var/lib/unmask/numba \
     UNMASK_HOST=0.0.0.0 \
     UNMASK_PORT=8000 \
     UNMASK_BUNDLES_DIR=/srv/models_store \

@@ -140,7 +140,7 @@ class FitConfig(Section):
     epochs: int | None = Field(
         None, ge=1, description="absent = as many as make `samples`, at least 2"
     )
-    samples: int = Field(3_000_000, ge=1, description="training samples seen in all epochs")
+    samples: int = Field(1_500_000, ge=1, description="training samples seen in all epochs")
     minibatch: int = Field(256, ge=1, description="samples, in as many users as have them")
     learning_rate: float = Field(1e-3, gt=0)
     final_learning_rate: float = Field(0.02, ge=0, le=1, description="as a share of learning_rate")

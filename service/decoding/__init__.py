@@ -16,10 +16,11 @@ all that exclusions and filters need. What is known of rows beside their codes, 
 `NeighbourPrior` and the network's bias for repeats, is added to their scores on the way.
 
 The live service and offline evaluation call the same `decode`. A `Codebook` gives new items their
-SIDs, so that they join without retraining. The package imports numpy and onnxruntime only. Reading
-order: schedule, catalogue, trie, job, denoiser, neighbours, row_biases, live_beams, confidence,
-reductions, encoder_cache, beam, codebook, decoder, gather_graph, onnx_denoiser; unconstrained is
-the papers' literal expansion, kept for comparison.
+SIDs, so that they join without retraining. The package imports numpy, numba and onnxruntime only.
+Reading order: schedule, catalogue, trie, job, denoiser, neighbours, beams, beam, then what beam
+drives, compiled: row_biases, scan, root, expansion with sureness and grouping, heap, softmax; then
+encoder_cache, codebook, decoder, gather_graph, onnx_denoiser. unconstrained is the papers' literal
+expansion, kept for comparison.
 """
 
 from service.decoding.beam import decode

@@ -17,12 +17,20 @@ Function = TypeVar("Function", bound=Callable[..., object])
 
 def compiled(function: Function) -> Function:
     """The function as machine code, with IEEE arithmetic: x / 0 is inf or nan, nothing raises."""
-    return cast("Function", njit(nogil=True, cache=True, error_model="numpy")(function))
+    return _compiled(function, fastmath=False)
 
 
 def compiled_in_any_order(function: Function) -> Function:
     """As above, but sums and maxima are taken in any order, so that loops become SIMD; no nan."""
-    flags = {"reassoc", "nsz", "contract", "nnan"}
-    return cast(
-        "Function", njit(nogil=True, cache=True, error_model="numpy", fastmath=flags)(function)
-    )
+    return _compiled(function, fastmath={"reassoc", "nsz", "contract", "nnan"})
+
+
+def _compiled(function: Function, fastmath: bool | set[str]) -> Function:
+    def with_cache(cache: bool) -> Function:
+        jit = njit(nogil=True, error_model="numpy", cache=cache, fastmath=fastmath)
+        return cast("Function", jit(function))
+
+    try:
+        return with_cache(True)
+    except RuntimeError:  # a cache can be written nowhere: every process compiles for itself
+        return with_cache(False)
