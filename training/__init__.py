@@ -4,6 +4,6 @@ Reading order: `pipeline` (the stages in order), then the stages: `interactions`
 splits), `embeddings`, `codebook`, `segments`, `model`, `masking`, `objective`, `fit`, `export`,
 `neighbours`, `evaluation`, `report`. `config` holds one section per stage. Beside them: `compare`
 ranks ablations and the models in `baselines` on the same users, `step_time` measures training,
-`quantise` makes 8-bit graphs, `synthetic` makes a world with a known answer, `raw_formats` and
+`synthetic` makes a world with a known answer, `raw_formats` and
 `fetch` bring public data sets.
 """
