@@ -189,12 +189,14 @@ def differences_to_best(
 
 
 def best_point(hits: NDArray[np.bool_], milliseconds: Sequence[float], nfe: Sequence[float]) -> int:
-    """Place of the fastest point whose recall is within one standard error of the best one's.
+    """Place of the fastest point whose recall is within two standard errors of the best one's.
+
+    Two, because the best of many points is partly the luckiest.
 
     Of points nearly as fast as it, that of the fewest denoiser calls, then of the highest recall.
     """
     behind, errors = differences_to_best(hits)
-    as_good = np.flatnonzero(behind <= errors).tolist()
+    as_good = np.flatnonzero(behind <= 2 * errors).tolist()
     fastest = min(milliseconds[place] for place in as_good)
     near = [place for place in as_good if milliseconds[place] <= NEAR_TIE * fastest]
     best: int = min(near, key=lambda place: (nfe[place], behind[place], milliseconds[place]))

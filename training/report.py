@@ -55,7 +55,8 @@ def evaluate_bundle(
 ) -> dict[str, Any]:
     """Evaluate on test users through the production decoder; write the report, return its headline.
 
-    Schedules other than the default run to their ends, all else as the bundle's default is.
+    Schedules other than the default run to their ends, all else as the bundle's default is; beams
+    are at least as many as the largest cutoff, as the service has them for such a k.
     grid: `Grid.as_json` of the validation users, reported as it is
     Raises DataError when the bundle was not made from this data.
     """
@@ -63,8 +64,8 @@ def evaluate_bundle(
     num_subspaces = bundle.catalogue.num_subspaces
     windows = draw_windows(dataset.split.test, config.users, seed=0)
     default = bundle.manifest.decoding
-    if config.beam_width is not None:
-        default = default.model_copy(update={"beam_width": config.beam_width})
+    beam_width = max(config.beam_width or default.beam_width, max(CUTOFFS))
+    default = default.model_copy(update={"beam_width": beam_width})
     settings = _settings(config, default, num_subspaces)
     without_prior = replace(bundle.decoder, prior=None)
     variants = {
@@ -204,7 +205,7 @@ def _grid_markdown(grid: dict[str, Any]) -> str:
     return (
         f"## Choosing the default\n\n{grid['users']:,} validation users; ms/user of "
         f"{grid['timing_users']:,} of them, decoded one by one on one thread. Chosen is the "
-        "fastest point at most one standard error behind the best, of near ties the one of fewest "
+        "fastest point at most two standard errors behind the best, of near ties the one of fewest "
         f"denoiser calls: {_said(grid['points'][grid['chosen']])}.\n\n{_table(header, rows)}\n"
     )
 

@@ -89,7 +89,7 @@ class HashedDenoiser:
         masked = partial_sids == self.num_codes
         difficulty = masked.sum(axis=-1)
         fresh = np.diff(positions, axis=-1, prepend=-1) > 0
-        if num_subspaces > 1:  # else a beam looks like none
+        if num_subspaces > 1 and self.wants_all_masks:  # else a beam looks like none
             fresh &= ~(masked.all(axis=-1) & ~positions.any(axis=-1))[..., None]
         is_beam = fresh.any(axis=-1)
         asked = np.zeros_like(masked)

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import httpx
 import numpy as np
@@ -16,7 +16,7 @@ from tiny_bundle import ENCODER, write_tiny_bundle
 
 from service.app import create_app
 from service.bundle import Bundle
-from service.decoding import Histories, Job, Schedule
+from service.decoding import Histories, Job, Ranking, Schedule
 from service.errors import BundleInvalid, SettingsInvalid, StartError
 from service.lifecycle import PRIMING_SIZES, Lifecycle, check_queue_size, prime
 from service.metrics import Metrics
@@ -123,7 +123,10 @@ def test_priming_runs_the_encoder_for_every_batch(
 
     monkeypatch.setattr(bundle.decoder.denoiser, "encode", counted)
     prime(bundle)
-    assert sizes == [*PRIMING_SIZES, 1]
+    assert sizes == [
+        *PRIMING_SIZES,
+        1 + len(get_args(Ranking)),
+    ]  # the last: one of each ranking too
     user = bundle.held_out[0]
     job = Job(bundle.catalogue.rows_of(user.history), 5, Schedule((4,)), 5)
     assert bundle.decoder.decode([job])[1].cache_misses == 1

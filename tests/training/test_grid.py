@@ -72,7 +72,7 @@ def hits_of(*found: int, shift: int = 0) -> np.ndarray:
         (hits_of(60, 100, 100), [1, 3, 2], [1, 2, 2], 2),  # near ties are of the good ones
     ],
 )
-def test_the_fastest_within_one_standard_error_ships(
+def test_the_fastest_within_two_standard_errors_ships(
     hits: np.ndarray, milliseconds: list[float], nfe: list[float], chosen: int
 ) -> None:
     assert best_point(hits, milliseconds, nfe) == chosen
