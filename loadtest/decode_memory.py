@@ -1,7 +1,7 @@
 """How much memory the search index takes, and the process.
 
 The index is whatever arrays the trie and the catalogue hold for the search: codes, their
-transpose, postings. Item ids, vectors and popularity serve other purposes and are not counted.
+postings. Item ids, vectors and popularity serve other purposes and are not counted.
 """
 
 from __future__ import annotations

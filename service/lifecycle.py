@@ -19,6 +19,7 @@ from typing import get_args
 
 import numpy as np
 import structlog
+from numpy.typing import NDArray
 
 from service.batching import MicroBatcher
 from service.bundle import Bundle, bundle_path
@@ -218,6 +219,23 @@ def check_queue_size(settings: Settings, bundle: Bundle) -> None:
         )
 
 
+def _rare_jobs(bundle: Bundle, history: NDArray[np.int32], width: int) -> list[Job]:
+    """Jobs that need compiled code which the bundle's default schedule may not."""
+    num_items, num_subspaces = bundle.catalogue.num_items, bundle.catalogue.num_subspaces
+    schedules = [
+        Schedule.from_params(num_subspaces=num_subspaces, r_warm=0, m_par=min(m_par, num_subspaces))
+        for m_par in (1, 2, num_subspaces)
+    ]
+    few = np.arange(max(1, num_items // 4), dtype=np.int32)
+    most = np.arange(max(1, num_items - num_items // 4), dtype=np.int32)
+    return [
+        Job(history, width, schedule, width, ranking=ranking, allowed=allowed)
+        for schedule in schedules
+        for ranking in get_args(Ranking)
+        for allowed in (None, few, most)
+    ]
+
+
 def prime(bundle: Bundle) -> None:
     """Decode held-out histories in batches of the usual sizes, and one of the full history_length.
 
@@ -248,13 +266,10 @@ def prime(bundle: Bundle) -> None:
                 for rows in batch
             ]
             if batch is batches[-1]:  # requests may ask for what the default never calls
-                stepwise = Schedule((1,) * manifest.num_subspaces)
-                jobs += [
-                    Job(batch[0], width, stepwise, width, ranking=ranking)
-                    for ranking in get_args(Ranking)
-                ]
-            for answer in decoder.decode(jobs)[0]:
-                if len(answer.rows) < min(width, manifest.num_items):
+                jobs += _rare_jobs(bundle, batch[0], width)
+            for job, answer in zip(jobs, decoder.decode(jobs)[0], strict=True):
+                left = bundle.catalogue.num_items if job.allowed is None else len(job.allowed)
+                if len(answer.rows) < min(width, left):
                     raise ValueError("a held-out user gets too few items")
                 if not np.isfinite(answer.scores).all():
                     raise ValueError("a held-out user gets scores that are no numbers")

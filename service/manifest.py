@@ -67,7 +67,7 @@ class PriorWeights(_Model):
     history_length: int = Field(ge=1)
     decay: float = Field(gt=0, le=1)
     scale: float = Field(ge=1e-12)  # below, memory / scale could overflow
-    weight: float = Field(ge=0)
+    weight: float = Field(ge=0, le=1e6)
 
 
 class Manifest(_Model):
@@ -84,7 +84,7 @@ class Manifest(_Model):
     num_subspaces: int = Field(ge=1)
     num_codes: int = Field(ge=1, le=65_535)
     history_length: int = Field(ge=1)
-    repeat_bias: float
+    repeat_bias: float = Field(ge=-1e6, le=1e6)
     prior: PriorWeights
     content: ContentPart | None
     decoding: DecodingDefaults

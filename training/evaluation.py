@@ -172,7 +172,7 @@ class _PartialSids:
         self._denoiser, self._trie = denoiser, trie
         self.num_subspaces, self.num_codes = denoiser.num_subspaces, denoiser.num_codes
         self.history_length, self.repeat_bias = denoiser.history_length, denoiser.repeat_bias
-        self.select = denoiser.select
+        self.select, self.join = denoiser.select, denoiser.join
         self.asked = self.invalid = 0
 
     def encode(self, histories: Histories) -> Any:

@@ -141,6 +141,7 @@ class _Batch:
             job = search.job
             if job.schedule.num_subspaces != num_subspaces:
                 raise ValueError("a job's schedule must fill exactly num_subspaces positions")
+            _check_rows(job, num_items)
             if search.ranking == expansion.ROWS and self.confidence == expansion.RAW:
                 raise ValueError('confidence "raw" is of codes, ranking "rows" of legal ones')
             if job.k > 0 and not _nothing_left(job, num_items):
@@ -159,6 +160,9 @@ class _Batch:
             self._first_step(log_probs)
         else:
             self._later_step(log_probs, positions)
+        for search in self.active:
+            if search.beams is not None and not len(search.beams.sids):  # nothing is possible
+                search.finish(search.answer.rows, search.answer.scores, self.nfe)
         self._keep([not search.finished for search in self.active])
 
     def _cancelled(self, search: _Search) -> bool:
@@ -205,13 +209,18 @@ class _Batch:
         started = perf_counter()
         log_probs = self.denoiser.denoise(self.memory, partial_sids, positions)
         self.denoise_s += perf_counter() - started
+        if log_probs.shape != (*positions.shape, mask):  # compiled code checks no bounds
+            raise ValueError(f"the denoiser's log-probs have the shape {log_probs.shape}")
         return log_probs, positions
 
     def _first_step(self, log_probs: Floats) -> None:
         """One beam per job, which owns all allowed rows."""
         num_items, num_subspaces = self.codes.shape
-        free = self.trie.free_biases  # append and pop are atomic
-        biases = free.pop() if free else RowBiases(num_items)
+        free = self.trie.free_biases
+        try:
+            biases = free.pop()
+        except IndexError:
+            biases = RowBiases(num_items)
         positions = np.arange(num_subspaces)[None]
         for search, here in zip(self.active, log_probs, strict=True):
             job = search.job
@@ -303,3 +312,14 @@ class _Batch:
             return np.empty((1, shape[1]), np.float32)
         seed = self.nfe, zlib.crc32(search.job.history.tobytes())
         return np.random.default_rng(seed).random(shape, np.float32)
+
+
+def _check_rows(job: Job, num_items: int) -> None:
+    """Raise ValueError for what compiled code, which checks no bounds, would read or write at."""
+    for rows in (job.history, job.excluded, job.allowed):
+        if rows is not None and len(rows) and not 0 <= rows.min() <= rows.max() < num_items:
+            raise ValueError(f"a job's rows must be at least 0 and below {num_items}")
+    if job.allowed is not None and np.any(np.diff(job.allowed) <= 0):
+        raise ValueError("a job's allowed rows must be ascending and distinct")
+    if job.beam_width < 1:
+        raise ValueError("a job's beam_width must be at least 1")

@@ -2,15 +2,20 @@
 
 Compiled functions are pure, take arrays and numbers, check no bounds, and are compiled when first
 called with arguments of some types; the machine code is cached beside the source file, or where
-NUMBA_CACHE_DIR says.
+NUMBA_CACHE_DIR says, and made anew after any change to the kernel.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar, cast
 
 from numba import njit
+
+SOURCES = sorted(Path(__file__).parent.glob("*.py"))
+KERNEL_STAMP = hashlib.sha256(b"".join(source.read_bytes() for source in SOURCES)).hexdigest()
 
 Function = TypeVar("Function", bound=Callable[..., object])
 
@@ -31,6 +36,9 @@ def _compiled(function: Function, fastmath: bool | set[str]) -> Function:
         return cast("Function", jit(function))
 
     try:
-        return with_cache(True)
+        found = with_cache(True)
     except RuntimeError:  # a cache can be written nowhere: every process compiles for itself
         return with_cache(False)
+    # Numba looks at the function's own file only; what it calls may have changed in another one.
+    found._cache._cache_file._source_stamp = KERNEL_STAMP  # type: ignore[attr-defined]
+    return found

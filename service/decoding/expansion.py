@@ -77,7 +77,8 @@ def expand(
     chosen = np.empty((num_beams, width), np.int64)
     slots = np.empty((num_beams, width), np.int64)  # the chosen positions' places in `positions`
     sureness = np.empty(num_subspaces, np.float64)
-    kept_scores, kept = np.empty(beam_width, np.float64), np.empty(beam_width, np.int64)
+    most_kept = min(beam_width, capacity)
+    kept_scores, kept = np.empty(most_kept, np.float64), np.empty(most_kept, np.int64)
     num_kept = 0
 
     for beam in range(num_beams):
@@ -94,6 +95,8 @@ def expand(
         highest, mass = 0.0, 1.0
         if ranking != PATH:
             highest = _row_logits(of_own_codes, biases[start:stop], here, num_masked, of_own_logits)
+        if not highest > -np.inf:  # every row is impossible, or the network gave nan
+            continue
         if ranking == ROWS:
             mass = exponentials(of_own_logits, highest, weights)
         elif lazy or confidence == LEGAL:
@@ -158,7 +161,8 @@ def expand(
             child_of[start:stop] += before
         for child in range(before, num_children):
             number = child_first[child] * capacity + child  # the first row decides ties
-            num_kept = heap.push(kept_scores, kept, num_kept, worth[child - before], number)
+            if worth[child - before] > -np.inf:  # not nan either
+                num_kept = heap.push(kept_scores, kept, num_kept, worth[child - before], number)
     heap.sort(kept_scores, kept, num_kept)
     kept = kept[:num_kept] % capacity
     return _children(codes, beams, chosen, kept, child_first, child_parent, child_score, child_of)
@@ -184,6 +188,8 @@ def best_survivors(
         _gather(codes, own, positions[beam], num_masked, own_codes)
         own_biases = biases[starts[beam] : starts[beam + 1]]
         highest = _row_logits(own_codes, own_biases, log_probs[beam], num_masked, logits)
+        if not highest > -np.inf:
+            continue
         shift = beam_scores[beam]
         if ranking == ROWS:
             mass = 0.0
@@ -191,7 +197,8 @@ def best_survivors(
                 mass += np.exp(np.float64(logit) - highest)
             shift -= highest + np.log(mass)
         for i in range(len(own)):
-            size = heap.push(scores, numbers, size, logits[i] + shift, own[i])
+            if logits[i] > -np.inf:
+                size = heap.push(scores, numbers, size, logits[i] + shift, own[i])
     heap.sort(scores, numbers, size)
     return numbers[:size].astype(np.int32), scores[:size].astype(np.float32)
 

@@ -122,6 +122,8 @@ def _log_sum(logits: Floats, of_own: NDArray[np.int32], child: int, highest: flo
     for i in range(len(of_own)):
         if of_own[i] == child:
             own = max(own, np.float64(logits[i]))
+    if own == -np.inf:
+        return own
     total = 0.0
     for i in range(len(of_own)):
         if of_own[i] == child:

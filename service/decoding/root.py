@@ -51,6 +51,11 @@ def expand_root(
     if ranking != PATH:
         score_rows(codes, biases, log_probs, unrolled, logits)
         highest = np.float64(highest_of(logits))
+    if not highest > -np.inf:  # every row is impossible, or the network gave nan
+        nothing = np.empty(0, np.int64)
+        return _of_codes(
+            codes, indptr, postings, biases, touched, 0, nothing, np.empty(0, np.float64)
+        )
     if ranking == ROWS:
         _sum_by_code(codes, logits, highest, unrolled, sums)
     mass = sums[0].sum() if ranking == ROWS else 1.0
@@ -71,7 +76,8 @@ def expand_root(
         if sureness > surest:
             chosen, surest = position, sureness
 
-    kept_scores, kept = np.empty(beam_width, np.float64), np.empty(beam_width, np.int64)
+    capacity = min(beam_width, num_codes)
+    kept_scores, kept = np.empty(capacity, np.float64), np.empty(capacity, np.int64)
     num_kept = 0
     for code in range(num_codes):
         if counts[chosen, code] == 0:
@@ -85,10 +91,11 @@ def expand_root(
                 highest + np.log(mass) if ranking == ROWS else 0.0
             )
         first = 0
-        while biases[own[first]] == -np.inf:
+        while first < len(own) - 1 and biases[own[first]] == -np.inf:
             first += 1
         number = int(own[first]) * 65536 + code  # the first row decides ties
-        num_kept = heap.push(kept_scores, kept, num_kept, worth, number)
+        if worth > -np.inf:  # not nan either
+            num_kept = heap.push(kept_scores, kept, num_kept, worth, number)
     heap.sort(kept_scores, kept, num_kept)
     scores = kept_scores[:num_kept].copy()
     if ranking == BEST:
@@ -135,7 +142,7 @@ def _worth_of_rows(rows: Rows, logits: Floats, ranking: int) -> float:
     highest = -np.inf
     for row in rows:
         highest = max(highest, np.float64(logits[row]))
-    if ranking == BEST:
+    if ranking == BEST or highest == -np.inf:
         return highest
     mass = 0.0
     for row in rows:

@@ -95,7 +95,7 @@ def allowed_rows(biases: Floats, num_excluded: int) -> tuple[Rows, Floats]:
         if biases[row] > -np.inf:
             rows[found], of_rows[found] = row, biases[row]
             found += 1
-    return rows, of_rows
+    return rows[:found], of_rows[:found]
 
 
 @compiled

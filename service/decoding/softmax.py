@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from service.decoding.compiled import compiled_in_any_order
+from service.decoding.compiled import compiled, compiled_in_any_order
 from service.decoding.job import Floats
 
+BLOCK = 1024  # sums are float32 within a block, float64 over blocks
 LOG_UNDERFLOW = -87.0  # exponentials of lower numbers come out as exp(-87.3), about 1e-38
 
 
@@ -19,12 +20,19 @@ def highest_of(values: Floats) -> float:
     return highest
 
 
-@compiled_in_any_order
+@compiled
 def exponentials(values: Floats, highest: float, found: Floats) -> float:
-    """Fill in exp(value - highest) of values that are at most `highest`; returns their sum.
+    """Fill in exp(value - highest) of values that are at most `highest`; returns their sum."""
+    total = 0.0
+    for start in range(0, len(values), BLOCK):
+        block = values[start : start + BLOCK]
+        total += _exponentials(block, highest, found[start : start + BLOCK])
+    return total
 
-    2 ** x by Taylor's series around the nearest integer, in a form the compiler makes SIMD of.
-    """
+
+@compiled_in_any_order
+def _exponentials(values: Floats, highest: float, found: Floats) -> float:
+    """2 ** x by Taylor's series around the nearest integer, in a form that becomes SIMD."""
     total = np.float32(0)
     top = np.float32(highest)
     for i in range(len(values)):

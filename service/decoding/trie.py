@@ -44,11 +44,6 @@ class SidTrie:
         """(num_subspaces, num_codes) int64: items that have each code."""
         return np.diff(self.indptr, axis=1)
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the arrays the search reads: codes and postings."""
-        return self.catalogue.codes.nbytes + self.indptr.nbytes + self.rows.nbytes
-
     def with_items(self, catalogue: Catalogue) -> SidTrie:
         """The trie of a catalogue whose first rows are this one's: `Catalogue.with_items`.
 
