@@ -23,6 +23,6 @@ ENV PATH=/opt/unmask/bin:$PATH \
     UNMASK_BUNDLES_DIR=/srv/models_store \
     UNMASK_HISTORY_DIR=/var/lib/unmask/history
 EXPOSE 8000
-HEALTHCHECK --interval=10s --timeout=3s --start-period=30s --retries=3 \
+HEALTHCHECK --interval=10s --timeout=3s --start-period=120s --retries=3 \
     CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/health/ready', timeout=2)"]
 CMD ["python", "-m", "service"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import count
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -694,3 +694,44 @@ def test_a_beam_is_kept_for_its_best_completion_or_its_rows_or_its_own_sake() ->
         for ranking in RANKINGS
     }
     assert found == {"path": [0], "rows": [0], "best": [2]}
+
+
+@each_ranking
+@pytest.mark.parametrize("steps", [(1, 1), (2,)])
+def test_items_that_the_denoiser_rules_out_are_left_out(
+    ranking: Ranking, steps: tuple[int, ...]
+) -> None:
+    """A log-probability of -inf is no number to share out, and nan none at all."""
+    catalogue = catalogue_of([[0, 0], [0, 1], [1, 0], [1, 1]], num_codes=2)
+    job = job_of(schedule=Schedule(steps), k=4)
+    table = np.array([[-0.1, -np.inf], [-0.5, -1.0]])
+    answer = decode_one(job, catalogue, FixedDenoiser(table), ranking=ranking)
+    assert answer.rows.tolist() == [0, 1]
+    assert np.isfinite(answer.scores).all()
+    for nothing in (np.nan, -np.inf):
+        impossible = FixedDenoiser(np.full((2, 2), nothing))
+        assert not np.isfinite(decode_one(job, catalogue, impossible, ranking=ranking).scores).any()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"history": [4]},
+        {"history": [-1]},
+        {"excluded": [4]},
+        {"allowed": [0, 4]},
+        {"allowed": [1, 1]},
+        {"allowed": [2, 1]},
+        {"beam_width": 0},
+    ],
+)
+def test_rows_that_do_not_exist_are_refused(wrong: dict[str, Any]) -> None:
+    catalogue = catalogue_of([[0], [0], [1], [1]], num_codes=2)
+    with pytest.raises(ValueError, match="a job's"):
+        decode_one(job_of(schedule=Schedule((1,)), **wrong), catalogue, denoiser_for(catalogue))
+
+
+def test_log_probs_of_another_shape_are_refused() -> None:
+    catalogue = catalogue_of([[0], [1]], num_codes=2)
+    with pytest.raises(ValueError, match="shape"):
+        decode_one(job_of(schedule=Schedule((1,))), catalogue, HashedDenoiser(1, 3))

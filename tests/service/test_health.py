@@ -123,10 +123,8 @@ def test_priming_runs_the_encoder_for_every_batch(
 
     monkeypatch.setattr(bundle.decoder.denoiser, "encode", counted)
     prime(bundle)
-    assert sizes == [
-        *PRIMING_SIZES,
-        1 + len(get_args(Ranking)),
-    ]  # the last: one of each ranking too
+    rare = 3 * 3 * len(get_args(Ranking))  # schedules, filters, rankings
+    assert sizes == [*PRIMING_SIZES, 1 + rare]
     user = bundle.held_out[0]
     job = Job(bundle.catalogue.rows_of(user.history), 5, Schedule((4,)), 5)
     assert bundle.decoder.decode([job])[1].cache_misses == 1
