@@ -731,7 +731,14 @@ def test_rows_that_do_not_exist_are_refused(wrong: dict[str, Any]) -> None:
         decode_one(job_of(schedule=Schedule((1,)), **wrong), catalogue, denoiser_for(catalogue))
 
 
+class ShortDenoiser(HashedDenoiser):
+    """Forgets the last code."""
+
+    def denoise(self, *asked: Any) -> np.ndarray:
+        return super().denoise(*asked)[..., :-1]
+
+
 def test_log_probs_of_another_shape_are_refused() -> None:
     catalogue = catalogue_of([[0], [1]], num_codes=2)
     with pytest.raises(ValueError, match="shape"):
-        decode_one(job_of(schedule=Schedule((1,))), catalogue, FixedDenoiser(np.zeros((1, 3))))
+        decode_one(job_of(schedule=Schedule((1,))), catalogue, ShortDenoiser(1, 2))
