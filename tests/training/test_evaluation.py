@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -51,6 +52,9 @@ class _Favourites:
 
     def select(self, memory: int, jobs: np.ndarray) -> int:
         return len(jobs)
+
+    def join(self, memories: Sequence[int]) -> int:
+        return sum(memories)
 
     def denoise(self, memory: int, partial_sids: np.ndarray, positions: np.ndarray) -> np.ndarray:
         logits = np.array([[2.0, 1.0, 0.0], [0.6, 0.3, 0.0]], np.float32)
