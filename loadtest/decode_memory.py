@@ -1,7 +1,8 @@
 """How much memory the search index takes, and the process.
 
-The index is whatever arrays the trie and the catalogue hold for the search: codes, their
-postings. Item ids, vectors and popularity serve other purposes and are not counted.
+The index is whatever arrays the trie and the catalogue hold for the search: codes and postings.
+Item ids, vectors and popularity serve other purposes and are not counted, nor is the scratch of
+searches.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from service.decoding import SidTrie
 
-NOT_INDEX = {"item_ids", "row_of", "vectors", "popularity"}
+NOT_INDEX = {"item_ids", "row_of", "vectors", "popularity", "free_biases"}
 
 
 def index_bytes(trie: SidTrie) -> int:

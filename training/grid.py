@@ -191,9 +191,8 @@ def differences_to_best(
 def best_point(hits: NDArray[np.bool_], milliseconds: Sequence[float], nfe: Sequence[float]) -> int:
     """Place of the fastest point whose recall is within two standard errors of the best one's.
 
-    Two, because the best of many points is partly the luckiest.
-
-    Of points nearly as fast as it, that of the fewest denoiser calls, then of the highest recall.
+    Two, because the best of many points is partly the luckiest. Of points nearly as fast as it,
+    that of the fewest denoiser calls, then of the highest recall.
     """
     behind, errors = differences_to_best(hits)
     as_good = np.flatnonzero(behind <= 2 * errors).tolist()

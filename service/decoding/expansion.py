@@ -65,6 +65,7 @@ def expand(
     child_of = np.empty(0 if lazy else len(rows), np.int32)  # by survivor
     num_children = 0
 
+    num_masked = int(np.count_nonzero(sids[0] == num_codes))  # of every beam alike
     most = 0
     for beam in range(num_beams):
         most = max(most, starts[beam + 1] - starts[beam])
@@ -85,9 +86,6 @@ def expand(
         here, asked = log_probs[beam], positions[beam]
         start, stop = starts[beam], starts[beam + 1]
         own = rows[start:stop]
-        num_masked = 0
-        for position in range(num_subspaces):
-            num_masked += sids[beam, position] == num_codes
         if not lazy:
             _gather(codes, own, asked, num_masked, own_codes)
         of_own_codes = own_codes[: 0 if lazy else len(own)]
@@ -175,14 +173,12 @@ def best_survivors(
     """The k best survivors once every masked position is filled, best first, ties by row."""
     sids, beam_scores, starts, rows, biases = beams
     num_codes = log_probs.shape[2]
+    num_masked = int(np.count_nonzero(sids[0] == num_codes))  # of every beam alike
     capacity = min(k, len(rows))
     scores, numbers = np.empty(capacity, np.float64), np.empty(capacity, np.int64)
     size = 0
     for beam in range(len(sids)):
         own = rows[starts[beam] : starts[beam + 1]]
-        num_masked = 0
-        for position in range(sids.shape[1]):
-            num_masked += sids[beam, position] == num_codes
         logits = np.empty(len(own), np.float32)
         own_codes = np.empty((len(own), num_masked), np.uint16)
         _gather(codes, own, positions[beam], num_masked, own_codes)

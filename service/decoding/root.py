@@ -13,9 +13,11 @@ from service.decoding import heap
 from service.decoding.beams import Beams, Codes, Doubles, Integers
 from service.decoding.compiled import compiled
 from service.decoding.expansion import BEST, DRAWN, PATH, RAW, ROWS
+from service.decoding.grouping import UNDERFLOW
 from service.decoding.job import Floats, Rows
-from service.decoding.scan import BLOCK, score_rows
-from service.decoding.softmax import LOG_UNDERFLOW, exponentials, highest_of
+from service.decoding.scan import score_rows
+from service.decoding.softmax import BLOCK, exponentials, highest_of
+from service.decoding.sureness import highest_legal
 
 
 @compiled
@@ -72,7 +74,7 @@ def expand_root(
         elif ranking == ROWS:
             sureness = sums[position].max()
         else:
-            sureness = _highest_legal(counts[position], log_probs[position])
+            sureness = highest_legal(log_probs[position], counts[position], 1)
         if sureness > surest:
             chosen, surest = position, sureness
 
@@ -84,7 +86,7 @@ def expand_root(
             continue
         own = postings[chosen, indptr[chosen, code] : indptr[chosen, code + 1]]
         worth: float = np.float64(log_probs[chosen, code])
-        if ranking == ROWS and sums[chosen, code] > mass * np.exp(LOG_UNDERFLOW + 17):
+        if ranking == ROWS and sums[chosen, code] > mass * UNDERFLOW:
             worth = np.log(sums[chosen, code] / mass)
         elif ranking != PATH:
             worth = _worth_of_rows(own, logits, ranking) - (
@@ -121,19 +123,6 @@ def _sum_by_code(
             for position in range(len(unrolled)):
                 code = np.uint64(codes[start + i, position])
                 flat[np.uint64(position) * num_codes + code] += weight
-
-
-@compiled
-def _highest_legal(counts: Integers, log_probs: Floats) -> float:
-    """Log-probability of the most probable code of those that are there, among those."""
-    highest, mass = -np.inf, 0.0
-    for code in range(len(counts)):
-        if counts[code]:
-            highest = max(highest, np.float64(log_probs[code]))
-    for code in range(len(counts)):
-        if counts[code]:
-            mass += np.exp(log_probs[code] - highest)
-    return float(-np.log(mass))
 
 
 @compiled

@@ -15,9 +15,7 @@ from numpy.typing import NDArray
 from service.decoding import heap
 from service.decoding.compiled import compiled
 from service.decoding.job import Floats, Rows
-from service.decoding.softmax import exponentials, highest_of
-
-BLOCK = 1024  # rows scored before the best of them are looked for; their scores stay in L1
+from service.decoding.softmax import BLOCK, exponentials, highest_of
 
 
 def best_of_all(

@@ -49,15 +49,24 @@ def sureness_of_codes(
     first: (places, num_codes), what `first_of_codes` noted of the beam
     """
     for place in range(num_masked):
-        found, highest, mass = 0, -np.inf, 0.0
-        for code in range(log_probs.shape[1]):
-            if first[place, code] >= start:
-                found += 1
-                highest = max(highest, np.float64(log_probs[place, code]))
-        for code in range(log_probs.shape[1]):
-            if first[place, code] >= start:
-                mass += np.exp(log_probs[place, code] - highest)
-        sureness[place] = -np.inf if found == 1 else -np.log(mass)
+        sureness[place] = highest_legal(log_probs[place], first[place], start)
+
+
+@compiled
+def highest_legal(log_probs: Floats, legal: Integers, least: int) -> float:
+    """Log-probability of the most probable legal code among legal ones; -inf for a single one.
+
+    legal: (num_codes,), at least `least` where a code is legal
+    """
+    found, highest, mass = 0, -np.inf, 0.0
+    for code in range(len(log_probs)):
+        if legal[code] >= least:
+            found += 1
+            highest = max(highest, np.float64(log_probs[code]))
+    for code in range(len(log_probs)):
+        if legal[code] >= least:
+            mass += np.exp(log_probs[code] - highest)
+    return -np.inf if found == 1 else float(-np.log(mass))
 
 
 @compiled

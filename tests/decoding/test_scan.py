@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from service.decoding.scan import BLOCK, allowed_rows, best_of_all
-from service.decoding.softmax import exponentials, highest_of
+from service.decoding.scan import allowed_rows, best_of_all
+from service.decoding.softmax import BLOCK, exponentials, highest_of
 
 
 @pytest.mark.parametrize("num_items", [1, 7, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK + 5])
@@ -36,6 +36,16 @@ def test_the_best_of_all_rows(num_items: int, num_subspaces: int, spread: float)
     kept, of_kept = allowed_rows(biases, int(np.count_nonzero(biases == -np.inf)))
     assert kept.tolist() == np.flatnonzero(biases > -np.inf).tolist()
     assert of_kept.tolist() == biases[kept].tolist()
+
+
+def test_ties_go_to_the_lower_row() -> None:
+    """Every row of an odd number has the higher score, and all of those the same."""
+    codes = np.arange(2 * BLOCK + 3, dtype=np.uint16)[:, None] % np.uint16(2)
+    log_probs = np.array([[-1.0, -0.5]], np.float32)
+    biases = np.zeros(len(codes), np.float32)
+    biases[3] = -np.inf
+    rows, _ = best_of_all(codes, biases, log_probs, 4, normalised=True)
+    assert rows.tolist() == [1, 5, 7, 9]
 
 
 def test_exponentials_to_a_millionth_down_to_where_they_vanish() -> None:

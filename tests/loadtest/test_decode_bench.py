@@ -204,6 +204,8 @@ def test_index_bytes_are_those_of_the_arrays_held() -> None:
     trie = SidTrie(catalogue_of(np.zeros((100, 8), np.uint16), 3))
     held = index_bytes(trie)
     assert held >= trie.catalogue.codes.nbytes
+    parts = (trie.codes, trie.indptr, trie.rows, trie.num_legal)
+    assert held == sum(part.nbytes for part in parts)
     trie.reference_to_shared_memory = trie.catalogue.codes[10:]  # type: ignore[attr-defined]
     assert index_bytes(trie) == held
     trie.more = np.zeros(1000, np.uint8)  # type: ignore[attr-defined]
