@@ -4,7 +4,8 @@ A request is a `Job`: a history, how many items it wants, a `Schedule`, a beam w
 how few rows are worth no further call. `decode` encodes the histories of a batch once, then
 repeats, for all beams of all jobs together:
 
-1. one `Denoiser` call gives log-probs of every code at every masked position;
+1. one `Denoiser` call gives log-probs of every code at every masked position; ranked by rows, a
+   beam whose rows share one SID is decided, and not asked again;
 2. each beam picks the positions it is most sure of, as many as its schedule says;
 3. the `SidTrie` narrows: a beam owns the catalogue rows that agree with its partial SID, and its
    children are those rows grouped by their codes at the picked positions;

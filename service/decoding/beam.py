@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from service.decoding import expansion
 from service.decoding.beams import Beams
-from service.decoding.denoiser import Denoiser, masked_positions
+from service.decoding.denoiser import Denoiser
 from service.decoding.encoder_cache import EncoderCache
-from service.decoding.expansion import best_survivors, expand
+from service.decoding.expansion import best_survivors, expand, question
 from service.decoding.job import (
     Confidence,
     Decoded,
@@ -55,8 +55,9 @@ def decode(
     ranking (of a job): what a partial SID is worth. "rows": a row's logit is the sum of its
         log-probs at masked positions and its bias; a softmax over the beam's rows shares out the
         beam's probability, and a child has that of its rows. By the chain rule the scores of items
-        are log-probabilities over the allowed catalogue, whatever the schedule. "path": the sum of
-        the log-probs of the filled positions (MDGR Eq. 20-22); biases join at the last step.
+        are log-probabilities over the allowed catalogue, whatever the schedule. A beam whose rows
+        share one SID is decided: no call can change its score, and none is made for it. "path": the
+        sum of the log-probs of the filled positions (MDGR Eq. 20-22); biases join at the last step.
         "best": those, and the best completion that one of its rows offers, biases included; scores
         of items are the same as by path.
     prior: what else is known of rows. Its scores and, for items the history holds, the denoiser's
@@ -106,6 +107,10 @@ class _Search:
 
     def finish(self, rows: Rows, scores: Floats, nfe: int) -> None:
         self.answer, self.finished = Decoded(rows, scores, nfe), True
+
+    def num_filled(self, nfe: int) -> int:
+        """Positions that the first nfe denoiser calls fill."""
+        return sum(self.job.schedule.steps[:nfe])
 
     def is_last_step(self, nfe: int, num_rows: int) -> bool:
         """Whether the nfe-th denoiser call is to be the last, with so many rows surviving."""
@@ -161,8 +166,8 @@ class _Batch:
         else:
             self._later_step(log_probs, positions)
         for search in self.active:
-            if search.beams is not None and not len(search.beams.sids):  # nothing is possible
-                search.finish(search.answer.rows, search.answer.scores, self.nfe)
+            if search.beams is not None and not search.beams.num_asked and not search.finished:
+                self._finish_decided(search)
         self._keep([not search.finished for search in self.active])
 
     def _cancelled(self, search: _Search) -> bool:
@@ -195,23 +200,37 @@ class _Batch:
         return self.denoiser.encode(Histories.of(histories, self.trie.catalogue, length))
 
     def _denoise(self) -> tuple[Floats, NDArray[np.int64]]:
-        """Log-probs (jobs, beams, n, num_codes) of the masked positions (jobs, beams, n)."""
+        """Log-probs (jobs, beams, n, num_codes) of the masked positions (jobs, beams, n).
+
+        Of the beams that are not decided; of the fully masked one where nothing is filled yet.
+        """
         num_subspaces, mask = self.codes.shape[1], self.trie.catalogue.num_codes
         of_jobs = [search.beams for search in self.active]
-        widest = max(1 if beams is None else len(beams.sids) for beams in of_jobs)
+        widest = max(1 if beams is None else beams.num_asked for beams in of_jobs)
+        left = max(num_subspaces - search.num_filled(self.nfe) for search in self.active)
         partial_sids = np.full((len(of_jobs), widest, num_subspaces), mask, np.uint16)
-        masked = np.zeros(partial_sids.shape, np.bool_)
+        positions = np.zeros((len(of_jobs), widest, left), np.int64)
         for job, beams in enumerate(of_jobs):
-            sids = partial_sids[job, :1] if beams is None else beams.sids
-            partial_sids[job, : len(sids)] = sids
-            masked[job, : len(sids)] = sids == mask
-        positions = masked_positions(masked)
+            if beams is None:
+                positions[job] = np.arange(num_subspaces)
+            else:
+                question(beams, mask, partial_sids[job], positions[job])
         started = perf_counter()
         log_probs = self.denoiser.denoise(self.memory, partial_sids, positions)
         self.denoise_s += perf_counter() - started
         if log_probs.shape != (*positions.shape, mask):  # compiled code checks no bounds
             raise ValueError(f"the denoiser's log-probs have the shape {log_probs.shape}")
         return log_probs, positions
+
+    def _finish_decided(self, search: _Search) -> None:
+        """Answer a job all of whose beams are decided, or whose rows are all impossible."""
+        assert search.beams is not None
+        no_log_probs = np.empty((0, 0, self.trie.catalogue.num_codes), np.float32)
+        no_positions = np.empty((0, 0), np.int64)
+        best = best_survivors(
+            self.codes, search.beams, no_log_probs, no_positions, search.job.k, search.ranking
+        )
+        search.finish(*best, self.nfe)
 
     def _first_step(self, log_probs: Floats) -> None:
         """One beam per job, which owns all allowed rows."""
@@ -269,7 +288,8 @@ class _Batch:
     def _root(self, rows: Rows, of_rows: Floats) -> Beams:
         """The fully masked beam with these rows."""
         sids = np.full((1, self.codes.shape[1]), self.trie.catalogue.num_codes, np.uint16)
-        return Beams(sids, np.zeros(1), np.array([0, len(rows)]), rows, of_rows)
+        starts, asked = np.array([0, len(rows)]), np.zeros(1, np.int32)
+        return Beams(sids, np.zeros(1), starts, rows, of_rows, asked, 1)
 
     def _later_step(self, log_probs: Floats, positions: NDArray[np.int64]) -> None:
         for job, search in enumerate(self.active):

@@ -26,6 +26,9 @@ class Beams(NamedTuple):
     starts: (beams + 1,) int64: beam b owns rows[starts[b]:starts[b + 1]]
     rows:   (survivors,) int32, ascending within a beam
     biases: (survivors,) float32, what each row's score gains beside its codes
+    asked:  (beams,) int32, a beam's place in the next denoiser call; -1 for a decided one, whose
+            score no call can change: ranked by rows, all its rows share one SID
+    num_asked: beams that are not decided
     """
 
     sids: NDArray[np.uint16]
@@ -33,3 +36,5 @@ class Beams(NamedTuple):
     starts: NDArray[np.int64]
     rows: Rows
     biases: Floats
+    asked: NDArray[np.int32]
+    num_asked: int

@@ -8,7 +8,8 @@ ROWS  the log-probability that one of its rows is the next item: a row's logit i
       log-probs at masked positions and its bias, a softmax over the beam's rows shares out the
       beam's probability, and a child has that of its rows
 
-log_probs: (beams, n, num_codes) float32    positions: (beams, n) int64, see `Denoiser.denoise`
+log_probs: (asked, n, num_codes) float32    positions: (asked, n) int64, see `Denoiser.denoise`;
+of the beams that are not decided (`Beams`)
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def expand(
     width:     positions that each beam fills, fewer than it has masked
     drawn:     (beams, num_subspaces) float32, the confidence if that is DRAWN
     """
-    sids, beam_scores, starts, rows, biases = beams
+    sids, beam_scores, starts, rows, biases, places, _ = beams
     num_beams, num_subspaces = sids.shape
     num_codes = log_probs.shape[2]
     # Ranked by path, children that differ in one code need no sums over rows: only who is there.
@@ -83,8 +84,17 @@ def expand(
     num_kept = 0
 
     for beam in range(num_beams):
-        here, asked = log_probs[beam], positions[beam]
         start, stop = starts[beam], starts[beam + 1]
+        if places[beam] < 0:  # its only child has its rows and its score
+            _lowest_masked(sids[beam], num_codes, chosen[beam])
+            child_first[num_children], child_parent[num_children] = start, beam
+            child_score[num_children] = beam_scores[beam]
+            child_of[start:stop] = num_children
+            number = start * capacity + num_children
+            num_kept = heap.push(kept_scores, kept, num_kept, beam_scores[beam], number)
+            num_children += 1
+            continue
+        here, asked = log_probs[places[beam]], positions[places[beam]]
         own = rows[start:stop]
         if not lazy:
             _gather(codes, own, asked, num_masked, own_codes)
@@ -163,7 +173,9 @@ def expand(
                 num_kept = heap.push(kept_scores, kept, num_kept, worth[child - before], number)
     heap.sort(kept_scores, kept, num_kept)
     kept = kept[:num_kept] % capacity
-    return _children(codes, beams, chosen, kept, child_first, child_parent, child_score, child_of)
+    return _children(
+        codes, beams, chosen, kept, child_first, child_parent, child_score, child_of, ranking
+    )
 
 
 @compiled
@@ -171,19 +183,24 @@ def best_survivors(
     codes: Codes, beams: Beams, log_probs: Floats, positions: Integers, k: int, ranking: int
 ) -> tuple[Rows, Floats]:
     """The k best survivors once every masked position is filled, best first, ties by row."""
-    sids, beam_scores, starts, rows, biases = beams
+    sids, beam_scores, starts, rows, biases, places, _ = beams
     num_codes = log_probs.shape[2]
-    num_masked = int(np.count_nonzero(sids[0] == num_codes))  # of every beam alike
+    num_masked = int(np.count_nonzero(sids[:1] == num_codes))  # of every beam alike
     capacity = min(k, len(rows))
     scores, numbers = np.empty(capacity, np.float64), np.empty(capacity, np.int64)
     size = 0
     for beam in range(len(sids)):
         own = rows[starts[beam] : starts[beam + 1]]
-        logits = np.empty(len(own), np.float32)
-        own_codes = np.empty((len(own), num_masked), np.uint16)
-        _gather(codes, own, positions[beam], num_masked, own_codes)
         own_biases = biases[starts[beam] : starts[beam + 1]]
-        highest = _row_logits(own_codes, own_biases, log_probs[beam], num_masked, logits)
+        place = places[beam]
+        if place < 0:
+            logits = own_biases.copy()
+            highest: float = np.float64(logits.max())
+        else:
+            logits = np.empty(len(own), np.float32)
+            own_codes = np.empty((len(own), num_masked), np.uint16)
+            _gather(codes, own, positions[place], num_masked, own_codes)
+            highest = _row_logits(own_codes, own_biases, log_probs[place], num_masked, logits)
         if not highest > -np.inf:
             continue
         shift = beam_scores[beam]
@@ -197,6 +214,54 @@ def best_survivors(
                 size = heap.push(scores, numbers, size, logits[i] + shift, own[i])
     heap.sort(scores, numbers, size)
     return numbers[:size].astype(np.int32), scores[:size].astype(np.float32)
+
+
+@compiled
+def places_asked(
+    codes: Codes, starts: Integers, rows: Rows, ranking: int
+) -> tuple[NDArray[np.int32], int]:
+    """`asked` and `num_asked` of beams with these rows (`Beams`)."""
+    asked = np.empty(len(starts) - 1, np.int32)
+    num_asked = 0
+    for beam in range(len(asked)):
+        first = rows[starts[beam]]
+        decided = ranking == ROWS
+        for i in range(starts[beam] + 1, starts[beam + 1]):
+            if not decided:
+                break
+            for position in range(codes.shape[1]):
+                decided &= codes[rows[i], position] == codes[first, position]
+        asked[beam] = -1 if decided else num_asked
+        num_asked += not decided
+    return asked, num_asked
+
+
+@compiled
+def question(beams: Beams, mask: int, partial_sids: Codes, positions: Integers) -> None:
+    """Fill in one job's part of a denoiser call.
+
+    partial_sids: (>= num_asked, num_subspaces), MASK everywhere
+    positions:    (>= num_asked, n), zeros; a beam's masked positions, the last again and again
+    """
+    for beam in range(len(beams.sids)):
+        place = beams.asked[beam]
+        if place >= 0:
+            found = 0
+            for position in range(beams.sids.shape[1]):
+                partial_sids[place, position] = beams.sids[beam, position]
+                if beams.sids[beam, position] == mask:
+                    positions[place, found:] = position
+                    found += 1
+
+
+@compiled
+def _lowest_masked(sid: Codes, mask: int, chosen: Integers) -> None:
+    """Fill in the lowest masked positions of a partial SID."""
+    found = 0
+    for position in range(len(sid)):
+        if found < len(chosen) and sid[position] == mask:
+            chosen[found] = position
+            found += 1
 
 
 @compiled
@@ -235,13 +300,14 @@ def _children(
     child_parent: NDArray[np.int32],
     child_score: Doubles,
     child_of: NDArray[np.int32],
+    ranking: int,
 ) -> Beams:
     """The kept children as beams, in the order given, with their survivors.
 
     child_of: (survivors,), or of no length where children are the codes of one position
     """
     lazy = len(child_of) < len(beams.rows)
-    sids, _, starts, rows, biases = beams
+    sids, _, starts, rows, biases, _, _ = beams
     width = chosen.shape[1]
     new_sids = np.empty((len(kept), sids.shape[1]), sids.dtype)
     new_scores = np.empty(len(kept), np.float64)
@@ -292,4 +358,5 @@ def _children(
                     at = free[new_beam[i]]
                     new_rows[at], new_biases[at] = rows[i], biases[i]
                     free[new_beam[i]] = at + 1
-    return Beams(new_sids, new_scores, new_starts, new_rows, new_biases)
+    asked, num_asked = places_asked(codes, new_starts, new_rows, ranking)
+    return Beams(new_sids, new_scores, new_starts, new_rows, new_biases, asked, num_asked)

@@ -55,7 +55,7 @@ class Decoded:
 
     rows:   (n,) int32, n <= k, best first; n = min(k, allowed items) when beam_width >= k
     scores: (n,) float32, log-probability of the item (see `decode`), never increasing
-    nfe:    denoiser calls used
+    nfe:    denoiser calls used; ranked by rows, the search ends when every beam is decided
     """
 
     rows: Rows

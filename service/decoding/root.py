@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from service.decoding import heap
 from service.decoding.beams import Beams, Codes, Doubles, Integers
 from service.decoding.compiled import compiled
-from service.decoding.expansion import BEST, DRAWN, PATH, RAW, ROWS
+from service.decoding.expansion import BEST, DRAWN, PATH, RAW, ROWS, places_asked
 from service.decoding.grouping import UNDERFLOW
 from service.decoding.job import Floats, Rows
 from service.decoding.scan import score_rows
@@ -56,7 +56,7 @@ def expand_root(
     if not highest > -np.inf:  # every row is impossible, or the network gave nan
         nothing = np.empty(0, np.int64)
         return _of_codes(
-            codes, indptr, postings, biases, touched, 0, nothing, np.empty(0, np.float64)
+            codes, indptr, postings, biases, touched, 0, nothing, np.empty(0, np.float64), ranking
         )
     if ranking == ROWS:
         _sum_by_code(codes, logits, highest, unrolled, sums)
@@ -103,8 +103,10 @@ def expand_root(
     if ranking == BEST:
         for beam in range(num_kept):
             scores[beam] = log_probs[chosen, kept[beam] % 65536]
-    beams = _of_codes(codes, indptr, postings, biases, touched, chosen, kept[:num_kept], scores)
-    return _without_excluded(beams) if num_excluded else beams
+    beams = _of_codes(
+        codes, indptr, postings, biases, touched, chosen, kept[:num_kept], scores, ranking
+    )
+    return _without_excluded(codes, beams, ranking) if num_excluded else beams
 
 
 @compiled
@@ -149,6 +151,7 @@ def _of_codes(
     chosen: int,
     kept: Integers,
     scores: Doubles,
+    ranking: int,
 ) -> Beams:
     """A beam per kept code of the chosen position, owning the code's posting list."""
     num_subspaces, num_codes = indptr.shape[0], indptr.shape[1] - 1
@@ -171,13 +174,14 @@ def _of_codes(
         if beam >= 0:
             own = rows[starts[beam] : starts[beam + 1]]
             of_rows[starts[beam] + np.searchsorted(own, row)] = biases[row]
-    return Beams(sids, scores, starts, rows, of_rows)
+    asked, num_asked = places_asked(codes, starts, rows, ranking)
+    return Beams(sids, scores, starts, rows, of_rows, asked, num_asked)
 
 
 @compiled
-def _without_excluded(beams: Beams) -> Beams:
+def _without_excluded(codes: Codes, beams: Beams, ranking: int) -> Beams:
     """The beams without the survivors whose bias is -inf; every beam has others."""
-    sids, scores, starts, rows, biases = beams
+    sids, scores, starts, rows, biases, _, _ = beams
     left = 0
     new_starts = np.zeros_like(starts)
     for beam in range(len(sids)):
@@ -186,4 +190,6 @@ def _without_excluded(beams: Beams) -> Beams:
                 rows[left], biases[left] = rows[i], biases[i]
                 left += 1
         new_starts[beam + 1] = left
-    return Beams(sids, scores, new_starts, rows[:left], biases[:left])
+    rows, biases = rows[:left], biases[:left]
+    asked, num_asked = places_asked(codes, new_starts, rows, ranking)
+    return Beams(sids, scores, new_starts, rows, biases, asked, num_asked)

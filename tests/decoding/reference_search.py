@@ -34,11 +34,13 @@ class Reference:
 
     A gap far below 1e-4 may be decided either way by rounding, so it cannot be compared. Things
     that are equal for a reason, not by chance, are no close call: rounding treats them alike.
+    nfe: steps that could change an answer; ranked by rows, none can once every beam is one SID.
     """
 
     rows: list[int]
     scores: list[float]
     closest_call: float
+    nfe: int
 
 
 def reference_decode(
@@ -118,10 +120,10 @@ def _decode_by_path(
             if ranking == "best":
                 closest_call = min(closest_call, last - first_out)
         beams = [child for _, child in children[: job.beam_width]]
-    reference = _best(scores, codes, biases, job.k)
+    rows, best, closest = _best(scores, codes, biases, job.k)
     # Without biases every sum is exact, and a tie is a tie.
-    closest = min(closest_call, reference.closest_call) if any(biases) else closest_call
-    return Reference(reference.rows, reference.scores, closest)
+    closest = min(closest_call, closest) if any(biases) else closest_call
+    return Reference(rows, best, closest, number if beams else 0)
 
 
 def _decode_by_rows(
@@ -135,7 +137,11 @@ def _decode_by_rows(
     beams = _root(job, codes, denoiser)
     closest_call = math.inf
     scores: dict[int, float] = {}
+    nfe = 0
     for number, step in enumerate(job.schedule.steps, start=1):
+        decided = all(len({tuple(codes[row]) for row in beam.rows}) == 1 for beam in beams)
+        if beams and (number == 1 or not decided):
+            nfe = number
         is_last = _is_last(number, job, beams)
         children, scores = [], {}
         for beam in beams:
@@ -163,22 +169,24 @@ def _decode_by_rows(
             last, first_out = beams[job.beam_width - 1 : job.beam_width + 1]
             closest_call = min(closest_call, last.score - first_out.score)
             beams = beams[: job.beam_width]
-    reference = _best(scores, codes, biases, job.k)
-    closest_call = min(closest_call, reference.closest_call)
-    return Reference(reference.rows, reference.scores, closest_call)
+    rows, best, closest = _best(scores, codes, biases, job.k)
+    return Reference(rows, best, min(closest_call, closest), nfe)
 
 
 def _best(
     scores: dict[int, float], codes: list[list[int]], biases: list[float], k: int
-) -> Reference:
-    """The k best rows, ties by row; rows of one SID and one bias tie for a reason."""
+) -> tuple[list[int], list[float], float]:
+    """The k best rows, ties by row, their scores and the closest call.
+
+    Rows of one SID and one bias tie for a reason.
+    """
     found = sorted((-score, row) for row, score in scores.items())
     closest_call = math.inf
     for (better, row), (worse, other) in pairwise(found[: k + 1]):
         if codes[row] != codes[other] or biases[row] != biases[other]:
             closest_call = min(closest_call, worse - better)
     found = found[:k]
-    return Reference([row for _, row in found], [-score for score, _ in found], closest_call)
+    return [row for _, row in found], [-score for score, _ in found], closest_call
 
 
 def reference_unconstrained(

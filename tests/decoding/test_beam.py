@@ -101,6 +101,7 @@ def test_a_batch_equals_the_reference(
             compared += 1
             assert answer.rows.tolist() == reference.rows
             assert answer.scores.tolist() == pytest.approx(reference.scores, abs=1e-5)
+            assert answer.nfe == (reference.nfe if reference.rows else 0)
     assume(compared)
 
 
@@ -495,13 +496,12 @@ def test_a_cancelled_job_leaves_its_neighbours_alone(
         )
     )
     index = data.draw(st.integers(0, len(batch) - 1))
-    steps_done = data.draw(st.integers(0, schedule.nfe - 1))
     questions = count()
     batch = ranked_by(ranking, batch)
-    cancelled = replace(batch[index], is_cancelled=lambda: next(questions) >= steps_done)
-
     denoiser = denoiser_for(catalogue, seed, repeat_bias=-1.0)
     expected, _ = decode(batch, SidTrie(catalogue), denoiser, prior=prior)
+    steps_done = data.draw(st.integers(0, expected[index].nfe - 1))
+    cancelled = replace(batch[index], is_cancelled=lambda: next(questions) >= steps_done)
     answers, _ = decode(
         [*batch[:index], cancelled, *batch[index + 1 :]],
         SidTrie(catalogue),
@@ -521,8 +521,28 @@ def test_nfe_counts_the_calls_of_the_denoiser() -> None:
     catalogue = catalogue_of([[0, 1, 2], [2, 1, 0], [1, 1, 1]], num_codes=3)
     for steps in [(3,), (1, 2), (2, 1), (1, 1, 1)]:
         denoiser = denoiser_for(catalogue)
-        answer = decode_one(job_of(schedule=Schedule(steps)), catalogue, denoiser)
+        answer = decode_one(job_of(schedule=Schedule(steps)), catalogue, denoiser, ranking="path")
         assert answer.nfe == len(denoiser.calls) == len(steps)
+
+
+def test_ranked_by_rows_no_call_is_made_for_beams_that_are_one_sid() -> None:
+    """Position 0 is filled first; of its four codes all but the last decide everything."""
+    codes = [[0, 0, 1], [1, 1, 0], [1, 1, 0], [2, 2, 3], [3, 3, 2], [3, 0, 3]]
+    catalogue = catalogue_of(codes, num_codes=4)
+    log_probs = np.full((3, 4), -np.log(4))
+    log_probs[0, :3] += [0.3, 0.2, 0.1]
+    denoiser = FixedDenoiser(log_probs)
+    job = job_of(schedule=Schedule((1, 1, 1)), k=6)
+    answer = decode_one(job, catalogue, denoiser, ranking="rows")
+    asked = [partial_sids[0].tolist() for partial_sids in denoiser.calls]
+    assert asked == [[[4, 4, 4]], [[3, 4, 4]]]  # then nothing is open
+    assert answer.nfe == 2
+    [whole], _ = decode([replace(job, schedule=Schedule((3,)))], SidTrie(catalogue), denoiser)
+    assert answer.rows.tolist() == whole.rows.tolist()
+    assert answer.scores.tolist() == pytest.approx(whole.scores.tolist())
+    single = replace(job, beam_width=1)
+    answer = decode_one(single, catalogue, denoiser, ranking="rows")
+    assert (answer.nfe, answer.rows.tolist()) == (1, [1, 2])  # two items share the best SID
 
 
 def test_legal_confidence_ignores_codes_that_no_item_has() -> None:
@@ -554,7 +574,10 @@ def test_a_forced_position_is_filled_last_unless_confidence_is_raw() -> None:
 
 
 def test_rows_are_sure_of_the_position_where_one_code_has_most_of_their_probability() -> None:
-    """Three of four rows have code 0 at position 1, whatever the log-probs of each code are."""
+    """Three of four rows have code 0 at position 1, whatever the log-probs of each code are.
+
+    Ranked by rows, only the beams that are not decided are asked further.
+    """
     catalogue = catalogue_of([[0, 0], [1, 0], [2, 0], [3, 1]], num_codes=4)
     table = np.log([[0.40, 0.20, 0.20, 0.20], [0.25, 0.25, 0.25, 0.25]])
     job = job_of(schedule=Schedule((1, 1)))
@@ -570,14 +593,18 @@ def test_rows_are_sure_of_the_position_where_one_code_has_most_of_their_probabil
     assert np.argmin(denoiser.calls[1][0] == catalogue.num_codes, axis=-1).tolist() == [0] * 4
     denoiser.calls.clear()
     decode_one(job, catalogue, denoiser, ranking="rows")
-    assert np.argmin(denoiser.calls[1][0] == catalogue.num_codes, axis=-1).tolist() == [1] * 2
+    assert np.argmin(denoiser.calls[1][0] == catalogue.num_codes, axis=-1).tolist() == [1]
 
 
 def test_a_position_all_rows_agree_at_is_filled_last() -> None:
     catalogue = catalogue_of([[0, 0], [0, 1]], num_codes=2)
     denoiser = FixedDenoiser(np.log([[0.90, 0.10], [0.45, 0.55]]))
-    decode_one(job_of(schedule=Schedule((1, 1))), catalogue, denoiser, ranking="rows")
+    decode_one(job_of(schedule=Schedule((1, 1))), catalogue, denoiser, ranking="best")
     assert denoiser.calls[1][0].tolist() == [[2, 1], [2, 0]]
+    catalogue = catalogue_of([[0, 0, 0], [0, 1, 0], [0, 1, 1]], num_codes=2)
+    denoiser = FixedDenoiser(np.log([[0.90, 0.10], [0.45, 0.55], [0.6, 0.4]]))
+    decode_one(job_of(schedule=Schedule((1, 1, 1))), catalogue, denoiser, ranking="rows")
+    assert denoiser.calls[1][0].tolist() == [[2, 2, 0]]
 
 
 @each_ranking
