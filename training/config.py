@@ -182,11 +182,19 @@ class NeighboursConfig(Section):
     transition_weight: float = Field(
         5.0, ge=0, le=1000, description="transitions against co-occurrence"
     )
+    num_alike: int = Field(
+        64, ge=0, description="items most like an item that are counted as its neighbours too"
+    )
+    likeness_weights: tuple[Annotated[float, Field(ge=0)], ...] = Field(
+        (3.0, 0.0, 1.0),
+        min_length=1,
+        description="tried on validation: an item just like it, in median affinities; 0 = off",
+    )
     history_length: int = Field(20, ge=1, description="newest items that are looked up")
     weights: tuple[Annotated[float, Field(ge=0)], ...] = Field(
         (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0),
         min_length=1,
-        description="tried on validation; 0 = off",
+        description="tried likewise; 0 = the prior is off",
     )
     scales: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         (0.1, 0.03, 0.3, 1.0), min_length=1, description="tried likewise, in median affinities"

@@ -34,7 +34,7 @@ from training.export import export_graphs
 from training.fit import fit, load_best
 from training.grid import Grid, measure_grid
 from training.interactions import Dataset
-from training.neighbours import fit_prior, weigh_prior
+from training.neighbours import fit_priors, weigh_prior
 from training.report import evaluate_bundle
 
 FIT_FACTS = ("parameters", "best_epoch", "best_recall", "seconds_fitting")
@@ -196,10 +196,11 @@ def _bundle(
     )
     evaluation = config.evaluation
     validation = draw_windows(dataset.split.validation, evaluation.schedule_users, seed=0)
-    prior = fit_prior(dataset.split.train, config.neighbours)
-    decoder = Decoder(SidTrie(catalogue), denoiser, prior)
+    vectors = np.load(out / "codebook" / "vectors.npy", allow_pickle=False)
+    priors = fit_priors(dataset.split.train, vectors, config.neighbours)
+    decoder = Decoder(SidTrie(catalogue), denoiser)
     one_call = Schedule((catalogue.num_subspaces,))
-    prior, trials = weigh_prior(decoder, validation, one_call, config.neighbours)
+    prior, trials = weigh_prior(decoder, priors, validation, one_call, config.neighbours)
     console.print(f"neighbour prior, weight chosen on validation: {prior.weight:g}")
     grid = choose_default(replace(decoder, prior=prior), dataset, config, console)
     test = dataset.split.test
