@@ -183,12 +183,12 @@ class NeighboursConfig(Section):
         5.0, ge=0, le=1000, description="transitions against co-occurrence"
     )
     num_alike: int = Field(
-        64, ge=0, description="items most like an item that are counted as its neighbours too"
+        64, ge=0, description="items of the nearest content that are neighbours of an item too"
     )
     likeness_weights: tuple[Annotated[float, Field(ge=0)], ...] = Field(
-        (3.0, 0.0, 1.0),
+        (3.0, 0.0, 1.0, 6.0),
         min_length=1,
-        description="tried on validation: an item just like it, in median affinities; 0 = off",
+        description="tried on validation: an item with the same content, in median affinities",
     )
     history_length: int = Field(20, ge=1, description="newest items that are looked up")
     weights: tuple[Annotated[float, Field(ge=0)], ...] = Field(

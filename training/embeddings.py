@@ -36,11 +36,14 @@ class ItemVectors(NamedTuple):
     content: what makes the content part from an embedding; None when there is no content, or none
              that a new item's embedding can be compared with
     source:  a sentence that says what the vectors hold
+    embeddings: (num_items, embedding_dims) float32, the content before it was projected, zeros for
+             an item without; no columns without content
     """
 
     vectors: NDArray[np.float32]
     content: ContentProjection | None
     source: str
+    embeddings: NDArray[np.float32]
 
 
 class Content(NamedTuple):
@@ -80,7 +83,11 @@ def embed(dataset: Dataset, config: EmbeddingsConfig) -> ItemVectors:
                 f"{config.collaborative_weight:.0%} of the squared norm"
             )
         vectors, projection = item_vectors(content.embeddings, factors, seen, config)
-    return ItemVectors(vectors, projection if content.repeatable else None, "; ".join(said))
+    embeddings = content.embeddings
+    if embeddings is None:
+        embeddings = np.empty((len(vectors), 0), np.float32)
+    projection = projection if content.repeatable else None
+    return ItemVectors(vectors, projection, "; ".join(said), embeddings)
 
 
 def content_embeddings(

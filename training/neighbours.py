@@ -27,11 +27,11 @@ CELLS_PROBED = 32
 
 
 def fit_priors(
-    train: Interactions, vectors: NDArray[np.floating], config: NeighboursConfig
+    train: Interactions, content: NDArray[np.floating], config: NeighboursConfig
 ) -> dict[float, NeighbourPrior]:
     """A prior for each of `config.likeness_weights`; weight 1, scale = the median affinity kept.
 
-    vectors: (num_items, d), what items are alike by, see `likeness`
+    content: (num_items, d) embeddings, what items are alike by, see `likeness`
     An item has its strongest neighbours by
 
         affinity[i, j] + likeness_weight * median affinity * likeness[i, j]
@@ -39,7 +39,7 @@ def fit_priors(
     counted = item_affinities(
         train, window=config.window, transition_weight=config.transition_weight
     )
-    alike = likeness(vectors, config.num_alike)
+    alike = likeness(content, config.num_alike)
     typical = np.median(counted.data) if counted.nnz else 1.0
     return {
         weight: _prior(sparse.csr_array(counted + weight * typical * alike), config)
@@ -47,12 +47,12 @@ def fit_priors(
     }
 
 
-def likeness(vectors: NDArray[np.floating], num_alike: int) -> sparse.csr_array:
+def likeness(content: NDArray[np.floating], num_alike: int) -> sparse.csr_array:
     """Cubed cosines of each item's nearest others, (num_items, num_items) sparse float32.
 
-    vectors: (num_items, d); a row of zeros is like nothing. The cube favours the very near ones.
+    content: (num_items, d); a row of zeros is like nothing. The cube favours the very near ones.
     """
-    directions = np.array(vectors, np.float32, order="C")
+    directions = np.array(content, np.float32, order="C")
     known = np.flatnonzero(directions.any(axis=1))
     num_items, d = directions.shape
     if len(known) < 2 or not num_alike:

@@ -121,7 +121,7 @@ def _stage(
 def _codebook(
     dataset: Dataset, config: RunConfig, folder: Path, console: Console
 ) -> dict[str, Any]:
-    vectors, content, source = embed(dataset, config.embeddings)
+    vectors, content, source, embeddings = embed(dataset, config.embeddings)
     console.print(source)
     seen = dataset.split.train.popularity() > 0
     codebook = fit_codebook(vectors[seen], config.codebook, content)
@@ -132,6 +132,7 @@ def _codebook(
     save_codebook(codebook, folder / "codebook.npz")
     np.save(folder / "codes.npy", codes, allow_pickle=False)
     np.save(folder / "vectors.npy", vectors.astype(np.float16), allow_pickle=False)
+    np.save(folder / "content.npy", embeddings.astype(np.float16), allow_pickle=False)
     return {"collisions": asdict(report), "vectors": source}
 
 
@@ -196,8 +197,8 @@ def _bundle(
     )
     evaluation = config.evaluation
     validation = draw_windows(dataset.split.validation, evaluation.schedule_users, seed=0)
-    vectors = np.load(out / "codebook" / "vectors.npy", allow_pickle=False)
-    priors = fit_priors(dataset.split.train, vectors, config.neighbours)
+    content = np.load(out / "codebook" / "content.npy", allow_pickle=False)
+    priors = fit_priors(dataset.split.train, content, config.neighbours)
     decoder = Decoder(SidTrie(catalogue), denoiser)
     one_call = Schedule((catalogue.num_subspaces,))
     prior, trials = weigh_prior(decoder, priors, validation, one_call, config.neighbours)

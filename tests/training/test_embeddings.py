@@ -115,8 +115,9 @@ def test_words_of_unseen_items_are_not_learnt() -> None:
 def test_without_words_the_factors_stand_alone(two_groups: Interactions, titles: list[str]) -> None:
     items = items_of([titles[row % 2] for row in range(11)])
     dataset = Dataset(leave_last_out(two_groups), items, None, ())
-    vectors, projection, sentence = embed(dataset, CONFIG)
+    vectors, projection, sentence, embeddings = embed(dataset, CONFIG)
     assert projection is None
+    assert embeddings.shape == (11, 0)
     factors = collaborative_factors(dataset.split.train, CONFIG)
     np.testing.assert_array_equal(vectors, factors)
     assert sentence.startswith("no content, because")
@@ -132,8 +133,9 @@ def test_interactions_alone_are_enough_for_codes(two_groups: Interactions, tmp_p
     ]
     (tmp_path / "interactions.csv").write_text("\n".join(["user_id,item_id,position", *log]))
     dataset = load_dataset(tmp_path)
-    vectors, projection, sentence = embed(dataset, EmbeddingsConfig())
+    vectors, projection, sentence, embeddings = embed(dataset, EmbeddingsConfig())
     assert projection is None
+    assert not embeddings.size
     assert "no content, because no item" in sentence
     assert "10 factors" in sentence
     config = CodebookConfig(num_subspaces=2, num_codes=4, opq_iterations=2)
@@ -219,16 +221,18 @@ def test_embed_joins_both_parts_and_repeats_bit_for_bit(two_groups: Interactions
     content = np.random.default_rng(3).normal(size=(11, 6)).astype(np.float32)
     items = items_of(["t"] * 11)
     dataset = Dataset(leave_last_out(two_groups), items, content, ())
-    vectors, projection, sentence = embed(dataset, CONFIG)
+    vectors, projection, sentence, embeddings = embed(dataset, CONFIG)
     assert vectors.shape == (11, 4 + 3)
+    np.testing.assert_array_equal(embeddings, content)
     assert vectors.dtype == np.float32
     assert "given embeddings" in sentence
     assert "3 factors of co-occurrence" in sentence
     np.testing.assert_array_equal(vectors, embed(dataset, CONFIG)[0])
     assert projection is not None
     np.testing.assert_array_equal(projection.vectors_of(content), vectors[:, :4])
-    alone, projection, _ = embed(dataset, EmbeddingsConfig(content_dims=0, collaborative_dims=3))
-    assert alone.shape == (11, 3)
+    without = EmbeddingsConfig(content_dims=0, collaborative_dims=3)
+    alone, projection, _, embeddings = embed(dataset, without)
+    assert (alone.shape, embeddings.shape) == ((11, 3), (11, 0))
     assert projection is None
 
 
@@ -245,6 +249,8 @@ def test_content_is_projected_as_scikit_learn_does() -> None:
 def test_titles_make_vectors_but_take_no_embeddings(two_groups: Interactions) -> None:
     """TF-IDF stays behind with training, so the codebook takes no embeddings."""
     items = items_of([WORDS[row % 5] for row in range(11)])
-    vectors, projection, _ = embed(Dataset(leave_last_out(two_groups), items, None, ()), CONFIG)
+    dataset = Dataset(leave_last_out(two_groups), items, None, ())
+    vectors, projection, _, embeddings = embed(dataset, CONFIG)
     assert vectors.shape[1] > 3
+    assert embeddings.shape == (11, 4)
     assert projection is None
