@@ -3,7 +3,7 @@
 Weights become int8, one scale a channel, and what they are multiplied with uint8 on the way, one
 scale and zero point a product. These are fixed here, from the largest and smallest numbers that
 samples of the graph's inputs give there. A scale measured anew in every batch, which ONNX Runtime
-offers as well, is no faster, and lets an answer depend on what else is in its batch
+offers as well, is hardly faster, and lets an answer depend on what else is in its batch
 (docs/decisions/018). Embeddings, norms and the attention's own products stay float32. Inputs and
 outputs keep names and types. Knows nothing of bundles and searches.
 """
