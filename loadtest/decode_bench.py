@@ -215,7 +215,7 @@ def _per_item(num_bytes: int, facts: dict[str, Any]) -> float:
 
 def measure_bundle(options: argparse.Namespace) -> dict[str, Any]:
     """The bundle's own catalogue and network, on the histories of its held-out users."""
-    bundle = Bundle.load(options.bundle)
+    bundle = Bundle.load(options.bundle, precision=options.precision)
     users = bundle.held_out[: options.users]
     if not users:
         raise ValueError(f"{options.bundle} has no held-out users")
@@ -229,7 +229,8 @@ def measure_bundle(options: argparse.Namespace) -> dict[str, Any]:
         except ImportError:
             _say("No share of the GEMM peak: the package onnx is not installed.")
     cases, facts = measure(bundle.decoder, histories, options, flops)
-    return {"network": bundle.manifest.ref, "users": len(users), **facts, "cases": cases}
+    facts |= {"network": bundle.manifest.ref, "precision": bundle.precision}
+    return {"users": len(users), **facts, "cases": cases}
 
 
 def measure_synthetic(num_items: int, options: argparse.Namespace) -> dict[str, Any]:
@@ -308,6 +309,7 @@ def _parser() -> argparse.ArgumentParser:
     source.add_argument(
         "--items", type=_at_least_one, nargs="+", help="sizes of synthetic catalogues"
     )
+    parser.add_argument("--precision", choices=("fp32", "int8"), default="fp32")
     parser.add_argument("--num-codes", type=_at_least_one, default=300, help="with --items")
     parser.add_argument("--num-subspaces", type=_at_least_one, default=8, help="with --items")
     parser.add_argument(

@@ -146,6 +146,8 @@ def _short(ratio: float | None) -> str:
 
 def _headline(catalogue: dict[str, Any]) -> str:
     parts = [f"{catalogue['num_items']:,} items", f"network {catalogue['network']}"]
+    if "precision" in catalogue:
+        parts.append(catalogue["precision"])
     parts.append(f"{catalogue['users']} users")
     parts.append(f"index {catalogue['index_bytes_per_item']:.1f} B/item")
     if "build_s" in catalogue:

@@ -11,6 +11,7 @@ items.jsonl      Item, one a row              neighbours.npy  (num_items, num_ne
 held_out.jsonl   HeldOutUser, one a line      affinities.npy  (num_items, num_neighbours) float16
 rotation.npy, centroids.npy                   the Codebook, for items that come later
 content_mean.npy, content_components.npy      its ContentProjection, where there is one
+encoder.int8.onnx, decoder.int8.onnx          the graphs with 8-bit products, where there are any
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import JsonValue, ValidationError
+from pydantic import JsonValue
 
 from service.decoding import (
     Catalogue,
@@ -43,12 +44,16 @@ from service.errors import BundleInvalid, ProviderUnavailable
 from service.items import AttributeIndex, Item
 from service.manifest import (
     FORMAT_VERSION,
+    GRAPHS,
     REFERENCE,
     ContentPart,
     DecodingDefaults,
     FileEntry,
     Manifest,
+    Precision,
     PriorWeights,
+    one_line,
+    read_files,
     write_manifest,
 )
 from service.npy import array_of, npy_of
@@ -70,6 +75,7 @@ class Bundle:
     manifest: of the directory it was read from; items may have come and gone since
     items:    in catalogue order, one per row
     attributes: which of these rows a filter leaves
+    precision: of the graphs that the decoder runs
     """
 
     manifest: Manifest
@@ -78,6 +84,7 @@ class Bundle:
     held_out: tuple[HeldOutUser, ...]
     codebook: Codebook
     attributes: AttributeIndex
+    precision: Precision = "fp32"
 
     @property
     def catalogue(self) -> Catalogue:
@@ -104,13 +111,23 @@ class Bundle:
 
     @classmethod
     def load(
-        cls, path: Path, *, ort_threads: int = 1, provider: Provider = "cpu", encoder_cache: int = 0
+        cls,
+        path: Path,
+        *,
+        ort_threads: int = 1,
+        provider: Provider = "cpu",
+        precision: Precision = "fp32",
+        encoder_cache: int = 0,
     ) -> Self:
         """Read, verify and build a bundle. Raises BundleInvalid or ProviderUnavailable, a sentence.
 
         ort_threads, provider: of each ONNX Runtime session; encoder_cache: see `Decoder`.
+        precision: of the graphs to run; only these become sessions
         """
-        manifest, files = _read(path)
+        manifest, files = read_files(path)
+        if precision == "int8":
+            _check_int8(path, manifest, provider)
+        graphs = GRAPHS[precision]
         try:
             items = tuple(
                 Item(entry["item_id"], entry["title"], tuple(entry["categories"]))
@@ -147,8 +164,8 @@ class Bundle:
                 m_par=manifest.decoding.m_par,
             )
             denoiser = OnnxDenoiser(
-                files["encoder.onnx"],
-                files["decoder.onnx"],
+                *(files[graph] for graph in graphs),
+                names=graphs,
                 num_subspaces=manifest.num_subspaces,
                 num_codes=manifest.num_codes,
                 history_length=manifest.history_length,
@@ -158,7 +175,7 @@ class Bundle:
             )
             if denoiser.vector_dims != catalogue.vectors.shape[1]:
                 raise ValueError(
-                    f"encoder.onnx reads vectors of {denoiser.vector_dims} dimensions, "
+                    f"{graphs[0]} reads vectors of {denoiser.vector_dims} dimensions, "
                     f"vectors.npy has {catalogue.vectors.shape[1]}"
                 )
             codebook = _codebook_of(manifest, arrays)
@@ -167,9 +184,10 @@ class Bundle:
         except ProviderMissing as error:
             raise ProviderUnavailable(f"UNMASK_PROVIDER={provider}: {error}") from error
         except (ValueError, KeyError, TypeError, RuntimeError) as error:
-            raise BundleInvalid(f"bundle {path}: {_one_line(error)}") from error
+            raise BundleInvalid(f"bundle {path}: {one_line(error)}") from error
         decoder = Decoder(SidTrie(catalogue), denoiser, prior, encoder_cache=encoder_cache)
-        return cls(manifest, decoder, items, held_out, codebook, AttributeIndex.of(items))
+        attributes = AttributeIndex.of(items)
+        return cls(manifest, decoder, items, held_out, codebook, attributes, precision)
 
 
 def verify(path: Path) -> Manifest:
@@ -177,7 +195,7 @@ def verify(path: Path) -> Manifest:
 
     Raises BundleInvalid.
     """
-    return _read(path)[0]
+    return read_files(path)[0]
 
 
 def bundle_path(bundles_dir: Path, reference: str) -> Path:
@@ -208,9 +226,11 @@ def write_bundle(
     codebook: Codebook,
     decoding: DecodingDefaults,
     facts: dict[str, JsonValue],
+    int8: tuple[bytes, bytes] | None = None,
 ) -> Manifest:
     """Write a bundle to `path`, which must not exist: into a temporary folder, renamed last.
 
+    int8: the encoder and the decoder with 8-bit products, if they are to be there
     A crash leaves no half-written bundle. Raises FileExistsError, or BundleInvalid when the parts
     do not fit together.
     """
@@ -231,6 +251,8 @@ def write_bundle(
         "items.jsonl": _lines(items),
         "held_out.jsonl": _lines(held_out),
     }
+    if int8:
+        files.update(zip(GRAPHS["int8"], int8, strict=True))
     content = None
     if projection := codebook.content:
         files["content_mean.npy"] = npy_of(projection.mean)
@@ -267,6 +289,8 @@ def write_bundle(
             (temporary / file).write_bytes(data)
         write_manifest(temporary, manifest)
         Bundle.load(temporary)
+        if int8:
+            Bundle.load(temporary, precision="int8")
         temporary.chmod(0o755)
         os.rename(temporary, path)
     except BaseException:
@@ -275,42 +299,23 @@ def write_bundle(
     return manifest
 
 
-def _read(path: Path) -> tuple[Manifest, dict[str, bytes]]:
-    try:
-        text = (path / "manifest.json").read_text()
-    except (OSError, UnicodeDecodeError) as error:
+def _check_int8(path: Path, manifest: Manifest, provider: Provider) -> None:
+    if not manifest.has_int8:
+        refused = manifest.facts.get("int8")
         raise BundleInvalid(
-            f"bundle {path}: no readable manifest.json; name the folder of a bundle"
-        ) from error
-    try:
-        version = json.loads(text)["format_version"]
-        if version != FORMAT_VERSION:
-            raise BundleInvalid(
-                f"bundle {path} has format version {version}, this release reads "
-                f"{FORMAT_VERSION}; export it again with the matching release"
+            f"bundle {path} has no int8 graphs, "
+            + (
+                "they lost too much recall (see facts.int8 in its manifest): "
+                "set UNMASK_PRECISION=fp32"
+                if refused
+                else "set UNMASK_PRECISION=fp32, or train it again with --set export.int8=true"
             )
-        manifest = Manifest.model_validate_json(text)
-    except (ValidationError, ValueError, KeyError, TypeError) as error:
-        raise BundleInvalid(f"bundle {path}: manifest.json: {_one_line(error)}") from error
-    if not REFERENCE.fullmatch(manifest.ref):
-        raise BundleInvalid(f"bundle {path}: manifest.json: {manifest.ref!r} is not a name@version")
-    expected = manifest.expected_files
-    if set(manifest.files) != set(expected):
-        raise BundleInvalid(f"bundle {path}: manifest.json must list exactly {', '.join(expected)}")
-    files = {}
-    for file, entry in manifest.files.items():
-        try:
-            data = (path / file).read_bytes()
-        except OSError as error:
-            raise BundleInvalid(f"bundle {path}: {file} is missing or unreadable") from error
-        if len(data) != entry.bytes:
-            raise BundleInvalid(
-                f"bundle {path}: {file} has {len(data)} bytes, the manifest says {entry.bytes}"
-            )
-        if hashlib.sha256(data).hexdigest() != entry.sha256:
-            raise BundleInvalid(f"bundle {path}: {file} does not match its SHA-256; copy it again")
-        files[file] = data
-    return manifest, files
+        )
+    if provider != "cpu":
+        raise ProviderUnavailable(
+            f"UNMASK_PROVIDER={provider}: int8 graphs run on the CPU only; set "
+            "UNMASK_PRECISION=fp32 or UNMASK_PROVIDER=cpu"
+        )
 
 
 def _codebook_of(manifest: Manifest, arrays: Mapping[str, NDArray[Any]]) -> Codebook:
@@ -339,7 +344,3 @@ def _json_lines(data: bytes) -> list[Any]:
 def _lines(entries: Iterable[Item | HeldOutUser]) -> bytes:
     text = "".join(json.dumps(asdict(entry), ensure_ascii=False) + "\n" for entry in entries)
     return text.encode()
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

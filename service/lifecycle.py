@@ -127,6 +127,7 @@ class Lifecycle:
                     path,
                     ort_threads=settings.ort_threads,
                     provider=settings.provider,
+                    precision=settings.precision,
                     encoder_cache=settings.encoder_cache,
                 )
                 check_queue_size(settings, bundle)
@@ -136,7 +137,7 @@ class Lifecycle:
             gc.collect()
             gc.freeze()  # the catalogue stays as long as the process: no collection need look at it
             self._starting = None
-            log.info("ready", bundle=bundle.manifest.ref)
+            log.info("ready", bundle=bundle.manifest.ref, precision=bundle.precision)
         except StartError as error:
             self._fail(error)
         except Exception as error:

@@ -1,16 +1,20 @@
 """The manifest of a bundle: its format version, sizes, numbers, and the SHA-256 of every file.
 
-What it says is checked by `service.bundle`, against the files.
+Checked against the files as bytes here, against what they hold in `service.bundle`.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from pathlib import Path
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from service.decoding import Ranking
+from service.errors import BundleInvalid
 
 FORMAT_VERSION = 3
 FILES = (
@@ -27,6 +31,12 @@ FILES = (
     "held_out.jsonl",
 )
 CONTENT_FILES = ("content_mean.npy", "content_components.npy")
+INT8_FILES = ("encoder.int8.onnx", "decoder.int8.onnx")
+Precision = Literal["fp32", "int8"]
+GRAPHS: dict[Precision, tuple[str, str]] = {
+    "fp32": ("encoder.onnx", "decoder.onnx"),
+    "int8": INT8_FILES,
+}
 REFERENCE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*@[A-Za-z0-9_-][A-Za-z0-9._-]*")
 
 
@@ -92,9 +102,15 @@ class Manifest(_Model):
     facts: dict[str, JsonValue]
 
     @property
+    def has_int8(self) -> bool:
+        """Whether the bundle also has its graphs with 8-bit products."""
+        return any(file in self.files for file in INT8_FILES)
+
+    @property
     def expected_files(self) -> tuple[str, ...]:
         """Names of the files that such a bundle has beside its manifest."""
-        return FILES if self.content is None else FILES + CONTENT_FILES
+        expected = FILES if self.content is None else FILES + CONTENT_FILES
+        return expected + INT8_FILES if self.has_int8 else expected
 
     @property
     def ref(self) -> str:
@@ -107,3 +123,50 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     temporary = folder / "manifest.json.part"
     temporary.write_text(manifest.model_dump_json(indent=2) + "\n")
     temporary.replace(folder / "manifest.json")
+
+
+def read_files(path: Path) -> tuple[Manifest, dict[str, bytes]]:
+    """The manifest of a bundle and its files, each as the manifest says.
+
+    Raises BundleInvalid.
+    """
+    try:
+        text = (path / "manifest.json").read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BundleInvalid(
+            f"bundle {path}: no readable manifest.json; name the folder of a bundle"
+        ) from error
+    try:
+        version = json.loads(text)["format_version"]
+        if version != FORMAT_VERSION:
+            raise BundleInvalid(
+                f"bundle {path} has format version {version}, this release reads "
+                f"{FORMAT_VERSION}; export it again with the matching release"
+            )
+        manifest = Manifest.model_validate_json(text)
+    except (ValidationError, ValueError, KeyError, TypeError) as error:
+        raise BundleInvalid(f"bundle {path}: manifest.json: {one_line(error)}") from error
+    if not REFERENCE.fullmatch(manifest.ref):
+        raise BundleInvalid(f"bundle {path}: manifest.json: {manifest.ref!r} is not a name@version")
+    expected = manifest.expected_files
+    if set(manifest.files) != set(expected):
+        raise BundleInvalid(f"bundle {path}: manifest.json must list exactly {', '.join(expected)}")
+    files = {}
+    for file, entry in manifest.files.items():
+        try:
+            data = (path / file).read_bytes()
+        except OSError as error:
+            raise BundleInvalid(f"bundle {path}: {file} is missing or unreadable") from error
+        if len(data) != entry.bytes:
+            raise BundleInvalid(
+                f"bundle {path}: {file} has {len(data)} bytes, the manifest says {entry.bytes}"
+            )
+        if hashlib.sha256(data).hexdigest() != entry.sha256:
+            raise BundleInvalid(f"bundle {path}: {file} does not match its SHA-256; copy it again")
+        files[file] = data
+    return manifest, files
+
+
+def one_line(error: Exception) -> str:
+    """The start of an error's text, for a sentence."""
+    return " ".join(str(error).split())[:300]

@@ -129,6 +129,11 @@ class Settings(BaseSettings):
         description="What ONNX Runtime runs the network with; "
         "cuda and tensorrt need the extra gpu and have not been tried on a GPU yet.",
     )
+    precision: Literal["fp32", "int8"] = Field(
+        "fp32",
+        description="Numbers that the network multiplies: fp32, or int8, which is faster on "
+        "processors with VNNI and needs a bundle with int8 graphs; another one stops the start.",
+    )
     ort_threads: int = Field(
         default_factory=available_cpus,
         ge=1,

@@ -2,8 +2,8 @@
 
 Reading order: `pipeline` (the stages in order), then the stages: `interactions` (reads, filters,
 splits), `embeddings`, `codebook`, `segments`, `model`, `masking`, `objective`, `fit`, `export`,
-`neighbours`, `evaluation`, `report`. `config` holds one section per stage. Beside them: `compare`
-ranks ablations and the models in `baselines` on the same users, `step_time` measures training,
-`synthetic` makes a world with a known answer, `raw_formats` and
-`fetch` bring public data sets.
+`neighbours`, `grid`, `precision` (8-bit graphs, which `quantise` makes), `evaluation`, `report`.
+`config` holds one section per stage. Beside them: `compare` ranks ablations and the models in
+`baselines` on the same users, `step_time` measures training, `synthetic` makes a world with a
+known answer, `raw_formats` and `fetch` bring public data sets.
 """

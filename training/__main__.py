@@ -12,7 +12,7 @@ import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -29,6 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Train a bundle for the Unmask service from items and interactions.",
 )
+PrecisionName = Literal["fp32", "int8"]  # service.bundle.Precision, which takes seconds to import
 console = Console(stderr=True, soft_wrap=True)
 
 DataOption = Annotated[
@@ -81,6 +82,7 @@ def evaluate_command(
     items: ItemsOption = None,
     embeddings: EmbeddingsOption = None,
     overrides: SetOption = None,
+    precision: Annotated[PrecisionName, typer.Option(help="of the bundle's graphs")] = "fp32",
     set_default: Annotated[
         bool, typer.Option("--set-default", help="write the setting chosen into the manifest")
     ] = False,
@@ -96,7 +98,7 @@ def evaluate_command(
     from training.promotion import set_default as write_default
     from training.report import check_data, evaluate_bundle
 
-    loaded = Bundle.load(bundle)
+    loaded = Bundle.load(bundle, precision=precision)
     if set_default:
         check_not_promoted(bundle, loaded.manifest)
     recorded = loaded.manifest.facts.get("config")

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from training.fit import fit, load_best
 from training.grid import Grid, measure_grid
 from training.interactions import Dataset
 from training.neighbours import fit_priors, weigh_prior
+from training.precision import eight_bit
 from training.report import evaluate_bundle
 
 FIT_FACTS = ("parameters", "best_epoch", "best_recall", "seconds_fitting")
@@ -66,7 +68,7 @@ def run(
         ),
         "export": ([], lambda folder: _export(dataset, config, out, folder, console)),
         "bundle": (
-            [config.bundle, config.neighbours, config.evaluation],
+            [config.bundle, config.export, config.neighbours, config.evaluation],
             lambda folder: _bundle(dataset, config, out, folder, console, key),
         ),
         "evaluation": (
@@ -181,15 +183,17 @@ def _export(
 def _bundle(
     dataset: Dataset, config: RunConfig, out: Path, folder: Path, console: Console, key: str
 ) -> dict[str, Any]:
-    """Weigh the prior and choose the decoding defaults on validation users; write the bundle."""
+    """Weigh the prior and choose the decoding defaults on validation users; write the bundle.
+
+    8-bit graphs, if the configuration wants them, are made and checked here: at that setting.
+    """
     catalogue = catalogue_of(dataset, config, out)
     records = {name: json.loads((out / f"{name}.json").read_text()) for name in STAGES[:3]}
     encoder = (out / "export" / "encoder.onnx").read_bytes()
     decoder_graph = (out / "export" / "decoder.onnx").read_bytes()
     repeat_bias = float(records["fit"]["repeat_bias"])
-    denoiser = OnnxDenoiser(
-        encoder,
-        decoder_graph,
+    denoiser_of = partial(
+        OnnxDenoiser,
         num_subspaces=catalogue.num_subspaces,
         num_codes=catalogue.num_codes,
         history_length=config.model.history_length,
@@ -199,11 +203,25 @@ def _bundle(
     validation = draw_windows(dataset.split.validation, evaluation.schedule_users, seed=0)
     content = np.load(out / "codebook" / "content.npy", allow_pickle=False)
     priors = fit_priors(dataset.split.train, content, config.neighbours)
-    decoder = Decoder(SidTrie(catalogue), denoiser)
+    decoder = Decoder(SidTrie(catalogue), denoiser_of(encoder, decoder_graph))
     one_call = Schedule((catalogue.num_subspaces,))
     prior, trials = weigh_prior(decoder, priors, validation, one_call, config.neighbours)
     console.print(f"neighbour prior, weight chosen on validation: {prior.weight:g}")
-    grid = choose_default(replace(decoder, prior=prior), dataset, config, console)
+    decoder = replace(decoder, prior=prior)
+    grid = choose_default(decoder, dataset, config, console)
+    int8 = None
+    if config.export.int8:
+        int8 = eight_bit(
+            decoder,
+            encoder,
+            decoder_graph,
+            denoiser_of,
+            train=dataset.split.train.windows(),
+            validation=validation,
+            decoding=grid.default,
+            batch=evaluation.batch,
+        )
+        console.print(str(int8), style="" if int8.accepted else "yellow", markup=False)
     test = dataset.split.test
     held_out = draw_windows(test, config.bundle.held_out_users, seed=0)
     ids = catalogue.item_ids
@@ -237,7 +255,9 @@ def _bundle(
             "fit": {name: records["fit"][name] for name in FIT_FACTS},
             "prior_trials": trials,
             "grid": grid.as_json(),
+            "int8": int8 and int8.as_json(),
         },
+        int8=(int8.encoder, int8.decoder) if int8 and int8.accepted else None,
     )
     return {"bundle": manifest.ref, "decoding": manifest.decoding.model_dump()}
 

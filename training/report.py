@@ -98,6 +98,7 @@ def evaluate_bundle(
     of_default = found[settings.index(default)]
     report = {
         "bundle": bundle.manifest.ref,
+        "precision": bundle.precision,
         "users": len(windows),
         "default": {**default.model_dump(), **metrics(of_default.item)},
         **{name: metrics(one.item) for name, one in of_variants.items()},
@@ -173,9 +174,9 @@ def _markdown(report: dict[str, Any]) -> str:
         rows.append([label, "", "", "", *values, "", "", ""])
     default = report["default"]
     return (
-        f"# {report['bundle']}\n\n{report['users']:,} test users, whole catalogue, item-level "
-        f"unless marked SID; nothing excluded unless said. Default: {_said(default)}. Other "
-        "schedules run to their ends.\n\n"
+        f"# {report['bundle']}, {report['precision']}\n\n"
+        f"{report['users']:,} test users, whole catalogue, item-level unless marked SID; nothing "
+        f"excluded unless said. Default: {_said(default)}. Other schedules run to their ends.\n\n"
         f"{_table([*header, 'ms/user'], rows)}\n\n"
         f"Invalid SIDs, {report['invalid_sid_users']:,} users, one position a step: of the partial "
         f"SIDs of this search {100 * report['invalid_sid_share']:g} %; of the SIDs that an "

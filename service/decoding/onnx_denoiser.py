@@ -78,17 +78,19 @@ class OnnxDenoiser:
         repeat_bias: float,
         threads: int = 1,
         provider: Provider = "cpu",
+        names: tuple[str, str] = ("encoder.onnx", "decoder.onnx"),
     ) -> None:
-        """threads: of each graph's operators on the CPU."""
+        """threads: of each graph's operators on the CPU; names: of the two graphs, in errors."""
+        encoder_name, decoder_name = names
         self.num_subspaces = num_subspaces
         self.num_codes = num_codes
         self.history_length = history_length
         self.repeat_bias = repeat_bias
         self._device = "cpu" if provider == "cpu" else "cuda"
-        self._encoder = _session(encoder, "encoder.onnx", threads, provider)
-        _check(self._encoder, "encoder.onnx", ENCODER_INPUTS, ENCODER_OUTPUTS)
-        self._decoder = _session(decoder, "decoder.onnx", threads, provider)
-        _check(self._decoder, "decoder.onnx", DECODER_INPUTS, DECODER_OUTPUTS)
+        self._encoder = _session(encoder, encoder_name, threads, provider)
+        _check(self._encoder, encoder_name, ENCODER_INPUTS, ENCODER_OUTPUTS)
+        self._decoder = _session(decoder, decoder_name, threads, provider)
+        _check(self._decoder, decoder_name, DECODER_INPUTS, DECODER_OUTPUTS)
         self._device_memories = None if provider == "cpu" else DeviceMemories("cuda", self._device)
         shapes = {
             i.name: i.shape for i in (*self._encoder.get_inputs(), *self._decoder.get_inputs())
@@ -96,10 +98,10 @@ class OnnxDenoiser:
         self.vector_dims: int = shapes["history_vectors"][-1]
         found = shapes["partial_sids"][-1]
         if found != num_subspaces:
-            raise ValueError(f"decoder.onnx reads SIDs of {found} codes, not {num_subspaces}")
+            raise ValueError(f"{decoder_name} reads SIDs of {found} codes, not {num_subspaces}")
         found = self._decoder.get_outputs()[0].shape[-1]
         if found != num_codes:
-            raise ValueError(f"decoder.onnx gives log_probs of {found} codes, not {num_codes}")
+            raise ValueError(f"{decoder_name} gives log_probs of {found} codes, not {num_codes}")
 
     def encode(self, histories: Histories) -> ort.OrtValue:
         binding = self._encoder.io_binding()

@@ -108,6 +108,7 @@ def test_the_demo_bundle() -> None:
     )
     [catalogue] = found["catalogues"]
     assert catalogue["network"].startswith("demo@")
+    assert catalogue["precision"] == "fp32"
     assert catalogue["gemm_flops_per_s"] > 1e8
     assert len(catalogue["cases"]) == 3 * 3 + 1
     for case in catalogue["cases"]:
@@ -129,10 +130,14 @@ def test_several_threads_give_no_share_of_the_peak() -> None:
     assert [case["gemm_share"] for case in catalogue["cases"]] == [None] * 3
 
 
+DEMO = str(resolve_bundle(Settings()))
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "sentence"),
     [
         (["--bundle", "models_store/none"], 1, "name the folder of a bundle"),
+        (["--bundle", DEMO, "--precision", "int8"], 1, "has no int8 graphs"),
         (["--items", "50", *SYNTHETIC, "--schedules", "5,1"], 1, "r_warm must be between 0 and 4"),
         (["--items", "50", "--schedules", "5"], 2, "invalid _schedule value"),
         (["--items", "50", "--filter-shares", "0"], 2, "invalid _share value"),

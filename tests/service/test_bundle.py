@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 from tiny_bundle import (
+    DECODER,
     EMBEDDING_DIMS,
+    ENCODER,
     REPEAT_BIAS,
     tiny_catalogue,
     tiny_codebook,
@@ -23,9 +25,16 @@ from tiny_bundle import (
 )
 
 from service.bundle import Bundle, Item, bundle_path, verify
-from service.decoding import Job, NeighbourPrior, Schedule
+from service.decoding import Job, NeighbourPrior, Schedule, onnx_denoiser
 from service.errors import BundleInvalid, ProviderUnavailable
-from service.manifest import CONTENT_FILES, FILES, DecodingDefaults, write_manifest
+from service.manifest import (
+    CONTENT_FILES,
+    FILES,
+    GRAPHS,
+    INT8_FILES,
+    DecodingDefaults,
+    write_manifest,
+)
 
 
 @pytest.fixture
@@ -327,6 +336,60 @@ def test_codes_out_of_range_pickles_and_foreign_graphs_are_refused(copy: Path) -
 def test_a_provider_that_is_not_there_is_not_the_bundles_fault(bundles_dir: Path) -> None:
     with pytest.raises(ProviderUnavailable, match=r"^UNMASK_PROVIDER=tensorrt: .*extra `gpu`"):
         Bundle.load(bundles_dir / "tiny" / "1", provider="tensorrt")
+
+
+def test_int8_graphs_are_a_second_pair_and_only_the_pair_asked_for_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flat = DECODER.replace("WORK", "1").replace("Reshape (memory", "Reshape (nobody")
+    flat = flat.replace("{\n", "{\n  nobody = Mul (memory, nothing)\n", 1)
+    path = write_tiny_bundle(tmp_path / "bundle", int8=(ENCODER, flat))
+    manifest = verify(path)
+    assert manifest.has_int8
+    assert set(manifest.files) == {*FILES, *CONTENT_FILES, *INT8_FILES}
+
+    named: list[str] = []
+    session = onnx_denoiser._session
+
+    def noted(graph: bytes, name: str, *others: Any) -> Any:
+        named.append(name)
+        return session(graph, name, *others)
+
+    monkeypatch.setattr(onnx_denoiser, "_session", noted)
+    history = np.array([3, 4, 5], np.int32)
+    jobs = [Job(history, 5, Schedule((2, 2)), 10)]
+    answers = {}
+    for precision in ("fp32", "int8"):
+        named.clear()
+        bundle = Bundle.load(path, precision=precision)
+        assert bundle.precision == precision
+        assert named == list(GRAPHS[precision])
+        answers[precision] = bundle.decoder.decode(jobs)[0][0]
+    assert len(answers["int8"].rows) == 5
+    assert not np.array_equal(answers["fp32"].scores, answers["int8"].scores)
+
+
+def test_int8_asked_for_and_not_there_is_refused(copy: Path, tmp_path: Path) -> None:
+    sentence = (
+        r"no int8 graphs, set UNMASK_PRECISION=fp32, or train it again with --set export\.int8"
+    )
+    with pytest.raises(BundleInvalid, match=sentence):
+        Bundle.load(copy, precision="int8")
+    _edit_manifest(copy, lambda manifest: manifest["facts"].update(int8={"accepted": False}))
+    with pytest.raises(BundleInvalid, match=r"lost too much recall .*: set UNMASK_PRECISION=fp32"):
+        Bundle.load(copy, precision="int8")
+    _replace(copy, "decoder.int8.onnx", (copy / "decoder.onnx").read_bytes())
+    with pytest.raises(BundleInvalid, match=r"must list exactly .*, encoder\.int8\.onnx"):
+        Bundle.load(copy)
+    _replace(copy, "encoder.int8.onnx", (copy / "decoder.onnx").read_bytes())
+    assert Bundle.load(copy).precision == "fp32"
+    with pytest.raises(BundleInvalid, match=r"encoder\.int8\.onnx has inputs"):
+        Bundle.load(copy, precision="int8")
+    with pytest.raises(ProviderUnavailable, match="int8 graphs run on the CPU only"):
+        Bundle.load(copy, precision="int8", provider="cuda")
+    with pytest.raises(BundleInvalid, match=r"encoder\.int8\.onnx has inputs"):
+        write_tiny_bundle(tmp_path / "wrong", int8=(DECODER.replace("WORK", "1"),) * 2)
+    assert not (tmp_path / "wrong").exists()
 
 
 def test_rows_must_be_ordered_by_popularity_and_ids_distinct(copy: Path) -> None:

@@ -223,6 +223,20 @@ def test_a_provider_that_is_not_there_stops_the_start(
     assert service.stderr.count("\n") == 1
 
 
+def test_int8_graphs_that_are_not_there_stop_the_start(
+    folder: Path, bundles_dir: Path, redis_url: str
+) -> None:
+    bundle = bundles_dir / "tiny" / "1"
+    with service_process(
+        folder / "int8", wait=False, bundle=bundle, redis_url=redis_url, precision="int8"
+    ) as service:
+        assert service.wait() == 1
+    assert service.stderr == (
+        f"unmask: bundle {bundle} has no int8 graphs, set UNMASK_PRECISION=fp32, or train it again "
+        "with --set export.int8=true\n"
+    )
+
+
 def test_a_start_that_fails_early_is_a_sentence_and_a_status(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

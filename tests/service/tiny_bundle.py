@@ -123,6 +123,7 @@ def write_tiny_bundle(
     created_at: str = "2026-01-01T00:00:00Z",
     work: int = 1,
     encoder: str = ENCODER,
+    int8: tuple[str, str] | None = None,
 ) -> Path:
     """Write the bundle `tiny@version` to `path` and return the path."""
     catalogue = tiny_catalogue()
@@ -138,13 +139,19 @@ def write_tiny_bundle(
             for row, item_id in enumerate(catalogue.item_ids)
         ],
         held_out=[HeldOutUser(f"user-{n}", tuple(h), "item-7") for n, h in enumerate(histories)],
-        encoder=onnx.parser.parse_model(encoder).SerializeToString(),
-        decoder=onnx.parser.parse_model(DECODER.replace("WORK", str(work))).SerializeToString(),
+        encoder=_graph(encoder),
+        decoder=_graph(DECODER.replace("WORK", str(work))),
         history_length=HISTORY_LENGTH,
         repeat_bias=REPEAT_BIAS,
         prior=tiny_prior(),
         codebook=codebook or tiny_codebook(),
         decoding=DecodingDefaults(r_warm=2, m_par=2, beam_width=10),
         facts={},
+        int8=int8 and (_graph(int8[0]), _graph(int8[1])),
     )
     return path
+
+
+def _graph(text: str) -> bytes:
+    serialized: bytes = onnx.parser.parse_model(text).SerializeToString()
+    return serialized
