@@ -2,7 +2,8 @@
 
 A history is a list of item_ids, oldest to newest everywhere but inside Redis, where the newest
 comes first. An event is remembered by its `event_id` for a day: repeating it changes nothing. Every
-call has the store's own timeout, no retries, and raises HistoryUnavailable without an answer.
+call has the store's own timeout, no retries, and raises HistoryUnavailable without an answer; a
+store that fails again and again is not asked for a while (`service.breaker`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from service.breaker import Breaker
 from service.errors import HistoryUnavailable
 from service.metrics import Metrics
 from service.schemas import Event
@@ -89,7 +91,9 @@ class RedisHistoryStore:
             decode_responses=True,
         )
         self._redis: Redis = Redis.from_pool(pool)
+        self._breaker = Breaker()
         self._metrics = metrics
+        metrics.redis_breaker_state.set_function(lambda: self._breaker.state)
         self._timeout_s = timeout_s
         self._history_cap = history_cap
         self._history_ttl_s = history_ttl_s
@@ -127,10 +131,15 @@ class RedisHistoryStore:
 
     @asynccontextmanager
     async def _call(self, operation: str) -> AsyncIterator[None]:
+        if not self._breaker.admits():
+            self._metrics.redis_errors.labels(operation, "breaker_open").inc()
+            raise HistoryUnavailable("the history store has failed repeatedly; try again")
         started = time.perf_counter()
+        told = self._breaker.gave_up
         try:
             async with asyncio.timeout(self._timeout_s):
                 yield
+            told = self._breaker.succeeded
         except (RedisError, OSError) as error:  # OSError: asyncio's TimeoutError, and a lost socket
             kind = (
                 "timeout"
@@ -139,8 +148,10 @@ class RedisHistoryStore:
                 if isinstance(error, OSError | RedisConnectionError)
                 else "response"
             )
+            told = self._breaker.succeeded if kind == "response" else self._breaker.failed
             self._metrics.redis_errors.labels(operation, kind).inc()
             raise HistoryUnavailable("the history store did not answer; try again") from error
         finally:
+            told()
             seconds = time.perf_counter() - started
             self._metrics.redis_operation_duration.labels(operation).observe(seconds)

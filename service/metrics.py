@@ -113,9 +113,12 @@ class Metrics:
         )
         self.redis_errors = counter(
             "redis_errors_total",
-            "Failed Redis calls: timeout, connection, response.",
+            "Failed Redis calls: timeout, connection, response; breaker_open: not tried.",
             "operation",
             "kind",
+        )
+        self.redis_breaker_state = gauge(
+            "redis_breaker_state", "0 closed, 1 half open (a call probes), 2 open (none is tried)."
         )
         self.events = counter(
             "events_total", "Events: accepted, duplicate, rejected.", "event_type", "result"
