@@ -21,6 +21,7 @@ from service.decoding.beams import Beams, Codes, Doubles, Integers
 from service.decoding.compiled import compiled
 from service.decoding.grouping import group_by_code, group_by_tuple, power_of_two, worth_by_rows
 from service.decoding.job import Floats, Rows
+from service.decoding.prefetch import AHEAD, prefetch
 from service.decoding.softmax import exponentials
 from service.decoding.sureness import (
     choose,
@@ -204,7 +205,9 @@ def _gather(
     codes: Codes, rows: Rows, positions: Integers, num_masked: int, own_codes: Codes
 ) -> None:
     """Fill in the rows' codes at the masked positions: (n, num_masked), what later passes read."""
+    last = len(rows) - 1
     for i in range(len(rows)):
+        prefetch(codes, np.int64(rows[min(i + AHEAD, last)]))
         row = np.uint64(rows[i])
         for place in range(num_masked):
             own_codes[i, place] = codes[row, np.uint64(positions[place])]
@@ -269,7 +272,9 @@ def _children(
             for beam in range(len(kept)):
                 if child_parent[kept[beam]] == parent:
                     of_code[new_sids[beam, position]] = beam
+            last = starts[parent + 1] - 1
             for i in range(starts[parent], starts[parent + 1]):
+                prefetch(codes, np.int64(rows[min(i + AHEAD, last)]))
                 new_beam[i] = of_code[codes[rows[i], position]]
                 if new_beam[i] >= 0:
                     new_starts[new_beam[i] + 1] += 1
