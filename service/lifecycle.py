@@ -224,8 +224,10 @@ def _rare_jobs(bundle: Bundle, history: NDArray[np.int32], width: int) -> list[J
     """Jobs that need compiled code which the bundle's default schedule may not."""
     num_items, num_subspaces = bundle.catalogue.num_items, bundle.catalogue.num_subspaces
     schedules = [
-        Schedule.from_params(num_subspaces=num_subspaces, r_warm=0, m_par=min(m_par, num_subspaces))
-        for m_par in (1, 2, num_subspaces)
+        Schedule.from_params(
+            num_subspaces=num_subspaces, r_warm=r_warm, m_par=min(m_par, num_subspaces)
+        )
+        for r_warm, m_par in [(0, 1), (0, 2), (0, num_subspaces), (1, 2), (1, num_subspaces)]
     ]
     few = np.arange(max(1, num_items // 4), dtype=np.int32)
     most = np.arange(max(1, num_items - num_items // 4), dtype=np.int32)

@@ -33,7 +33,7 @@ TRAINING_ONLY = {
     "onnxscript",
     "matplotlib",
 }
-KERNEL_MAY_IMPORT = {"numpy", "numba", "onnxruntime", "service.decoding"}
+KERNEL_MAY_IMPORT = {"numpy", "numba", "llvmlite", "onnxruntime", "service.decoding"}
 TRAINING_MAY_IMPORT = {"service.bundle", "service.decoding", "service.errors"}
 # docs/decisions/011: one load test times the kernel itself, and its modules are called decode_*.
 DECODE_BENCH = re.compile(r"loadtest\.decode_\w+")

@@ -16,12 +16,17 @@ step can leave the catalogue, so there is no invalid SID to repair, and starting
 all that exclusions and filters need. What is known of rows beside their codes, from a
 `NeighbourPrior` and the network's bias for repeats, is added to their scores on the way.
 
+After a first step of one position a beam's rows are a posting list, which is read where it lies. In
+large catalogues a table of pairs of codes says what is in it, so that only children that are kept
+get rows of their own, by intersecting two lists.
+
 The live service and offline evaluation call the same `decode`. A `Codebook` gives new items their
-SIDs, so that they join without retraining. The package imports numpy, numba and onnxruntime only.
-Reading order: schedule, catalogue, trie, job, denoiser, neighbours, beams, beam, then what beam
-drives, compiled: row_biases, scan, root, expansion with sureness and grouping, heap, softmax; then
-encoder_cache, codebook, decoder, gather_graph, onnx_denoiser. unconstrained is the papers' literal
-expansion, kept for comparison.
+SIDs, so that they join without retraining. The package imports numpy, numba with its llvmlite, and
+onnxruntime only. Reading order: schedule, catalogue, trie, pairs, job, denoiser, neighbours, beams,
+beam, narrowing, then what these drive, compiled: row_biases, scan, root, expansion with sureness
+and grouping, code_beams, code_expansion, heap, softmax, prefetch; then encoder_cache, codebook,
+decoder, gather_graph, onnx_denoiser. unconstrained is the papers' literal expansion, kept for
+comparison.
 """
 
 from service.decoding.beam import decode

@@ -4,7 +4,7 @@ Per step: one denoiser call for all live beams of all jobs; each beam picks its 
 positions; its surviving rows, grouped by their codes there, are its children; the best `beam_width`
 of a job stay. The last step scores every surviving row and returns the `k` best, ties by row. Pure:
 no logging, no metrics, no environment. Knows nothing of users, item ids or HTTP; the loops over
-beams and rows are compiled, in expansion, root and scan.
+beams and rows are compiled, in root, scan and what narrowing drives.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.decoding import expansion
-from service.decoding.beams import Beams
+from service.decoding.asking import question
+from service.decoding.beams import Beams, CodeBeams
 from service.decoding.denoiser import Denoiser
 from service.decoding.encoder_cache import EncoderCache
-from service.decoding.expansion import best_survivors, expand, question
 from service.decoding.job import (
     Confidence,
     Decoded,
@@ -31,6 +31,7 @@ from service.decoding.job import (
     Rows,
     Timings,
 )
+from service.decoding.narrowing import after_root, best_rows, children
 from service.decoding.neighbours import NeighbourPrior
 from service.decoding.root import expand_root
 from service.decoding.row_biases import RowBiases
@@ -101,7 +102,8 @@ class _Search:
     def __init__(self, job: Job) -> None:
         self.job = job
         self.ranking = _RANKINGS[job.ranking]
-        self.beams: Beams | None = None  # until the first step is done: one, of all allowed rows
+        # None until the first step is done: one beam then, of all allowed rows.
+        self.beams: Beams | CodeBeams | None = None
         self.finished = False
         self.answer = Decoded(np.empty(0, np.int32), np.empty(0, np.float32), 0)
 
@@ -214,7 +216,7 @@ class _Batch:
             if beams is None:
                 positions[job] = np.arange(num_subspaces)
             else:
-                question(beams, mask, partial_sids[job], positions[job])
+                question(beams.sids, beams.asked, mask, partial_sids[job], positions[job])
         started = perf_counter()
         log_probs = self.denoiser.denoise(self.memory, partial_sids, positions)
         self.denoise_s += perf_counter() - started
@@ -227,9 +229,8 @@ class _Batch:
         assert search.beams is not None
         no_log_probs = np.empty((0, 0, self.trie.catalogue.num_codes), np.float32)
         no_positions = np.empty((0, 0), np.int64)
-        best = best_survivors(
-            self.codes, search.beams, no_log_probs, no_positions, search.job.k, search.ranking
-        )
+        k, ranking = search.job.k, search.ranking
+        best = best_rows(self.trie, search.beams, no_log_probs, no_positions, k, ranking)
         search.finish(*best, self.nfe)
 
     def _first_step(self, log_probs: Floats) -> None:
@@ -255,7 +256,7 @@ class _Batch:
                 rows, scores = best_of_all(codes, of_rows, here[0], job.k, normalised=normalised)
                 search.finish(rows if root is None else root.rows[rows], scores, self.nfe)
             elif width == 1 and root is None:
-                search.beams = expand_root(
+                beams = expand_root(
                     self.codes,
                     self.trie.indptr,
                     self.trie.rows,
@@ -269,6 +270,8 @@ class _Batch:
                     self.confidence,
                     self._drawn(search, 1),
                 )
+                is_last = search.is_last_step(2, beams.num_rows)
+                search.beams = after_root(self.trie, beams, job, search.ranking, biases, is_last)
             else:
                 if root is None:
                     root = self._root(*allowed_rows(biases.values, biases.num_excluded))
@@ -295,10 +298,9 @@ class _Batch:
         for job, search in enumerate(self.active):
             assert search.beams is not None
             own, asked = log_probs[job], positions[job]
-            if search.is_last_step(self.nfe, len(search.beams.rows)):
-                best = best_survivors(
-                    self.codes, search.beams, own, asked, search.job.k, search.ranking
-                )
+            if search.is_last_step(self.nfe, search.beams.num_rows):
+                k, ranking = search.job.k, search.ranking
+                best = best_rows(self.trie, search.beams, own, asked, k, ranking)
                 search.finish(*best, self.nfe)
             else:
                 width = search.job.schedule.steps[self.nfe - 1]
@@ -307,14 +309,13 @@ class _Batch:
     def _expand(
         self,
         search: _Search,
-        beams: Beams,
+        beams: Beams | CodeBeams,
         log_probs: Floats,
         positions: NDArray[np.int64],
         width: int,
     ) -> Beams:
-        return expand(
-            self.codes,
-            self.trie.num_legal,
+        return children(
+            self.trie,
             beams,
             log_probs,
             positions,

@@ -1,7 +1,8 @@
 """The live beams of one job, as flat arrays. Data only: the search decides what happens to it.
 
 Beams are sorted, best first. Each owns its surviving rows; beams' rows are disjoint, so two beams
-never become the same partial SID.
+never become the same partial SID. Beams that have filled one position own the posting list of a
+code, too long to copy: `CodeBeams` say where it is.
 """
 
 from __future__ import annotations
@@ -38,3 +39,42 @@ class Beams(NamedTuple):
     biases: Floats
     asked: NDArray[np.int32]
     num_asked: int
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that survive, of all beams."""
+        return len(self.rows)
+
+
+class CodeBeams(NamedTuple):
+    """Beams that have filled one position, the same one, and the posting lists of their codes.
+
+    sids, scores: see `Beams`
+    position: the one that is filled
+    starts, stops: (beams,) int64: beam b owns trie.rows[position, starts[b]:stops[b]], without the
+        excluded ones
+    touched_starts: (beams + 1,) int64: what is known of beam b's rows beside their codes is at
+        touched_starts[b]:touched_starts[b + 1] of
+    touched: (n,) int32, rows, ascending within a beam, and
+    biases:  (n,) float32, what their scores gain, -inf = excluded; those of all others gain nothing
+    num_rows: rows that survive, of all beams
+    """
+
+    sids: NDArray[np.uint16]
+    scores: NDArray[np.float64]
+    position: int
+    starts: NDArray[np.int64]
+    stops: NDArray[np.int64]
+    touched_starts: NDArray[np.int64]
+    touched: Rows
+    biases: Floats
+    num_rows: int
+
+    @property
+    def asked(self) -> NDArray[np.int32]:
+        """All of them are asked about, see `Beams`."""
+        return np.arange(len(self.sids), dtype=np.int32)
+
+    @property
+    def num_asked(self) -> int:
+        return len(self.sids)

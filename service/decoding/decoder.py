@@ -77,4 +77,5 @@ class Decoder:
         if not len(removed):
             return self
         prior = self.prior and self.prior.without_rows(removed)
-        return replace(self, trie=SidTrie(catalogue.without_items(item_ids)), prior=prior)
+        trie = self.trie.without_items(catalogue.without_items(item_ids))
+        return replace(self, trie=trie, prior=prior)

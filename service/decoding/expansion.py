@@ -18,10 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.decoding import heap
+from service.decoding.asking import places_asked
 from service.decoding.beams import Beams, Codes, Doubles, Integers
 from service.decoding.compiled import compiled
 from service.decoding.grouping import group_by_code, group_by_tuple, power_of_two, worth_by_rows
 from service.decoding.job import Floats, Rows
+from service.decoding.prefetch import AHEAD, prefetch
 from service.decoding.softmax import exponentials
 from service.decoding.sureness import (
     choose,
@@ -217,44 +219,6 @@ def best_survivors(
 
 
 @compiled
-def places_asked(
-    codes: Codes, starts: Integers, rows: Rows, ranking: int
-) -> tuple[NDArray[np.int32], int]:
-    """`asked` and `num_asked` of beams with these rows (`Beams`)."""
-    asked = np.empty(len(starts) - 1, np.int32)
-    num_asked = 0
-    for beam in range(len(asked)):
-        first = rows[starts[beam]]
-        decided = ranking == ROWS
-        for i in range(starts[beam] + 1, starts[beam + 1]):
-            if not decided:
-                break
-            for position in range(codes.shape[1]):
-                decided &= codes[rows[i], position] == codes[first, position]
-        asked[beam] = -1 if decided else num_asked
-        num_asked += not decided
-    return asked, num_asked
-
-
-@compiled
-def question(beams: Beams, mask: int, partial_sids: Codes, positions: Integers) -> None:
-    """Fill in one job's part of a denoiser call.
-
-    partial_sids: (>= num_asked, num_subspaces), MASK everywhere
-    positions:    (>= num_asked, n), zeros; a beam's masked positions, the last again and again
-    """
-    for beam in range(len(beams.sids)):
-        place = beams.asked[beam]
-        if place >= 0:
-            found = 0
-            for position in range(beams.sids.shape[1]):
-                partial_sids[place, position] = beams.sids[beam, position]
-                if beams.sids[beam, position] == mask:
-                    positions[place, found:] = position
-                    found += 1
-
-
-@compiled
 def _lowest_masked(sid: Codes, mask: int, chosen: Integers) -> None:
     """Fill in the lowest masked positions of a partial SID."""
     found = 0
@@ -269,7 +233,9 @@ def _gather(
     codes: Codes, rows: Rows, positions: Integers, num_masked: int, own_codes: Codes
 ) -> None:
     """Fill in the rows' codes at the masked positions: (n, num_masked), what later passes read."""
+    last = len(rows) - 1
     for i in range(len(rows)):
+        prefetch(codes, np.int64(rows[min(i + AHEAD, last)]))
         row = np.uint64(rows[i])
         for place in range(num_masked):
             own_codes[i, place] = codes[row, np.uint64(positions[place])]
@@ -335,7 +301,9 @@ def _children(
             for beam in range(len(kept)):
                 if child_parent[kept[beam]] == parent:
                     of_code[new_sids[beam, position]] = beam
+            last = starts[parent + 1] - 1
             for i in range(starts[parent], starts[parent + 1]):
+                prefetch(codes, np.int64(rows[min(i + AHEAD, last)]))
                 new_beam[i] = of_code[codes[rows[i], position]]
                 if new_beam[i] >= 0:
                     new_starts[new_beam[i] + 1] += 1
@@ -358,5 +326,5 @@ def _children(
                     at = free[new_beam[i]]
                     new_rows[at], new_biases[at] = rows[i], biases[i]
                     free[new_beam[i]] = at + 1
-    asked, num_asked = places_asked(codes, new_starts, new_rows, ranking)
+    asked, num_asked = places_asked(codes, new_starts, new_rows, ranking == ROWS)
     return Beams(new_sids, new_scores, new_starts, new_rows, new_biases, asked, num_asked)

@@ -1,7 +1,7 @@
 """The first decode step where it fills one position: straight from the postings.
 
-Its children are the codes of that position. Ranked by path, no row is touched but those of the
-codes that are kept; the other rankings score every row once to know what a code's rows are worth.
+Its children are the codes of that position. Ranked by path, no row is touched; the other rankings
+score every row once to know what a code's rows are worth.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.decoding import heap
-from service.decoding.beams import Beams, Codes, Doubles, Integers
+from service.decoding.beams import CodeBeams, Codes, Doubles, Integers
 from service.decoding.compiled import compiled
-from service.decoding.expansion import BEST, DRAWN, PATH, RAW, ROWS, places_asked
+from service.decoding.expansion import BEST, DRAWN, PATH, RAW, ROWS
 from service.decoding.grouping import UNDERFLOW
 from service.decoding.job import Floats, Rows
 from service.decoding.scan import score_rows
 from service.decoding.softmax import BLOCK, exponentials, highest_of
-from service.decoding.sureness import highest_legal
+from service.decoding.sureness import highest_legal, scratch_of
 
 
 @compiled
@@ -34,8 +34,10 @@ def expand_root(
     ranking: int,
     confidence: int,
     drawn: Floats,
-) -> Beams:
+) -> CodeBeams:
     """What `expansion.expand` makes of one beam that owns all allowed rows, for a width of one.
+
+    The beams know nothing of touched rows yet, see `code_beams`.
 
     indptr, postings: see `SidTrie`    log_probs: (num_subspaces, num_codes)
     biases, touched:  see `RowBiases`; the last num_excluded of `touched` are the excluded rows
@@ -54,15 +56,13 @@ def expand_root(
         score_rows(codes, biases, log_probs, unrolled, logits)
         highest = np.float64(highest_of(logits))
     if not highest > -np.inf:  # every row is impossible, or the network gave nan
-        nothing = np.empty(0, np.int64)
-        return _of_codes(
-            codes, indptr, postings, biases, touched, 0, nothing, np.empty(0, np.float64), ranking
-        )
+        return _of_codes(indptr, counts, 0, np.empty(0, np.int64), np.empty(0, np.float64))
     if ranking == ROWS:
         _sum_by_code(codes, logits, highest, unrolled, sums)
     mass = sums[0].sum() if ranking == ROWS else 1.0
 
     chosen, surest = 0, -np.inf
+    scratch = scratch_of(num_codes)
     for position in range(num_subspaces):
         sureness: float
         if confidence == DRAWN:
@@ -74,7 +74,7 @@ def expand_root(
         elif ranking == ROWS:
             sureness = sums[position].max()
         else:
-            sureness = highest_legal(log_probs[position], counts[position], 1)
+            sureness = highest_legal(log_probs[position], counts[position], 1, scratch)
         if sureness > surest:
             chosen, surest = position, sureness
 
@@ -103,10 +103,7 @@ def expand_root(
     if ranking == BEST:
         for beam in range(num_kept):
             scores[beam] = log_probs[chosen, kept[beam] % 65536]
-    beams = _of_codes(
-        codes, indptr, postings, biases, touched, chosen, kept[:num_kept], scores, ranking
-    )
-    return _without_excluded(codes, beams, ranking) if num_excluded else beams
+    return _of_codes(indptr, counts, chosen, kept[:num_kept] % 65536, scores)
 
 
 @compiled
@@ -143,53 +140,23 @@ def _worth_of_rows(rows: Rows, logits: Floats, ranking: int) -> float:
 
 @compiled
 def _of_codes(
-    codes: Codes,
-    indptr: Integers,
-    postings: NDArray[np.int32],
-    biases: Floats,
-    touched: Rows,
-    chosen: int,
-    kept: Integers,
-    scores: Doubles,
-    ranking: int,
-) -> Beams:
-    """A beam per kept code of the chosen position, owning the code's posting list."""
-    num_subspaces, num_codes = indptr.shape[0], indptr.shape[1] - 1
+    indptr: Integers, counts: Integers, chosen: int, kept: Integers, scores: Doubles
+) -> CodeBeams:
+    """A beam per kept code of the chosen position, owning the code's posting list.
+
+    counts: (num_subspaces, num_codes) rows with each code that are not excluded
+    """
+    num_subspaces, num_codes = counts.shape
     sids = np.full((len(kept), num_subspaces), num_codes, np.uint16)
-    starts = np.zeros(len(kept) + 1, np.int64)
-    beam_of = np.full(num_codes, -1, np.int32)
+    starts, stops = np.empty(len(kept), np.int64), np.empty(len(kept), np.int64)
+    num_rows = 0
     for beam in range(len(kept)):
-        code = kept[beam] % 65536
-        beam_of[code] = beam
+        code = kept[beam]
         sids[beam, chosen] = code
-        starts[beam + 1] = starts[beam] + indptr[chosen, code + 1] - indptr[chosen, code]
-    rows = np.empty(starts[-1], np.int32)
-    of_rows = np.zeros(starts[-1], np.float32)
-    for beam in range(len(kept)):
-        code = kept[beam] % 65536
-        own = postings[chosen, indptr[chosen, code] : indptr[chosen, code + 1]]
-        rows[starts[beam] : starts[beam + 1]] = own
-    for row in touched:
-        beam = beam_of[codes[row, chosen]]
-        if beam >= 0:
-            own = rows[starts[beam] : starts[beam + 1]]
-            of_rows[starts[beam] + np.searchsorted(own, row)] = biases[row]
-    asked, num_asked = places_asked(codes, starts, rows, ranking)
-    return Beams(sids, scores, starts, rows, of_rows, asked, num_asked)
-
-
-@compiled
-def _without_excluded(codes: Codes, beams: Beams, ranking: int) -> Beams:
-    """The beams without the survivors whose bias is -inf; every beam has others."""
-    sids, scores, starts, rows, biases, _, _ = beams
-    left = 0
-    new_starts = np.zeros_like(starts)
-    for beam in range(len(sids)):
-        for i in range(starts[beam], starts[beam + 1]):
-            if biases[i] > -np.inf:
-                rows[left], biases[left] = rows[i], biases[i]
-                left += 1
-        new_starts[beam + 1] = left
-    rows, biases = rows[:left], biases[:left]
-    asked, num_asked = places_asked(codes, new_starts, rows, ranking)
-    return Beams(sids, scores, new_starts, rows, biases, asked, num_asked)
+        starts[beam], stops[beam] = indptr[chosen, code], indptr[chosen, code + 1]
+        num_rows += counts[chosen, code]
+    touched_starts = np.zeros(len(kept) + 1, np.int64)
+    nothing, no_biases = np.empty(0, np.int32), np.empty(0, np.float32)
+    return CodeBeams(
+        sids, scores, chosen, starts, stops, touched_starts, nothing, no_biases, num_rows
+    )

@@ -10,10 +10,13 @@ positions: the beam's masked positions, ascending; `place` is an index among the
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from service.decoding.beams import Codes, Doubles, Integers
 from service.decoding.compiled import compiled
 from service.decoding.job import Floats, Rows
+from service.decoding.prefetch import AHEAD, prefetch
+from service.decoding.softmax import exponentials, highest_of
 
 
 @compiled
@@ -48,25 +51,34 @@ def sureness_of_codes(
 
     first: (places, num_codes), what `first_of_codes` noted of the beam
     """
+    scratch = scratch_of(log_probs.shape[1])
     for place in range(num_masked):
-        sureness[place] = highest_legal(log_probs[place], first[place], start)
+        sureness[place] = highest_legal(log_probs[place], first[place], start, scratch)
 
 
 @compiled
-def highest_legal(log_probs: Floats, legal: Integers, least: int) -> float:
+def highest_legal(
+    log_probs: Floats, legal: NDArray[np.integer], least: int, scratch: tuple[Floats, Floats]
+) -> float:
     """Log-probability of the most probable legal code among legal ones; -inf for a single one.
 
     legal: (num_codes,), at least `least` where a code is legal
+    scratch: see `scratch_of`
     """
-    found, highest, mass = 0, -np.inf, 0.0
+    of_legal, weights = scratch
+    found = np.uint64(0)
     for code in range(len(log_probs)):
-        if legal[code] >= least:
-            found += 1
-            highest = max(highest, np.float64(log_probs[code]))
-    for code in range(len(log_probs)):
-        if legal[code] >= least:
-            mass += np.exp(log_probs[code] - highest)
+        of_legal[found] = log_probs[code]  # and the next one over it if it is not legal
+        found += np.uint64(legal[code] >= least)
+    of_legal, weights = of_legal[:found], weights[:found]
+    mass = exponentials(of_legal, np.float64(highest_of(of_legal)), weights)
     return -np.inf if found == 1 else float(-np.log(mass))
+
+
+@compiled
+def scratch_of(num_codes: int) -> tuple[Floats, Floats]:
+    """What `highest_legal` writes to. Two arrays: halves of one are taken to overlap, no SIMD."""
+    return np.empty(num_codes + 1, np.float32), np.empty(num_codes + 1, np.float32)
 
 
 @compiled
@@ -84,10 +96,11 @@ def first_of_codes(
     first: (places, num_codes), below `start` where nothing was found yet
     num_legal: (num_subspaces,) codes there are at each position; stops when no more can be found
     """
-    left = 0
+    left, last = 0, len(rows) - 1
     for place in range(num_masked):
         left += num_legal[positions[place]]
     for i in range(len(rows)):
+        prefetch(codes, np.int64(rows[min(i + AHEAD, last)]))
         for place in range(num_masked):
             code = codes[rows[i], positions[place]]
             if first[place, code] < start:

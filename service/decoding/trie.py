@@ -3,7 +3,8 @@
 Masked diffusion fills positions in whatever order confidence suggests, so there is no prefix to
 walk: every node is found by filtering the rows of the one above, which shrink by two orders of
 magnitude with the first code. Its root's children are its postings, per (position, code) in CSR
-form. Knows nothing of scores or beams.
+form. Of the children of those it knows how many rows they have, where the catalogue is large enough
+for a table of pairs. Knows nothing of scores or beams.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from service.decoding.catalogue import Catalogue
 from service.decoding.compiled import compiled
+from service.decoding.pairs import BYTES_PER_ITEM, Pairs, pairs_of, pairs_pay, pairs_with
 from service.decoding.row_biases import RowBiases
 
 
@@ -24,6 +26,7 @@ class SidTrie:
     indptr: (num_subspaces, num_codes + 1) int64, where each code's posting list begins
     rows:   (num_subspaces, num_items) int32, all posting lists, ascending within a code
     num_legal: (num_subspaces,) int64, how many codes any item has at each position
+    pairs: see `service.decoding.pairs`; None where they do not pay
     free_biases: scratch arrays of searches that are over, for the next ones
     """
 
@@ -31,10 +34,20 @@ class SidTrie:
         self,
         catalogue: Catalogue,
         postings: tuple[NDArray[np.int64], NDArray[np.int32]] | None = None,
+        pairs: Pairs | None = None,
+        *,
+        pair_bytes_per_item: float = BYTES_PER_ITEM,
     ) -> None:
-        """postings: the catalogue's indptr and rows where they are known; else they are made."""
+        """postings: the catalogue's indptr and rows where they are known; else they are made.
+        pairs: its table of pairs where that is known; else it is made if it pays
+        pair_bytes_per_item: what the table may cost at most, for it to pay
+        """
         self.catalogue = catalogue
         self.codes = catalogue.codes
+        self.pair_bytes_per_item = pair_bytes_per_item
+        if pairs is None and pairs_pay(catalogue, pair_bytes_per_item):
+            pairs = pairs_of(self.codes, catalogue.num_codes)
+        self.pairs = pairs
         self.indptr, self.rows = postings or _postings(self.codes, catalogue.num_codes)
         self.num_legal = np.count_nonzero(self.counts, axis=1)
         self.free_biases: list[RowBiases] = []
@@ -55,7 +68,13 @@ class SidTrie:
             order = np.argsort(codes, kind="stable")
             ends = self.indptr[position, 1:][codes[order]]
             rows[position] = np.insert(self.rows[position], ends, before + order)
-        return SidTrie(catalogue, (self.indptr + _indptr_of(new, catalogue.num_codes), rows))
+        postings = self.indptr + _indptr_of(new, catalogue.num_codes), rows
+        pairs = self.pairs if self.pairs is None else pairs_with(self.pairs, new)
+        return SidTrie(catalogue, postings, pairs, pair_bytes_per_item=self.pair_bytes_per_item)
+
+    def without_items(self, catalogue: Catalogue) -> SidTrie:
+        """The trie of a catalogue that has fewer items: `Catalogue.without_items`."""
+        return SidTrie(catalogue, pair_bytes_per_item=self.pair_bytes_per_item)
 
     def postings(
         self, position: int, codes: NDArray[np.integer]

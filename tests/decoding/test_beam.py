@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import count
@@ -68,6 +69,12 @@ def decode_one(
     return decoded
 
 
+def same_scores(expected: Decoded, ranking: Ranking) -> object:
+    """Equal scores; of rows, but for the order in which SIMD code added up their exponentials."""
+    scores = expected.scores.tolist()
+    return pytest.approx(scores, rel=1e-6, abs=1e-6) if ranking == "rows" else scores
+
+
 def ranked_by(ranking: Ranking, batch: Sequence[Job]) -> list[Job]:
     return [replace(job, ranking=ranking) for job in batch]
 
@@ -94,7 +101,8 @@ def test_a_batch_equals_the_reference(
         for job in batch
     ]
     batch = ranked_by(ranking, batch)
-    answers, _ = decode(batch, SidTrie(catalogue), denoiser, prior=prior, confidence=confidence)
+    trie = SidTrie(catalogue, pair_bytes_per_item=data.draw(st.sampled_from([0, math.inf])))
+    answers, _ = decode(batch, trie, denoiser, prior=prior, confidence=confidence)
     compared = 0
     for answer, reference in zip(answers, expected, strict=True):
         if reference.closest_call > 1e-4:
@@ -378,7 +386,7 @@ def test_excluding_rows_equals_deleting_them(
     answer = decode_one(excluding, catalogue, denoiser, ranking=ranking)
     expected = decode_one(deleting, smaller, denoiser, ranking=ranking)
     assert answer.rows.tolist() == kept[expected.rows].tolist()
-    assert answer.scores.tolist() == expected.scores.tolist()
+    assert answer.scores.tolist() == same_scores(expected, ranking)
 
 
 @each_ranking
@@ -426,7 +434,7 @@ def test_a_filter_of_all_rows_is_no_filter(
     job = replace(job, allowed=np.arange(catalogue.num_items, dtype=np.int32))
     answer = decode_one(job, catalogue, denoiser, ranking=ranking, prior=prior)
     assert answer.rows.tolist() == expected.rows.tolist()
-    assert answer.scores.tolist() == expected.scores.tolist()
+    assert answer.scores.tolist() == same_scores(expected, ranking)
 
 
 def test_a_filter_leaves_no_trace_for_the_next_job_of_the_batch() -> None:

@@ -209,7 +209,8 @@ def test_index_bytes_are_those_of_the_arrays_held() -> None:
     trie = SidTrie(catalogue_of(np.zeros((100, 8), np.uint16), 3))
     held = index_bytes(trie)
     assert held >= trie.catalogue.codes.nbytes
-    parts = (trie.codes, trie.indptr, trie.rows, trie.num_legal)
+    assert trie.pairs is not None  # 24 ** 2 bytes of 100 items pay
+    parts = (trie.codes, trie.indptr, trie.rows, trie.num_legal, trie.pairs)
     assert held == sum(part.nbytes for part in parts)
     trie.reference_to_shared_memory = trie.catalogue.codes[10:]  # type: ignore[attr-defined]
     assert index_bytes(trie) == held

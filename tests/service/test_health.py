@@ -123,7 +123,7 @@ def test_priming_runs_the_encoder_for_every_batch(
 
     monkeypatch.setattr(bundle.decoder.denoiser, "encode", counted)
     prime(bundle)
-    rare = 3 * 3 * len(get_args(Ranking))  # schedules, filters, rankings
+    rare = 5 * 3 * len(get_args(Ranking))  # schedules, filters, rankings
     assert sizes == [*PRIMING_SIZES, 1 + rare]
     user = bundle.held_out[0]
     job = Job(bundle.catalogue.rows_of(user.history), 5, Schedule((4,)), 5)
