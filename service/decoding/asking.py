@@ -43,9 +43,11 @@ def question(
     """Fill in one job's part of a denoiser call.
 
     sids, asked:  see `Beams`
-    partial_sids: (>= num_asked, num_subspaces), MASK everywhere
-    positions:    (>= num_asked, n), zeros; a beam's masked positions, the last again and again
+    partial_sids: (>= num_asked, num_subspaces), MASK at the places without a beam
+    positions:    (>= num_asked, n), a beam's masked ones, the last again and again; zeros likewise
     """
+    partial_sids[:] = mask
+    positions[:] = 0
     for beam in range(len(sids)):
         place = asked[beam]
         if place >= 0:

@@ -207,14 +207,16 @@ class _Batch:
         Of the beams that are not decided; of the fully masked one where nothing is filled yet.
         """
         num_subspaces, mask = self.codes.shape[1], self.trie.catalogue.num_codes
-        of_jobs = [search.beams for search in self.active]
-        widest = max(1 if beams is None else beams.num_asked for beams in of_jobs)
-        left = max(num_subspaces - search.num_filled(self.nfe) for search in self.active)
-        partial_sids = np.full((len(of_jobs), widest, num_subspaces), mask, np.uint16)
-        positions = np.zeros((len(of_jobs), widest, left), np.int64)
-        for job, beams in enumerate(of_jobs):
+        widest = left = 1
+        for search in self.active:
+            widest = max(widest, 1 if search.beams is None else search.beams.num_asked)
+            left = max(left, num_subspaces - search.num_filled(self.nfe))
+        partial_sids = np.empty((len(self.active), widest, num_subspaces), np.uint16)
+        positions = np.empty((len(self.active), widest, left), np.int64)
+        for job, search in enumerate(self.active):
+            beams = search.beams
             if beams is None:
-                positions[job] = np.arange(num_subspaces)
+                partial_sids[job], positions[job] = mask, np.arange(num_subspaces)
             else:
                 question(beams.sids, beams.asked, mask, partial_sids[job], positions[job])
         started = perf_counter()

@@ -28,7 +28,8 @@ Postings = NDArray[np.int32]
 def with_touched(beams: CodeBeams, codes: Codes, touched: Rows, biases: Floats) -> CodeBeams:
     """The beams with what is known of rows; touched, biases: see `RowBiases`."""
     sids, scores, position, starts, stops, _, _, _, num_rows = beams
-    beam_of = np.full(65536, -1, np.int32)
+    # MASK is above all codes, and every beam has MASKs.
+    beam_of = np.full(sids.max() if len(sids) else 65536, -1, np.int32)
     for beam in range(len(sids)):
         beam_of[sids[beam, position]] = beam
     all_starts = np.zeros(len(sids) + 1, np.int64)

@@ -28,7 +28,9 @@ from service.decoding.softmax import exponentials
 from service.decoding.sureness import (
     choose,
     first_of_codes,
+    lowest_masked,
     sureness_of_codes,
+    sureness_of_few,
     sureness_of_rows,
 )
 
@@ -88,7 +90,7 @@ def expand(
     for beam in range(num_beams):
         start, stop = starts[beam], starts[beam + 1]
         if places[beam] < 0:  # its only child has its rows and its score
-            _lowest_masked(sids[beam], num_codes, chosen[beam])
+            lowest_masked(sids[beam], num_codes, chosen[beam])
             child_first[num_children], child_parent[num_children] = start, beam
             child_score[num_children] = beam_scores[beam]
             child_of[start:stop] = num_children
@@ -98,6 +100,16 @@ def expand(
             continue
         here, asked = log_probs[places[beam]], positions[places[beam]]
         own = rows[start:stop]
+        if lazy and confidence == LEGAL and len(own) == 1:  # every position is forced
+            slots[beam, 0], chosen[beam, 0] = 0, asked[0]
+            worth_of_only = beam_scores[beam] + here[0, codes[own[0], asked[0]]]
+            child_first[num_children], child_parent[num_children] = start, beam
+            child_score[num_children] = worth_of_only
+            if worth_of_only > -np.inf:
+                number = start * capacity + num_children
+                num_kept = heap.push(kept_scores, kept, num_kept, worth_of_only, number)
+            num_children += 1
+            continue
         if not lazy:
             _gather(codes, own, asked, num_masked, own_codes)
         of_own_codes = own_codes[: 0 if lazy else len(own)]
@@ -120,6 +132,8 @@ def expand(
                 sureness[place] = here[place].max()
         elif ranking == ROWS:
             sureness_of_rows(of_own_codes, weights, num_masked, sums, sureness)
+        elif 4 * len(own) < num_codes:
+            sureness_of_few(codes, own, asked, here, num_masked, first, start, sureness)
         else:
             sureness_of_codes(here, num_masked, first, start, sureness)
         choose(sureness, num_masked, slots[beam])
@@ -176,7 +190,16 @@ def expand(
     heap.sort(kept_scores, kept, num_kept)
     kept = kept[:num_kept] % capacity
     return _children(
-        codes, beams, chosen, kept, child_first, child_parent, child_score, child_of, ranking
+        codes,
+        beams,
+        chosen,
+        kept,
+        child_first,
+        child_parent,
+        child_score,
+        child_of,
+        num_codes,
+        ranking,
     )
 
 
@@ -219,16 +242,6 @@ def best_survivors(
 
 
 @compiled
-def _lowest_masked(sid: Codes, mask: int, chosen: Integers) -> None:
-    """Fill in the lowest masked positions of a partial SID."""
-    found = 0
-    for position in range(len(sid)):
-        if found < len(chosen) and sid[position] == mask:
-            chosen[found] = position
-            found += 1
-
-
-@compiled
 def _gather(
     codes: Codes, rows: Rows, positions: Integers, num_masked: int, own_codes: Codes
 ) -> None:
@@ -266,6 +279,7 @@ def _children(
     child_parent: NDArray[np.int32],
     child_score: Doubles,
     child_of: NDArray[np.int32],
+    num_codes: int,
     ranking: int,
 ) -> Beams:
     """The kept children as beams, in the order given, with their survivors.
@@ -292,7 +306,7 @@ def _children(
 
     new_beam = np.empty(len(rows), np.int32)  # by survivor; only parents' are filled in
     new_starts = np.zeros(len(kept) + 1, np.int64)
-    of_code = np.full(65536 if lazy else 0, -1, np.int32)
+    of_code = np.full(num_codes if lazy else 0, -1, np.int32)
     for parent in range(len(sids)):
         if not is_parent[parent]:
             continue

@@ -28,16 +28,19 @@ def sureness_of_rows(
     own_codes: (n, >= num_masked) of the beam's rows, by place    weights: (>= n,) float32
     sums: (num_subspaces, num_codes) zeros, and zeros again afterwards
     """
+    sureness[:num_masked] = 0
     for i in range(len(own_codes)):
+        weight = np.float64(weights[i])
         for place in range(num_masked):
-            sums[place, own_codes[i, place]] += weights[i]
+            share = sums[place, own_codes[i, place]] + weight
+            sums[place, own_codes[i, place]] = share
+            sureness[place] = max(sureness[place], share)
     for place in range(num_masked):
-        only, most = True, 0.0
-        for i in range(len(own_codes)):
-            code = own_codes[i, place]
-            only &= code == own_codes[0, place]
-            most = max(most, sums[place, code])
-        sureness[place] = -np.inf if only else most
+        other = 1
+        while other < len(own_codes) and own_codes[other, place] == own_codes[0, place]:
+            other += 1
+        if other == len(own_codes):
+            sureness[place] = -np.inf
     for i in range(len(own_codes)):
         for place in range(num_masked):
             sums[place, own_codes[i, place]] = 0
@@ -54,6 +57,32 @@ def sureness_of_codes(
     scratch = scratch_of(log_probs.shape[1])
     for place in range(num_masked):
         sureness[place] = highest_legal(log_probs[place], first[place], start, scratch)
+
+
+@compiled
+def sureness_of_few(
+    codes: Codes,
+    rows: Rows,
+    positions: Integers,
+    log_probs: Floats,
+    num_masked: int,
+    first: Integers,
+    start: int,
+    sureness: Doubles,
+) -> None:
+    """As `sureness_of_codes`, by way of the rows: for beams with fewer of them than codes."""
+    for place in range(num_masked):
+        found, highest, mass = 0, -np.inf, 0.0
+        for i in range(len(rows)):
+            code = codes[rows[i], positions[place]]
+            if first[place, code] == start + i:
+                found += 1
+                highest = max(highest, np.float64(log_probs[place, code]))
+        for i in range(len(rows)):
+            code = codes[rows[i], positions[place]]
+            if first[place, code] == start + i:
+                mass += np.exp(log_probs[place, code] - highest)
+        sureness[place] = -np.inf if found == 1 else -np.log(mass)
 
 
 @compiled
@@ -124,4 +153,14 @@ def choose(sureness: Doubles, num_masked: int, slots: Integers) -> None:
     for place in range(num_masked):
         if taken[place]:
             slots[found] = place
+            found += 1
+
+
+@compiled
+def lowest_masked(sid: Codes, mask: int, chosen: Integers) -> None:
+    """Fill in the lowest masked positions of a partial SID."""
+    found = 0
+    for position in range(len(sid)):
+        if found < len(chosen) and sid[position] == mask:
+            chosen[found] = position
             found += 1
