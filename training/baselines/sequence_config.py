@@ -48,6 +48,9 @@ class SASRecConfig(SequenceConfig):
 class BERT4RecConfig(SequenceConfig):
     """Bidirectional: masked items of a sequence are the targets (arXiv 1904.06690)."""
 
+    patience: int = Field(
+        15, ge=1, description="longer, because it learns slowly: fewer targets an epoch, all masked"
+    )
     mask_probability: float = Field(0.6, gt=0, le=1, description="of each item; 0.6 = their Beauty")
     last_share: float = Field(
         0.1, ge=0, le=1, description="share of sequences with only the last item masked"
