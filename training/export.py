@@ -168,4 +168,4 @@ def _masked_sids(
     num_masked = random.integers(1, num_subspaces + 1, (*shape[:2], 1))
     masked = order < num_masked
     sids = np.where(masked, num_codes, random.integers(0, num_codes, shape)).astype(np.uint16)
-    return sids, masked_positions(masked)
+    return sids, masked_positions(sids, num_codes)

@@ -13,17 +13,21 @@ from numpy.typing import NDArray
 
 from service.decoding.beams import Codes, Integers
 from service.decoding.compiled import compiled
+from service.decoding.denoiser import list_masked
 from service.decoding.job import Rows
 
 
 @compiled
-def places_asked(
+def in_next_call(
     codes: Codes, starts: Integers, rows: Rows, by_rows: bool
 ) -> tuple[NDArray[np.int32], int]:
-    """`asked` and `num_asked` of beams with these rows (`Beams`). by_rows: how they are ranked"""
-    asked = np.empty(len(starts) - 1, np.int32)
-    num_asked = 0
-    for beam in range(len(asked)):
+    """`in_call` and `num_in_call` of beams with these rows (`Beams`).
+
+    by_rows: whether they are ranked by rows
+    """
+    in_call = np.empty(len(starts) - 1, np.int32)
+    num_in_call = 0
+    for beam in range(len(in_call)):
         first = rows[starts[beam]]
         decided = by_rows
         for i in range(starts[beam] + 1, starts[beam + 1]):
@@ -31,29 +35,24 @@ def places_asked(
                 break
             for position in range(codes.shape[1]):
                 decided &= codes[rows[i], position] == codes[first, position]
-        asked[beam] = -1 if decided else num_asked
-        num_asked += not decided
-    return asked, num_asked
+        in_call[beam] = -1 if decided else num_in_call
+        num_in_call += not decided
+    return in_call, num_in_call
 
 
 @compiled
 def question(
-    sids: Codes, asked: NDArray[np.int32], mask: int, partial_sids: Codes, positions: Integers
+    sids: Codes, in_call: NDArray[np.int32], mask: int, partial_sids: Codes, positions: Integers
 ) -> None:
     """Fill in one job's part of a denoiser call.
 
-    sids, asked:  see `Beams`
-    partial_sids: (>= num_asked, num_subspaces), MASK at the places without a beam
-    positions:    (>= num_asked, n), a beam's masked ones, the last again and again; zeros likewise
+    sids, in_call: see `Beams`
+    partial_sids: (>= num_in_call, num_subspaces), MASK at the places without a beam
+    positions:    (>= num_in_call, n), a beam's masked ones, the last repeated; zeros likewise
     """
     partial_sids[:] = mask
     positions[:] = 0
     for beam in range(len(sids)):
-        place = asked[beam]
-        if place >= 0:
-            found = 0
-            for position in range(sids.shape[1]):
-                partial_sids[place, position] = sids[beam, position]
-                if sids[beam, position] == mask:
-                    positions[place, found:] = position
-                    found += 1
+        if in_call[beam] >= 0:
+            partial_sids[in_call[beam]] = sids[beam]
+            list_masked(sids[beam], mask, positions[in_call[beam]])

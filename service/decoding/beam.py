@@ -168,7 +168,7 @@ class _Batch:
         else:
             self._later_step(log_probs, positions)
         for search in self.active:
-            if search.beams is not None and not search.beams.num_asked and not search.finished:
+            if search.beams is not None and not search.beams.num_in_call and not search.finished:
                 self._finish_decided(search)
         self._keep([not search.finished for search in self.active])
 
@@ -209,7 +209,7 @@ class _Batch:
         num_subspaces, mask = self.codes.shape[1], self.trie.catalogue.num_codes
         widest = left = 1
         for search in self.active:
-            widest = max(widest, 1 if search.beams is None else search.beams.num_asked)
+            widest = max(widest, 1 if search.beams is None else search.beams.num_in_call)
             left = max(left, num_subspaces - search.num_filled(self.nfe))
         partial_sids = np.empty((len(self.active), widest, num_subspaces), np.uint16)
         positions = np.empty((len(self.active), widest, left), np.int64)
@@ -218,7 +218,7 @@ class _Batch:
             if beams is None:
                 partial_sids[job], positions[job] = mask, np.arange(num_subspaces)
             else:
-                question(beams.sids, beams.asked, mask, partial_sids[job], positions[job])
+                question(beams.sids, beams.in_call, mask, partial_sids[job], positions[job])
         started = perf_counter()
         log_probs = self.denoiser.denoise(self.memory, partial_sids, positions)
         self.denoise_s += perf_counter() - started
@@ -293,8 +293,8 @@ class _Batch:
     def _root(self, rows: Rows, of_rows: Floats) -> Beams:
         """The fully masked beam with these rows."""
         sids = np.full((1, self.codes.shape[1]), self.trie.catalogue.num_codes, np.uint16)
-        starts, asked = np.array([0, len(rows)]), np.zeros(1, np.int32)
-        return Beams(sids, np.zeros(1), starts, rows, of_rows, asked, 1)
+        starts, in_call = np.array([0, len(rows)]), np.zeros(1, np.int32)
+        return Beams(sids, np.zeros(1), starts, rows, of_rows, in_call, 1)
 
     def _later_step(self, log_probs: Floats, positions: NDArray[np.int64]) -> None:
         for job, search in enumerate(self.active):

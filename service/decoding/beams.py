@@ -27,9 +27,9 @@ class Beams(NamedTuple):
     starts: (beams + 1,) int64: beam b owns rows[starts[b]:starts[b + 1]]
     rows:   (survivors,) int32, ascending within a beam
     biases: (survivors,) float32, what each row's score gains beside its codes
-    asked:  (beams,) int32, a beam's place in the next denoiser call; -1 for a decided one, whose
+    in_call: (beams,) int32, a beam's index in the next denoiser call; -1 for a decided one, whose
             score no call can change: ranked by rows, all its rows share one SID
-    num_asked: beams that are not decided
+    num_in_call: beams that are not decided
     """
 
     sids: NDArray[np.uint16]
@@ -37,8 +37,8 @@ class Beams(NamedTuple):
     starts: NDArray[np.int64]
     rows: Rows
     biases: Floats
-    asked: NDArray[np.int32]
-    num_asked: int
+    in_call: NDArray[np.int32]
+    num_in_call: int
 
     @property
     def num_rows(self) -> int:
@@ -71,10 +71,10 @@ class CodeBeams(NamedTuple):
     num_rows: int
 
     @property
-    def asked(self) -> NDArray[np.int32]:
-        """All of them are asked about, see `Beams`."""
+    def in_call(self) -> NDArray[np.int32]:
+        """All of them are in it, see `Beams`."""
         return np.arange(len(self.sids), dtype=np.int32)
 
     @property
-    def num_asked(self) -> int:
+    def num_in_call(self) -> int:
         return len(self.sids)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.decoding import heap
-from service.decoding.asking import places_asked
+from service.decoding.asking import in_next_call
 from service.decoding.beams import Beams, CodeBeams, Codes, Integers
 from service.decoding.compiled import compiled
 from service.decoding.expansion import ROWS
@@ -74,7 +74,7 @@ def copied(
 ) -> Beams:
     """The beams with rows of their own. biases: (num_items,) float32, of all rows.
 
-    by_rows: how they are ranked
+    by_rows: whether they are ranked by rows
     """
     new_starts = np.zeros(len(beams.sids) + 1, np.int64)
     rows = np.empty(beams.num_rows, np.int32)
@@ -87,8 +87,8 @@ def copied(
                 rows[found], of_rows[found] = row, bias
                 found += 1
         new_starts[beam + 1] = found
-    asked, num_asked = places_asked(codes, new_starts, rows, by_rows)
-    return Beams(beams.sids, beams.scores, new_starts, rows, of_rows, asked, num_asked)
+    in_call, num_in_call = in_next_call(codes, new_starts, rows, by_rows)
+    return Beams(beams.sids, beams.scores, new_starts, rows, of_rows, in_call, num_in_call)
 
 
 @compiled

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.decoding import heap
-from service.decoding.asking import places_asked
+from service.decoding.asking import in_next_call
 from service.decoding.beams import Beams, CodeBeams, Codes, Doubles, Integers
 from service.decoding.code_beams import Postings, highest_sum, score_postings
 from service.decoding.compiled import compiled
@@ -171,8 +171,10 @@ def _children_of_one_code(
             child_starts[parent, code] : child_stops[parent, code]
         ]
     biases = _biases_of(codes, beams, parents, sids, starts, new_rows)
-    asked, num_asked = places_asked(codes, starts, new_rows, False)
-    return Beams(sids, kept_scores[:num_kept].copy(), starts, new_rows, biases, asked, num_asked)
+    in_call, num_in_call = in_next_call(codes, starts, new_rows, False)
+    return Beams(
+        sids, kept_scores[:num_kept].copy(), starts, new_rows, biases, in_call, num_in_call
+    )
 
 
 @compiled
@@ -319,5 +321,5 @@ def _good_enough(
         starts[beam + 1] = left
     parents = np.arange(num_beams)
     biases = _biases_of(codes, beams, parents, beams.sids, starts, rows[:left])
-    places, num_asked = places_asked(codes, starts, rows, False)
-    return Beams(beams.sids, beams.scores, starts, rows[:left].copy(), biases, places, num_asked)
+    in_call, num_in_call = in_next_call(codes, starts, rows, False)
+    return Beams(beams.sids, beams.scores, starts, rows[:left].copy(), biases, in_call, num_in_call)

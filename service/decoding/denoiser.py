@@ -17,25 +17,31 @@ from service.decoding.job import Histories
 
 
 @compiled
-def masked_positions(masked: NDArray[np.bool_]) -> NDArray[np.int64]:
+def list_masked(sid: NDArray[np.uint16], mask: int, positions: NDArray[np.int64]) -> None:
+    """Fill in a partial SID's masked positions, ascending: as many as fit, or the last repeated."""
+    found = 0
+    for position in range(len(sid)):
+        if found < len(positions) and sid[position] == mask:
+            positions[found:] = position
+            found += 1
+
+
+@compiled
+def masked_positions(sids: NDArray[np.uint16], mask: int) -> NDArray[np.int64]:
     """The positions to ask a denoiser for, as `Denoiser.denoise` wants them.
 
-    masked: (jobs, beams, num_subspaces) bool, false everywhere at a place without a beam
+    sids: (jobs, beams, num_subspaces) uint16, each with a MASK
     Returns (jobs, beams, n) int64, n the most masked positions of any beam.
     """
-    num_jobs, num_beams, num_subspaces = masked.shape
+    num_jobs, num_beams, _ = sids.shape
     most = 0
     for job in range(num_jobs):
         for beam in range(num_beams):
-            most = max(most, int(masked[job, beam].sum()))
-    positions = np.zeros((num_jobs, num_beams, most), np.int64)
+            most = max(most, int((sids[job, beam] == mask).sum()))
+    positions = np.empty((num_jobs, num_beams, most), np.int64)
     for job in range(num_jobs):
         for beam in range(num_beams):
-            found = 0
-            for position in range(num_subspaces):
-                if masked[job, beam, position]:
-                    positions[job, beam, found:] = position
-                    found += 1
+            list_masked(sids[job, beam], mask, positions[job, beam])
     return positions
 
 

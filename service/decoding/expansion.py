@@ -8,8 +8,8 @@ ROWS  the log-probability that one of its rows is the next item: a row's logit i
       log-probs at masked positions and its bias, a softmax over the beam's rows shares out the
       beam's probability, and a child has that of its rows
 
-log_probs: (asked, n, num_codes) float32    positions: (asked, n) int64, see `Denoiser.denoise`;
-of the beams that are not decided (`Beams`)
+log_probs: (num_in_call, n, num_codes) float32    positions: (num_in_call, n) int64, see
+`Denoiser.denoise`; of the beams that are not decided (`Beams`)
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.decoding import heap
-from service.decoding.asking import places_asked
+from service.decoding.asking import in_next_call
 from service.decoding.beams import Beams, Codes, Doubles, Integers
 from service.decoding.compiled import compiled
+from service.decoding.denoiser import list_masked
 from service.decoding.grouping import group_by_code, group_by_tuple, power_of_two, worth_by_rows
 from service.decoding.job import Floats, Rows
 from service.decoding.prefetch import AHEAD, prefetch
@@ -28,7 +29,6 @@ from service.decoding.softmax import exponentials
 from service.decoding.sureness import (
     choose,
     first_of_codes,
-    lowest_masked,
     sureness_of_codes,
     sureness_of_few,
     sureness_of_rows,
@@ -58,7 +58,7 @@ def expand(
     width:     positions that each beam fills, fewer than it has masked
     drawn:     (beams, num_subspaces) float32, the confidence if that is DRAWN
     """
-    sids, beam_scores, starts, rows, biases, places, _ = beams
+    sids, beam_scores, starts, rows, biases, in_call, _ = beams
     num_beams, num_subspaces = sids.shape
     num_codes = log_probs.shape[2]
     # Ranked by path, children that differ in one code need no sums over rows: only who is there.
@@ -89,27 +89,24 @@ def expand(
 
     for beam in range(num_beams):
         start, stop = starts[beam], starts[beam + 1]
-        if places[beam] < 0:  # its only child has its rows and its score
-            lowest_masked(sids[beam], num_codes, chosen[beam])
+        decided = in_call[beam] < 0
+        if decided or (lazy and confidence == LEGAL and stop - start == 1):
+            # All positions are forced: its only child has all of its rows.
+            list_masked(sids[beam], num_codes, chosen[beam])
+            score = beam_scores[beam]
+            if decided:
+                child_of[start:stop] = num_children
+            else:
+                score += log_probs[in_call[beam], 0, codes[rows[start], chosen[beam, 0]]]
             child_first[num_children], child_parent[num_children] = start, beam
-            child_score[num_children] = beam_scores[beam]
-            child_of[start:stop] = num_children
-            number = start * capacity + num_children
-            num_kept = heap.push(kept_scores, kept, num_kept, beam_scores[beam], number)
-            num_children += 1
-            continue
-        here, asked = log_probs[places[beam]], positions[places[beam]]
-        own = rows[start:stop]
-        if lazy and confidence == LEGAL and len(own) == 1:  # every position is forced
-            slots[beam, 0], chosen[beam, 0] = 0, asked[0]
-            worth_of_only = beam_scores[beam] + here[0, codes[own[0], asked[0]]]
-            child_first[num_children], child_parent[num_children] = start, beam
-            child_score[num_children] = worth_of_only
-            if worth_of_only > -np.inf:
+            child_score[num_children] = score
+            if score > -np.inf:  # not nan either
                 number = start * capacity + num_children
-                num_kept = heap.push(kept_scores, kept, num_kept, worth_of_only, number)
+                num_kept = heap.push(kept_scores, kept, num_kept, score, number)
             num_children += 1
             continue
+        here, asked = log_probs[in_call[beam]], positions[in_call[beam]]
+        own = rows[start:stop]
         if not lazy:
             _gather(codes, own, asked, num_masked, own_codes)
         of_own_codes = own_codes[: 0 if lazy else len(own)]
@@ -208,7 +205,7 @@ def best_survivors(
     codes: Codes, beams: Beams, log_probs: Floats, positions: Integers, k: int, ranking: int
 ) -> tuple[Rows, Floats]:
     """The k best survivors once every masked position is filled, best first, ties by row."""
-    sids, beam_scores, starts, rows, biases, places, _ = beams
+    sids, beam_scores, starts, rows, biases, in_call, _ = beams
     num_codes = log_probs.shape[2]
     num_masked = int(np.count_nonzero(sids[:1] == num_codes))  # of every beam alike
     capacity = min(k, len(rows))
@@ -217,15 +214,15 @@ def best_survivors(
     for beam in range(len(sids)):
         own = rows[starts[beam] : starts[beam + 1]]
         own_biases = biases[starts[beam] : starts[beam + 1]]
-        place = places[beam]
-        if place < 0:
+        if in_call[beam] < 0:
             logits = own_biases.copy()
             highest: float = np.float64(logits.max())
         else:
             logits = np.empty(len(own), np.float32)
             own_codes = np.empty((len(own), num_masked), np.uint16)
-            _gather(codes, own, positions[place], num_masked, own_codes)
-            highest = _row_logits(own_codes, own_biases, log_probs[place], num_masked, logits)
+            _gather(codes, own, positions[in_call[beam]], num_masked, own_codes)
+            here = log_probs[in_call[beam]]
+            highest = _row_logits(own_codes, own_biases, here, num_masked, logits)
         if not highest > -np.inf:
             continue
         shift = beam_scores[beam]
@@ -340,5 +337,5 @@ def _children(
                     at = free[new_beam[i]]
                     new_rows[at], new_biases[at] = rows[i], biases[i]
                     free[new_beam[i]] = at + 1
-    asked, num_asked = places_asked(codes, new_starts, new_rows, ranking == ROWS)
-    return Beams(new_sids, new_scores, new_starts, new_rows, new_biases, asked, num_asked)
+    in_call, num_in_call = in_next_call(codes, new_starts, new_rows, ranking == ROWS)
+    return Beams(new_sids, new_scores, new_starts, new_rows, new_biases, in_call, num_in_call)

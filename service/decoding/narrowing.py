@@ -65,32 +65,10 @@ def children(
     drawn: Floats,
 ) -> Beams:
     """The best `beam_width` children of all beams, see `expansion.expand`."""
+    step = log_probs, positions, width, beam_width
     if isinstance(beams, Beams):
-        return expand(
-            trie.codes,
-            trie.num_legal,
-            beams,
-            log_probs,
-            positions,
-            width,
-            beam_width,
-            ranking,
-            confidence,
-            drawn,
-        )
+        return expand(trie.codes, trie.num_legal, beams, *step, ranking, confidence, drawn)
     assert ranking == PATH
     assert trie.pairs is not None
-    return expand_codes(
-        trie.codes,
-        trie.indptr,
-        trie.rows,
-        trie.pairs,
-        trie.num_legal,
-        beams,
-        log_probs,
-        positions,
-        width,
-        beam_width,
-        confidence,
-        drawn,
-    )
+    lists = trie.codes, trie.indptr, trie.rows, trie.pairs, trie.num_legal
+    return expand_codes(*lists, beams, *step, confidence, drawn)

@@ -154,13 +154,3 @@ def choose(sureness: Doubles, num_masked: int, slots: Integers) -> None:
         if taken[place]:
             slots[found] = place
             found += 1
-
-
-@compiled
-def lowest_masked(sid: Codes, mask: int, chosen: Integers) -> None:
-    """Fill in the lowest masked positions of a partial SID."""
-    found = 0
-    for position in range(len(sid)):
-        if found < len(chosen) and sid[position] == mask:
-            chosen[found] = position
-            found += 1

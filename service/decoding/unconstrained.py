@@ -91,7 +91,7 @@ def _search(
     sids = np.full((num_jobs, 1, denoiser.num_subspaces), mask, dtype=np.uint16)
     scores = np.zeros((num_jobs, 1), dtype=np.float32)
     for step in schedule.steps:
-        positions = masked_positions(sids == mask)
+        positions = masked_positions(sids, mask)
         log_probs = denoiser.denoise(memory, sids, positions)
         confidence = log_probs.max(axis=-1)
         surest = np.sort(np.argsort(-confidence, axis=-1, kind="stable")[..., :step], axis=-1)

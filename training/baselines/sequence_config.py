@@ -49,7 +49,7 @@ class BERT4RecConfig(SequenceConfig):
     """Bidirectional: masked items of a sequence are the targets (arXiv 1904.06690)."""
 
     patience: int = Field(
-        15, ge=1, description="longer, because it learns slowly: fewer targets an epoch, all masked"
+        15, ge=1, description="longer: it learns slowly, and improves in fits and starts"
     )
     mask_probability: float = Field(0.6, gt=0, le=1, description="of each item; 0.6 = their Beauty")
     last_share: float = Field(
