@@ -75,5 +75,5 @@ ifeq ($(TORCH),)
 else
 	@$(PIP) install -qq $(TORCH)
 endif
-	@$(PIP) install -qq --editable '.[cpu,train,loadtest,dev]'
+	@$(PIP) install -qq --editable '.[cpu,train,loadtest,otel,dev]'
 	@touch $@ $(VENV)/.serving

@@ -1,12 +1,16 @@
 """`python -m service`: settings, then one uvicorn worker until SIGTERM, Ctrl-C or a failed start.
 
+SIGHUP loads and activates the bundle that UNMASK_BUNDLE means by then.
+
 Exit status: that of the signal, 1 when something cannot start, 2 when a setting is wrong. The
 reason is one sentence on stderr; stdout has the log, one JSON object a line.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import signal
 import socket
 import sys
 from types import FrameType
@@ -20,6 +24,7 @@ from service.lifecycle import Lifecycle
 from service.metrics import Metrics
 from service.settings import load_settings
 
+LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 KEEP_ALIVE_S = 75  # longer than clients and proxies keep an idle connection, so that they close it
 
 log = structlog.get_logger()
@@ -40,11 +45,27 @@ class Server(uvicorn.Server):
         )
         super().__init__(config)
         self._lifecycle = lifecycle
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._told_to_stop = False
         lifecycle.on_failure = self._stop
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self._lifecycle.draining = True
-        super().handle_exit(sig, frame)
+        """SIGTERM: not ready at once, and answering for a while, until nobody sends any more.
+
+        Ctrl-C and a second signal end that while.
+        """
+        delay_s = self._lifecycle.settings.drain_delay_s
+        if sig != signal.SIGTERM or self._told_to_stop or not delay_s or self._loop is None:
+            self._lifecycle.draining = True
+            super().handle_exit(sig, frame)
+            return
+        self._told_to_stop = self._lifecycle.draining = True
+        stop = super().handle_exit, sig, frame
+        self._loop.call_soon_threadsafe(self._loop.call_later, delay_s, *stop)
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        await super().serve(sockets)
 
     def _stop(self) -> None:
         self.should_exit = True
@@ -84,10 +105,12 @@ def main() -> int:
     try:
         settings = load_settings(sys.argv[1:])
         listener = listen(settings.host, settings.port)
+        lifecycle = Lifecycle(settings, Metrics())
     except StartError as error:
         return refuse(error)
     configure_log(settings.log_level)
-    lifecycle = Lifecycle(settings, Metrics())
+    if not settings.api_keys and settings.host not in LOOPBACK:
+        log.warning("no_api_keys", effect="everybody who reaches the port may ask")
     log.info("starting", url=f"http://{settings.host}:{settings.port}", bundle=settings.bundle)
     try:
         Server(lifecycle).run(sockets=[listener])

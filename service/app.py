@@ -1,68 +1,37 @@
-"""The HTTP side: routes, statuses, error bodies. The only module that imports FastAPI.
+"""The HTTP side of what clients use: routes and their statuses.
 
-`create_app` is the wiring, `Routes` has one method per route, `ANSWERS` says which error is which
-status. What a request means is decided in the recommender and the history store.
+`create_app` is the wiring, `Routes` has one method per route. What a request means is decided in
+the recommender and the history store, which error is which status in `service.http_errors`, and
+what operators use is in `service.admin`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import Annotated, Any, TypeVar
 
-import structlog
 from fastapi import Depends, FastAPI, Path, Query, Request, Response
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.params import Depends as Dependency
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.exceptions import HTTPException
 
 from service import errors, schemas
+from service.admin import add_admin_routes, add_health_routes
+from service.answering import similar_items
 from service.events import store_events
+from service.http_errors import MAX_BODY_BYTES, add_handlers, context_of, status_and_error
 from service.lifecycle import VERSION, Lifecycle
-from service.metrics import METRICS_CONTENT_TYPE
-from service.middleware import (
-    SCOPE_KEY,
-    ASGIApp,
-    Envelope,
-    Message,
-    Receive,
-    RequestContext,
-    Scope,
-    Send,
-)
-
-MAX_BODY_BYTES = 1 << 20
-MAX_ERROR_DETAILS = 20
-RETRY_AFTER_S = "1"
-
-ANSWERS: dict[type[errors.RequestError], tuple[int, str]] = {
-    errors.InvalidRequest: (422, "invalid_request"),
-    errors.Overloaded: (429, "overloaded"),
-    errors.ClientDisconnected: (499, "client_disconnected"),  # only seen in the log and in metrics
-    errors.DecodeFailed: (500, "internal_error"),
-    errors.HistoryUnavailable: (503, "history_unavailable"),
-    errors.NotReady: (503, "not_ready"),
-    errors.DeadlineExceeded: (504, "deadline_exceeded"),
-}
-REJECTED: dict[type[errors.RequestError], str] = {
-    errors.Overloaded: "queue_full",
-    errors.NotReady: "not_ready",
-}
-HTTP_ERRORS: dict[int, tuple[str, str]] = {
-    400: ("malformed_json", "the body is not valid JSON"),
-    404: ("route_not_found", "there is no such route"),
-    405: ("method_not_allowed", "this route does not have that method"),
-    413: ("body_too_large", f"the body may have {MAX_BODY_BYTES} bytes"),
-    415: ("unsupported_media_type", "the Content-Type must be application/json"),
-}
-RETRYABLE = {429, 503}
+from service.middleware import ASGIApp, Envelope, Message, Receive, RequestContext, Scope, Send
 
 UserIdPath = Annotated[schemas.UserId, Path()]
+ItemIdPath = Annotated[schemas.ItemId, Path()]
 T = TypeVar("T")
 
-log = structlog.get_logger()
+bearer = HTTPBearer(auto_error=False, description="A key of UNMASK_API_KEYS or UNMASK_ADMIN_KEYS.")
+Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
 
 
 def create_app(lifecycle: Lifecycle) -> ASGIApp:
@@ -80,40 +49,52 @@ def create_app(lifecycle: Lifecycle) -> ASGIApp:
         redoc_url=None,
         redirect_slashes=False,  # a redirect would not have the error body
     )
-    routes = Routes(lifecycle)
+    keys, settings = lifecycle.keys, lifecycle.settings
+
+    async def client_key(credentials: Credentials) -> None:
+        keys.check_client(credentials.credentials if credentials else None)
+
+    async def admin_key(credentials: Credentials) -> None:
+        keys.check_admin(credentials.credentials if credentials else None)
+
+    is_open = not (settings.api_keys or settings.rate_limit)
+    add_client_routes(app, Routes(lifecycle), [] if is_open else [Depends(client_key)])
+    if settings.admin_keys:
+        add_admin_routes(app, lifecycle, [Depends(admin_key)], require_json)
+    add_health_routes(app, lifecycle)
+    app.add_middleware(BodyLimit)
+    add_handlers(app)
+    return Envelope(
+        app, lifecycle.metrics, max_inflight=settings.max_inflight, traces=lifecycle.traces
+    )
+
+
+def add_client_routes(app: FastAPI, routes: Routes, guards: Sequence[Dependency]) -> None:
+    """What clients use; every status that a route may answer with is declared."""
 
     def route(method: str, path: str, handler: Callable[..., Any], *statuses: int) -> None:
+        posted = [Depends(require_json)] if method == "POST" else []
+        posted_statuses = (400, 413, 415) if method == "POST" else ()
+        guarded = (401,) if guards else ()
         app.add_api_route(
             path,
             handler,
             methods=[method],
             status_code=204 if method == "DELETE" else 200,
-            responses={status: {"model": schemas.ErrorResponse} for status in statuses},
-            dependencies=[Depends(require_json)] if method == "POST" else [],
+            responses={
+                status: {"model": schemas.ErrorResponse}
+                for status in sorted({*statuses, *posted_statuses, *guarded, 422, 429, 500})
+            },
+            dependencies=[*guards, *posted],
         )
 
-    posted = (400, 413, 415, 422, 500, 503)
-    route("POST", "/recommend", routes.recommend, *posted, 429, 504)
-    route("POST", "/events", routes.events, *posted)
-    route("GET", "/users/{user_id}/history", routes.history, 422, 500, 503)
-    route("DELETE", "/users/{user_id}/history", routes.erase, 422, 500, 503)
-    route("GET", "/info", routes.info, 500)
-    for path, health, body in (
-        ("/health/live", routes.live, schemas.Liveness),
-        ("/health/ready", routes.ready, schemas.Readiness),
-    ):
-        alias = path.replace("/health/", "/") + "z"
-        app.add_api_route(path, health, responses={503: {"model": body}})
-        app.add_api_route(path, health, methods=["HEAD"], include_in_schema=False)
-        app.add_api_route(alias, health, methods=["GET", "HEAD"], include_in_schema=False)
-    app.add_api_route("/metrics", routes.metrics, include_in_schema=False)
-
-    app.add_middleware(BodyLimit)
-    app.add_exception_handler(errors.RequestError, on_request_error)
-    app.add_exception_handler(RequestValidationError, on_validation_error)
-    app.add_exception_handler(HTTPException, on_http_error)
-    app.add_exception_handler(Exception, on_unexpected_error)
-    return Envelope(app, lifecycle.metrics)
+    route("POST", "/recommend", routes.recommend, 404, 503, 504)
+    route("POST", "/recommend/batch", routes.recommend_batch, 503)
+    route("POST", "/events", routes.events, 503)
+    route("GET", "/users/{user_id}/history", routes.history, 503)
+    route("DELETE", "/users/{user_id}/history", routes.erase, 503)
+    route("GET", "/items/{item_id}", routes.item, 404, 503)
+    route("POST", "/items/{item_id}/similar", routes.similar, 404, 503)
 
 
 class Routes:
@@ -131,16 +112,31 @@ class Routes:
         """Recommend k items to a user, best first."""
         context = context_of(request)
         context.log.update(user_hash=self._hash(body.user_id), k=body.k)
-        try:
-            recommender = self._lifecycle.recommender
-            context.bundle = recommender.bundle.manifest.ref
-            work = recommender.recommend(body, context.received)
-            answer = await unless_disconnected(request, work)
-        except tuple(REJECTED) as error:
-            self._metrics.rejected.labels(REJECTED[type(error)]).inc()
-            raise
+        work = self._answer(body, context.received)
+        answer = await unless_disconnected(request, work)
         report(answer, context)
         return answer
+
+    async def recommend_batch(
+        self, body: schemas.BatchRequest, request: Request
+    ) -> schemas.BatchResponse:
+        """Answer several requests, in their order; each has a status of its own."""
+        context = context_of(request)
+        context.log.update(requests=len(body.requests))
+
+        async def result(one: schemas.RecommendRequest) -> schemas.BatchResult:
+            timed = one.model_copy(update={"timeout_ms": body.timeout_ms})
+            try:
+                answer = await self._answer(timed, context.received)
+            except errors.RequestError as error:
+                status, shown = status_and_error(error, context.request_id)
+                self._metrics.count_recommend(status, None)
+                return schemas.BatchResult(status=status, error=shown)
+            self._metrics.count_recommend(200, answer)
+            return schemas.BatchResult(status=200, response=answer)
+
+        work = asyncio.gather(*map(result, body.requests))
+        return schemas.BatchResponse(results=await unless_disconnected(request, _awaited(work)))
 
     async def events(self, body: schemas.EventsRequest) -> schemas.EventsResponse:
         """Append events to the histories of their users. Safe to repeat."""
@@ -167,41 +163,46 @@ class Routes:
         await self._lifecycle.histories.erase(user_id)
         return Response(status_code=204)
 
-    async def info(self) -> schemas.Info:
-        """What runs here, and its limits."""
-        settings, bundle = self._settings, self._lifecycle.bundle
-        return schemas.Info(
-            version=VERSION,
-            bundle=schemas.BundleInfo.model_validate(bundle.manifest) if bundle else None,
-            limits=schemas.Limits(
-                max_k=schemas.MAX_K,
-                max_beam_width=schemas.MAX_BEAM_WIDTH,
-                max_queue_rows=settings.max_queue_rows,
-                default_timeout_ms=settings.default_timeout_ms,
-                history_cap=settings.history_cap,
-                history_event_types=list(settings.history_event_types),
-            ),
-            history_store="redis" if settings.redis_url else "embedded",
-            ort_threads=settings.ort_threads,
+    async def item(self, item_id: ItemIdPath) -> schemas.ItemResponse:
+        """An item of the active bundle."""
+        bundle = self._lifecycle.residents.active.bundle
+        row = self._row_of(item_id)
+        item, codes = bundle.items[row], bundle.catalogue.codes
+        same = (codes == codes[row]).all(axis=1).nonzero()[0].tolist()
+        return schemas.ItemResponse(
+            item_id=item.item_id,
+            title=item.title,
+            categories=list(item.categories),
+            sid=codes[row].tolist(),
+            popularity_rank=row + 1,
+            same_sid=[bundle.items[other].item_id for other in same if other != row],
+            bundle=bundle.manifest.ref,
         )
 
-    async def live(self, response: Response) -> schemas.Liveness:
-        """200 unless only a restart helps."""
-        if self._lifecycle.is_live:
-            return schemas.Liveness(status="live")
-        response.status_code = 503
-        return schemas.Liveness(status="not_live")
+    async def similar(
+        self, item_id: ItemIdPath, body: schemas.SimilarRequest
+    ) -> schemas.SimilarResponse:
+        """Items of the active bundle that share codes with an item; the network is not asked."""
+        bundle = self._lifecycle.residents.active.bundle
+        row = self._row_of(item_id)
+        similar = await asyncio.to_thread(similar_items, bundle, row, body.k)
+        return schemas.SimilarResponse(item_id=item_id, similar=similar, bundle=bundle.manifest.ref)
 
-    async def ready(self, response: Response) -> schemas.Readiness:
-        """200 when requests are welcome."""
-        reasons = self._lifecycle.not_ready
-        if not reasons:
-            return schemas.Readiness(status="ready", reasons=[])
-        response.status_code = 503
-        return schemas.Readiness(status="not_ready", reasons=reasons)
+    async def _answer(
+        self, body: schemas.RecommendRequest, received: float
+    ) -> schemas.RecommendResponse:
+        try:
+            return await self._lifecycle.recommender.recommend(body, received)
+        except (errors.Overloaded, errors.NotReady) as error:
+            reason = getattr(error, "reason", "not_ready")
+            self._metrics.rejected.labels(reason).inc()
+            raise
 
-    async def metrics(self) -> Response:
-        return Response(self._metrics.text(), media_type=METRICS_CONTENT_TYPE)
+    def _row_of(self, item_id: str) -> int:
+        rows = self._lifecycle.residents.active.bundle.catalogue.rows_of([item_id])
+        if not len(rows):
+            raise errors.ItemNotFound("the active bundle has no such item")
+        return int(rows[0])
 
     def _hash(self, user_id: str) -> str:
         return hashlib.blake2b(user_id.encode(), key=self._salt, digest_size=6).hexdigest()
@@ -210,7 +211,7 @@ class Routes:
 def report(answer: schemas.RecommendResponse, context: RequestContext) -> None:
     """Put what gateways and operators want to see into headers and the log line."""
     timings = answer.timings_ms
-    context.degraded = answer.degraded
+    context.answer = answer
     context.headers["X-Unmask-Bundle"] = answer.bundle
     context.headers["Server-Timing"] = ", ".join(f"{name};dur={ms}" for name, ms in timings.items())
     if answer.degraded:
@@ -222,6 +223,8 @@ def report(answer: schemas.RecommendResponse, context: RequestContext) -> None:
         n_items=len(answer.items),
         timings_ms=timings,
     )
+    if answer.experiment:
+        context.log.update(variant=answer.experiment.variant)
     if answer.decoding:
         context.log.update(schedule=answer.decoding.schedule, nfe=answer.decoding.nfe)
 
@@ -243,6 +246,10 @@ async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) ->
     finally:
         gone.cancel()
         task.cancel()
+
+
+async def _awaited(future: asyncio.Future[T]) -> T:
+    return await future
 
 
 def require_json(request: Request) -> None:
@@ -270,75 +277,3 @@ class BodyLimit:
             return message
 
         await self._app(scope, limited, send)
-
-
-async def on_request_error(request: Request, error: Exception) -> Response:
-    """An error of ours."""
-    assert isinstance(error, errors.RequestError)
-    status, code = ANSWERS[type(error)]
-    if status == 500:
-        log.error("decode_failed", request_id=context_of(request).request_id, exc_info=error)
-    return error_answer(request, status, code, str(error), param=getattr(error, "param", None))
-
-
-async def on_validation_error(request: Request, error: Exception) -> Response:
-    """Pydantic refused the request; values are never repeated."""
-    assert isinstance(error, RequestValidationError)
-    found = error.errors()
-    if any(entry["type"] == "json_invalid" for entry in found):
-        return error_answer(request, 400, *HTTP_ERRORS[400])
-    details = [
-        schemas.ErrorDetail(
-            param=schemas.field_name(entry["loc"][1:]) or "body",
-            message=entry["msg"],
-            type=entry["type"],
-        )
-        for entry in found[:MAX_ERROR_DETAILS]
-    ]
-    message = f"{details[0].param}: {details[0].message}"
-    return error_answer(
-        request, 422, "invalid_request", message, param=details[0].param, details=details
-    )
-
-
-async def on_http_error(request: Request, error: Exception) -> Response:
-    """Starlette's own, and those raised above."""
-    assert isinstance(error, HTTPException)
-    code, message = HTTP_ERRORS[error.status_code]
-    answer = error_answer(request, error.status_code, code, message)
-    answer.headers.update(error.headers or {})
-    return answer
-
-
-async def on_unexpected_error(request: Request, error: Exception) -> Response:
-    """A bug. The middleware logs the traceback."""
-    return error_answer(request, 500, "internal_error", "something went wrong in the service")
-
-
-def error_answer(
-    request: Request,
-    status: int,
-    code: str,
-    message: str,
-    *,
-    param: str | None = None,
-    details: list[schemas.ErrorDetail] | None = None,
-) -> Response:
-    """The one error body."""
-    body = schemas.ErrorResponse(
-        error=schemas.Error(
-            code=code,
-            message=message,
-            param=param,
-            retryable=status in RETRYABLE,
-            request_id=context_of(request).request_id,
-            details=details or [],
-        )
-    )
-    headers = {"Retry-After": RETRY_AFTER_S} if status in RETRYABLE else None
-    return JSONResponse(body.model_dump(), status, headers)
-
-
-def context_of(request: Request) -> RequestContext:
-    context: RequestContext = request.scope[SCOPE_KEY]
-    return context

@@ -1,78 +1,75 @@
-"""Decodes jobs together: a bounded queue in front of the one thread that runs the network.
+"""Decodes jobs together: a bounded queue in front of the one thread that runs the networks.
 
-A lone job starts at once; jobs that arrive while a batch runs are the next batch. A job that
-nobody waits for any more leaves the queue at once, or the search at its next step. All queue state
-belongs to the event loop, so there are no locks. Knows nothing of bundles, users or HTTP: `decode`
-is given.
+A lone job starts at once; jobs that arrive while a batch runs are in one of the next batches (see
+`service.lanes`). A job that is foretold to be too late is not admitted; one that nobody waits for
+any more leaves the queue at once, or the search at its next step. All state of the queue belongs to
+the event loop, so there are no locks. Knows nothing of users, bundles or HTTP.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from service.decoding import Decoded, Job, Timings
 from service.errors import DeadlineExceeded, DecodeFailed, NotReady, Overloaded, RequestError
+from service.lanes import Engine, Lanes, Ticket
+from service.latency import Work
 from service.metrics import Metrics
 
 LONGEST_BATCH_S = 60.0  # a batch that runs longer hangs: the process is not live
-
-DecodeBatch = Callable[[Sequence[Job]], tuple[list[Decoded], Timings]]
+LONGEST_RETRY_AFTER_S = 30
 
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """A decoded job; `timings` are those of its whole batch."""
+    """A decoded job; `timings` are those of its batch until it was answered."""
 
     decoded: Decoded
     queue_s: float
     timings: Timings
 
 
-@dataclass(eq=False)
-class _Ticket:
-    """A job in the queue or in a batch. `deadline` is in seconds of time.monotonic()."""
+@dataclass(frozen=True)
+class Forecast:
+    """Seconds until a job would be answered, and how many of these it would wait for others."""
 
-    job: Job
-    deadline: float
-    answer: asyncio.Future[Answer]
-    entered: float = field(default_factory=time.monotonic)
-    abandoned: bool = False
-
-    def is_over(self) -> bool:
-        """Asked by the decode thread too; reading two plain attributes needs no lock."""
-        return self.abandoned or time.monotonic() >= self.deadline
+    total_s: float
+    wait_s: float
 
 
 class MicroBatcher:
-    """Call `start` and `submit` in the event loop; `decode` runs in the decode thread."""
+    """Call `start` and `submit` in the event loop; engines run in the decode thread."""
 
     def __init__(
         self,
-        decode: DecodeBatch,
         metrics: Metrics,
         *,
         max_queue_rows: int,
         max_batch_requests: int,
         max_batch_rows: int,
+        max_wait_s: float = math.inf,
     ) -> None:
-        self._decode = decode
+        """max_queue_rows: of each lane; max_wait_s: a job that is foretold more is not admitted."""
         self._metrics = metrics
         self._max_queue_rows = max_queue_rows
         self._max_batch_requests = max_batch_requests
         self._max_batch_rows = max_batch_rows
-        self._rows = 0  # beams of all tickets, waiting or in a batch
-        self._waiting: dict[_Ticket, None] = {}  # an ordered set: oldest first
-        self._batch: list[_Ticket] = []
-        self._batch_started = 0.0
+        self._max_wait_s = max_wait_s
+        self._lanes: Lanes[Answer] = Lanes(max_batch_requests)
+        self._batch: list[Ticket[Answer]] = []
+        self._batch_started = self._batch_ends = 0.0  # time.monotonic(); the end is foretold
         self._arrived = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="decode")
+        self._answers: deque[tuple[Ticket[Answer], Answer | None]] = deque()  # from the thread
         self._pump: asyncio.Task[None] | None = None
-        metrics.queue_requests.set_function(lambda: len(self._waiting))
-        metrics.queue_rows.set_function(lambda: sum(t.job.beam_width for t in self._waiting))
+        metrics.queue_requests.set_function(lambda: len(self._lanes.waiting))
+        metrics.queue_rows.set_function(lambda: sum(t.job.beam_width for t in self._lanes.waiting))
 
     def start(self) -> None:
         """Begin to decode."""
@@ -88,97 +85,149 @@ class MicroBatcher:
 
     @property
     def is_alive(self) -> bool:
-        """Whether jobs get decoded: running, and no batch hangs."""
+        """False when the decode thread has ended, or hangs in one batch."""
         if self._pump is None or self._pump.done():
             return False
         return not self._batch or time.monotonic() - self._batch_started < LONGEST_BATCH_S
 
-    async def submit(self, job: Job, deadline: float) -> Answer:
-        """Wait for the answer to a job; cancelling the caller cancels the job.
+    @property
+    def is_idle(self) -> bool:
+        """Whether a job would be decoded at once."""
+        return not self._batch and not self._lanes
 
-        deadline: seconds of time.monotonic(). Raises Overloaded when the queue is full,
-        DeadlineExceeded, NotReady when nothing decodes, DecodeFailed when this job raised.
+    def forecast(self, engine: Engine, work: Work, beam_width: int) -> Forecast:
+        """When a job would be answered that came now."""
+        own_s = engine.latency.seconds(work)
+        if self.is_idle:
+            return Forecast(own_s, 0.0)
+        running_s = max(0.0, self._batch_ends - time.monotonic()) if self._batch else 0.0
+        queue_s = self._lanes.seconds_before(engine, work, beam_width)
+        total_s = (running_s + queue_s) * (1 + engine.latency.error)
+        return Forecast(total_s, max(0.0, total_s - own_s))
+
+    def admit(self, engine: Engine, work: Work, beam_width: int, deadline: float) -> None:
+        """Refuse a job that would come too late, or that finds the queue full.
+
+        An idle decode thread takes every job: a forecast that is wrong is put right by it.
+        deadline: seconds of time.monotonic(). Raises Overloaded, or NotReady when nothing decodes.
         """
         if self._pump is None or self._pump.done():
             raise NotReady("nothing decodes in this process; ask another replica")
-        if self._rows + job.beam_width > self._max_queue_rows:
-            raise Overloaded("too many requests are waiting; try again in a second")
-        ticket = _Ticket(job, deadline, asyncio.get_running_loop().create_future())
+        if self._lanes.rows(engine, beam_width) + beam_width > self._max_queue_rows:
+            self._refuse("queue_full", "too many requests are waiting; try again later")
+        if self.is_idle:
+            return
+        forecast = self.forecast(engine, work, beam_width)
+        if forecast.wait_s > self._max_wait_s or time.monotonic() + forecast.total_s > deadline:
+            self._refuse("predicted_wait", "the answer would come too late; try again later")
+
+    async def submit(self, engine: Engine, job: Job, deadline: float) -> Answer:
+        """Wait for the answer to a job; cancelling the caller cancels the job.
+
+        Raises what `admit` raises, DeadlineExceeded, and DecodeFailed when this job raised.
+        """
+        self.admit(engine, Work.of_job(job), job.beam_width, deadline)
+        ticket = Ticket(engine, job, deadline, asyncio.get_running_loop().create_future())
         ticket.job = replace(job, is_cancelled=ticket.is_over)
-        self._rows += job.beam_width
-        self._waiting[ticket] = None
+        self._lanes.enter(ticket)
         self._arrived.set()
         try:
             return await ticket.answer
         finally:
             ticket.abandoned = True
-            self._rows -= job.beam_width
-            self._waiting.pop(ticket, None)
+            self._lanes.leave(ticket)
+
+    def _refuse(self, reason: str, message: str) -> None:
+        retry_after_s = min(LONGEST_RETRY_AFTER_S, math.ceil(self._lanes.seconds) or 1)
+        raise Overloaded(message, reason=reason, retry_after_s=retry_after_s)
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            self._batch = self._next_batch()
-            if not self._batch:
+            lane = self._lanes.next()
+            if lane is None:
                 self._arrived.clear()
                 await self._arrived.wait()
                 continue
+            oldest = lane.next_batch(self._max_batch_requests, self._max_batch_rows)
+            self._batch = [ticket for ticket in oldest if not _is_too_late(ticket)]
+            if not self._batch:
+                continue
+            work = Work.together(ticket.work for ticket in self._batch)
+            self._metrics.batch_requests.observe(len(self._batch))
+            self._metrics.batch_rows.observe(sum(ticket.job.beam_width for ticket in self._batch))
             self._batch_started = time.monotonic()
-            jobs = [ticket.job for ticket in self._batch]
-            self._metrics.batch_requests.observe(len(jobs))
-            self._metrics.batch_rows.observe(sum(job.beam_width for job in jobs))
-            results = await loop.run_in_executor(self._thread, self._decode_each, jobs)
-            for ticket, result in zip(self._batch, results, strict=True):
-                self._settle(ticket, result)
+            self._batch_ends = self._batch_started + lane.engine.latency.seconds(work)
+            for ticket in self._batch:
+                ticket.started = self._batch_started
+            run = self._decode, lane.engine, self._batch, loop
+            is_whole = await loop.run_in_executor(self._thread, *run)
+            seconds = time.monotonic() - self._batch_started
+            lane.used_s += seconds
+            if is_whole:
+                lane.engine.latency.observe(work, seconds)
+            self._batch = []
 
-    def _next_batch(self) -> list[_Ticket]:
-        batch: list[_Ticket] = []
-        rows = 0
-        for ticket in list(self._waiting):
-            if ticket.is_over():
-                _fail(ticket, DeadlineExceeded("the deadline passed in the queue"))
-            elif batch and rows + ticket.job.beam_width > self._max_batch_rows:
-                break
-            else:
-                batch.append(ticket)
-                rows += ticket.job.beam_width
-            del self._waiting[ticket]
-            if len(batch) == self._max_batch_requests:
-                break
-        return batch
+    def _decode(
+        self, engine: Engine, batch: Sequence[Ticket[Answer]], loop: asyncio.AbstractEventLoop
+    ) -> bool:
+        """In the decode thread; whether all went to their end at the first try.
 
-    def _decode_each(self, jobs: Sequence[Job]) -> list[tuple[Decoded, Timings] | Exception]:
-        """In the decode thread: a batch that raises is decoded again, one job at a time."""
+        Of a batch that raises, the jobs not answered yet are decoded again, one at a time.
+        """
+        left = dict.fromkeys(batch)
+        is_whole = True
+
+        def deliver(place: int, decoded: Decoded, timings: Timings) -> None:
+            nonlocal is_whole
+            ticket = batch[place]
+            del left[ticket]
+            is_whole &= not decoded.cancelled
+            answer = Answer(decoded, ticket.started - ticket.entered, timings)
+            self._answers.append((ticket, None if decoded.cancelled else answer))
+            if len(self._answers) == 1:  # else the loop is on its way here
+                loop.call_soon_threadsafe(self._settle)
+
         try:
-            decoded, timings = self._decode(jobs)
-            self._metrics.encoder_cache.labels("hit").inc(timings.cache_hits)
-            self._metrics.encoder_cache.labels("miss").inc(timings.cache_misses)
-            return [(one, timings) for one in decoded]
+            _, timings = engine.decode([ticket.job for ticket in batch], deliver)
         except Exception as error:
-            if len(jobs) == 1:
-                return [error]
-        return [result for job in jobs for result in self._decode_each([job])]
+            if len(batch) == 1:
+                failure = DecodeFailed("the request could not be decoded")
+                failure.__cause__ = error
+                loop.call_soon_threadsafe(_fail, batch[0], failure)
+            else:
+                for ticket in list(left):
+                    self._decode(engine, [ticket], loop)
+            return False
+        self._metrics.encoder_cache.labels("hit").inc(timings.cache_hits)
+        self._metrics.encoder_cache.labels("miss").inc(timings.cache_misses)
+        return is_whole
 
-    def _settle(self, ticket: _Ticket, result: tuple[Decoded, Timings] | Exception) -> None:
-        if isinstance(result, Exception):
-            failure = DecodeFailed("the request could not be decoded")
-            failure.__cause__ = result
-            _fail(ticket, failure)
-        elif result[0].cancelled:
-            _fail(ticket, DeadlineExceeded("the deadline passed while decoding"))
-        elif not ticket.answer.done():
-            queue_s = self._batch_started - ticket.entered
-            ticket.answer.set_result(Answer(result[0], queue_s, result[1]))
+    def _settle(self) -> None:
+        """Hand on the answers that the decode thread has left."""
+        while self._answers:
+            ticket, answer = self._answers.popleft()
+            if answer is None:
+                _fail(ticket, DeadlineExceeded("the deadline passed while decoding"))
+            elif not ticket.answer.done():
+                ticket.answer.set_result(answer)
 
     def _on_end(self, pump: asyncio.Task[None]) -> None:
         """However decoding ended, nobody may wait for ever."""
         cause = None if pump.cancelled() else pump.exception()
-        for ticket in [*self._batch, *self._waiting]:
+        for ticket in [*self._batch, *self._lanes.waiting]:
             failure = NotReady("the process has stopped decoding; ask another replica")
             failure.__cause__ = cause
             _fail(ticket, failure)
 
 
-def _fail(ticket: _Ticket, failure: RequestError) -> None:
+def _is_too_late(ticket: Ticket[Answer]) -> bool:
+    """Whether a job is not worth decoding; then it fails."""
+    if ticket.is_over():
+        _fail(ticket, DeadlineExceeded("the deadline passed in the queue"))
+    return ticket.answer.done()
+
+
+def _fail(ticket: Ticket[Answer], failure: RequestError) -> None:
     if not ticket.answer.done():
         ticket.answer.set_exception(failure)

@@ -7,13 +7,20 @@ UnmaskError
 │   ├── ProviderUnavailable   ONNX Runtime cannot run the graphs where UNMASK_PROVIDER says
 │   ├── EmbeddedStoreFailed   the embedded Valkey cannot run in its folder
 │   └── PortUnavailable       another program listens there, or this one may not
-└── RequestError              one request gets no answer; app.py has the table of HTTP statuses
+└── RequestError              one request gets no answer; http_errors.py has the HTTP statuses
     ├── InvalidRequest        a value is out of bounds for the bundle that is served
+    ├── Unauthenticated       the key is missing or wrong
+    ├── Forbidden             the key is not an administrator's
+    ├── ItemNotFound          the bundle that is served has no such item
+    ├── RecommendationNotFound  the answer to go on from is not remembered
+    ├── BundleNotFound        the store has no such bundle
+    ├── BundleConflict        the bundles in memory do not allow that now
     ├── NotReady              no bundle is loaded yet, or the decode thread is gone
-    ├── Overloaded            the decode queue is full
+    ├── Overloaded            too much is waiting, or being answered
     ├── DeadlineExceeded      the request's time is up
     ├── ClientDisconnected    nobody waits for the answer any more
     ├── HistoryUnavailable    the history store did not answer in time
+    ├── EmbedderUnavailable   the embedder of new items' titles did not answer
     └── DecodeFailed          decoding this job raised
 """
 
@@ -58,12 +65,45 @@ class InvalidRequest(RequestError):
         self.param = param
 
 
+class Unauthenticated(RequestError):
+    """The key is missing or wrong."""
+
+
+class Forbidden(RequestError):
+    """The key is not an administrator's."""
+
+
+class ItemNotFound(RequestError):
+    """The bundle that is served has no such item."""
+
+
+class RecommendationNotFound(RequestError):
+    """The answer to go on from is not remembered, any more or at all."""
+
+
+class BundleNotFound(RequestError):
+    """The store has no such bundle."""
+
+
+class BundleConflict(RequestError):
+    """The bundles in memory do not allow that now. `code` is that of the error body."""
+
+    def __init__(self, message: str, *, code: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
 class NotReady(RequestError):
     """No bundle is loaded yet, or the decode thread is gone."""
 
 
 class Overloaded(RequestError):
-    """The decode queue is full."""
+    """Too much is waiting, or being answered. `reason` is a metric's label."""
+
+    def __init__(self, message: str, *, reason: str, retry_after_s: int = 1) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.retry_after_s = retry_after_s
 
 
 class DeadlineExceeded(RequestError):
@@ -76,6 +116,10 @@ class ClientDisconnected(RequestError):
 
 class HistoryUnavailable(RequestError):
     """The history store did not answer in time."""
+
+
+class EmbedderUnavailable(RequestError):
+    """The embedder of new items' titles did not answer, or not with embeddings."""
 
 
 class DecodeFailed(RequestError):

@@ -1,4 +1,4 @@
-"""From settings to a service that answers, and back: history store, bundle, decode thread.
+"""From settings to a service that answers, and back: history store, bundles, decode thread.
 
 Everything is started and stopped inside `running`, while the port is open already; until all is
 there `not_ready` says what is missing. What cannot start ends the process: `failure` holds the
@@ -9,30 +9,42 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import json
+import signal
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from dataclasses import replace
+from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import get_args
 
-import numpy as np
 import structlog
-from numpy.typing import NDArray
 
+from service.attribution import AnswerLog
 from service.batching import MicroBatcher
-from service.bundle import Bundle, bundle_path
-from service.decoding import Job, Ranking, Schedule
+from service.bundle import Bundle
+from service.bundle_store import configured_path, existing_path, reference_at
 from service.embedded_valkey import EmbeddedValkey
-from service.errors import BundleInvalid, HistoryUnavailable, NotReady, SettingsInvalid, StartError
+from service.errors import (
+    HistoryUnavailable,
+    NotReady,
+    SettingsInvalid,
+    StartError,
+    UnmaskError,
+)
+from service.experiment import Experiment, load_experiment
 from service.history import HistoryStore, RedisHistoryStore
+from service.item_changes import ItemChanges
+from service.keys import Keys
+from service.lanes import Engine
+from service.latency import LatencyModel
 from service.metrics import Metrics
-from service.recommender import Recommender
+from service.pauses import measure_loop_lag, measured_gc
+from service.priming import prime
+from service.recommender import Limits, Recommender
+from service.residents import Resident, Residents
 from service.settings import Settings
+from service.shadow import Shadow
+from service.traces import traces_if_asked
 
 VERSION = version("unmask")
-PRIMING_SIZES = (1, 2, 4, 8, 16)
 
 log = structlog.get_logger()
 
@@ -43,15 +55,25 @@ class Lifecycle:
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self.settings = settings
         self.metrics = metrics
+        self.keys = Keys(settings.api_keys, settings.admin_keys, settings.rate_limit)
+        self.traces = traces_if_asked()
         self.draining = False
         self.failure: StartError | None = None
         self.on_failure: Callable[[], None] = lambda: None
+        self.configured: str | None = None  # the bundle that UNMASK_BUNDLE means
+        self.residents = Residents(self._load, metrics)
         self._starting: str | None = "starting"
         self._histories: RedisHistoryStore | None = None
+        self._answers: AnswerLog | None = None
+        self._changes: ItemChanges | None = None
         self._batcher: MicroBatcher | None = None
+        self._shadow: Shadow | None = None
         self._recommender: Recommender | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         metrics.build_info.labels(VERSION).set(1)
         metrics.ready.set_function(lambda: not self.not_ready)
+        metrics.draining.set_function(lambda: self.draining)
+        metrics.bundle_config_drift.set_function(lambda: self.has_drifted)
 
     @property
     def recommender(self) -> Recommender:
@@ -68,9 +90,21 @@ class Lifecycle:
         return self._histories
 
     @property
+    def changes(self) -> ItemChanges:
+        """Raises NotReady while there is no bundle to change."""
+        if self._changes is None:
+            raise NotReady("the service is starting; try again in a second")
+        return self._changes
+
+    @property
     def bundle(self) -> Bundle | None:
-        """The bundle that is served, once there is one."""
-        return self._recommender.bundle if self._recommender else None
+        """The active bundle, once there is one."""
+        return self.residents.active.bundle if self.residents.has_active else None
+
+    @property
+    def has_drifted(self) -> bool:
+        """Whether a restart would bring another bundle than the active one."""
+        return self.residents.has_active and self.residents.active.ref != self.configured
 
     @property
     def not_ready(self) -> list[str]:
@@ -80,6 +114,8 @@ class Lifecycle:
             reasons.append("decode_thread_dead")
         if self.draining:
             reasons.append("draining")
+        if self.settings.fallback == "off" and self._histories and self._histories.is_down:
+            reasons.append("history_unavailable")
         return reasons
 
     @property
@@ -87,28 +123,59 @@ class Lifecycle:
         """False when only a restart helps. Never depends on the history store."""
         return self._batcher is None or self._batcher.is_alive
 
+    async def load(self, ref: str, *, shadow_fraction: float = 0.0) -> None:
+        """Load a bundle of the store as the candidate. Raises what `Residents.load` does, and
+        BundleNotFound.
+        """
+        path = existing_path(self.settings.bundles_dir, ref)
+        await self.residents.load(path, ref, shadow_fraction=shadow_fraction)
+        await self.changes.replay()
+
+    async def reload(self) -> None:
+        """Load and activate what UNMASK_BUNDLE means now; the old one stays when that fails."""
+        try:
+            path = configured_path(self.settings.bundles_dir, self.settings.bundle)
+            ref = reference_at(path)
+            await self.residents.load(path, ref)
+            await self.changes.replay()
+            await self.residents.activate(ref)
+            self.configured = ref
+        except UnmaskError as error:
+            log.error("reload_failed", reason=str(error), still=self.residents.active.ref)
+
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Start in the background; stop everything at the end."""
         embedded = None
         if self.settings.redis_url is None:
             embedded = EmbeddedValkey(self.settings.history_dir)
-        starting = asyncio.create_task(self._start(embedded))
+        self._tasks = [asyncio.create_task(self._start(embedded))]
         try:
-            yield
+            with measured_gc(self.metrics):
+                yield
         finally:
-            starting.cancel()
-            await asyncio.wait([starting])
-            if self._batcher:
-                await self._batcher.stop()
-            if self._histories:
-                await self._histories.close()
-            if embedded:
-                await embedded.stop()
+            await self._stop(embedded)
+
+    async def _stop(self, embedded: EmbeddedValkey | None) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for part in (self._shadow, self._batcher, self._answers):
+            if part:
+                await part.stop()
+        if self._histories:
+            await self._histories.close()
+        if embedded:
+            await embedded.stop()
+        if self.traces:
+            await asyncio.to_thread(self.traces.stop)
 
     async def _start(self, embedded: EmbeddedValkey | None) -> None:
         settings = self.settings
         try:
+            experiment = (
+                load_experiment(settings.experiment_file) if settings.experiment_file else None
+            )
             if embedded:
                 self._starting = "starting_history_store"
                 await embedded.start()
@@ -119,25 +186,15 @@ class Lifecycle:
                 await self.histories.read("")  # opens the first connection before a client waits
             except HistoryUnavailable:
                 log.warning("history_store_unavailable", until_then="popular items, flagged")
-            self._starting = "loading_bundle"
-            with self.metrics.bundle_load.time():
-                path = resolve_bundle(settings)
-                bundle = await asyncio.to_thread(
-                    Bundle.load,
-                    path,
-                    ort_threads=settings.ort_threads,
-                    provider=settings.provider,
-                    precision=settings.precision,
-                    encoder_cache=settings.encoder_cache,
-                )
-                check_queue_size(settings, bundle)
-                self._starting = "priming"
-                await asyncio.to_thread(prime, bundle)
-            self._recommender = self._serve(bundle, self.histories)
+            await self._load_bundles(experiment)
+            self._serve(experiment)
+            with suppress(HistoryUnavailable):  # `follow` makes up for it
+                await self.changes.replay()
             gc.collect()
             gc.freeze()  # the catalogue stays as long as the process: no collection need look at it
             self._starting = None
-            log.info("ready", bundle=bundle.manifest.ref, precision=bundle.precision)
+            active = self.residents.active
+            log.info("ready", bundle=active.ref, precision=active.bundle.precision)
         except StartError as error:
             self._fail(error)
         except Exception as error:
@@ -147,6 +204,32 @@ class Lifecycle:
     def _fail(self, error: StartError) -> None:
         self.failure = error
         self.on_failure()
+
+    async def _load_bundles(self, experiment: Experiment | None) -> None:
+        store = self.settings.bundles_dir
+        self._starting = "loading_bundle"
+        await self.residents.start(configured_path(store, self.settings.bundle))
+        self.configured = self.residents.active.ref
+        for variant in experiment.variants if experiment else ():
+            if variant.bundle and variant.bundle not in self.residents.of_experiment:
+                await self.residents.load_for_experiment(configured_path(store, variant.bundle))
+
+    def _load(self, path: Path) -> Resident:
+        """In a thread."""
+        settings = self.settings
+        bundle = Bundle.load(
+            path,
+            ort_threads=settings.ort_threads,
+            provider=settings.provider,
+            precision=settings.precision,
+            encoder_cache=settings.encoder_cache,
+        )
+        check_queue_size(settings, bundle)
+        if self._starting:
+            self._starting = "priming"
+        latency = LatencyModel()
+        prime(bundle, latency)
+        return Resident(bundle, Engine(bundle.decoder.decode, latency))
 
     def _connect(self, url: str) -> RedisHistoryStore:
         settings = self.settings
@@ -159,52 +242,44 @@ class Lifecycle:
             history_ttl_s=settings.history_ttl_s,
         )
 
-    def _serve(self, bundle: Bundle, histories: HistoryStore) -> Recommender:
-        settings = self.settings
+    def _serve(self, experiment: Experiment | None) -> None:
+        settings, metrics, histories = self.settings, self.metrics, self.histories
         self._batcher = MicroBatcher(
-            bundle.decoder.decode,
-            self.metrics,
+            metrics,
             max_queue_rows=settings.max_queue_rows,
             max_batch_requests=settings.max_batch_requests,
             max_batch_rows=settings.max_batch_rows,
+            max_wait_s=settings.slo_ms / 1000,
         )
         self._batcher.start()
-        self.metrics.bundle_info.labels(bundle.manifest.name, bundle.manifest.version).set(1)
-        return Recommender(
-            bundle,
+        self._answers = AnswerLog(histories, metrics)
+        self._answers.start()
+        self._shadow = Shadow(self.residents, self._batcher, metrics)
+        self._changes = ItemChanges(self.residents, histories, settings.embedder_url)
+        self._recommender = Recommender(
+            self.residents,
             histories,
+            self._answers,
             self._batcher,
-            self.metrics,
-            default_timeout_ms=settings.default_timeout_ms,
+            metrics,
+            Limits(
+                settings.default_timeout_ms / 1000,
+                settings.slo_ms / 1000,
+                settings.fallback,
+                settings.adaptive_schedule,
+            ),
+            self._shadow,
+            experiment,
         )
+        self._tasks += [
+            asyncio.create_task(measure_loop_lag(metrics)),
+            asyncio.create_task(self._changes.follow()),
+        ]
+        with suppress(NotImplementedError):  # only POSIX has the signal
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._on_hangup)
 
-
-def resolve_bundle(settings: Settings) -> Path:
-    """The directory that `settings.bundle` means: name@version, a name's newest, or a path.
-
-    Raises BundleInvalid when there is no such bundle.
-    """
-    reference, store = settings.bundle, settings.bundles_dir
-    if "/" in reference:
-        return Path(reference)
-    if "@" in reference:
-        return bundle_path(store, reference)
-    versions: list[tuple[str, str]] = []  # created_at, version
-    for manifest in (store / reference).glob("*/manifest.json"):
-        if manifest.parent.name.startswith("."):  # being written
-            continue
-        try:
-            created_at = str(json.loads(manifest.read_text())["created_at"])
-        except (OSError, ValueError, KeyError, TypeError):
-            log.warning("bundle_skipped", manifest=str(manifest), reason="not readable")
-            continue
-        versions.append((created_at, manifest.parent.name))
-    if not versions:
-        raise BundleInvalid(
-            f"there is no bundle {reference!r} in {store} with a readable manifest.json; "
-            "set UNMASK_BUNDLE or UNMASK_BUNDLES_DIR"
-        )
-    return store / reference / max(versions)[1]
+    def _on_hangup(self) -> None:
+        self._tasks.append(asyncio.create_task(self.reload()))
 
 
 def check_queue_size(settings: Settings, bundle: Bundle) -> None:
@@ -218,64 +293,3 @@ def check_queue_size(settings: Settings, bundle: Bundle) -> None:
             f"UNMASK_MAX_QUEUE_ROWS={settings.max_queue_rows} is below {width}, the default "
             f"beam_width of bundle {bundle.manifest.ref}; set it to {width} or more"
         )
-
-
-def _rare_jobs(bundle: Bundle, history: NDArray[np.int32], width: int) -> list[Job]:
-    """Jobs that need compiled code which the bundle's default schedule may not."""
-    num_items, num_subspaces = bundle.catalogue.num_items, bundle.catalogue.num_subspaces
-    schedules = [
-        Schedule.from_params(
-            num_subspaces=num_subspaces, r_warm=r_warm, m_par=min(m_par, num_subspaces)
-        )
-        for r_warm, m_par in [(0, 1), (0, 2), (0, num_subspaces), (1, 2), (1, num_subspaces)]
-    ]
-    few = np.arange(max(1, num_items // 4), dtype=np.int32)
-    most = np.arange(max(1, num_items - num_items // 4), dtype=np.int32)
-    return [
-        Job(history, width, schedule, width, ranking=ranking, allowed=allowed)
-        for schedule in schedules
-        for ranking in get_args(Ranking)
-        for allowed in (None, few, most)
-    ]
-
-
-def prime(bundle: Bundle) -> None:
-    """Decode held-out histories in batches of the usual sizes, and one of the full history_length.
-
-    No client meets a cold start, or a graph that takes shorter histories than the manifest says.
-    Raises BundleInvalid when decoding fails.
-    """
-    manifest, defaults = bundle.manifest, bundle.manifest.decoding
-    schedule = Schedule.from_params(
-        num_subspaces=manifest.num_subspaces, r_warm=defaults.r_warm, m_par=defaults.m_par
-    )
-    width = defaults.beam_width
-    decoder = replace(bundle.decoder, encoder_cache=0)  # every batch is to run the encoder
-    histories = [bundle.catalogue.rows_of(user.history) for user in bundle.held_out[:16]]
-    histories = [rows for rows in histories if len(rows)] or [np.zeros(1, np.int32)]
-    batches = [[histories[i % len(histories)] for i in range(size)] for size in PRIMING_SIZES]
-    batches.append([np.resize(histories[0], manifest.history_length)])  # repeats the rows
-    try:
-        for batch in batches:
-            jobs = [
-                Job(
-                    rows,
-                    width,
-                    schedule,
-                    width,
-                    finish_rows=defaults.finish_rows,
-                    ranking=defaults.ranking,
-                )
-                for rows in batch
-            ]
-            if batch is batches[-1]:  # requests may ask for what the default never calls
-                jobs += _rare_jobs(bundle, batch[0], width)
-            for job, answer in zip(jobs, decoder.decode(jobs)[0], strict=True):
-                left = bundle.catalogue.num_items if job.allowed is None else len(job.allowed)
-                if len(answer.rows) < min(width, left):
-                    raise ValueError("a held-out user gets too few items")
-                if not np.isfinite(answer.scores).all():
-                    raise ValueError("a held-out user gets scores that are no numbers")
-    except Exception as error:
-        reason = " ".join(str(error).split())
-        raise BundleInvalid(f"bundle {manifest.ref} cannot decode: {reason}") from error

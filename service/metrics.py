@@ -1,7 +1,7 @@
 """Every metric: name, labels, buckets. Seconds; counters end in `_total`; no label from user input.
 
 One `Metrics` per process with a registry of its own, made in `__main__` and handed to whoever
-observes. Knows nothing of HTTP, Redis or decoding.
+observes. Knows nothing of Redis or decoding.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from prometheus_client import (
     generate_latest,
 )
 
+from service.schemas import RecommendResponse
+
 METRICS_CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 LATENCY_S = tuple(
@@ -26,6 +28,8 @@ NFE = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16)
 BATCH_REQUESTS = (1, 2, 4, 8, 16, 32)
 ROWS = (1, 8, 16, 32, 64, 128, 256, 512, 1024)
 ITEMS = (0, 1, 2, 5, 10, 20, 50, 100)
+OVERLAP = tuple(tenth / 10 for tenth in range(11))
+OUTCOMES = {429: "rejected", 503: "rejected", 504: "timeout", 499: "cancelled"}
 LOAD_S = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
@@ -60,9 +64,10 @@ class Metrics:
 
         self.recommend_requests = counter(
             "recommend_requests_total",
-            "POST /recommend by outcome: "
+            "Recommendations asked for, by outcome: "
             "ok, degraded, rejected, timeout, cancelled, invalid, error.",
             "bundle",
+            "variant",
             "outcome",
         )
         self.recommend_duration = histogram(
@@ -81,6 +86,9 @@ class Metrics:
         self.items_returned = histogram("items_returned", "Items in an answer.", ITEMS)
         self.filtered_requests = counter(
             "filtered_requests_total", "Requests with a filter, refused ones not counted."
+        )
+        self.schedule_adjusted = counter(
+            "schedule_adjusted_total", 'Answers for which schedule="auto" took less than the best.'
         )
         self.fallbacks = counter("fallbacks_total", "Degraded answers.", "reason")
         self.history_length = histogram(
@@ -102,7 +110,9 @@ class Metrics:
             "result",
         )
         self.rejected = counter(
-            "rejected_total", "POST /recommend turned away: queue_full, not_ready.", "reason"
+            "rejected_total",
+            "Requests turned away: inflight, queue_full, predicted_wait, rate_limit, not_ready.",
+            "reason",
         )
 
         self.redis_operation_duration = histogram(
@@ -124,12 +134,48 @@ class Metrics:
             "events_total", "Events: accepted, duplicate, rejected.", "event_type", "result"
         )
 
+        self.shadow_requests = counter(
+            "shadow_requests_total",
+            "Requests for the candidate bundle to answer unseen: compared, skipped, failed.",
+            "result",
+        )
+        self.shadow_overlap = histogram(
+            "shadow_overlap_ratio", "Share of an answer that the candidate finds too.", OVERLAP
+        )
+
         self.bundle_info = gauge("bundle_info", "1 for the bundle served.", "name", "version")
         self.bundle_load = histogram(
             "bundle_load_seconds", "Loading, verifying and priming a bundle.", LOAD_S
         )
+        self.bundle_operations = counter(
+            "bundle_operations_total",
+            "load, activate, rollback, unload, change_items: done, failed, or refused as another "
+            "one was going on.",
+            "operation",
+            "result",
+        )
+        self.bundle_config_drift = gauge(
+            "bundle_config_drift", "1 while a restart would bring another bundle than the active."
+        )
         self.build_info = gauge("build_info", "1 for the running version.", "version")
         self.ready = gauge("ready", "1 while GET /health/ready answers 200.")
+        self.draining = gauge("draining", "1 once the process has been told to stop.")
+        self.event_loop_lag = histogram(
+            "event_loop_lag_seconds", "How late the event loop is, ten times a second.", LATENCY_S
+        )
+        self.gc_pause = histogram(
+            "gc_pause_seconds", "Collections of Python's garbage collector.", LATENCY_S
+        )
+
+    def count_recommend(self, status: int, answer: RecommendResponse | None) -> str:
+        """Count a recommendation that was asked for; its outcome."""
+        bundle = answer.bundle if answer else "none"
+        variant = answer.experiment.variant if answer and answer.experiment else "none"
+        outcome = OUTCOMES.get(status, "invalid" if status < 500 else "error")
+        if status == 200:
+            outcome = "degraded" if answer and answer.degraded else "ok"
+        self.recommend_requests.labels(bundle, variant, outcome).inc()
+        return outcome
 
     def text(self) -> bytes:
         """All metrics in the Prometheus text format."""

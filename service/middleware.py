@@ -1,5 +1,8 @@
 """What every HTTP answer gets, whoever made it: request id, headers, metrics, one log line.
 
+And the gate: more requests at a time than can be answered in time are turned away before anything
+is read of them, so that refusing costs next to nothing.
+
 Plain ASGI around the whole FastAPI application, because Starlette's answer to an unexpected
 exception is made outside all inner middleware. Knows nothing of routes' bodies; a handler leaves
 what it knows in the RequestContext.
@@ -7,6 +10,7 @@ what it knows in the RequestContext.
 
 from __future__ import annotations
 
+import json
 import re
 import secrets
 import time
@@ -17,6 +21,8 @@ from typing import Any
 import structlog
 
 from service.metrics import Metrics
+from service.schemas import RecommendResponse
+from service.traces import Traces
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -25,10 +31,12 @@ Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 SCOPE_KEY = "unmask"
+RECOMMEND = "/recommend"
 QUIET_ROUTES = {"/health/live", "/health/ready", "/livez", "/readyz", "/metrics"}
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}  # a client may invent one
-OUTCOMES = {429: "rejected", 503: "rejected", 504: "timeout", 499: "cancelled"}
+OPEN_PATHS = QUIET_ROUTES | {"/health", "/info", "/models"}
+TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 
 log = structlog.get_logger()
 
@@ -41,22 +49,31 @@ class RequestContext:
     received: float = field(default_factory=time.monotonic)
     headers: dict[str, str] = field(default_factory=dict)  # added to the answer
     log: dict[str, Any] = field(default_factory=dict)  # added to the log line
-    bundle: str = "none"
-    degraded: bool = False
+    traceparent: str | None = None  # as the client sent it
+    answer: RecommendResponse | None = None  # of POST /recommend, once there is one
 
 
 class Envelope:
-    """Wraps an ASGI application; see the module."""
+    """Wraps an ASGI application; see the module.
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    max_inflight: requests answered at a time, health and metrics not counted
+    """
+
+    def __init__(
+        self, app: ASGIApp, metrics: Metrics, *, max_inflight: int, traces: Traces | None = None
+    ) -> None:
         self._app = app
         self._metrics = metrics
+        self._max_inflight = max_inflight
+        self._traces = traces
+        self._inflight = 0
+        metrics.inflight_requests.set_function(lambda: self._inflight)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        context = scope[SCOPE_KEY] = RequestContext(_request_id(scope))
+        context = scope[SCOPE_KEY] = _context_of(scope)
         status = 500
 
         async def send_with_headers(message: Message) -> None:
@@ -70,25 +87,42 @@ class Envelope:
                 ]
             await send(message)
 
-        with self._metrics.inflight_requests.track_inprogress():
-            try:
-                await self._app(scope, receive, send_with_headers)
-            except Exception:
-                # Starlette has answered 500 and passes the exception on; it ends here.
-                log.exception("unexpected_error", request_id=context.request_id)
-            finally:
-                self._observe(scope, status, context)
+        is_counted = scope["path"] not in OPEN_PATHS
+        if is_counted and self._inflight >= self._max_inflight:
+            self._metrics.rejected.labels("inflight").inc()
+            await _turn_away(context, send_with_headers)
+            self._observe(scope, 429, context)
+            return
+        self._inflight += is_counted
+        try:
+            await self._app(scope, receive, send_with_headers)
+        except Exception:
+            # Starlette has answered 500 and passes the exception on; it ends here.
+            log.exception("unexpected_error", request_id=context.request_id)
+        finally:
+            self._inflight -= is_counted
+            self._observe(scope, status, context)
 
     def _observe(self, scope: Scope, status: int, context: RequestContext) -> None:
         seconds = time.monotonic() - context.received
         route = getattr(scope.get("route"), "path", "other")  # the template, never the raw path
+        if route == "other" and scope["path"] == RECOMMEND:  # turned away before it was routed
+            route = RECOMMEND
         method = scope["method"] if scope["method"] in METHODS else "other"
         self._metrics.http_requests.labels(route, method, str(status)).inc()
         self._metrics.http_request_duration.labels(route, method).observe(seconds)
-        if route == "/recommend":
-            outcome = _outcome(status, context)
-            self._metrics.recommend_requests.labels(context.bundle, outcome).inc()
+        if route == RECOMMEND:
+            outcome = self._metrics.count_recommend(status, context.answer)
             context.log["outcome"] = outcome
+        if self._traces and route not in QUIET_ROUTES:
+            answer = context.answer
+            context.log["trace_id"] = self._traces.record(
+                f"{method} {route}",
+                seconds,
+                {"http.route": route, "http.response.status_code": status},
+                answer.timings_ms if answer else {},
+                context.traceparent,
+            )
         write = log.debug if route in QUIET_ROUTES else log.info
         write(
             "request",
@@ -101,16 +135,29 @@ class Envelope:
         )
 
 
-def _request_id(scope: Scope) -> str:
-    for name, value in scope["headers"]:
-        if name == b"x-request-id":
-            sent: str = value.decode("latin-1")
-            if REQUEST_ID.fullmatch(sent):
-                return sent
-    return secrets.token_hex(16)
+def _context_of(scope: Scope) -> RequestContext:
+    headers = dict(scope["headers"])
+    sent = headers.get(b"x-request-id", b"").decode("latin-1")
+    context = RequestContext(sent if REQUEST_ID.fullmatch(sent) else secrets.token_hex(16))
+    traceparent = headers.get(b"traceparent", b"").decode("latin-1")
+    if match := TRACEPARENT.fullmatch(traceparent):
+        context.traceparent = traceparent
+        context.log["trace_id"] = match[1]
+    return context
 
 
-def _outcome(status: int, context: RequestContext) -> str:
-    if status == 200:
-        return "degraded" if context.degraded else "ok"
-    return OUTCOMES.get(status, "invalid" if status < 500 else "error")
+async def _turn_away(context: RequestContext, send: Send) -> None:
+    """429, in the one error body; the request's own body is not read."""
+    error = {
+        "code": "overloaded",
+        "message": "too many requests are being answered; try again in a second",
+        "param": None,
+        "retryable": True,
+        "request_id": context.request_id,
+        "details": [],
+    }
+    headers = [(b"content-type", b"application/json"), (b"retry-after", b"1")]
+    body = json.dumps({"error": error}).encode()
+    headers.append((b"content-length", str(len(body)).encode()))
+    await send({"type": "http.response.start", "status": 429, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

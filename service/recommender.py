@@ -7,24 +7,29 @@ happens in the MicroBatcher. Times are seconds of time.monotonic() until they ar
 from __future__ import annotations
 
 import asyncio
-import secrets
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Literal
-from uuid import UUID
 
-import numpy as np
-from numpy.typing import NDArray
-
+from service.answering import decoded_items, popular_items
+from service.attribution import AnswerLog
 from service.batching import Answer, MicroBatcher
-from service.bundle import Bundle
-from service.decoding import Job, Ranking, Schedule
-from service.errors import DeadlineExceeded, HistoryUnavailable, InvalidRequest
-from service.history import HistoryStore
-from service.items import ATTRIBUTES
+from service.errors import (
+    DeadlineExceeded,
+    DecodeFailed,
+    HistoryUnavailable,
+    InvalidRequest,
+    RecommendationNotFound,
+)
+from service.experiment import DEFAULT, PINNED, Experiment, Variant
+from service.history import HistoryStore, Shown
+from service.ids import uuid7
+from service.jobs import Inputs, UserHistory, check_filter
 from service.metrics import Metrics
+from service.planning import Plan, fixed_plan, plan_in_time
+from service.residents import Resident, Residents
 from service.schemas import (
     DegradedReason,
     RecommendedItem,
@@ -32,176 +37,186 @@ from service.schemas import (
     RecommendResponse,
     UsedDecoding,
     UsedHistory,
+    UsedVariant,
 )
+from service.shadow import Shadow
 
-Rows = NDArray[np.int32]
+Fallback = Literal["history", "off", "all"]
+
+MAX_SHOWN = 1000  # items on the pages before
 
 
 @dataclass(frozen=True)
-class _History:
-    """item_ids: oldest to newest; rows: (n,) int32, those of them the bundle knows."""
+class Limits:
+    """What holds for requests that say nothing else; see `service.settings`."""
 
-    source: Literal["store", "request", "unavailable"]
-    item_ids: list[str]
-    rows: Rows
+    default_timeout_s: float
+    slo_s: float
+    fallback: Fallback
+    adaptive_schedule: bool
 
 
 class Recommender:
-    """Answers requests from one bundle."""
+    """Answers requests from the bundles in memory."""
 
     def __init__(
         self,
-        bundle: Bundle,
+        residents: Residents,
         histories: HistoryStore,
+        answers: AnswerLog,
         batcher: MicroBatcher,
         metrics: Metrics,
-        *,
-        default_timeout_ms: int,
+        limits: Limits,
+        shadow: Shadow,
+        experiment: Experiment | None = None,
     ) -> None:
-        self.bundle = bundle
-        self._catalogue = bundle.catalogue
+        self._residents = residents
         self._histories = histories
+        self._answers = answers
         self._batcher = batcher
         self._metrics = metrics
-        self._default_timeout_ms = default_timeout_ms
+        self._limits = limits
+        self._shadow = shadow
+        self._experiment = experiment
 
     async def recommend(self, request: RecommendRequest, received: float) -> RecommendResponse:
         """The k best items for a user; the popular ones when there is no history to go by.
 
         received: when the request arrived; the deadline counts from then.
-        Raises InvalidRequest, Overloaded, DeadlineExceeded, DecodeFailed or NotReady.
+        Raises InvalidRequest, Overloaded, DeadlineExceeded, DecodeFailed, NotReady,
+        RecommendationNotFound, or HistoryUnavailable where nothing else will do.
         """
-        schedule = self._schedule_of(request)
-        beam_width = self._beam_width_of(request)
-        allowed = self._allowed(request)
-        deadline = received + (request.timeout_ms or self._default_timeout_ms) / 1000
+        resident, variant, label = self._assigned(request)
+        check_filter(request)
+        timeout_s = self._limits.default_timeout_s
+        deadline = received + (request.timeout_ms / 1000 if request.timeout_ms else timeout_s)
+        plan = self._plan(request, resident, variant, received, deadline)
+        self._batcher.admit(resident.engine, plan.work, plan.decoding.beam_width, deadline)
         stages: dict[str, float] = {}
-        answer = None
+        reasons: list[DegradedReason] = []
         async with _until(deadline):
             with _timed(stages, "history"):
                 history = await self._history_of(request)
-            excluded = self._excluded(request, history)
-            if len(history.rows):
-                job = Job(
-                    history.rows,
-                    request.k,
-                    schedule,
-                    beam_width,
-                    excluded,
-                    finish_rows=self._finish_rows_of(request),
-                    ranking=self._ranking_of(request),
-                    allowed=allowed,
-                )
-                answer = await self._batcher.submit(job, deadline)
+        inputs = Inputs.of(request, history, resident.bundle)
+        answer = None
+        if len(inputs.history):
+            try:
+                async with _until(deadline):
+                    job = inputs.job(request, plan)
+                    answer = await self._batcher.submit(resident.engine, job, deadline)
+            except (DecodeFailed, DeadlineExceeded) as error:
+                if self._limits.fallback != "all":
+                    raise
+                reasons.append("decode_failed" if isinstance(error, DecodeFailed) else "deadline")
         with _timed(stages, "map"):
-            items = self._decoded(answer) if answer else self._popular(request.k, excluded, allowed)
-        reasons = _degraded_reasons(history)
+            items = _items(request, resident, inputs, answer)
+        reasons += _reasons(history, inputs, plan, answer)
         response = RecommendResponse(
             recommendation_id=str(uuid7()),
             user_id=request.user_id,
             served_by="model" if answer else "popular",
             degraded=bool(reasons),
             degraded_reasons=reasons,
-            bundle=self.bundle.manifest.ref,
+            bundle=resident.ref,
+            experiment=self._used_variant(label),
             items=items,
-            decoding=self._used_decoding(request, schedule, beam_width, answer),
-            history=_used_history(history),
+            decoding=_used_decoding(plan, answer) if answer else None,
+            history=UsedHistory(
+                source=history.source,
+                length=len(history.item_ids),
+                unknown_items=len(history.item_ids) - len(inputs.history),
+            ),
             timings_ms=_timings_ms(stages, answer, time.monotonic() - received),
         )
         self._observe(response)
+        self._remember(response, history, label)
+        if answer:
+            self._shadow.follow(request, history, response)
         return response
 
-    def _schedule_of(self, request: RecommendRequest) -> Schedule:
-        num_subspaces = self.bundle.manifest.num_subspaces
-        r_warm, m_par = self._schedule_params(request)
-        for param, value in (("r_warm", r_warm), ("m_par", m_par)):
-            if value > num_subspaces:
-                message = f"{param} must be at most {num_subspaces}, the bundle's num_subspaces"
-                raise InvalidRequest(message, param=param)
-        return Schedule.from_params(num_subspaces=num_subspaces, r_warm=r_warm, m_par=m_par)
+    def _assigned(self, request: RecommendRequest) -> tuple[Resident, Variant | None, str]:
+        """The bundle that answers, and the variant by its name in metrics."""
+        resident = self._residents.active
+        if request.pins_decoding:
+            return resident, None, PINNED
+        if self._experiment is None:
+            return resident, None, DEFAULT
+        variant = self._experiment.variant_of(request.user_id)
+        if variant.bundle:
+            resident = self._residents.of(variant.bundle)
+        return resident, variant, variant.name
 
-    def _schedule_params(self, request: RecommendRequest) -> tuple[int, int]:
-        defaults = self.bundle.manifest.decoding
-        r_warm = defaults.r_warm if request.r_warm is None else request.r_warm
-        return r_warm, request.m_par or defaults.m_par
+    def _used_variant(self, label: str) -> UsedVariant | None:
+        return UsedVariant(name=self._experiment.name, variant=label) if self._experiment else None
 
-    def _beam_width_of(self, request: RecommendRequest) -> int:
-        return request.beam_width or max(self.bundle.manifest.decoding.beam_width, request.k)
-
-    def _ranking_of(self, request: RecommendRequest) -> Ranking:
-        return request.ranking or self.bundle.manifest.decoding.ranking
-
-    def _finish_rows_of(self, request: RecommendRequest) -> int:
-        default = self.bundle.manifest.decoding.finish_rows
-        return default if request.finish_rows is None else request.finish_rows
-
-    async def _history_of(self, request: RecommendRequest) -> _History:
-        source: Literal["store", "request", "unavailable"]
-        if request.history is not None:
-            source, item_ids = "request", request.history
-        else:
-            try:
-                source, item_ids = "store", await self._histories.read(request.user_id)
-            except HistoryUnavailable:
-                source, item_ids = "unavailable", []
-        return _History(source, item_ids, self._catalogue.rows_of(item_ids))
-
-    def _excluded(self, request: RecommendRequest, history: _History) -> Rows:
-        rows = self._catalogue.rows_of(request.exclude_items)
-        return np.union1d(rows, history.rows) if request.exclude_seen else np.unique(rows)
-
-    def _allowed(self, request: RecommendRequest) -> Rows | None:
-        if not request.filter:
-            return None
-        if unknown := request.filter.keys() - ATTRIBUTES.keys():
-            known = ", ".join(ATTRIBUTES)
-            message = f"items have no such attribute; filter by: {known}"
-            raise InvalidRequest(message, param=f"filter.{min(unknown)}")
-        self._metrics.filtered_requests.inc()
-        return self.bundle.attributes.allowed(request.filter)
-
-    def _decoded(self, answer: Answer) -> list[RecommendedItem]:
-        rows, scores = answer.decoded.rows.tolist(), answer.decoded.scores.tolist()
-        return [
-            self._item(row, rank, round(score, 4))
-            for rank, (row, score) in enumerate(zip(rows, scores, strict=True), start=1)
-        ]
-
-    def _popular(self, k: int, excluded: Rows, allowed: Rows | None) -> list[RecommendedItem]:
-        """excluded: distinct, so that enough of the first k + len(excluded) rows are left."""
-        first = k + len(excluded)  # rows are ordered by popularity
-        rows = np.arange(min(first, self._catalogue.num_items), dtype=np.int32)
-        if allowed is not None:
-            rows = allowed[:first]
-        rows = rows[~np.isin(rows, excluded)][:k]
-        return [self._item(row, rank, None) for rank, row in enumerate(rows.tolist(), start=1)]
-
-    def _item(self, row: int, rank: int, score: float | None) -> RecommendedItem:
-        item = self.bundle.items[row]
-        sid = self._catalogue.codes[row].tolist()
-        return RecommendedItem(
-            item_id=item.item_id, title=item.title, rank=rank, score=score, sid=sid
+    def _plan(
+        self,
+        request: RecommendRequest,
+        resident: Resident,
+        variant: Variant | None,
+        received: float,
+        deadline: float,
+    ) -> Plan:
+        num_subspaces = resident.bundle.catalogue.num_subspaces
+        asked = variant.decoding if variant else {}
+        is_auto = request.schedule == "auto" or (
+            request.schedule is None
+            and self._limits.adaptive_schedule
+            and not request.pins_decoding
+            and not asked
         )
+        if not is_auto:
+            decoding = resident.bundle.manifest.decoding.model_copy(update=asked)
+            return fixed_plan(request, decoding, num_subspaces)
 
-    def _used_decoding(
-        self, request: RecommendRequest, schedule: Schedule, beam_width: int, answer: Answer | None
-    ) -> UsedDecoding | None:
-        if answer is None:
-            return None
-        r_warm, m_par = self._schedule_params(request)
-        return UsedDecoding(
-            r_warm=r_warm,
-            m_par=m_par,
-            beam_width=beam_width,
-            ranking=self._ranking_of(request),
-            finish_rows=self._finish_rows_of(request),
-            schedule=list(schedule.steps),
-            nfe=answer.decoded.nfe,
+        def seconds(plan: Plan) -> float:
+            width = plan.decoding.beam_width
+            return self._batcher.forecast(resident.engine, plan.work, width).total_s
+
+        within_s = min(deadline, received + self._limits.slo_s) - time.monotonic()
+        return plan_in_time(resident.ladder, num_subspaces, request.k, seconds, within_s)
+
+    async def _history_of(self, request: RecommendRequest) -> UserHistory:
+        user_id, after = request.user_id, request.after
+        try:
+            if after is not None:
+                item_ids, shown = await self._histories.read_page(user_id, after)
+                shown = shown or self._answers.pending(user_id, after)
+                if shown is None:
+                    raise RecommendationNotFound(
+                        "this user's answer is not remembered (for a day, and the last 20); "
+                        "ask without `after`"
+                    )
+                if len(shown.before) + len(shown.item_ids) > MAX_SHOWN:
+                    message = f"the pages before hold more than {MAX_SHOWN} items"
+                    raise InvalidRequest(message, param="after")
+                if request.history is not None:
+                    return UserHistory("request", request.history, shown)
+                return UserHistory("store", item_ids, shown)
+            if request.history is not None:
+                return UserHistory("request", request.history)
+            return UserHistory("store", await self._histories.read(user_id))
+        except HistoryUnavailable:
+            if self._limits.fallback == "off" or after is not None:
+                raise
+            return UserHistory("unavailable", [])
+
+    def _remember(self, response: RecommendResponse, history: UserHistory, label: str) -> None:
+        """So that events that name the answer are attributed to it, and a next page goes on."""
+        shown = Shown(
+            response.recommendation_id,
+            response.bundle,
+            label,
+            tuple(item.item_id for item in response.items),
+            history.before,
         )
+        self._answers.note(response.user_id, shown)
 
     def _observe(self, response: RecommendResponse) -> None:
         metrics, history = self._metrics, response.history
         timings_s = {stage: ms / 1000 for stage, ms in response.timings_ms.items()}
+        if response.decoding and response.decoding.adjusted:
+            metrics.schedule_adjusted.inc()
         metrics.recommend_duration.labels(response.served_by).observe(timings_s.pop("total"))
         for stage, seconds in timings_s.items():
             metrics.stage_duration.labels(stage).observe(seconds)
@@ -212,6 +227,37 @@ class Recommender:
         metrics.items_returned.observe(len(response.items))
         if response.decoding:
             metrics.nfe.observe(response.decoding.nfe)
+
+
+def _items(
+    request: RecommendRequest, resident: Resident, inputs: Inputs, answer: Answer | None
+) -> list[RecommendedItem]:
+    bundle, metadata = resident.bundle, request.metadata
+    if answer is None:
+        return popular_items(
+            bundle, request.k, inputs.excluded, inputs.allowed, metadata=metadata
+        )
+    return decoded_items(bundle, answer.decoded, inputs.history, metadata=metadata)
+
+
+def _reasons(
+    history: UserHistory, inputs: Inputs, plan: Plan, answer: Answer | None
+) -> list[DegradedReason]:
+    """Why the answer is less than it could be."""
+    if history.source == "unavailable":
+        return ["history_unavailable"]
+    if history.item_ids and not len(inputs.history):
+        return ["history_unknown"]
+    return ["schedule_reduced"] if answer and plan.adjusted else []
+
+
+def _used_decoding(plan: Plan, answer: Answer) -> UsedDecoding:
+    return UsedDecoding(
+        **plan.decoding.model_dump(),
+        schedule=list(plan.schedule.steps),
+        nfe=answer.decoded.nfe,
+        adjusted=plan.adjusted,
+    )
 
 
 @asynccontextmanager
@@ -232,22 +278,6 @@ def _timed(stages: dict[str, float], stage: str) -> Iterator[None]:
         stages[stage] = time.perf_counter() - started
 
 
-def _degraded_reasons(history: _History) -> list[DegradedReason]:
-    if history.source == "unavailable":
-        return ["history_unavailable"]
-    if history.item_ids and not len(history.rows):
-        return ["history_unknown"]
-    return []
-
-
-def _used_history(history: _History) -> UsedHistory:
-    return UsedHistory(
-        source=history.source,
-        length=len(history.item_ids),
-        unknown_items=len(history.item_ids) - len(history.rows),
-    )
-
-
 def _timings_ms(stages: dict[str, float], answer: Answer | None, total: float) -> dict[str, float]:
     batch = {}
     if answer:
@@ -259,12 +289,3 @@ def _timings_ms(stages: dict[str, float], answer: Answer | None, total: float) -
         }
     seconds = {"history": stages["history"], **batch, "map": stages["map"], "total": total}
     return {stage: round(1000 * value, 3) for stage, value in seconds.items()}
-
-
-def uuid7() -> UUID:
-    """A random UUID that sorts by its time of creation (RFC 9562, 5.7); Python 3.11 has none."""
-    milliseconds = time.time_ns() // 1_000_000
-    value = milliseconds << 80 | secrets.randbits(80)
-    value = value & ~(0xF << 76) | 0x7 << 76  # version
-    value = value & ~(0x3 << 62) | 0x2 << 62  # variant
-    return UUID(int=value)

@@ -24,11 +24,15 @@ from pydantic_core import PydanticCustomError
 
 from service.decoding import Ranking
 
-DegradedReason = Literal["history_unavailable", "history_unknown"]
+DegradedReason = Literal[
+    "history_unavailable", "history_unknown", "schedule_reduced", "decode_failed", "deadline"
+]
 
 MAX_K = 100
 MAX_BEAM_WIDTH = 200
 MAX_FINISH_ROWS = 1_000_000
+MAX_REQUESTS = 32
+MAX_SIMILAR = 100
 MAX_HISTORY_LIMIT = 10_000
 MAX_TIMESTAMP_S = 10**11  # the year 5138; below today's milliseconds
 MAX_FIELD_CHARS = 100
@@ -59,19 +63,28 @@ def field_name(loc: Iterable[str | int]) -> str:
     return ".".join(str(part) for part in loc)[:MAX_FIELD_CHARS]
 
 
-class _Request(BaseModel):
+class Body(BaseModel):
+    """What a client sends: nothing unknown, no conversions."""
+
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-class _Answer(BaseModel):
+class Answered(BaseModel):
+    """What it gets."""
+
     model_config = ConfigDict(frozen=True)
 
 
-class RecommendRequest(_Request):
+class RecommendRequest(Body):
     """Ask for k items for a user; only `user_id` is required."""
 
     user_id: UserId = Field(description="Whose history to read; any string you like.")
     k: int = Field(10, ge=1, le=MAX_K, description="How many items.")
+    schedule: Literal["auto", "fixed"] | None = Field(
+        None,
+        description="`auto`: the best decoding of those the bundle has measured that is foretold "
+        "to be in time; then r_warm and the like must not be given. Default: the service's.",
+    )
     r_warm: int | None = Field(
         None, ge=0, description="First decode steps, one position each; default: the bundle's."
     )
@@ -112,9 +125,18 @@ class RecommendRequest(_Request):
         max_length=8,
         description="Only items that have, of each attribute, one of the values; see README.md.",
     )
+    after: str | None = Field(
+        None,
+        min_length=1,
+        max_length=128,
+        description="A recommendation_id of this user: the next page, without the items of that "
+        "answer and of the pages before it.",
+    )
     timeout_ms: int | None = Field(
         None, ge=1, le=10_000, description="Deadline, from receipt; default: the service's."
     )
+    metadata: bool = Field(False, description="Whether items come with their categories.")
+    explain: bool = Field(False, description="Whether items come with how they were found.")
 
     @model_validator(mode="after")
     def _beams_hold_k_items(self) -> Self:
@@ -122,8 +144,47 @@ class RecommendRequest(_Request):
             raise PydanticCustomError("beam_width", "beam_width must be at least k")
         return self
 
+    @model_validator(mode="after")
+    def _auto_is_free_to_choose(self) -> Self:
+        if self.schedule == "auto" and self.pins_decoding:
+            raise PydanticCustomError(
+                "schedule",
+                'with schedule "auto", r_warm, m_par, beam_width, ranking and finish_rows '
+                "must not be given",
+            )
+        return self
 
-class RecommendedItem(_Answer):
+    @property
+    def pins_decoding(self) -> bool:
+        """Whether the request itself says how to decode."""
+        asked = (self.r_warm, self.m_par, self.beam_width, self.ranking, self.finish_rows)
+        return any(value is not None for value in asked)
+
+
+class CodesInCommon(Answered):
+    """An item that shares codes with another one, and how many."""
+
+    item_id: str
+    codes: int
+
+
+class Explanation(Answered):
+    """How an item was found; lists are by position of its SID, or by denoiser call.
+
+    filled_by_call: the call, from 1, that filled each position
+    log_probs: of its code at each position in that call, null where no call was asked for it
+    survivors, beam_scores: by call, the items left in its beam, and the beam's score
+    history_in_common: items of the history that share most codes with it
+    """
+
+    filled_by_call: list[int]
+    log_probs: list[float | None]
+    survivors: list[int]
+    beam_scores: list[float | None]
+    history_in_common: list[CodesInCommon]
+
+
+class RecommendedItem(Answered):
     """One item; `score` is the log-probability, comparable inside one answer, null if popular."""
 
     item_id: str
@@ -131,9 +192,11 @@ class RecommendedItem(_Answer):
     rank: int
     score: float | None
     sid: list[int]
+    categories: list[str] | None = Field(None, description="Only with `metadata`.")
+    explanation: Explanation | None = Field(None, description="Only with `explain`.")
 
 
-class UsedDecoding(_Answer):
+class UsedDecoding(Answered):
     """How the items were decoded; `nfe` is the number of denoiser calls, encoder not counted.
 
     `nfe` is below the length of `schedule` where `finish_rows` ended the search.
@@ -146,9 +209,17 @@ class UsedDecoding(_Answer):
     finish_rows: int
     schedule: list[int]
     nfe: int
+    adjusted: bool = Field(description='Whether `schedule="auto"` took less than the best.')
 
 
-class UsedHistory(_Answer):
+class UsedVariant(Answered):
+    """The experiment that runs, and the variant that this answer is counted for."""
+
+    name: str
+    variant: str
+
+
+class UsedHistory(Answered):
     """The history behind an answer; `unknown_items` of its `length` are not in the bundle."""
 
     source: Literal["store", "request", "unavailable"]
@@ -156,7 +227,7 @@ class UsedHistory(_Answer):
     unknown_items: int
 
 
-class RecommendResponse(_Answer):
+class RecommendResponse(Answered):
     """Items, best first. `decoding` is null when the items are the popular ones."""
 
     recommendation_id: str
@@ -165,13 +236,29 @@ class RecommendResponse(_Answer):
     degraded: bool
     degraded_reasons: list[DegradedReason]
     bundle: str
+    experiment: UsedVariant | None
     items: list[RecommendedItem]
     decoding: UsedDecoding | None
     history: UsedHistory
     timings_ms: dict[str, float]
 
 
-class Event(_Request):
+class BatchRequest(Body):
+    """Several requests under one deadline; a refused one does not stop the others."""
+
+    requests: list[RecommendRequest] = Field(min_length=1, max_length=MAX_REQUESTS)
+    timeout_ms: int | None = Field(
+        None, ge=1, le=10_000, description="Deadline of them all, from receipt."
+    )
+
+    @model_validator(mode="after")
+    def _one_deadline(self) -> Self:
+        if any(request.timeout_ms is not None for request in self.requests):
+            raise PydanticCustomError("timeout_ms", "timeout_ms is given once, for all requests")
+        return self
+
+
+class Event(Body):
     """Something a user did with an item.
 
     `timestamp`, `value` and `recommendation_id` are accepted and not used yet: a history is in the
@@ -210,7 +297,7 @@ def _event_or_error(value: Any) -> Event | ValidationError:
         return error
 
 
-class EventsRequest(_Request):
+class EventsRequest(Body):
     """Events, appended in the order given. A wrong event does not stop the others."""
 
     # Each entry is an Event, or the ValidationError that says why it is none.
@@ -221,7 +308,7 @@ class EventsRequest(_Request):
     ] = Field(min_length=1, max_length=100)
 
 
-class RejectedEvent(_Answer):
+class RejectedEvent(Answered):
     """An event that was not stored; `index` is its place in the request."""
 
     index: int
@@ -229,7 +316,7 @@ class RejectedEvent(_Answer):
     message: str
 
 
-class EventsResponse(_Answer):
+class EventsResponse(Answered):
     """accepted + duplicates + len(rejected) is the number of events sent."""
 
     accepted: int
@@ -238,75 +325,43 @@ class EventsResponse(_Answer):
     took_ms: float
 
 
-class HistoryResponse(_Answer):
+class HistoryResponse(Answered):
     """A user's stored items, oldest to newest; empty for an unknown user."""
 
     user_id: str
     history: list[str]
 
 
-class Liveness(_Answer):
-    """The process answers and its decode thread lives."""
+class ItemResponse(Answered):
+    """An item of the active bundle.
 
-    status: Literal["live", "not_live"]
+    popularity_rank: from 1, the most popular; same_sid: other items with the same semantic ID
+    """
 
-
-class Readiness(_Answer):
-    """Whether to send requests, and why not."""
-
-    status: Literal["ready", "not_ready"]
-    reasons: list[str]
-
-
-class DefaultDecoding(_Answer):
-    """What a request gets that asks for nothing else."""
-
-    model_config = ConfigDict(from_attributes=True)
-
-    r_warm: int
-    m_par: int
-    beam_width: int
-    ranking: Ranking
-    finish_rows: int
+    item_id: str
+    title: str
+    categories: list[str]
+    sid: list[int]
+    popularity_rank: int
+    same_sid: list[str]
+    bundle: str
 
 
-class BundleInfo(_Answer):
-    """The bundle that is served."""
+class SimilarRequest(Body):
+    """Ask for the items most like another one."""
 
-    model_config = ConfigDict(from_attributes=True)
-
-    name: str
-    version: str
-    created_at: str
-    num_items: int
-    num_subspaces: int
-    num_codes: int
-    history_length: int
-    decoding: DefaultDecoding
+    k: int = Field(10, ge=1, le=MAX_SIMILAR, description="How many items.")
 
 
-class Limits(_Answer):
-    """Bounds a client should know."""
+class SimilarResponse(Answered):
+    """Items that share codes with the item, most first, then by popularity."""
 
-    max_k: int
-    max_beam_width: int
-    max_queue_rows: int
-    default_timeout_ms: int
-    history_cap: int
-    history_event_types: list[str]
+    item_id: str
+    similar: list[CodesInCommon]
+    bundle: str
 
 
-class Info(_Answer):
-    """What is running; `bundle` is null until one is loaded."""
-
-    version: str
-    bundle: BundleInfo | None
-    limits: Limits
-    history_store: Literal["embedded", "redis"]
-    ort_threads: int
-
-
-class ErrorDetail(_Answer):
+class ErrorDetail(Answered):
     """One wrong field; the message never repeats the value."""
 
     param: str
@@ -314,7 +369,7 @@ class ErrorDetail(_Answer):
     type: str
 
 
-class Error(_Answer):
+class Error(Answered):
     """`retryable` is true when the same request may succeed later."""
 
     code: str
@@ -325,7 +380,21 @@ class Error(_Answer):
     details: list[ErrorDetail]
 
 
-class ErrorResponse(_Answer):
+class ErrorResponse(Answered):
     """The body of every answer that is not a success."""
 
     error: Error
+
+
+class BatchResult(Answered):
+    """The answer to one of several requests: `response` with status 200, else `error`."""
+
+    status: int
+    response: RecommendResponse | None = None
+    error: Error | None = None
+
+
+class BatchResponse(Answered):
+    """Results in the order of the requests."""
+
+    results: list[BatchResult]

@@ -62,6 +62,11 @@ def _check_redis_url(url: SecretStr) -> SecretStr:
 
 
 CommaList = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_commas)]
+SecretList = Annotated[
+    tuple[Annotated[SecretStr, Field(min_length=8)], ...],
+    NoDecode,
+    BeforeValidator(_split_commas),
+]
 RedisUrl = Annotated[SecretStr, AfterValidator(_check_redis_url)]
 
 
@@ -110,11 +115,31 @@ class Settings(BaseSettings):
         description="Event types that are appended to histories, with commas between; "
         "others are rejected.",
     )
+    fallback: Literal["history", "off", "all"] = Field(
+        "history",
+        description="When popular items answer, flagged: history = the history store is down, "
+        "all = decoding fails or is late as well, off = never.",
+    )
+    slo_ms: int = Field(
+        100,
+        ge=1,
+        description="Latency to hold: schedule=auto aims at it, and a request that is foretold "
+        "to wait longer for others gets 429.",
+    )
+    adaptive_schedule: bool = Field(
+        False, description="Whether requests that say nothing of decoding get schedule=auto."
+    )
+    max_inflight: int = Field(
+        128, ge=1, description="Most requests answered at a time; more get 429 unread."
+    )
     default_timeout_ms: int = Field(
         1000, ge=1, le=10_000, description="Deadline of a request that names no timeout_ms."
     )
     max_queue_rows: int = Field(
-        3200, ge=1, description="Most beams waiting or being decoded; more requests get 429."
+        3200,
+        ge=1,
+        description="Most beams waiting or being decoded, of each lane (a bundle and a class of "
+        "beam widths); more requests get 429.",
     )
     max_batch_requests: int = Field(16, ge=1, description="Most requests decoded together.")
     max_batch_rows: int = Field(1024, ge=1, description="Most beams decoded together.")
@@ -138,6 +163,32 @@ class Settings(BaseSettings):
         default_factory=available_cpus,
         ge=1,
         description="ONNX Runtime threads of one batch; default: the cores this process may use.",
+    )
+    experiment_file: Path | None = Field(
+        None, description="TOML file of an A/B experiment; see README.md."
+    )
+    embedder_url: str | None = Field(
+        None,
+        pattern="^https?://",
+        description="Server that embeds titles of new items: POST /embed as Text Embeddings "
+        "Inference has it, with the model the bundle was trained with.",
+    )
+    api_keys: SecretList = Field(
+        (), description="Bearer keys of clients, with commas between; without any, all may ask."
+    )
+    admin_keys: SecretList = Field(
+        (),
+        description="Bearer keys of administrators, with commas between; without any, "
+        "there are no routes under /admin.",
+    )
+    rate_limit: float | None = Field(
+        None, gt=0, description="Most requests a second of each client key; more get 429."
+    )
+    drain_delay_s: float = Field(
+        5.0,
+        ge=0,
+        description="After SIGTERM, how long requests are still taken while GET /health/ready "
+        "answers 503.",
     )
     shutdown_timeout_s: int = Field(
         20, ge=0, description="Longest wait after SIGTERM for the requests in flight."

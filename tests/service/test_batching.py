@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -15,6 +16,8 @@ from service.batching import Answer, MicroBatcher
 from service.bundle import Bundle
 from service.decoding import Decoded, Job, Schedule, Timings
 from service.errors import DeadlineExceeded, DecodeFailed, NotReady, Overloaded
+from service.lanes import Engine
+from service.latency import Work
 from service.metrics import Metrics
 
 
@@ -26,18 +29,20 @@ class Decoder:
         self.gate = threading.Event()
         self.entered = threading.Event()
         self.batches: list[list[Job]] = []
+        self.engine = Engine(self)
 
-    def __call__(self, jobs: Sequence[Job]) -> tuple[list[Decoded], Timings]:
+    def __call__(self, jobs: Sequence[Job], on_answer: OnAnswer) -> tuple[list[Decoded], Timings]:
         self.batches.append(list(jobs))
         self.entered.set()
         assert self.gate.wait(10)
-        return self.bundle.decoder.decode(jobs)
+        return self.bundle.decoder.decode(jobs, on_answer)
 
     @property
     def sizes(self) -> list[int]:
         return [len(batch) for batch in self.batches]
 
 
+OnAnswer = Callable[[int, Decoded, Timings], None]
 Story = Callable[[MicroBatcher, Decoder], Awaitable[None]]
 
 
@@ -48,17 +53,18 @@ def tell(
     max_queue_rows: int = 1000,
     max_batch_requests: int = 16,
     max_batch_rows: int = 1024,
+    max_wait_s: float = math.inf,
 ) -> None:
     """Run a story with a batcher whose decoder waits for its gate."""
 
     async def run() -> None:
         decoder = Decoder(bundle)
         batcher = MicroBatcher(
-            decoder,
             Metrics(),
             max_queue_rows=max_queue_rows,
             max_batch_requests=max_batch_requests,
             max_batch_rows=max_batch_rows,
+            max_wait_s=max_wait_s,
         )
         batcher.start()
         try:
@@ -80,16 +86,16 @@ def soon() -> float:
 
 
 async def submitted(
-    batcher: MicroBatcher, jobs: Sequence[Job], deadline: float | None = None
+    batcher: MicroBatcher, engine: Engine, jobs: Sequence[Job], deadline: float | None = None
 ) -> list[asyncio.Task[Answer]]:
-    tasks = [asyncio.create_task(batcher.submit(job, deadline or soon())) for job in jobs]
+    tasks = [asyncio.create_task(batcher.submit(engine, job, deadline or soon())) for job in jobs]
     await asyncio.sleep(0)  # each task runs up to its place in the queue
     return tasks
 
 
 async def while_busy(batcher: MicroBatcher, decoder: Decoder) -> asyncio.Task[Answer]:
     """Submit a job that occupies the decode thread until the gate opens."""
-    [first] = await submitted(batcher, [job(decoder.bundle, "item-0")])
+    [first] = await submitted(batcher, decoder.engine, [job(decoder.bundle, "item-0")])
     await asyncio.to_thread(decoder.entered.wait, 10)
     return first
 
@@ -100,7 +106,7 @@ def test_jobs_that_arrive_while_a_batch_runs_are_the_next_batch(bundle: Bundle) 
     async def story(batcher: MicroBatcher, decoder: Decoder) -> None:
         first = await while_busy(batcher, decoder)
         assert decoder.sizes == [1]  # a lone job starts at once
-        others = await submitted(batcher, jobs)
+        others = await submitted(batcher, decoder.engine, jobs)
         decoder.gate.set()
         answers = await asyncio.gather(first, *others)
         assert decoder.sizes == [1, 5]
@@ -109,7 +115,7 @@ def test_jobs_that_arrive_while_a_batch_runs_are_the_next_batch(bundle: Bundle) 
             assert answer.decoded.rows.tolist() == alone.rows.tolist()
             np.testing.assert_allclose(answer.decoded.scores, alone.scores, atol=1e-5)
             assert answer.queue_s > 0
-            assert answer.timings is answers[1].timings
+            assert answer.timings.denoise_s > 0
 
     tell(bundle, story)
 
@@ -123,7 +129,7 @@ def test_a_batch_is_bounded_by_requests_and_by_rows(
 ) -> None:
     async def story(batcher: MicroBatcher, decoder: Decoder) -> None:
         first = await while_busy(batcher, decoder)
-        others = await submitted(batcher, [job(bundle, f"item-{n}") for n in range(5)])
+        others = await submitted(batcher, decoder.engine, [job(bundle, f"item-{n}") for n in range(5)])
         decoder.gate.set()
         await asyncio.gather(first, *others)
         assert decoder.sizes == sizes
@@ -134,7 +140,7 @@ def test_a_batch_is_bounded_by_requests_and_by_rows(
 def test_a_job_wider_than_a_batch_is_decoded_alone(bundle: Bundle) -> None:
     async def story(batcher: MicroBatcher, decoder: Decoder) -> None:
         decoder.gate.set()
-        await batcher.submit(job(bundle, "item-1", beam_width=20), soon())
+        await batcher.submit(decoder.engine, job(bundle, "item-1", beam_width=20), soon())
 
     tell(bundle, story, max_batch_rows=10)
 
@@ -144,7 +150,7 @@ def test_one_bad_job_does_not_fail_its_neighbours(bundle: Bundle) -> None:
 
     async def story(batcher: MicroBatcher, decoder: Decoder) -> None:
         first = await while_busy(batcher, decoder)
-        others = await submitted(batcher, jobs)
+        others = await submitted(batcher, decoder.engine, jobs)
         decoder.gate.set()
         results = await asyncio.gather(first, *others, return_exceptions=True)
         assert [type(result) for result in results] == [Answer, Answer, DecodeFailed, Answer]
@@ -157,7 +163,7 @@ def test_one_bad_job_does_not_fail_its_neighbours(bundle: Bundle) -> None:
 def test_a_cancelled_job_never_enters_a_batch(bundle: Bundle) -> None:
     async def story(batcher: MicroBatcher, decoder: Decoder) -> None:
         first = await while_busy(batcher, decoder)
-        gone, stays = await submitted(batcher, [job(bundle, "item-1"), job(bundle, "item-2")])
+        gone, stays = await submitted(batcher, decoder.engine, [job(bundle, "item-1"), job(bundle, "item-2")])
         gone.cancel()
         await asyncio.wait([gone])
         decoder.gate.set()
@@ -183,7 +189,7 @@ def test_cancelling_reaches_a_job_that_is_being_decoded(bundle: Bundle) -> None:
 def test_a_job_whose_time_is_up_is_not_decoded(bundle: Bundle) -> None:
     async def story(batcher: MicroBatcher, decoder: Decoder) -> None:
         first = await while_busy(batcher, decoder)
-        late = await submitted(batcher, [job(bundle, "item-1")], time.monotonic())
+        late = await submitted(batcher, decoder.engine, [job(bundle, "item-1")], time.monotonic())
         decoder.gate.set()
         with pytest.raises(DeadlineExceeded, match="queue"):
             await late[0]
@@ -196,7 +202,7 @@ def test_a_job_whose_time_is_up_is_not_decoded(bundle: Bundle) -> None:
 def test_a_deadline_reaches_between_the_steps_of_a_search(bundle: Bundle) -> None:
     async def story(batcher: MicroBatcher, decoder: Decoder) -> None:
         deadline = time.monotonic() + 0.05
-        [late] = await submitted(batcher, [job(bundle, "item-1")], deadline)
+        [late] = await submitted(batcher, decoder.engine, [job(bundle, "item-1")], deadline)
         await asyncio.sleep(0.1)
         decoder.gate.set()
         with pytest.raises(DeadlineExceeded, match="decoding"):
@@ -208,16 +214,16 @@ def test_a_deadline_reaches_between_the_steps_of_a_search(bundle: Bundle) -> Non
 def test_a_full_queue_turns_jobs_away_and_recovers(bundle: Bundle) -> None:
     async def story(batcher: MicroBatcher, decoder: Decoder) -> None:
         first = await while_busy(batcher, decoder)  # 10 rows run
-        [second] = await submitted(batcher, [job(bundle, "item-1")])  # 10 rows wait
+        [second] = await submitted(batcher, decoder.engine, [job(bundle, "item-1")])  # 10 rows wait
         with pytest.raises(Overloaded):
-            await batcher.submit(job(bundle, "item-2", beam_width=6), soon())
-        [third] = await submitted(batcher, [job(bundle, "item-2", beam_width=5)])
+            await batcher.submit(decoder.engine, job(bundle, "item-2", beam_width=6), soon())
+        [third] = await submitted(batcher, decoder.engine, [job(bundle, "item-2", beam_width=5)])
         second.cancel()  # and the place of a job that goes away is free at once
         await asyncio.wait([second])
-        [fourth] = await submitted(batcher, [job(bundle, "item-3")])
+        [fourth] = await submitted(batcher, decoder.engine, [job(bundle, "item-3")])
         decoder.gate.set()
         await asyncio.gather(first, third, fourth)
-        await batcher.submit(job(bundle, "item-2", beam_width=25), soon())
+        await batcher.submit(decoder.engine, job(bundle, "item-2", beam_width=25), soon())
 
     tell(bundle, story, max_queue_rows=25)
 
@@ -226,22 +232,24 @@ def test_when_the_decode_thread_dies_nobody_waits(bundle: Bundle) -> None:
     class Death(BaseException):
         """Not an Exception: nothing in the thread catches it."""
 
-    def die(jobs: Sequence[Job]) -> tuple[list[Decoded], Timings]:
+    def die(jobs: Sequence[Job], on_answer: OnAnswer) -> tuple[list[Decoded], Timings]:
         raise Death
+
+    engine = Engine(die)
 
     async def run() -> None:
         batcher = MicroBatcher(
-            die, Metrics(), max_queue_rows=100, max_batch_requests=1, max_batch_rows=100
+            Metrics(), max_queue_rows=100, max_batch_requests=1, max_batch_rows=100
         )
         assert not batcher.is_alive
         batcher.start()
         assert batcher.is_alive
-        tasks = await submitted(batcher, [job(bundle, "item-1"), job(bundle, "item-2")])
+        tasks = await submitted(batcher, engine, [job(bundle, "item-1"), job(bundle, "item-2")])
         results = await asyncio.gather(*tasks, return_exceptions=True)
         assert [type(result) for result in results] == [NotReady, NotReady]
         assert not batcher.is_alive
         with pytest.raises(NotReady):
-            await batcher.submit(job(bundle, "item-1"), soon())
+            await batcher.submit(engine, job(bundle, "item-1"), soon())
         await batcher.stop()
 
     asyncio.run(run())
@@ -266,11 +274,11 @@ def test_stopping_fails_the_jobs_that_wait(bundle: Bundle) -> None:
     async def run() -> None:
         decoder = Decoder(bundle)
         batcher = MicroBatcher(
-            decoder, Metrics(), max_queue_rows=100, max_batch_requests=1, max_batch_rows=100
+            Metrics(), max_queue_rows=100, max_batch_requests=1, max_batch_rows=100
         )
         batcher.start()
         first = await while_busy(batcher, decoder)
-        [waiting] = await submitted(batcher, [job(bundle, "item-1")])
+        [waiting] = await submitted(batcher, decoder.engine, [job(bundle, "item-1")])
         stopping = asyncio.create_task(batcher.stop())
         results = await asyncio.gather(first, waiting, return_exceptions=True)
         assert [type(result) for result in results] == [NotReady, NotReady]
@@ -279,3 +287,158 @@ def test_stopping_fails_the_jobs_that_wait(bundle: Bundle) -> None:
         assert decoder.sizes == [1]
 
     asyncio.run(run())
+
+
+def learnt(engine: Engine, *, job_s: float, beam_s: float = 0.0) -> None:
+    """Teach an engine's latency model what its jobs cost."""
+    for jobs in (1, 2, 4, 8, 16):
+        for calls, rows in ((1, 1), (2, 21), (4, 61)):
+            work = Work(jobs, calls, jobs * rows)
+            for _ in range(5):
+                engine.latency.observe(work, job_s * jobs + beam_s * work.rows)
+
+
+def test_a_short_job_is_answered_before_the_long_ones_of_its_batch(bundle: Bundle) -> None:
+    """Its answer comes after its own last call: the gate keeps the batch from ending."""
+    halfway, go_on = threading.Event(), threading.Event()
+
+    class Halting(Decoder):
+        def __call__(self, jobs: Sequence[Job], on_answer: OnAnswer) -> tuple[list[Decoded], Timings]:
+            def halting(place: int, decoded: Decoded, timings: Timings) -> None:
+                on_answer(place, decoded, timings)
+                if place == 0:
+                    halfway.set()
+                    assert go_on.wait(10)
+
+            return super().__call__(jobs, halting)
+
+    async def run() -> None:
+        decoder = Halting(bundle)
+        decoder.gate.set()
+        batcher = MicroBatcher(
+            Metrics(), max_queue_rows=100, max_batch_requests=16, max_batch_rows=1024
+        )
+        one_call = Schedule.from_params(num_subspaces=4, r_warm=0, m_par=4)
+        rows = bundle.catalogue.rows_of(["item-1"])
+        jobs = [Job(rows, 5, one_call, 10), job(bundle, "item-2")]
+        batcher.start()
+        short, long = await submitted(batcher, decoder.engine, jobs)
+        assert len((await asyncio.wait_for(asyncio.shield(short), 10)).decoded.rows) == 5
+        assert halfway.is_set()
+        assert not long.done()
+        go_on.set()
+        await long
+        assert decoder.sizes == [2]
+        await batcher.stop()
+
+    asyncio.run(asyncio.wait_for(run(), 30))
+
+
+def test_wide_beams_wait_in_a_lane_of_their_own(bundle: Bundle) -> None:
+    """A flood of wide jobs that came first takes turns with the others."""
+
+    async def story(batcher: MicroBatcher, decoder: Decoder) -> None:
+        first = await while_busy(batcher, decoder)
+        wide = [job(bundle, f"item-{n}", beam_width=100) for n in range(6)]
+        flood = await submitted(batcher, decoder.engine, wide)
+        others = await submitted(batcher, decoder.engine, [job(bundle, "item-9"), job(bundle, "item-8")])
+        decoder.gate.set()
+        await asyncio.gather(first, *flood, *others)
+        widths = [[one.beam_width for one in batch] for batch in decoder.batches]
+        assert [10, 10] in widths[1:3]
+        assert {len(set(batch)) for batch in widths} == {1}
+
+    tell(bundle, story, max_batch_requests=2)
+
+
+def test_bundles_do_not_share_batches_and_take_turns(bundle: Bundle) -> None:
+    async def story(batcher: MicroBatcher, decoder: Decoder) -> None:
+        other = Decoder(bundle)
+        other.gate.set()
+        first = await while_busy(batcher, decoder)
+        here = await submitted(batcher, decoder.engine, [job(bundle, "item-1")] * 4)
+        there = await submitted(batcher, other.engine, [job(bundle, "item-2")] * 2)
+        decoder.gate.set()
+        await asyncio.gather(first, *here, *there)
+        assert decoder.sizes == [1, 2, 2]
+        assert other.sizes == [2]
+
+    tell(bundle, story, max_batch_requests=2)
+
+
+def test_each_lane_has_its_own_share_of_the_queue(bundle: Bundle) -> None:
+    async def story(batcher: MicroBatcher, decoder: Decoder) -> None:
+        first = await while_busy(batcher, decoder)
+        wide = [job(bundle, f"item-{n}", beam_width=100) for n in range(2)]
+        flood = await submitted(batcher, decoder.engine, wide)
+        with pytest.raises(Overloaded) as refused:
+            await batcher.submit(decoder.engine, wide[0], soon())
+        assert refused.value.reason == "queue_full"
+        [narrow] = await submitted(batcher, decoder.engine, [job(bundle, "item-9")])
+        decoder.gate.set()
+        await asyncio.gather(first, narrow, *flood)
+
+    tell(bundle, story, max_queue_rows=200)
+
+
+def test_a_job_that_would_be_late_is_not_admitted(bundle: Bundle) -> None:
+    async def story(batcher: MicroBatcher, decoder: Decoder) -> None:
+        learnt(decoder.engine, job_s=2.0)
+        # An idle decode thread takes any job: that the forecast is wrong shows only so.
+        first = await while_busy(batcher, decoder)
+        [waits] = await submitted(batcher, decoder.engine, [job(bundle, "item-1")])
+        with pytest.raises(Overloaded) as refused:
+            await batcher.submit(decoder.engine, job(bundle, "item-2"), time.monotonic() + 3)
+        assert refused.value.reason == "predicted_wait"
+        assert 1 <= refused.value.retry_after_s <= 5
+        [in_time] = await submitted(batcher, decoder.engine, [job(bundle, "item-2")])
+        decoder.gate.set()
+        await asyncio.gather(first, waits, in_time)
+
+    tell(bundle, story)
+
+
+def test_a_job_that_would_wait_longer_than_the_slo_is_not_admitted(bundle: Bundle) -> None:
+    async def story(batcher: MicroBatcher, decoder: Decoder) -> None:
+        learnt(decoder.engine, job_s=2.0)
+        first = await while_busy(batcher, decoder)
+        with pytest.raises(Overloaded) as refused:
+            await batcher.submit(decoder.engine, job(bundle, "item-2"), soon())
+        assert refused.value.reason == "predicted_wait"
+        decoder.gate.set()
+        await first
+        await batcher.submit(decoder.engine, job(bundle, "item-2"), soon())  # idle again
+
+    tell(bundle, story, max_wait_s=1.0)
+
+
+def test_forecasts_count_what_runs_what_is_ahead_and_the_turns_of_others(bundle: Bundle) -> None:
+    async def story(batcher: MicroBatcher, decoder: Decoder) -> None:
+        learnt(decoder.engine, job_s=2.0)
+        one = Work.of_job(job(bundle, "item-1"))
+        alone = batcher.forecast(decoder.engine, one, 10)
+        assert alone.total_s == pytest.approx(2, rel=0.1)
+        assert alone.wait_s == 0
+        first = await while_busy(batcher, decoder)
+        running = batcher.forecast(decoder.engine, one, 10)
+        assert running.total_s == pytest.approx(4, rel=0.2)
+        ahead = await submitted(batcher, decoder.engine, [job(bundle, "item-1")] * 2)
+        assert batcher.forecast(decoder.engine, one, 10).total_s == pytest.approx(8, rel=0.2)
+        other_lane = batcher.forecast(decoder.engine, one, 100)  # one turn of theirs at most
+        assert other_lane.total_s == pytest.approx(6, rel=0.2)
+        decoder.gate.set()
+        await asyncio.gather(first, *ahead)
+
+    tell(bundle, story)
+
+
+def test_the_model_learns_from_batches_that_went_to_their_end(bundle: Bundle) -> None:
+    async def story(batcher: MicroBatcher, decoder: Decoder) -> None:
+        first = await while_busy(batcher, decoder)
+        await asyncio.sleep(0.2)
+        decoder.gate.set()
+        await first
+        await asyncio.sleep(0.05)
+        assert batcher.forecast(decoder.engine, Work.of_job(job(bundle, "item-0")), 10).total_s >= 0.2
+
+    tell(bundle, story)

@@ -1,0 +1,175 @@
+"""The HTTP side of what operators use: health, facts, metrics, bundles in memory, items that change.
+
+Health, facts and metrics are open; everything else is there only when UNMASK_ADMIN_KEYS is set.
+What an operation means is decided in the lifecycle and its residents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
+
+from fastapi import Depends, FastAPI, Path, Request, Response
+from fastapi.params import Depends as Dependency
+
+from service import operator_schemas as schemas
+from service.lifecycle import VERSION, Lifecycle
+from service.manifest import REFERENCE
+from service.metrics import METRICS_CONTENT_TYPE
+from service.residents import Resident
+from service.schemas import MAX_BEAM_WIDTH, MAX_K, ErrorResponse
+
+BundleRef = Annotated[str, Path(max_length=200, pattern=f"^{REFERENCE.pattern}$")]
+
+
+def add_health_routes(app: FastAPI, lifecycle: Lifecycle) -> None:
+    """Health, facts and metrics."""
+    routes = HealthRoutes(lifecycle)
+    app.add_api_route("/info", routes.info, responses={500: {"model": ErrorResponse}})
+    app.add_api_route("/models", routes.models, responses={500: {"model": ErrorResponse}})
+    for path, health, body in (
+        ("/health/live", routes.live, schemas.Liveness),
+        ("/health/ready", routes.ready, schemas.Readiness),
+    ):
+        alias = path.replace("/health/", "/") + "z"
+        app.add_api_route(path, health, responses={503: {"model": body}})
+        app.add_api_route(path, health, methods=["HEAD"], include_in_schema=False)
+        app.add_api_route(alias, health, methods=["GET", "HEAD"], include_in_schema=False)
+    app.add_api_route("/metrics", routes.metrics, include_in_schema=False)
+
+
+def add_admin_routes(
+    app: FastAPI,
+    lifecycle: Lifecycle,
+    guards: Sequence[Dependency],
+    require_json: Callable[[Request], None],
+) -> None:
+    """What needs an administrator's key."""
+    routes = AdminRoutes(lifecycle)
+
+    def route(path: str, handler: Callable[..., Any], *statuses: int, has_body: bool) -> None:
+        body_statuses = (400, 413, 415) if has_body else ()
+        app.add_api_route(
+            f"/admin/{path}",
+            handler,
+            methods=["POST"],
+            responses={
+                status: {"model": ErrorResponse}
+                for status in sorted({401, 403, 422, 429, 500, *body_statuses, *statuses})
+            },
+            dependencies=[*guards, *([Depends(require_json)] if has_body else [])],
+        )
+
+    route("bundles/rollback", routes.rollback, 409, 503, has_body=False)
+    route("bundles/{bundle}/load", routes.load, 404, 409, 503, has_body=True)
+    route("bundles/{bundle}/activate", routes.activate, 409, 503, has_body=False)
+    route("bundles/{bundle}/unload", routes.unload, 409, 503, has_body=False)
+    route("items", routes.items, 409, 503, has_body=True)
+    route("drain", routes.drain, has_body=False)
+
+
+class HealthRoutes:
+    """One method per route."""
+
+    def __init__(self, lifecycle: Lifecycle) -> None:
+        self._lifecycle = lifecycle
+
+    async def info(self) -> schemas.Info:
+        """What runs here, and its limits."""
+        lifecycle, settings = self._lifecycle, self._lifecycle.settings
+        bundle = lifecycle.bundle
+        return schemas.Info(
+            version=VERSION,
+            bundle=schemas.BundleInfo.model_validate(bundle.manifest) if bundle else None,
+            limits=schemas.Limits(
+                max_k=MAX_K,
+                max_beam_width=MAX_BEAM_WIDTH,
+                max_queue_rows=settings.max_queue_rows,
+                max_inflight=settings.max_inflight,
+                default_timeout_ms=settings.default_timeout_ms,
+                slo_ms=settings.slo_ms,
+                history_cap=settings.history_cap,
+                history_event_types=list(settings.history_event_types),
+            ),
+            history_store="redis" if settings.redis_url else "embedded",
+            ort_threads=settings.ort_threads,
+        )
+
+    async def models(self) -> schemas.Models:
+        """The bundles in memory."""
+        return models_of(self._lifecycle)
+
+    async def live(self, response: Response) -> schemas.Liveness:
+        """200 unless only a restart helps."""
+        if self._lifecycle.is_live:
+            return schemas.Liveness(status="live")
+        response.status_code = 503
+        return schemas.Liveness(status="not_live")
+
+    async def ready(self, response: Response) -> schemas.Readiness:
+        """200 when requests are welcome."""
+        reasons = self._lifecycle.not_ready
+        if not reasons:
+            return schemas.Readiness(status="ready", reasons=[])
+        response.status_code = 503
+        return schemas.Readiness(status="not_ready", reasons=reasons)
+
+    async def metrics(self) -> Response:
+        return Response(self._lifecycle.metrics.text(), media_type=METRICS_CONTENT_TYPE)
+
+
+class AdminRoutes:
+    """One method per route."""
+
+    def __init__(self, lifecycle: Lifecycle) -> None:
+        self._lifecycle = lifecycle
+        self._residents = lifecycle.residents
+
+    async def load(self, bundle: BundleRef, body: schemas.LoadRequest) -> schemas.Models:
+        """Verify, load and prime a bundle beside the active one."""
+        await self._lifecycle.load(bundle, shadow_fraction=body.shadow_fraction)
+        return models_of(self._lifecycle)
+
+    async def activate(self, bundle: BundleRef) -> schemas.Models:
+        """Answer from a bundle in memory from now on."""
+        await self._residents.activate(bundle)
+        return models_of(self._lifecycle)
+
+    async def unload(self, bundle: BundleRef) -> schemas.Models:
+        """Forget a bundle in memory that is not in use."""
+        await self._residents.unload(bundle)
+        return models_of(self._lifecycle)
+
+    async def rollback(self) -> schemas.Models:
+        """Answer from the bundle before the active one."""
+        await self._residents.rollback()
+        return models_of(self._lifecycle)
+
+    async def items(self, body: schemas.ItemsRequest) -> schemas.ItemsResponse:
+        """Add items to the active bundle and remove others; kept for the next start."""
+        return await self._lifecycle.changes.change(body)
+
+    async def drain(self) -> schemas.Drained:
+        """Be not ready from now on, and go on answering: for a hook before SIGTERM."""
+        self._lifecycle.draining = True
+        return schemas.Drained(status="draining")
+
+
+def models_of(lifecycle: Lifecycle) -> schemas.Models:
+    """The bundles in memory, as JSON."""
+    residents = lifecycle.residents
+
+    def info(resident: Resident) -> schemas.ResidentInfo:
+        manifest = resident.bundle.manifest
+        is_candidate = resident is residents.candidate
+        return schemas.ResidentInfo(
+            bundle=resident.ref,
+            roles=residents.roles(resident),
+            num_items=resident.bundle.catalogue.num_items,
+            decoding=schemas.DefaultDecoding.model_validate(manifest.decoding),
+            shadow_fraction=residents.shadow_fraction if is_candidate else None,
+        )
+
+    return schemas.Models(
+        configured=lifecycle.configured, residents=[info(one) for one in residents.all]
+    )

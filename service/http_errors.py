@@ -1,0 +1,160 @@
+"""Which error is which HTTP status, and the one body that all of them have.
+
+A table of our errors, handlers for those of FastAPI and Starlette. Messages never repeat a value
+that a client sent. Knows nothing of routes.
+"""
+
+from __future__ import annotations
+
+import structlog
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from service import errors
+from service.middleware import SCOPE_KEY, RequestContext
+from service.schemas import Error, ErrorDetail, ErrorResponse, field_name
+
+MAX_BODY_BYTES = 1 << 20
+MAX_ERROR_DETAILS = 20
+RETRY_AFTER_S = 1
+
+ANSWERS: dict[type[errors.UnmaskError], tuple[int, str]] = {
+    errors.InvalidRequest: (422, "invalid_request"),
+    errors.BundleInvalid: (422, "bundle_invalid"),
+    errors.ProviderUnavailable: (422, "bundle_invalid"),
+    errors.SettingsInvalid: (422, "bundle_invalid"),  # too wide a bundle for them
+    errors.Unauthenticated: (401, "unauthenticated"),
+    errors.Forbidden: (403, "forbidden"),
+    errors.ItemNotFound: (404, "item_not_found"),
+    errors.RecommendationNotFound: (404, "recommendation_not_found"),
+    errors.BundleNotFound: (404, "bundle_not_found"),
+    errors.BundleConflict: (409, "bundle_conflict"),  # each has a code of its own
+    errors.Overloaded: (429, "overloaded"),
+    errors.ClientDisconnected: (499, "client_disconnected"),  # only seen in the log and in metrics
+    errors.DecodeFailed: (500, "internal_error"),
+    errors.HistoryUnavailable: (503, "history_unavailable"),
+    errors.EmbedderUnavailable: (503, "embedder_unavailable"),
+    errors.NotReady: (503, "not_ready"),
+    errors.DeadlineExceeded: (504, "deadline_exceeded"),
+}
+HTTP_ERRORS: dict[int, tuple[str, str]] = {
+    400: ("malformed_json", "the body is not valid JSON"),
+    404: ("route_not_found", "there is no such route"),
+    405: ("method_not_allowed", "this route does not have that method"),
+    413: ("body_too_large", f"the body may have {MAX_BODY_BYTES} bytes"),
+    415: ("unsupported_media_type", "the Content-Type must be application/json"),
+}
+RETRYABLE = {429, 503}
+
+log = structlog.get_logger()
+
+
+def add_handlers(app: FastAPI) -> None:
+    """Make every error of an application answer with the one body."""
+    app.add_exception_handler(errors.UnmaskError, on_error)
+    app.add_exception_handler(RequestValidationError, on_validation_error)
+    app.add_exception_handler(HTTPException, on_http_error)
+    app.add_exception_handler(Exception, on_unexpected_error)
+
+
+def status_and_error(error: errors.UnmaskError, request_id: str) -> tuple[int, Error]:
+    """What a client gets to see of an error of ours."""
+    status, code = ANSWERS[type(error)]
+    return status, Error(
+        code=getattr(error, "code", code),
+        message=str(error),
+        param=getattr(error, "param", None),
+        retryable=status in RETRYABLE,
+        request_id=request_id,
+        details=[],
+    )
+
+
+async def on_error(request: Request, error: Exception) -> Response:
+    """An error of ours."""
+    assert isinstance(error, errors.UnmaskError)
+    context = context_of(request)
+    status, body = status_and_error(error, context.request_id)
+    if status == 500:
+        log.error("decode_failed", request_id=context.request_id, exc_info=error)
+    answer = _answer(status, body)
+    if status in RETRYABLE:
+        answer.headers["Retry-After"] = str(getattr(error, "retry_after_s", RETRY_AFTER_S))
+    if status == 401:
+        answer.headers["WWW-Authenticate"] = "Bearer"
+    return answer
+
+
+async def on_validation_error(request: Request, error: Exception) -> Response:
+    """Pydantic refused the request; values are never repeated."""
+    assert isinstance(error, RequestValidationError)
+    found = error.errors()
+    if any(entry["type"] == "json_invalid" for entry in found):
+        return _http_answer(request, 400)
+    details = [
+        ErrorDetail(
+            param=field_name(entry["loc"][1:]) or "body",
+            message=entry["msg"],
+            type=entry["type"],
+        )
+        for entry in found[:MAX_ERROR_DETAILS]
+    ]
+    first = details[0]
+    body = Error(
+        code="invalid_request",
+        message=f"{first.param}: {first.message}",
+        param=first.param,
+        retryable=False,
+        request_id=context_of(request).request_id,
+        details=details,
+    )
+    return _answer(422, body)
+
+
+async def on_http_error(request: Request, error: Exception) -> Response:
+    """Starlette's own, and those that routes raise."""
+    assert isinstance(error, HTTPException)
+    answer = _http_answer(request, error.status_code)
+    answer.headers.update(error.headers or {})
+    return answer
+
+
+async def on_unexpected_error(request: Request, error: Exception) -> Response:
+    """A bug. The middleware logs the traceback."""
+    body = Error(
+        code="internal_error",
+        message="something went wrong in the service",
+        param=None,
+        retryable=False,
+        request_id=context_of(request).request_id,
+        details=[],
+    )
+    return _answer(500, body)
+
+
+def context_of(request: Request) -> RequestContext:
+    """What the envelope knows of a request."""
+    context: RequestContext = request.scope[SCOPE_KEY]
+    return context
+
+
+def _http_answer(request: Request, status: int) -> Response:
+    code, message = HTTP_ERRORS[status]
+    request_id = context_of(request).request_id
+    return _answer(
+        status,
+        Error(
+            code=code,
+            message=message,
+            param=None,
+            retryable=False,
+            request_id=request_id,
+            details=[],
+        ),
+    )
+
+
+def _answer(status: int, error: Error) -> JSONResponse:
+    return JSONResponse(ErrorResponse(error=error).model_dump(), status)

@@ -1,0 +1,82 @@
+"""From a request and a history to the decode work of one bundle: item ids become rows.
+
+Knows nothing of where histories come from, of queues or of answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.bundle import Bundle
+from service.decoding import Job
+from service.errors import InvalidRequest
+from service.history import Shown
+from service.items import ATTRIBUTES
+from service.planning import Plan
+from service.schemas import RecommendRequest
+
+Rows = NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class UserHistory:
+    """item_ids: oldest to newest; shown: the answer that a next page goes on from."""
+
+    source: Literal["store", "request", "unavailable"]
+    item_ids: Sequence[str]
+    shown: Shown | None = None
+
+    @property
+    def before(self) -> tuple[str, ...]:
+        """All items of the pages before."""
+        return (*self.shown.before, *self.shown.item_ids) if self.shown else ()
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """What a request means for one bundle.
+
+    history:  (n,) int32, oldest to newest, the items that the bundle knows
+    excluded: (m,) int32, distinct rows not to return
+    allowed:  (l,) int32, ascending rows that the filter leaves; None = all
+    """
+
+    history: Rows
+    excluded: Rows
+    allowed: Rows | None
+
+    @classmethod
+    def of(cls, request: RecommendRequest, history: UserHistory, bundle: Bundle) -> Inputs:
+        """Look everything up."""
+        rows_of = bundle.catalogue.rows_of
+        rows, excluded = rows_of(history.item_ids), rows_of(request.exclude_items)
+        parts = [excluded, rows_of(history.before), *([rows] if request.exclude_seen else [])]
+        allowed = bundle.attributes.allowed(request.filter) if request.filter else None
+        return cls(rows, np.unique(np.concatenate(parts)), allowed)
+
+    def job(self, request: RecommendRequest, plan: Plan) -> Job:
+        """The work."""
+        return Job(
+            self.history,
+            request.k,
+            plan.schedule,
+            plan.decoding.beam_width,
+            self.excluded,
+            finish_rows=plan.decoding.finish_rows,
+            ranking=plan.decoding.ranking,
+            allowed=self.allowed,
+            explain=request.explain,
+        )
+
+
+def check_filter(request: RecommendRequest) -> None:
+    """Raise InvalidRequest for an attribute that items do not have."""
+    if unknown := request.filter.keys() - ATTRIBUTES.keys():
+        known = ", ".join(ATTRIBUTES)
+        message = f"items have no such attribute; filter by: {known}"
+        raise InvalidRequest(message, param=f"filter.{min(unknown)}")

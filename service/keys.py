@@ -1,0 +1,67 @@
+"""Who may ask: bearer keys of clients and of administrators, and how often each may.
+
+Keys are compared in constant time, all of them each time. Without client keys everybody may ask;
+without administrator keys there are no administrators. Knows nothing of HTTP.
+"""
+
+from __future__ import annotations
+
+import hmac
+import time
+from collections.abc import Callable, Sequence
+
+from pydantic import SecretStr
+
+from service.errors import Forbidden, Overloaded, Unauthenticated
+
+
+class Keys:
+    """The keys of one process.
+
+    rate_limit: requests a second and key, with bursts of a second's worth; None = no limit
+    clock: seconds, never going back
+    """
+
+    def __init__(
+        self,
+        api_keys: Sequence[SecretStr],
+        admin_keys: Sequence[SecretStr],
+        rate_limit: float | None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._api_keys = [key.get_secret_value().encode() for key in api_keys]
+        self._admin_keys = [key.get_secret_value().encode() for key in admin_keys]
+        self._interval_s = 1 / rate_limit if rate_limit else 0.0
+        self._clock = clock
+        self._free_at = [0.0] * max(1, len(self._api_keys))  # when a key's bucket is empty again
+
+    def check_client(self, key: str | None) -> None:
+        """Raise Unauthenticated for a wrong key, Overloaded for one that asks too often."""
+        place = 0
+        if self._api_keys:
+            found = _places(self._api_keys, key)
+            if not found:
+                if _places(self._admin_keys, key):
+                    return
+                raise Unauthenticated("send a valid key: Authorization: Bearer <key>")
+            place = found[0]
+        if self._interval_s:
+            now = self._clock()
+            free_at = max(self._free_at[place], now) + self._interval_s
+            if free_at > now + 1 + self._interval_s / 2:
+                raise Overloaded("this key asks too often; try again later", reason="rate_limit")
+            self._free_at[place] = free_at
+
+    def check_admin(self, key: str | None) -> None:
+        """Raise Unauthenticated for a wrong key, Forbidden for one of a mere client."""
+        if _places(self._admin_keys, key):
+            return
+        if _places(self._api_keys, key):
+            raise Forbidden("this needs an administrator's key")
+        raise Unauthenticated("send an administrator's key: Authorization: Bearer <key>")
+
+
+def _places(keys: Sequence[bytes], key: str | None) -> list[int]:
+    """Where a key is; every comparison is made, each in constant time."""
+    sent = (key or "").encode()
+    return [place for place, own in enumerate(keys) if hmac.compare_digest(own, sent)]

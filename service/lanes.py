@@ -1,0 +1,166 @@
+"""Which jobs wait, which are decoded next, and how long those before a new one will take.
+
+Jobs wait in lanes: those of one bundle and of similar beam width. A batch is of one lane, and the
+lane that has had the least decoding time is next, so that wide beams slow each other down and
+nobody else. For one event loop, so there are no locks. Knows nothing of threads, metrics or limits
+of the queue.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
+
+from service.decoding import Decoded, Job, Timings
+from service.latency import LatencyModel, Work
+
+T = TypeVar("T")
+
+
+class DecodeBatch(Protocol):
+    """`Decoder.decode`."""
+
+    def __call__(
+        self, jobs: Sequence[Job], on_answer: Callable[[int, Decoded, Timings], None]
+    ) -> tuple[Sequence[Decoded], Timings]: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Engine:
+    """What decodes the jobs of one bundle, and how long that takes it."""
+
+    decode: DecodeBatch
+    latency: LatencyModel = field(default_factory=LatencyModel)
+
+
+@dataclass(eq=False)
+class Ticket(Generic[T]):
+    """A job in the queue or in a batch.
+
+    deadline, entered, started: seconds of time.monotonic()
+    abandoned: nobody waits for the answer any more
+    """
+
+    engine: Engine
+    job: Job
+    deadline: float
+    answer: asyncio.Future[T]
+    work: Work = field(init=False)
+    entered: float = field(default_factory=time.monotonic)
+    started: float = 0.0
+    abandoned: bool = False
+
+    def __post_init__(self) -> None:
+        self.work = Work.of_job(self.job)
+
+    def is_over(self) -> bool:
+        """Asked by the decode thread too; reading two plain attributes needs no lock."""
+        return self.abandoned or time.monotonic() >= self.deadline
+
+
+@dataclass(eq=False)
+class Lane(Generic[T]):
+    """Jobs that may share a batch.
+
+    waiting: an ordered set, oldest first; rows: beams of all its jobs, waiting or in a batch
+    used_s: decoding time it has had, counted up to the others' when it was empty
+    """
+
+    engine: Engine
+    used_s: float
+    waiting: dict[Ticket[T], None] = field(default_factory=dict)
+    rows: int = 0
+
+    def next_batch(self, max_requests: int, max_rows: int) -> list[Ticket[T]]:
+        """Take the oldest jobs; one that is too wide for a batch is a batch."""
+        batch: list[Ticket[T]] = []
+        rows = 0
+        for ticket in list(self.waiting):
+            if batch and rows + ticket.job.beam_width > max_rows:
+                break
+            del self.waiting[ticket]
+            batch.append(ticket)
+            rows += ticket.job.beam_width
+            if len(batch) == max_requests:
+                break
+        return batch
+
+
+class Lanes(Generic[T]):
+    """The lanes that have jobs."""
+
+    def __init__(self, max_batch_requests: int) -> None:
+        self._max_batch_requests = max_batch_requests
+        self._lanes: dict[tuple[Engine, int], Lane[T]] = {}
+        self._turn_s = 0.0  # `used_s` of the lane served last, before that
+
+    def __bool__(self) -> bool:
+        return bool(self._lanes)
+
+    @property
+    def waiting(self) -> list[Ticket[T]]:
+        """All jobs that wait."""
+        return [ticket for lane in self._lanes.values() for ticket in lane.waiting]
+
+    def rows(self, engine: Engine, beam_width: int) -> int:
+        """Beams in the lane of such a job, waiting or in a batch."""
+        lane = self._lanes.get(_key(engine, beam_width))
+        return lane.rows if lane else 0
+
+    def enter(self, ticket: Ticket[T]) -> None:
+        """Put a job at the end of its lane."""
+        key = _key(ticket.engine, ticket.job.beam_width)
+        lane = self._lanes.setdefault(key, Lane(ticket.engine, self._turn_s))
+        lane.rows += ticket.job.beam_width
+        lane.waiting[ticket] = None
+
+    def leave(self, ticket: Ticket[T]) -> None:
+        """Forget a job that was answered, or is not wanted any more."""
+        key = _key(ticket.engine, ticket.job.beam_width)
+        lane = self._lanes[key]
+        lane.rows -= ticket.job.beam_width
+        lane.waiting.pop(ticket, None)
+        if not lane.rows:
+            del self._lanes[key]
+
+    def next(self) -> Lane[T] | None:
+        """The lane whose turn it is, if any job waits."""
+        lanes = [lane for lane in self._lanes.values() if lane.waiting]
+        lane = min(lanes, key=lambda lane: lane.used_s, default=None)
+        if lane is not None:
+            self._turn_s = lane.used_s
+        return lane
+
+    def seconds_before(self, engine: Engine, work: Work, beam_width: int) -> float:
+        """Until a job that came now would be answered: its lane's jobs, and the others' turns."""
+        own = self._lanes.get(_key(engine, beam_width))
+        ahead = [] if own is None else [ticket.work for ticket in own.waiting]
+        own_s = self._seconds(engine, [*ahead, work])
+        others = [self._seconds_of(lane) for lane in self._lanes.values() if lane is not own]
+        return own_s + min(sum(others), own_s * len(others))
+
+    @property
+    def seconds(self) -> float:
+        """Until all that waits now is answered."""
+        return sum(map(self._seconds_of, self._lanes.values()))
+
+    def _seconds_of(self, lane: Lane[T]) -> float:
+        return self._seconds(lane.engine, [ticket.work for ticket in lane.waiting])
+
+    def _seconds(self, engine: Engine, works: Iterable[Work]) -> float:
+        """Of these jobs, in as many batches as they need."""
+        together = Work.together(works)
+        if not together.jobs:
+            return 0.0
+        batches = math.ceil(together.jobs / self._max_batch_requests)
+        jobs, rows = math.ceil(together.jobs / batches), math.ceil(together.rows / batches)
+        return batches * engine.latency.seconds(Work(jobs, together.calls, rows))
+
+
+def _key(engine: Engine, beam_width: int) -> tuple[Engine, int]:
+    """Beam widths up to 16, 32, 64, ... share a lane."""
+    return engine, max(4, (beam_width - 1).bit_length())

@@ -1,0 +1,76 @@
+"""Shadow mode: the candidate bundle answers a share of the requests too, and nobody sees it.
+
+Only when nothing else is to be decoded, so that it is the first to go under load. Tells how many of
+an answer's items the candidate's own default finds. Knows nothing of users or HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+
+from service.batching import MicroBatcher
+from service.errors import RequestError
+from service.jobs import Inputs, UserHistory
+from service.metrics import Metrics
+from service.planning import fixed_plan
+from service.residents import Resident, Residents
+from service.schemas import RecommendRequest, RecommendResponse
+
+TIMEOUT_S = 5.0
+ITS_OWN = {"r_warm": None, "m_par": None, "beam_width": None, "ranking": None, "finish_rows": None}
+
+
+class Shadow:
+    """Make it inside the event loop."""
+
+    def __init__(self, residents: Residents, batcher: MicroBatcher, metrics: Metrics) -> None:
+        self._residents = residents
+        self._batcher = batcher
+        self._metrics = metrics
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def follow(
+        self, request: RecommendRequest, history: UserHistory, response: RecommendResponse
+    ) -> None:
+        """Let the candidate answer too, if its share says so; returns at once."""
+        candidate, share = self._residents.candidate, self._residents.shadow_fraction
+        if candidate is None or not response.items or random.random() >= share:
+            return
+        if not self._batcher.is_idle:
+            self._metrics.shadow_requests.labels("skipped").inc()
+            return
+        task = asyncio.create_task(self._compare(candidate, request, history, response))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def stop(self) -> None:
+        """Drop what still runs."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _compare(
+        self,
+        candidate: Resident,
+        request: RecommendRequest,
+        history: UserHistory,
+        response: RecommendResponse,
+    ) -> None:
+        result = "failed"
+        try:
+            bundle = candidate.bundle
+            asked = request.model_copy(update={**ITS_OWN, "explain": False})
+            plan = fixed_plan(asked, bundle.manifest.decoding, bundle.catalogue.num_subspaces)
+            job = Inputs.of(asked, history, bundle).job(asked, plan)
+            deadline = time.monotonic() + TIMEOUT_S
+            answer = await self._batcher.submit(candidate.engine, job, deadline)
+            found = {bundle.items[row].item_id for row in answer.decoded.rows.tolist()}
+            hits = sum(item.item_id in found for item in response.items)
+            self._metrics.shadow_overlap.observe(hits / len(response.items))
+            result = "compared"
+        except RequestError:
+            pass  # the metric tells
+        finally:
+            self._metrics.shadow_requests.labels(result).inc()

@@ -1,0 +1,56 @@
+"""Keys: who may ask, and how often."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import SecretStr
+
+from service.errors import Forbidden, Overloaded, Unauthenticated
+from service.keys import Keys
+
+CLIENT, OTHER, ADMIN = (SecretStr(key) for key in ("client-key", "other-key!", "admin-key!"))
+
+
+def test_clients_and_administrators() -> None:
+    keys = Keys([CLIENT, OTHER], [ADMIN], None)
+    for key in ("client-key", "other-key!", "admin-key!"):
+        keys.check_client(key)
+    for key in (None, "", "client-ke", "client-key2", "clïent"):
+        with pytest.raises(Unauthenticated):
+            keys.check_client(key)
+        with pytest.raises(Unauthenticated):
+            keys.check_admin(key)
+    with pytest.raises(Forbidden):
+        keys.check_admin("client-key")
+    keys.check_admin("admin-key!")
+
+
+def test_without_client_keys_everybody_may_ask_and_nobody_administers() -> None:
+    keys = Keys([], [], None)
+    keys.check_client(None)
+    keys.check_client("anything")
+    with pytest.raises(Unauthenticated):
+        keys.check_admin("anything")
+
+
+def test_each_key_has_its_own_rate_with_a_second_of_burst() -> None:
+    now = 100.0
+    keys = Keys([CLIENT, OTHER], [ADMIN], 10, clock=lambda: now)
+
+    def allowed(key: str, tries: int) -> int:
+        done = 0
+        for _ in range(tries):
+            try:
+                keys.check_client(key)
+                done += 1
+            except Overloaded as error:
+                assert error.reason == "rate_limit"
+        return done
+
+    assert allowed("client-key", 30) == 10
+    assert allowed("other-key!", 30) == 10
+    assert allowed("admin-key!", 30) == 30
+    now += 0.5
+    assert allowed("client-key", 30) == 5
+    now += 60
+    assert allowed("client-key", 30) == 10  # no more is saved up
