@@ -1,22 +1,24 @@
-"""Users' histories in Redis or Valkey: the only module that knows the keys and talks to the store.
+"""What the service keeps of its users: histories, the marks of events, the answers just given.
 
-A history is a list of item_ids, oldest to newest everywhere but inside Redis, where the newest
-comes first. An event is remembered by its `event_id` for a day: repeating it changes nothing. Every
-call has the store's own timeout, no retries, and raises HistoryUnavailable without an answer; a
-store that fails again and again is not asked for a while (`service.breaker`).
+The only module that knows the keys and the commands. A history is a list of item_ids, oldest to
+newest everywhere but inside Redis, where the newest comes first. An event is remembered by its
+`event_id` for a day: repeating it changes nothing. So is an answer, by its `recommendation_id`: an
+event that names it and holds one of its items is attributed to it. Every call has the store's own
+timeout, no retries, and raises HistoryUnavailable without an answer; a store that fails again and
+again is not asked for a while (`service.breaker`). Which server is asked: `store_connection`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
-from typing import Protocol
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any, Protocol
 
-from redis.asyncio import BlockingConnectionPool, Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
@@ -25,19 +27,44 @@ from service.breaker import Breaker
 from service.errors import HistoryUnavailable
 from service.metrics import Metrics
 from service.schemas import Event
+from service.store_connection import Command, StoreConnection
+from service.store_url import parse_store_url
 
-MARK_TTL_S = 24 * 60 * 60  # how long a repeated event_id is recognised
+MARK_TTL_S = 24 * 60 * 60  # how long a repeated event_id is recognised, and an answer remembered
+MAX_SHOWN = 20  # answers remembered of a user
 
-# KEYS history, marks; ARGV event_id, item_id, history_cap, history_ttl_s, mark_ttl_s. 1 = appended.
-# The clock is the server's, so that replicas of the service agree.
-APPEND = """
+# KEYS history, marks, shown; ARGV event_id, history_cap (0: the event does not enter the history),
+# history_ttl_s, mark_ttl_s, start of the answer it names ('' for none), the mark of that answer's
+# first event of this type, item_ids. 0 = a duplicate, 1 = stored, or bundle, variant, rank and
+# whether it is the first. The clock is the server's, so that replicas of the service agree.
+APPEND = r"""
 local now = tonumber(redis.call('TIME')[1])
-redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now - tonumber(ARGV[5]))
+local cap, ttl = tonumber(ARGV[2]), tonumber(ARGV[4])
+redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now - ttl)
 if redis.call('ZADD', KEYS[2], 'NX', now, ARGV[1]) == 0 then return 0 end
-redis.call('EXPIRE', KEYS[2], ARGV[5])
-redis.call('LPUSH', KEYS[1], ARGV[2])
-redis.call('LTRIM', KEYS[1], 0, tonumber(ARGV[3]) - 1)
-redis.call('EXPIRE', KEYS[1], ARGV[4])
+redis.call('EXPIRE', KEYS[2], ttl)
+if cap > 0 then
+  redis.call('LPUSH', KEYS[1], ARGV[7])
+  redis.call('LTRIM', KEYS[1], 0, cap - 1)
+  redis.call('EXPIRE', KEYS[1], ARGV[3])
+end
+if ARGV[5] == '' then return 1 end
+local is_wanted = {}
+for i = 7, #ARGV do is_wanted[ARGV[i]] = true end
+for _, text in ipairs(redis.call('LRANGE', KEYS[3], 0, -1)) do
+  if string.sub(text, 1, #ARGV[5]) == ARGV[5] then
+    local shown = cjson.decode(text)
+    if shown.at + ttl < now then return 1 end
+    for rank, item_id in ipairs(shown.item_ids) do
+      if is_wanted[item_id] then
+        -- No event_id looks like this one: \255 is in no UTF-8 text.
+        local is_first = redis.call('ZADD', KEYS[2], 'NX', now, '\255' .. ARGV[6])
+        return {shown.bundle, shown.variant, rank, is_first}
+      end
+    end
+    return 1
+  end
+end
 return 1
 """
 
@@ -48,19 +75,80 @@ def history_key(user_id: str) -> str:
 
 
 def marks_key(user_id: str) -> str:
-    """The sorted set of a user's recent event_ids, by time."""
+    """The sorted set of a user's recent event_ids, by time; also, which answers had a hit."""
     return f"unmask:marks:{{{user_id}}}"
+
+
+def shown_key(user_id: str) -> str:
+    """The list of the last answers a user got, as JSON, the newest first."""
+    return f"unmask:recs:{{{user_id}}}"
+
+
+@dataclass(frozen=True)
+class Shown:
+    """An answer as it is remembered. `item_ids` are in the order of their ranks; `before` are the
+    items of earlier pages, if it was not the first page."""
+
+    recommendation_id: str
+    bundle: str
+    variant: str
+    item_ids: tuple[str, ...]
+    before: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """The answer that an event goes back to.
+
+    rank: of the event's item in it, from 1, the best of them if the event has several; is_first:
+    no event of this type was attributed to this answer before
+    """
+
+    bundle: str
+    variant: str
+    rank: int
+    is_first: bool
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What became of an event; `is_new` is False for an event_id the user has sent before."""
+
+    is_new: bool
+    attribution: Attribution | None = None
 
 
 class HistoryStore(Protocol):
     """Where histories are kept. Every method may raise HistoryUnavailable."""
 
     async def read(self, user_id: str, limit: int | None = None) -> list[str]:
-        """The newest `limit` items of a user (all by default), oldest to newest."""
+        """The newest `limit` items of a user (all by default), oldest to newest.
+
+        A replica may answer, if there is one; then the newest events may be missing.
+        """
         ...
 
-    async def append(self, events: Sequence[Event]) -> list[bool]:
-        """Append events in the order given; False for an event_id the user has sent before."""
+    async def read_page(
+        self, user_id: str, recommendation_id: str
+    ) -> tuple[list[str], Shown | None]:
+        """The history, and the answer of that id if it is remembered, in one round trip.
+
+        Always from the primary: the answer may have been written a moment ago.
+        """
+        ...
+
+    async def remember(self, answers: Sequence[tuple[str, Shown]]) -> None:
+        """Remember answers, each with the user who got it, for a day; the last 20 of a user."""
+        ...
+
+    async def append(
+        self, events: Sequence[Event], counted_event_types: Collection[str] = ()
+    ) -> list[Stored]:
+        """Store events in the order given: append them to histories, attribute them to answers.
+
+        counted_event_types: those that are attributed and do not enter a history. Each event is
+        stored wholly or not at all.
+        """
         ...
 
     async def erase(self, user_id: str) -> None:
@@ -69,7 +157,11 @@ class HistoryStore(Protocol):
 
 
 class RedisHistoryStore:
-    """Histories in a Redis-compatible server. Make it inside the event loop that uses it."""
+    """Histories in Redis-compatible servers. Make it inside the event loop that uses it.
+
+    url, replica_url: see `service.store_url`; replica_reads: reads may go to the replicas that a
+    cluster or sentinels name. Raises ValueError for a URL that cannot be read.
+    """
 
     def __init__(
         self,
@@ -80,17 +172,17 @@ class RedisHistoryStore:
         pool_size: int,
         history_cap: int,
         history_ttl_s: int,
+        replica_url: str | None = None,
+        replica_reads: bool = False,
     ) -> None:
-        pool = BlockingConnectionPool.from_url(
-            url,
-            max_connections=pool_size,
-            timeout=timeout_s,
-            socket_timeout=timeout_s,
-            socket_connect_timeout=timeout_s,
-            retry=Retry(NoBackoff(), 0),  # redis-py's default retries a stalled server for seconds
-            decode_responses=True,
+        self._connection = StoreConnection(
+            parse_store_url(url),
+            timeout_s=timeout_s,
+            pool_size=pool_size,
+            replica_url=parse_store_url(replica_url) if replica_url else None,
+            replica_reads=replica_reads,
+            on_replica_error=metrics.redis_errors.labels("read", "replica").inc,
         )
-        self._redis: Redis = Redis.from_pool(pool)
         self._breaker = Breaker()
         self._metrics = metrics
         metrics.redis_breaker_state.set_function(lambda: self._breaker.state)
@@ -99,35 +191,65 @@ class RedisHistoryStore:
         self._history_ttl_s = history_ttl_s
 
     async def read(self, user_id: str, limit: int | None = None) -> list[str]:
+        last = -1 if limit is None else limit - 1
         async with self._call("read"):
-            last = -1 if limit is None else limit - 1
-            newest_first = await self._redis.lrange(history_key(user_id), 0, last)
-        return [str(item_id) for item_id in reversed(newest_first)]
+            [newest_first] = await self._connection.read([_list(history_key(user_id), last)])
+        return newest_first[::-1]  # type: ignore[no-any-return]
 
-    async def append(self, events: Sequence[Event]) -> list[bool]:
+    async def read_page(
+        self, user_id: str, recommendation_id: str
+    ) -> tuple[list[str], Shown | None]:
+        commands = [_list(history_key(user_id)), _list(shown_key(user_id))]
+        async with self._call("read_page"):
+            newest_first, answers = await self._connection.run(commands)
+        start = _start_of_json(recommendation_id)
+        found = next((text for text in answers if text.startswith(start)), None)
+        return newest_first[::-1], _from_json(found) if found else None
+
+    async def remember(self, answers: Sequence[tuple[str, Shown]]) -> None:
+        commands = []
+        for user_id, shown in answers:
+            key = shown_key(user_id)
+            commands += [
+                Command(key, ("LPUSH", key, _to_json(shown))),
+                Command(key, ("LTRIM", key, 0, MAX_SHOWN - 1)),
+                Command(key, ("EXPIRE", key, MARK_TTL_S)),
+            ]
+        async with self._call("remember"):
+            await self._connection.run(commands)
+
+    async def append(
+        self, events: Sequence[Event], counted_event_types: Collection[str] = ()
+    ) -> list[Stored]:
+        commands = [
+            self._append(event, event.event_type in counted_event_types) for event in events
+        ]
         async with self._call("append"):
-            pipeline = self._redis.pipeline(transaction=False)
-            for event in events:
-                pipeline.eval(
-                    APPEND,
-                    2,
-                    history_key(event.user_id),
-                    marks_key(event.user_id),
-                    event.event_id,
-                    event.item_id,
-                    self._history_cap,
-                    self._history_ttl_s,
-                    MARK_TTL_S,
-                )
-            return [appended == 1 for appended in await pipeline.execute()]
+            replies = await self._connection.run(commands)
+        return [_stored(reply) for reply in replies]
 
     async def erase(self, user_id: str) -> None:
+        keys = (history_key(user_id), marks_key(user_id), shown_key(user_id))
         async with self._call("erase"):
-            await self._redis.delete(history_key(user_id), marks_key(user_id))
+            await self._connection.run([Command(keys[0], ("DEL", *keys))])
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._redis.aclose()
+        await self._connection.close()
+
+    def _append(self, event: Event, is_counted: bool) -> Command:
+        keys = (history_key(event.user_id), marks_key(event.user_id), shown_key(event.user_id))
+        named = event.recommendation_id
+        arguments: tuple[str | int, ...] = (
+            event.event_id,
+            0 if is_counted else self._history_cap,
+            self._history_ttl_s,
+            MARK_TTL_S,
+            _start_of_json(named) if named else "",
+            f"{event.event_type} {named}",
+            *event.all_item_ids,
+        )
+        return Command(keys[0], ("EVAL", APPEND, len(keys), *keys, *arguments))
 
     @asynccontextmanager
     async def _call(self, operation: str) -> AsyncIterator[None]:
@@ -155,3 +277,39 @@ class RedisHistoryStore:
             told()
             seconds = time.perf_counter() - started
             self._metrics.redis_operation_duration.labels(operation).observe(seconds)
+
+
+def _list(key: str, last: int = -1) -> Command:
+    return Command(key, ("LRANGE", key, 0, last))
+
+
+def _stored(reply: Any) -> Stored:
+    if reply in (0, 1):
+        return Stored(reply == 1)
+    bundle, variant, rank, is_first = reply
+    return Stored(True, Attribution(bundle, variant, rank, is_first == 1))
+
+
+# The id comes first, so that an answer is found without reading the others' JSON. ensure_ascii is
+# off so that an item_id in it has the bytes it has in an event.
+_json = partial(json.dumps, ensure_ascii=False, separators=(",", ":"))
+
+
+def _to_json(shown: Shown) -> str:
+    fields = asdict(shown)
+    return _json(
+        {"recommendation_id": fields.pop("recommendation_id"), "at": int(time.time())} | fields
+    )
+
+
+def _start_of_json(recommendation_id: str) -> str:
+    return _json({"recommendation_id": recommendation_id})[:-1] + ","
+
+
+def _from_json(text: str) -> Shown | None:
+    """None for an answer of more than a day ago: the list lives on while answers are added."""
+    fields = json.loads(text)
+    if fields.pop("at") + MARK_TTL_S < time.time():
+        return None
+    item_ids, before = tuple(fields.pop("item_ids")), tuple(fields.pop("before"))
+    return Shown(**fields, item_ids=item_ids, before=before)

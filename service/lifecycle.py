@@ -150,6 +150,7 @@ class Lifecycle:
 
     def _connect(self, url: str) -> RedisHistoryStore:
         settings = self.settings
+        replica_url = settings.redis_replica_url
         return RedisHistoryStore(
             url,
             self.metrics,
@@ -157,6 +158,8 @@ class Lifecycle:
             pool_size=settings.redis_pool_size,
             history_cap=settings.history_cap,
             history_ttl_s=settings.history_ttl_s,
+            replica_url=replica_url.get_secret_value() if replica_url else None,
+            replica_reads=settings.redis_replica_reads,
         )
 
     def _serve(self, bundle: Bundle, histories: HistoryStore) -> Recommender:

@@ -26,6 +26,7 @@ NFE = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16)
 BATCH_REQUESTS = (1, 2, 4, 8, 16, 32)
 ROWS = (1, 8, 16, 32, 64, 128, 256, 512, 1024)
 ITEMS = (0, 1, 2, 5, 10, 20, 50, 100)
+RANKS = (1, 2, 3, 5, 10, 20, 50, 100)
 LOAD_S = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
@@ -113,7 +114,8 @@ class Metrics:
         )
         self.redis_errors = counter(
             "redis_errors_total",
-            "Failed Redis calls: timeout, connection, response; breaker_open: not tried.",
+            "Failed Redis calls: timeout, connection, response; breaker_open: not tried; replica: "
+            "the primary was asked instead.",
             "operation",
             "kind",
         )
@@ -122,6 +124,39 @@ class Metrics:
         )
         self.events = counter(
             "events_total", "Events: accepted, duplicate, rejected.", "event_type", "result"
+        )
+
+        self.recommendations = counter(
+            "recommendations_total",
+            "Answers with items, which are remembered for a day; unmask_hit_recommendations_total "
+            "over this is the hit rate.",
+            "bundle",
+            "variant",
+        )
+        self.remember_dropped = counter(
+            "remember_dropped_total",
+            "Answers that could not be remembered: no event will be attributed to them.",
+        )
+        self.attributed_events = counter(
+            "attributed_events_total",
+            "Accepted events that name an answer of the last day and an item in it.",
+            "event_type",
+            "bundle",
+            "variant",
+        )
+        self.hit_recommendations = counter(
+            "hit_recommendations_total",
+            "Answers with at least one such event of that type, each counted once; over "
+            "unmask_recommendations_total: the hit rate.",
+            "event_type",
+            "bundle",
+            "variant",
+        )
+        self.attribution_rank = histogram(
+            "attribution_rank",
+            "Rank of the item of an attributed event in its answer, from 1.",
+            RANKS,
+            "event_type",
         )
 
         self.bundle_info = gauge("bundle_info", "1 for the bundle served.", "name", "version")

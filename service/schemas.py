@@ -172,10 +172,10 @@ class RecommendResponse(_Answer):
 
 
 class Event(_Request):
-    """Something a user did with an item.
+    """Something a user did with an item, or saw. `timestamp` and `value` are not used yet.
 
-    `timestamp`, `value` and `recommendation_id` are accepted and not used yet: a history is in the
-    order in which its events arrive.
+    An event that names the `recommendation_id` of an answer of the last day, and an item in it, is
+    attributed to that answer. A history is in the order in which its events arrive.
     """
 
     event_id: str = Field(
@@ -184,7 +184,13 @@ class Event(_Request):
         description="The client's name for the event; repeating it within a day changes nothing.",
     )
     user_id: UserId
-    item_id: ItemId
+    item_id: ItemId | None = Field(None, description="The item; either this or `item_ids`.")
+    item_ids: list[ItemId] | None = Field(
+        None,
+        min_length=1,
+        max_length=100,
+        description="The items of an event that does not enter the history, e.g. an impression.",
+    )
     event_type: str = Field(min_length=1, max_length=64, description="e.g. click, purchase")
     timestamp: float | None = Field(
         None,
@@ -196,11 +202,19 @@ class Event(_Request):
         None, allow_inf_nan=False, description="A rating or a price, say; not used yet."
     )
     recommendation_id: str | None = Field(
-        None,
-        min_length=1,
-        max_length=128,
-        description="The answer that showed the item; not used yet.",
+        None, min_length=1, max_length=128, description="The answer that showed the item."
     )
+
+    @property
+    def all_item_ids(self) -> list[str]:
+        """The items, one or more."""
+        return self.item_ids or [self.item_id or ""]
+
+    @model_validator(mode="after")
+    def _has_item_id_or_item_ids(self) -> Self:
+        if (self.item_id is None) == (self.item_ids is None):
+            raise PydanticCustomError("item_id", "either item_id or item_ids must be given")
+        return self
 
 
 def _event_or_error(value: Any) -> Event | ValidationError:
@@ -230,10 +244,14 @@ class RejectedEvent(_Answer):
 
 
 class EventsResponse(_Answer):
-    """accepted + duplicates + len(rejected) is the number of events sent."""
+    """accepted + duplicates + len(rejected) is the number of events sent.
+
+    `attributed` of the accepted ones name an answer that is remembered and an item in it.
+    """
 
     accepted: int
     duplicates: int
+    attributed: int
     rejected: list[RejectedEvent]
     took_ms: float
 

@@ -43,7 +43,7 @@ ONLY_IN = {
     "fastapi": {"service.app"},
     "starlette": {"service.app"},
     "uvicorn": {"service.__main__"},
-    "redis": {"service.history"},
+    "redis": {"service.history", "service.store_connection"},
     "prometheus_client": {"service.metrics"},
     "onnxruntime": {"service.decoding.onnx_denoiser"},
 }
