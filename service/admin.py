@@ -1,4 +1,4 @@
-"""The HTTP side of what operators use: health, facts, metrics, bundles in memory, items that change.
+"""The HTTP side of what operators use: health, facts, metrics, bundles in memory, new items.
 
 Health, facts and metrics are open; everything else is there only when UNMASK_ADMIN_KEYS is set.
 What an operation means is decided in the lifecycle and its residents.

@@ -5,8 +5,6 @@ Knows one bundle at a time; nothing of requests' deadlines, queues or stores.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -28,9 +26,7 @@ def decoded_items(
         explanation = None
         if decoded.trajectory is not None:
             explanation = _explanation(bundle, decoded.trajectory, place, row, history)
-        items.append(
-            _item(bundle, row, place + 1, round(score, 4), explanation, metadata=metadata)
-        )
+        items.append(_item(bundle, row, place + 1, round(score, 4), explanation, metadata=metadata))
     return items
 
 
@@ -106,5 +102,5 @@ def _explanation(
     )
 
 
-def _finite(values: NDArray[np.float32]) -> Sequence[float | None]:
+def _finite(values: NDArray[np.float32]) -> list[float | None]:
     return [round(value, 4) if np.isfinite(value) else None for value in values.tolist()]

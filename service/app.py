@@ -21,6 +21,7 @@ from starlette.exceptions import HTTPException
 from service import errors, schemas
 from service.admin import add_admin_routes, add_health_routes
 from service.answering import similar_items
+from service.event_schemas import EventsRequest, EventsResponse
 from service.events import store_events
 from service.http_errors import MAX_BODY_BYTES, add_handlers, context_of, status_and_error
 from service.lifecycle import VERSION, Lifecycle
@@ -138,13 +139,14 @@ class Routes:
         work = asyncio.gather(*map(result, body.requests))
         return schemas.BatchResponse(results=await unless_disconnected(request, _awaited(work)))
 
-    async def events(self, body: schemas.EventsRequest) -> schemas.EventsResponse:
+    async def events(self, body: EventsRequest) -> EventsResponse:
         """Append events to the histories of their users. Safe to repeat."""
         return await store_events(
             body.events,
             self._lifecycle.histories,
             self._metrics,
             event_types=self._settings.history_event_types,
+            counted_event_types=self._settings.counted_event_types,
         )
 
     async def history(

@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 
 from service.decoding import Decoded, Job, Timings
 from service.errors import DeadlineExceeded, DecodeFailed, NotReady, Overloaded, RequestError
@@ -109,30 +110,34 @@ class MicroBatcher:
         """Refuse a job that would come too late, or that finds the queue full.
 
         An idle decode thread takes every job: a forecast that is wrong is put right by it.
-        deadline: seconds of time.monotonic(). Raises Overloaded, or NotReady when nothing decodes.
+        deadline: seconds of time.monotonic(). Raises Overloaded, DeadlineExceeded, or NotReady when nothing decodes.
         """
         if self._pump is None or self._pump.done():
             raise NotReady("nothing decodes in this process; ask another replica")
+        now = time.monotonic()
+        if now >= deadline:
+            raise DeadlineExceeded("the deadline passed")
         if self._lanes.rows(engine, beam_width) + beam_width > self._max_queue_rows:
             self._refuse("queue_full", "too many requests are waiting; try again later")
         if self.is_idle:
             return
         forecast = self.forecast(engine, work, beam_width)
-        if forecast.wait_s > self._max_wait_s or time.monotonic() + forecast.total_s > deadline:
+        if forecast.wait_s > self._max_wait_s or now + forecast.total_s > deadline:
             self._refuse("predicted_wait", "the answer would come too late; try again later")
 
     async def submit(self, engine: Engine, job: Job, deadline: float) -> Answer:
         """Wait for the answer to a job; cancelling the caller cancels the job.
 
-        Raises what `admit` raises, DeadlineExceeded, and DecodeFailed when this job raised.
+        Raises what `admit` raises, and DecodeFailed when this job raised.
         """
         self.admit(engine, Work.of_job(job), job.beam_width, deadline)
-        ticket = Ticket(engine, job, deadline, asyncio.get_running_loop().create_future())
+        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        ticket = Ticket(engine, job, deadline, answer)
         ticket.job = replace(job, is_cancelled=ticket.is_over)
         self._lanes.enter(ticket)
         self._arrived.set()
         try:
-            return await ticket.answer
+            return await answer
         finally:
             ticket.abandoned = True
             self._lanes.leave(ticket)
@@ -160,8 +165,8 @@ class MicroBatcher:
             self._batch_ends = self._batch_started + lane.engine.latency.seconds(work)
             for ticket in self._batch:
                 ticket.started = self._batch_started
-            run = self._decode, lane.engine, self._batch, loop
-            is_whole = await loop.run_in_executor(self._thread, *run)
+            decode = partial(self._decode, lane.engine, self._batch, loop)
+            is_whole = await loop.run_in_executor(self._thread, decode)
             seconds = time.monotonic() - self._batch_started
             lane.used_s += seconds
             if is_whole:

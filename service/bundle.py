@@ -45,7 +45,6 @@ from service.items import AttributeIndex, Item
 from service.manifest import (
     FORMAT_VERSION,
     GRAPHS,
-    REFERENCE,
     ContentPart,
     DecodingDefaults,
     FileEntry,
@@ -196,17 +195,6 @@ def verify(path: Path) -> Manifest:
     Raises BundleInvalid.
     """
     return read_files(path)[0]
-
-
-def bundle_path(bundles_dir: Path, reference: str) -> Path:
-    """Directory of `name@version` in a store: `<bundles_dir>/<name>/<version>`.
-
-    Raises BundleInvalid when the reference is malformed; it can never leave the store.
-    """
-    if not REFERENCE.fullmatch(reference):
-        raise BundleInvalid(f"{reference!r} is not of the form name@version")
-    name, version = reference.split("@")
-    return bundles_dir / name / version
 
 
 def write_bundle(

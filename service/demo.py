@@ -25,8 +25,8 @@ from urllib.parse import quote
 import httpx
 
 from service.bundle import Bundle, HeldOutUser
+from service.bundle_store import configured_path
 from service.errors import StartError
-from service.lifecycle import resolve_bundle
 from service.settings import Settings, load_settings
 
 NUM_USERS = 20
@@ -54,10 +54,11 @@ def run() -> int:
     if port := os.environ.get("PORT"):
         os.environ["UNMASK_PORT"] = port
     os.environ.setdefault("UNMASK_LOG_LEVEL", "warning")
+    os.environ.setdefault("UNMASK_DRAIN_DELAY_S", "0")
     os.environ.setdefault("UNMASK_REDIS_TIMEOUT_MS", "1000")  # this machine may be busy installing
     try:
         settings = load_settings()
-        bundle = Bundle.load(resolve_bundle(settings))
+        bundle = Bundle.load(configured_path(settings.bundles_dir, settings.bundle))
         url = f"http://{settings.host}:{settings.port}"
         with _server(settings) as server, httpx.Client(base_url=url, trust_env=False) as client:
             _wait_until_ready(client, server)

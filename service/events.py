@@ -1,7 +1,8 @@
-"""The story of POST /events: each entry is rejected with a reason, or appended to a history.
+"""The story of POST /events: each entry is rejected with a reason, or stored and counted.
 
-A wrong entry does not stop the others, and sending the same events again changes nothing. Knows
-nothing of HTTP or Redis commands.
+Events of some types are appended to histories, of others only counted; both are attributed to the
+answers they name. A wrong entry does not stop the others, and sending the same events again changes
+nothing. Knows nothing of HTTP or Redis commands.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ from collections.abc import Sequence
 
 from pydantic import ValidationError
 
-from service.history import HistoryStore
+from service.event_schemas import Event, EventsResponse, RejectedEvent
+from service.history import HistoryStore, Stored
 from service.metrics import Metrics
-from service.schemas import Event, EventsResponse, RejectedEvent, field_name
+from service.schemas import field_name
+from service.settings import COUNTED_EVENT_TYPES
 
 
 async def store_events(
@@ -22,34 +25,51 @@ async def store_events(
     metrics: Metrics,
     *,
     event_types: Sequence[str],
+    counted_event_types: Sequence[str] = COUNTED_EVENT_TYPES,
 ) -> EventsResponse:
-    """Append the valid events to their users' histories, in the order given.
+    """Store the valid events, in the order given.
 
-    event_types: those that belong into a history. Raises HistoryUnavailable; then some events may
-    be stored, and repeating the call stores the rest.
+    event_types: those that belong into a history; counted_event_types: those that do not, and are
+    accepted all the same (a type in both enters the history). Raises HistoryUnavailable; then some
+    events may be stored, and repeating the call stores the rest.
     """
     started = time.perf_counter()
+    counted = [event_type for event_type in counted_event_types if event_type not in event_types]
     events: list[Event] = []
     rejected: list[RejectedEvent] = []
     for index, entry in enumerate(entries):
         if isinstance(entry, ValidationError):
             message = _first_message(entry)
             rejected.append(RejectedEvent(index=index, code="invalid_event", message=message))
-        elif entry.event_type not in event_types:
-            message = f"event_type must be one of {', '.join(event_types)}"
+        elif entry.event_type not in [*event_types, *counted]:
+            message = f"event_type must be one of {', '.join([*event_types, *counted])}"
             rejected.append(RejectedEvent(index=index, code="unknown_event_type", message=message))
+        elif entry.item_ids and entry.event_type not in counted:
+            message = "item_ids: an event that enters the history has one item_id"
+            rejected.append(RejectedEvent(index=index, code="invalid_event", message=message))
         else:
             events.append(entry)
-    appended = await histories.append(events) if events else []
-    for event, is_new in zip(events, appended, strict=True):
-        metrics.events.labels(event.event_type, "accepted" if is_new else "duplicate").inc()
+    stored = await histories.append(events, counted) if events else []
+    for event, fate in zip(events, stored, strict=True):
+        _count(event.event_type, fate, metrics)
     metrics.events.labels("other", "rejected").inc(len(rejected))
+    accepted = sum(fate.is_new for fate in stored)
     return EventsResponse(
-        accepted=sum(appended),
-        duplicates=len(appended) - sum(appended),
+        accepted=accepted,
+        duplicates=len(stored) - accepted,
+        attributed=sum(fate.attribution is not None for fate in stored),
         rejected=rejected,
         took_ms=round(1000 * (time.perf_counter() - started), 3),
     )
+
+
+def _count(event_type: str, stored: Stored, metrics: Metrics) -> None:
+    metrics.events.labels(event_type, "accepted" if stored.is_new else "duplicate").inc()
+    if found := stored.attribution:
+        labels = (event_type, found.bundle, found.variant)
+        metrics.attributed_events.labels(*labels).inc()
+        metrics.hit_recommendations.labels(*labels).inc(found.is_first)
+        metrics.attribution_rank.labels(event_type).observe(found.rank)
 
 
 def _first_message(error: ValidationError) -> str:

@@ -12,16 +12,16 @@ import asyncio
 import base64
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import httpx
 import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from service.bundle import Bundle, Item
+from service.bundle import Bundle
 from service.errors import EmbedderUnavailable, InvalidRequest, RequestError
 from service.history import HistoryStore
+from service.items import Item
 from service.operator_schemas import ItemsRequest, ItemsResponse, NewItem
 from service.residents import Residents
 
@@ -97,26 +97,26 @@ class ItemChanges:
                 log.warning("items_not_followed", reason=str(error))
             await asyncio.sleep(FOLLOW_EVERY_S)
 
-    async def _embeddings(self, items: Sequence[NewItem], bundle: Bundle) -> list[Any]:
+    async def _embeddings(self, items: Sequence[NewItem], bundle: Bundle) -> list[list[float]]:
         if not items:
             return []
         content = bundle.manifest.content
         if content is None:
             raise InvalidRequest("this bundle takes no new items: it has no content", param="add")
-        given = [item.embedding for item in items]
-        missing = [place for place, embedding in enumerate(given) if embedding is None]
+        missing = [place for place, item in enumerate(items) if item.embedding is None]
+        found: list[list[float]] = [item.embedding or [] for item in items]
+        if missing and self._embedder_url is None:
+            message = "an embedding is needed, as UNMASK_EMBEDDER_URL is not set"
+            raise InvalidRequest(message, param=f"add.{missing[0]}.embedding")
         if missing:
-            if self._embedder_url is None:
-                message = "an embedding is needed, as UNMASK_EMBEDDER_URL is not set"
-                raise InvalidRequest(message, param=f"add.{missing[0]}.embedding")
-            titles = [items[place].title for place in missing]
-            for place, embedding in zip(missing, await self._embedded(titles), strict=True):
-                given[place] = embedding
-        for place, embedding in enumerate(given):
-            if embedding is None or len(embedding) != content.embedding_dims:
+            embedded = await self._embedded([items[place].title for place in missing])
+            for place, embedding in zip(missing, embedded, strict=True):
+                found[place] = embedding
+        for place, embedding in enumerate(found):
+            if len(embedding) != content.embedding_dims:
                 message = f"embeddings must have {content.embedding_dims} numbers"
                 raise InvalidRequest(message, param=f"add.{place}.embedding")
-        return given
+        return found
 
     async def _embedded(self, titles: Sequence[str]) -> list[list[float]]:
         try:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import structlog
 
-from service.attribution import AnswerLog
+from service.attribution import Remembering
 from service.batching import MicroBatcher
 from service.bundle import Bundle
 from service.bundle_store import configured_path, existing_path, reference_at
@@ -30,7 +30,7 @@ from service.errors import (
     UnmaskError,
 )
 from service.experiment import Experiment, load_experiment
-from service.history import HistoryStore, RedisHistoryStore
+from service.history import HistoryStore
 from service.item_changes import ItemChanges
 from service.keys import Keys
 from service.lanes import Engine
@@ -39,6 +39,7 @@ from service.metrics import Metrics
 from service.pauses import measure_loop_lag, measured_gc
 from service.priming import prime
 from service.recommender import Limits, Recommender
+from service.redis_history import RedisHistoryStore
 from service.residents import Resident, Residents
 from service.settings import Settings
 from service.shadow import Shadow
@@ -64,7 +65,7 @@ class Lifecycle:
         self.residents = Residents(self._load, metrics)
         self._starting: str | None = "starting"
         self._histories: RedisHistoryStore | None = None
-        self._answers: AnswerLog | None = None
+        self._answers: Remembering | None = None
         self._changes: ItemChanges | None = None
         self._batcher: MicroBatcher | None = None
         self._shadow: Shadow | None = None
@@ -233,6 +234,7 @@ class Lifecycle:
 
     def _connect(self, url: str) -> RedisHistoryStore:
         settings = self.settings
+        replica_url = settings.redis_replica_url
         return RedisHistoryStore(
             url,
             self.metrics,
@@ -240,6 +242,8 @@ class Lifecycle:
             pool_size=settings.redis_pool_size,
             history_cap=settings.history_cap,
             history_ttl_s=settings.history_ttl_s,
+            replica_url=replica_url.get_secret_value() if replica_url else None,
+            replica_reads=settings.redis_replica_reads,
         )
 
     def _serve(self, experiment: Experiment | None) -> None:
@@ -252,7 +256,7 @@ class Lifecycle:
             max_wait_s=settings.slo_ms / 1000,
         )
         self._batcher.start()
-        self._answers = AnswerLog(histories, metrics)
+        self._answers = Remembering(histories, metrics)
         self._answers.start()
         self._shadow = Shadow(self.residents, self._batcher, metrics)
         self._changes = ItemChanges(self.residents, histories, settings.embedder_url)

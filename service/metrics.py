@@ -30,6 +30,7 @@ ROWS = (1, 8, 16, 32, 64, 128, 256, 512, 1024)
 ITEMS = (0, 1, 2, 5, 10, 20, 50, 100)
 OVERLAP = tuple(tenth / 10 for tenth in range(11))
 OUTCOMES = {429: "rejected", 503: "rejected", 504: "timeout", 499: "cancelled"}
+RANKS = (1, 2, 3, 5, 10, 20, 50, 100)
 LOAD_S = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
@@ -123,7 +124,8 @@ class Metrics:
         )
         self.redis_errors = counter(
             "redis_errors_total",
-            "Failed Redis calls: timeout, connection, response; breaker_open: not tried.",
+            "Failed Redis calls: timeout, connection, response; breaker_open: not tried; replica: "
+            "the primary was asked instead.",
             "operation",
             "kind",
         )
@@ -141,6 +143,39 @@ class Metrics:
         )
         self.shadow_overlap = histogram(
             "shadow_overlap_ratio", "Share of an answer that the candidate finds too.", OVERLAP
+        )
+
+        self.recommendations = counter(
+            "recommendations_total",
+            "Answers with items, which are remembered for a day; unmask_hit_recommendations_total "
+            "over this is the hit rate.",
+            "bundle",
+            "variant",
+        )
+        self.remember_dropped = counter(
+            "remember_dropped_total",
+            "Answers that could not be remembered: no event will be attributed to them.",
+        )
+        self.attributed_events = counter(
+            "attributed_events_total",
+            "Accepted events that name an answer of the last day and an item in it.",
+            "event_type",
+            "bundle",
+            "variant",
+        )
+        self.hit_recommendations = counter(
+            "hit_recommendations_total",
+            "Answers with at least one such event of that type, each counted once; over "
+            "unmask_recommendations_total: the hit rate.",
+            "event_type",
+            "bundle",
+            "variant",
+        )
+        self.attribution_rank = histogram(
+            "attribution_rank",
+            "Rank of the item of an attributed event in its answer, from 1.",
+            RANKS,
+            "event_type",
         )
 
         self.bundle_info = gauge("bundle_info", "1 for the bundle served.", "name", "version")

@@ -148,7 +148,7 @@ def _context_of(scope: Scope) -> RequestContext:
 
 async def _turn_away(context: RequestContext, send: Send) -> None:
     """429, in the one error body; the request's own body is not read."""
-    error = {
+    error: dict[str, Any] = {
         "code": "overloaded",
         "message": "too many requests are being answered; try again in a second",
         "param": None,

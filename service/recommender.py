@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from service.answering import decoded_items, popular_items
-from service.attribution import AnswerLog
+from service.attribution import Remembering
 from service.batching import Answer, MicroBatcher
 from service.errors import (
     DeadlineExceeded,
@@ -63,7 +63,7 @@ class Recommender:
         self,
         residents: Residents,
         histories: HistoryStore,
-        answers: AnswerLog,
+        answers: Remembering,
         batcher: MicroBatcher,
         metrics: Metrics,
         limits: Limits,
@@ -234,9 +234,7 @@ def _items(
 ) -> list[RecommendedItem]:
     bundle, metadata = resident.bundle, request.metadata
     if answer is None:
-        return popular_items(
-            bundle, request.k, inputs.excluded, inputs.allowed, metadata=metadata
-        )
+        return popular_items(bundle, request.k, inputs.excluded, inputs.allowed, metadata=metadata)
     return decoded_items(bundle, answer.decoded, inputs.history, metadata=metadata)
 
 

@@ -101,9 +101,7 @@ class Residents:
         for resident in self.all:
             if resident.ref == ref:
                 return resident
-        raise BundleConflict(
-            f"{ref} is not in memory; load it first", code="bundle_not_loaded"
-        )
+        raise BundleConflict(f"{ref} is not in memory; load it first", code="bundle_not_loaded")
 
     async def start(self, path: Path) -> None:
         """Load the first bundle and activate it. Raises BundleInvalid or ProviderUnavailable."""
@@ -224,5 +222,3 @@ def _trim() -> None:
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):  # glibc has it, musl has not
         libc.malloc_trim(0)
-
-

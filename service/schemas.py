@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
-    PlainValidator,
     StringConstraints,
-    ValidationError,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
@@ -34,7 +32,6 @@ MAX_FINISH_ROWS = 1_000_000
 MAX_REQUESTS = 32
 MAX_SIMILAR = 100
 MAX_HISTORY_LIMIT = 10_000
-MAX_TIMESTAMP_S = 10**11  # the year 5138; below today's milliseconds
 MAX_FIELD_CHARS = 100
 
 # User ids are path segments and Redis hash tags.
@@ -256,73 +253,6 @@ class BatchRequest(Body):
         if any(request.timeout_ms is not None for request in self.requests):
             raise PydanticCustomError("timeout_ms", "timeout_ms is given once, for all requests")
         return self
-
-
-class Event(Body):
-    """Something a user did with an item.
-
-    `timestamp`, `value` and `recommendation_id` are accepted and not used yet: a history is in the
-    order in which its events arrive.
-    """
-
-    event_id: str = Field(
-        min_length=1,
-        max_length=128,
-        description="The client's name for the event; repeating it within a day changes nothing.",
-    )
-    user_id: UserId
-    item_id: ItemId
-    event_type: str = Field(min_length=1, max_length=64, description="e.g. click, purchase")
-    timestamp: float | None = Field(
-        None,
-        ge=0,
-        lt=MAX_TIMESTAMP_S,
-        description="When it happened, in Unix seconds; not used, the order is that of arrival.",
-    )
-    value: float | None = Field(
-        None, allow_inf_nan=False, description="A rating or a price, say; not used yet."
-    )
-    recommendation_id: str | None = Field(
-        None,
-        min_length=1,
-        max_length=128,
-        description="The answer that showed the item; not used yet.",
-    )
-
-
-def _event_or_error(value: Any) -> Event | ValidationError:
-    try:
-        return Event.model_validate(value)
-    except ValidationError as error:
-        return error
-
-
-class EventsRequest(Body):
-    """Events, appended in the order given. A wrong event does not stop the others."""
-
-    # Each entry is an Event, or the ValidationError that says why it is none.
-    events: list[
-        Annotated[
-            Event | ValidationError, PlainValidator(_event_or_error, json_schema_input_type=Event)
-        ]
-    ] = Field(min_length=1, max_length=100)
-
-
-class RejectedEvent(Answered):
-    """An event that was not stored; `index` is its place in the request."""
-
-    index: int
-    code: Literal["invalid_event", "unknown_event_type"]
-    message: str
-
-
-class EventsResponse(Answered):
-    """accepted + duplicates + len(rejected) is the number of events sent."""
-
-    accepted: int
-    duplicates: int
-    rejected: list[RejectedEvent]
-    took_ms: float
 
 
 class HistoryResponse(Answered):

@@ -14,14 +14,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+)
 from pydantic_settings import BaseSettings, CliApp, NoDecode, SettingsConfigDict
 
 from service.errors import SettingsInvalid
+from service.store_url import parse_store_url
 
 PREFIX = "UNMASK_"
 NOT_OURS = {"UNMASK_DATA_DIR"}  # where the tests find the real data sets
 DAY_S = 24 * 60 * 60
+COUNTED_EVENT_TYPES = ("impression", "view")
 
 
 def available_cpus(
@@ -56,8 +65,15 @@ def _split_commas(value: Any) -> Any:
 
 
 def _check_redis_url(url: SecretStr) -> SecretStr:
-    if not url.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
-        raise ValueError("it must start with redis://, rediss:// or unix://")
+    parse_store_url(url.get_secret_value())
+    return url
+
+
+def _check_replica_url(url: SecretStr, info: ValidationInfo) -> SecretStr:
+    primary = info.data.get("redis_url")
+    for one in (url, primary):
+        if one is None or parse_store_url(one.get_secret_value()).kind != "server":
+            raise ValueError("it and UNMASK_REDIS_URL must each name one server")
     return url
 
 
@@ -68,6 +84,7 @@ SecretList = Annotated[
     BeforeValidator(_split_commas),
 ]
 RedisUrl = Annotated[SecretStr, AfterValidator(_check_redis_url)]
+ReplicaUrl = Annotated[SecretStr, AfterValidator(_check_replica_url)]
 
 
 class Settings(BaseSettings):
@@ -95,8 +112,21 @@ class Settings(BaseSettings):
     )
     redis_url: RedisUrl | None = Field(
         None,
-        description="Redis or Valkey that keeps the histories, e.g. redis://127.0.0.1:6379/0; "
+        description="Redis or Valkey that keeps the histories, e.g. redis://127.0.0.1:6379/0, "
+        "redis+cluster://user:password@host:port,host:port or "
+        "redis+sentinel://host:port,host:port/service-name/0 (rediss for TLS); "
         "without it an embedded Valkey is started.",
+    )
+    redis_replica_url: ReplicaUrl | None = Field(
+        None,
+        description="Where histories are read when UNMASK_REDIS_URL names one server, e.g. the "
+        "reader endpoint of a managed store; it may lag behind, and when it fails the "
+        "primary is read.",
+    )
+    redis_replica_reads: bool = Field(
+        False,
+        description="Read histories from the replicas that the cluster or the sentinels name; "
+        "they may lag behind, and when one fails the primary is read.",
     )
     history_dir: Path = Field(
         Path(".unmask/history"),
@@ -113,7 +143,12 @@ class Settings(BaseSettings):
     history_event_types: CommaList = Field(
         ("click", "add_to_cart", "purchase", "rating"),
         description="Event types that are appended to histories, with commas between; "
-        "others are rejected.",
+        "others are counted or rejected.",
+    )
+    counted_event_types: CommaList = Field(
+        COUNTED_EVENT_TYPES,
+        description="Event types that are attributed to answers and counted, and do not enter a "
+        "history; others are rejected.",
     )
     fallback: Literal["history", "off", "all"] = Field(
         "history",

@@ -19,6 +19,7 @@ from service.residents import Resident, Residents
 from service.schemas import RecommendRequest, RecommendResponse
 
 TIMEOUT_S = 5.0
+SETTLE_S = 0.002
 ITS_OWN = {"r_warm": None, "m_par": None, "beam_width": None, "ranking": None, "finish_rows": None}
 
 
@@ -37,9 +38,6 @@ class Shadow:
         """Let the candidate answer too, if its share says so; returns at once."""
         candidate, share = self._residents.candidate, self._residents.shadow_fraction
         if candidate is None or not response.items or random.random() >= share:
-            return
-        if not self._batcher.is_idle:
-            self._metrics.shadow_requests.labels("skipped").inc()
             return
         task = asyncio.create_task(self._compare(candidate, request, history, response))
         self._tasks.add(task)
@@ -60,6 +58,10 @@ class Shadow:
     ) -> None:
         result = "failed"
         try:
+            await asyncio.sleep(SETTLE_S)  # the batch that has just answered is ending
+            if not self._batcher.is_idle:
+                result = "skipped"
+                return
             bundle = candidate.bundle
             asked = request.model_copy(update={**ITS_OWN, "explain": False})
             plan = fixed_plan(asked, bundle.manifest.decoding, bundle.catalogue.num_subspaces)

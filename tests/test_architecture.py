@@ -40,10 +40,11 @@ DECODE_BENCH = re.compile(r"loadtest\.decode_\w+")
 DECODE_BENCH_MAY_IMPORT = {"service.bundle", "service.decoding", "service.errors"}
 # A library that belongs to one idea is imported by the modules that are this idea, no others.
 ONLY_IN = {
-    "fastapi": {"service.app"},
-    "starlette": {"service.app"},
+    "fastapi": {"service.app", "service.admin", "service.http_errors"},
+    "starlette": {"service.app", "service.http_errors"},
     "uvicorn": {"service.__main__"},
-    "redis": {"service.history"},
+    "redis": {"service.redis_history", "service.store_connection"},
+    "opentelemetry": {"service.traces"},
     "prometheus_client": {"service.metrics"},
     "onnxruntime": {"service.decoding.onnx_denoiser"},
 }

@@ -50,6 +50,8 @@ _NEEDED: dict[Provider, str] = {
 }
 
 
+# Weights in other files are said to be at a "location": ONNX Runtime would open any file it names.
+EXTERNAL_DATA = b"location"
 _NUM_PARTS = 16  # memories that are joined in one run on the device
 
 
@@ -165,6 +167,8 @@ class DeviceMemories:
 
 
 def _session(graph: bytes, name: str, threads: int, provider: Provider) -> ort.InferenceSession:
+    if EXTERNAL_DATA in graph:
+        raise ValueError(f"{name} keeps weights in other files; export it with its weights inside")
     wanted = _PROVIDERS[provider]
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads

@@ -20,9 +20,8 @@ from loadtest.decode_flops import FlopCounter
 from loadtest.decode_memory import index_bytes
 from loadtest.decode_report import Timed, case_figures
 from loadtest.decode_synthetic import catalogue_of
+from service.bundle_store import configured_path
 from service.decoding import SidTrie
-from service.lifecycle import resolve_bundle
-from service.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = ("encode", "denoise", "search")
@@ -103,7 +102,14 @@ def check_times(case: dict[str, Any]) -> None:
 
 def test_the_demo_bundle() -> None:
     found = figures(
-        *("--bundle", str(resolve_bundle(Settings())), "--users", "3", "--rounds", "2"),
+        *(
+            "--bundle",
+            str(configured_path(Path("models_store"), "demo")),
+            "--users",
+            "3",
+            "--rounds",
+            "2",
+        ),
         *("--schedules", "0,8", "4,2", "--beam-widths", "10", "--batch", "1", "--left-to-right"),
     )
     [catalogue] = found["catalogues"]
@@ -123,14 +129,14 @@ def test_the_demo_bundle() -> None:
 def test_several_threads_give_no_share_of_the_peak() -> None:
     many = {name: "2" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
     arguments = ("--schedules", "0,8", "--beam-widths", "10", "--batch", "1", "--users", "1")
-    bundle = str(resolve_bundle(Settings()))
+    bundle = str(configured_path(Path("models_store"), "demo"))
     done = bench("--bundle", bundle, *arguments, "--rounds", "1", **many)
     assert "set OMP_NUM_THREADS=1" in done.stderr
     [catalogue] = json.loads(done.stdout.splitlines()[-1])["catalogues"]
     assert [case["gemm_share"] for case in catalogue["cases"]] == [None] * 3
 
 
-DEMO = str(resolve_bundle(Settings()))
+DEMO = str(configured_path(Path("models_store"), "demo"))
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from service.lifecycle import resolve_bundle
-from service.settings import Settings
+from service.bundle_store import configured_path
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -17,7 +16,7 @@ def test_a_short_run_answers_everything_and_finds_targets(demo) -> None:
     command = [sys.executable, "-m", "locust", "-f", "loadtest/locustfile.py", "--headless"]
     command += ["--users", "2", "--spawn-rate", "2", "--run-time", "3s", "--rate", "5"]
     command += ["--host", demo.url, "--only-summary", "--stop-timeout", "5"]
-    command += ["--held-out", str(resolve_bundle(Settings()) / "held_out.jsonl")]
+    command += ["--held-out", str(configured_path(Path("models_store"), "demo") / "held_out.jsonl")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr  # locust exits 1 when a request failed
     figures = json.loads(done.stdout.splitlines()[-1])

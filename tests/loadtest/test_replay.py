@@ -12,9 +12,8 @@ from loadtest import replay
 from loadtest.held_out import HeldOutUser, read_held_out
 from loadtest.replay import Answer, compare, percentile, read_ranks, summarise
 from service.bundle import Bundle
+from service.bundle_store import configured_path
 from service.decoding import Job, Schedule
-from service.lifecycle import resolve_bundle
-from service.settings import Settings
 
 USERS = 20
 K = 10
@@ -29,12 +28,12 @@ def write_ranks(path: Path, ranks: dict[str, int | None]) -> Path:
 @pytest.fixture(scope="module")
 def bundle() -> Bundle:
     """The bundle that the demo serves."""
-    return Bundle.load(resolve_bundle(Settings()))
+    return Bundle.load(configured_path(Path("models_store"), "demo"))
 
 
 @pytest.fixture(scope="module")
 def held_out(bundle: Bundle) -> Path:
-    return resolve_bundle(Settings()) / "held_out.jsonl"
+    return configured_path(Path("models_store"), "demo") / "held_out.jsonl"
 
 
 @pytest.fixture(scope="module")

@@ -81,6 +81,7 @@ def service_process(folder: Path, *, wait: bool = True, **settings: Any) -> Iter
     folder.mkdir(parents=True, exist_ok=True)
     port = free_port()
     environment = {k: v for k, v in os.environ.items() if not k.startswith("UNMASK_")}
+    settings = {"drain_delay_s": 0, "slo_ms": 10_000} | settings
     environment |= {f"UNMASK_{name.upper()}": str(value) for name, value in settings.items()}
     environment |= {"UNMASK_PORT": str(port), "OMP_NUM_THREADS": "1"}
     with (

@@ -73,7 +73,7 @@ def tell(
             decoder.gate.set()
             await batcher.stop()
 
-    asyncio.run(asyncio.wait_for(run(), 30))
+    asyncio.run(asyncio.wait_for(run(), 120))
 
 
 def job(bundle: Bundle, *item_ids: str, beam_width: int = 10) -> Job:
@@ -86,16 +86,20 @@ def soon() -> float:
 
 
 async def submitted(
-    batcher: MicroBatcher, engine: Engine, jobs: Sequence[Job], deadline: float | None = None
+    batcher: MicroBatcher, by: Decoder | Engine, jobs: Sequence[Job], deadline: float = math.inf
 ) -> list[asyncio.Task[Answer]]:
-    tasks = [asyncio.create_task(batcher.submit(engine, job, deadline or soon())) for job in jobs]
+    engine = by if isinstance(by, Engine) else by.engine
+    tasks = [asyncio.create_task(batcher.submit(engine, job, deadline)) for job in jobs]
     await asyncio.sleep(0)  # each task runs up to its place in the queue
     return tasks
 
 
-async def while_busy(batcher: MicroBatcher, decoder: Decoder) -> asyncio.Task[Answer]:
+async def while_busy(
+    batcher: MicroBatcher, decoder: Decoder, beam_width: int = 10
+) -> asyncio.Task[Answer]:
     """Submit a job that occupies the decode thread until the gate opens."""
-    [first] = await submitted(batcher, decoder.engine, [job(decoder.bundle, "item-0")])
+    first_job = job(decoder.bundle, "item-0", beam_width=beam_width)
+    [first] = await submitted(batcher, decoder, [first_job])
     await asyncio.to_thread(decoder.entered.wait, 10)
     return first
 
@@ -106,7 +110,7 @@ def test_jobs_that_arrive_while_a_batch_runs_are_the_next_batch(bundle: Bundle) 
     async def story(batcher: MicroBatcher, decoder: Decoder) -> None:
         first = await while_busy(batcher, decoder)
         assert decoder.sizes == [1]  # a lone job starts at once
-        others = await submitted(batcher, decoder.engine, jobs)
+        others = await submitted(batcher, decoder, jobs)
         decoder.gate.set()
         answers = await asyncio.gather(first, *others)
         assert decoder.sizes == [1, 5]
@@ -129,7 +133,7 @@ def test_a_batch_is_bounded_by_requests_and_by_rows(
 ) -> None:
     async def story(batcher: MicroBatcher, decoder: Decoder) -> None:
         first = await while_busy(batcher, decoder)
-        others = await submitted(batcher, decoder.engine, [job(bundle, f"item-{n}") for n in range(5)])
+        others = await submitted(batcher, decoder, [job(bundle, f"item-{n}") for n in range(5)])
         decoder.gate.set()
         await asyncio.gather(first, *others)
         assert decoder.sizes == sizes
@@ -150,7 +154,7 @@ def test_one_bad_job_does_not_fail_its_neighbours(bundle: Bundle) -> None:
 
     async def story(batcher: MicroBatcher, decoder: Decoder) -> None:
         first = await while_busy(batcher, decoder)
-        others = await submitted(batcher, decoder.engine, jobs)
+        others = await submitted(batcher, decoder, jobs)
         decoder.gate.set()
         results = await asyncio.gather(first, *others, return_exceptions=True)
         assert [type(result) for result in results] == [Answer, Answer, DecodeFailed, Answer]
@@ -163,7 +167,9 @@ def test_one_bad_job_does_not_fail_its_neighbours(bundle: Bundle) -> None:
 def test_a_cancelled_job_never_enters_a_batch(bundle: Bundle) -> None:
     async def story(batcher: MicroBatcher, decoder: Decoder) -> None:
         first = await while_busy(batcher, decoder)
-        gone, stays = await submitted(batcher, decoder.engine, [job(bundle, "item-1"), job(bundle, "item-2")])
+        gone, stays = await submitted(
+            batcher, decoder, [job(bundle, "item-1"), job(bundle, "item-2")]
+        )
         gone.cancel()
         await asyncio.wait([gone])
         decoder.gate.set()
@@ -189,7 +195,11 @@ def test_cancelling_reaches_a_job_that_is_being_decoded(bundle: Bundle) -> None:
 def test_a_job_whose_time_is_up_is_not_decoded(bundle: Bundle) -> None:
     async def story(batcher: MicroBatcher, decoder: Decoder) -> None:
         first = await while_busy(batcher, decoder)
-        late = await submitted(batcher, decoder.engine, [job(bundle, "item-1")], time.monotonic())
+        with pytest.raises(DeadlineExceeded):
+            await batcher.submit(decoder.engine, job(bundle, "item-1"), time.monotonic())
+        deadline = time.monotonic() + 0.05
+        late = await submitted(batcher, decoder, [job(bundle, "item-1")], deadline)
+        await asyncio.sleep(0.1)
         decoder.gate.set()
         with pytest.raises(DeadlineExceeded, match="queue"):
             await late[0]
@@ -202,7 +212,7 @@ def test_a_job_whose_time_is_up_is_not_decoded(bundle: Bundle) -> None:
 def test_a_deadline_reaches_between_the_steps_of_a_search(bundle: Bundle) -> None:
     async def story(batcher: MicroBatcher, decoder: Decoder) -> None:
         deadline = time.monotonic() + 0.05
-        [late] = await submitted(batcher, decoder.engine, [job(bundle, "item-1")], deadline)
+        [late] = await submitted(batcher, decoder, [job(bundle, "item-1")], deadline)
         await asyncio.sleep(0.1)
         decoder.gate.set()
         with pytest.raises(DeadlineExceeded, match="decoding"):
@@ -214,13 +224,13 @@ def test_a_deadline_reaches_between_the_steps_of_a_search(bundle: Bundle) -> Non
 def test_a_full_queue_turns_jobs_away_and_recovers(bundle: Bundle) -> None:
     async def story(batcher: MicroBatcher, decoder: Decoder) -> None:
         first = await while_busy(batcher, decoder)  # 10 rows run
-        [second] = await submitted(batcher, decoder.engine, [job(bundle, "item-1")])  # 10 rows wait
+        [second] = await submitted(batcher, decoder, [job(bundle, "item-1")])  # 10 rows wait
         with pytest.raises(Overloaded):
             await batcher.submit(decoder.engine, job(bundle, "item-2", beam_width=6), soon())
-        [third] = await submitted(batcher, decoder.engine, [job(bundle, "item-2", beam_width=5)])
+        [third] = await submitted(batcher, decoder, [job(bundle, "item-2", beam_width=5)])
         second.cancel()  # and the place of a job that goes away is free at once
         await asyncio.wait([second])
-        [fourth] = await submitted(batcher, decoder.engine, [job(bundle, "item-3")])
+        [fourth] = await submitted(batcher, decoder, [job(bundle, "item-3")])
         decoder.gate.set()
         await asyncio.gather(first, third, fourth)
         await batcher.submit(decoder.engine, job(bundle, "item-2", beam_width=25), soon())
@@ -278,7 +288,7 @@ def test_stopping_fails_the_jobs_that_wait(bundle: Bundle) -> None:
         )
         batcher.start()
         first = await while_busy(batcher, decoder)
-        [waiting] = await submitted(batcher, decoder.engine, [job(bundle, "item-1")])
+        [waiting] = await submitted(batcher, decoder, [job(bundle, "item-1")])
         stopping = asyncio.create_task(batcher.stop())
         results = await asyncio.gather(first, waiting, return_exceptions=True)
         assert [type(result) for result in results] == [NotReady, NotReady]
@@ -303,7 +313,9 @@ def test_a_short_job_is_answered_before_the_long_ones_of_its_batch(bundle: Bundl
     halfway, go_on = threading.Event(), threading.Event()
 
     class Halting(Decoder):
-        def __call__(self, jobs: Sequence[Job], on_answer: OnAnswer) -> tuple[list[Decoded], Timings]:
+        def __call__(
+            self, jobs: Sequence[Job], on_answer: OnAnswer
+        ) -> tuple[list[Decoded], Timings]:
             def halting(place: int, decoded: Decoded, timings: Timings) -> None:
                 on_answer(place, decoded, timings)
                 if place == 0:
@@ -322,26 +334,26 @@ def test_a_short_job_is_answered_before_the_long_ones_of_its_batch(bundle: Bundl
         rows = bundle.catalogue.rows_of(["item-1"])
         jobs = [Job(rows, 5, one_call, 10), job(bundle, "item-2")]
         batcher.start()
-        short, long = await submitted(batcher, decoder.engine, jobs)
+        short, long = await submitted(batcher, decoder, jobs)
         assert len((await asyncio.wait_for(asyncio.shield(short), 10)).decoded.rows) == 5
-        assert halfway.is_set()
+        assert await asyncio.to_thread(halfway.wait, 10)
         assert not long.done()
         go_on.set()
         await long
         assert decoder.sizes == [2]
         await batcher.stop()
 
-    asyncio.run(asyncio.wait_for(run(), 30))
+    asyncio.run(asyncio.wait_for(run(), 120))
 
 
 def test_wide_beams_wait_in_a_lane_of_their_own(bundle: Bundle) -> None:
     """A flood of wide jobs that came first takes turns with the others."""
 
     async def story(batcher: MicroBatcher, decoder: Decoder) -> None:
-        first = await while_busy(batcher, decoder)
+        first = await while_busy(batcher, decoder, beam_width=30)  # a third lane
         wide = [job(bundle, f"item-{n}", beam_width=100) for n in range(6)]
-        flood = await submitted(batcher, decoder.engine, wide)
-        others = await submitted(batcher, decoder.engine, [job(bundle, "item-9"), job(bundle, "item-8")])
+        flood = await submitted(batcher, decoder, wide)
+        others = await submitted(batcher, decoder, [job(bundle, "item-9"), job(bundle, "item-8")])
         decoder.gate.set()
         await asyncio.gather(first, *flood, *others)
         widths = [[one.beam_width for one in batch] for batch in decoder.batches]
@@ -356,8 +368,8 @@ def test_bundles_do_not_share_batches_and_take_turns(bundle: Bundle) -> None:
         other = Decoder(bundle)
         other.gate.set()
         first = await while_busy(batcher, decoder)
-        here = await submitted(batcher, decoder.engine, [job(bundle, "item-1")] * 4)
-        there = await submitted(batcher, other.engine, [job(bundle, "item-2")] * 2)
+        here = await submitted(batcher, decoder, [job(bundle, "item-1")] * 4)
+        there = await submitted(batcher, other, [job(bundle, "item-2")] * 2)
         decoder.gate.set()
         await asyncio.gather(first, *here, *there)
         assert decoder.sizes == [1, 2, 2]
@@ -370,11 +382,11 @@ def test_each_lane_has_its_own_share_of_the_queue(bundle: Bundle) -> None:
     async def story(batcher: MicroBatcher, decoder: Decoder) -> None:
         first = await while_busy(batcher, decoder)
         wide = [job(bundle, f"item-{n}", beam_width=100) for n in range(2)]
-        flood = await submitted(batcher, decoder.engine, wide)
+        flood = await submitted(batcher, decoder, wide)
         with pytest.raises(Overloaded) as refused:
             await batcher.submit(decoder.engine, wide[0], soon())
         assert refused.value.reason == "queue_full"
-        [narrow] = await submitted(batcher, decoder.engine, [job(bundle, "item-9")])
+        [narrow] = await submitted(batcher, decoder, [job(bundle, "item-9")])
         decoder.gate.set()
         await asyncio.gather(first, narrow, *flood)
 
@@ -386,12 +398,12 @@ def test_a_job_that_would_be_late_is_not_admitted(bundle: Bundle) -> None:
         learnt(decoder.engine, job_s=2.0)
         # An idle decode thread takes any job: that the forecast is wrong shows only so.
         first = await while_busy(batcher, decoder)
-        [waits] = await submitted(batcher, decoder.engine, [job(bundle, "item-1")])
+        [waits] = await submitted(batcher, decoder, [job(bundle, "item-1")])
         with pytest.raises(Overloaded) as refused:
             await batcher.submit(decoder.engine, job(bundle, "item-2"), time.monotonic() + 3)
         assert refused.value.reason == "predicted_wait"
         assert 1 <= refused.value.retry_after_s <= 5
-        [in_time] = await submitted(batcher, decoder.engine, [job(bundle, "item-2")])
+        [in_time] = await submitted(batcher, decoder, [job(bundle, "item-2")])
         decoder.gate.set()
         await asyncio.gather(first, waits, in_time)
 
@@ -407,7 +419,9 @@ def test_a_job_that_would_wait_longer_than_the_slo_is_not_admitted(bundle: Bundl
         assert refused.value.reason == "predicted_wait"
         decoder.gate.set()
         await first
-        await batcher.submit(decoder.engine, job(bundle, "item-2"), soon())  # idle again
+        while not batcher.is_idle:
+            await asyncio.sleep(0.001)
+        await batcher.submit(decoder.engine, job(bundle, "item-2"), soon())
 
     tell(bundle, story, max_wait_s=1.0)
 
@@ -422,7 +436,7 @@ def test_forecasts_count_what_runs_what_is_ahead_and_the_turns_of_others(bundle:
         first = await while_busy(batcher, decoder)
         running = batcher.forecast(decoder.engine, one, 10)
         assert running.total_s == pytest.approx(4, rel=0.2)
-        ahead = await submitted(batcher, decoder.engine, [job(bundle, "item-1")] * 2)
+        ahead = await submitted(batcher, decoder, [job(bundle, "item-1")] * 2)
         assert batcher.forecast(decoder.engine, one, 10).total_s == pytest.approx(8, rel=0.2)
         other_lane = batcher.forecast(decoder.engine, one, 100)  # one turn of theirs at most
         assert other_lane.total_s == pytest.approx(6, rel=0.2)
@@ -439,6 +453,8 @@ def test_the_model_learns_from_batches_that_went_to_their_end(bundle: Bundle) ->
         decoder.gate.set()
         await first
         await asyncio.sleep(0.05)
-        assert batcher.forecast(decoder.engine, Work.of_job(job(bundle, "item-0")), 10).total_s >= 0.2
+        assert (
+            batcher.forecast(decoder.engine, Work.of_job(job(bundle, "item-0")), 10).total_s >= 0.2
+        )
 
     tell(bundle, story)

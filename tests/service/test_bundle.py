@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from tiny_bundle import (
     DECODER,
@@ -24,7 +25,8 @@ from tiny_bundle import (
     write_tiny_bundle,
 )
 
-from service.bundle import Bundle, Item, bundle_path, verify
+from service.bundle import Bundle, Item, verify
+from service.bundle_store import stored_path
 from service.decoding import Job, NeighbourPrior, Schedule, onnx_denoiser
 from service.errors import BundleInvalid, ProviderUnavailable
 from service.manifest import (
@@ -406,6 +408,20 @@ def test_rows_must_be_ordered_by_popularity_and_ids_distinct(copy: Path) -> None
         Bundle.load(copy)
 
 
+def test_graphs_with_weights_in_other_files_are_refused(copy: Path, tmp_path: Path) -> None:
+    """ONNX Runtime would open whatever file a graph names."""
+    graph = onnx.load(copy / "decoder.onnx")
+    secret = tmp_path / "secret.bin"
+    secret.write_bytes(np.zeros(64, np.float32).tobytes())
+    weights = onnx.TensorProto(name="stolen", data_type=1, dims=[64], data_location=1)
+    for path in (str(secret), "../../secret.bin"):
+        weights.external_data.add(key="location", value=path)
+        graph.graph.initializer.append(weights)
+        _replace(copy, "decoder.onnx", graph.SerializeToString())
+        with pytest.raises(BundleInvalid, match=r"decoder\.onnx keeps weights in other files"):
+            Bundle.load(copy)
+
+
 @pytest.mark.parametrize(
     "reference",
     [
@@ -423,5 +439,5 @@ def test_rows_must_be_ordered_by_popularity_and_ids_distinct(copy: Path) -> None
 )
 def test_a_reference_cannot_leave_the_store(reference: str, tmp_path: Path) -> None:
     with pytest.raises(BundleInvalid, match="name@version"):
-        bundle_path(tmp_path, reference)
-    assert bundle_path(tmp_path, "demo@1") == tmp_path / "demo" / "1"
+        stored_path(tmp_path, reference)
+    assert stored_path(tmp_path, "demo@1") == tmp_path / "demo" / "1"

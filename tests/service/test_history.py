@@ -6,56 +6,33 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
 
 import pytest
 import redis
+from stores import event, shown, with_store
 
 from service.breaker import FAILURES
 from service.errors import HistoryUnavailable
-from service.history import MARK_TTL_S, RedisHistoryStore, history_key, marks_key
+from service.event_schemas import Event
+from service.history import Attribution, Stored
 from service.metrics import Metrics
-from service.schemas import Event
+from service.redis_history import (
+    MARK_TTL_S,
+    MAX_SHOWN,
+    RedisHistoryStore,
+    history_key,
+    marks_key,
+    shown_key,
+)
 
-T = TypeVar("T")
-
-
-def with_store(
-    url: str,
-    use: Callable[[RedisHistoryStore], Awaitable[T]],
-    *,
-    timeout_s: float = 5,
-    cap: int = 200,
-    ttl_s: int = 1000,
-    metrics: Metrics | None = None,
-) -> T:
-    async def run() -> T:
-        store = RedisHistoryStore(
-            url,
-            metrics or Metrics(),
-            timeout_s=timeout_s,
-            pool_size=4,
-            history_cap=cap,
-            history_ttl_s=ttl_s,
-        )
-        try:
-            return await use(store)
-        finally:
-            await store.close()
-
-    return asyncio.run(run())
-
-
-def event(user_id: str, item_id: str, event_id: str | None = None) -> Event:
-    return Event(event_id=event_id or item_id, user_id=user_id, item_id=item_id, event_type="click")
+NEW, OLD = Stored(True), Stored(False)
 
 
 def test_items_come_back_oldest_to_newest(redis_url: str) -> None:
     async def use(store: RedisHistoryStore) -> None:
         assert await store.read("h-order") == []
-        assert await store.append([event("h-order", item) for item in "abc"]) == [True] * 3
-        assert await store.append([event("h-order", "d")]) == [True]
+        assert await store.append([event("h-order", item) for item in "abc"]) == [NEW] * 3
+        assert await store.append([event("h-order", "d")]) == [NEW]
         assert await store.read("h-order") == ["a", "b", "c", "d"]
         assert await store.read("h-order", 2) == ["c", "d"]
 
@@ -65,10 +42,10 @@ def test_items_come_back_oldest_to_newest(redis_url: str) -> None:
 def test_a_repeated_event_changes_nothing(redis_url: str) -> None:
     async def use(store: RedisHistoryStore) -> None:
         first = event("h-twice", "a", "e1")
-        assert await store.append([first, first]) == [True, False]
-        assert await store.append([first]) == [False]
-        assert await store.append([event("h-twice", "a", "e2")]) == [True]
-        assert await store.append([event("h-other", "a", "e1")]) == [True]
+        assert await store.append([first, first]) == [NEW, OLD]
+        assert await store.append([first]) == [OLD]
+        assert await store.append([event("h-twice", "a", "e2")]) == [NEW]
+        assert await store.append([event("h-other", "a", "e1")]) == [NEW]
         assert await store.read("h-twice") == ["a", "a"]
 
     with_store(redis_url, use)
@@ -81,7 +58,7 @@ def test_a_mark_is_forgotten_after_a_day(redis_url: str) -> None:
         await store.append([event("h-mark", "a", "e1")])
         assert 0 < server.ttl(marks_key("h-mark")) <= MARK_TTL_S
         server.zadd(marks_key("h-mark"), {"e1": time.time() - MARK_TTL_S - 1})
-        assert await store.append([event("h-mark", "a", "e1")]) == [True]
+        assert await store.append([event("h-mark", "a", "e1")]) == [NEW]
 
     with_store(redis_url, use)
     server.close()
@@ -101,6 +78,7 @@ def test_a_history_is_capped_and_expires(redis_url: str) -> None:
 def test_erasing_leaves_no_key(redis_url: str) -> None:
     async def use(store: RedisHistoryStore) -> None:
         await store.append([event("h-gone", "a")])
+        await store.remember([("h-gone", shown("r1", "a"))])
         await store.erase("h-gone")
         await store.erase("h-gone")
         assert await store.read("h-gone") == []
@@ -181,4 +159,89 @@ def test_a_server_that_refuses_is_unavailable(redis_url: str) -> None:
 
     with redis.Redis.from_url(redis_url) as server:
         server.set(history_key("h-wrong-type"), "not a list")
+    with_store(redis_url, use)
+
+
+# --- answers and what comes of them ---------------------------------------------------------------
+
+
+def test_an_answer_is_read_with_the_history(redis_url: str) -> None:
+    async def use(store: RedisHistoryStore) -> None:
+        await store.append([event("r-page", "a"), event("r-page", "b")])
+        first, second = shown("r1", "c", 'é\n"x'), shown("r2", "e", before=("c", "d"))
+        await store.remember([("r-page", first), ("r-page", second), ("r-other", first)])
+        assert await store.read_page("r-page", "r1") == (["a", "b"], first)
+        assert await store.read_page("r-page", "r2") == (["a", "b"], second)
+        assert await store.read_page("r-page", "r") == (["a", "b"], None)
+        assert await store.read_page("r-nobody", "r1") == ([], None)
+
+    with_store(redis_url, use)
+
+
+def test_only_the_last_answers_of_a_day_are_remembered(redis_url: str) -> None:
+    async def use(store: RedisHistoryStore) -> None:
+        await store.remember([("r-many", shown(f"r{n}", "a")) for n in range(MAX_SHOWN + 1)])
+        assert (await store.read_page("r-many", "r0"))[1] is None
+        assert (await store.read_page("r-many", "r1"))[1] == shown("r1", "a")
+        with redis.Redis.from_url(redis_url, decode_responses=True) as server:
+            assert 0 < server.ttl(shown_key("r-many")) <= MARK_TTL_S
+            newest = server.lindex(shown_key("r-many"), 0)
+            at = int(newest.partition('"at":')[2].partition(",")[0])
+            old = newest.replace(str(at), str(at - MARK_TTL_S - 2))
+            server.lset(shown_key("r-many"), 0, old)  # kept alive by a newer one, say
+        assert await store.read_page("r-many", f"r{MAX_SHOWN}") == ([], None)
+        late = event("r-many", "a", recommendation_id=f"r{MAX_SHOWN}")
+        assert await store.append([late]) == [NEW]
+
+    with_store(redis_url, use)
+
+
+def test_an_event_is_attributed_to_the_answer_it_names(redis_url: str) -> None:
+    async def use(store: RedisHistoryStore) -> list[Stored]:
+        await store.remember([("at", shown("r1", "a", "b")), ("at", shown("r2", "Zoë 🦊", "a"))])
+        named = {"recommendation_id": "r1"}
+        return await store.append(
+            [
+                event("at", "b", "e1", **named),
+                event("at", "a", "e2", **named),
+                event("at", "a", "e2", **named),
+                event("at", "a", "e3", event_type="purchase", **named),
+                event("at", "c", "e4", **named),
+                event("at", "a", "e5"),
+                event("at", "a", "e6", recommendation_id="r"),
+                event("at", "Zoë 🦊", "e7", recommendation_id="r2"),
+                event("at-other", "a", "e8", **named),
+            ]
+        )
+
+    def hit(rank: int, is_first: bool) -> Stored:
+        return Stored(True, Attribution("tiny@1", "b", rank, is_first))
+
+    assert with_store(redis_url, use) == [
+        hit(2, True),
+        hit(1, False),
+        OLD,  # never twice
+        hit(1, True),  # the first purchase
+        NEW,
+        NEW,
+        NEW,
+        hit(1, True),
+        NEW,
+    ]
+
+
+def test_a_counted_event_is_attributed_and_enters_no_history(redis_url: str) -> None:
+    async def use(store: RedisHistoryStore) -> None:
+        await store.remember([("seen", shown("r1", "a", "b", "c"))])
+        seen = Event(
+            event_id="i1",
+            user_id="seen",
+            item_ids=["x", "c", "b"],
+            event_type="impression",
+            recommendation_id="r1",
+        )
+        expected = Stored(True, Attribution("tiny@1", "b", 2, True))
+        assert await store.append([seen, seen], ["impression"]) == [expected, OLD]
+        assert await store.read("seen") == []
+
     with_store(redis_url, use)

@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 from running_service import Service, service_process, wait_until
+from stores import shown, with_store
 from tiny_bundle import NUM_ITEMS, POISON
 
 from service.bundle import Bundle
@@ -331,6 +332,23 @@ def test_the_optional_fields_of_an_event_are_accepted_and_checked(served: Servic
     assert named == [next(iter(fields)) for fields in wrong]
     history = served.client.get("/users/extra/history").json()["history"]
     assert history == ["item-1", "item-2"]  # in order of arrival
+
+
+def test_an_event_is_attributed_to_the_answer_it_names(served: Service, redis_url: str) -> None:
+    answers = [("hit", shown("r-1", "item-1", "item-2"))]
+    with_store(redis_url, lambda store: store.remember(answers))
+    named = {"user_id": "hit", "recommendation_id": "r-1"}
+    events = [
+        {**named, "event_id": "1", "event_type": "impression", "item_ids": ["item-1", "item-2"]},
+        {**named, "event_id": "2", "event_type": "click", "item_id": "item-2"},
+        {**named, "event_id": "3", "event_type": "click", "item_id": "item-3"},
+    ]
+    body = served.client.post("/events", json={"events": events}).json()
+    assert (body["accepted"], body["attributed"], body["rejected"]) == (3, 2, [])
+    hits = 'unmask_hit_recommendations_total{bundle="tiny@1",event_type="click",variant="b"}'
+    assert samples(served)[hits] == 1
+    history = served.client.get("/users/hit/history").json()["history"]
+    assert history == ["item-2", "item-3"]
 
 
 def test_a_history_is_read_and_erased(served: Service) -> None:

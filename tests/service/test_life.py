@@ -17,9 +17,8 @@ from structlog.testing import capture_logs
 from tiny_bundle import write_tiny_bundle
 
 from service.__main__ import main
+from service.bundle_store import configured_path
 from service.errors import BundleInvalid
-from service.lifecycle import resolve_bundle
-from service.settings import Settings
 
 
 @pytest.fixture(scope="module")
@@ -259,7 +258,7 @@ def test_a_start_that_fails_early_is_a_sentence_and_a_status(
 
 def test_a_name_means_its_newest_version(tmp_path: Path) -> None:
     def resolved(bundle: str) -> Path:
-        return resolve_bundle(Settings(bundles_dir=tmp_path, bundle=bundle))
+        return configured_path(tmp_path, bundle)
 
     for version, created_at in (("9", "2026-01-09"), ("10", "2026-01-10"), ("1", "2026-01-01")):
         write_tiny_bundle(tmp_path / "a" / version, version=version, created_at=created_at)

@@ -38,6 +38,10 @@ def test_lists_have_commas(monkeypatch: pytest.MonkeyPatch) -> None:
         ("UNMASK_PORT", "many", "UNMASK_PORT (--port) is wrong: Input should be a valid integer"),
         ("UNMASK_PORT", "0", "UNMASK_PORT (--port) is wrong: Input should be greater than"),
         ("UNMASK_REDIS_URL", "http://x", "it must start with redis://"),
+        ("UNMASK_REDIS_URL", "redis+ring://x", "or with redis+cluster:// or redis+sentinel://"),
+        ("UNMASK_REDIS_URL", "redis://:hun/ter2@h", "a password must be percent-encoded"),
+        ("UNMASK_REDIS_URL", "redis+sentinel://h", "must end in /<service-name>"),
+        ("UNMASK_REDIS_REPLICA_URL", "redis://h", "UNMASK_REDIS_URL must each name one server"),
         ("UNMASK_PROVIDER", "gpu", "UNMASK_PROVIDER (--provider) is wrong: Input should be 'cpu'"),
         ("UNMASK_ENCODER_CACHE", "-1", "UNMASK_ENCODER_CACHE (--encoder-cache) is wrong"),
         ("UNMASK_LOG_SALT", "x" * 65, "UNMASK_LOG_SALT (--log-salt) is wrong"),
@@ -51,6 +55,14 @@ def test_a_wrong_setting_is_a_sentence(
         load_settings()
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_replica_belongs_to_one_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNMASK_REDIS_REPLICA_URL", "redis://replica")
+    assert load_settings(["--redis-url", "redis://primary"]).redis_replica_url
+    for url in ("redis+cluster://a,b", "redis+sentinel://a/shop"):
+        with pytest.raises(SettingsInvalid, match="must each name one server"):
+            load_settings(["--redis-url", url])
 
 
 def test_the_variable_of_the_data_sets_is_tolerated(monkeypatch: pytest.MonkeyPatch) -> None:

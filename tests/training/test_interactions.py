@@ -15,7 +15,7 @@ from logs import log_of
 from pydantic import ValidationError
 
 from service.bundle import Item
-from service.schemas import Event
+from service.event_schemas import Event
 from training.config import InteractionsConfig
 from training.errors import DataError
 from training.interactions import (

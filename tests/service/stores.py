@@ -1,0 +1,64 @@
+"""History stores, events and answers for the tests that talk to a real server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+from service.errors import HistoryUnavailable
+from service.event_schemas import Event
+from service.history import Shown
+from service.metrics import Metrics
+from service.redis_history import RedisHistoryStore
+
+T = TypeVar("T")
+
+
+def with_store(
+    url: str,
+    use: Callable[[RedisHistoryStore], Awaitable[T]],
+    *,
+    timeout_s: float = 5,
+    cap: int = 200,
+    ttl_s: int = 1000,
+    metrics: Metrics | None = None,
+    replica_url: str | None = None,
+    replica_reads: bool = False,
+) -> T:
+    async def run() -> T:
+        store = RedisHistoryStore(
+            url,
+            metrics or Metrics(),
+            timeout_s=timeout_s,
+            pool_size=4,
+            history_cap=cap,
+            history_ttl_s=ttl_s,
+            replica_url=replica_url,
+            replica_reads=replica_reads,
+        )
+        try:
+            return await use(store)
+        finally:
+            await store.close()
+
+    return asyncio.run(run())
+
+
+def event(user_id: str, item_id: str, event_id: str | None = None, **fields: Any) -> Event:
+    fields = {"event_type": "click", **fields}
+    return Event(event_id=event_id or item_id, user_id=user_id, item_id=item_id, **fields)
+
+
+def shown(recommendation_id: str, *item_ids: str, before: tuple[str, ...] = ()) -> Shown:
+    return Shown(recommendation_id, "tiny@1", "b", item_ids, before)
+
+
+async def answered(call: Callable[[], Awaitable[T]], within_s: float = 15) -> T:
+    """Call again until the store answers."""
+    async with asyncio.timeout(within_s):
+        while True:
+            try:
+                return await call()
+            except HistoryUnavailable:
+                await asyncio.sleep(0.02)
