@@ -11,10 +11,11 @@ repeats, for all beams of all jobs together:
    children are those rows grouped by their codes at the picked positions;
 4. the best `beam_width` children of each job are its next beams.
 
-At the last step every surviving row has an exact score and the `k` best rows are the answer. No
-step can leave the catalogue, so there is no invalid SID to repair, and starting from fewer rows is
-all that exclusions and filters need. What is known of rows beside their codes, from a
-`NeighbourPrior` and the network's bias for repeats, is added to their scores on the way.
+At the last step every surviving row has an exact score and the `k` best rows are the answer, with
+their `Trajectory` if the job asks for one. No step can leave the catalogue, so there is no invalid
+SID to repair, and starting from fewer rows is all that exclusions and filters need. What is known
+of rows beside their codes, from a `NeighbourPrior` and the network's bias for repeats, is added to
+their scores on the way.
 
 After a first step of one position a beam's rows are a posting list, which is read where it lies. In
 large catalogues a table of pairs of codes says what is in it, so that only children that are kept
@@ -22,11 +23,11 @@ get rows of their own, by intersecting two lists.
 
 The live service and offline evaluation call the same `decode`. A `Codebook` gives new items their
 SIDs, so that they join without retraining. The package imports numpy, numba with its llvmlite, and
-onnxruntime only. Reading order: schedule, catalogue, trie, pairs, job, denoiser, neighbours, beams,
-beam, narrowing, then what these drive, compiled: row_biases, scan, root, expansion with sureness
-and grouping, code_beams, code_expansion, heap, softmax, prefetch; then encoder_cache, codebook,
-decoder, gather_graph, onnx_denoiser. unconstrained is the papers' literal expansion, kept for
-comparison.
+onnxruntime only. Reading order: schedule, catalogue, trie, pairs, trajectory, job, denoiser,
+neighbours, beams, beam, batch_denoiser, narrowing, then what these drive, compiled: asking,
+row_biases, scan, root, expansion with sureness and grouping, code_beams, code_expansion, heap,
+softmax, prefetch; then trail, encoder_cache, codebook, decoder, gather_graph, onnx_denoiser.
+unconstrained is the papers' literal expansion, kept for comparison.
 """
 
 from service.decoding.beam import decode
@@ -34,9 +35,10 @@ from service.decoding.catalogue import Catalogue
 from service.decoding.codebook import Codebook, ContentProjection
 from service.decoding.decoder import Decoder
 from service.decoding.denoiser import Denoiser
-from service.decoding.job import Confidence, Decoded, Histories, Job, Ranking, Timings
+from service.decoding.job import Confidence, Decoded, Histories, Job, OnAnswer, Ranking, Timings
 from service.decoding.neighbours import NeighbourPrior
 from service.decoding.schedule import Schedule
+from service.decoding.trajectory import Trajectory
 from service.decoding.trie import SidTrie
 
 __all__ = [
@@ -50,9 +52,11 @@ __all__ = [
     "Histories",
     "Job",
     "NeighbourPrior",
+    "OnAnswer",
     "Ranking",
     "Schedule",
     "SidTrie",
     "Timings",
+    "Trajectory",
     "decode",
 ]

@@ -12,13 +12,12 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from time import perf_counter
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from service.decoding import expansion
-from service.decoding.asking import question
+from service.decoding.batch_denoiser import BatchDenoiser
 from service.decoding.beams import Beams, CodeBeams
 from service.decoding.denoiser import Denoiser
 from service.decoding.encoder_cache import EncoderCache
@@ -26,8 +25,8 @@ from service.decoding.job import (
     Confidence,
     Decoded,
     Floats,
-    Histories,
     Job,
+    OnAnswer,
     Rows,
     Timings,
 )
@@ -36,9 +35,11 @@ from service.decoding.neighbours import NeighbourPrior
 from service.decoding.root import expand_root
 from service.decoding.row_biases import RowBiases
 from service.decoding.scan import allowed_rows, best_of_all, rows_left
+from service.decoding.trail import Trail
 from service.decoding.trie import SidTrie
 
 _RANKINGS = {"path": expansion.PATH, "best": expansion.BEST, "rows": expansion.ROWS}
+_NOTHING = np.empty(0, np.int32), np.empty(0, np.float32)
 _CONFIDENCES = {"legal": expansion.LEGAL, "raw": expansion.RAW, "random": expansion.DRAWN}
 
 
@@ -50,6 +51,7 @@ def decode(
     prior: NeighbourPrior | None = None,
     confidence: Confidence = "legal",
     cache: EncoderCache | None = None,
+    on_answer: OnAnswer | None = None,
 ) -> tuple[list[Decoded], Timings]:
     """Decode a batch of jobs; their schedules, widths, lengths and rankings may differ.
 
@@ -68,23 +70,18 @@ def decode(
         legal code last. "raw": over all codes (MDGR Eq. 18), not for "rows". "random": by chance,
         the same for a history whatever its batch.
     cache: histories in it are not encoded again.
+    on_answer: called once for each job, in this thread, as soon as its answer is known, with its
+        index in `jobs`, the answer and the timings so far. Its own time counts as the search's;
+        what it raises ends the batch, as any other error does.
     Ties: the lower position; between children the better parent, then the lower first row; between
     items the lower row. Raises ValueError when a schedule does not fill num_subspaces positions,
     or for the confidence "raw" of a job ranked by "rows".
     """
-    started = perf_counter()
-    batch = _Batch(jobs, trie, denoiser, prior, confidence, cache)
+    batch = _Batch(jobs, trie, denoiser, prior, confidence, cache, on_answer)
+    batch.start()
     while batch.active:
         batch.step()
-    total = perf_counter() - started
-    timings = Timings(
-        batch.encode_s,
-        batch.denoise_s,
-        total - batch.encode_s - batch.denoise_s,
-        cache_hits=batch.cache_hits,
-        cache_misses=batch.cache_misses,
-    )
-    return [search.answer for search in batch.searches], timings
+    return [search.answer for search in batch.searches], batch.timings()
 
 
 def _nothing_left(job: Job, num_items: int) -> bool:
@@ -97,22 +94,30 @@ def _nothing_left(job: Job, num_items: int) -> bool:
 
 
 class _Search:
-    """One job's way through its schedule."""
+    """One job's way through its schedule; index: the job's, in the batch."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, index: int, job: Job, trie: SidTrie) -> None:
+        self.index = index
         self.job = job
         self.ranking = _RANKINGS[job.ranking]
         # None until the first step is done: one beam then, of all allowed rows.
         self.beams: Beams | CodeBeams | None = None
+        self.trail = Trail(job, trie) if job.explain else None
         self.finished = False
-        self.answer = Decoded(np.empty(0, np.int32), np.empty(0, np.float32), 0)
+        self.answer = Decoded(*_NOTHING, 0)
 
-    def finish(self, rows: Rows, scores: Floats, nfe: int) -> None:
-        self.answer, self.finished = Decoded(rows, scores, nfe), True
+    def go_on(self, beams: Beams | CodeBeams, log_probs: Floats) -> None:
+        """Go on to these children. log_probs: what their parents were told"""
+        self.beams = beams
+        if self.trail is not None:
+            self.trail.go_on(beams, log_probs)
 
-    def num_filled(self, nfe: int) -> int:
-        """Positions that the first nfe denoiser calls fill."""
-        return sum(self.job.schedule.steps[:nfe])
+    def finish(
+        self, found: tuple[Rows, Floats], nfe: int, log_probs: Floats | None, cancelled: bool
+    ) -> None:
+        trail = self.trail
+        trajectory = None if trail is None else trail.of_rows(*found, log_probs)
+        self.answer, self.finished = Decoded(*found, nfe, cancelled, trajectory), True
 
     def is_last_step(self, nfe: int, num_rows: int) -> bool:
         """Whether the nfe-th denoiser call is to be the last, with so many rows surviving."""
@@ -130,18 +135,17 @@ class _Batch:
         prior: NeighbourPrior | None,
         confidence: Confidence,
         cache: EncoderCache | None,
+        on_answer: OnAnswer | None,
     ) -> None:
+        self.started = perf_counter()
         self.trie = trie
-        self.denoiser = denoiser
+        self.denoiser = BatchDenoiser(denoiser, trie.catalogue, cache)
         self.confidence = _CONFIDENCES[confidence]
         self.prior = prior
         self.codes = trie.catalogue.codes
-        self.cache = cache
-        self.cache_hits = self.cache_misses = 0
-        self.encode_s = self.denoise_s = 0.0
+        self.on_answer = on_answer
         self.nfe = 0
-        self.memory: Any = None
-        self.searches = [_Search(job) for job in jobs]
+        self.searches = [_Search(index, job, trie) for index, job in enumerate(jobs)]
         self.active: list[_Search] = []
         num_items, num_subspaces = self.codes.shape
         for search in self.searches:
@@ -151,80 +155,63 @@ class _Batch:
             _check_rows(job, num_items)
             if search.ranking == expansion.ROWS and self.confidence == expansion.RAW:
                 raise ValueError('confidence "raw" is of codes, ranking "rows" of legal ones')
-            if job.k > 0 and not _nothing_left(job, num_items):
+
+    def start(self) -> None:
+        """Answer the jobs that there is nothing to decode for; the others are active."""
+        for search in self.searches:
+            job = search.job
+            if job.k > 0 and not _nothing_left(job, len(self.codes)):
                 self.active.append(search)
+            else:
+                self._answer(search, _NOTHING)
 
     def step(self) -> None:
         """Fill the next positions of every active job; answer the jobs that are complete."""
-        self._keep([not self._cancelled(search) for search in self.active])
+        for search in self.active:
+            if search.job.is_cancelled():
+                self._answer(search, _NOTHING, cancelled=True)
+        self._keep_unfinished()
         if not self.active:
             return
-        if self.memory is None:
-            self._encode()
-        log_probs, positions = self._denoise()
+        if self.nfe == 0:
+            self.denoiser.encode([search.job.history for search in self.active])
+        told = self.denoiser.denoise([search.beams for search in self.active])
         self.nfe += 1
         if self.nfe == 1:
-            self._first_step(log_probs)
+            self._first_step([log_probs for log_probs, _ in told])
         else:
-            self._later_step(log_probs, positions)
+            self._later_step(told)
         for search in self.active:
             if search.beams is not None and not search.beams.num_in_call and not search.finished:
                 self._finish_decided(search)
-        self._keep([not search.finished for search in self.active])
+        self._keep_unfinished()
 
-    def _cancelled(self, search: _Search) -> bool:
-        cancelled = search.job.is_cancelled()
-        if cancelled:
-            nothing = search.answer
-            search.answer = Decoded(nothing.rows, nothing.scores, self.nfe, cancelled=True)
-        return cancelled
+    def timings(self) -> Timings:
+        """Of the batch so far."""
+        asked = self.denoiser
+        search_s = perf_counter() - self.started - asked.encode_s - asked.denoise_s
+        hits, misses = asked.cache_hits, asked.cache_misses
+        return Timings(asked.encode_s, asked.denoise_s, search_s, hits, misses)
 
-    def _keep(self, kept: list[bool]) -> None:
-        if all(kept):
-            return
-        places = [place for place, keep in enumerate(kept) if keep]
-        self.active = [self.active[place] for place in places]
-        if self.active and self.memory is not None:
-            self.memory = self.denoiser.select(self.memory, np.array(places))
+    def _answer(
+        self,
+        search: _Search,
+        found: tuple[Rows, Floats],
+        log_probs: Floats | None = None,
+        *,
+        cancelled: bool = False,
+    ) -> None:
+        """The job's answer is known. log_probs: what its beams were told, if anything"""
+        search.finish(found, self.nfe, log_probs, cancelled)
+        if self.on_answer is not None:
+            self.on_answer(search.index, search.answer, self.timings())
 
-    def _encode(self) -> None:
-        started = perf_counter()
-        newest = [search.job.history[-self.denoiser.history_length :] for search in self.active]
-        if self.cache is None:
-            self.memory = self._encoded(newest)
-        else:
-            self.memory, encoded = self.cache.memory_of(newest, self.denoiser, self._encoded)
-            self.cache_hits, self.cache_misses = len(newest) - encoded, encoded
-        self.encode_s += perf_counter() - started
-
-    def _encoded(self, histories: Sequence[Rows]) -> Any:
-        length = self.denoiser.history_length
-        return self.denoiser.encode(Histories.of(histories, self.trie.catalogue, length))
-
-    def _denoise(self) -> tuple[Floats, NDArray[np.int64]]:
-        """Log-probs (jobs, beams, n, num_codes) of the masked positions (jobs, beams, n).
-
-        Of the beams that are not decided; of the fully masked one where nothing is filled yet.
-        """
-        num_subspaces, mask = self.codes.shape[1], self.trie.catalogue.num_codes
-        widest = left = 1
-        for search in self.active:
-            widest = max(widest, 1 if search.beams is None else search.beams.num_in_call)
-            left = max(left, num_subspaces - search.num_filled(self.nfe))
-        partial_sids = np.empty((len(self.active), widest, num_subspaces), np.uint16)
-        positions = np.empty((len(self.active), widest, left), np.int64)
-        for job, search in enumerate(self.active):
-            beams = search.beams
-            if beams is None:
-                partial_sids[job], positions[job] = mask, np.arange(num_subspaces)
-            else:
-                question(beams.sids, beams.in_call, mask, partial_sids[job], positions[job])
-        started = perf_counter()
-        log_probs = self.denoiser.denoise(self.memory, partial_sids, positions)
-        self.denoise_s += perf_counter() - started
-        if log_probs.shape != (*positions.shape, mask):  # compiled code checks no bounds
-            raise ValueError(f"the denoiser's log-probs have the shape {log_probs.shape}")
-        return log_probs, positions
+    def _keep_unfinished(self) -> None:
+        places = [place for place, search in enumerate(self.active) if not search.finished]
+        if len(places) < len(self.active):
+            self.active = [self.active[place] for place in places]
+            if places:
+                self.denoiser.keep(places)
 
     def _finish_decided(self, search: _Search) -> None:
         """Answer a job all of whose beams are decided, or whose rows are all impossible."""
@@ -233,9 +220,9 @@ class _Batch:
         no_positions = np.empty((0, 0), np.int64)
         k, ranking = search.job.k, search.ranking
         best = best_rows(self.trie, search.beams, no_log_probs, no_positions, k, ranking)
-        search.finish(*best, self.nfe)
+        self._answer(search, best)
 
-    def _first_step(self, log_probs: Floats) -> None:
+    def _first_step(self, log_probs: Sequence[Floats]) -> None:
         """One beam per job, which owns all allowed rows."""
         num_items, num_subspaces = self.codes.shape
         free = self.trie.free_biases
@@ -256,9 +243,9 @@ class _Batch:
                 if root is not None:
                     codes, of_rows = self.codes.take(root.rows, axis=0), root.biases
                 rows, scores = best_of_all(codes, of_rows, here[0], job.k, normalised=normalised)
-                search.finish(rows if root is None else root.rows[rows], scores, self.nfe)
+                self._answer(search, (rows if root is None else root.rows[rows], scores), here)
             elif width == 1 and root is None:
-                beams = expand_root(
+                of_codes = expand_root(
                     self.codes,
                     self.trie.indptr,
                     self.trie.rows,
@@ -272,12 +259,13 @@ class _Batch:
                     self.confidence,
                     self._drawn(search, 1),
                 )
-                is_last = search.is_last_step(2, beams.num_rows)
-                search.beams = after_root(self.trie, beams, job, search.ranking, biases, is_last)
+                is_last = search.is_last_step(2, of_codes.num_rows)
+                beams = after_root(self.trie, of_codes, job, search.ranking, biases, is_last)
+                search.go_on(beams, here)
             else:
                 if root is None:
                     root = self._root(*allowed_rows(biases.values, biases.num_excluded))
-                search.beams = self._expand(search, root, here, positions, width)
+                search.go_on(self._expand(search, root, here, positions, width), here)
         biases.clear()
         free.append(biases)
 
@@ -296,17 +284,17 @@ class _Batch:
         starts, in_call = np.array([0, len(rows)]), np.zeros(1, np.int32)
         return Beams(sids, np.zeros(1), starts, rows, of_rows, in_call, 1)
 
-    def _later_step(self, log_probs: Floats, positions: NDArray[np.int64]) -> None:
-        for job, search in enumerate(self.active):
-            assert search.beams is not None
-            own, asked = log_probs[job], positions[job]
-            if search.is_last_step(self.nfe, search.beams.num_rows):
+    def _later_step(self, told: Sequence[tuple[Floats, NDArray[np.int64]]]) -> None:
+        for search, (log_probs, positions) in zip(self.active, told, strict=True):
+            beams = search.beams
+            assert beams is not None
+            if search.is_last_step(self.nfe, beams.num_rows):
                 k, ranking = search.job.k, search.ranking
-                best = best_rows(self.trie, search.beams, own, asked, k, ranking)
-                search.finish(*best, self.nfe)
+                best = best_rows(self.trie, beams, log_probs, positions, k, ranking)
+                self._answer(search, best, log_probs)
             else:
                 width = search.job.schedule.steps[self.nfe - 1]
-                search.beams = self._expand(search, search.beams, own, asked, width)
+                search.go_on(self._expand(search, beams, log_probs, positions, width), log_probs)
 
     def _expand(
         self,

@@ -45,6 +45,11 @@ class Beams(NamedTuple):
         """Rows that survive, of all beams."""
         return len(self.rows)
 
+    @property
+    def rows_each(self) -> Integers:
+        """(beams,) rows that survive, of each beam."""
+        return np.diff(self.starts)
+
 
 class CodeBeams(NamedTuple):
     """Beams that have filled one position, the same one, and the posting lists of their codes.
@@ -78,3 +83,9 @@ class CodeBeams(NamedTuple):
     @property
     def num_in_call(self) -> int:
         return len(self.sids)
+
+    @property
+    def rows_each(self) -> Integers:
+        """(beams,) rows that survive, of each beam; `touched` must be known."""
+        num_excluded = np.concatenate(([0], np.cumsum(self.biases == -np.inf)))
+        return self.stops - self.starts - np.diff(num_excluded[self.touched_starts])

@@ -12,7 +12,7 @@ from service.decoding.beam import decode
 from service.decoding.codebook import Codebook
 from service.decoding.denoiser import Denoiser
 from service.decoding.encoder_cache import EncoderCache
-from service.decoding.job import Confidence, Decoded, Job, Timings
+from service.decoding.job import Confidence, Decoded, Job, OnAnswer, Timings
 from service.decoding.neighbours import NeighbourPrior
 from service.decoding.trie import SidTrie
 
@@ -38,7 +38,9 @@ class Decoder:
         cache = EncoderCache(self.encoder_cache) if self.encoder_cache else None
         object.__setattr__(self, "_cache", cache)  # frozen
 
-    def decode(self, jobs: Sequence[Job]) -> tuple[list[Decoded], Timings]:
+    def decode(
+        self, jobs: Sequence[Job], on_answer: OnAnswer | None = None
+    ) -> tuple[list[Decoded], Timings]:
         """Decode a batch of jobs: see `service.decoding.beam.decode`."""
         return decode(
             jobs,
@@ -47,6 +49,7 @@ class Decoder:
             prior=self.prior,
             confidence=self.confidence,
             cache=self._cache,
+            on_answer=on_answer,
         )
 
     def with_items(

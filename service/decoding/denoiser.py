@@ -62,7 +62,7 @@ class Denoiser(Protocol):
         ...
 
     def select(self, memory: Any, jobs: NDArray[np.intp]) -> Any:
-        """The memory of some of the jobs only, in the order given."""
+        """The memory of some of the jobs, in the order given; one may be there several times."""
         ...
 
     def join(self, memories: Sequence[Any]) -> Any:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from service.decoding.catalogue import Catalogue
 from service.decoding.schedule import Schedule
+from service.decoding.trajectory import Trajectory
 
 Floats = NDArray[np.float32]
 Rows = NDArray[np.int32]
@@ -36,6 +37,7 @@ class Job:
         the schedule is followed to its end
     ranking: what a partial SID is worth, see `decode`
     is_cancelled: asked between steps; once true the job is dropped
+    explain: whether the answer says how its rows were found
     """
 
     history: Rows
@@ -47,6 +49,7 @@ class Job:
     ranking: Ranking = "rows"
     allowed: Rows | None = None
     is_cancelled: Callable[[], bool] = _never
+    explain: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,12 +59,14 @@ class Decoded:
     rows:   (n,) int32, n <= k, best first; n = min(k, allowed items) when beam_width >= k
     scores: (n,) float32, log-probability of the item (see `decode`), never increasing
     nfe:    denoiser calls used; ranked by rows, the search ends when every beam is decided
+    trajectory: how the rows were found, if the job asked for it; else None
     """
 
     rows: Rows
     scores: Floats
     nfe: int
     cancelled: bool = False
+    trajectory: Trajectory | None = None
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,9 @@ class Timings:
     search_s: float
     cache_hits: int = 0
     cache_misses: int = 0
+
+
+OnAnswer = Callable[[int, Decoded, Timings], None]
 
 
 class Histories(NamedTuple):

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, field
 from itertools import pairwise, product
 
 import numpy as np
@@ -25,11 +26,18 @@ FAR_APART = 1e-4  # of scores: rounding cannot change which is the higher
 
 @dataclass
 class Beam:
-    """A partial SID, the rows that agree with it, and its score."""
+    """A partial SID, the rows that agree with it, its score, and how it came about.
+
+    filled: by position the call that filled it and the log-prob of its code there
+    survivors, scores: after each call
+    """
 
     sid: tuple[int, ...]
     rows: list[int]
     score: float
+    filled: dict[int, tuple[int, float]] = field(default_factory=dict)
+    survivors: list[int] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
 
 
 @dataclass
@@ -39,12 +47,14 @@ class Reference:
     A gap far below 1e-4 may be decided either way by rounding, so it cannot be compared. Things
     that are equal for a reason, not by chance, are no close call: rounding treats them alike.
     nfe: steps that could change an answer; ranked by rows, none can once every beam is one SID.
+    found: each of the rows as a beam of its SID's rows, with its own score at last.
     """
 
     rows: list[int]
     scores: list[float]
     closest_call: float
     nfe: int
+    found: list[Beam]
 
 
 def reference_decode(
@@ -72,6 +82,21 @@ def num_compared(answers: Sequence[Decoded], expected: Sequence[Reference]) -> i
             assert answer.rows.tolist() == reference.rows
             assert answer.scores.tolist() == pytest.approx(reference.scores, abs=1e-5)
     return compared
+
+
+def assert_same_trajectories(answer: Decoded, reference: Reference) -> None:
+    """Of an answer that is the reference's."""
+    found, trajectory = reference.found, answer.trajectory
+    assert trajectory is not None
+    positions = range(trajectory.filled.shape[1])
+    filled = [[beam.filled[position] for position in positions] for beam in found]
+    assert trajectory.filled.tolist() == [[call for call, _ in own] for own in filled]
+    log_probs = [[log_prob for _, log_prob in own] for own in filled]
+    assert trajectory.survivors.tolist() == [beam.survivors for beam in found]
+    for ours, theirs in zip(trajectory.log_probs.tolist(), log_probs, strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-5, nan_ok=True)
+    for ours, beam in zip(trajectory.beam_scores.tolist(), found, strict=True):
+        assert ours == pytest.approx(beam.scores, abs=1e-5)
 
 
 def reference_biases(
@@ -107,15 +132,17 @@ def _decode_by_path(
     beams = _root(job, codes, denoiser)
     closest_call = math.inf
     scores: dict[int, float] = {}
+    ends: dict[int, Beam] = {}
     for number, step in enumerate(job.schedule.steps, start=1):
         is_last = _is_last(number, job, beams)
         children = []
         for beam in beams:
-            log_probs = _denoise(job, catalogue, denoiser, beam.sid)
+            log_probs = log_probs_of(job, catalogue, denoiser, beam.sid)
             masked = _masked(beam.sid, denoiser)
             completions = _completions(beam.rows, codes, biases, masked, log_probs)
             if is_last:
                 scores |= {row: beam.score + completions[row] for row in beam.rows}
+                ends |= _ends(beam, codes, log_probs, masked, number)
                 continue
             if confidence == "raw":
                 chosen = _most_confident(masked, log_probs, step)
@@ -123,7 +150,7 @@ def _decode_by_path(
                 legal = {p: {codes[row][p] for row in beam.rows} for p in masked}
                 chosen, gap = _most_confident_legally(legal, log_probs, step)
                 closest_call = min(closest_call, gap)
-            for child in _children(beam, codes, log_probs, chosen):
+            for child in _children(beam, codes, log_probs, chosen, number):
                 best = beam.score + max(completions[row] for row in child.rows)
                 children.append((best if ranking == "best" else child.score, child))
         if is_last:
@@ -138,7 +165,7 @@ def _decode_by_path(
     rows, best, closest = _best(scores, codes, biases, job.k)
     # Without biases every sum is exact, and a tie is a tie.
     closest = min(closest_call, closest) if any(biases) else closest_call
-    return Reference(rows, best, closest, number if beams else 0)
+    return Reference(rows, best, closest, number if beams else 0, _found(rows, best, ends))
 
 
 def _decode_by_rows(
@@ -152,31 +179,33 @@ def _decode_by_rows(
     beams = _root(job, codes, denoiser)
     closest_call = math.inf
     scores: dict[int, float] = {}
+    ends: dict[int, Beam] = {}
     nfe = 0
     for number, step in enumerate(job.schedule.steps, start=1):
         decided = all(len({tuple(codes[row]) for row in beam.rows}) == 1 for beam in beams)
         if beams and (number == 1 or not decided):
             nfe = number
         is_last = _is_last(number, job, beams)
-        children, scores = [], {}
+        children, scores, ends = [], {}, {}
         for beam in beams:
-            log_probs = _denoise(job, catalogue, denoiser, beam.sid)
+            log_probs = log_probs_of(job, catalogue, denoiser, beam.sid)
             masked = _masked(beam.sid, denoiser)
             logits = _completions(beam.rows, codes, biases, masked, log_probs)
             mass = log_sum_exp(list(logits.values()))
             of_rows = {row: beam.score + logit - mass for row, logit in logits.items()}
             scores |= of_rows
             if is_last:
+                ends |= _ends(beam, codes, log_probs, masked, number)
                 continue
             shares = {row: math.exp(logit - mass) for row, logit in logits.items()}
             chosen, gap = _most_confident_by_rows(masked, codes, shares, step)
             closest_call = min(closest_call, gap)
             for sid, rows in _groups(beam.rows, codes, chosen):
-                filled = list(beam.sid)
-                for position, code in zip(chosen, sid, strict=True):
-                    filled[position] = code
-                child_score = log_sum_exp([of_rows[row] for row in rows])
-                children.append(Beam(tuple(filled), rows, child_score))
+                child = _child(beam, log_probs, chosen, sid, rows, number)
+                child.score = child.scores[-1] = log_sum_exp([of_rows[row] for row in rows])
+                if len({tuple(codes[row]) for row in rows}) == 1:
+                    _decide(child, number)
+                children.append(child)
         if is_last:
             break
         beams = sorted(children, key=lambda child: -child.score)
@@ -185,7 +214,38 @@ def _decode_by_rows(
             closest_call = min(closest_call, last.score - first_out.score)
             beams = beams[: job.beam_width]
     rows, best, closest = _best(scores, codes, biases, job.k)
-    return Reference(rows, best, min(closest_call, closest), nfe)
+    found = _found(rows, best, ends)
+    for end in found:
+        del end.survivors[nfe:], end.scores[nfe:]
+    for end, score in zip(found, best, strict=True):
+        end.scores[-1] = score
+    return Reference(rows, best, min(closest_call, closest), nfe, found)
+
+
+def _ends(
+    beam: Beam,
+    codes: list[list[int]],
+    log_probs: list[list[float]],
+    masked: list[int],
+    number: int,
+) -> dict[int, Beam]:
+    """What each of a beam's rows ends as if all its masked positions are filled now."""
+    groups = _children(beam, codes, log_probs, masked, number)
+    return {row: end for end in groups for row in end.rows}
+
+
+def _decide(beam: Beam, number: int) -> None:
+    """The beam's rows share one SID: what is masked follows, and no log-prob of it counts."""
+    for position in range(len(beam.sid)):
+        beam.filled.setdefault(position, (number, math.nan))
+
+
+def _found(rows: list[int], scores: list[float], ends: dict[int, Beam]) -> list[Beam]:
+    """The ends of these rows, each a copy with the row's score as its last one."""
+    found = [deepcopy(ends[row]) for row in rows]
+    for end, score in zip(found, scores, strict=True):
+        end.score = end.scores[-1] = score
+    return found
 
 
 def _best(
@@ -213,13 +273,13 @@ def reference_unconstrained(
     """
     tied = False
     beams = [Beam((denoiser.num_codes,) * denoiser.num_subspaces, [], 0.0)]
-    for step in job.schedule.steps:
+    for number, step in enumerate(job.schedule.steps, start=1):
         children = []
         for beam in beams:
-            log_probs = _denoise(job, catalogue, denoiser, beam.sid)
+            log_probs = log_probs_of(job, catalogue, denoiser, beam.sid)
             chosen = _most_confident(_masked(beam.sid, denoiser), log_probs, step)
             for codes in product(range(denoiser.num_codes), repeat=step):
-                children.append(_child(beam, log_probs, chosen, codes, []))
+                children.append(_child(beam, log_probs, chosen, codes, [], number))
         children.sort(key=lambda child: -child.score)
         best = children[: job.beam_width + 1]
         tied = tied or any(left.score == right.score for left, right in pairwise(best))
@@ -232,7 +292,7 @@ def reference_unconstrained(
 def exhaustive_scores(job: Job, catalogue: Catalogue, denoiser: HashedDenoiser) -> list[float]:
     """Every row's score after one call on the fully masked SID, all positions independent."""
     root = (denoiser.num_codes,) * catalogue.num_subspaces
-    log_probs = _denoise(job, catalogue, denoiser, root)
+    log_probs = log_probs_of(job, catalogue, denoiser, root)
     return [
         sum(log_probs[position][code] for position, code in enumerate(sid))
         for sid in catalogue.codes.tolist()
@@ -279,7 +339,7 @@ def _root(job: Job, codes: list[list[int]], denoiser: HashedDenoiser) -> list[Be
     return [Beam((denoiser.num_codes,) * denoiser.num_subspaces, allowed, 0.0)] if allowed else []
 
 
-def _denoise(
+def log_probs_of(
     job: Job, catalogue: Catalogue, denoiser: HashedDenoiser, sid: tuple[int, ...]
 ) -> list[list[float]]:
     newest = job.history[-denoiser.history_length :]
@@ -356,10 +416,15 @@ def _groups(
 
 
 def _children(
-    beam: Beam, codes: list[list[int]], log_probs: list[list[float]], chosen: list[int]
+    beam: Beam,
+    codes: list[list[int]],
+    log_probs: list[list[float]],
+    chosen: list[int],
+    number: int,
 ) -> list[Beam]:
     """One child per code tuple that the beam's rows have at the chosen positions."""
-    return [_child(beam, log_probs, chosen, *group) for group in _groups(beam.rows, codes, chosen)]
+    groups = _groups(beam.rows, codes, chosen)
+    return [_child(beam, log_probs, chosen, *group, number) for group in groups]
 
 
 def _child(
@@ -368,9 +433,13 @@ def _child(
     chosen: list[int],
     codes: tuple[int, ...],
     rows: list[int],
+    number: int,
 ) -> Beam:
-    sid, score = list(beam.sid), beam.score
+    """number: that of the call; what is filled already, as in a decided beam, stays as it was."""
+    sid, score, filled = list(beam.sid), beam.score, dict(beam.filled)
     for position, code in zip(chosen, codes, strict=True):
         sid[position] = code
         score += log_probs[position][code]
-    return Beam(tuple(sid), rows, score)
+        filled.setdefault(position, (number, log_probs[position][code]))
+    survivors, scores = [*beam.survivors, len(rows)], [*beam.scores, score]
+    return Beam(tuple(sid), rows, score, filled, survivors, scores)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from worlds import catalogue_of, job_of
 
+from service.decoding import batch_denoiser
 from service.decoding.decoder import Decoder
 from service.decoding.denoiser import Denoiser
 from service.decoding.gather_graph import gather_graph
@@ -107,6 +108,23 @@ def test_a_batch_equals_its_jobs_alone(denoisers: tuple[TorchDenoiser, OnnxDenoi
         (alone,) = decode_all([job], exported)
         assert answer.rows.tolist() == alone.rows.tolist()
         assert np.allclose(answer.scores, alone.scores, atol=1e-3)
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_jobs_cut_into_chunks_answer_as_whole_ones(
+    denoisers: tuple[TorchDenoiser, OnnxDenoiser], place: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    narrow = [
+        job_of(schedule=Schedule((1, 1, 1, 1)), history=[row], k=3, beam_width=3)
+        for row in range(9)
+    ]
+    wide = job_of(schedule=Schedule((1, 1, 2)), history=[5, 9], k=10, beam_width=200)
+    batch = [*narrow[:4], wide, *narrow[4:]]
+    cut = decode_all(batch, denoisers[place])
+    monkeypatch.setattr(batch_denoiser, "beams_of_a_chunk", max)
+    for answer, whole in zip(cut, decode_all(batch, denoisers[place]), strict=True):
+        assert answer.rows.tolist() == whole.rows.tolist()
+        assert np.allclose(answer.scores, whole.scores, atol=1e-5)
 
 
 @pytest.mark.parametrize("place", [0, 1])
