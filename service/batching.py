@@ -110,7 +110,8 @@ class MicroBatcher:
         """Refuse a job that would come too late, or that finds the queue full.
 
         An idle decode thread takes every job: a forecast that is wrong is put right by it.
-        deadline: seconds of time.monotonic(). Raises Overloaded, DeadlineExceeded, or NotReady when nothing decodes.
+        deadline: seconds of time.monotonic(). Raises Overloaded, DeadlineExceeded, or NotReady when
+        nothing decodes.
         """
         if self._pump is None or self._pump.done():
             raise NotReady("nothing decodes in this process; ask another replica")
