@@ -15,6 +15,7 @@ import structlog
 from service.errors import HistoryUnavailable
 from service.history import HistoryStore, Shown
 from service.metrics import Metrics
+from service.tasks import ended
 
 MAX_WAITING = 1000
 MAX_BATCH = 50  # answers written in one call
@@ -62,8 +63,7 @@ class Remembering:
         self._wake.set()
         if self._task:
             await asyncio.wait([self._task], timeout=FLUSH_S)
-            self._task.cancel()
-            await asyncio.wait([self._task])
+            await ended([self._task])
         self._metrics.remember_dropped.inc(len(self._waiting))
         self._waiting.clear()
 

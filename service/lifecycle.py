@@ -43,6 +43,7 @@ from service.redis_history import RedisHistoryStore
 from service.residents import Resident, Residents
 from service.settings import Settings
 from service.shadow import Shadow
+from service.tasks import ended
 from service.traces import traces_if_asked
 
 VERSION = version("unmask")
@@ -158,9 +159,7 @@ class Lifecycle:
             await self._stop(embedded)
 
     async def _stop(self, embedded: EmbeddedValkey | None) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await ended(self._tasks)
         for part in (self._shadow, self._batcher, self._answers):
             if part:
                 await part.stop()

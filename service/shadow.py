@@ -17,6 +17,7 @@ from service.metrics import Metrics
 from service.planning import fixed_plan
 from service.residents import Resident, Residents
 from service.schemas import RecommendRequest, RecommendResponse
+from service.tasks import ended
 
 TIMEOUT_S = 5.0
 SETTLE_S = 0.002
@@ -45,9 +46,7 @@ class Shadow:
 
     async def stop(self) -> None:
         """Drop what still runs."""
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await ended(self._tasks)
 
     async def _compare(
         self,

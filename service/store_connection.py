@@ -29,6 +29,7 @@ from redis.exceptions import AskError, MovedError, RedisError, TryAgainError
 
 from service.breaker import Breaker
 from service.store_url import Node, StoreUrl
+from service.tasks import ended
 
 NUM_SLOTS = 16384
 NUM_ASKED = 5  # nodes asked at once for the map: some of them may be down
@@ -147,8 +148,7 @@ class StoreConnection:
     async def close(self) -> None:
         """Close all connections."""
         if self._following:
-            self._following.cancel()
-            await asyncio.wait([self._following])
+            await ended([self._following])
         await asyncio.gather(*(client.aclose() for client in self._clients.values()))
 
     # --- asking servers ---------------------------------------------------------------------------

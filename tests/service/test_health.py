@@ -18,8 +18,11 @@ from service.app import create_app
 from service.bundle import Bundle
 from service.decoding import Histories, Job, Ranking, Schedule
 from service.errors import BundleInvalid, SettingsInvalid, StartError
-from service.lifecycle import PRIMING_SIZES, Lifecycle, check_queue_size, prime
+from service.latency import LatencyModel
+from service.lifecycle import Lifecycle, check_queue_size
 from service.metrics import Metrics
+from service.planning import ladder_of
+from service.priming import SIZES, prime
 from service.settings import Settings
 
 Story = Callable[[Lifecycle, httpx.AsyncClient], Awaitable[None]]
@@ -104,11 +107,11 @@ def test_a_bug_in_a_route_is_a_500_with_our_body(redis_url: str, bundles_dir: Pa
 
 def test_a_bundle_that_cannot_decode_is_refused(tmp_path: Path) -> None:
     bundle = Bundle.load(write_tiny_bundle(tmp_path / "bundle"))
-    prime(bundle)
+    prime(bundle, LatencyModel())
     poisoned = tuple(replace(user, history=("item-199",)) for user in bundle.held_out)
     with pytest.raises(BundleInvalid, match=r"bundle tiny@1 cannot decode: .*out of data bounds"):
-        prime(replace(bundle, held_out=poisoned))
-    prime(replace(bundle, held_out=()))
+        prime(replace(bundle, held_out=poisoned), LatencyModel())
+    prime(replace(bundle, held_out=()), LatencyModel())
 
 
 def test_priming_runs_the_encoder_for_every_batch(
@@ -122,9 +125,12 @@ def test_priming_runs_the_encoder_for_every_batch(
         return encode(histories)
 
     monkeypatch.setattr(bundle.decoder.denoiser, "encode", counted)
-    prime(bundle)
+    prime(bundle, LatencyModel())
     rare = 5 * 3 * len(get_args(Ranking))  # schedules, filters, rankings
-    assert sizes == [*PRIMING_SIZES, 1 + rare]
+    rungs = len(ladder_of(bundle.manifest))
+    assert rungs == 3
+    batches = [size for size in SIZES for _ in range(rungs)]
+    assert sizes == [1, rare, *batches, *batches]
     user = bundle.held_out[0]
     job = Job(bundle.catalogue.rows_of(user.history), 5, Schedule((4,)), 5)
     assert bundle.decoder.decode([job])[1].cache_misses == 1
@@ -140,7 +146,7 @@ def test_a_bundle_whose_network_gives_no_numbers_is_refused(
         bundle.decoder.denoiser, "denoise", lambda *asked: denoise(*asked) * np.float32(np.nan)
     )
     with pytest.raises(BundleInvalid, match=r"too few items|no numbers"):
-        prime(bundle)
+        prime(bundle, LatencyModel())
 
 
 def test_a_bundle_that_cannot_take_full_histories_is_refused(tmp_path: Path) -> None:
@@ -148,7 +154,7 @@ def test_a_bundle_that_cannot_take_full_histories_is_refused(tmp_path: Path) -> 
     encoder = ENCODER.replace("uint16[jobs, length, 4]", "uint16[jobs, 5, 4]")
     bundle = Bundle.load(write_tiny_bundle(tmp_path / "bundle", encoder=encoder))
     with pytest.raises(BundleInvalid, match=r"bundle tiny@1 cannot decode: .*Got: 8 Expected: 5"):
-        prime(bundle)
+        prime(bundle, LatencyModel())
 
 
 def test_a_queue_too_small_for_one_request_is_refused(bundle: Bundle) -> None:
@@ -176,4 +182,4 @@ def test_a_bug_in_the_last_step_of_the_start_ends_the_process(
     with capture_logs() as logged:
         failure = asyncio.run(asyncio.wait_for(run(), 30))
     assert str(failure) == "the start failed with ZeroDivisionError; see the log"
-    assert [line["event"] for line in logged] == ["start_failed"]
+    assert [line["event"] for line in logged] == ["bundle_activated", "start_failed"]
