@@ -11,8 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Collection, Coroutine, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -116,6 +115,7 @@ class RedisHistoryStore:
             on_replica_error=metrics.redis_errors.labels("read", "replica").inc,
         )
         self._breaker = Breaker()
+        self._tasks: set[asyncio.Task[list[Any]]] = set()
         self._metrics = metrics
         metrics.redis_breaker_state.set_function(lambda: self._breaker.state)
         self._timeout_s = timeout_s
@@ -124,16 +124,16 @@ class RedisHistoryStore:
 
     async def read(self, user_id: str, limit: int | None = None) -> list[str]:
         last = -1 if limit is None else limit - 1
-        async with self._call("read"):
-            [newest_first] = await self._connection.read([_list(history_key(user_id), last)])
+        reading = self._connection.read([_list(history_key(user_id), last)])
+        [newest_first] = await self._call("read", reading)
         return newest_first[::-1]  # type: ignore[no-any-return]
 
     async def read_page(
         self, user_id: str, recommendation_id: str
     ) -> tuple[list[str], Shown | None]:
         commands = [_list(history_key(user_id)), _list(shown_key(user_id))]
-        async with self._call("read_page"):
-            newest_first, answers = await self._connection.run(commands)
+        reading = self._connection.run(commands)
+        newest_first, answers = await self._call("read_page", reading)
         start = _start_of_json(recommendation_id)
         found = next((text for text in answers if text.startswith(start)), None)
         return newest_first[::-1], _from_json(found) if found else None
@@ -147,8 +147,7 @@ class RedisHistoryStore:
                 Command(key, ("LTRIM", key, 0, MAX_SHOWN - 1)),
                 Command(key, ("EXPIRE", key, MARK_TTL_S)),
             ]
-        async with self._call("remember"):
-            await self._connection.run(commands)
+        await self._call("remember", self._connection.run(commands))
 
     async def append(
         self, events: Sequence[Event], counted_event_types: Collection[str] = ()
@@ -156,34 +155,30 @@ class RedisHistoryStore:
         commands = [
             self._append(event, event.event_type in counted_event_types) for event in events
         ]
-        async with self._call("append"):
-            replies = await self._connection.run(commands)
+        replies = await self._call("append", self._connection.run(commands))
         return [_stored(reply) for reply in replies]
 
     async def erase(self, user_id: str) -> None:
         keys = (history_key(user_id), marks_key(user_id), shown_key(user_id))
-        async with self._call("erase"):
-            await self._connection.run([Command(keys[0], ("DEL", *keys))])
+        await self._call("erase", self._connection.run([Command(keys[0], ("DEL", *keys))]))
 
     async def write_items(self, name: str, entries: Mapping[str, str]) -> None:
         items, version = _items_keys(name)
         fields = [part for entry in entries.items() for part in entry]
-        async with self._call("write_items"):
-            commands = [("HSET", items, *fields)] if fields else []
-            commands.append(("INCR", version))
-            await self._connection.run([Command(items, command) for command in commands])
+        written = [Command(items, ("HSET", items, *fields))] if fields else []
+        commands = [*written, Command(items, ("INCR", version))]
+        await self._call("write_items", self._connection.run(commands))
 
     async def read_items(self, name: str) -> tuple[int, dict[str, str]]:
         items, version = _items_keys(name)
         commands = [Command(items, ("GET", version)), Command(items, ("HGETALL", items))]
-        async with self._call("read_items"):
-            number, entries = await self._connection.run(commands)
+        number, entries = await self._call("read_items", self._connection.run(commands))
         return int(number or 0), entries
 
     async def items_version(self, name: str) -> int:
         items, version = _items_keys(name)
-        async with self._call("items_version"):
-            [number] = await self._connection.run([Command(items, ("GET", version))])
+        reading = self._connection.run([Command(items, ("GET", version))])
+        [number] = await self._call("items_version", reading)
         return int(number or 0)
 
     @property
@@ -193,6 +188,8 @@ class RedisHistoryStore:
 
     async def close(self) -> None:
         """Close the connections."""
+        if self._tasks:
+            await asyncio.wait(self._tasks)
         await self._connection.close()
 
     def _append(self, event: Event, is_counted: bool) -> Command:
@@ -209,17 +206,18 @@ class RedisHistoryStore:
         )
         return Command(keys[0], ("EVAL", APPEND, len(keys), *keys, *arguments))
 
-    @asynccontextmanager
-    async def _call(self, operation: str) -> AsyncIterator[None]:
+    async def _call(self, operation: str, work: Coroutine[Any, Any, list[Any]]) -> list[Any]:
+        """The replies, within the timeout. Raises HistoryUnavailable."""
         if not self._breaker.admits():
+            work.close()
             self._metrics.redis_errors.labels(operation, "breaker_open").inc()
             raise HistoryUnavailable("the history store has failed repeatedly; try again")
         started = time.perf_counter()
         told = self._breaker.gave_up
         try:
-            async with asyncio.timeout(self._timeout_s):
-                yield
+            replies = await self._limited(work)
             told = self._breaker.succeeded
+            return replies
         except (RedisError, OSError) as error:  # OSError: asyncio's TimeoutError, and a lost socket
             kind = (
                 "timeout"
@@ -235,6 +233,28 @@ class RedisHistoryStore:
             told()
             seconds = time.perf_counter() - started
             self._metrics.redis_operation_duration.labels(operation).observe(seconds)
+
+    async def _limited(self, work: Coroutine[Any, Any, list[Any]]) -> list[Any]:
+        """Raises TimeoutError, on time whatever the work does about being cancelled.
+
+        Now and then it goes on until its socket's timeout: in Python 3.11 asyncio.wait_for, which
+        redis-py sends with, may lose a cancellation.
+        """
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._forget)
+        try:
+            await asyncio.wait([task], timeout=self._timeout_s)
+            if task.done():
+                return task.result()
+            raise TimeoutError
+        finally:
+            task.cancel()
+
+    def _forget(self, task: asyncio.Task[list[Any]]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # nobody may have waited for it
 
 
 def _list(key: str, last: int = -1) -> Command:

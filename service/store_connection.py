@@ -33,7 +33,7 @@ from service.tasks import ended
 
 NUM_SLOTS = 16384
 NUM_ASKED = 5  # nodes asked at once for the map: some of them may be down
-ASK_TIMEOUT_S = 1.0
+ASK_TIMEOUT_S = 0.5
 DOUBTFUL_S = 0.5  # between two looks at the map while calls fail
 CALM_S = 30.0  # while none does: replicas come and go
 REDIRECT_PAUSE_S = 0.005  # a slot that is on the move may take a while to arrive
@@ -225,7 +225,7 @@ class StoreConnection:
             url,
             max_connections=self._pool_size,
             timeout=self._timeout_s,
-            **_limits(self._timeout_s),
+            **_options(self._timeout_s),
         )
         return Redis.from_pool(pool)
 
@@ -256,6 +256,7 @@ class StoreConnection:
                     complaint = f"{type(error).__name__}: {error}"
             else:
                 self._complain(complaint)
+            await asyncio.wait(asking)  # a connection cancelled while it is made may stay open
         finally:
             for task in asking:
                 task.cancel()
@@ -268,7 +269,7 @@ class StoreConnection:
         url = self._url.of_server(node) if is_cluster else self._url.of_sentinel(node)
         async with (
             asyncio.timeout(ASK_TIMEOUT_S),
-            Redis.from_url(url, **_limits(ASK_TIMEOUT_S)) as client,
+            Redis.from_url(url, **_options(ASK_TIMEOUT_S)) as client,
         ):
             ask: Callable[..., Awaitable[Any]] = client.execute_command
             if is_cluster:
@@ -305,7 +306,7 @@ class StoreConnection:
                 await self._clients[node].connection_pool.disconnect(inuse_connections=False)
 
 
-def _limits(timeout_s: float) -> dict[str, Any]:
+def _options(timeout_s: float) -> dict[str, Any]:
     return {
         "socket_timeout": timeout_s,
         "socket_connect_timeout": timeout_s,

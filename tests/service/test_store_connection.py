@@ -285,7 +285,7 @@ def test_no_acknowledged_event_is_lost_when_the_store_is_killed(tmp_path: Path) 
     def kill_and_restart(num_times: int) -> None:
         for _ in range(num_times):
             seen = acknowledged
-            wait_until(lambda seen=seen: acknowledged > seen + 20)  # type: ignore[misc]
+            wait_until(lambda seen=seen: acknowledged > seen + 20)
             server.kill()
             server.start()
 
@@ -294,7 +294,7 @@ def test_no_acknowledged_event_is_lost_when_the_store_is_killed(tmp_path: Path) 
         killing = asyncio.create_task(asyncio.to_thread(kill_and_restart, 2))
         for start in range(0, len(events), 3):
             batch = events[start : start + 3]
-            await answered(lambda batch=batch: store.append(batch))  # type: ignore[misc]
+            await answered(lambda batch=batch: store.append(batch))
             acknowledged += len(batch)
             await asyncio.sleep(0.005)
         await killing
