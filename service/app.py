@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, FastAPI, Path, Query, Request, Response
@@ -113,8 +113,12 @@ class Routes:
         """Recommend k items to a user, best first."""
         context = context_of(request)
         context.log.update(user_hash=self._hash(body.user_id), k=body.k)
-        work = self._answer(body, context.received)
-        answer = await unless_disconnected(request, work)
+        with self._counting_refusals():
+            recommender = self._lifecycle.recommender
+            assignment = recommender.assign(body)
+            context.bundle, context.variant = assignment.resident.ref, assignment.label
+            work = recommender.recommend(body, assignment, context.received)
+            answer = await unless_disconnected(request, work)
         report(answer, context)
         return answer
 
@@ -124,16 +128,20 @@ class Routes:
         """Answer several requests, in their order; each has a status of its own."""
         context = context_of(request)
         context.log.update(requests=len(body.requests))
+        recommender = self._lifecycle.recommender
 
         async def result(one: schemas.RecommendRequest) -> schemas.BatchResult:
             timed = one.model_copy(update={"timeout_ms": body.timeout_ms})
+            assignment = recommender.assign(timed)
+            labels = assignment.resident.ref, assignment.label
             try:
-                answer = await self._answer(timed, context.received)
+                with self._counting_refusals():
+                    answer = await recommender.recommend(timed, assignment, context.received)
             except errors.RequestError as error:
                 status, shown = status_and_error(error, context.request_id)
-                self._metrics.count_recommend(status, None)
+                self._metrics.count_recommend(*labels, status, degraded=False)
                 return schemas.BatchResult(status=status, error=shown)
-            self._metrics.count_recommend(200, answer)
+            self._metrics.count_recommend(*labels, 200, degraded=answer.degraded)
             return schemas.BatchResult(status=200, response=answer)
 
         work = asyncio.gather(*map(result, body.requests))
@@ -190,11 +198,10 @@ class Routes:
         similar = await asyncio.to_thread(similar_items, bundle, row, body.k)
         return schemas.SimilarResponse(item_id=item_id, similar=similar, bundle=bundle.manifest.ref)
 
-    async def _answer(
-        self, body: schemas.RecommendRequest, received: float
-    ) -> schemas.RecommendResponse:
+    @contextmanager
+    def _counting_refusals(self) -> Iterator[None]:
         try:
-            return await self._lifecycle.recommender.recommend(body, received)
+            yield
         except (errors.Overloaded, errors.NotReady) as error:
             reason = getattr(error, "reason", "not_ready")
             self._metrics.rejected.labels(reason).inc()
@@ -213,20 +220,19 @@ class Routes:
 def report(answer: schemas.RecommendResponse, context: RequestContext) -> None:
     """Put what gateways and operators want to see into headers and the log line."""
     timings = answer.timings_ms
-    context.answer = answer
+    context.timings_ms, context.degraded = timings, answer.degraded
     context.headers["X-Unmask-Bundle"] = answer.bundle
     context.headers["Server-Timing"] = ", ".join(f"{name};dur={ms}" for name, ms in timings.items())
     if answer.degraded:
         context.headers["X-Unmask-Degraded"] = ",".join(answer.degraded_reasons)
     context.log.update(
         bundle=answer.bundle,
+        variant=context.variant,
         served_by=answer.served_by,
         degraded_reasons=answer.degraded_reasons,
         n_items=len(answer.items),
         timings_ms=timings,
     )
-    if answer.experiment:
-        context.log.update(variant=answer.experiment.variant)
     if answer.decoding:
         context.log.update(schedule=answer.decoding.schedule, nfe=answer.decoding.nfe)
 

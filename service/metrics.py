@@ -1,7 +1,7 @@
 """Every metric: name, labels, buckets. Seconds; counters end in `_total`; no label from user input.
 
 One `Metrics` per process with a registry of its own, made in `__main__` and handed to whoever
-observes. Knows nothing of Redis or decoding.
+observes. Knows nothing of HTTP, Redis or decoding.
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
-
-from service.schemas import RecommendResponse
 
 METRICS_CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -86,7 +84,7 @@ class Metrics:
         self.nfe = histogram("nfe", "Denoiser calls of a request, the encoder not counted.", NFE)
         self.items_returned = histogram("items_returned", "Items in an answer.", ITEMS)
         self.filtered_requests = counter(
-            "filtered_requests_total", "Requests with a filter, refused ones not counted."
+            "filtered_requests_total", "Answers to requests with a filter."
         )
         self.schedule_adjusted = counter(
             "schedule_adjusted_total", 'Answers for which schedule="auto" took less than the best.'
@@ -202,13 +200,11 @@ class Metrics:
             "gc_pause_seconds", "Collections of Python's garbage collector.", LATENCY_S
         )
 
-    def count_recommend(self, status: int, answer: RecommendResponse | None) -> str:
+    def count_recommend(self, bundle: str, variant: str, status: int, *, degraded: bool) -> str:
         """Count a recommendation that was asked for; its outcome."""
-        bundle = answer.bundle if answer else "none"
-        variant = answer.experiment.variant if answer and answer.experiment else "none"
         outcome = OUTCOMES.get(status, "invalid" if status < 500 else "error")
         if status == 200:
-            outcome = "degraded" if answer and answer.degraded else "ok"
+            outcome = "degraded" if degraded else "ok"
         self.recommend_requests.labels(bundle, variant, outcome).inc()
         return outcome
 

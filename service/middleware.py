@@ -21,7 +21,6 @@ from typing import Any
 import structlog
 
 from service.metrics import Metrics
-from service.schemas import RecommendResponse
 from service.traces import Traces
 
 Scope = MutableMapping[str, Any]
@@ -50,7 +49,10 @@ class RequestContext:
     headers: dict[str, str] = field(default_factory=dict)  # added to the answer
     log: dict[str, Any] = field(default_factory=dict)  # added to the log line
     traceparent: str | None = None  # as the client sent it
-    answer: RecommendResponse | None = None  # of POST /recommend, once there is one
+    bundle: str = "none"
+    variant: str = "none"
+    degraded: bool = False
+    timings_ms: dict[str, float] = field(default_factory=dict)  # of a recommendation
 
 
 class Envelope:
@@ -112,15 +114,15 @@ class Envelope:
         self._metrics.http_requests.labels(route, method, str(status)).inc()
         self._metrics.http_request_duration.labels(route, method).observe(seconds)
         if route == RECOMMEND:
-            outcome = self._metrics.count_recommend(status, context.answer)
-            context.log["outcome"] = outcome
+            context.log["outcome"] = self._metrics.count_recommend(
+                context.bundle, context.variant, status, degraded=context.degraded
+            )
         if self._traces and route not in QUIET_ROUTES:
-            answer = context.answer
             context.log["trace_id"] = self._traces.record(
                 f"{method} {route}",
                 seconds,
                 {"http.route": route, "http.response.status_code": status},
-                answer.timings_ms if answer else {},
+                context.timings_ms,
                 context.traceparent,
             )
         write = log.debug if route in QUIET_ROUTES else log.info

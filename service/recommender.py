@@ -56,6 +56,15 @@ class Limits:
     adaptive_schedule: bool
 
 
+@dataclass(frozen=True)
+class Assignment:
+    """The bundle that answers a request, its variant if there is one, and the variant's label."""
+
+    resident: Resident
+    variant: Variant | None
+    label: str
+
+
 class Recommender:
     """Answers requests from the bundles in memory."""
 
@@ -79,18 +88,32 @@ class Recommender:
         self._shadow = shadow
         self._experiment = experiment
 
-    async def recommend(self, request: RecommendRequest, received: float) -> RecommendResponse:
+    def assign(self, request: RecommendRequest) -> Assignment:
+        """Choose who answers, by the experiment that runs. Raises NotReady."""
+        resident = self._residents.active
+        if request.pins_decoding:
+            return Assignment(resident, None, PINNED)
+        if self._experiment is None:
+            return Assignment(resident, None, DEFAULT)
+        variant = self._experiment.variant_of(request.user_id)
+        if variant.bundle:
+            resident = self._residents.of(variant.bundle)
+        return Assignment(resident, variant, variant.name)
+
+    async def recommend(
+        self, request: RecommendRequest, assignment: Assignment, received: float
+    ) -> RecommendResponse:
         """The k best items for a user; the popular ones when there is no history to go by.
 
         received: when the request arrived; the deadline counts from then.
         Raises InvalidRequest, Overloaded, DeadlineExceeded, DecodeFailed, NotReady,
         RecommendationNotFound, or HistoryUnavailable where nothing else will do.
         """
-        resident, variant, label = self._assigned(request)
+        resident = assignment.resident
         check_filter(request)
         timeout_s = self._limits.default_timeout_s
         deadline = received + (request.timeout_ms / 1000 if request.timeout_ms else timeout_s)
-        plan = self._plan(request, resident, variant, received, deadline)
+        plan = self._plan(request, assignment, received, deadline)
         self._batcher.admit(resident.engine, plan.work, plan.decoding.beam_width, deadline)
         stages: dict[str, float] = {}
         reasons: list[DegradedReason] = []
@@ -118,7 +141,7 @@ class Recommender:
             degraded=bool(reasons),
             degraded_reasons=reasons,
             bundle=resident.ref,
-            experiment=self._used_variant(label),
+            experiment=self._used_variant(assignment.label),
             items=items,
             decoding=_used_decoding(plan, answer) if answer else None,
             history=UsedHistory(
@@ -128,37 +151,21 @@ class Recommender:
             ),
             timings_ms=_timings_ms(stages, answer, time.monotonic() - received),
         )
-        self._observe(response)
-        self._remember(response, history, label)
+        self._observe(response, is_filtered=bool(request.filter))
+        self._remember(response, history, assignment.label)
         if answer:
             self._shadow.follow(request, history, response)
         return response
-
-    def _assigned(self, request: RecommendRequest) -> tuple[Resident, Variant | None, str]:
-        """The bundle that answers, and the variant by its name in metrics."""
-        resident = self._residents.active
-        if request.pins_decoding:
-            return resident, None, PINNED
-        if self._experiment is None:
-            return resident, None, DEFAULT
-        variant = self._experiment.variant_of(request.user_id)
-        if variant.bundle:
-            resident = self._residents.of(variant.bundle)
-        return resident, variant, variant.name
 
     def _used_variant(self, label: str) -> UsedVariant | None:
         return UsedVariant(name=self._experiment.name, variant=label) if self._experiment else None
 
     def _plan(
-        self,
-        request: RecommendRequest,
-        resident: Resident,
-        variant: Variant | None,
-        received: float,
-        deadline: float,
+        self, request: RecommendRequest, assignment: Assignment, received: float, deadline: float
     ) -> Plan:
+        resident = assignment.resident
         num_subspaces = resident.bundle.catalogue.num_subspaces
-        asked = variant.decoding if variant else {}
+        asked = assignment.variant.decoding if assignment.variant else {}
         is_auto = request.schedule == "auto" or (
             request.schedule is None
             and self._limits.adaptive_schedule
@@ -212,9 +219,10 @@ class Recommender:
         )
         self._answers.note(response.user_id, shown)
 
-    def _observe(self, response: RecommendResponse) -> None:
+    def _observe(self, response: RecommendResponse, *, is_filtered: bool) -> None:
         metrics, history = self._metrics, response.history
         timings_s = {stage: ms / 1000 for stage, ms in response.timings_ms.items()}
+        metrics.filtered_requests.inc(is_filtered)
         if response.decoding and response.decoding.adjusted:
             metrics.schedule_adjusted.inc()
         metrics.recommend_duration.labels(response.served_by).observe(timings_s.pop("total"))

@@ -232,16 +232,16 @@ def test_an_event_is_attributed_to_the_answer_it_names(redis_url: str) -> None:
 
 def test_a_counted_event_is_attributed_and_enters_no_history(redis_url: str) -> None:
     async def use(store: RedisHistoryStore) -> None:
-        await store.remember([("seen", shown("r1", "a", "b", "c"))])
+        await store.remember([("h-seen", shown("r1", "a", "b", "c"))])
         seen = Event(
             event_id="i1",
-            user_id="seen",
+            user_id="h-seen",
             item_ids=["x", "c", "b"],
             event_type="impression",
             recommendation_id="r1",
         )
         expected = Stored(True, Attribution("tiny@1", "b", 2, True))
         assert await store.append([seen, seen], ["impression"]) == [expected, OLD]
-        assert await store.read("seen") == []
+        assert await store.read("h-seen") == []
 
     with_store(redis_url, use)

@@ -90,6 +90,7 @@ def test_a_history_is_posted_and_answered_by_the_model(served: Service, bundle: 
         "beam_width": 20,
         "ranking": "rows",
         "finish_rows": 0,
+        "adjusted": False,
         "schedule": [1, 3],
         "nfe": 2,
     }
@@ -116,6 +117,7 @@ def test_the_bundle_says_how_to_decode_unless_the_request_does(served: Service) 
         "beam_width": 10,
         "ranking": "rows",
         "finish_rows": 0,
+        "adjusted": False,
         "schedule": [1, 1, 2],
         "nfe": 3,
     }
@@ -529,10 +531,12 @@ def test_a_deadline_is_a_504(slow: Service) -> None:
 
 
 def test_a_client_that_leaves_takes_its_job_along(slow: Service) -> None:
-    wait_until(lambda: samples(slow)["unmask_inflight_requests"] == 1)  # only this question
-    cancelled = 'unmask_recommend_requests_total{bundle="tiny@slow",outcome="cancelled"}'
+    wait_until(lambda: samples(slow)["unmask_inflight_requests"] == 0)
+    cancelled = (
+        'unmask_recommend_requests_total{bundle="tiny@slow",outcome="cancelled",variant="pinned"}'
+    )
     before = samples(slow).get(cancelled, 0)
-    done = 'unmask_recommend_requests_total{bundle="tiny@slow",outcome="ok"}'
+    done = cancelled.replace("cancelled", "ok")
     answered = samples(slow).get(done, 0)
     body = {"user_id": "x", "history": ["item-1"], "r_warm": 4}
     with pytest.raises(httpx.ReadTimeout):
@@ -595,7 +599,7 @@ def test_the_openapi_document_declares_the_error_body(served: Service) -> None:
     errors = {key: body for key, body in declared.items() if key[0] not in health}
     assert set(errors.values()) == {"ErrorResponse"}
     statuses = {status for path, status in errors if path == "/recommend"}
-    assert statuses == {"400", "413", "415", "422", "429", "500", "503", "504"}
+    assert statuses == {"400", "404", "413", "415", "422", "429", "500", "503", "504"}
     event = document["components"]["schemas"]["EventsRequest"]["properties"]["events"]
     assert event["items"]["$ref"].endswith("/Event")
 
@@ -606,13 +610,13 @@ def test_metrics_count_and_stay_few(served: Service) -> None:
         user_id="x", history=["item-1", "nonsense"], k=7, filter={"category": ["Shelves"]}
     )
     served.client.get("/no/such/route")
-    assert served.client.request("BREW", "/recommend").status_code == 405
+    assert served.client.request("PROPFIND", "/recommend").status_code == 405
     after = samples(served)
 
     def grown(name: str) -> float:
         return after[name] - before.get(name, 0)
 
-    ok = 'unmask_recommend_requests_total{bundle="tiny@1",outcome="ok"}'
+    ok = 'unmask_recommend_requests_total{bundle="tiny@1",outcome="ok",variant="default"}'
     assert grown(ok) == 1
     status = 'unmask_http_requests_total{method="POST",route="/recommend",status="200"}'
     assert grown(status) == 1
@@ -629,7 +633,9 @@ def test_metrics_count_and_stay_few(served: Service) -> None:
     assert after["unmask_queue_rows"] == 0
     assert after['unmask_bundle_info{name="tiny",version="1"}'] == 1
     assert len(after) < 1000
-    assert not [name for name in after if "nonsense" in name or "no/such" in name or "BREW" in name]
+    assert not [
+        name for name in after if "nonsense" in name or "no/such" in name or "PROPFIND" in name
+    ]
 
 
 def test_an_unchanged_history_is_not_encoded_again(served: Service) -> None:
@@ -676,7 +682,7 @@ def test_a_slow_batch_does_not_stop_health_checks(slow: Service) -> None:
         target=slow.recommend, kwargs={"user_id": "x", "history": ["item-1"], "r_warm": 4}
     )
     asked.start()
-    wait_until(lambda: samples(slow)["unmask_inflight_requests"] == 2)
+    wait_until(lambda: samples(slow)["unmask_inflight_requests"] == 1)
     started = time.monotonic()
     assert slow.client.get("/health/live").status_code == 200
     assert time.monotonic() - started < 1

@@ -156,7 +156,7 @@ def test_sigterm_loses_no_request_and_histories_survive(
 
     def inflight() -> bool:
         text = embedded.client.get("/metrics").text
-        return "unmask_inflight_requests 5.0" in text  # four, and this question
+        return "unmask_inflight_requests 4.0" in text
 
     with ThreadPoolExecutor(4) as pool:
         answers = pool.map(ask, range(4))
