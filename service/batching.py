@@ -170,6 +170,7 @@ class MicroBatcher:
             is_whole = await loop.run_in_executor(self._thread, decode)
             seconds = time.monotonic() - self._batch_started
             lane.used_s += seconds
+            self._metrics.batch_duration.observe(seconds)
             if is_whole:
                 lane.engine.latency.observe(work, seconds)
             self._batch = []

@@ -102,6 +102,11 @@ class Metrics:
         self.batch_requests = histogram(
             "batch_requests", "Requests decoded together.", BATCH_REQUESTS
         )
+        self.batch_duration = histogram(
+            "batch_duration_seconds",
+            "Decoding of a batch; its sum over wall time is how busy the decode thread is.",
+            LATENCY_S,
+        )
         self.batch_rows = histogram("batch_rows", "Beams decoded together.", ROWS)
         self.encoder_cache = counter(
             "encoder_cache_total",

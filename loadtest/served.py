@@ -1,0 +1,92 @@
+"""`python -m service` as a child process on cores of its own, for load tests that start it.
+
+The generator keeps the other cores: on a machine of two, one each. Everything else goes over HTTP.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+READY_WITHIN_S = 300.0  # compiled code may have to be made first
+
+
+@dataclass(frozen=True)
+class Served:
+    """A running service; `cores` are those it may use."""
+
+    url: str
+    pid: int
+    cores: tuple[int, ...]
+
+    @property
+    def cpu_s(self) -> float:
+        """Processor seconds it has used."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    @property
+    def rss_mb(self) -> float:
+        """Memory it has now."""
+        pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGESIZE") / 1e6
+
+
+@contextlib.contextmanager
+def served(bundle: Path, **settings: Any) -> Iterator[Served]:
+    """Serve a bundle while the block runs, with UNMASK_ settings given in lower case.
+
+    This process is kept off the service's cores meanwhile, where there is more than one.
+    """
+    own = sorted(os.sched_getaffinity(0))
+    of_service = tuple(own[: max(1, len(own) // 2)])
+    with tempfile.TemporaryDirectory(prefix="unmask-load-") as folder, socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+        probe.close()
+        values = {
+            "bundle": bundle,
+            "port": port,
+            "history_dir": f"{folder}/history",
+            "log_level": "warning",
+            "drain_delay_s": 0,
+        } | settings
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("UNMASK_")}
+        environment |= {f"UNMASK_{name.upper()}": str(value) for name, value in values.items()}
+        process = subprocess.Popen(
+            ["taskset", "-c", ",".join(map(str, of_service)), sys.executable, "-m", "service"],
+            env=environment,
+        )
+        url = f"http://127.0.0.1:{port}"
+        try:
+            _wait_until_ready(process, url)
+            os.sched_setaffinity(0, set(own) - set(of_service) or set(own))
+            yield Served(url, process.pid, of_service)
+        finally:
+            os.sched_setaffinity(0, own)
+            process.send_signal(signal.SIGTERM)
+            process.wait(60)
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes], url: str) -> None:
+    until = time.monotonic() + READY_WITHIN_S
+    while time.monotonic() < until:
+        if process.poll() is not None:
+            raise RuntimeError("the service did not start; its last words are above")
+        with contextlib.suppress(urllib.error.URLError, OSError):
+            with urllib.request.urlopen(f"{url}/health/ready", timeout=1):
+                return
+        time.sleep(0.2)
+    raise RuntimeError(f"the service was not ready within {READY_WITHIN_S:.0f} seconds")

@@ -1,0 +1,195 @@
+"""Does the service hold its SLO under three times the load it can take?
+
+`python -m loadtest.stress --bundle DIR` starts the service on half of the cores and loads it from
+the others, in an open loop: one client alone, then ever higher rates until the SLO breaks (the
+capacity), then a multiple of the capacity, then the calm after it. With `--compare-auto` all of it
+again with `schedule="auto"`. The last line is JSON. Timings are this machine's; a run in which the
+generator was busy says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import numpy as np
+
+from loadtest.held_out import HeldOutUser, read_held_out
+from loadtest.open_loop import BUSY, Load, open_loop
+from loadtest.served import Served, served
+
+LONE_REQUESTS = 300
+FIRST_RATE = 20.0
+GROWTH = 1.6
+REFUSED_SHARE = 0.001  # of requests, that a rate the service can take may have
+BISECTIONS = 3
+CALM_S = 4.0
+
+
+async def lone_client(
+    url: str, users: list[HeldOutUser], parameters: dict[str, Any]
+) -> dict[str, float]:
+    """One request after the other: its time, and how much of it decoding is."""
+    waited, decoded = [], []
+    async with aiohttp.ClientSession() as session:
+        for number in range(LONE_REQUESTS):
+            user = users[number % len(users)]
+            body = {"user_id": user.user_id, "history": user.request_history} | parameters
+            started = time.perf_counter()
+            async with session.post(f"{url}/recommend", json=body) as response:
+                answer = await response.json()
+            waited.append(1000 * (time.perf_counter() - started))
+            stages = answer["timings_ms"]
+            decoded.append(sum(stages.get(stage, 0) for stage in ("encode", "denoise", "search")))
+    over = np.array(waited) - np.array(decoded)
+    return {
+        "p50_ms": float(np.median(waited)),
+        "decode_p50_ms": float(np.median(decoded)),
+        "over_decode_p50_ms": float(np.median(over)),
+    }
+
+
+async def capacity(
+    url: str, users: list[HeldOutUser], parameters: dict[str, Any], slo_ms: float, seconds: float
+) -> tuple[float, list[Load]]:
+    """The highest rate at which p99 holds and next to nothing is refused, and all rates tried."""
+    tried: list[Load] = []
+
+    async def holds(rate: float) -> bool:
+        load = await open_loop(url, users, rate, seconds, parameters, discard_s=seconds / 5)
+        tried.append(load)
+        refused = len(load.sent) - len(load.answered())
+        is_held = load.quantile_ms(0.99) <= slo_ms and refused <= REFUSED_SHARE * len(load.sent)
+        show(f"  {rate:7.0f}/s  {'held' if is_held else 'broken'}", load)
+        await asyncio.sleep(1)
+        return is_held
+
+    best, rate = 0.0, FIRST_RATE
+    while await holds(rate):
+        best, rate = rate, rate * GROWTH
+    worst = rate
+    for _ in range(BISECTIONS):
+        rate = (best + worst) / 2 if best else worst / 2
+        best, worst = (rate, worst) if await holds(rate) else (best, rate)
+    return best, tried
+
+
+async def stress(
+    service: Served,
+    users: list[HeldOutUser],
+    parameters: dict[str, Any],
+    *,
+    slo_ms: float,
+    seconds: float,
+    probe_s: float,
+    multiple: float,
+    rate: float | None,
+) -> dict[str, Any]:
+    """All phases for one kind of request. rate: the capacity, where it is known."""
+    lone = await lone_client(service.url, users, parameters)
+    print(
+        f"alone: p50 {lone['p50_ms']:.2f} ms, of it decoding {lone['decode_p50_ms']:.2f} ms, "
+        f"everything else {lone['over_decode_p50_ms']:.2f} ms"
+    )
+    found = rate
+    if found is None:
+        found, _ = await capacity(service.url, users, parameters, slo_ms, probe_s)
+    print(f"capacity: {found:.0f}/s with p99 within {slo_ms:.0f} ms")
+    before, cpu = await counters(service.url), service.cpu_s
+    load = await open_loop(service.url, users, multiple * found, seconds, parameters)
+    calm = await open_loop(service.url, users, 10.0, CALM_S, parameters, seed=1)
+    after = await counters(service.url)
+    show(f"{multiple:g} x capacity", load)
+    busy_s = (
+        after["unmask_batch_duration_seconds_sum"] - before["unmask_batch_duration_seconds_sum"]
+    )
+    num_jobs = after["unmask_batch_requests_sum"] - before["unmask_batch_requests_sum"]
+    batches = after["unmask_batch_requests_count"] - before["unmask_batch_requests_count"]
+    settled = [one for one in calm.answered() if one.due >= 2]
+    recovered_ms = 1000 * float(np.median([one.seconds for one in settled]))
+    print(
+        f"batches of {num_jobs / max(1, batches):.1f}; decode thread busy {busy_s / seconds:.0%}, "
+        f"service {(service.cpu_s - cpu) / (seconds + CALM_S):.2f} cores; "
+        f"2 s after the load p50 {recovered_ms:.2f} ms"
+    )
+    return {
+        "parameters": parameters,
+        "alone": lone,
+        "capacity": found,
+        "overload": load.as_json(),
+        "batch_requests": num_jobs / max(1, batches),
+        "decode_busy": busy_s / seconds,
+        "recovered_p50_ms": recovered_ms,
+        "rss_mb": service.rss_mb,
+    }
+
+
+async def counters(url: str) -> dict[str, float]:
+    """Every sample of /metrics."""
+    async with aiohttp.ClientSession() as session, session.get(f"{url}/metrics") as response:
+        text = await response.text()
+    pairs = (line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    return {name: float(value) for name, value in pairs}
+
+
+def show(name: str, load: Load) -> None:
+    warning = "  GENERATOR BUSY" if load.cpu_share > BUSY else ""
+    print(
+        f"{name}: {load.reached:.0f}/s answered, statuses {load.statuses}, "
+        f"p50 {load.quantile_ms(0.5):.1f} p99 {load.quantile_ms(0.99):.1f} "
+        f"max {load.quantile_ms(1):.1f} ms, 429 p50 {load.quantile_ms(0.5, 429):.1f} "
+        f"p99 {load.quantile_ms(0.99, 429):.1f} ms, recall {load.recall():.4f}, "
+        f"generator {load.cpu_share:.2f} cores{warning}",
+        flush=True,
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run it; 1 when the service broke a promise."""
+    parser = argparse.ArgumentParser(prog="python -m loadtest.stress", description=__doc__)
+    parser.add_argument("--bundle", type=Path, required=True, help="folder of the bundle")
+    parser.add_argument("--slo-ms", type=int, default=100)
+    parser.add_argument("--seconds", type=float, default=60, help="of the overload")
+    parser.add_argument("--probe-seconds", type=float, default=6, help="of each rate tried")
+    parser.add_argument("--multiple", type=float, default=3, help="of the capacity")
+    parser.add_argument("--rate", type=float, help="the capacity, where it is known")
+    parser.add_argument(
+        "--parameters", type=json.loads, default={}, help='of a request, e.g. {"r_warm": 4}'
+    )
+    parser.add_argument(
+        "--compare-auto", action="store_true", help='then the same with schedule="auto"'
+    )
+    asked = parser.parse_args(arguments)
+    users = read_held_out(asked.bundle / "held_out.jsonl")
+    kinds = [asked.parameters, *([{"schedule": "auto"}] if asked.compare_auto else [])]
+    results = []
+    with served(asked.bundle, slo_ms=asked.slo_ms) as service:
+        print(f"service on cores {service.cores}, SLO {asked.slo_ms} ms, {len(users)} users")
+        for parameters in kinds:
+            print(f"\nrequests with {parameters or 'nothing else'}")
+            results.append(
+                asyncio.run(
+                    stress(
+                        service,
+                        users,
+                        parameters,
+                        slo_ms=asked.slo_ms,
+                        seconds=asked.seconds,
+                        probe_s=asked.probe_seconds,
+                        multiple=asked.multiple,
+                        rate=asked.rate,
+                    )
+                )
+            )
+    print(json.dumps(results))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
