@@ -13,7 +13,7 @@ import random
 import resource
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -156,7 +156,7 @@ async def _ask(
 
 def _bodies(
     users: Sequence[HeldOutUser], parameters: dict[str, Any]
-) -> Iterable[tuple[HeldOutUser, dict[str, Any]]]:
+) -> Iterator[tuple[HeldOutUser, dict[str, Any]]]:
     fields = {"exclude_seen": False} | parameters
     asked = [
         (user, {"user_id": user.user_id, "history": user.request_history} | fields)

@@ -13,7 +13,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -65,10 +64,8 @@ def served(bundle: Path, **settings: Any) -> Iterator[Served]:
         } | settings
         environment = {k: v for k, v in os.environ.items() if not k.startswith("UNMASK_")}
         environment |= {f"UNMASK_{name.upper()}": str(value) for name, value in values.items()}
-        process = subprocess.Popen(
-            ["taskset", "-c", ",".join(map(str, of_service)), sys.executable, "-m", "service"],
-            env=environment,
-        )
+        os.sched_setaffinity(0, of_service)  # inherited
+        process = subprocess.Popen([sys.executable, "-m", "service"], env=environment)
         url = f"http://127.0.0.1:{port}"
         try:
             _wait_until_ready(process, url)
@@ -85,8 +82,10 @@ def _wait_until_ready(process: subprocess.Popen[bytes], url: str) -> None:
     while time.monotonic() < until:
         if process.poll() is not None:
             raise RuntimeError("the service did not start; its last words are above")
-        with contextlib.suppress(urllib.error.URLError, OSError):
-            with urllib.request.urlopen(f"{url}/health/ready", timeout=1):
-                return
+        with (
+            contextlib.suppress(OSError),
+            urllib.request.urlopen(f"{url}/health/ready", timeout=1),
+        ):
+            return
         time.sleep(0.2)
     raise RuntimeError(f"the service was not ready within {READY_WITHIN_S:.0f} seconds")

@@ -106,11 +106,10 @@ async def stress(
     calm = await open_loop(service.url, users, 10.0, CALM_S, parameters, seed=1)
     after = await counters(service.url)
     show(f"{multiple:g} x capacity", load)
-    busy_s = (
-        after["unmask_batch_duration_seconds_sum"] - before["unmask_batch_duration_seconds_sum"]
-    )
-    num_jobs = after["unmask_batch_requests_sum"] - before["unmask_batch_requests_sum"]
-    batches = after["unmask_batch_requests_count"] - before["unmask_batch_requests_count"]
+    grown = {name: value - before.get(name, 0) for name, value in after.items()}
+    busy_s = grown["unmask_batch_duration_seconds_sum"]
+    num_jobs = grown["unmask_batch_requests_sum"]
+    batches = grown["unmask_batch_requests_count"]
     settled = [one for one in calm.answered() if one.due >= 2]
     recovered_ms = 1000 * float(np.median([one.seconds for one in settled]))
     print(

@@ -25,6 +25,7 @@ from service.metrics import Metrics
 from service.settings import load_settings
 
 LOOPBACK = {"127.0.0.1", "::1", "localhost"}
+BACKLOG = 4096  # a burst of new connections that finds it full waits a second for TCP to try again
 KEEP_ALIVE_S = 75  # longer than clients and proxies keep an idle connection, so that they close it
 
 log = structlog.get_logger()
@@ -77,7 +78,7 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
-        listener.listen()
+        listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
         raise PortUnavailable(

@@ -6,7 +6,7 @@ What an operation means is decided in the lifecycle and its residents.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Path, Request, Response
@@ -42,7 +42,7 @@ def add_admin_routes(
     app: FastAPI,
     lifecycle: Lifecycle,
     guards: Sequence[Dependency],
-    require_json: Callable[[Request], None],
+    require_json: Callable[[Request], Coroutine[Any, Any, None]],
 ) -> None:
     """What needs an administrator's key."""
     routes = AdminRoutes(lifecycle)

@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
+import threading
 import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -25,6 +28,7 @@ from service.metrics import Metrics
 
 LONGEST_BATCH_S = 60.0  # a batch that runs longer hangs: the process is not live
 LONGEST_RETRY_AFTER_S = 30
+DECODE_NICENESS = 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +70,7 @@ class MicroBatcher:
         self._batch: list[Ticket[Answer]] = []
         self._batch_started = self._batch_ends = 0.0  # time.monotonic(); the end is foretold
         self._arrived = asyncio.Event()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="decode")
+        self._thread = ThreadPoolExecutor(1, "decode", initializer=_give_way)
         self._answers: deque[tuple[Ticket[Answer], Answer | None]] = deque()  # from the thread
         self._pump: asyncio.Task[None] | None = None
         metrics.queue_requests.set_function(lambda: len(self._lanes.waiting))
@@ -226,6 +230,12 @@ class MicroBatcher:
             failure = NotReady("the process has stopped decoding; ask another replica")
             failure.__cause__ = cause
             _fail(ticket, failure)
+
+
+def _give_way() -> None:
+    """Let the event loop go first where they share a core: refusing must be quick."""
+    with suppress(AttributeError, OSError):  # only Linux has priorities of threads
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), DECODE_NICENESS)
 
 
 def _is_too_late(ticket: Ticket[Answer]) -> bool:

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from service.decoding import Job, Schedule
 
 MEMORY = 0.97  # weight of a batch, relative to the next one: about the last 30 count
 SWEEPS = 8
+MANY = 8  # batches: learnt from each of the first, then from so many at a time
+ROW_SCALE = 0.01  # so that rows do not dwarf the rest
 STAY = 1e-6
 MIN_S = 1e-5
 
@@ -54,30 +55,34 @@ class LatencyModel:
     """Seconds of a batch of Work. Ignorant at first: it foretells nothing until told of a batch."""
 
     def __init__(self) -> None:
-        self._coefficients = np.zeros(4)
+        self._coefficients = (0.0, 0.0, 0.0, 0.0)
         self._products = np.zeros((4, 4))  # of the features, over seconds, summed up
         self._sums = np.zeros(4)
-        self._scale = np.array([1.0, 1.0, 1.0, 0.01])  # so that rows do not dwarf the rest
+        self._unlearnt = 0
+        self._num_observed = 0
         self.error = 0.0  # relative, a running mean
 
     def seconds(self, work: Work) -> float:
         """Of a batch, foretold."""
-        return float(self._features(work) @ self._coefficients)
+        a_batch, a_job, a_call, a_row = self._coefficients
+        return a_batch + a_job * work.jobs + a_call * work.calls + a_row * work.rows * ROW_SCALE
 
     def observe(self, work: Work, seconds: float) -> None:
         """Learn from a batch that ran."""
         seconds = max(seconds, MIN_S)
-        if self._sums.any():
+        if self._num_observed:
             off = abs(self.seconds(work) - seconds) / seconds
             self.error = MEMORY * self.error + (1 - MEMORY) * min(off, 1.0)
-        relative = self._features(work) / seconds
-        self._products = MEMORY * self._products + np.outer(relative, relative)
-        self._sums = MEMORY * self._sums + relative
-        self._solve()
-
-    def _features(self, work: Work) -> NDArray[np.float64]:
-        features: NDArray[np.float64] = self._scale * (1.0, work.jobs, work.calls, work.rows)
-        return features
+        features = np.array((1.0, work.jobs, work.calls, work.rows * ROW_SCALE)) / seconds
+        self._products *= MEMORY
+        self._products += features[:, None] * features
+        self._sums *= MEMORY
+        self._sums += features
+        self._num_observed += 1
+        self._unlearnt += 1
+        if self._num_observed <= MANY or self._unlearnt >= MANY:
+            self._solve()
+            self._unlearnt = 0
 
     def _solve(self) -> None:
         """Least squares; what the batches do not tell apart stays as it was."""
@@ -85,9 +90,10 @@ class LatencyModel:
         stay = np.eye(4) * (STAY * np.trace(products))
         weights = np.linalg.solve(products + stay, sums + stay @ self._coefficients)
         negative = bool((weights < 0).any())
-        self._coefficients = weights = np.maximum(weights, 0)
+        weights = np.maximum(weights, 0)
         for _ in range(SWEEPS * negative):  # coordinate descent, among those that are not negative
             for one in range(4):
                 if products[one, one] > 0:
                     step = (sums[one] - products[one] @ weights) / products[one, one]
                     weights[one] = max(0.0, weights[one] + step)
+        self._coefficients = tuple(weights.tolist())

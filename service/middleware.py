@@ -20,6 +20,7 @@ from typing import Any
 
 import structlog
 
+from service.gate import Gate
 from service.metrics import Metrics
 from service.traces import Traces
 
@@ -56,20 +57,16 @@ class RequestContext:
 
 
 class Envelope:
-    """Wraps an ASGI application; see the module.
-
-    max_inflight: requests answered at a time, health and metrics not counted
-    """
+    """Wraps an ASGI application; see the module. The gate is not for health and metrics."""
 
     def __init__(
-        self, app: ASGIApp, metrics: Metrics, *, max_inflight: int, traces: Traces | None = None
+        self, app: ASGIApp, metrics: Metrics, gate: Gate, traces: Traces | None = None
     ) -> None:
         self._app = app
         self._metrics = metrics
-        self._max_inflight = max_inflight
+        self._gate = gate
         self._traces = traces
-        self._inflight = 0
-        metrics.inflight_requests.set_function(lambda: self._inflight)
+        metrics.inflight_requests.set_function(lambda: gate.inside)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -90,19 +87,21 @@ class Envelope:
             await send(message)
 
         is_counted = scope["path"] not in OPEN_PATHS
-        if is_counted and self._inflight >= self._max_inflight:
+        if is_counted and not self._gate.admits():
             self._metrics.rejected.labels("inflight").inc()
             await _turn_away(context, send_with_headers)
             self._observe(scope, 429, context)
             return
-        self._inflight += is_counted
+        if is_counted:
+            self._gate.enter()
         try:
             await self._app(scope, receive, send_with_headers)
         except Exception:
             # Starlette has answered 500 and passes the exception on; it ends here.
             log.exception("unexpected_error", request_id=context.request_id)
         finally:
-            self._inflight -= is_counted
+            if is_counted:
+                self._gate.leave()
             self._observe(scope, status, context)
 
     def _observe(self, scope: Scope, status: int, context: RequestContext) -> None:

@@ -12,7 +12,6 @@ import asyncio
 import json
 import time
 from collections.abc import Collection, Coroutine, Mapping, Sequence
-from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -274,9 +273,15 @@ _json = partial(json.dumps, ensure_ascii=False, separators=(",", ":"))
 
 
 def _to_json(shown: Shown) -> str:
-    fields = asdict(shown)
     return _json(
-        {"recommendation_id": fields.pop("recommendation_id"), "at": int(time.time())} | fields
+        {
+            "recommendation_id": shown.recommendation_id,
+            "at": int(time.time()),
+            "bundle": shown.bundle,
+            "variant": shown.variant,
+            "item_ids": shown.item_ids,
+            "before": shown.before,
+        }
     )
 
 

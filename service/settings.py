@@ -165,7 +165,10 @@ class Settings(BaseSettings):
         False, description="Whether requests that say nothing of decoding get schedule=auto."
     )
     max_inflight: int = Field(
-        128, ge=1, description="Most requests answered at a time; more get 429 unread."
+        256,
+        ge=1,
+        description="Most requests answered at a time, fewer where slo_ms could not be held; "
+        "more get 429 unread.",
     )
     default_timeout_ms: int = Field(
         1000, ge=1, le=10_000, description="Deadline of a request that names no timeout_ms."
