@@ -54,10 +54,12 @@ class Inputs:
     def of(cls, request: RecommendRequest, history: UserHistory, bundle: Bundle) -> Inputs:
         """Look everything up."""
         rows_of = bundle.catalogue.rows_of
-        rows, excluded = rows_of(history.item_ids), rows_of(request.exclude_items)
-        parts = [excluded, rows_of(history.before), *([rows] if request.exclude_seen else [])]
+        rows = rows_of(history.item_ids)
+        excluded = set(rows_of([*request.exclude_items, *history.before]).tolist())
+        if request.exclude_seen:
+            excluded.update(rows.tolist())
         allowed = bundle.attributes.allowed(request.filter) if request.filter else None
-        return cls(rows, np.unique(np.concatenate(parts)), allowed)
+        return cls(rows, np.fromiter(excluded, np.int32, len(excluded)), allowed)
 
     def job(self, request: RecommendRequest, plan: Plan) -> Job:
         """The work."""

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import re
-import secrets
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from typing import Any
 import structlog
 
 from service.gate import Gate
+from service.ids import request_id
 from service.metrics import Metrics
 from service.traces import Traces
 
@@ -139,7 +139,7 @@ class Envelope:
 def _context_of(scope: Scope) -> RequestContext:
     headers = dict(scope["headers"])
     sent = headers.get(b"x-request-id", b"").decode("latin-1")
-    context = RequestContext(sent if REQUEST_ID.fullmatch(sent) else secrets.token_hex(16))
+    context = RequestContext(sent if REQUEST_ID.fullmatch(sent) else request_id())
     traceparent = headers.get(b"traceparent", b"").decode("latin-1")
     if match := TRACEPARENT.fullmatch(traceparent):
         context.traceparent = traceparent
