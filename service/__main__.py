@@ -26,6 +26,7 @@ from service.settings import load_settings
 
 LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 BACKLOG = 4096  # a burst of new connections that finds it full waits a second for TCP to try again
+SWITCH_INTERVAL_S = 0.0005  # the event loop gets the interpreter back from the decode thread soon
 KEEP_ALIVE_S = 75  # longer than clients and proxies keep an idle connection, so that they close it
 
 log = structlog.get_logger()
@@ -38,6 +39,7 @@ class Server(uvicorn.Server):
         config = uvicorn.Config(
             create_app(lifecycle),
             lifespan="on",
+            loop="asyncio",  # uvloop lets connections starve under overload (docs/decisions/024)
             access_log=False,
             log_level="warning",
             server_header=False,
@@ -114,6 +116,7 @@ def main() -> int:
         log.warning("no_api_keys", effect="everybody who reaches the port may ask")
     log.info("starting", url=f"http://{settings.host}:{settings.port}", bundle=settings.bundle)
     try:
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
         Server(lifecycle).run(sockets=[listener])
     except KeyboardInterrupt:  # Ctrl-C, passed on by uvicorn once everything has stopped
         return 130

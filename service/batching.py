@@ -28,6 +28,7 @@ from service.metrics import Metrics
 
 LONGEST_BATCH_S = 60.0  # a batch that runs longer hangs: the process is not live
 LONGEST_RETRY_AFTER_S = 30
+SETTLED_AT_ONCE = 4
 DECODE_NICENESS = 5
 
 
@@ -215,13 +216,18 @@ class MicroBatcher:
         return is_whole
 
     def _settle(self) -> None:
-        """Hand on the answers that the decode thread has left."""
-        while self._answers:
+        """Hand on the answers that the decode thread has left, a few at a time.
+
+        Between these the loop looks at its sockets, so that refusals need not wait for a batch.
+        """
+        for _ in range(min(SETTLED_AT_ONCE, len(self._answers))):
             ticket, answer = self._answers.popleft()
             if answer is None:
                 _fail(ticket, DeadlineExceeded("the deadline passed while decoding"))
             elif not ticket.answer.done():
                 ticket.answer.set_result(answer)
+        if self._answers:
+            asyncio.get_running_loop().call_soon(self._settle)
 
     def _on_end(self, pump: asyncio.Task[None]) -> None:
         """However decoding ended, nobody may wait for ever."""

@@ -1,8 +1,9 @@
 """How many requests may be in the process at a time, so that those that are let in are in time.
 
-By Little's law the time in the process is the number inside over the rate at which they leave it,
-whatever the bottleneck is: decoding, or the event loop itself. So the limit is the SLO times that
-rate, but never below what any burst may be, nor above a fixed number. For one event loop.
+By Little's law the time in the process is the number inside over the rate at which they leave it
+served, whatever the bottleneck is: decoding, or the event loop itself. So the limit is half the SLO
+times that rate (half, because some take longer than others), but never below what any burst may be,
+nor above a fixed number. For one event loop.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-BURST = 32
+BURST = 24
 WINDOW_S = 0.5
 
 
@@ -35,7 +36,7 @@ class Gate:
     @property
     def limit(self) -> int:
         """Most that may be inside now."""
-        return min(self._most, max(BURST, int(self._slo_s * self._rate)))
+        return min(self._most, max(BURST, int(self._slo_s / 2 * self._rate)))
 
     def admits(self) -> bool:
         """Whether one more may enter."""
@@ -45,10 +46,10 @@ class Gate:
         """One more is inside."""
         self.inside += 1
 
-    def leave(self) -> None:
-        """One has been answered."""
+    def leave(self, *, served: bool) -> None:
+        """One has been answered; whether with what it asked for, which takes its time."""
         self.inside -= 1
-        self._left += 1
+        self._left += served
         now = self._clock()
         if now >= self._window_ends:
             self._rate = self._left / (now - self._window_ends + WINDOW_S)

@@ -60,7 +60,11 @@ class Envelope:
     """Wraps an ASGI application; see the module. The gate is not for health and metrics."""
 
     def __init__(
-        self, app: ASGIApp, metrics: Metrics, gate: Gate, traces: Traces | None = None
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        gate: Gate,
+        traces: Traces | None = None,
     ) -> None:
         self._app = app
         self._metrics = metrics
@@ -101,7 +105,7 @@ class Envelope:
             log.exception("unexpected_error", request_id=context.request_id)
         finally:
             if is_counted:
-                self._gate.leave()
+                self._gate.leave(served=status < 400)
             self._observe(scope, status, context)
 
     def _observe(self, scope: Scope, status: int, context: RequestContext) -> None:
