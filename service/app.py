@@ -66,7 +66,11 @@ def create_app(lifecycle: Lifecycle) -> ASGIApp:
     app.add_middleware(BodyLimit)
     add_handlers(app)
     return Envelope(
-        app, lifecycle.metrics, max_inflight=settings.max_inflight, traces=lifecycle.traces
+        app,
+        lifecycle.metrics,
+        max_inflight=settings.max_inflight,
+        traces=lifecycle.traces,
+        is_draining=lambda: lifecycle.draining,
     )
 
 

@@ -57,15 +57,23 @@ class Envelope:
     """Wraps an ASGI application; see the module.
 
     max_inflight: requests answered at a time, health and metrics not counted
+    is_draining: whether connections are to end with their next answer
     """
 
     def __init__(
-        self, app: ASGIApp, metrics: Metrics, *, max_inflight: int, traces: Traces | None = None
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        *,
+        max_inflight: int,
+        traces: Traces | None = None,
+        is_draining: Callable[[], bool] = lambda: False,
     ) -> None:
         self._app = app
         self._metrics = metrics
         self._max_inflight = max_inflight
         self._traces = traces
+        self._is_draining = is_draining
         self._inflight = 0
         metrics.inflight_requests.set_function(lambda: self._inflight)
 
@@ -81,6 +89,8 @@ class Envelope:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 added = {"X-Request-ID": context.request_id, **context.headers}
+                if self._is_draining():  # so that clients have left before the port is closed
+                    added["Connection"] = "close"
                 message["headers"] = [
                     *message.get("headers", ()),
                     *((name.encode(), value.encode()) for name, value in added.items()),
