@@ -8,7 +8,7 @@ Reading order:
    `attribution`, which writes the answers; `store_connection` and `store_url`, which server to
    ask; `embedded_valkey`, a store of our own;
 4. `bundle` and its `manifest`, the contract with training, and `items`, their attributes;
-5. `lifecycle`, the wiring, and `app`, `middleware`, `schemas`, the HTTP side;
+5. `lifecycle`, the wiring, and `app`, `middleware`, `http_protocol`, `schemas`, the HTTP side;
 6. `settings`, `metrics`, `errors`: the lists; `__main__`: the process;
 7. `demo`, which starts that process and talks to it as a client does.
 """

@@ -20,6 +20,7 @@ import uvicorn
 
 from service.app import create_app
 from service.errors import PortUnavailable, SettingsInvalid, StartError
+from service.http_protocol import BoundedHttp
 from service.lifecycle import Lifecycle
 from service.metrics import Metrics
 from service.settings import load_settings
@@ -28,6 +29,7 @@ LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 BACKLOG = 4096  # a burst of new connections that finds it full waits a second for TCP to try again
 SWITCH_INTERVAL_S = 0.0005  # the event loop gets the interpreter back from the decode thread soon
 KEEP_ALIVE_S = 75  # longer than clients and proxies keep an idle connection, so that they close it
+LATE_REQUESTS_S = 0.2  # after the port is closed, for requests on connections that are open
 
 log = structlog.get_logger()
 
@@ -38,6 +40,7 @@ class Server(uvicorn.Server):
     def __init__(self, lifecycle: Lifecycle) -> None:
         config = uvicorn.Config(
             create_app(lifecycle),
+            http=BoundedHttp,
             lifespan="on",
             loop="asyncio",  # uvloop lets connections starve under overload (docs/decisions/024)
             access_log=False,
@@ -69,6 +72,14 @@ class Server(uvicorn.Server):
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         await super().serve(sockets)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close the port, let requests arrive that are on their way, then end connections."""
+        for server in self.servers:
+            server.close()
+        if self._lifecycle.failure is None and not self.force_exit:
+            await asyncio.sleep(LATE_REQUESTS_S)
+        await super().shutdown(sockets)
 
     def _stop(self) -> None:
         self.should_exit = True

@@ -35,7 +35,10 @@ def add_health_routes(app: FastAPI, lifecycle: Lifecycle) -> None:
         app.add_api_route(path, health, responses={503: {"model": body}})
         app.add_api_route(path, health, methods=["HEAD"], include_in_schema=False)
         app.add_api_route(alias, health, methods=["GET", "HEAD"], include_in_schema=False)
-    app.add_api_route("/metrics", routes.metrics, include_in_schema=False)
+    text = {"content": {METRICS_CONTENT_TYPE: {"schema": {"type": "string"}}}}
+    app.add_api_route(
+        "/metrics", routes.metrics, response_class=MetricsResponse, responses={200: text}
+    )
 
 
 def add_admin_routes(
@@ -66,6 +69,12 @@ def add_admin_routes(
     route("bundles/{bundle}/unload", routes.unload, 409, 503, has_body=False)
     route("items", routes.items, 409, 503, has_body=True)
     route("drain", routes.drain, has_body=False)
+
+
+class MetricsResponse(Response):
+    """The text format of Prometheus."""
+
+    media_type = METRICS_CONTENT_TYPE
 
 
 class HealthRoutes:
@@ -114,8 +123,9 @@ class HealthRoutes:
         response.status_code = 503
         return schemas.Readiness(status="not_ready", reasons=reasons)
 
-    async def metrics(self) -> Response:
-        return Response(self._lifecycle.metrics.text(), media_type=METRICS_CONTENT_TYPE)
+    async def metrics(self) -> MetricsResponse:
+        """What Prometheus reads."""
+        return MetricsResponse(self._lifecycle.metrics.text())
 
 
 class AdminRoutes:

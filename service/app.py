@@ -68,7 +68,13 @@ def create_app(lifecycle: Lifecycle) -> ASGIApp:
     app.add_middleware(BodyLimit)
     add_handlers(app)
     gate = Gate(settings.slo_ms / 1000, settings.max_inflight)
-    return Envelope(app, lifecycle.metrics, gate, lifecycle.traces)
+    return Envelope(
+        app,
+        lifecycle.metrics,
+        gate,
+        is_draining=lambda: lifecycle.draining,
+        traces=lifecycle.traces,
+    )
 
 
 def add_client_routes(app: FastAPI, routes: Routes, guards: Sequence[Dependency]) -> None:

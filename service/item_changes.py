@@ -28,6 +28,7 @@ from service.residents import Residents
 FOLLOW_EVERY_S = 5.0
 EMBED_TIMEOUT_S = 10.0
 REMOVED = ""
+LARGEST = float(np.finfo(np.float32).max)
 
 log = structlog.get_logger()
 
@@ -95,6 +96,8 @@ class ItemChanges:
                     await self.replay()
             except RequestError as error:
                 log.warning("items_not_followed", reason=str(error))
+            except Exception:  # this task must not end
+                log.exception("items_not_followed")
             await asyncio.sleep(FOLLOW_EVERY_S)
 
     async def _embeddings(self, items: Sequence[NewItem], bundle: Bundle) -> list[list[float]]:
@@ -116,6 +119,9 @@ class ItemChanges:
             if len(embedding) != content.embedding_dims:
                 message = f"embeddings must have {content.embedding_dims} numbers"
                 raise InvalidRequest(message, param=f"add.{place}.embedding")
+            if max(map(abs, embedding)) > LARGEST:
+                message = "embeddings must be of numbers that float32 can hold"
+                raise InvalidRequest(message, param=f"add.{place}.embedding")
         return found
 
     async def _embedded(self, titles: Sequence[str]) -> list[list[float]]:
@@ -125,6 +131,8 @@ class ItemChanges:
             embeddings = np.array(answer.raise_for_status().json(), np.float32)
             if embeddings.shape[:1] != (len(titles),) or embeddings.ndim != 2:
                 raise ValueError("not one embedding a title")
+            if not np.isfinite(embeddings).all():
+                raise ValueError("numbers that are not finite")
         except (httpx.HTTPError, ValueError) as error:
             log.error("embedder_failed", reason=str(error))
             raise EmbedderUnavailable("the embedder did not answer with embeddings") from error

@@ -57,19 +57,26 @@ class RequestContext:
 
 
 class Envelope:
-    """Wraps an ASGI application; see the module. The gate is not for health and metrics."""
+    """Wraps an ASGI application; see the module.
+
+    gate: not for health and metrics
+    is_draining: whether connections are to end with their next answer
+    """
 
     def __init__(
         self,
         app: ASGIApp,
         metrics: Metrics,
         gate: Gate,
+        *,
+        is_draining: Callable[[], bool] = lambda: False,
         traces: Traces | None = None,
     ) -> None:
         self._app = app
         self._metrics = metrics
         self._gate = gate
         self._traces = traces
+        self._is_draining = is_draining
         metrics.inflight_requests.set_function(lambda: gate.inside)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -84,6 +91,8 @@ class Envelope:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 added = {"X-Request-ID": context.request_id, **context.headers}
+                if self._is_draining():  # so that clients have left before the port is closed
+                    added["Connection"] = "close"
                 message["headers"] = [
                     *message.get("headers", ()),
                     *((name.encode(), value.encode()) for name, value in added.items()),

@@ -42,7 +42,7 @@ DECODE_BENCH_MAY_IMPORT = {"service.bundle", "service.decoding", "service.errors
 ONLY_IN = {
     "fastapi": {"service.app", "service.admin", "service.http_errors"},
     "starlette": {"service.app", "service.http_errors"},
-    "uvicorn": {"service.__main__"},
+    "uvicorn": {"service.__main__", "service.http_protocol"},
     "redis": {"service.redis_history", "service.store_connection"},
     "opentelemetry": {"service.traces"},
     "prometheus_client": {"service.metrics"},

@@ -61,6 +61,18 @@ class Service:
 
         wait_until(ready, READY_WITHIN_S)
 
+    @property
+    def rss_bytes(self) -> int:
+        """Memory of the process that is in use now."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return 1024 * int(status.partition("VmRSS:")[2].split()[0])
+
+    def samples(self) -> dict[str, float]:
+        """`name{labels}` of every metric, labels sorted by the client library."""
+        lines = self.client.get("/metrics").text.splitlines()
+        pairs = (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+        return {name: float(value) for name, value in pairs}
+
     def wait(self) -> int:
         return self.process.wait(timeout=30)
 

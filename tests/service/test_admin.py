@@ -273,6 +273,10 @@ def test_titles_are_embedded_where_an_embedder_is_set(
     [
         ({"add": [{"item_id": "n", "title": "t"}]}, "add.0.embedding"),
         ({"add": [{"item_id": "n", "title": "t", "embedding": [1.0]}]}, "add.0.embedding"),
+        (
+            {"add": [{"item_id": "n", "title": "t", "embedding": [1e39] * EMBEDDING_DIMS}]},
+            "add.0.embedding",
+        ),
         ({"remove": [f"item-{n}" for n in range(NUM_ITEMS)]}, "remove"),
         ({"add": [{"title": "t"}]}, "add.0.item_id"),
     ],

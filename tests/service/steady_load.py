@@ -1,0 +1,61 @@
+"""Clients in threads that ask without a pause, for as long as a test does something else."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import httpx
+
+Ask = Callable[[httpx.Client, int], None]
+
+
+@dataclass
+class Load:
+    """How often each client has asked; `stop` ends them all after the request they are at.
+
+    has_failed: what a client was answered was wrong; the end of the load tells
+    """
+
+    counts: list[int]
+    has_failed: bool = False
+    stopped: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def total(self) -> int:
+        return sum(self.counts)
+
+    def stop(self) -> None:
+        self.stopped.set()
+
+
+@contextlib.contextmanager
+def steady_load(url: httpx.URL, asks: Sequence[Ask]) -> Iterator[Load]:
+    """One thread and one keep-alive client for each of `asks`, called again and again.
+
+    Each call gets the client and the number of the call. What a call raises ends its thread and is
+    raised at the end.
+    """
+    load = Load([0] * len(asks))
+
+    def run(place: int) -> None:
+        with httpx.Client(base_url=url, timeout=30) as client:
+            while not load.stopped.is_set():
+                try:
+                    asks[place](client, load.counts[place])
+                except BaseException:
+                    load.has_failed = True
+                    raise
+                load.counts[place] += 1
+
+    with ThreadPoolExecutor(len(asks)) as pool:
+        threads = [pool.submit(run, place) for place in range(len(asks))]
+        try:
+            yield load
+        finally:
+            load.stop()
+        for thread in threads:
+            thread.result()
