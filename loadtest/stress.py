@@ -2,8 +2,8 @@
 
 `python -m loadtest.stress --bundle DIR` starts the service on half of the cores and loads it from
 the others, in an open loop: one client alone, then ever higher rates until the SLO breaks (the
-capacity), then a multiple of the capacity, then the calm after it. With `--compare-auto` all of it
-again with `schedule="auto"`. The last line is JSON. Timings are this machine's; a run in which the
+capacity), then a multiple of the capacity, then the calm after it, then on request a long soak at
+four fifths of it. With `--compare-auto` all of it again with `schedule="auto"`. The last line is JSON. Timings are this machine's; a run in which the
 generator was busy says so.
 """
 
@@ -30,6 +30,7 @@ GROWTH = 1.6
 REFUSED_SHARE = 0.001  # of requests, that a rate the service can take may have
 BISECTIONS = 3
 CALM_S = 4.0
+SOAK_SHARE = 0.8
 
 
 async def lone_client(
@@ -129,6 +130,23 @@ async def stress(
     }
 
 
+async def soak(
+    service: Served,
+    users: list[HeldOutUser],
+    parameters: dict[str, Any],
+    rate: float,
+    seconds: float,
+) -> dict[str, Any]:
+    """A load that the service can take, for long: does memory grow, does anything fail?"""
+    await open_loop(service.url, users, rate, min(60.0, seconds / 4), parameters, seed=2)
+    before = service.rss_mb
+    load = await open_loop(service.url, users, rate, seconds, parameters, seed=3)
+    growth = service.rss_mb / before - 1
+    show(f"soak of {seconds:.0f} s", load)
+    print(f"memory {before:.0f} MB, then {growth:+.2%}")
+    return load.as_json() | {"rss_mb": before, "growth": growth}
+
+
 async def counters(url: str) -> dict[str, float]:
     """Every sample of /metrics."""
     async with aiohttp.ClientSession() as session, session.get(f"{url}/metrics") as response:
@@ -157,6 +175,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=60, help="of the overload")
     parser.add_argument("--probe-seconds", type=float, default=6, help="of each rate tried")
     parser.add_argument("--multiple", type=float, default=3, help="of the capacity")
+    parser.add_argument("--soak-seconds", type=float, default=0, help="0 = no soak")
     parser.add_argument("--rate", type=float, help="the capacity, where it is known")
     parser.add_argument(
         "--parameters", type=json.loads, default={}, help='of a request, e.g. {"r_warm": 4}'
@@ -172,20 +191,23 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"service on cores {service.cores}, SLO {asked.slo_ms} ms, {len(users)} users")
         for parameters in kinds:
             print(f"\nrequests with {parameters or 'nothing else'}")
-            results.append(
-                asyncio.run(
-                    stress(
-                        service,
-                        users,
-                        parameters,
-                        slo_ms=asked.slo_ms,
-                        seconds=asked.seconds,
-                        probe_s=asked.probe_seconds,
-                        multiple=asked.multiple,
-                        rate=asked.rate,
-                    )
-                )
+            phases = stress(
+                service,
+                users,
+                parameters,
+                slo_ms=asked.slo_ms,
+                seconds=asked.seconds,
+                probe_s=asked.probe_seconds,
+                multiple=asked.multiple,
+                rate=asked.rate,
             )
+            found = asyncio.run(phases)
+            if asked.soak_seconds:
+                rate = SOAK_SHARE * found["capacity"]
+                found["soak"] = asyncio.run(
+                    soak(service, users, parameters, rate, asked.soak_seconds)
+                )
+            results.append(found)
     print(json.dumps(results))
     return 0
 

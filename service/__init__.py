@@ -2,13 +2,18 @@
 
 Reading order:
 
-1. `recommender` and `events`, the stories of the two requests that matter;
-2. `decoding`, the search itself, and `batching`, which runs it for many requests at once;
-3. `history`, where users' items and the answers they got are kept, behind a `breaker`;
-   `attribution`, which writes the answers; `store_connection` and `store_url`, which server to
-   ask; `embedded_valkey`, a store of our own;
+1. `recommender` and `events`, the stories of the two requests that matter; `planning`, how a
+   request is decoded, `jobs` and `answering`, from item ids to rows and back;
+2. `decoding`, the search itself; `batching`, which runs it for many requests at once, with `lanes`,
+   who waits, and `latency`, how long that takes;
+3. `history`, what is kept of users, `redis_history`, where, behind a `breaker`; `attribution`, which
+   writes the answers; `store_connection` and `store_url`, which server to ask; `embedded_valkey`, a
+   store of our own;
 4. `bundle` and its `manifest`, the contract with training, and `items`, their attributes;
-5. `lifecycle`, the wiring, and `app`, `middleware`, `http_protocol`, `schemas`, the HTTP side;
-6. `settings`, `metrics`, `errors`: the lists; `__main__`: the process;
-7. `demo`, which starts that process and talks to it as a client does.
+   `bundle_store`, where bundles are, `priming`, before they answer, `residents`, those in memory;
+5. `experiment`, `shadow`, `item_changes`: what may differ from request to request and day to day;
+6. `lifecycle`, the wiring; `app`, `admin`, `http_errors`, `middleware`, `gate`, `keys`,
+   `http_protocol` and the `schemas`, the HTTP side; `traces`, `pauses`;
+7. `settings`, `metrics`, `errors`: the lists; `__main__`: the process;
+8. `demo`, which starts that process and talks to it as a client does.
 """
