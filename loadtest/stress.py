@@ -3,8 +3,8 @@
 `python -m loadtest.stress --bundle DIR` starts the service on half of the cores and loads it from
 the others, in an open loop: one client alone, then ever higher rates until the SLO breaks (the
 capacity), then a multiple of the capacity, then the calm after it, then on request a long soak at
-four fifths of it. With `--compare-auto` all of it again with `schedule="auto"`. The last line is JSON. Timings are this machine's; a run in which the
-generator was busy says so.
+four fifths of it. With `--compare-auto` all of it again with `schedule="auto"`. The last line is
+JSON. Timings are this machine's; a run in which the generator was busy says so.
 """
 
 from __future__ import annotations

@@ -6,9 +6,9 @@ Reading order:
    request is decoded, `jobs` and `answering`, from item ids to rows and back;
 2. `decoding`, the search itself; `batching`, which runs it for many requests at once, with `lanes`,
    who waits, and `latency`, how long that takes;
-3. `history`, what is kept of users, `redis_history`, where, behind a `breaker`; `attribution`, which
-   writes the answers; `store_connection` and `store_url`, which server to ask; `embedded_valkey`, a
-   store of our own;
+3. `history`, what is kept of users, `redis_history`, where, behind a `breaker`; `attribution`,
+   which writes the answers; `store_connection` and `store_url`, which server to ask;
+   `embedded_valkey`, a store of our own;
 4. `bundle` and its `manifest`, the contract with training, and `items`, their attributes;
    `bundle_store`, where bundles are, `priming`, before they answer, `residents`, those in memory;
 5. `experiment`, `shadow`, `item_changes`: what may differ from request to request and day to day;
