@@ -17,7 +17,7 @@ PRESET ?= default
 OUT    ?= runs/$(PRESET)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install check lint types test train serve docs clean
+.PHONY: help demo install check lint types audit test train serve docs clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' Makefile
@@ -34,7 +34,7 @@ train: $(VENV)/.everything ## train a bundle: make train DATA=folder PRESET=beau
 
 install: $(VENV)/.everything ## the environment with what training and the tests need
 
-check: lint types test ## everything CI checks: lint, types and tests
+check: lint types audit test ## everything CI checks: lint, types, known vulnerabilities and tests
 
 lint: $(VENV)/.everything ## ruff: rules and format
 	$(BIN)/ruff check .
@@ -42,6 +42,9 @@ lint: $(VENV)/.everything ## ruff: rules and format
 
 types: $(VENV)/.everything ## mypy --strict
 	$(BIN)/mypy
+
+audit: $(VENV)/.everything ## pip-audit: known vulnerabilities of what is installed, as PyPI knows them
+	$(BIN)/pip-audit --skip-editable --vulnerability-service pypi --progress-spinner off
 
 test: $(VENV)/.everything ## pytest; tests on real data need UNMASK_DATA_DIR
 	$(BIN)/python -m pytest
