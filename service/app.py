@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, FastAPI, Path, Query, Request, Response
@@ -126,12 +126,11 @@ class Routes:
         """Recommend k items to a user, best first."""
         context = context_of(request)
         context.log.update(user_hash=self._hash(body.user_id), k=body.k)
-        with self._counting_refusals():
-            recommender = self._lifecycle.recommender
-            assignment = recommender.assign(body)
-            context.bundle, context.variant = assignment.resident.ref, assignment.label
-            work = recommender.recommend(body, assignment, context.received)
-            answer = await unless_disconnected(request, work)
+        recommender = self._lifecycle.recommender
+        assignment = recommender.assign(body)
+        context.bundle, context.variant = assignment.resident.ref, assignment.label
+        work = recommender.recommend(body, assignment, context.received)
+        answer = await unless_disconnected(request, work)
         report(answer, context)
         return json_answer(answer)
 
@@ -146,9 +145,10 @@ class Routes:
             assignment = recommender.assign(timed)
             labels = assignment.resident.ref, assignment.label
             try:
-                with self._counting_refusals():
-                    answer = await recommender.recommend(timed, assignment, context.received)
+                answer = await recommender.recommend(timed, assignment, context.received)
             except errors.RequestError as error:
+                if isinstance(error, errors.Overloaded | errors.NotReady):
+                    self._metrics.rejected.labels(error.reason).inc()
                 status, shown = status_and_error(error, context.request_id)
                 self._metrics.count_recommend(*labels, status, degraded=False)
                 return schemas.BatchResult(status=status, error=shown)
@@ -209,15 +209,6 @@ class Routes:
         row = self._row_of(item_id)
         similar = await asyncio.to_thread(similar_items, bundle, row, body.k)
         return schemas.SimilarResponse(item_id=item_id, similar=similar, bundle=bundle.manifest.ref)
-
-    @contextmanager
-    def _counting_refusals(self) -> Iterator[None]:
-        try:
-            yield
-        except (errors.Overloaded, errors.NotReady) as error:
-            reason = getattr(error, "reason", "not_ready")
-            self._metrics.rejected.labels(reason).inc()
-            raise
 
     def _row_of(self, item_id: str) -> int:
         rows = self._lifecycle.residents.active.bundle.catalogue.rows_of([item_id])

@@ -94,7 +94,9 @@ class BundleConflict(RequestError):
 
 
 class NotReady(RequestError):
-    """No bundle is loaded yet, or the decode thread is gone."""
+    """No bundle is loaded yet, or the decode thread is gone. `reason` is a metric's label."""
+
+    reason = "not_ready"
 
 
 class Overloaded(RequestError):

@@ -77,6 +77,8 @@ async def on_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, errors.UnmaskError)
     context = context_of(request)
     status, body = status_and_error(error, context.request_id)
+    if isinstance(error, errors.Overloaded | errors.NotReady):
+        context.rejected = error.reason
     if status == 500:
         log.error("decode_failed", request_id=context.request_id, exc_info=error)
     answer = _answer(status, body)

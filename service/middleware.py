@@ -53,6 +53,7 @@ class RequestContext:
     bundle: str = "none"
     variant: str = "none"
     degraded: bool = False
+    rejected: str | None = None  # why it was turned away, if it was
     timings_ms: dict[str, float] = field(default_factory=dict)  # of a recommendation
 
 
@@ -101,7 +102,7 @@ class Envelope:
 
         is_counted = scope["path"] not in OPEN_PATHS
         if is_counted and not self._gate.admits():
-            self._metrics.rejected.labels("inflight").inc()
+            context.rejected = "inflight"
             await _turn_away(context, send_with_headers)
             self._observe(scope, 429, context)
             return
@@ -125,6 +126,8 @@ class Envelope:
         method = scope["method"] if scope["method"] in METHODS else "other"
         self._metrics.http_requests.labels(route, method, str(status)).inc()
         self._metrics.http_request_duration.labels(route, method).observe(seconds)
+        if context.rejected:
+            self._metrics.rejected.labels(context.rejected).inc()
         if route == RECOMMEND:
             context.log["outcome"] = self._metrics.count_recommend(
                 context.bundle, context.variant, status, degraded=context.degraded

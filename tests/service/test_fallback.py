@@ -1,0 +1,76 @@
+"""What answers when something is missing, by UNMASK_FALLBACK; and the limit on each key's rate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from running_service import free_port, service_process, wait_until
+from tiny_bundle import POISON
+
+
+def test_all_answers_popular_items_when_decoding_fails_or_is_late(
+    bundles_dir: Path, redis_url: str, tmp_path: Path
+) -> None:
+    settings = {"bundles_dir": bundles_dir, "redis_url": redis_url, "fallback": "all"}
+    with service_process(tmp_path / "1", bundle="tiny@1", **settings) as service:
+        answer = service.recommend(user_id="f", history=["item-1", POISON], k=3)
+        body = answer.json()
+        assert (answer.status_code, body["served_by"]) == (200, "popular")
+        assert body["degraded_reasons"] == ["decode_failed"]
+        assert answer.headers["X-Unmask-Degraded"] == "decode_failed"
+        assert [item["item_id"] for item in body["items"]] == ["item-0", "item-2", "item-3"]
+    with service_process(tmp_path / "2", bundle="tiny@slow", **settings) as service:
+        late = service.recommend(user_id="f", history=["item-1"], timeout_ms=60, r_warm=4)
+        body = late.json()
+        assert (late.status_code, body["degraded_reasons"]) == (200, ["deadline"])
+        assert body["served_by"] == "popular"
+
+
+def test_off_answers_nothing_without_the_store_and_is_not_ready(
+    bundles_dir: Path, tmp_path: Path
+) -> None:
+    with service_process(
+        tmp_path,
+        bundles_dir=bundles_dir,
+        bundle="tiny@1",
+        redis_url=f"redis://127.0.0.1:{free_port()}",
+        fallback="off",
+    ) as service:
+
+        def is_down() -> bool:
+            answer = service.recommend(user_id="f")
+            assert answer.status_code == 503
+            assert answer.json()["error"]["code"] == "history_unavailable"
+            assert int(answer.headers["Retry-After"]) >= 1
+            ready = service.client.get("/health/ready")
+            return ready.status_code == 503 and ready.json()["reasons"] == ["history_unavailable"]
+
+        wait_until(is_down)  # once the breaker has opened
+        assert service.recommend(user_id="f", history=["item-1"]).status_code == 200
+        assert service.client.get("/health/live").status_code == 200
+
+
+def test_each_key_has_its_own_rate(bundles_dir: Path, redis_url: str, tmp_path: Path) -> None:
+    with service_process(
+        tmp_path,
+        bundles_dir=bundles_dir,
+        bundle="tiny@1",
+        redis_url=redis_url,
+        api_keys="the-first-key,the-second-key",
+        rate_limit=3,
+    ) as service:
+
+        def statuses(key: str) -> list[int]:
+            headers = {"Authorization": f"Bearer {key}"}
+            body = {"user_id": "f", "history": ["item-1"]}
+            return [
+                service.client.post("/recommend", json=body, headers=headers).status_code
+                for _ in range(12)
+            ]
+
+        first = statuses("the-first-key")
+        assert first[:3] == [200] * 3
+        assert 429 in first
+        assert statuses("the-second-key")[:3] == [200] * 3
+        metrics = service.client.get("/metrics").text
+        assert 'unmask_rejected_total{reason="rate_limit"}' in metrics
