@@ -140,7 +140,8 @@ class Envelope:
                 context.timings_ms,
                 context.traceparent,
             )
-        write = log.debug if route in QUIET_ROUTES else log.info
+        is_quiet = route in QUIET_ROUTES or context.rejected == "inflight"  # there may be thousands
+        write = log.debug if is_quiet else log.info
         write(
             "request",
             request_id=context.request_id,
