@@ -14,6 +14,7 @@ import asyncio
 import json
 import sys
 import time
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -33,21 +34,22 @@ CALM_S = 4.0
 SOAK_SHARE = 0.8
 
 
-async def lone_client(
-    url: str, users: list[HeldOutUser], parameters: dict[str, Any]
-) -> dict[str, float]:
-    """One request after the other: its time, and how much of it decoding is."""
+def lone_client(url: str, users: list[HeldOutUser], parameters: dict[str, Any]) -> dict[str, float]:
+    """One request after the other over one connection: its time, and how much of it is decoding."""
     waited, decoded = [], []
-    async with aiohttp.ClientSession() as session:
-        for number in range(LONE_REQUESTS):
-            user = users[number % len(users)]
-            body = {"user_id": user.user_id, "history": user.request_history} | parameters
-            started = time.perf_counter()
-            async with session.post(f"{url}/recommend", json=body) as response:
-                answer = await response.json()
-            waited.append(1000 * (time.perf_counter() - started))
-            stages = answer["timings_ms"]
-            decoded.append(sum(stages.get(stage, 0) for stage in ("encode", "denoise", "search")))
+    connection = HTTPConnection(url.removeprefix("http://"))
+    headers = {"Content-Type": "application/json"}
+    for number in range(LONE_REQUESTS):
+        user = users[number % len(users)]
+        asked = {"user_id": user.user_id, "history": user.request_history} | parameters
+        body = json.dumps(asked).encode()
+        started = time.perf_counter()
+        connection.request("POST", "/recommend", body, headers)
+        answer = connection.getresponse().read()
+        waited.append(1000 * (time.perf_counter() - started))
+        stages = json.loads(answer)["timings_ms"]
+        decoded.append(sum(stages.get(stage, 0) for stage in ("encode", "denoise", "search")))
+    connection.close()
     over = np.array(waited) - np.array(decoded)
     return {
         "p50_ms": float(np.median(waited)),
@@ -93,7 +95,7 @@ async def stress(
     rate: float | None,
 ) -> dict[str, Any]:
     """All phases for one kind of request. rate: the capacity, where it is known."""
-    lone = await lone_client(service.url, users, parameters)
+    lone = await asyncio.to_thread(lone_client, service.url, users, parameters)
     print(
         f"alone: p50 {lone['p50_ms']:.2f} ms, of it decoding {lone['decode_p50_ms']:.2f} ms, "
         f"everything else {lone['over_decode_p50_ms']:.2f} ms"

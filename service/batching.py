@@ -29,7 +29,7 @@ from service.metrics import Metrics
 LONGEST_BATCH_S = 60.0  # a batch that runs longer hangs: the process is not live
 LONGEST_RETRY_AFTER_S = 30
 SETTLED_AT_ONCE = 4
-DECODE_NICENESS = 5
+DECODE_NICENESS = 10
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +61,10 @@ class MicroBatcher:
         max_batch_rows: int,
         max_wait_s: float = math.inf,
     ) -> None:
-        """max_queue_rows: of each lane; max_wait_s: a job that is foretold more is not admitted."""
+        """max_queue_rows: of each lane.
+
+        max_wait_s: a job that is foretold to wait longer is not admitted; a batch takes half of it
+        """
         self._metrics = metrics
         self._max_queue_rows = max_queue_rows
         self._max_batch_requests = max_batch_requests
@@ -160,7 +163,9 @@ class MicroBatcher:
                 self._arrived.clear()
                 await self._arrived.wait()
                 continue
-            oldest = lane.next_batch(self._max_batch_requests, self._max_batch_rows)
+            oldest = lane.next_batch(
+                self._max_batch_requests, self._max_batch_rows, self._max_wait_s / 2
+            )
             self._batch = [ticket for ticket in oldest if not _is_too_late(ticket)]
             if not self._batch:
                 continue

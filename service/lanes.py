@@ -75,13 +75,20 @@ class Lane(Generic[T]):
     waiting: dict[Ticket[T], None] = field(default_factory=dict)
     rows: int = 0
 
-    def next_batch(self, max_requests: int, max_rows: int) -> list[Ticket[T]]:
-        """Take the oldest jobs; one that is too wide for a batch is a batch."""
+    def next_batch(self, max_requests: int, max_rows: int, max_s: float) -> list[Ticket[T]]:
+        """Take the oldest jobs; one that is too much for a batch is a batch.
+
+        max_s: foretold; jobs wait for the whole of their batch, so that a long one makes those
+            late that were foretold to be in time before the others came
+        """
         batch: list[Ticket[T]] = []
-        rows = 0
+        rows, work = 0, Work(0, 0, 0)
         for ticket in list(self.waiting):
-            if batch and rows + ticket.job.beam_width > max_rows:
+            together = Work.together((work, ticket.work))
+            is_too_long = self.engine.latency.seconds(together) > max_s
+            if batch and (is_too_long or rows + ticket.job.beam_width > max_rows):
                 break
+            work = together
             del self.waiting[ticket]
             batch.append(ticket)
             rows += ticket.job.beam_width

@@ -458,3 +458,18 @@ def test_the_model_learns_from_batches_that_went_to_their_end(bundle: Bundle) ->
         )
 
     tell(bundle, story)
+
+
+def test_a_batch_takes_half_of_the_slo_at_most(bundle: Bundle) -> None:
+    """Else jobs that come late would make the others of their batch late."""
+
+    async def story(batcher: MicroBatcher, decoder: Decoder) -> None:
+        learnt(decoder.engine, job_s=1.0)
+        jobs = [job(bundle, f"item-{n}") for n in range(5)]
+        first = await while_busy(batcher, decoder)
+        others = await submitted(batcher, decoder, jobs)
+        decoder.gate.set()
+        await asyncio.gather(first, *others)
+        assert decoder.sizes == [1, 3, 2]
+
+    tell(bundle, story, max_wait_s=7.0)
