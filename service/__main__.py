@@ -13,6 +13,7 @@ import logging
 import signal
 import socket
 import sys
+from contextlib import suppress
 from types import FrameType
 
 import structlog
@@ -74,12 +75,23 @@ class Server(uvicorn.Server):
         await super().serve(sockets)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Close the port, let requests arrive that are on their way, then end connections."""
+        """Close the port, but take those who wait at it; let requests that are on their way arrive
+        on connections that are open; then end these.
+        """
+        listeners = sockets or []
+        arrived = [connection for one in listeners for connection in waiting_at(one)]
         for server in self.servers:
             server.close()
-        if self._lifecycle.failure is None and not self.force_exit:
+        for listener in listeners:
+            listener.close()
+        for connection in arrived:
+            await asyncio.get_running_loop().connect_accepted_socket(self._protocol, connection)
+        if self._lifecycle.failure is None:
             await asyncio.sleep(LATE_REQUESTS_S)
-        await super().shutdown(sockets)
+        await super().shutdown()
+
+    def _protocol(self) -> BoundedHttp:
+        return BoundedHttp(self.config, self.server_state, self.lifespan.state)
 
     def _stop(self) -> None:
         self.should_exit = True
@@ -100,6 +112,18 @@ def listen(host: str, port: int) -> socket.socket:
             f"cannot listen on {host}:{port} ({error.strerror}); set UNMASK_PORT or UNMASK_HOST"
         ) from error
     return listener
+
+
+def waiting_at(listener: socket.socket) -> list[socket.socket]:
+    """The connections that nobody has accepted yet; closing the port would reset them."""
+    arrived = []
+    listener.setblocking(False)
+    with suppress(OSError):  # none is left, or the port is closed
+        while True:
+            connection, _ = listener.accept()
+            connection.setblocking(False)
+            arrived.append(connection)
+    return arrived
 
 
 def configure_log(level: str) -> None:

@@ -22,7 +22,7 @@ from functools import partial
 
 from service.decoding import Decoded, Job, Timings
 from service.errors import DeadlineExceeded, DecodeFailed, NotReady, Overloaded, RequestError
-from service.lanes import Engine, Lanes, Ticket
+from service.lanes import Engine, Lane, Lanes, Ticket, Wait
 from service.latency import Work
 from service.metrics import Metrics
 
@@ -141,14 +141,14 @@ class MicroBatcher:
         """
         self.admit(engine, Work.of_job(job), job.beam_width, deadline)
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        ticket = Ticket(engine, job, deadline, answer)
-        ticket.job = replace(job, is_cancelled=ticket.is_over)
+        wait = Wait(deadline)
+        ticket = Ticket(engine, replace(job, is_cancelled=wait.is_over), wait, answer)
         self._lanes.enter(ticket)
         self._arrived.set()
         try:
             return await answer
         finally:
-            ticket.abandoned = True
+            wait.abandoned = True
             self._lanes.leave(ticket)
 
     def _refuse(self, reason: str, message: str) -> None:
@@ -156,34 +156,38 @@ class MicroBatcher:
         raise Overloaded(message, reason=reason, retry_after_s=retry_after_s)
 
     async def _run(self) -> None:
-        loop = asyncio.get_running_loop()
         while True:
             lane = self._lanes.next()
-            if lane is None:
-                self._arrived.clear()
-                await self._arrived.wait()
+            if lane is not None:
+                await self._run_batch(lane)
                 continue
-            oldest = lane.next_batch(
-                self._max_batch_requests, self._max_batch_rows, self._max_wait_s / 2
-            )
-            self._batch = [ticket for ticket in oldest if not _is_too_late(ticket)]
-            if not self._batch:
-                continue
-            work = Work.together(ticket.work for ticket in self._batch)
-            self._metrics.batch_requests.observe(len(self._batch))
-            self._metrics.batch_rows.observe(sum(ticket.job.beam_width for ticket in self._batch))
-            self._batch_started = time.monotonic()
-            self._batch_ends = self._batch_started + lane.engine.latency.seconds(work)
-            for ticket in self._batch:
-                ticket.started = self._batch_started
-            decode = partial(self._decode, lane.engine, self._batch, loop)
-            is_whole = await loop.run_in_executor(self._thread, decode)
-            seconds = time.monotonic() - self._batch_started
-            lane.used_s += seconds
-            self._metrics.batch_duration.observe(seconds)
-            if is_whole:
-                lane.engine.latency.observe(work, seconds)
-            self._batch = []
+            self._arrived.clear()
+            await self._arrived.wait()
+
+    async def _run_batch(self, lane: Lane[Answer]) -> None:
+        """What is known here of the lane's engine is forgotten at the end: it may be unloaded."""
+        loop = asyncio.get_running_loop()
+        oldest = lane.next_batch(
+            self._max_batch_requests, self._max_batch_rows, self._max_wait_s / 2
+        )
+        self._batch = [ticket for ticket in oldest if not _is_too_late(ticket)]
+        if not self._batch:
+            return
+        work = Work.together(ticket.work for ticket in self._batch)
+        self._metrics.batch_requests.observe(len(self._batch))
+        self._metrics.batch_rows.observe(sum(ticket.job.beam_width for ticket in self._batch))
+        self._batch_started = time.monotonic()
+        self._batch_ends = self._batch_started + lane.engine.latency.seconds(work)
+        for ticket in self._batch:
+            ticket.started = self._batch_started
+        decode = partial(self._decode, lane.engine, self._batch, loop)
+        is_whole = await loop.run_in_executor(self._thread, decode)
+        seconds = time.monotonic() - self._batch_started
+        lane.used_s += seconds
+        self._metrics.batch_duration.observe(seconds)
+        if is_whole:
+            lane.engine.latency.observe(work, seconds)
+        self._batch = []
 
     def _decode(
         self, engine: Engine, batch: Sequence[Ticket[Answer]], loop: asyncio.AbstractEventLoop
@@ -251,7 +255,7 @@ def _give_way() -> None:
 
 def _is_too_late(ticket: Ticket[Answer]) -> bool:
     """Whether a job is not worth decoding; then it fails."""
-    if ticket.is_over():
+    if ticket.wait.is_over():
         _fail(ticket, DeadlineExceeded("the deadline passed in the queue"))
     return ticket.answer.done()
 

@@ -38,28 +38,34 @@ class Engine:
 
 
 @dataclass(eq=False)
-class Ticket(Generic[T]):
-    """A job in the queue or in a batch.
+class Wait:
+    """Whether an answer is still waited for. deadline: seconds of time.monotonic()
 
-    deadline, entered, started: seconds of time.monotonic()
-    abandoned: nobody waits for the answer any more
+    A job knows its wait, and not its ticket: else the two would hold each other, and the engine.
     """
 
-    engine: Engine
-    job: Job
     deadline: float
-    answer: asyncio.Future[T]
-    work: Work = field(init=False)
-    entered: float = field(default_factory=time.monotonic)
-    started: float = 0.0
     abandoned: bool = False
-
-    def __post_init__(self) -> None:
-        self.work = Work.of_job(self.job)
 
     def is_over(self) -> bool:
         """Asked by the decode thread too; reading two plain attributes needs no lock."""
         return self.abandoned or time.monotonic() >= self.deadline
+
+
+@dataclass(eq=False)
+class Ticket(Generic[T]):
+    """A job in the queue or in a batch. entered, started: seconds of time.monotonic()"""
+
+    engine: Engine
+    job: Job
+    wait: Wait
+    answer: asyncio.Future[T]
+    work: Work = field(init=False)
+    entered: float = field(default_factory=time.monotonic)
+    started: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.work = Work.of_job(self.job)
 
 
 @dataclass(eq=False)

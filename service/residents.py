@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import structlog
 
@@ -25,6 +25,7 @@ from service.manifest import DecodingDefaults
 from service.metrics import Metrics
 from service.planning import ladder_of
 
+T = TypeVar("T")
 Role = Literal["active", "previous", "candidate", "experiment"]
 
 log = structlog.get_logger()
@@ -67,7 +68,8 @@ class Residents:
         self.candidate: Resident | None = None
         self.shadow_fraction = 0.0
         self.of_experiment: dict[str, Resident] = {}
-        self._busy = False
+        self._running: str | None = None  # the operation
+        self._ended = asyncio.Event()
 
     @property
     def active(self) -> Resident:
@@ -165,9 +167,9 @@ class Residents:
         """
         async with self._operation("change_items"):
             before = self.all
-            changed = await asyncio.to_thread(lambda: [change(one.bundle) for one in before])
+            changed = await _in_thread(lambda: [change(one.bundle) for one in before])
             after = {
-                one: one if bundle is one.bundle else one.changed(bundle)
+                one: one if bundle is one.bundle else self._trimmed(one.changed(bundle))
                 for one, bundle in zip(before, changed, strict=True)
             }
             self._active = self._active and after[self._active]
@@ -191,28 +193,48 @@ class Residents:
 
     async def _loaded(self, path: Path) -> Resident:
         with self._metrics.bundle_load.time():
-            resident = await asyncio.to_thread(self._load, path)
-        weakref.finalize(resident, _trim_soon, asyncio.get_running_loop())
+            resident = self._trimmed(await _in_thread(lambda: self._load(path)))
+            await asyncio.to_thread(_trim)  # what loading took beside what it made
+            return resident
+
+    def _trimmed(self, resident: Resident) -> Resident:
+        """A resident whose memory goes back to the system when the last batch is done with it."""
+        weakref.finalize(resident.bundle.decoder, _trim_soon, asyncio.get_running_loop())
         return resident
 
     @asynccontextmanager
     async def _operation(self, operation: str) -> AsyncIterator[None]:
+        """One at a time: a load takes long and is not waited for, the others are short."""
         count = self._metrics.bundle_operations.labels
-        if self._busy:
-            count(operation, "refused").inc()
-            raise BundleConflict("another bundle is being loaded; wait for it", code="bundle_busy")
-        self._busy = True
+        while self._running is not None:
+            if self._running == "load":
+                count(operation, "refused").inc()
+                message = "another bundle is being loaded; wait for it"
+                raise BundleConflict(message, code="bundle_busy")
+            await self._ended.wait()
+        self._running = operation
+        self._ended.clear()
         result = "failed"
         try:
             yield
             result = "done"
         finally:
-            self._busy = False
+            self._running = None
+            self._ended.set()
             count(operation, result).inc()
 
 
+async def _in_thread(make: Callable[[], T]) -> T:
+    """As asyncio.to_thread, whose futures refer to each other and keep what was made until the
+    garbage collector comes by.
+    """
+    made: list[T] = []
+    await asyncio.to_thread(lambda: made.append(make()))
+    return made.pop()
+
+
 def _trim_soon(loop: asyncio.AbstractEventLoop) -> None:
-    """Called when a resident goes, just before its arrays do."""
+    """Called when a decoder goes, just before its arrays do."""
     if not loop.is_closed():
         loop.call_soon_threadsafe(loop.run_in_executor, None, _trim)
 

@@ -9,6 +9,7 @@ pieces, as calls of the network between steps of the search do, is one span of t
 from __future__ import annotations
 
 import os
+import threading
 import time
 from typing import Any
 
@@ -16,6 +17,7 @@ from service.errors import SettingsInvalid
 
 ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
 NS = 1_000_000_000
+FLUSH_S = 2.0
 STAGES = ("history", "queue", "encode", "denoise", "search", "map")
 
 
@@ -37,7 +39,8 @@ class Traces:
             ) from error
         name = os.environ.get("OTEL_SERVICE_NAME", "unmask")
         self._provider = TracerProvider(resource=Resource.create({SERVICE_NAME: name}))
-        self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+        self._exporter = OTLPSpanExporter()
+        self._provider.add_span_processor(BatchSpanProcessor(self._exporter))
         self._tracer = self._provider.get_tracer("unmask")
         self._extract = TraceContextTextMapPropagator().extract
         self._inside = set_span_in_context
@@ -66,8 +69,11 @@ class Traces:
         return f"{root.get_span_context().trace_id:032x}"
 
     def stop(self) -> None:
-        """Send what is left."""
+        """Send what is left; a collector that does not answer is given up on."""
+        give_up = threading.Timer(FLUSH_S, self._exporter.shutdown)
+        give_up.start()
         self._provider.shutdown()
+        give_up.cancel()
 
 
 def traces_if_asked() -> Traces | None:

@@ -13,12 +13,15 @@ from pathlib import Path
 import httpx
 import pytest
 from running_service import Service, is_running, service_process, wait_until
+from steady_load import steady_load
 from structlog.testing import capture_logs
 from tiny_bundle import write_tiny_bundle
 
 from service.__main__ import main
 from service.bundle_store import configured_path
 from service.errors import BundleInvalid
+
+DRAIN_S = 1.0
 
 
 @pytest.fixture(scope="module")
@@ -295,3 +298,92 @@ def test_answers_do_not_wait_for_an_acknowledgement(served: Service) -> None:
 
     served.recommend(user_id="x", history=["item-1"])
     assert min(milliseconds() for _ in range(10)) < 25
+
+
+# The end, under load
+
+
+@pytest.fixture
+def ending(bundles_dir: Path, redis_url: str, tmp_path: Path) -> Iterator[Service]:
+    """A service that drains for a second."""
+    with service_process(
+        tmp_path,
+        bundles_dir=bundles_dir,
+        bundle="tiny@1",
+        redis_url=redis_url,
+        redis_timeout_ms=5000,
+        default_timeout_ms=10_000,
+        drain_delay_s=DRAIN_S,
+        shutdown_timeout_s=10,
+    ) as service:
+        yield service
+
+
+class Leaving:
+    """Clients that go on asking until nobody listens; all they may see is whole answers."""
+
+    def __init__(self, *, keep_alive: bool) -> None:
+        self.keep_alive = keep_alive
+        self.answered = 0
+        self.closed: list[float] = []  # when each client found the port closed
+
+    def __call__(self, client: httpx.Client, _: int) -> None:
+        headers = {} if self.keep_alive else {"Connection": "close"}
+        body = {"user_id": "x", "history": ["item-1"], "k": 5}
+        try:
+            answer = client.post("/recommend", json=body, headers=headers)
+        except httpx.ConnectError:
+            self.closed.append(time.monotonic())
+            time.sleep(0.01)
+            return
+        assert not self.closed, "the port was closed and opened again"
+        assert (answer.status_code, len(answer.json()["items"])) == (200, 5)
+        self.answered += 1
+
+
+@pytest.mark.parametrize("keep_alive", [True, False], ids=["keep-alive", "new connections"])
+def test_sigterm_under_load_answers_all_that_was_sent(ending: Service, keep_alive: bool) -> None:
+    clients = [Leaving(keep_alive=keep_alive) for _ in range(4)]
+    with steady_load(ending.client.base_url, clients) as load:
+        wait_until(lambda: load.total > 40 or load.has_failed)
+        told = time.monotonic()
+        ending.process.send_signal(signal.SIGTERM)
+
+        def is_not_ready() -> bool:
+            ready = ending.client.get("/health/ready")
+            return ready.status_code == 503 and ready.json()["reasons"] == ["draining"]
+
+        wait_until(is_not_ready, DRAIN_S / 2)
+        assert ending.client.get("/health/live").status_code == 200
+        answered = load.total
+        wait_until(lambda: load.total > answered + 8 or load.has_failed, DRAIN_S / 2)  # goes on
+        assert ending.wait() == -signal.SIGTERM
+        assert DRAIN_S <= time.monotonic() - told < DRAIN_S + 10
+        wait_until(lambda: all(client.closed for client in clients) or load.has_failed)
+    for client in clients:
+        assert client.answered > 10
+        assert client.closed[0] - told >= DRAIN_S
+    assert ending.stderr == ""
+
+
+def test_a_second_sigterm_shortens_the_delay(
+    bundles_dir: Path, redis_url: str, tmp_path: Path
+) -> None:
+    with service_process(
+        tmp_path, bundles_dir=bundles_dir, bundle="tiny@1", redis_url=redis_url, drain_delay_s=60
+    ) as service:
+        service.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: service.client.get("/health/ready").status_code == 503)
+        assert service.process.poll() is None
+        service.process.send_signal(signal.SIGTERM)
+        assert service.wait() == -signal.SIGTERM
+
+
+def test_ctrl_c_does_not_wait_for_anybody_to_leave(
+    bundles_dir: Path, redis_url: str, tmp_path: Path
+) -> None:
+    with service_process(
+        tmp_path, bundles_dir=bundles_dir, bundle="tiny@1", redis_url=redis_url, drain_delay_s=60
+    ) as service:
+        service.process.send_signal(signal.SIGINT)
+        assert service.wait() == 130

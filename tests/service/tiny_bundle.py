@@ -75,18 +75,18 @@ decoder (uint16[jobs, beams, 4] partial_sids, int64[jobs, beams, asked] position
 """
 
 
-def tiny_catalogue() -> Catalogue:
+def tiny_catalogue(num_items: int = NUM_ITEMS) -> Catalogue:
     """Random codes and vectors."""
     random = np.random.default_rng(7)
-    codes = random.integers(0, NUM_CODES, (NUM_ITEMS, NUM_SUBSPACES))
+    codes = random.integers(0, NUM_CODES, (num_items, NUM_SUBSPACES))
     codes[:, 0] %= NUM_CODES - 1
-    codes[-1, 0] = NUM_CODES - 1
+    codes[NUM_ITEMS - 1, 0] = NUM_CODES - 1
     return Catalogue(
-        tuple(f"item-{row}" for row in range(NUM_ITEMS)),
+        tuple(f"item-{row}" for row in range(num_items)),
         codes.astype(np.uint16),
         NUM_CODES,
-        np.arange(NUM_ITEMS, 0, -1),
-        (random.integers(0, 4, (NUM_ITEMS, NUM_SUBSPACES * NUM_CODES)) / 16).astype(np.float16),
+        np.arange(num_items, 0, -1),
+        (random.integers(0, 4, (num_items, NUM_SUBSPACES * NUM_CODES)) / 16).astype(np.float16),
     )
 
 
@@ -95,11 +95,11 @@ def tiny_categories(row: int) -> tuple[str, ...]:
     return (f"Shelves > {row % 10}", "rare") if row % 50 == 0 else (f"Shelves > {row % 10}",)
 
 
-def tiny_prior(offset: int = 0) -> NeighbourPrior:
+def tiny_prior(offset: int = 0, num_items: int = NUM_ITEMS) -> NeighbourPrior:
     """After an item comes the next row, half as often the one after, and nothing else."""
     steps = np.array([1, 2, 0], np.int32) + np.int32(offset)
-    neighbours = (np.arange(NUM_ITEMS, dtype=np.int32)[:, None] + steps) % NUM_ITEMS
-    affinities = np.tile(np.array([1, 0.5, 0], np.float16), (NUM_ITEMS, 1))
+    neighbours = (np.arange(num_items, dtype=np.int32)[:, None] + steps) % num_items
+    affinities = np.tile(np.array([1, 0.5, 0], np.float16), (num_items, 1))
     return NeighbourPrior(neighbours, affinities, 4, decay=0.5, scale=0.5, weight=0.5)
 
 
@@ -137,12 +137,14 @@ def write_tiny_bundle(
     int8: tuple[str, str] | None = None,
     name: str = "tiny",
     offset: int = 0,
+    num_items: int = NUM_ITEMS,
+    title: str = "Title",
 ) -> Path:
     """Write the bundle `name@version` to `path` and return the path.
 
     offset: of the prior's neighbours; bundles of different ones give different answers
     """
-    catalogue = tiny_catalogue()
+    catalogue = tiny_catalogue(num_items)
     histories = [[f"item-{(3 * n + i) % 199}" for i in range(5)] for n in range(10)]
     write_bundle(
         path,
@@ -151,7 +153,7 @@ def write_tiny_bundle(
         created_at=created_at,
         catalogue=catalogue,
         items=[
-            Item(item_id, f"Title of {item_id}", tiny_categories(row))
+            Item(item_id, f"{title} of {item_id}", tiny_categories(row))
             for row, item_id in enumerate(catalogue.item_ids)
         ],
         held_out=[HeldOutUser(f"user-{n}", tuple(h), "item-7") for n, h in enumerate(histories)],
@@ -159,7 +161,7 @@ def write_tiny_bundle(
         decoder=_graph(DECODER.replace("WORK", str(work))),
         history_length=HISTORY_LENGTH,
         repeat_bias=REPEAT_BIAS,
-        prior=tiny_prior(offset),
+        prior=tiny_prior(offset, num_items),
         codebook=codebook or tiny_codebook(),
         decoding=DecodingDefaults(r_warm=2, m_par=2, beam_width=10),
         facts={"grid": {"points": tiny_grid()}},
