@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-BURST = 24
+BURST = 32
 WINDOW_S = 0.5
 
 
