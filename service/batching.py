@@ -198,9 +198,17 @@ class MicroBatcher:
         """
         left = dict.fromkeys(batch)
         is_whole = True
+        hits = misses = 0
+
+        def count(timings: Timings) -> None:
+            nonlocal hits, misses
+            self._metrics.encoder_cache.labels("hit").inc(timings.cache_hits - hits)
+            self._metrics.encoder_cache.labels("miss").inc(timings.cache_misses - misses)
+            hits, misses = timings.cache_hits, timings.cache_misses
 
         def deliver(place: int, decoded: Decoded, timings: Timings) -> None:
             nonlocal is_whole
+            count(timings)
             ticket = batch[place]
             del left[ticket]
             is_whole &= not decoded.cancelled
@@ -210,7 +218,7 @@ class MicroBatcher:
                 loop.call_soon_threadsafe(self._settle)
 
         try:
-            _, timings = engine.decode([ticket.job for ticket in batch], deliver)
+            engine.decode([ticket.job for ticket in batch], deliver)
         except Exception as error:
             if len(batch) == 1:
                 failure = DecodeFailed("the request could not be decoded")
@@ -220,8 +228,6 @@ class MicroBatcher:
                 for ticket in list(left):
                     self._decode(engine, [ticket], loop)
             return False
-        self._metrics.encoder_cache.labels("hit").inc(timings.cache_hits)
-        self._metrics.encoder_cache.labels("miss").inc(timings.cache_misses)
         return is_whole
 
     def _settle(self) -> None:

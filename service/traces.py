@@ -63,7 +63,7 @@ class Traces:
         at = end - int(sum(stages.values()) * NS / 1000)  # what comes before is reading the request
         for stage, milliseconds in stages.items():
             span = self._tracer.start_span(stage, inside, start_time=at)
-            at += int(milliseconds * NS / 1000)
+            at = min(end, at + int(milliseconds * NS / 1000))  # rounding may add a nanosecond
             span.end(at)
         root.end(end)
         return f"{root.get_span_context().trace_id:032x}"

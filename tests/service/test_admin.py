@@ -174,15 +174,17 @@ def test_draining_is_not_ready_and_goes_on_answering(service: Service) -> None:
 def test_a_candidate_shadows_unseen(service: Service) -> None:
     before = answers(service)
     assert admin(service, "bundles/one@2/load", {"shadow_fraction": 1.0}).status_code == 200
-    for _ in range(5):
-        assert answers(service) == before
 
     def compared() -> float:
         lines = service.client.get("/metrics").text.splitlines()
         values = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
         return float(values.get('unmask_shadow_requests_total{result="compared"}', 0))
 
-    wait_until(lambda: compared() >= 3)
+    def some_more() -> bool:  # those that come while another is decoded are skipped
+        assert answers(service) == before
+        return compared() >= 3
+
+    wait_until(some_more)
     assert "unmask_shadow_overlap_ratio_sum 0.0\n" not in service.client.get("/metrics").text
 
 
