@@ -9,9 +9,8 @@ of the queue.
 from __future__ import annotations
 
 import asyncio
-import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
@@ -149,10 +148,15 @@ class Lanes(Generic[T]):
         return lane
 
     def seconds_before(self, engine: Engine, work: Work, beam_width: int) -> float:
-        """Until a job that came now would be answered: its lane's jobs, and the others' turns."""
+        """Until a job that came now would be answered: its lane's jobs, and the others' turns.
+
+        It is answered after its own last call, however many those in its batch need.
+        """
         own = self._lanes.get(_key(engine, beam_width))
         ahead = [] if own is None else [ticket.work for ticket in own.waiting]
-        own_s = self._seconds(engine, [*ahead, work])
+        before = len(ahead) - len(ahead) % self._max_batch_requests
+        own_s = self._seconds(engine, ahead[:before])
+        own_s += engine.latency.seconds(work.in_company(ahead[before:]))
         others = [self._seconds_of(lane) for lane in self._lanes.values() if lane is not own]
         return own_s + min(sum(others), own_s * len(others))
 
@@ -164,14 +168,11 @@ class Lanes(Generic[T]):
     def _seconds_of(self, lane: Lane[T]) -> float:
         return self._seconds(lane.engine, [ticket.work for ticket in lane.waiting])
 
-    def _seconds(self, engine: Engine, works: Iterable[Work]) -> float:
+    def _seconds(self, engine: Engine, works: Sequence[Work]) -> float:
         """Of these jobs, in as many batches as they need."""
-        together = Work.together(works)
-        if not together.jobs:
-            return 0.0
-        batches = math.ceil(together.jobs / self._max_batch_requests)
-        jobs, rows = math.ceil(together.jobs / batches), math.ceil(together.rows / batches)
-        return batches * engine.latency.seconds(Work(jobs, together.calls, rows))
+        most = self._max_batch_requests
+        batches = [works[start : start + most] for start in range(0, len(works), most)]
+        return sum(engine.latency.seconds(Work.together(batch)) for batch in batches)
 
 
 def _key(engine: Engine, beam_width: int) -> tuple[Engine, int]:

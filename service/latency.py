@@ -8,7 +8,7 @@ bundle. Knows nothing of queues, deadlines or clocks.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -49,6 +49,11 @@ class Work:
         for work in works:
             jobs, calls, rows = jobs + work.jobs, max(calls, work.calls), rows + work.rows
         return cls(jobs, calls, rows)
+
+    def in_company(self, others: Sequence[Self]) -> Self:
+        """Of a batch with these others, until this job has had its last call."""
+        rows = sum(other.rows * min(1.0, self.calls / max(1, other.calls)) for other in others)
+        return type(self)(1 + len(others), self.calls, self.rows + round(rows))
 
 
 class LatencyModel:

@@ -446,6 +446,26 @@ def test_forecasts_count_what_runs_what_is_ahead_and_the_turns_of_others(bundle:
     tell(bundle, story)
 
 
+def test_a_job_of_fewer_calls_is_foretold_to_come_sooner_however_many_wait(bundle: Bundle) -> None:
+    """Else nothing would be gained by asking for less, just when it matters."""
+
+    async def story(batcher: MicroBatcher, decoder: Decoder) -> None:
+        learnt(decoder.engine, job_s=0.1, beam_s=0.1)
+        first = await while_busy(batcher, decoder)
+        full, less = Work.of_job(job(bundle, "item-1")), Work(1, 1, 1)
+        waiting: list[asyncio.Task[Answer]] = []
+        for _ in range(3):  # into the next batch, and the one after it
+            best = batcher.forecast(decoder.engine, full, 10)
+            quick = batcher.forecast(decoder.engine, less, 10)
+            assert quick.total_s < best.total_s - 0.5
+            assert quick.wait_s <= best.wait_s + 0.5
+            waiting += await submitted(batcher, decoder, [job(bundle, "item-1")])
+        decoder.gate.set()
+        await asyncio.gather(first, *waiting)
+
+    tell(bundle, story, max_batch_requests=2)
+
+
 def test_the_model_learns_from_batches_that_went_to_their_end(bundle: Bundle) -> None:
     async def story(batcher: MicroBatcher, decoder: Decoder) -> None:
         first = await while_busy(batcher, decoder)
