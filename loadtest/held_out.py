@@ -29,6 +29,10 @@ class HeldOutUser:
         """The newest part of the history, as long as POST /recommend takes."""
         return self.history[-MAX_HISTORY:]
 
+    def request(self, **fields: Any) -> dict[str, Any]:
+        """The body of POST /recommend that brings the history along, with other fields added."""
+        return {"user_id": self.user_id, "history": self.request_history, **fields}
+
     def rank_in(self, item_ids: list[str]) -> int | None:
         """1-based rank of the target in an answer; None when it is not there."""
         return item_ids.index(self.target) + 1 if self.target in item_ids else None

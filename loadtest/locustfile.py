@@ -46,12 +46,7 @@ class HeldOutTraffic(FastHttpUser):
     @task
     def recommend(self) -> None:
         user = next(self.recall.users)
-        body = {
-            "user_id": user.user_id,
-            "k": self.recall.k,
-            "history": user.request_history,
-            "exclude_seen": False,
-        }
+        body = user.request(k=self.recall.k, exclude_seen=False)
         with self.client.post("/recommend", json=body, catch_response=True) as response:
             if response.status_code != 200:
                 response.failure(f"status {response.status_code}")

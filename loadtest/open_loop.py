@@ -13,7 +13,7 @@ import random
 import resource
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -113,7 +113,8 @@ async def open_loop(
     drawn = random.Random(seed)
     gaps = (drawn.expovariate(rate) for _ in itertools.count())
     due = list(itertools.takewhile(lambda at: at < seconds, itertools.accumulate(gaps)))
-    bodies = _bodies(users, parameters or {})
+    fields = {"exclude_seen": False, **(parameters or {})}
+    asked = itertools.cycle([(user, user.request(**fields)) for user in users])
     sent: list[Sent] = []
     connector = aiohttp.TCPConnector(limit=MAX_CONNECTIONS, keepalive_timeout=60)
     timeout = aiohttp.ClientTimeout(total=GIVE_UP_S)
@@ -123,7 +124,7 @@ async def open_loop(
             for at in due:
                 if (wait := started + at - time.perf_counter()) > 0:
                     await asyncio.sleep(wait)
-                tasks.create_task(_ask(session, url, next(bodies), at, started, sent))
+                tasks.create_task(_ask(session, url, next(asked), at, started, sent))
         took = time.perf_counter() - started
         cpu_share = (_cpu_s() - cpu) / took
     kept = [one for one in sent if one.due >= discard_s]
@@ -152,17 +153,6 @@ async def _ask(
         status = 0
     seconds = time.perf_counter() - started - at
     sent.append(Sent(at, seconds, status, rank, degraded, adjusted))
-
-
-def _bodies(
-    users: Sequence[HeldOutUser], parameters: dict[str, Any]
-) -> Iterator[tuple[HeldOutUser, dict[str, Any]]]:
-    fields = {"exclude_seen": False} | parameters
-    asked = [
-        (user, {"user_id": user.user_id, "history": user.request_history} | fields)
-        for user in users
-    ]
-    return itertools.cycle(asked)
 
 
 def _cpu_s() -> float:

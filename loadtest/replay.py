@@ -83,13 +83,13 @@ async def replay(
 async def _replay_one(
     client: httpx.AsyncClient, user: HeldOutUser, parameters: dict[str, Any], seed_events: bool
 ) -> Answer:
-    body: dict[str, Any] = {"user_id": user.user_id, **parameters}
     start = time.perf_counter()
     try:
         if seed_events:
             await _seed(client, user)
+            body = {"user_id": user.user_id, **parameters}
         else:
-            body["history"] = user.request_history
+            body = user.request(**parameters)
         start = time.perf_counter()
         response = (await client.post("/recommend", json=body)).raise_for_status()
     except httpx.HTTPStatusError as error:

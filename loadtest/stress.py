@@ -41,8 +41,7 @@ def lone_client(url: str, users: list[HeldOutUser], parameters: dict[str, Any]) 
     headers = {"Content-Type": "application/json"}
     for number in range(LONE_REQUESTS):
         user = users[number % len(users)]
-        asked = {"user_id": user.user_id, "history": user.request_history} | parameters
-        body = json.dumps(asked).encode()
+        body = json.dumps(user.request(**parameters)).encode()
         started = time.perf_counter()
         connection.request("POST", "/recommend", body, headers)
         answer = connection.getresponse().read()
@@ -60,13 +59,11 @@ def lone_client(url: str, users: list[HeldOutUser], parameters: dict[str, Any]) 
 
 async def capacity(
     url: str, users: list[HeldOutUser], parameters: dict[str, Any], slo_ms: float, seconds: float
-) -> tuple[float, list[Load]]:
-    """The highest rate at which p99 holds and next to nothing is refused, and all rates tried."""
-    tried: list[Load] = []
+) -> float:
+    """The highest rate at which p99 holds and next to nothing is refused."""
 
     async def holds(rate: float) -> bool:
         load = await open_loop(url, users, rate, seconds, parameters, discard_s=seconds / 5)
-        tried.append(load)
         refused = len(load.sent) - len(load.answered())
         is_held = load.quantile_ms(0.99) <= slo_ms and refused <= REFUSED_SHARE * len(load.sent)
         show(f"  {rate:7.0f}/s  {'held' if is_held else 'broken'}", load)
@@ -80,7 +77,7 @@ async def capacity(
     for _ in range(BISECTIONS):
         rate = (best + worst) / 2 if best else worst / 2
         best, worst = (rate, worst) if await holds(rate) else (best, rate)
-    return best, tried
+    return best
 
 
 async def stress(
@@ -102,7 +99,7 @@ async def stress(
     )
     found = rate
     if found is None:
-        found, _ = await capacity(service.url, users, parameters, slo_ms, probe_s)
+        found = await capacity(service.url, users, parameters, slo_ms, probe_s)
     print(f"capacity: {found:.0f}/s with p99 within {slo_ms:.0f} ms")
     before, cpu = await counters(service.url), service.cpu_s
     load = await open_loop(service.url, users, multiple * found, seconds, parameters)
@@ -170,7 +167,7 @@ def show(name: str, load: Load) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run it; 1 when the service broke a promise."""
+    """Run it; the exit status."""
     parser = argparse.ArgumentParser(prog="python -m loadtest.stress", description=__doc__)
     parser.add_argument("--bundle", type=Path, required=True, help="folder of the bundle")
     parser.add_argument("--slo-ms", type=int, default=100)

@@ -13,6 +13,7 @@ from fastapi import Depends, FastAPI, Path, Request, Response
 from fastapi.params import Depends as Dependency
 
 from service import operator_schemas as schemas
+from service.item_schemas import ItemsRequest, ItemsResponse
 from service.lifecycle import VERSION, Lifecycle
 from service.manifest import REFERENCE
 from service.metrics import METRICS_CONTENT_TYPE
@@ -155,7 +156,7 @@ class AdminRoutes:
         await self._residents.rollback()
         return models_of(self._lifecycle)
 
-    async def items(self, body: schemas.ItemsRequest) -> schemas.ItemsResponse:
+    async def items(self, body: ItemsRequest) -> ItemsResponse:
         """Add items to the active bundle and remove others; kept for the next start."""
         return await self._lifecycle.changes.change(body)
 

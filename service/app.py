@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Annotated, Any, TypeVar
 
@@ -25,9 +25,19 @@ from service.answering import similar_items
 from service.event_schemas import EventsRequest, EventsResponse
 from service.events import store_events
 from service.gate import Gate
-from service.http_errors import MAX_BODY_BYTES, add_handlers, context_of, status_and_error
+from service.http_errors import MAX_BODY_BYTES, add_handlers, context_of, status_and_body
+from service.item_schemas import ItemResponse, SimilarRequest, SimilarResponse
 from service.lifecycle import VERSION, Lifecycle
-from service.middleware import ASGIApp, Envelope, Message, Receive, RequestContext, Scope, Send
+from service.middleware import (
+    ASGIApp,
+    Envelope,
+    Message,
+    Receive,
+    RequestContext,
+    Scope,
+    Send,
+    outcome_of,
+)
 
 UserIdPath = Annotated[schemas.UserId, Path()]
 ItemIdPath = Annotated[schemas.ItemId, Path()]
@@ -138,7 +148,7 @@ class Routes:
         """Answer several requests, in their order; each has a status of its own."""
         context = context_of(request)
         context.log.update(requests=len(body.requests))
-        recommender = self._lifecycle.recommender
+        recommender, count = self._lifecycle.recommender, self._metrics.recommend_requests.labels
 
         async def result(one: schemas.RecommendRequest) -> schemas.BatchResult:
             timed = one.model_copy(update={"timeout_ms": body.timeout_ms})
@@ -149,14 +159,14 @@ class Routes:
             except errors.RequestError as error:
                 if isinstance(error, errors.Overloaded | errors.NotReady):
                     self._metrics.rejected.labels(error.reason).inc()
-                status, shown = status_and_error(error, context.request_id)
-                self._metrics.count_recommend(*labels, status, degraded=False)
-                return schemas.BatchResult(status=status, error=shown)
-            self._metrics.count_recommend(*labels, 200, degraded=answer.degraded)
+                status, shown = status_and_body(error, context.request_id)
+                count(*labels, outcome_of(status, degraded=False)).inc()
+                return schemas.BatchResult(status=status, error=shown.error)
+            count(*labels, outcome_of(200, degraded=answer.degraded)).inc()
             return schemas.BatchResult(status=200, response=answer)
 
         work = asyncio.gather(*map(result, body.requests))
-        results = await unless_disconnected(request, _awaited(work))
+        results = await unless_disconnected(request, work)
         return json_answer(schemas.BatchResponse(results=results))
 
     async def events(self, body: EventsRequest) -> EventsResponse:
@@ -185,30 +195,28 @@ class Routes:
         await self._lifecycle.histories.erase(user_id)
         return Response(status_code=204)
 
-    async def item(self, item_id: ItemIdPath) -> schemas.ItemResponse:
+    async def item(self, item_id: ItemIdPath) -> ItemResponse:
         """An item of the active bundle."""
         bundle = self._lifecycle.residents.active.bundle
         row = self._row_of(item_id)
-        item, codes = bundle.items[row], bundle.catalogue.codes
-        same = (codes == codes[row]).all(axis=1).nonzero()[0].tolist()
-        return schemas.ItemResponse(
+        item, sid = bundle.items[row], bundle.catalogue.codes[row]
+        same = bundle.decoder.trie.rows_with(sid).tolist()
+        return ItemResponse(
             item_id=item.item_id,
             title=item.title,
             categories=list(item.categories),
-            sid=codes[row].tolist(),
+            sid=sid.tolist(),
             popularity_rank=row + 1,
             same_sid=[bundle.items[other].item_id for other in same if other != row],
             bundle=bundle.manifest.ref,
         )
 
-    async def similar(
-        self, item_id: ItemIdPath, body: schemas.SimilarRequest
-    ) -> schemas.SimilarResponse:
+    async def similar(self, item_id: ItemIdPath, body: SimilarRequest) -> SimilarResponse:
         """Items of the active bundle that share codes with an item; the network is not asked."""
         bundle = self._lifecycle.residents.active.bundle
         row = self._row_of(item_id)
         similar = await asyncio.to_thread(similar_items, bundle, row, body.k)
-        return schemas.SimilarResponse(item_id=item_id, similar=similar, bundle=bundle.manifest.ref)
+        return SimilarResponse(item_id=item_id, similar=similar, bundle=bundle.manifest.ref)
 
     def _row_of(self, item_id: str) -> int:
         rows = self._lifecycle.residents.active.bundle.catalogue.rows_of([item_id])
@@ -221,7 +229,7 @@ class Routes:
 
 
 def json_answer(answer: BaseModel) -> Response:
-    """An answer as it is: FastAPI would check it once more, and take ten times as long."""
+    """An answer as it is: FastAPI would validate it once more."""
     return Response(answer.model_dump_json(), media_type="application/json")
 
 
@@ -245,7 +253,7 @@ def report(answer: schemas.RecommendResponse, context: RequestContext) -> None:
         context.log.update(schedule=answer.decoding.schedule, nfe=answer.decoding.nfe)
 
 
-async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+async def unless_disconnected(request: Request, work: Awaitable[T]) -> T:
     """Do `work`, cancelled when the client goes away: FastAPI itself would do it to its end."""
     task = asyncio.current_task()
     assert task is not None
@@ -267,10 +275,6 @@ async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) ->
         raise errors.ClientDisconnected("the client closed the connection") from None
     finally:
         watching.cancel()
-
-
-async def _awaited(future: asyncio.Future[T]) -> T:
-    return await future
 
 
 async def require_json(request: Request) -> None:

@@ -19,10 +19,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import NoReturn
 
 from service.decoding import Decoded, Job, Timings
 from service.errors import DeadlineExceeded, DecodeFailed, NotReady, Overloaded, RequestError
-from service.lanes import Engine, Lane, Lanes, Ticket, Wait
+from service.lanes import Answer, Engine, Lane, Lanes, Ticket, Wait
 from service.latency import Work
 from service.metrics import Metrics
 
@@ -30,15 +31,6 @@ LONGEST_BATCH_S = 60.0  # a batch that runs longer hangs: the process is not liv
 LONGEST_RETRY_AFTER_S = 30
 SETTLED_AT_ONCE = 4
 DECODE_NICENESS = 10
-
-
-@dataclass(frozen=True, eq=False)
-class Answer:
-    """A decoded job; `timings` are those of its batch until it was answered."""
-
-    decoded: Decoded
-    queue_s: float
-    timings: Timings
 
 
 @dataclass(frozen=True)
@@ -70,12 +62,12 @@ class MicroBatcher:
         self._max_batch_requests = max_batch_requests
         self._max_batch_rows = max_batch_rows
         self._max_wait_s = max_wait_s
-        self._lanes: Lanes[Answer] = Lanes(max_batch_requests)
-        self._batch: list[Ticket[Answer]] = []
+        self._lanes = Lanes(max_batch_requests)
+        self._batch: list[Ticket] = []
         self._batch_started = self._batch_ends = 0.0  # time.monotonic(); the end is foretold
         self._arrived = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, "decode", initializer=_give_way)
-        self._answers: deque[tuple[Ticket[Answer], Answer | None]] = deque()  # from the thread
+        self._answers: deque[tuple[Ticket, Answer | None]] = deque()  # from the thread
         self._pump: asyncio.Task[None] | None = None
         metrics.queue_requests.set_function(lambda: len(self._lanes.waiting))
         metrics.queue_rows.set_function(lambda: sum(t.job.beam_width for t in self._lanes.waiting))
@@ -139,10 +131,11 @@ class MicroBatcher:
 
         Raises what `admit` raises, and DecodeFailed when this job raised.
         """
-        self.admit(engine, Work.of_job(job), job.beam_width, deadline)
+        work = Work.of_job(job)
+        self.admit(engine, work, job.beam_width, deadline)
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         wait = Wait(deadline)
-        ticket = Ticket(engine, replace(job, is_cancelled=wait.is_over), wait, answer)
+        ticket = Ticket(engine, replace(job, is_cancelled=wait.is_over), work, wait, answer)
         self._lanes.enter(ticket)
         self._arrived.set()
         try:
@@ -151,7 +144,7 @@ class MicroBatcher:
             wait.abandoned = True
             self._lanes.leave(ticket)
 
-    def _refuse(self, reason: str, message: str) -> None:
+    def _refuse(self, reason: str, message: str) -> NoReturn:
         retry_after_s = min(LONGEST_RETRY_AFTER_S, math.ceil(self._lanes.seconds) or 1)
         raise Overloaded(message, reason=reason, retry_after_s=retry_after_s)
 
@@ -164,7 +157,7 @@ class MicroBatcher:
             self._arrived.clear()
             await self._arrived.wait()
 
-    async def _run_batch(self, lane: Lane[Answer]) -> None:
+    async def _run_batch(self, lane: Lane) -> None:
         """What is known here of the lane's engine is forgotten at the end: it may be unloaded."""
         loop = asyncio.get_running_loop()
         oldest = lane.next_batch(
@@ -190,7 +183,7 @@ class MicroBatcher:
         self._batch = []
 
     def _decode(
-        self, engine: Engine, batch: Sequence[Ticket[Answer]], loop: asyncio.AbstractEventLoop
+        self, engine: Engine, batch: Sequence[Ticket], loop: asyncio.AbstractEventLoop
     ) -> bool:
         """In the decode thread; whether all went to their end at the first try.
 
@@ -259,13 +252,13 @@ def _give_way() -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), DECODE_NICENESS)
 
 
-def _is_too_late(ticket: Ticket[Answer]) -> bool:
+def _is_too_late(ticket: Ticket) -> bool:
     """Whether a job is not worth decoding; then it fails."""
     if ticket.wait.is_over():
         _fail(ticket, DeadlineExceeded("the deadline passed in the queue"))
     return ticket.answer.done()
 
 
-def _fail(ticket: Ticket[Answer], failure: RequestError) -> None:
+def _fail(ticket: Ticket, failure: RequestError) -> None:
     if not ticket.answer.done():
         ticket.answer.set_exception(failure)

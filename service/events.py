@@ -16,7 +16,6 @@ from service.event_schemas import Event, EventsResponse, RejectedEvent
 from service.history import HistoryStore, Stored
 from service.metrics import Metrics
 from service.schemas import field_name
-from service.settings import COUNTED_EVENT_TYPES
 
 
 async def store_events(
@@ -25,7 +24,7 @@ async def store_events(
     metrics: Metrics,
     *,
     event_types: Sequence[str],
-    counted_event_types: Sequence[str] = COUNTED_EVENT_TYPES,
+    counted_event_types: Sequence[str],
 ) -> EventsResponse:
     """Store the valid events, in the order given.
 

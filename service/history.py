@@ -1,4 +1,4 @@
-"""What the service keeps of its users, as the rest of it sees that: the protocol of the store.
+"""What the service keeps, of users and of items that change: the protocol of the store.
 
 A history is a list of item_ids, oldest to newest. An event is remembered by its `event_id` for a
 day: repeating it changes nothing. So is an answer, by its `recommendation_id`: an event that names

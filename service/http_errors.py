@@ -9,12 +9,11 @@ from __future__ import annotations
 import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from service import errors
 from service.middleware import SCOPE_KEY, RequestContext
-from service.schemas import Error, ErrorDetail, ErrorResponse, field_name
+from service.schemas import ErrorDetail, ErrorResponse, field_name
 
 MAX_BODY_BYTES = 1 << 20
 MAX_ERROR_DETAILS = 20
@@ -59,16 +58,15 @@ def add_handlers(app: FastAPI) -> None:
     app.add_exception_handler(Exception, on_unexpected_error)
 
 
-def status_and_error(error: errors.UnmaskError, request_id: str) -> tuple[int, Error]:
+def status_and_body(error: errors.UnmaskError, request_id: str) -> tuple[int, ErrorResponse]:
     """What a client gets to see of an error of ours."""
     status, code = ANSWERS[type(error)]
-    return status, Error(
-        code=getattr(error, "code", code),
-        message=str(error),
+    return status, ErrorResponse.of(
+        getattr(error, "code", code),
+        str(error),
+        request_id,
         param=getattr(error, "param", None),
         retryable=status in RETRYABLE,
-        request_id=request_id,
-        details=[],
     )
 
 
@@ -76,7 +74,7 @@ async def on_error(request: Request, error: Exception) -> Response:
     """An error of ours."""
     assert isinstance(error, errors.UnmaskError)
     context = context_of(request)
-    status, body = status_and_error(error, context.request_id)
+    status, body = status_and_body(error, context.request_id)
     if isinstance(error, errors.Overloaded | errors.NotReady):
         context.rejected = error.reason
     if status == 500:
@@ -104,13 +102,9 @@ async def on_validation_error(request: Request, error: Exception) -> Response:
         for entry in found[:MAX_ERROR_DETAILS]
     ]
     first = details[0]
-    body = Error(
-        code="invalid_request",
-        message=f"{first.param}: {first.message}",
-        param=first.param,
-        retryable=False,
-        request_id=context_of(request).request_id,
-        details=details,
+    message, request_id = f"{first.param}: {first.message}", context_of(request).request_id
+    body = ErrorResponse.of(
+        "invalid_request", message, request_id, param=first.param, details=details
     )
     return _answer(422, body)
 
@@ -125,15 +119,8 @@ async def on_http_error(request: Request, error: Exception) -> Response:
 
 async def on_unexpected_error(request: Request, error: Exception) -> Response:
     """A bug. The middleware logs the traceback."""
-    body = Error(
-        code="internal_error",
-        message="something went wrong in the service",
-        param=None,
-        retryable=False,
-        request_id=context_of(request).request_id,
-        details=[],
-    )
-    return _answer(500, body)
+    message, request_id = "something went wrong in the service", context_of(request).request_id
+    return _answer(500, ErrorResponse.of("internal_error", message, request_id))
 
 
 def context_of(request: Request) -> RequestContext:
@@ -144,19 +131,8 @@ def context_of(request: Request) -> RequestContext:
 
 def _http_answer(request: Request, status: int) -> Response:
     code, message = HTTP_ERRORS[status]
-    request_id = context_of(request).request_id
-    return _answer(
-        status,
-        Error(
-            code=code,
-            message=message,
-            param=None,
-            retryable=False,
-            request_id=request_id,
-            details=[],
-        ),
-    )
+    return _answer(status, ErrorResponse.of(code, message, context_of(request).request_id))
 
 
-def _answer(status: int, error: Error) -> JSONResponse:
-    return JSONResponse(ErrorResponse(error=error).model_dump(), status)
+def _answer(status: int, body: ErrorResponse) -> Response:
+    return Response(body.model_dump_json(), status, media_type="application/json")

@@ -6,11 +6,10 @@ asked before the head of a request is complete. Knows nothing of requests.
 
 from __future__ import annotations
 
-import json
-import secrets
-from typing import Any
-
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from service.ids import request_id
+from service.schemas import ErrorResponse
 
 MAX_HEAD_BYTES = 64 << 10  # and what one read of the socket brings with it
 
@@ -43,20 +42,14 @@ class BoundedHttp(HttpToolsProtocol):
         super().on_message_complete()
 
     def _refuse(self) -> None:
-        error: dict[str, Any] = {
-            "code": "headers_too_large",
-            "message": f"the headers may have {MAX_HEAD_BYTES} bytes",
-            "param": None,
-            "retryable": False,
-            "request_id": secrets.token_hex(16),
-            "details": [],
-        }
-        body = json.dumps({"error": error}).encode()
+        message = f"the headers may have {MAX_HEAD_BYTES} bytes"
+        body = ErrorResponse.of("headers_too_large", message, request_id())
+        content = body.model_dump_json().encode()
         lines = [
             "HTTP/1.1 431 Request Header Fields Too Large",
             "Content-Type: application/json",
-            f"Content-Length: {len(body)}",
+            f"Content-Length: {len(content)}",
             "Connection: close",
         ]
-        self.transport.write("".join(f"{line}\r\n" for line in [*lines, ""]).encode() + body)
+        self.transport.write("".join(f"{line}\r\n" for line in [*lines, ""]).encode() + content)
         self.transport.close()

@@ -1,8 +1,8 @@
 """Items that come and go while the service runs: added by their embeddings, or removed.
 
-A change is written to the history store first, then made in every bundle in memory, and made again
-after every start and load; the other replicas follow within seconds. Repeating one changes nothing.
-Only a bundle's own name and embedding size matter, so that a new version has the changes too. Knows
+A change is written to the history store first, then made in every bundle in memory that has the
+name, and made again after every start and load; the other replicas follow within seconds. Repeating
+one changes nothing: an item that is there with the same title and categories stays as it is. Knows
 nothing of HTTP routes or Redis commands.
 """
 
@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from service.bundle import Bundle
 from service.errors import EmbedderUnavailable, InvalidRequest, RequestError
 from service.history import HistoryStore
+from service.item_schemas import ItemsRequest, ItemsResponse, NewItem
 from service.items import Item
-from service.operator_schemas import ItemsRequest, ItemsResponse, NewItem
 from service.residents import Residents
 
 FOLLOW_EVERY_S = 5.0
@@ -34,7 +34,7 @@ log = structlog.get_logger()
 
 
 class ItemChanges:
-    """The changes of the active bundle's name.
+    """The changes to the items of the bundles in memory, by the bundles' names.
 
     embedder_url: of a server that answers POST /embed as Text Embeddings Inference does; None = new
         items must bring their embeddings
@@ -46,7 +46,7 @@ class ItemChanges:
         self._residents = residents
         self._store = store
         self._embedder_url = embedder_url
-        self._version: tuple[str, int] | None = None  # name and version of what was made last
+        self._made: dict[str, int] = {}  # the version of each name that was made last
 
     async def change(self, request: ItemsRequest) -> ItemsResponse:
         """Add and remove items, for good. An item that is there already is replaced.
@@ -79,26 +79,32 @@ class ItemChanges:
     async def replay(self) -> None:
         """Make all changes that are written, where they are not made yet.
 
-        Raises HistoryUnavailable, or BundleConflict while a bundle is loaded.
+        Raises HistoryUnavailable, or BundleConflict while a bundle is loaded; `follow` tries again.
         """
-        name = self._residents.active.bundle.manifest.name
-        version, entries = await self._store.read_items(name)
+        self._made = {}
+        found = {name: await self._store.read_items(name) for name in self._names}
+        entries = {name: of_name for name, (_, of_name) in found.items() if of_name}
         if entries:
-            await self._residents.change(lambda bundle: with_changes(bundle, name, entries))
-        self._version = name, version
+            await self._residents.change(
+                lambda bundle: with_changes(bundle, entries.get(bundle.manifest.name, {}))
+            )
+        self._made = {name: version for name, (version, _) in found.items()}
 
     async def follow(self) -> None:
         """Until it is cancelled: make what other replicas have written."""
         while True:
             try:
-                name = self._residents.active.bundle.manifest.name
-                if self._version != (name, await self._store.items_version(name)):
+                if self._made != {n: await self._store.items_version(n) for n in self._names}:
                     await self.replay()
             except RequestError as error:
                 log.warning("items_not_followed", reason=str(error))
             except Exception:  # this task must not end
                 log.exception("items_not_followed")
             await asyncio.sleep(FOLLOW_EVERY_S)
+
+    @property
+    def _names(self) -> list[str]:
+        return sorted({resident.bundle.manifest.name for resident in self._residents.all})
 
     async def _embeddings(self, items: Sequence[NewItem], bundle: Bundle) -> list[list[float]]:
         if not items:
@@ -140,15 +146,12 @@ class ItemChanges:
         return found
 
 
-def with_changes(bundle: Bundle, name: str, entries: Mapping[str, str]) -> Bundle:
+def with_changes(bundle: Bundle, entries: Mapping[str, str]) -> Bundle:
     """A bundle with the changes made that it does not have; itself when it has them all.
 
-    entries: by item_id, REMOVED or what `_entry` wrote. A bundle of another name, or of other
-    embeddings, stays as it is.
+    entries: by item_id, REMOVED or what `_entry` wrote. A bundle of other embeddings gets no items.
     """
     content = bundle.manifest.content
-    if bundle.manifest.name != name:
-        return bundle
     gone, new, embeddings = [], [], []
     for item_id, entry in entries.items():
         [row] = bundle.catalogue.rows_of([item_id]).tolist() or [None]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +17,7 @@ from service.errors import InvalidRequest
 from service.history import Shown
 from service.items import ATTRIBUTES
 from service.planning import Plan
-from service.schemas import RecommendRequest
+from service.schemas import HistorySource, RecommendRequest
 
 Rows = NDArray[np.int32]
 
@@ -27,7 +26,7 @@ Rows = NDArray[np.int32]
 class UserHistory:
     """item_ids: oldest to newest; shown: the answer that a next page goes on from."""
 
-    source: Literal["store", "request", "unavailable"]
+    source: HistorySource
     item_ids: Sequence[str]
     shown: Shown | None = None
 

@@ -10,21 +10,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar
+from typing import Protocol
 
-from service.decoding import Decoded, Job, Timings
+from service.decoding import Decoded, Job, OnAnswer, Timings
 from service.latency import LatencyModel, Work
-
-T = TypeVar("T")
 
 
 class DecodeBatch(Protocol):
     """`Decoder.decode`."""
 
     def __call__(
-        self, jobs: Sequence[Job], on_answer: Callable[[int, Decoded, Timings], None]
+        self, jobs: Sequence[Job], on_answer: OnAnswer
     ) -> tuple[Sequence[Decoded], Timings]: ...
 
 
@@ -34,6 +32,15 @@ class Engine:
 
     decode: DecodeBatch
     latency: LatencyModel = field(default_factory=LatencyModel)
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """A decoded job; `timings` are those of its batch until it was answered."""
+
+    decoded: Decoded
+    queue_s: float
+    timings: Timings
 
 
 @dataclass(eq=False)
@@ -52,23 +59,20 @@ class Wait:
 
 
 @dataclass(eq=False)
-class Ticket(Generic[T]):
+class Ticket:
     """A job in the queue or in a batch. entered, started: seconds of time.monotonic()"""
 
     engine: Engine
     job: Job
+    work: Work
     wait: Wait
-    answer: asyncio.Future[T]
-    work: Work = field(init=False)
+    answer: asyncio.Future[Answer]
     entered: float = field(default_factory=time.monotonic)
     started: float = 0.0
 
-    def __post_init__(self) -> None:
-        self.work = Work.of_job(self.job)
-
 
 @dataclass(eq=False)
-class Lane(Generic[T]):
+class Lane:
     """Jobs that may share a batch.
 
     waiting: an ordered set, oldest first; rows: beams of all its jobs, waiting or in a batch
@@ -77,16 +81,16 @@ class Lane(Generic[T]):
 
     engine: Engine
     used_s: float
-    waiting: dict[Ticket[T], None] = field(default_factory=dict)
+    waiting: dict[Ticket, None] = field(default_factory=dict)
     rows: int = 0
 
-    def next_batch(self, max_requests: int, max_rows: int, max_s: float) -> list[Ticket[T]]:
+    def next_batch(self, max_requests: int, max_rows: int, max_s: float) -> list[Ticket]:
         """Take the oldest jobs; one that is too much for a batch is a batch.
 
         max_s: foretold; jobs wait for the whole of their batch, so that a long one makes those
             late that were foretold to be in time before the others came
         """
-        batch: list[Ticket[T]] = []
+        batch: list[Ticket] = []
         rows, work = 0, Work(0, 0, 0)
         for ticket in list(self.waiting):
             together = Work.together((work, ticket.work))
@@ -102,19 +106,19 @@ class Lane(Generic[T]):
         return batch
 
 
-class Lanes(Generic[T]):
+class Lanes:
     """The lanes that have jobs."""
 
     def __init__(self, max_batch_requests: int) -> None:
         self._max_batch_requests = max_batch_requests
-        self._lanes: dict[tuple[Engine, int], Lane[T]] = {}
+        self._lanes: dict[tuple[Engine, int], Lane] = {}
         self._turn_s = 0.0  # `used_s` of the lane served last, before that
 
     def __bool__(self) -> bool:
         return bool(self._lanes)
 
     @property
-    def waiting(self) -> list[Ticket[T]]:
+    def waiting(self) -> list[Ticket]:
         """All jobs that wait."""
         return [ticket for lane in self._lanes.values() for ticket in lane.waiting]
 
@@ -123,14 +127,14 @@ class Lanes(Generic[T]):
         lane = self._lanes.get(_key(engine, beam_width))
         return lane.rows if lane else 0
 
-    def enter(self, ticket: Ticket[T]) -> None:
+    def enter(self, ticket: Ticket) -> None:
         """Put a job at the end of its lane."""
         key = _key(ticket.engine, ticket.job.beam_width)
         lane = self._lanes.setdefault(key, Lane(ticket.engine, self._turn_s))
         lane.rows += ticket.job.beam_width
         lane.waiting[ticket] = None
 
-    def leave(self, ticket: Ticket[T]) -> None:
+    def leave(self, ticket: Ticket) -> None:
         """Forget a job that was answered, or is not wanted any more."""
         key = _key(ticket.engine, ticket.job.beam_width)
         lane = self._lanes[key]
@@ -139,7 +143,7 @@ class Lanes(Generic[T]):
         if not lane.rows:
             del self._lanes[key]
 
-    def next(self) -> Lane[T] | None:
+    def next(self) -> Lane | None:
         """The lane whose turn it is, if any job waits."""
         lanes = [lane for lane in self._lanes.values() if lane.waiting]
         lane = min(lanes, key=lambda lane: lane.used_s, default=None)
@@ -165,7 +169,7 @@ class Lanes(Generic[T]):
         """Until all that waits now is answered."""
         return sum(map(self._seconds_of, self._lanes.values()))
 
-    def _seconds_of(self, lane: Lane[T]) -> float:
+    def _seconds_of(self, lane: Lane) -> float:
         return self._seconds(lane.engine, [ticket.work for ticket in lane.waiting])
 
     def _seconds(self, engine: Engine, works: Sequence[Work]) -> float:

@@ -63,7 +63,6 @@ class LatencyModel:
         self._coefficients = (0.0, 0.0, 0.0, 0.0)
         self._products = np.zeros((4, 4))  # of the features, over seconds, summed up
         self._sums = np.zeros(4)
-        self._unlearnt = 0
         self._num_observed = 0
         self.error = 0.0  # relative, a running mean
 
@@ -84,10 +83,8 @@ class LatencyModel:
         self._sums *= MEMORY
         self._sums += features
         self._num_observed += 1
-        self._unlearnt += 1
-        if self._num_observed <= MANY or self._unlearnt >= MANY:
+        if self._num_observed <= MANY or self._num_observed % MANY == 0:
             self._solve()
-            self._unlearnt = 0
 
     def _solve(self) -> None:
         """Least squares; what the batches do not tell apart stays as it was."""

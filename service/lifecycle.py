@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
@@ -38,7 +37,7 @@ from service.latency import LatencyModel
 from service.metrics import Metrics
 from service.pauses import measure_loop_lag, measured_gc
 from service.priming import prime
-from service.recommender import Limits, Recommender
+from service.recommender import Policy, Recommender
 from service.redis_history import RedisHistoryStore
 from service.residents import Resident, Residents
 from service.settings import Settings
@@ -133,8 +132,16 @@ class Lifecycle:
         await self.residents.load(path, ref, shadow_fraction=shadow_fraction)
         await self.changes.replay()
 
-    async def reload(self) -> None:
-        """Load and activate what UNMASK_BUNDLE means now; the old one stays when that fails."""
+    def reload_soon(self) -> None:
+        """Load and activate what UNMASK_BUNDLE means now; the old one stays when that fails.
+
+        While the service starts there is nothing to do: it loads just that.
+        """
+        if self._starting is None:
+            self._tasks = [task for task in self._tasks if not task.done()]
+            self._tasks.append(asyncio.create_task(self._reload()))
+
+    async def _reload(self) -> None:
         try:
             path = configured_path(self.settings.bundles_dir, self.settings.bundle)
             ref = reference_at(path)
@@ -265,7 +272,7 @@ class Lifecycle:
             self._answers,
             self._batcher,
             metrics,
-            Limits(
+            Policy(
                 settings.default_timeout_ms / 1000,
                 settings.slo_ms / 1000,
                 settings.fallback,
@@ -278,11 +285,6 @@ class Lifecycle:
             asyncio.create_task(measure_loop_lag(metrics)),
             asyncio.create_task(self._changes.follow()),
         ]
-        with suppress(NotImplementedError):  # only POSIX has the signal
-            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._on_hangup)
-
-    def _on_hangup(self) -> None:
-        self._tasks.append(asyncio.create_task(self.reload()))
 
 
 def check_queue_size(settings: Settings, bundle: Bundle) -> None:

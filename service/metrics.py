@@ -27,7 +27,6 @@ BATCH_REQUESTS = (1, 2, 4, 8, 16, 32)
 ROWS = (1, 8, 16, 32, 64, 128, 256, 512, 1024)
 ITEMS = (0, 1, 2, 5, 10, 20, 50, 100)
 OVERLAP = tuple(tenth / 10 for tenth in range(11))
-OUTCOMES = {429: "rejected", 503: "rejected", 504: "timeout", 499: "cancelled"}
 RANKS = (1, 2, 3, 5, 10, 20, 50, 100)
 LOAD_S = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
@@ -77,7 +76,7 @@ class Metrics:
         )
         self.stage_duration = histogram(
             "stage_duration_seconds",
-            "Stages of a request; encode, denoise and search are those of its whole batch.",
+            "Stages of a request; encode, denoise and search: of its batch, until its answer.",
             LATENCY_S,
             "stage",
         )
@@ -187,8 +186,8 @@ class Metrics:
         )
         self.bundle_operations = counter(
             "bundle_operations_total",
-            "load, activate, rollback, unload, change_items: done, failed, or refused as another "
-            "one was going on.",
+            "load, activate, rollback, unload, change_items: done, failed, or refused while a "
+            "bundle was loaded.",
             "operation",
             "result",
         )
@@ -204,14 +203,6 @@ class Metrics:
         self.gc_pause = histogram(
             "gc_pause_seconds", "Collections of Python's garbage collector.", LATENCY_S
         )
-
-    def count_recommend(self, bundle: str, variant: str, status: int, *, degraded: bool) -> str:
-        """Count a recommendation that was asked for; its outcome."""
-        outcome = OUTCOMES.get(status, "invalid" if status < 500 else "error")
-        if status == 200:
-            outcome = "degraded" if degraded else "ok"
-        self.recommend_requests.labels(bundle, variant, outcome).inc()
-        return outcome
 
     def text(self) -> bytes:
         """All metrics in the Prometheus text format."""

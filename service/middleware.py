@@ -10,7 +10,6 @@ what it knows in the RequestContext.
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -22,6 +21,7 @@ import structlog
 from service.gate import Gate
 from service.ids import request_id
 from service.metrics import Metrics
+from service.schemas import ErrorResponse
 from service.traces import Traces
 
 Scope = MutableMapping[str, Any]
@@ -35,7 +35,8 @@ RECOMMEND = "/recommend"
 QUIET_ROUTES = {"/health/live", "/health/ready", "/livez", "/readyz", "/metrics"}
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}  # a client may invent one
-OPEN_PATHS = QUIET_ROUTES | {"/health", "/info", "/models"}
+OPEN_PATHS = QUIET_ROUTES | {"/info", "/models"}
+OUTCOMES = {429: "rejected", 503: "rejected", 504: "timeout", 499: "cancelled"}
 TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 
 log = structlog.get_logger()
@@ -129,9 +130,9 @@ class Envelope:
         if context.rejected:
             self._metrics.rejected.labels(context.rejected).inc()
         if route == RECOMMEND:
-            context.log["outcome"] = self._metrics.count_recommend(
-                context.bundle, context.variant, status, degraded=context.degraded
-            )
+            outcome = outcome_of(status, degraded=context.degraded)
+            self._metrics.recommend_requests.labels(context.bundle, context.variant, outcome).inc()
+            context.log["outcome"] = outcome
         if self._traces and route not in QUIET_ROUTES:
             context.log["trace_id"] = self._traces.record(
                 f"{method} {route}",
@@ -165,17 +166,21 @@ def _context_of(scope: Scope) -> RequestContext:
 
 
 async def _turn_away(context: RequestContext, send: Send) -> None:
-    """429, in the one error body; the request's own body is not read."""
-    error: dict[str, Any] = {
-        "code": "overloaded",
-        "message": "too many requests are being answered; try again in a second",
-        "param": None,
-        "retryable": True,
-        "request_id": context.request_id,
-        "details": [],
-    }
-    headers = [(b"content-type", b"application/json"), (b"retry-after", b"1")]
-    body = json.dumps({"error": error}).encode()
-    headers.append((b"content-length", str(len(body)).encode()))
+    """429; the request's own body is not read."""
+    message = "too many requests are being answered; try again in a second"
+    body = ErrorResponse.of("overloaded", message, context.request_id, retryable=True)
+    content = body.model_dump_json().encode()
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(content)).encode()),
+        (b"retry-after", b"1"),
+    ]
     await send({"type": "http.response.start", "status": 429, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    await send({"type": "http.response.body", "body": content})
+
+
+def outcome_of(status: int, *, degraded: bool) -> str:
+    """How a recommendation that was asked for ended, as metrics and the log call it."""
+    if status == 200:
+        return "degraded" if degraded else "ok"
+    return OUTCOMES.get(status, "invalid" if status < 500 else "error")

@@ -1,16 +1,18 @@
-"""JSON for whoever operates the service: health, facts, bundles in memory, items that change.
+"""JSON for whoever operates the service: health, facts, bundles in memory.
 
 As in `service.schemas`, unknown fields are refused. Knows nothing of HTTP.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import ConfigDict, Field
 
 from service.decoding import Ranking
-from service.schemas import Answered, AttributeValue, Body, ItemId
+from service.schemas import Answered, Body
+
+Role = Literal["active", "previous", "candidate", "experiment"]
 
 
 class DefaultDecoding(Answered):
@@ -33,40 +35,11 @@ class LoadRequest(Body):
     )
 
 
-class NewItem(Body):
-    """An item to add: with its embedding, or where an embedder is set with its title alone."""
-
-    item_id: ItemId
-    title: str = Field(max_length=1000)
-    categories: list[AttributeValue] = Field([], max_length=50)
-    embedding: list[Annotated[float, Field(allow_inf_nan=False)]] | None = Field(
-        None,
-        max_length=8192,
-        description="As the training items' content embeddings; without it the title is embedded.",
-    )
-
-
-class ItemsRequest(Body):
-    """Items to add to the active bundle, and to remove from it."""
-
-    add: list[NewItem] = Field([], max_length=100)
-    remove: list[ItemId] = Field([], max_length=1000)
-
-
-class ItemsResponse(Answered):
-    """What changed, and how many items the bundle has now."""
-
-    bundle: str
-    added: int
-    removed: int
-    num_items: int
-
-
 class ResidentInfo(Answered):
     """A bundle in memory. role: active, previous, candidate or experiment; it may have several."""
 
     bundle: str
-    roles: list[Literal["active", "previous", "candidate", "experiment"]]
+    roles: list[Role]
     num_items: int
     decoding: DefaultDecoding
     shadow_fraction: float | None

@@ -11,11 +11,10 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import Literal
 
 from service.answering import decoded_items, popular_items
 from service.attribution import Remembering
-from service.batching import Answer, MicroBatcher
+from service.batching import MicroBatcher
 from service.errors import (
     DeadlineExceeded,
     DecodeFailed,
@@ -27,6 +26,7 @@ from service.experiment import DEFAULT, PINNED, Experiment, Variant
 from service.history import HistoryStore, Shown
 from service.ids import uuid7
 from service.jobs import Inputs, UserHistory, check_filter
+from service.lanes import Answer
 from service.metrics import Metrics
 from service.planning import Plan, fixed_plan, plan_in_time
 from service.residents import Resident, Residents
@@ -39,15 +39,14 @@ from service.schemas import (
     UsedHistory,
     UsedVariant,
 )
+from service.settings import Fallback
 from service.shadow import Shadow
 
-Fallback = Literal["history", "off", "all"]
-
-MAX_SHOWN = 1000  # items on the pages before
+MAX_ITEMS_BEFORE = 1000
 
 
 @dataclass(frozen=True)
-class Limits:
+class Policy:
     """What holds for requests that say nothing else; see `service.settings`."""
 
     default_timeout_s: float
@@ -75,7 +74,7 @@ class Recommender:
         answers: Remembering,
         batcher: MicroBatcher,
         metrics: Metrics,
-        limits: Limits,
+        policy: Policy,
         shadow: Shadow,
         experiment: Experiment | None = None,
     ) -> None:
@@ -84,7 +83,7 @@ class Recommender:
         self._answers = answers
         self._batcher = batcher
         self._metrics = metrics
-        self._limits = limits
+        self._policy = policy
         self._shadow = shadow
         self._experiment = experiment
 
@@ -111,7 +110,7 @@ class Recommender:
         """
         resident = assignment.resident
         check_filter(request)
-        timeout_s = self._limits.default_timeout_s
+        timeout_s = self._policy.default_timeout_s
         deadline = received + (request.timeout_ms / 1000 if request.timeout_ms else timeout_s)
         plan = self._plan(request, assignment, received, deadline)
         self._batcher.admit(resident.engine, plan.work, plan.decoding.beam_width, deadline)
@@ -128,7 +127,7 @@ class Recommender:
                     job = inputs.job(request, plan)
                     answer = await self._batcher.submit(resident.engine, job, deadline)
             except (DecodeFailed, DeadlineExceeded) as error:
-                if self._limits.fallback != "all":
+                if self._policy.fallback != "all":
                     raise
                 reasons.append("decode_failed" if isinstance(error, DecodeFailed) else "deadline")
         with _timed(stages, "map"):
@@ -168,7 +167,7 @@ class Recommender:
         asked = assignment.variant.decoding if assignment.variant else {}
         is_auto = request.schedule == "auto" or (
             request.schedule is None
-            and self._limits.adaptive_schedule
+            and self._policy.adaptive_schedule
             and not request.pins_decoding
             and not asked
         )
@@ -182,7 +181,7 @@ class Recommender:
             forecast = self._batcher.forecast(resident.engine, plan.work, width)
             return forecast.total_s + forecast.wait_s
 
-        within_s = min(deadline, received + self._limits.slo_s) - time.monotonic()
+        within_s = min(deadline, received + self._policy.slo_s) - time.monotonic()
         return plan_in_time(resident.ladder, num_subspaces, request.k, seconds, within_s)
 
     async def _history_of(self, request: RecommendRequest) -> UserHistory:
@@ -196,8 +195,8 @@ class Recommender:
                         "this user's answer is not remembered (for a day, and the last 20); "
                         "ask without `after`"
                     )
-                if len(shown.before) + len(shown.item_ids) > MAX_SHOWN:
-                    message = f"the pages before hold more than {MAX_SHOWN} items"
+                if len(shown.before) + len(shown.item_ids) > MAX_ITEMS_BEFORE:
+                    message = f"the pages before hold more than {MAX_ITEMS_BEFORE} items"
                     raise InvalidRequest(message, param="after")
                 if request.history is not None:
                     return UserHistory("request", request.history, shown)
@@ -206,7 +205,7 @@ class Recommender:
                 return UserHistory("request", request.history)
             return UserHistory("store", await self._histories.read(user_id))
         except HistoryUnavailable:
-            if self._limits.fallback == "off" or after is not None:
+            if self._policy.fallback == "off" or after is not None:
                 raise
             return UserHistory("unavailable", [])
 

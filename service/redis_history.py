@@ -28,7 +28,7 @@ from service.store_connection import Command, StoreConnection
 from service.store_url import parse_store_url
 
 MARK_TTL_S = 24 * 60 * 60  # how long a repeated event_id is recognised, and an answer remembered
-MAX_SHOWN = 20  # answers remembered of a user
+MAX_ANSWERS = 20  # remembered of a user
 
 # KEYS history, marks, shown; ARGV event_id, history_cap (0: the event does not enter the history),
 # history_ttl_s, mark_ttl_s, start of the answer it names ('' for none), the mark of that answer's
@@ -143,7 +143,7 @@ class RedisHistoryStore:
             key = shown_key(user_id)
             commands += [
                 Command(key, ("LPUSH", key, _to_json(shown))),
-                Command(key, ("LTRIM", key, 0, MAX_SHOWN - 1)),
+                Command(key, ("LTRIM", key, 0, MAX_ANSWERS - 1)),
                 Command(key, ("EXPIRE", key, MARK_TTL_S)),
             ]
         await self._call("remember", self._connection.run(commands))

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import structlog
 
@@ -23,10 +23,10 @@ from service.errors import BundleConflict, BundleInvalid, NotReady
 from service.lanes import Engine
 from service.manifest import DecodingDefaults
 from service.metrics import Metrics
+from service.operator_schemas import Role
 from service.planning import ladder_of
 
 T = TypeVar("T")
-Role = Literal["active", "previous", "candidate", "experiment"]
 
 log = structlog.get_logger()
 

@@ -7,7 +7,7 @@ the bundle (r_warm, m_par) are checked by the recommender. Knows nothing of HTTP
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Literal, Self
 
 from pydantic import (
@@ -21,7 +21,9 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from service.decoding import Ranking
+from service.manifest import DecodingDefaults
 
+HistorySource = Literal["store", "request", "unavailable"]
 DegradedReason = Literal[
     "history_unavailable", "history_unknown", "schedule_reduced", "decode_failed", "deadline"
 ]
@@ -30,7 +32,6 @@ MAX_K = 100
 MAX_BEAM_WIDTH = 200
 MAX_FINISH_ROWS = 1_000_000
 MAX_REQUESTS = 32
-MAX_SIMILAR = 100
 MAX_HISTORY_LIMIT = 10_000
 MAX_FIELD_CHARS = 100
 
@@ -154,8 +155,7 @@ class RecommendRequest(Body):
     @property
     def pins_decoding(self) -> bool:
         """Whether the request itself says how to decode."""
-        asked = (self.r_warm, self.m_par, self.beam_width, self.ranking, self.finish_rows)
-        return any(value is not None for value in asked)
+        return any(getattr(self, name) is not None for name in DecodingDefaults.model_fields)
 
 
 class CodesInCommon(Answered):
@@ -219,7 +219,7 @@ class UsedVariant(Answered):
 class UsedHistory(Answered):
     """The history behind an answer; `unknown_items` of its `length` are not in the bundle."""
 
-    source: Literal["store", "request", "unavailable"]
+    source: HistorySource
     length: int
     unknown_items: int
 
@@ -262,35 +262,6 @@ class HistoryResponse(Answered):
     history: list[str]
 
 
-class ItemResponse(Answered):
-    """An item of the active bundle.
-
-    popularity_rank: from 1, the most popular; same_sid: other items with the same semantic ID
-    """
-
-    item_id: str
-    title: str
-    categories: list[str]
-    sid: list[int]
-    popularity_rank: int
-    same_sid: list[str]
-    bundle: str
-
-
-class SimilarRequest(Body):
-    """Ask for the items most like another one."""
-
-    k: int = Field(10, ge=1, le=MAX_SIMILAR, description="How many items.")
-
-
-class SimilarResponse(Answered):
-    """Items that share codes with the item, most first, then by popularity."""
-
-    item_id: str
-    similar: list[CodesInCommon]
-    bundle: str
-
-
 class ErrorDetail(Answered):
     """One wrong field; the message never repeats the value."""
 
@@ -314,6 +285,28 @@ class ErrorResponse(Answered):
     """The body of every answer that is not a success."""
 
     error: Error
+
+    @classmethod
+    def of(
+        cls,
+        code: str,
+        message: str,
+        request_id: str,
+        *,
+        param: str | None = None,
+        retryable: bool = False,
+        details: Sequence[ErrorDetail] = (),
+    ) -> Self:
+        """The one body that all errors have."""
+        error = Error(
+            code=code,
+            message=message,
+            param=param,
+            retryable=retryable,
+            request_id=request_id,
+            details=list(details),
+        )
+        return cls(error=error)
 
 
 class BatchResult(Answered):

@@ -30,7 +30,7 @@ from service.store_url import parse_store_url
 PREFIX = "UNMASK_"
 NOT_OURS = {"UNMASK_DATA_DIR"}  # where the tests find the real data sets
 DAY_S = 24 * 60 * 60
-COUNTED_EVENT_TYPES = ("impression", "view")
+Fallback = Literal["history", "off", "all"]
 
 
 def available_cpus(
@@ -146,11 +146,11 @@ class Settings(BaseSettings):
         "others are counted or rejected.",
     )
     counted_event_types: CommaList = Field(
-        COUNTED_EVENT_TYPES,
+        ("impression", "view"),
         description="Event types that are attributed to answers and counted, and do not enter a "
         "history; others are rejected.",
     )
-    fallback: Literal["history", "off", "all"] = Field(
+    fallback: Fallback = Field(
         "history",
         description="When popular items answer, flagged: history = the history store is down, "
         "all = decoding fails or is late as well, off = never.",
@@ -203,7 +203,7 @@ class Settings(BaseSettings):
         description="ONNX Runtime threads of one batch; default: the cores this process may use.",
     )
     experiment_file: Path | None = Field(
-        None, description="TOML file of an A/B experiment; see README.md."
+        None, description="TOML file of an A/B experiment; see docs/operating.md."
     )
     embedder_url: str | None = Field(
         None,

@@ -13,6 +13,7 @@ import time
 from service.batching import MicroBatcher
 from service.errors import RequestError
 from service.jobs import Inputs, UserHistory
+from service.manifest import DecodingDefaults
 from service.metrics import Metrics
 from service.planning import fixed_plan
 from service.residents import Resident, Residents
@@ -21,7 +22,7 @@ from service.tasks import ended
 
 TIMEOUT_S = 5.0
 SETTLE_S = 0.002
-ITS_OWN = {"r_warm": None, "m_par": None, "beam_width": None, "ranking": None, "finish_rows": None}
+AS_ITS_DEFAULT = {**dict.fromkeys(DecodingDefaults.model_fields), "explain": False}
 
 
 class Shadow:
@@ -62,7 +63,7 @@ class Shadow:
                 result = "skipped"
                 return
             bundle = candidate.bundle
-            asked = request.model_copy(update={**ITS_OWN, "explain": False})
+            asked = request.model_copy(update=AS_ITS_DEFAULT)
             plan = fixed_plan(asked, bundle.manifest.decoding, bundle.catalogue.num_subspaces)
             job = Inputs.of(asked, history, bundle).job(asked, plan)
             deadline = time.monotonic() + TIMEOUT_S

@@ -99,14 +99,7 @@ class Trail:
 
     def _num_alike(self, rows: Rows) -> Integers:
         """(n,) how many rows that the job allows have the SID of each of these."""
-        codes, indptr = self._trie.codes, self._trie.indptr
-        positions = np.arange(codes.shape[1])
-        alike = []
-        for sid in codes[rows]:
-            starts, stops = indptr[positions, sid], indptr[positions, sid + 1]
-            shortest = int(np.argmin(stops - starts))
-            own = self._trie.rows[shortest, starts[shortest] : stops[shortest]]
-            alike.append(own[(codes[own] == sid).all(axis=1)])
+        alike = [self._trie.rows_with(sid) for sid in self._trie.codes[rows]]
         every = np.concatenate([np.empty(0, np.int32), *alike])
         allowed = ~np.isin(every, self._job.excluded)
         if self._job.allowed is not None:

@@ -76,6 +76,14 @@ class SidTrie:
         """The trie of a catalogue that has fewer items: `Catalogue.without_items`."""
         return SidTrie(catalogue, pair_bytes_per_item=self.pair_bytes_per_item)
 
+    def rows_with(self, sid: NDArray[np.uint16]) -> NDArray[np.int32]:
+        """(n,) rows, ascending, that have a whole SID, (num_subspaces,): few are looked at."""
+        positions = np.arange(len(sid))
+        starts, stops = self.indptr[positions, sid], self.indptr[positions, sid + 1]
+        shortest = int(np.argmin(stops - starts))
+        rows: NDArray[np.int32] = self.rows[shortest, starts[shortest] : stops[shortest]]
+        return rows[np.all(self.codes[rows] == sid, axis=1)]
+
     def postings(
         self, position: int, codes: NDArray[np.integer]
     ) -> tuple[NDArray[np.int32], NDArray[np.intp]]:

@@ -40,3 +40,16 @@ def test_a_trie_that_grew_is_that_of_the_whole_catalogue(data: st.DataObject) ->
             found, other = getattr(trie, name), getattr(expected, name)
             assert found.dtype == other.dtype
             np.testing.assert_array_equal(found, other)
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_rows_with_a_sid_are_all_that_have_it(data: st.DataObject) -> None:
+    catalogue = data.draw(catalogues())
+    trie = SidTrie(catalogue)
+    code = st.integers(0, catalogue.num_codes - 1)
+    length = catalogue.num_subspaces
+    any_sid = st.lists(code, min_size=length, max_size=length)
+    sid = np.array(data.draw(st.sampled_from(catalogue.codes.tolist()) | any_sid), np.uint16)
+    expected = np.flatnonzero((catalogue.codes == sid).all(axis=1))
+    assert trie.rows_with(sid).tolist() == expected.tolist()

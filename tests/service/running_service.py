@@ -73,6 +73,11 @@ class Service:
         pairs = (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
         return {name: float(value) for name, value in pairs}
 
+    def roles(self) -> dict[str, list[str]]:
+        """What each bundle in memory is there for."""
+        residents = self.client.get("/models").json()["residents"]
+        return {entry["bundle"]: entry["roles"] for entry in residents}
+
     def wait(self) -> int:
         return self.process.wait(timeout=30)
 

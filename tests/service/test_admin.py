@@ -15,6 +15,7 @@ import httpx
 import numpy as np
 import pytest
 from running_service import Service, service_process, wait_until
+from running_valkey import Server, running
 from tiny_bundle import EMBEDDING_DIMS, NUM_ITEMS, write_tiny_bundle
 
 ADMIN = {"Authorization": "Bearer an-admin-key"}
@@ -60,11 +61,6 @@ def admin(service: Service, path: str, body: Any = None) -> httpx.Response:
     return service.client.post(f"/admin/{path}", json=body, headers=ADMIN)
 
 
-def roles(service: Service) -> dict[str, list[str]]:
-    residents = service.client.get("/models").json()["residents"]
-    return {entry["bundle"]: entry["roles"] for entry in residents}
-
-
 def answers(service: Service) -> tuple[str, list[str]]:
     """Which bundle answered, and with what."""
     body = service.recommend(user_id="u", history=["item-3", "item-40"], k=5).json()
@@ -77,20 +73,20 @@ def test_bundles_are_loaded_activated_and_rolled_back(service: Service) -> None:
     assert admin(service, "bundles/one@2/activate").json()["error"]["code"] == "bundle_not_loaded"
     assert admin(service, "bundles/rollback").json()["error"]["code"] == "no_previous_bundle"
     assert admin(service, "bundles/one@2/load", {}).status_code == 200
-    assert roles(service) == {"one@1": ["active"], "one@2": ["candidate"]}
+    assert service.roles() == {"one@1": ["active"], "one@2": ["candidate"]}
     assert answers(service) == first
     assert admin(service, "bundles/one@2/activate").status_code == 200
-    assert roles(service) == {"one@2": ["active"], "one@1": ["previous"]}
+    assert service.roles() == {"one@2": ["active"], "one@1": ["previous"]}
     second = answers(service)
     assert second[0] == "one@2"
     assert second[1] != first[1]
     assert service.client.get("/info").json()["bundle"]["version"] == "2"
     assert admin(service, "bundles/rollback").status_code == 200
     assert answers(service) == first
-    assert roles(service) == {"one@1": ["active"], "one@2": ["previous"]}
+    assert service.roles() == {"one@1": ["active"], "one@2": ["previous"]}
     assert admin(service, "bundles/one@1/unload").json()["error"]["code"] == "bundle_in_use"
     assert admin(service, "bundles/one@2/unload").status_code == 200
-    assert roles(service) == {"one@1": ["active"]}
+    assert service.roles() == {"one@1": ["active"]}
 
 
 @pytest.mark.parametrize(
@@ -109,7 +105,7 @@ def test_a_bundle_that_cannot_be_loaded_changes_nothing(
 ) -> None:
     answer = admin(service, f"bundles/{ref}/load", {})
     assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
-    assert roles(service) == {"one@1": ["active"]}
+    assert service.roles() == {"one@1": ["active"]}
     assert answers(service)[0] == "one@1"
 
 
@@ -176,9 +172,7 @@ def test_a_candidate_shadows_unseen(service: Service) -> None:
     assert admin(service, "bundles/one@2/load", {"shadow_fraction": 1.0}).status_code == 200
 
     def compared() -> float:
-        lines = service.client.get("/metrics").text.splitlines()
-        values = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
-        return float(values.get('unmask_shadow_requests_total{result="compared"}', 0))
+        return service.samples().get('unmask_shadow_requests_total{result="compared"}', 0)
 
     def some_more() -> bool:  # those that come while another is decoded are skipped
         assert answers(service) == before
@@ -229,6 +223,46 @@ def test_items_are_added_and_removed_for_good(store: Path, redis_url: str, tmp_p
             wait_until(lambda: other.client.get(url).json()["title"] == "Another title", 20)
             admin(service, "items", {"remove": ["new-1"]})
             assert service.client.get("/items/new-1").status_code == 404
+
+
+def test_a_bundle_that_is_loaded_without_the_store_gets_its_changes_when_it_is_back(
+    store: Path, tmp_path: Path
+) -> None:
+    valkey = Server(tmp_path / "valkey", {})
+    settings = {"bundles_dir": store, "admin_keys": "an-admin-key", "redis_timeout_ms": 200}
+    with (
+        running(valkey),
+        service_process(tmp_path, bundle="shop@1", redis_url=valkey.url, **settings) as service,
+    ):
+        assert admin(service, "items", {"remove": ["item-5"]}).json()["removed"] == 1
+        with valkey.stopped():
+            answer = admin(service, "bundles/shop@2/load", {})
+        assert answer.json()["error"]["code"] == "history_unavailable"
+        assert admin(service, "bundles/shop@2/activate").status_code == 200
+        wait_until(lambda: service.client.get("/items/item-5").status_code == 404, 20)
+        assert service.client.get("/items/item-6").json()["bundle"] == "shop@2"
+
+
+def test_a_bundle_of_another_name_has_its_own_changes_before_it_is_active(
+    store: Path, tmp_path: Path
+) -> None:
+    valkey = Server(tmp_path / "valkey", {})
+    with running(valkey):
+        settings = {
+            "bundles_dir": store,
+            "admin_keys": "an-admin-key",
+            "redis_url": valkey.url,
+            "redis_timeout_ms": 5000,
+        }
+        with service_process(tmp_path / "1", bundle="shelf@1", **settings) as service:
+            assert admin(service, "items", {"remove": ["item-8"]}).json()["removed"] == 1
+        with service_process(tmp_path / "2", bundle="shop@1", **settings) as service:
+            assert service.client.get("/items/item-8").status_code == 200
+            admin(service, "bundles/shelf@1/load", {})
+            admin(service, "bundles/shelf@1/activate")
+            assert service.client.get("/items/item-8").status_code == 404
+            admin(service, "bundles/rollback")
+            assert service.client.get("/items/item-8").json()["bundle"] == "shop@1"
 
 
 def test_titles_are_embedded_where_an_embedder_is_set(

@@ -21,7 +21,11 @@ def post(
 
     async def use(store: RedisHistoryStore) -> EventsResponse:
         await store.remember([("p", shown("r1", "a", "b")), ("p", shown("r2", "b"))])
-        types_ = {"event_types": ["click", "buy"], **types}
+        types_ = {
+            "event_types": ["click", "buy"],
+            "counted_event_types": ["impression", "view"],
+            **types,
+        }
         return await store_events(body.events, store, metrics, **types_)
 
     return with_store(redis_url, use)

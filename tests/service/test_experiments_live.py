@@ -63,12 +63,6 @@ def item_ids(answer: dict[str, Any]) -> list[str]:
     return [item["item_id"] for item in answer["items"]]
 
 
-def samples(service: Service) -> dict[str, float]:
-    lines = service.client.get("/metrics").text.splitlines()
-    pairs = (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
-    return {name: float(value) for name, value in pairs}
-
-
 def test_a_user_gets_the_same_variant_and_what_it_says(service: Service, tmp_path: Path) -> None:
     (tmp_path / "e.toml").write_text(EXPERIMENT)
     experiment = load_experiment(tmp_path / "e.toml")
@@ -95,13 +89,11 @@ def test_a_request_with_its_own_decoding_is_left_out(service: Service) -> None:
 
 
 def test_both_bundles_are_in_memory(service: Service) -> None:
-    residents = service.client.get("/models").json()["residents"]
-    roles = {entry["bundle"]: entry["roles"] for entry in residents}
-    assert roles == {"ab@1": ["active"], "ab@2": ["experiment"]}
+    assert service.roles() == {"ab@1": ["active"], "ab@2": ["experiment"]}
 
 
 def test_hits_are_counted_for_their_variant(service: Service) -> None:
-    before = samples(service)
+    before = service.samples()
     answer = recommended(service, "e-hit", history=HISTORY)
     variant = answer["experiment"]["variant"]
     click = {
@@ -123,7 +115,7 @@ def test_hits_are_counted_for_their_variant(service: Service) -> None:
     hits = f'unmask_hit_recommendations_total{{{labels}event_type="click",variant="{variant}"}}'
     events = f'unmask_attributed_events_total{{{labels}event_type="click",variant="{variant}"}}'
     shown = f'unmask_recommendations_total{{{labels}variant="{variant}"}}'
-    after = samples(service)
+    after = service.samples()
     assert after[hits] - before.get(hits, 0) == 1
     assert after[events] - before.get(events, 0) == 2
     assert after[shown] - before.get(shown, 0) == 1

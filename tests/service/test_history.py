@@ -18,7 +18,7 @@ from service.history import Attribution, Stored
 from service.metrics import Metrics
 from service.redis_history import (
     MARK_TTL_S,
-    MAX_SHOWN,
+    MAX_ANSWERS,
     RedisHistoryStore,
     history_key,
     marks_key,
@@ -180,7 +180,7 @@ def test_an_answer_is_read_with_the_history(redis_url: str) -> None:
 
 def test_only_the_last_answers_of_a_day_are_remembered(redis_url: str) -> None:
     async def use(store: RedisHistoryStore) -> None:
-        await store.remember([("r-many", shown(f"r{n}", "a")) for n in range(MAX_SHOWN + 1)])
+        await store.remember([("r-many", shown(f"r{n}", "a")) for n in range(MAX_ANSWERS + 1)])
         assert (await store.read_page("r-many", "r0"))[1] is None
         assert (await store.read_page("r-many", "r1"))[1] == shown("r1", "a")
         with redis.Redis.from_url(redis_url, decode_responses=True) as server:
@@ -189,8 +189,8 @@ def test_only_the_last_answers_of_a_day_are_remembered(redis_url: str) -> None:
             at = int(newest.partition('"at":')[2].partition(",")[0])
             old = newest.replace(str(at), str(at - MARK_TTL_S - 2))
             server.lset(shown_key("r-many"), 0, old)  # kept alive by a newer one, say
-        assert await store.read_page("r-many", f"r{MAX_SHOWN}") == ([], None)
-        late = event("r-many", "a", recommendation_id=f"r{MAX_SHOWN}")
+        assert await store.read_page("r-many", f"r{MAX_ANSWERS}") == ([], None)
+        late = event("r-many", "a", recommendation_id=f"r{MAX_ANSWERS}")
         assert await store.append([late]) == [NEW]
 
     with_store(redis_url, use)

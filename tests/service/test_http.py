@@ -45,13 +45,6 @@ def item_ids(answer: httpx.Response) -> list[str]:
     return [item["item_id"] for item in answer.json()["items"]]
 
 
-def samples(service: Service) -> dict[str, float]:
-    """`name{labels}` of every metric, labels sorted by the client library."""
-    lines = service.client.get("/metrics").text.splitlines()
-    pairs = (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
-    return {name: float(value) for name, value in pairs}
-
-
 # Answers
 
 
@@ -348,7 +341,7 @@ def test_an_event_is_attributed_to_the_answer_it_names(served: Service, redis_ur
     body = served.client.post("/events", json={"events": events}).json()
     assert (body["accepted"], body["attributed"], body["rejected"]) == (3, 2, [])
     hits = 'unmask_hit_recommendations_total{bundle="tiny@1",event_type="click",variant="b"}'
-    assert samples(served)[hits] == 1
+    assert served.samples()[hits] == 1
     history = served.client.get("/users/hit/history").json()["history"]
     assert history == ["item-2", "item-3"]
 
@@ -517,7 +510,7 @@ def test_a_full_queue_is_a_429(slow: Service) -> None:
     assert refused.headers["Retry-After"] == "1"
     error = refused.json()["error"]
     assert (error["code"], error["retryable"]) == ("overloaded", True)
-    assert samples(slow)['unmask_rejected_total{reason="queue_full"}'] >= 1
+    assert slow.samples()['unmask_rejected_total{reason="queue_full"}'] >= 1
     assert slow.recommend(user_id="x", history=["item-1"]).status_code == 200
 
 
@@ -536,18 +529,18 @@ def test_a_deadline_is_a_504(slow: Service) -> None:
 
 
 def test_a_client_that_leaves_takes_its_job_along(slow: Service) -> None:
-    wait_until(lambda: samples(slow)["unmask_inflight_requests"] == 0)
+    wait_until(lambda: slow.samples()["unmask_inflight_requests"] == 0)
     cancelled = (
         'unmask_recommend_requests_total{bundle="tiny@slow",outcome="cancelled",variant="pinned"}'
     )
-    before = samples(slow).get(cancelled, 0)
+    before = slow.samples().get(cancelled, 0)
     done = cancelled.replace("cancelled", "ok")
-    answered = samples(slow).get(done, 0)
+    answered = slow.samples().get(done, 0)
     body = {"user_id": "x", "history": ["item-1"], "r_warm": 4}
     with pytest.raises(httpx.ReadTimeout):
         slow.client.post("/recommend", json=body, timeout=0.1)
-    wait_until(lambda: samples(slow).get(cancelled, 0) == before + 1)
-    assert samples(slow).get(done, 0) == answered
+    wait_until(lambda: slow.samples().get(cancelled, 0) == before + 1)
+    assert slow.samples().get(done, 0) == answered
     # Its beams are free again: a queue of ten rows takes the next request.
     assert slow.recommend(user_id="x", history=["item-1"]).status_code == 200
 
@@ -610,13 +603,13 @@ def test_the_openapi_document_declares_the_error_body(served: Service) -> None:
 
 
 def test_metrics_count_and_stay_few(served: Service) -> None:
-    before = samples(served)
+    before = served.samples()
     served.recommend(
         user_id="x", history=["item-1", "nonsense"], k=7, filter={"category": ["Shelves"]}
     )
     served.client.get("/no/such/route")
     assert served.client.request("PROPFIND", "/recommend").status_code == 405
-    after = samples(served)
+    after = served.samples()
 
     def grown(name: str) -> float:
         return after[name] - before.get(name, 0)
@@ -645,7 +638,7 @@ def test_metrics_count_and_stay_few(served: Service) -> None:
 
 def test_an_unchanged_history_is_not_encoded_again(served: Service) -> None:
     def lookups() -> tuple[float, float]:
-        found = samples(served)
+        found = served.samples()
         hits, misses = (
             found.get(f'unmask_encoder_cache_total{{result="{result}"}}', 0)
             for result in ("hit", "miss")
@@ -687,7 +680,7 @@ def test_a_slow_batch_does_not_stop_health_checks(slow: Service) -> None:
         target=slow.recommend, kwargs={"user_id": "x", "history": ["item-1"], "r_warm": 4}
     )
     asked.start()
-    wait_until(lambda: samples(slow)["unmask_inflight_requests"] == 1)
+    wait_until(lambda: slow.samples()["unmask_inflight_requests"] == 1)
     started = time.monotonic()
     assert slow.client.get("/health/live").status_code == 200
     assert time.monotonic() - started < 1

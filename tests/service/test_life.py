@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -366,24 +367,41 @@ def test_sigterm_under_load_answers_all_that_was_sent(ending: Service, keep_aliv
     assert ending.stderr == ""
 
 
-def test_a_second_sigterm_shortens_the_delay(
-    bundles_dir: Path, redis_url: str, tmp_path: Path
-) -> None:
+@pytest.fixture
+def patient(bundles_dir: Path, redis_url: str, tmp_path: Path) -> Iterator[Service]:
+    """A service that drains for longer than any test."""
     with service_process(
         tmp_path, bundles_dir=bundles_dir, bundle="tiny@1", redis_url=redis_url, drain_delay_s=60
     ) as service:
-        service.process.send_signal(signal.SIGTERM)
-        wait_until(lambda: service.client.get("/health/ready").status_code == 503)
-        assert service.process.poll() is None
-        service.process.send_signal(signal.SIGTERM)
-        assert service.wait() == -signal.SIGTERM
+        yield service
 
 
-def test_ctrl_c_does_not_wait_for_anybody_to_leave(
+def test_a_second_sigterm_shortens_the_delay(patient: Service) -> None:
+    patient.process.send_signal(signal.SIGTERM)
+    wait_until(lambda: patient.client.get("/health/ready").status_code == 503)
+    assert patient.process.poll() is None
+    patient.process.send_signal(signal.SIGTERM)
+    assert patient.wait() == -signal.SIGTERM
+
+
+def test_ctrl_c_does_not_wait_for_anybody_to_leave(patient: Service) -> None:
+    patient.process.send_signal(signal.SIGINT)
+    assert patient.wait() == 130
+
+
+def test_a_hangup_while_it_starts_is_not_the_end(
     bundles_dir: Path, redis_url: str, tmp_path: Path
 ) -> None:
     with service_process(
-        tmp_path, bundles_dir=bundles_dir, bundle="tiny@1", redis_url=redis_url, drain_delay_s=60
+        tmp_path, wait=False, bundles_dir=bundles_dir, bundle="tiny@1", redis_url=redis_url
     ) as service:
-        service.process.send_signal(signal.SIGINT)
-        assert service.wait() == 130
+
+        def is_live() -> bool:
+            with contextlib.suppress(httpx.TransportError):
+                return service.client.get("/health/live").status_code == 200
+            return False
+
+        wait_until(is_live, 60)
+        service.process.send_signal(signal.SIGHUP)
+        service.wait_until_ready()
+        assert service.recommend(user_id="x", history=["item-1"]).status_code == 200

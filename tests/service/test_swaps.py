@@ -100,11 +100,6 @@ def admin(service: Service, path: str, body: Any = None) -> httpx.Response:
     return service.client.post(f"/admin/{path}", json=body, timeout=120)
 
 
-def roles(service: Service) -> dict[str, list[str]]:
-    residents = service.client.get("/models").json()["residents"]
-    return {entry["bundle"]: entry["roles"] for entry in residents}
-
-
 Expected = dict[tuple[str, int, int], list[str]]
 
 
@@ -170,7 +165,7 @@ def test_swaps_and_rollbacks_fail_and_mix_nothing(service: Service, expected: Ex
                 assert admin(service, f"bundles/{ref}/load", {}).status_code == 200
                 assert admin(service, f"bundles/{ref}/activate").status_code == 200
                 active, before = ref, active
-            assert roles(service)[active] == ["active"]
+            assert service.roles()[active] == ["active"]
             seen.clear()
             answered = load.total
             wait_until(lambda n=answered: load.total >= n + 12 or load.has_failed)  # type: ignore[misc]
@@ -195,7 +190,7 @@ def test_a_broken_bundle_changes_nothing(
         answered = load.total
         wait_until(lambda: load.total > answered + 8 or load.has_failed)
     assert seen == {"swap@1"}
-    assert roles(service) == {"swap@1": ["active"]}
+    assert service.roles() == {"swap@1": ["active"]}
     assert admin(service, "bundles/swap@2/load", {}).status_code == 200  # the place is free again
 
 
@@ -217,7 +212,7 @@ def test_one_bundle_is_loaded_at_a_time(service: Service, expected: Expected) ->
             assert rollback.json()["error"]["code"] in {"bundle_busy", "no_previous_bundle"}
             assert loading.result().status_code == 200
         assert load.total > answered
-    assert roles(service)["big@1"] == ["candidate"]
+    assert service.roles()["big@1"] == ["candidate"]
 
 
 def test_memory_returns(service: Service) -> None:

@@ -1,0 +1,72 @@
+"""JSON about items: one of them, those like it, and changes to them.
+
+As in `service.schemas`, unknown fields are refused. Knows nothing of HTTP.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from service.schemas import Answered, AttributeValue, Body, CodesInCommon, ItemId
+
+MAX_SIMILAR = 100
+
+
+class ItemResponse(Answered):
+    """An item of the active bundle.
+
+    popularity_rank: from 1, the most popular; same_sid: other items with the same semantic ID
+    """
+
+    item_id: str
+    title: str
+    categories: list[str]
+    sid: list[int]
+    popularity_rank: int
+    same_sid: list[str]
+    bundle: str
+
+
+class SimilarRequest(Body):
+    """Ask for the items most like another one."""
+
+    k: int = Field(10, ge=1, le=MAX_SIMILAR, description="How many items.")
+
+
+class SimilarResponse(Answered):
+    """Items that share codes with the item, most first, then by popularity."""
+
+    item_id: str
+    similar: list[CodesInCommon]
+    bundle: str
+
+
+class NewItem(Body):
+    """An item to add: with its embedding, or where an embedder is set with its title alone."""
+
+    item_id: ItemId
+    title: str = Field(max_length=1000)
+    categories: list[AttributeValue] = Field([], max_length=50)
+    embedding: list[Annotated[float, Field(allow_inf_nan=False)]] | None = Field(
+        None,
+        max_length=8192,
+        description="As the training items' content embeddings; without it the title is embedded.",
+    )
+
+
+class ItemsRequest(Body):
+    """Items to add to the active bundle, and to remove from it."""
+
+    add: list[NewItem] = Field([], max_length=100)
+    remove: list[ItemId] = Field([], max_length=1000)
+
+
+class ItemsResponse(Answered):
+    """What changed, and how many items the bundle has now."""
+
+    bundle: str
+    added: int
+    removed: int
+    num_items: int

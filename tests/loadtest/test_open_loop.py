@@ -1,0 +1,103 @@
+"""The open loop against a server of known habits: rates, latencies from when a request was due."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from loadtest.held_out import HeldOutUser
+from loadtest.open_loop import Load, open_loop
+
+USERS = [HeldOutUser(f"u{n}", ("item-1", "item-2"), f"item-{n}") for n in range(4)]
+Handler = Callable[[web.Request], Awaitable[web.Response]]
+
+
+def loaded(handler: Handler, rate: float, seconds: float, **asked: Any) -> Load:
+    """A load on a server that answers by `handler`."""
+
+    async def run() -> Load:
+        app = web.Application()
+        app.router.add_post("/recommend", handler)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        port = runner.addresses[0][1]
+        try:
+            return await open_loop(f"http://127.0.0.1:{port}", USERS, rate, seconds, **asked)
+        finally:
+            await runner.cleanup()
+
+    return asyncio.run(run())
+
+
+def answer(*item_ids: str, reasons: tuple[str, ...] = (), adjusted: bool = False) -> web.Response:
+    return web.json_response(
+        {
+            "items": [{"item_id": item_id} for item_id in item_ids],
+            "degraded_reasons": reasons,
+            "decoding": {"adjusted": adjusted},
+        }
+    )
+
+
+def test_users_are_asked_for_in_turn_at_the_rate_and_their_next_items_looked_for() -> None:
+    bodies: list[dict[str, Any]] = []
+
+    async def handler(request: web.Request) -> web.Response:
+        bodies.append(await request.json())
+        return answer("item-1", "item-2", reasons=("schedule_reduced",), adjusted=True)
+
+    load = loaded(handler, 200, 1, parameters={"k": 2})
+    assert 140 < len(load.sent) == len(bodies) < 270  # a Poisson process: 200 ± 14
+    assert {body["user_id"] for body in bodies} == {user.user_id for user in USERS}
+    assert {(tuple(b["history"]), b["k"], b["exclude_seen"]) for b in bodies} == {
+        (("item-1", "item-2"), 2, False)
+    }
+    assert load.statuses == {200: len(bodies)}
+    assert load.recall() == pytest.approx(0.5, abs=0.02)  # of u1 and u2
+    found = json.loads(json.dumps(load.as_json()))
+    assert found["degraded"] == {"schedule_reduced": len(bodies)}
+    assert found["adjusted"] == len(bodies)
+    assert 0 < load.cpu_share < 2
+
+
+def test_a_server_that_stalls_makes_those_late_that_were_due_meanwhile() -> None:
+    """The one that was being answered waited for half a second, and so did those behind it."""
+    served_one_by_one = asyncio.Lock()
+    stalls = iter([0.5])
+
+    async def handler(_: web.Request) -> web.Response:
+        async with served_one_by_one:
+            await asyncio.sleep(next(stalls, 0))
+        return answer()
+
+    load = loaded(handler, 100, 1)
+    late = [one for one in load.sent if one.seconds > 0.1]
+    assert len(late) > 20
+    assert load.quantile_ms(1) > 450
+
+
+def test_refusals_and_lost_connections_are_told_apart() -> None:
+    numbers = iter(range(10**6))
+
+    async def handler(request: web.Request) -> web.Response:
+        number = next(numbers)
+        if number % 3 == 0:
+            assert request.transport
+            request.transport.close()
+        return answer() if number % 3 == 1 else web.json_response({"error": {}}, status=429)
+
+    load = loaded(handler, 150, 1, discard_s=0.5)
+    assert set(load.statuses) == {0, 200, 429}
+    assert all(one.due >= 0.5 for one in load.sent)
+    assert load.seconds == 0.5
+    assert load.quantile_ms(0.5, 429) > 0
+    assert math.isnan(load.quantile_ms(0.5, 503))
+    assert load.recall() == 0

@@ -1,0 +1,33 @@
+"""The stress test from end to end, on the demo bundle, for seconds instead of minutes."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from loadtest.stress import main
+from service.bundle_store import configured_path
+
+
+def test_all_its_phases(capsys: pytest.CaptureFixture[str]) -> None:
+    own = os.sched_getaffinity(0)
+    bundle = configured_path(Path("models_store"), "demo")
+    short = ["--seconds", "2", "--rate", "15", "--soak-seconds", "2", "--slo-ms", "500"]
+    assert main(["--bundle", str(bundle), *short, "--compare-auto"]) == 0
+    printed = capsys.readouterr().out
+    assert "3 x capacity" in printed
+    plain, auto = json.loads(printed.splitlines()[-1])
+    assert (plain["parameters"], auto["parameters"]) == ({}, {"schedule": "auto"})
+    for found in (plain, auto):
+        assert found["capacity"] == 15
+        assert found["overload"]["statuses"].keys() <= {"200", "429"}
+        assert found["overload"]["rate"] == 45
+        assert found["alone"]["p50_ms"] > found["alone"]["decode_p50_ms"] > 0
+        assert found["batch_requests"] >= 1
+        assert found["recovered_p50_ms"] > 0
+        assert set(found["soak"]["statuses"]) == {"200"}
+        assert found["soak"]["rate"] == 12
+    assert os.sched_getaffinity(0) == own
