@@ -1,6 +1,7 @@
 # The serving image: the core dependencies with CPU ONNX Runtime and the demo bundle; no torch.
 #   docker build -t unmask . && docker run --rm -p 8000:8000 unmask
-FROM python:3.11-slim-bookworm AS build
+ARG PYTHON_IMAGE=python:3.11.14-slim-bookworm
+FROM ${PYTHON_IMAGE} AS build
 WORKDIR /build
 RUN python -m venv /opt/unmask
 ENV PATH=/opt/unmask/bin:$PATH

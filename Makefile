@@ -13,11 +13,15 @@ TORCH         ?=
 TORCH_VERSION := 2.13.0
 TORCH_INDEX   := https://download.pytorch.org/whl/cpu
 
+# One resolution for the images' Python and platform, whatever this machine has; no URL is written.
+LOCK = $(BIN)/uv pip compile --quiet --no-progress $(if $(UPGRADE),--upgrade) --generate-hashes \
+	--python-version 3.11 --python-platform x86_64-unknown-linux-gnu --custom-compile-command 'make lock'
+
 PRESET ?= default
 OUT    ?= runs/$(PRESET)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install check lint types audit test train serve docs clean
+.PHONY: help demo install check lint types audit test e2e train serve docs lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' Makefile
@@ -51,6 +55,15 @@ test: $(VENV)/.everything ## pytest; tests on real data need UNMASK_DATA_DIR
 
 docs: $(VENV)/.everything ## write the outputs in README.md and the tables of docs/ anew
 	UPDATE_DOCS=1 $(BIN)/python -m pytest -q tests/test_docs.py
+
+lock: $(VENV)/.everything ## deploy/requirements anew from pyproject.toml: what images are built from; UPGRADE=1 takes newer versions
+	$(LOCK) pyproject.toml --extra cpu --extra otel -o deploy/requirements/cpu.txt
+	$(LOCK) pyproject.toml --extra gpu --extra otel -o deploy/requirements/gpu.txt
+	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["loadtest"], sep="\n")' \
+		| $(LOCK) - -o deploy/requirements/loadtest.txt
+	echo 'torch==$(TORCH_VERSION)+cpu' | $(LOCK) pyproject.toml --extra cpu --extra train --constraints - \
+		$(or $(addprefix --find-links ,$(shell $(PIP) config get global.find-links 2>/dev/null)),--torch-backend cpu) \
+		-o deploy/requirements/train.txt
 
 clean: ## remove the virtual environment
 	rm -rf $(VENV)
