@@ -38,7 +38,6 @@ def test_a_search_that_ends_early_saves_calls(served: Service) -> None:
         ("filter", {"filter": {"category": ["rare"]}, "k": 10}),
         ("exclusions", {"exclude_items": ROWS[:195], "k": 10}),
         ("exclusions", {"filter": {"category": ["rare"]}, "exclude_items": ROWS[:1], "k": 4}),
-        ("beam", {"beam_width": 1, "r_warm": 4, "m_par": 1, "k": 100, "ranking": "path"}),
     ],
 )
 def test_short_lists_say_why(served: Service, reason: str, fields: dict) -> None:
@@ -53,7 +52,8 @@ def test_short_lists_say_why(served: Service, reason: str, fields: dict) -> None
     assert grown == {f'unmask_short_lists_total{{reason="{reason}"}}': 1}
 
 
-def test_a_catalogue_smaller_than_k() -> None:
+def test_a_list_that_need_not_be_short_is_the_searchs_fault() -> None:
+    """Over HTTP a beam width below k is refused, so that no request leads here."""
     nothing = np.empty(0, np.int32)
     assert Inputs(nothing, nothing, None).short_because(10, 5) == "catalogue"
     assert Inputs(nothing, nothing, None).short_because(10, 10) == "beam"
