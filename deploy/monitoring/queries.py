@@ -24,6 +24,7 @@ class Query:
     panel: str
     kind: str
     unit: str
+    is_stacked: bool
     legend: str
     expr: str
 
@@ -47,6 +48,7 @@ def dashboard_queries() -> list[Query]:
             panel["title"],
             panel["type"],
             panel["fieldConfig"]["defaults"]["unit"],
+            "stacking" in panel["fieldConfig"]["defaults"].get("custom", {}),
             target["legendFormat"],
             target["expr"],
         )
