@@ -331,7 +331,11 @@ DECODING = Board(
                 "Rows that the beams still owned when the answer was chosen among them. With a "
                 "schedule of one call: the whole catalogue, less what is excluded.",
                 "short",
-                quantiles("unmask_survivors"),
+                {
+                    "mean": mean("unmask_survivors"),
+                    "p50": quantile(0.5, "unmask_survivors"),
+                    "p95": quantile(0.95, "unmask_survivors"),
+                },
             ),
             Panel(
                 "NFE a request",
@@ -427,6 +431,7 @@ DECODING = Board(
 )
 
 EVENT = 'event_type=~"$event_type"'
+LIKED = f'{EVENT}, event_type!="impression"'  # that something was shown is no hit
 OF_BUNDLE = 'bundle=~"$bundle"'
 SHOWN = "unmask_recommendations_total"
 HITS = "unmask_hit_recommendations_total"
@@ -478,7 +483,7 @@ BUNDLES = Board(
                             "event_type",
                             "bundle",
                             "variant",
-                            where=f"{EVENT}, {OF_BUNDLE}",
+                            where=f"{LIKED}, {OF_BUNDLE}",
                         ),
                         "on (bundle, variant) group_left () "
                         + grown(SHOWN, "1h", "bundle", "variant", where=OF_BUNDLE),
@@ -493,7 +498,7 @@ BUNDLES = Board(
                 "percentunit",
                 {
                     f"{{{{event_type}}}} {{{{bundle}}}} {over}": "bundle:unmask_hit_rate:ratio"
-                    f"{over}{{{EVENT}, {OF_BUNDLE}}}"
+                    f"{over}{{{LIKED}, {OF_BUNDLE}}}"
                     for over in ("6h", "3d")
                 },
                 width=12,
@@ -511,13 +516,13 @@ BUNDLES = Board(
                             "unmask_attribution_rank_bucket",
                             "1h",
                             "event_type",
-                            where=f'{EVENT}, le="{k}.0"',
+                            where=f'{LIKED}, le="{k}.0"',
                         ),
                         grown(
                             "unmask_events_total",
                             "1h",
                             "event_type",
-                            where=f'{EVENT}, result="accepted"',
+                            where=f'{LIKED}, result="accepted"',
                         ),
                     )
                     for k in (1, 5, 10)
@@ -529,10 +534,10 @@ BUNDLES = Board(
                 "none",
                 {
                     "{{event_type}} p50": quantile(
-                        0.5, "unmask_attribution_rank", "event_type", where=EVENT
+                        0.5, "unmask_attribution_rank", "event_type", where=LIKED
                     ),
                     "{{event_type}} p95": quantile(
-                        0.95, "unmask_attribution_rank", "event_type", where=EVENT
+                        0.95, "unmask_attribution_rank", "event_type", where=LIKED
                     ),
                 },
             ),

@@ -47,7 +47,7 @@ SHOWN = (
 )
 COLUMNS = 4
 COLORS = ("#4269d0", "#efb118", "#ff725c", "#6cc5b0", "#3ca951", "#a463f2", "#97bbf5", "#9c6b4e")
-INK, FAINT = "#2b2f36", "#d9dce1"
+INK, FAINT, SHADE = "#2b2f36", "#d9dce1", "#e9ebee"
 NUM_STEPS = 240
 
 
@@ -101,13 +101,16 @@ def draw(source: Prometheus, span: Span, out: Path, title: str, marks: Sequence[
     figure.get_layout_engine().set(w_pad=0.09, h_pad=0.08)
     figure.suptitle(title, x=0.008, ha="left", fontsize=10)
     for place, (axes, shown) in enumerate(zip(grid.flat, SHOWN, strict=True)):
-        axes.set_title(" / ".join(shown), loc="left", fontsize=8.5, fontweight="bold")
+        board, panel = shown
+        name = f"{board.partition(' and ')[0]} / {panel}"
+        axes.set_title(name, loc="left", fontsize=8.5, fontweight="bold")
         _panel(axes, panels[shown], source, span)
         for mark in marks:
-            axes.axvspan(mark.start, mark.end, color="#000000", alpha=0.07, lw=0, zorder=0)
+            end = max(mark.end, mark.start + span.step)
+            axes.axvspan(mark.start, end, color=SHADE, lw=0, zorder=0)
             if place < COLUMNS:
-                top = axes.get_xaxis_transform()
-                axes.text(mark.start, 1.0, f" {mark.text}", transform=top, va="top", fontsize=7)
+                at = axes.get_xaxis_transform()
+                axes.text(mark.start, 0.3, mark.text, transform=at, rotation=90, ha="right")
     figure.savefig(out, dpi=100, metadata={"Software": None}, pil_kwargs={"optimize": True})
     plt.close(figure)
 
@@ -131,8 +134,9 @@ def _panel(axes: Axes, queries: Sequence[Query], source: Prometheus, span: Span)
         axes.legend(
             loc="upper left", ncols=2, frameon=False, fontsize=6.5, handlelength=1, borderpad=0
         )
-        low, high = axes.get_ylim()
-        axes.set_ylim(low, low + 1.35 * (high - low))  # room for the legend
+        ticks, high = axes.get_yticks(), axes.get_ylim()[1]
+        axes.set_ylim(0, 1.35 * high)  # room for the legend
+        axes.set_yticks([tick for tick in ticks if 0 <= tick <= high])
     axes.set_xlim(span.start, span.end)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda at, _: _clock(at - span.start)))
     axes.set_xticks(np.linspace(span.start, span.end, 5))
@@ -167,8 +171,8 @@ def _heatmap(axes: Axes, bounds: Sequence[str], rows: np.ndarray, span: Span) ->
     edges = np.arange(len(order) + 1)
     times = np.append(span.times, span.times[-1] + span.step)
     axes.pcolormesh(times, edges, np.log10(counts), cmap="Oranges", rasterized=True)
-    labels = [_text(float(bounds[place]), "s") if place is not None else "" for place in order]
-    axes.set_yticks(edges[1::2], labels[::2])
+    labels = [_text(float(bounds[place]), "s") for place in order[:-1]]  # the last is +Inf
+    axes.set_yticks(edges[1:-1:2], labels[::2])
 
 
 def _text(value: float, unit: str) -> str:

@@ -185,8 +185,8 @@ def main() -> None:
         ):
             start = time.time()
             marks = asyncio.run(rehearse(service.url, users, store_pid, other))
-            time.sleep(2 * SCRAPE_S)
             span = Span(start, time.time(), f"{5 * SCRAPE_S}s")
+            time.sleep(2 * SCRAPE_S)
             title = (
                 "The dashboards' queries, drawn by matplotlib; not Grafana. One process, "
                 f"bundle {active.partition('@')[0]}, {RATE:g} requests a second, then {BURST:g}"

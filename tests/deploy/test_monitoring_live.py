@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from running_service import Service, service_process, wait_until
 from running_valkey import Server, running
 from tiny_bundle import write_tiny_bundle
 
+from deploy.monitoring.draw import Mark, Span, draw
 from deploy.monitoring.local_prometheus import Prometheus, prometheus
 from deploy.monitoring.queries import Query, dashboard_queries
 
@@ -160,6 +162,14 @@ def test_what_is_shown_is_what_happened(watched: Watched) -> None:
     assert 0 < value("job:unmask_recommend_degraded:ratio_rate5m") < 1
     assert value('sum(unmask_short_lists_total{reason="filter"})') == 30
     assert value("sum(unmask_nfe_saved_total)") > 0
+
+
+def test_the_queries_can_be_drawn(watched: Watched, tmp_path: Path) -> None:
+    span = Span(time.time() - 20, time.time(), WINDOW)
+    draw(watched.prometheus, span, tmp_path / "now.png", "Now", [Mark(span.start, span.end, "x")])
+    drawn = (tmp_path / "now.png").read_bytes()
+    assert drawn.startswith(b"\x89PNG")
+    assert int.from_bytes(drawn[16:20], "big") == 1600
 
 
 def test_the_alerts_that_wait_for_nothing_fire(watched: Watched) -> None:
