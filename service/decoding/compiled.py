@@ -2,17 +2,25 @@
 
 Compiled functions are pure, take arrays and numbers, check no bounds, and are compiled when first
 called with arguments of some types; the machine code is cached beside the source file, or where
-NUMBA_CACHE_DIR says, and made anew after any change to the kernel.
+NUMBA_CACHE_DIR says, and made anew after any change to the kernel. A folder there that cannot be
+written came with an image: it is read. What it lacks (it holds code for one processor, and numba
+asks by the processor's name and features) is compiled and not kept.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from numba import njit
+from numba.core.caching import (
+    CompileResultCacheImpl,
+    FunctionCache,
+    UserProvidedCacheLocator,
+)
 
 SOURCES = sorted(Path(__file__).parent.glob("*.py"))
 KERNEL_STAMP = hashlib.sha256(b"".join(source.read_bytes() for source in SOURCES)).hexdigest()
@@ -31,14 +39,32 @@ def compiled_in_any_order(function: Function) -> Function:
 
 
 def _compiled(function: Function, fastmath: bool | set[str]) -> Function:
-    def with_cache(cache: bool) -> Function:
-        jit = njit(nogil=True, error_model="numpy", cache=cache, fastmath=fastmath)
-        return cast("Function", jit(function))
+    jit = njit(nogil=True, error_model="numpy", fastmath=fastmath)
+    found = cast("Any", jit(function))
+    for cache in (_ReadOnlyCache, FunctionCache):
+        try:
+            found._cache = cache(function)
+        except RuntimeError:  # there is no such place
+            continue
+        # Numba looks at the function's own file only; what it calls may have changed in another.
+        found._cache._cache_file._source_stamp = KERNEL_STAMP
+        break
+    return cast("Function", found)  # without a cache every process compiles for itself
 
-    try:
-        found = with_cache(True)
-    except RuntimeError:  # a cache can be written nowhere: every process compiles for itself
-        return with_cache(False)
-    # Numba looks at the function's own file only; what it calls may have changed in another one.
-    found._cache._cache_file._source_stamp = KERNEL_STAMP  # type: ignore[attr-defined]
-    return found
+
+class _ReadOnlyFolder(UserProvidedCacheLocator):  # type: ignore[misc]
+    def ensure_cache_path(self) -> None:
+        folder = self.get_cache_path()
+        if not os.path.isdir(folder) or os.access(folder, os.W_OK):
+            raise FileNotFoundError(folder)
+
+
+class _ReadOnlyCacheImpl(CompileResultCacheImpl):  # type: ignore[misc]
+    _locator_classes = (_ReadOnlyFolder,)
+
+
+class _ReadOnlyCache(FunctionCache):  # type: ignore[misc]
+    _impl_class = _ReadOnlyCacheImpl
+
+    def save_overload(self, *_: object) -> None:
+        """Nothing can be kept."""
