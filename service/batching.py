@@ -191,17 +191,18 @@ class MicroBatcher:
         """
         left = dict.fromkeys(batch)
         is_whole = True
-        hits = misses = 0
+        hits = misses = calls = 0
 
-        def count(timings: Timings) -> None:
-            nonlocal hits, misses
+        def count(decoded: Decoded, timings: Timings) -> None:
+            nonlocal hits, misses, calls
             self._metrics.encoder_cache.labels("hit").inc(timings.cache_hits - hits)
             self._metrics.encoder_cache.labels("miss").inc(timings.cache_misses - misses)
-            hits, misses = timings.cache_hits, timings.cache_misses
+            self._metrics.denoiser_calls.inc(decoded.nfe - calls)  # answers come in this order
+            hits, misses, calls = timings.cache_hits, timings.cache_misses, decoded.nfe
 
         def deliver(place: int, decoded: Decoded, timings: Timings) -> None:
             nonlocal is_whole
-            count(timings)
+            count(decoded, timings)
             ticket = batch[place]
             del left[ticket]
             is_whole &= not decoded.cancelled

@@ -60,6 +60,16 @@ class Inputs:
         allowed = bundle.attributes.allowed(request.filter) if request.filter else None
         return cls(rows, np.fromiter(excluded, np.int32, len(excluded)), allowed)
 
+    def short_because(self, k: int, num_items: int) -> str:
+        """Why an answer has fewer than k items, as the metric calls it."""
+        left = num_items if self.allowed is None else len(self.allowed)
+        if left < k:
+            return "catalogue" if self.allowed is None else "filter"
+        taken = self.excluded
+        if self.allowed is not None:
+            taken = np.intersect1d(self.excluded, self.allowed)
+        return "exclusions" if left - len(taken) < k else "beam"
+
     def job(self, request: RecommendRequest, plan: Plan) -> Job:
         """The work."""
         return Job(

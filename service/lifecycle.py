@@ -142,15 +142,18 @@ class Lifecycle:
             self._tasks.append(asyncio.create_task(self._reload()))
 
     async def _reload(self) -> None:
+        result = "failed"
         try:
             path = configured_path(self.settings.bundles_dir, self.settings.bundle)
             ref = reference_at(path)
             await self.residents.load(path, ref)
             await self.changes.replay()
             await self.residents.activate(ref)
-            self.configured = ref
+            self.configured, result = ref, "done"
         except UnmaskError as error:
             log.error("reload_failed", reason=str(error), still=self.residents.active.ref)
+        finally:
+            self.metrics.bundle_operations.labels("reload", result).inc()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

@@ -28,11 +28,16 @@ ROWS = (1, 8, 16, 32, 64, 128, 256, 512, 1024)
 ITEMS = (0, 1, 2, 5, 10, 20, 50, 100)
 OVERLAP = tuple(tenth / 10 for tenth in range(11))
 RANKS = (1, 2, 3, 5, 10, 20, 50, 100)
+SURVIVORS = (10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 100_000, 1_000_000, 10_000_000)
 LOAD_S = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
 class Metrics:
-    """The metrics of one process; each attribute is one of them, named without `unmask_`."""
+    """The metrics of one process; each attribute is one of them, named without `unmask_`.
+
+    Counters whose labels are known beforehand begin at 0: Prometheus sees no increase in a series
+    that begins with its first count, and most alerts are about the first.
+    """
 
     def __init__(self) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # they would double the series
@@ -63,7 +68,8 @@ class Metrics:
         self.recommend_requests = counter(
             "recommend_requests_total",
             "Recommendations asked for, by outcome: "
-            "ok, degraded, rejected, timeout, cancelled, invalid, error.",
+            "ok, degraded, rejected, limited (the key asks too often), timeout, cancelled, "
+            "invalid, error.",
             "bundle",
             "variant",
             "outcome",
@@ -81,7 +87,29 @@ class Metrics:
             "stage",
         )
         self.nfe = histogram("nfe", "Denoiser calls of a request, the encoder not counted.", NFE)
+        self.nfe_saved = counter(
+            "nfe_saved_total",
+            "Denoiser calls that answers did not need: steps of their schedules, less unmask_nfe.",
+        )
+        self.survivors = histogram(
+            "survivors",
+            "Catalogue rows that a request's beams still owned when the answer was chosen among "
+            "them; all that are allowed where the first call is the last.",
+            SURVIVORS,
+        )
+        self.invalid_sids = counter(
+            "invalid_sids_total",
+            "Decoded rows that are not in the catalogue, or twice in an answer: must stay 0.",
+        )
         self.items_returned = histogram("items_returned", "Items in an answer.", ITEMS)
+        self.short_lists = counter(
+            "short_lists_total",
+            "Answers of fewer than k items, because no more pass the filter (filter), are left by "
+            "exclusions (exclusions) or exist (catalogue), or none of these (beam).",
+            "reason",
+        )
+        for reason in ("filter", "exclusions", "catalogue", "beam"):
+            self.short_lists.labels(reason)
         self.filtered_requests = counter(
             "filtered_requests_total", "Answers to requests with a filter."
         )
@@ -89,6 +117,14 @@ class Metrics:
             "schedule_adjusted_total", 'Answers for which schedule="auto" took less than the best.'
         )
         self.fallbacks = counter("fallbacks_total", "Degraded answers.", "reason")
+        for reason in (
+            "history_unavailable",
+            "history_unknown",
+            "schedule_reduced",
+            "decode_failed",
+            "deadline",
+        ):
+            self.fallbacks.labels(reason)
         self.history_length = histogram(
             "history_length", "Items in the history of a request.", ITEMS, "source"
         )
@@ -107,16 +143,25 @@ class Metrics:
             LATENCY_S,
         )
         self.batch_rows = histogram("batch_rows", "Beams decoded together.", ROWS)
+        self.denoiser_calls = counter(
+            "denoiser_calls_total",
+            "Calls of the network, each for all beams of a batch; those of batches that failed "
+            "until their last answer.",
+        )
         self.encoder_cache = counter(
             "encoder_cache_total",
             "Histories decoded: hit where the encoder was skipped, miss where not.",
             "result",
         )
+        for result in ("hit", "miss"):
+            self.encoder_cache.labels(result)
         self.rejected = counter(
             "rejected_total",
             "Requests turned away: inflight, queue_full, predicted_wait, rate_limit, not_ready.",
             "reason",
         )
+        for reason in ("inflight", "queue_full", "predicted_wait", "rate_limit", "not_ready"):
+            self.rejected.labels(reason)
 
         self.redis_operation_duration = histogram(
             "redis_operation_duration_seconds",
@@ -143,6 +188,8 @@ class Metrics:
             "Requests for the candidate bundle to answer unseen: compared, skipped, failed.",
             "result",
         )
+        for result in ("compared", "skipped", "failed"):
+            self.shadow_requests.labels(result)
         self.shadow_overlap = histogram(
             "shadow_overlap_ratio", "Share of an answer that the candidate finds too.", OVERLAP
         )
@@ -186,11 +233,14 @@ class Metrics:
         )
         self.bundle_operations = counter(
             "bundle_operations_total",
-            "load, activate, rollback, unload, change_items: done, failed, or refused while a "
-            "bundle was loaded.",
+            "load, activate, rollback, unload, change_items, and reload, which is what SIGHUP asks "
+            "for: done, failed, or refused while a bundle was loaded.",
             "operation",
             "result",
         )
+        for operation in ("load", "activate", "rollback", "unload", "change_items", "reload"):
+            for result in ("done", "failed", "refused"):
+                self.bundle_operations.labels(operation, result)
         self.bundle_config_drift = gauge(
             "bundle_config_drift", "1 while a restart would bring another bundle than the active."
         )

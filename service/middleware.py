@@ -131,6 +131,8 @@ class Envelope:
             self._metrics.rejected.labels(context.rejected).inc()
         if route == RECOMMEND:
             outcome = outcome_of(status, degraded=context.degraded)
+            if context.rejected == "rate_limit":
+                outcome = "limited"
             self._metrics.recommend_requests.labels(context.bundle, context.variant, outcome).inc()
             context.log["outcome"] = outcome
         if self._traces and route not in QUIET_ROUTES:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from service.answering import decoded_items, popular_items
 from service.attribution import Remembering
 from service.batching import MicroBatcher
+from service.decoding import Decoded
 from service.errors import (
     DeadlineExceeded,
     DecodeFailed,
@@ -130,6 +131,9 @@ class Recommender:
                 if self._policy.fallback != "all":
                     raise
                 reasons.append("decode_failed" if isinstance(error, DecodeFailed) else "deadline")
+        if answer:
+            num_items = resident.bundle.catalogue.num_items
+            count_decoded(self._metrics, answer.decoded, plan, num_items)
         with _timed(stages, "map"):
             items = _items(request, resident, inputs, answer)
         reasons += _reasons(history, inputs, plan, answer)
@@ -151,6 +155,9 @@ class Recommender:
             timings_ms=_timings_ms(stages, answer, time.monotonic() - received),
         )
         self._observe(response, is_filtered=bool(request.filter))
+        if len(items) < request.k:
+            num_items = resident.bundle.catalogue.num_items
+            self._metrics.short_lists.labels(inputs.short_because(request.k, num_items)).inc()
         self._remember(response, history, assignment.label)
         if answer:
             self._shadow.follow(request, history, response)
@@ -234,8 +241,15 @@ class Recommender:
         metrics.history_length.labels(history.source).observe(history.length)
         metrics.unknown_history_items.inc(history.unknown_items)
         metrics.items_returned.observe(len(response.items))
-        if response.decoding:
-            metrics.nfe.observe(response.decoding.nfe)
+
+
+def count_decoded(metrics: Metrics, decoded: Decoded, plan: Plan, num_items: int) -> None:
+    """What the search did for an answer, and whether it kept its promise."""
+    rows = decoded.rows.tolist()
+    metrics.nfe.observe(decoded.nfe)
+    metrics.nfe_saved.inc(plan.schedule.nfe - decoded.nfe)
+    metrics.survivors.observe(decoded.survivors)
+    metrics.invalid_sids.inc(len(rows) - len({row for row in rows if 0 <= row < num_items}))
 
 
 def _items(

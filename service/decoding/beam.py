@@ -113,11 +113,17 @@ class _Search:
             self.trail.go_on(beams, log_probs)
 
     def finish(
-        self, found: tuple[Rows, Floats], nfe: int, log_probs: Floats | None, cancelled: bool
+        self,
+        found: tuple[Rows, Floats],
+        nfe: int,
+        log_probs: Floats | None,
+        cancelled: bool,
+        survivors: int,
     ) -> None:
         trail = self.trail
         trajectory = None if trail is None else trail.of_rows(*found, log_probs)
-        self.answer, self.finished = Decoded(*found, nfe, cancelled, trajectory), True
+        self.answer = Decoded(*found, nfe, cancelled, trajectory, survivors)
+        self.finished = True
 
     def is_last_step(self, nfe: int, num_rows: int) -> bool:
         """Whether the nfe-th denoiser call is to be the last, with so many rows surviving."""
@@ -199,10 +205,11 @@ class _Batch:
         found: tuple[Rows, Floats],
         log_probs: Floats | None = None,
         *,
+        survivors: int = 0,
         cancelled: bool = False,
     ) -> None:
         """The job's answer is known. log_probs: what its beams were told, if anything"""
-        search.finish(found, self.nfe, log_probs, cancelled)
+        search.finish(found, self.nfe, log_probs, cancelled, survivors)
         if self.on_answer is not None:
             self.on_answer(search.index, search.answer, self.timings())
 
@@ -220,7 +227,7 @@ class _Batch:
         no_positions = np.empty((0, 0), np.int64)
         k, ranking = search.job.k, search.ranking
         best = best_rows(self.trie, search.beams, no_log_probs, no_positions, k, ranking)
-        self._answer(search, best)
+        self._answer(search, best, survivors=search.beams.num_rows)
 
     def _first_step(self, log_probs: Sequence[Floats]) -> None:
         """One beam per job, which owns all allowed rows."""
@@ -243,7 +250,8 @@ class _Batch:
                 if root is not None:
                     codes, of_rows = self.codes.take(root.rows, axis=0), root.biases
                 rows, scores = best_of_all(codes, of_rows, here[0], job.k, normalised=normalised)
-                self._answer(search, (rows if root is None else root.rows[rows], scores), here)
+                found = rows if root is None else root.rows[rows], scores
+                self._answer(search, found, here, survivors=num_rows)
             elif width == 1 and root is None:
                 of_codes = expand_root(
                     self.codes,
@@ -291,7 +299,7 @@ class _Batch:
             if search.is_last_step(self.nfe, beams.num_rows):
                 k, ranking = search.job.k, search.ranking
                 best = best_rows(self.trie, beams, log_probs, positions, k, ranking)
-                self._answer(search, best, log_probs)
+                self._answer(search, best, log_probs, survivors=beams.num_rows)
             else:
                 width = search.job.schedule.steps[self.nfe - 1]
                 search.go_on(self._expand(search, beams, log_probs, positions, width), log_probs)

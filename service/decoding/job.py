@@ -59,6 +59,8 @@ class Decoded:
     rows:   (n,) int32, n <= k, best first; n = min(k, allowed items) when beam_width >= k
     scores: (n,) float32, log-probability of the item (see `decode`), never increasing
     nfe:    denoiser calls used; ranked by rows, the search ends when every beam is decided
+    survivors: rows that the beams still owned when these were chosen among them; where the first
+        call is the last, all that are allowed
     trajectory: how the rows were found, if the job asked for it; else None
     """
 
@@ -67,6 +69,7 @@ class Decoded:
     nfe: int
     cancelled: bool = False
     trajectory: Trajectory | None = None
+    survivors: int = 0
 
 
 @dataclass(frozen=True)

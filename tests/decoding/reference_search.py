@@ -48,6 +48,7 @@ class Reference:
     that are equal for a reason, not by chance, are no close call: rounding treats them alike.
     nfe: steps that could change an answer; ranked by rows, none can once every beam is one SID.
     found: each of the rows as a beam of its SID's rows, with its own score at last.
+    survivors: rows of the beams among which the answer was chosen.
     """
 
     rows: list[int]
@@ -55,6 +56,7 @@ class Reference:
     closest_call: float
     nfe: int
     found: list[Beam]
+    survivors: int
 
 
 def reference_decode(
@@ -80,6 +82,7 @@ def num_compared(answers: Sequence[Decoded], expected: Sequence[Reference]) -> i
         if reference.closest_call > FAR_APART:
             compared += 1
             assert answer.rows.tolist() == reference.rows
+            assert answer.survivors == reference.survivors
             assert answer.scores.tolist() == pytest.approx(reference.scores, abs=1e-5)
     return compared
 
@@ -165,7 +168,8 @@ def _decode_by_path(
     rows, best, closest = _best(scores, codes, biases, job.k)
     # Without biases every sum is exact, and a tie is a tie.
     closest = min(closest_call, closest) if any(biases) else closest_call
-    return Reference(rows, best, closest, number if beams else 0, _found(rows, best, ends))
+    found = _found(rows, best, ends)
+    return Reference(rows, best, closest, number if beams else 0, found, _num_rows(beams))
 
 
 def _decode_by_rows(
@@ -219,7 +223,7 @@ def _decode_by_rows(
         del end.survivors[nfe:], end.scores[nfe:]
     for end, score in zip(found, best, strict=True):
         end.scores[-1] = score
-    return Reference(rows, best, min(closest_call, closest), nfe, found)
+    return Reference(rows, best, min(closest_call, closest), nfe, found, _num_rows(beams))
 
 
 def _ends(
@@ -316,8 +320,11 @@ def log_sum_exp(values: list[float]) -> float:
 
 
 def _is_last(number: int, job: Job, beams: list[Beam]) -> bool:
-    survivors = sum(len(beam.rows) for beam in beams)
-    return number == job.schedule.nfe or survivors <= job.finish_rows
+    return number == job.schedule.nfe or _num_rows(beams) <= job.finish_rows
+
+
+def _num_rows(beams: list[Beam]) -> int:
+    return sum(len(beam.rows) for beam in beams)
 
 
 def _completions(

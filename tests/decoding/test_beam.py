@@ -712,6 +712,7 @@ def test_few_survivors_end_the_search(ranking: Ranking) -> None:
         asked = replace(job, finish_rows=finish_rows)
         answer = decode_one(asked, catalogue, FixedDenoiser(log_probs), ranking=ranking)
         assert answer.nfe == nfe
+        assert answer.survivors == {3: 2, 2: 4, 1: 8}[nfe]
         if nfe < 3:
             assert answer.rows.tolist() == [0, 2, 1, 3]
             assert np.exp(answer.scores) == pytest.approx([0.378, 0.252, 0.162, 0.108], rel=1e-5)

@@ -131,6 +131,9 @@ def test_the_current_pointer_is_followed_on_hangup(
             os.kill(service.process.pid, signal.SIGHUP)
             wait_until(lambda: "reload_failed" in service.stdout, 30)
             assert answers(service)[0] == "one@3"
+            counts = service.samples()
+            reloads = 'unmask_bundle_operations_total{operation="reload",result="%s"}'
+            assert [counts[reloads % result] for result in ("done", "failed")] == [1, 1]
     finally:
         current.unlink()
 

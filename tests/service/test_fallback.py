@@ -72,5 +72,7 @@ def test_each_key_has_its_own_rate(bundles_dir: Path, redis_url: str, tmp_path: 
         assert first[:3] == [200] * 3
         assert 429 in first
         assert statuses("the-second-key")[:3] == [200] * 3
-        metrics = service.client.get("/metrics").text
-        assert 'unmask_rejected_total{reason="rate_limit"}' in metrics
+        samples = service.samples()
+        limited = 'unmask_recommend_requests_total{bundle="none",outcome="limited",variant="none"}'
+        assert samples['unmask_rejected_total{reason="rate_limit"}'] == samples[limited] > 0
+        assert not [name for name in samples if 'outcome="rejected"' in name]

@@ -623,6 +623,11 @@ def test_metrics_count_and_stay_few(served: Service) -> None:
     assert grown('unmask_recommend_duration_seconds_count{served_by="model"}') == 1
     assert grown('unmask_stage_duration_seconds_count{stage="denoise"}') == 1
     assert grown("unmask_nfe_sum") == 3
+    assert grown("unmask_denoiser_calls_total") == 3
+    assert grown("unmask_nfe_saved_total") == 0
+    assert grown("unmask_survivors_count") == 1
+    assert grown("unmask_survivors_sum") > 7
+    assert grown("unmask_invalid_sids_total") == 0
     assert grown("unmask_items_returned_sum") == 7
     assert grown("unmask_unknown_history_items_total") == 1
     assert grown("unmask_batch_requests_count") == 1
