@@ -131,6 +131,7 @@ async def rate_of(
             "p95_ms": load.quantile_ms(0.95) if load else None,
             "p99_ms": load.quantile_ms(0.99) if load else None,
             "answers": len(load.answered()) if load else 0,
+            "recall": load.recall() if load else None,
             "generator_cpu": load.cpu_share if load else 0.0,
             "service_cpu": (service.cpu_s - cpu) / (time.perf_counter() - started),
             "rss_mb": service.rss_mb,
@@ -158,6 +159,7 @@ def cases_of(asked: argparse.Namespace, num_subspaces: int) -> list[Case]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run or resume the sweep and write its report; 1 with a sentence when it cannot."""
     asked = _parser().parse_args(arguments)
+    here = machine()  # before the cores are shared out
     try:
         users = read_held_out(asked.bundle / "held_out.jsonl", asked.users)
         with served(asked.bundle, slo_ms=asked.slo_ms, encoder_cache=0) as service:
@@ -171,7 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 probe_s=asked.probe_seconds,
                 min_answers=asked.min_answers,
                 service_cores=len(service.cores),
-                machine=machine(),
+                machine=here,
             )
             cases = cases_of(asked, bundle["num_subspaces"])
             results = Results(asked.out, setting)

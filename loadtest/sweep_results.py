@@ -69,7 +69,9 @@ class Measured:
 
     @property
     def recall(self) -> float:
-        return float(self.hits.mean())
+        """Of `auto`, which gives way under load, that at the rate found."""
+        at_rate = self.typical("recall") if self.case.is_auto else None
+        return float(self.hits.mean()) if at_rate is None else at_rate
 
     @property
     def nfe(self) -> float:
@@ -96,7 +98,7 @@ class Measured:
         """Difference in recall to another case, and its standard error, paired by user."""
         difference = self.hits - other.hits
         error = difference.std(ddof=1) / np.sqrt(len(difference)) if len(difference) > 1 else 0.0
-        return float(difference.mean()), float(error)
+        return self.recall - other.recall, float(error)
 
 
 def papers_of(measured: Sequence[Measured]) -> Measured | None:
