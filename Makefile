@@ -56,7 +56,8 @@ test: $(VENV)/.everything ## pytest; tests on real data need UNMASK_DATA_DIR
 docs: $(VENV)/.everything ## write the outputs in README.md and the tables of docs/ anew
 	UPDATE_DOCS=1 $(BIN)/python -m pytest -q tests/test_docs.py
 
-lock: $(VENV)/.everything ## deploy/requirements anew from pyproject.toml: what images are built from; UPGRADE=1 takes newer versions
+lock: $(VENV)/.everything ## deploy/requirements anew: what the images are built from; UPGRADE=1 takes newer versions
+	echo 'setuptools>=77' | $(LOCK) - -o deploy/requirements/build.txt
 	$(LOCK) pyproject.toml --extra cpu --extra otel -o deploy/requirements/cpu.txt
 	$(LOCK) pyproject.toml --extra gpu --extra otel -o deploy/requirements/gpu.txt
 	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["loadtest"], sep="\n")' \

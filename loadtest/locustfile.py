@@ -2,42 +2,103 @@
 
 `locust -f loadtest/locustfile.py --headless -u 20 -r 20 -t 60s --host http://127.0.0.1:8000
 --held-out BUNDLE/held_out.jsonl`: each of the `-u` simulated users sends `--rate` requests a
-second, one held-out user after the other. At the end recall@k is printed as one line of JSON.
+second, one held-out user after the other. Recall, latencies and the stages of Server-Timing are at
+`/recall` of locust's web page while it runs, and one line of JSON at the end. With `--processes` or
+workers, figures are those of all of them.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator
+import random
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+from flask import Response, jsonify
 from locust import FastHttpUser, constant_throughput, events, task
 from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
+from locust.runners import WorkerRunner
+from locust.stats import RequestStats, StatsEntry
 
 from loadtest.held_out import HeldOutUser, read_held_out
 
+PERCENTILES = (0.5, 0.95, 0.99)
+ROUTE = "/recommend"
+STAGE = "stage"  # locust's name for a kind of request; here a part of one
 
-class Recall:
-    """Held-out users in turn, and how many of their targets were in the answers."""
 
-    def __init__(self, users: list[HeldOutUser], k: int) -> None:
-        self.users: Iterator[HeldOutUser] = itertools.cycle(users)
-        self.k = k
-        self.answers = 0
-        self.hits = 0
+class Figures:
+    """What came of the answers, in this process or, at a master, in all of its workers."""
 
-    def count(self, user: HeldOutUser, item_ids: list[str]) -> None:
-        self.answers += 1
-        self.hits += user.rank_in(item_ids) is not None
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.stages = RequestStats()
+
+    def count(self, user: HeldOutUser, answer: dict[str, Any], timing: str) -> None:
+        """One answer; timing: its Server-Timing, `name;dur=milliseconds, ...`."""
+        item_ids = [item["item_id"] for item in answer["items"]]
+        self.counts["answers"] += 1
+        self.counts["hits"] += user.rank_in(item_ids) is not None
+        self.counts["degraded"] += answer["degraded"]
+        for part in filter(None, timing.split(", ")):
+            name, _, milliseconds = part.partition(";dur=")
+            # Microseconds: locust keeps two digits of large values, and no fractions of small ones.
+            self.stages.log_request(STAGE, name, round(float(milliseconds) * 1000), 0)
+
+    def take(self) -> dict[str, Any]:
+        """Everything counted so far, for a master; counting begins anew."""
+        taken = {"counts": dict(self.counts), "stages": self.stages.serialize_stats()}
+        self.counts, self.stages = Counter(), RequestStats()
+        return taken
+
+    def add(self, taken: dict[str, Any]) -> None:
+        """What a worker counted."""
+        self.counts.update(taken["counts"])
+        for line in taken["stages"]:
+            entry = StatsEntry.unserialize(line, self.stages)
+            self.stages.get(entry.name, STAGE).extend(entry)
+
+    def as_json(self, environment: Environment) -> dict[str, Any]:
+        """Recall as a share, times in milliseconds; locust keeps two digits of those above 100."""
+        options, runner = environment.parsed_options, environment.runner
+        assert options is not None
+        assert runner is not None
+        answers, total = self.counts["answers"], environment.stats.total
+        recall = self.counts["hits"] / answers if answers else None
+        return {
+            "answers": answers,
+            "failures": total.num_failures,
+            "degraded": self.counts["degraded"],
+            f"recall@{HeldOutTraffic.fields['k']}": recall,
+            "requests_per_s": round(total.total_rps, 1),
+            "requests_per_s_asked": options.rate * runner.target_user_count,
+            **{_name(share): total.get_response_time_percentile(share) for share in PERCENTILES},
+            "stages": {entry.name: _stage(entry) for entry in self.stages.entries.values()},
+        }
+
+
+def _stage(entry: StatsEntry) -> dict[str, float]:
+    """Of the answers that had this stage: milliseconds, from microseconds."""
+    micros = {"mean_ms": entry.avg_response_time}
+    micros |= {_name(share): entry.get_response_time_percentile(share) for share in PERCENTILES}
+    milliseconds = {name: round(value / 1000, 3) for name, value in micros.items()}
+    return {"answers": entry.num_requests, **milliseconds}
+
+
+def _name(share: float) -> str:
+    return f"p{share * 100:.0f}_ms"
 
 
 class HeldOutTraffic(FastHttpUser):
     """Sends `--rate` requests a second, fewer only when one answer takes longer than its turn."""
 
-    recall: ClassVar[Recall]
+    users: ClassVar[Iterator[HeldOutUser]]
+    fields: ClassVar[dict[str, Any]]
+    figures: ClassVar[Figures]
 
     def wait_time(self) -> float:
         seconds: float = constant_throughput(self.environment.parsed_options.rate)(self)
@@ -45,34 +106,69 @@ class HeldOutTraffic(FastHttpUser):
 
     @task
     def recommend(self) -> None:
-        user = next(self.recall.users)
-        body = user.request(k=self.recall.k, exclude_seen=False)
-        with self.client.post("/recommend", json=body, catch_response=True) as response:
+        user = next(self.users)
+        stored = self.environment.parsed_options.stored_histories
+        body = {"user_id": user.user_id, **self.fields} if stored else user.request(**self.fields)
+        with self.client.post(ROUTE, json=body, catch_response=True) as response:
             if response.status_code != 200:
                 response.failure(f"status {response.status_code}")
                 return
-            item_ids = [item["item_id"] for item in response.json()["items"]]
-            if len(item_ids) < self.recall.k:
-                response.failure(f"{len(item_ids)} items instead of {self.recall.k}")
-            self.recall.count(user, item_ids)
+            answer = response.json()
+            if len(answer["items"]) < self.fields["k"]:
+                response.failure(f"{len(answer['items'])} items instead of {self.fields['k']}")
+            self.figures.count(user, answer, response.headers.get("Server-Timing", ""))
 
 
 @events.init_command_line_parser.add_listener  # type: ignore[untyped-decorator]
 def add_options(parser: LocustArgumentParser, **_: Any) -> None:
     parser.add_argument("--held-out", required=True, help="held_out.jsonl of the bundle served")
-    parser.add_argument("--k", type=int, default=10, help="items per request")
     parser.add_argument("--rate", type=float, default=1, help="requests a second per user")
+    parser.add_argument(
+        "--stored-histories",
+        action="store_true",
+        help="send user ids only: the histories are in the service's store already",
+    )
+    parser.add_argument(
+        "--parameters", default="{}", help="fields of each request, a JSON object; k is 10"
+    )
 
 
 @events.init.add_listener  # type: ignore[untyped-decorator]
-def read_users(environment: Environment, **_: Any) -> None:
+def begin(environment: Environment, **_: Any) -> None:
     options = environment.parsed_options
     assert options is not None
-    HeldOutTraffic.recall = Recall(read_held_out(Path(options.held_out)), options.k)
+    users = read_held_out(Path(options.held_out))
+    HeldOutTraffic.users = itertools.cycle(_from_anywhere(users))
+    HeldOutTraffic.fields = {"k": 10, "exclude_seen": False, **json.loads(options.parameters)}
+    HeldOutTraffic.figures = Figures()
+    if environment.web_ui and environment.web_ui.app:
+
+        @environment.web_ui.app.route("/recall")
+        def recall() -> Response:
+            return jsonify(HeldOutTraffic.figures.as_json(environment))
+
+
+def _from_anywhere(users: Sequence[HeldOutUser]) -> list[HeldOutUser]:
+    """The users in another order, so that processes of one load do not ask for the same ones."""
+    return random.SystemRandom().sample(users, len(users))
+
+
+@events.test_start.add_listener  # type: ignore[untyped-decorator]
+def begin_anew(**_: Any) -> None:
+    HeldOutTraffic.figures = Figures()
+
+
+@events.report_to_master.add_listener  # type: ignore[untyped-decorator]
+def tell(data: dict[str, Any], **_: Any) -> None:
+    data["figures"] = HeldOutTraffic.figures.take()
+
+
+@events.worker_report.add_listener  # type: ignore[untyped-decorator]
+def hear(data: dict[str, Any], **_: Any) -> None:
+    HeldOutTraffic.figures.add(data["figures"])
 
 
 @events.quitting.add_listener  # type: ignore[untyped-decorator]
-def report(**_: Any) -> None:
-    recall = HeldOutTraffic.recall
-    share = recall.hits / recall.answers if recall.answers else None
-    print(json.dumps({"answers": recall.answers, f"recall@{recall.k}": share}))
+def report(environment: Environment, **_: Any) -> None:
+    if not isinstance(environment.runner, WorkerRunner):
+        print(json.dumps(HeldOutTraffic.figures.as_json(environment)))

@@ -33,7 +33,10 @@ MAX_COMPLAINTS = 10
 
 @dataclass(frozen=True)
 class Answer:
-    """What one user got: `ok` or what went wrong, seconds waited, the target's rank."""
+    """What one user got: `ok` or what went wrong, seconds waited, the target's rank.
+
+    nfe: denoiser calls, None where nothing was decoded
+    """
 
     user_id: str
     outcome: str
@@ -41,6 +44,7 @@ class Answer:
     rank: int | None = None
     num_items: int = 0
     served_by: str | None = None
+    nfe: int | None = None
 
 
 @dataclass(frozen=True)
@@ -99,9 +103,9 @@ async def _replay_one(
     seconds = time.perf_counter() - start
     answer = response.json()
     item_ids = [item["item_id"] for item in answer["items"]]
-    return Answer(
-        user.user_id, "ok", seconds, user.rank_in(item_ids), len(item_ids), answer["served_by"]
-    )
+    rank, decoding = user.rank_in(item_ids), answer["decoding"]
+    nfe = decoding["nfe"] if decoding else None
+    return Answer(user.user_id, "ok", seconds, rank, len(item_ids), answer["served_by"], nfe)
 
 
 async def _seed(client: httpx.AsyncClient, user: HeldOutUser) -> None:

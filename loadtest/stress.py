@@ -14,6 +14,7 @@ import asyncio
 import json
 import sys
 import time
+from functools import partial
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from typing import Any
 import aiohttp
 import numpy as np
 
+from loadtest.capacity import find_capacity
 from loadtest.held_out import HeldOutUser, read_held_out
 from loadtest.open_loop import BUSY, Load, open_loop
 from loadtest.served import Served, served
@@ -28,7 +30,6 @@ from loadtest.served import Served, served
 LONE_REQUESTS = 300
 FIRST_RATE = 20.0
 GROWTH = 1.6
-REFUSED_SHARE = 0.001  # of requests, that a rate the service can take may have
 BISECTIONS = 3
 CALM_S = 4.0
 SOAK_SHARE = 0.8
@@ -57,29 +58,6 @@ def lone_client(url: str, users: list[HeldOutUser], parameters: dict[str, Any]) 
     }
 
 
-async def capacity(
-    url: str, users: list[HeldOutUser], parameters: dict[str, Any], slo_ms: float, seconds: float
-) -> float:
-    """The highest rate at which p99 holds and next to nothing is refused."""
-
-    async def holds(rate: float) -> bool:
-        load = await open_loop(url, users, rate, seconds, parameters, discard_s=seconds / 5)
-        refused = len(load.sent) - len(load.answered())
-        is_held = load.quantile_ms(0.99) <= slo_ms and refused <= REFUSED_SHARE * len(load.sent)
-        show(f"  {rate:7.0f}/s  {'held' if is_held else 'broken'}", load)
-        await asyncio.sleep(1)
-        return is_held
-
-    best, rate = 0.0, FIRST_RATE
-    while await holds(rate):
-        best, rate = rate, rate * GROWTH
-    worst = rate
-    for _ in range(BISECTIONS):
-        rate = (best + worst) / 2 if best else worst / 2
-        best, worst = (rate, worst) if await holds(rate) else (best, rate)
-    return best
-
-
 async def stress(
     service: Served,
     users: list[HeldOutUser],
@@ -99,7 +77,17 @@ async def stress(
     )
     found = rate
     if found is None:
-        found = await capacity(service.url, users, parameters, slo_ms, probe_s)
+        capacity = await find_capacity(
+            partial(open_loop, service.url, users, parameters=parameters),
+            slo_ms,
+            guess=FIRST_RATE,
+            growth=GROWTH,
+            bisections=BISECTIONS,
+            probe_s=probe_s,
+            on_probe=show_probe,
+        )
+        if not (found := capacity.rate):
+            raise SystemExit(f"no rate holds p99 within {slo_ms:.0f} ms: ask for a longer --slo-ms")
     print(f"capacity: {found:.0f}/s with p99 within {slo_ms:.0f} ms")
     before, cpu = await counters(service.url), service.cpu_s
     load = await open_loop(service.url, users, multiple * found, seconds, parameters)
@@ -164,6 +152,10 @@ def show(name: str, load: Load) -> None:
         f"generator {load.cpu_share:.2f} cores{warning}",
         flush=True,
     )
+
+
+def show_probe(load: Load, is_held: bool) -> None:
+    show(f"  {load.rate:7.0f}/s  {'held' if is_held else 'broken'}", load)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -65,7 +65,8 @@ SlotMap = dict[tuple[int, int], Shard]  # first and last slot of a range
 class StoreConnection:
     """Connections to all servers of a store. Make it inside the event loop that uses it.
 
-    timeout_s: of connecting and of each reply; pool_size: most connections to each server;
+    timeout_s: what a caller waits for; connections give up after twice that
+    pool_size: most connections to each server
     on_replica_error: called when a replica did not answer a read and the primary is asked
     """
 
@@ -221,11 +222,9 @@ class StoreConnection:
         return next((node for node in shuffled if self._breakers[node].admits()), None)
 
     def _connect(self, url: str) -> Redis:
+        longest_s = 2 * self._timeout_s  # the caller's own limit comes first
         pool = BlockingConnectionPool.from_url(
-            url,
-            max_connections=self._pool_size,
-            timeout=self._timeout_s,
-            **_options(self._timeout_s),
+            url, max_connections=self._pool_size, timeout=longest_s, **_options(longest_s)
         )
         return Redis.from_pool(pool)
 

@@ -2,23 +2,88 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
+
+import httpx
 
 from service.bundle_store import configured_path
 
 ROOT = Path(__file__).resolve().parents[2]
+ANSWERS_ENOUGH = 5
+HELD_OUT = configured_path(ROOT / "models_store", "demo") / "held_out.jsonl"
+STAGES = {"history", "queue", "encode", "denoise", "search", "map", "total"}
+
+
+def command(url: str, *options: str) -> list[str]:
+    locust = [sys.executable, "-m", "locust", "-f", "loadtest/locustfile.py", "--rate", "5"]
+    locust += ["--users", "2", "--spawn-rate", "2", "--run-time", "2s", "--stop-timeout", "5"]
+    return [*locust, "--host", url, "--held-out", str(HELD_OUT), "--only-summary", *options]
+
+
+def run(url: str, *options: str) -> dict[str, Any]:
+    """The figures of the last line."""
+    done = subprocess.run(
+        command(url, *options), cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr  # locust exits 1 when a request failed
+    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return figures
 
 
 def test_a_short_run_answers_everything_and_finds_targets(demo) -> None:
-    command = [sys.executable, "-m", "locust", "-f", "loadtest/locustfile.py", "--headless"]
-    command += ["--users", "2", "--spawn-rate", "2", "--run-time", "3s", "--rate", "5"]
-    command += ["--host", demo.url, "--only-summary", "--stop-timeout", "5"]
-    command += ["--held-out", str(configured_path(Path("models_store"), "demo") / "held_out.jsonl")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr  # locust exits 1 when a request failed
-    figures = json.loads(done.stdout.splitlines()[-1])
+    figures = run(demo.url, "--headless")
     assert figures["answers"] >= 10
+    assert figures["failures"] == figures["degraded"] == 0
+    assert figures["requests_per_s_asked"] == 10
     assert 0 < figures["recall@10"] <= 1
+    assert 0 < figures["p50_ms"] <= figures["p95_ms"] <= figures["p99_ms"]
+    stages = figures["stages"]
+    assert set(stages) == STAGES
+    assert 0 < stages["denoise"]["p50_ms"] <= stages["denoise"]["p99_ms"]
+    assert stages["total"]["mean_ms"] < figures["p99_ms"]
+
+
+def test_processes_are_counted_together(demo) -> None:
+    figures = run(demo.url, "--headless", "--processes", "2", "--parameters", '{"k": 5}')
+    assert figures["answers"] >= 10
+    assert 0 < figures["recall@5"] < 1
+    assert set(figures["stages"]) == STAGES
+
+
+def test_figures_are_shown_while_it_runs(demo) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    options = ["--autostart", "--autoquit", "1", "--stored-histories"]
+    options += ["--web-host", "127.0.0.1", "--web-port", str(port)]
+    with subprocess.Popen(
+        command(demo.url, *options), cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as locust:
+        shown = wait_for(f"http://127.0.0.1:{port}/recall")
+        printed, _ = locust.communicate(timeout=30)
+    assert locust.returncode == 0
+    figures = json.loads(printed.splitlines()[-1])
+    assert figures["answers"] > shown["answers"] >= ANSWERS_ENOUGH
+    # Other tests may have stored the history of some of these users: the others get popular items.
+    stages = figures["stages"]
+    decoded = stages["denoise"]["answers"] if "denoise" in stages else 0
+    assert decoded < figures["answers"] / 2 < stages["history"]["answers"] == figures["answers"]
+
+
+def wait_for(url: str) -> dict[str, Any]:
+    """Figures that a web page shows once there are some."""
+    until = time.monotonic() + 20
+    while time.monotonic() < until:
+        with contextlib.suppress(httpx.TransportError):
+            shown: dict[str, Any] = httpx.get(url, trust_env=False).json()
+            if shown["answers"] >= ANSWERS_ENOUGH:
+                return shown
+        time.sleep(0.2)
+    raise AssertionError(f"{url} showed nothing")

@@ -137,6 +137,18 @@ def test_a_stalled_server_costs_the_timeout_and_no_more(redis_url: str) -> None:
     assert failed == FAILURES - 1
 
 
+def test_a_server_is_not_blamed_for_a_late_event_loop(redis_url: str) -> None:
+    """The reply has come, and nobody could read it: that is no failure of the store."""
+
+    async def use(store: RedisHistoryStore) -> None:
+        await store.append([event("h-late", "a")])
+        for _ in range(3 * FAILURES):
+            asyncio.get_running_loop().call_soon(time.sleep, 0.15)
+            assert await store.read("h-late") == ["a"]
+
+    with_store(redis_url, use, timeout_s=0.05)
+
+
 def test_no_server_is_unavailable_at_once() -> None:
     metrics = Metrics()
 

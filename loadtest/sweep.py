@@ -1,0 +1,225 @@
+"""How many requests a second for how much recall: the grid of decoding settings, served.
+
+`python -m loadtest.sweep --bundle DIR --out FOLDER` starts the service on half of the cores and
+loads it from the others. Every case, a schedule with its beam width and ranking or `auto`, first
+answers for the same held-out users, which gives its recall; then, in `--rounds` rounds in which all
+cases take turns, the highest rate is sought that holds the SLO. Each result is a line of
+`sweep.jsonl` at once, and a run that was interrupted goes on where it was. `sweep_report` makes
+table, CSV and plots of it. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from loadtest.capacity import find_capacity
+from loadtest.held_out import HeldOutUser, read_held_out
+from loadtest.open_loop import BUSY, open_loop
+from loadtest.replay import Answer, replay
+from loadtest.served import Served, served
+from loadtest.sweep_report import write_report
+from loadtest.sweep_results import Case, Results, Setting, SweepError
+
+CONCURRENCY = 16  # of the requests that recall is measured by; as many as a batch takes
+FIRST_GROWTH, LATER_GROWTH = 1.3, 1.12  # between rates tried, in the first round and after it
+BISECTIONS = 2
+
+
+async def sweep(
+    service: Served,
+    users: Sequence[HeldOutUser],
+    cases: Sequence[Case],
+    results: Results,
+    setting: Setting,
+    rounds: int,
+) -> None:
+    """Measure what is not yet in `results`."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeRemainingColumn()) as progress:
+        bar = progress.add_task("recall", total=len(cases) * (1 + rounds))
+        for case in cases:
+            progress.update(bar, description=f"recall of {case.name}")
+            if not results.find(case=case.parameters, kind="recall"):
+                results.add(await recall_of(service.url, users, case, setting.k))
+            progress.advance(bar)
+        for number, case in itertools.product(range(rounds), cases):
+            progress.update(bar, description=f"round {number + 1}, {case.name}")
+            if not results.find(case=case.parameters, kind="rate", round=number):
+                found = await rate_of(service, users, case, results, setting, number)
+                if found["generator_cpu"] > BUSY:
+                    progress.print(f"{case.name}: the generator was busy, not only the service")
+            progress.advance(bar)
+
+
+async def recall_of(url: str, users: Sequence[HeldOutUser], case: Case, k: int) -> dict[str, Any]:
+    """All users once: ranks of their targets, denoiser calls, and a first idea of the rate."""
+    parameters = {"k": k, "exclude_seen": False, **case.parameters}
+    limits = httpx.Limits(max_connections=CONCURRENCY)
+    async with httpx.AsyncClient(
+        base_url=url, timeout=60, limits=limits, trust_env=False
+    ) as client:
+        # A deadline would turn a full queue into refusals, and nobody waits for these answers.
+        parameters["timeout_ms"] = 10_000
+        started = time.perf_counter()
+        answers = await replay(client, users, parameters, concurrency=CONCURRENCY)
+        seconds = time.perf_counter() - started
+    if failed := [answer for answer in answers if answer.outcome != "ok"]:
+        raise SweepError(
+            f"{case.name}: {len(failed)} of {len(answers)} requests failed, the first with "
+            f"{failed[0].outcome}"
+        )
+    return {
+        "kind": "recall",
+        "case": case.parameters,
+        "ranks": [answer.rank for answer in answers],
+        "nfe": _mean_nfe(answers),
+        "closed_loop_rate": len(answers) / seconds,
+    }
+
+
+def _mean_nfe(answers: Sequence[Answer]) -> float:
+    calls = [answer.nfe for answer in answers if answer.nfe is not None]
+    return sum(calls) / max(1, len(calls))
+
+
+async def rate_of(
+    service: Served,
+    users: Sequence[HeldOutUser],
+    case: Case,
+    results: Results,
+    setting: Setting,
+    number: int,
+) -> dict[str, Any]:
+    """Seek the highest rate that holds the SLO; later rounds start from what the first found."""
+    before = results.find(case=case.parameters, kind="rate", round=0)
+    recall = results.find(case=case.parameters, kind="recall")
+    assert recall is not None
+    first_guess = 0.7 * recall["closed_loop_rate"]
+    parameters = {"k": setting.k, **case.parameters}
+    cpu, started = service.cpu_s, time.perf_counter()
+    capacity = await find_capacity(
+        partial(open_loop, service.url, users, parameters=parameters, seed=number),
+        setting.slo_ms,
+        guess=(before and before["rate"]) or first_guess,
+        growth=LATER_GROWTH if before and before["rate"] else FIRST_GROWTH,
+        bisections=BISECTIONS,
+        probe_s=setting.probe_s,
+        min_answers=setting.min_answers,
+    )
+    load = capacity.load
+    return results.add(
+        {
+            "kind": "rate",
+            "case": case.parameters,
+            "round": number,
+            "rate": capacity.rate,
+            "p50_ms": load.quantile_ms(0.5) if load else None,
+            "p95_ms": load.quantile_ms(0.95) if load else None,
+            "p99_ms": load.quantile_ms(0.99) if load else None,
+            "answers": len(load.answered()) if load else 0,
+            "recall": load.recall() if load else None,
+            "generator_cpu": load.cpu_share if load else 0.0,
+            "service_cpu": (service.cpu_s - cpu) / (time.perf_counter() - started),
+            "rss_mb": service.rss_mb,
+        }
+    )
+
+
+def cases_of(asked: argparse.Namespace, num_subspaces: int) -> list[Case]:
+    """The grid, without doubles: `r_warm` or `m_par` beyond the positions means all of them."""
+    found: dict[str, Case] = {}
+    grid = itertools.product(asked.rankings, asked.beam_widths, asked.schedules)
+    for ranking, beam_width, (r_warm, m_par) in grid:
+        parameters = {
+            "r_warm": min(r_warm, num_subspaces),
+            "m_par": min(m_par, num_subspaces),
+            "beam_width": beam_width,
+            "ranking": ranking,
+        }
+        found.setdefault(json.dumps(parameters), Case(parameters))
+    if "auto" in asked.modes:
+        found["auto"] = Case({"schedule": "auto"})
+    return [case for case in found.values() if case.is_auto or "fixed" in asked.modes]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run or resume the sweep and write its report; 1 with a sentence when it cannot."""
+    asked = _parser().parse_args(arguments)
+    here = machine()  # before the cores are shared out
+    try:
+        users = read_held_out(asked.bundle / "held_out.jsonl", asked.users)
+        with served(asked.bundle, slo_ms=asked.slo_ms, encoder_cache=0) as service:
+            manifest = httpx.get(f"{service.url}/info", trust_env=False).raise_for_status().json()
+            bundle = manifest["bundle"]
+            setting = Setting(
+                bundle=f"{bundle['name']}@{bundle['version']}",
+                slo_ms=asked.slo_ms,
+                users=len(users),
+                k=asked.k,
+                probe_s=asked.probe_seconds,
+                min_answers=asked.min_answers,
+                service_cores=len(service.cores),
+                machine=here,
+            )
+            cases = cases_of(asked, bundle["num_subspaces"])
+            results = Results(asked.out, setting)
+            asyncio.run(sweep(service, users, cases, results, setting, asked.rounds))
+    except (SweepError, OSError, ValueError, RuntimeError, httpx.HTTPError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    figures = write_report(asked.out, results.measured(cases), setting)
+    print(json.dumps(figures))
+    return 0
+
+
+def machine() -> str:
+    """The processor as Linux names it, and how many of its cores this process may use."""
+    text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    names = [line.partition(": ")[2] for line in text.splitlines() if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()}, {len(os.sched_getaffinity(0))} cores"
+
+
+def _schedule(text: str) -> tuple[int, int]:
+    r_warm, _, m_par = text.partition(",")
+    return int(r_warm), int(m_par)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m loadtest.sweep", description=__doc__)
+    parser.add_argument("--bundle", type=Path, required=True, help="folder of the bundle")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the results")
+    parser.add_argument("--slo-ms", type=int, default=100, help="what p99 has to stay within")
+    parser.add_argument(
+        "--schedules",
+        type=_schedule,
+        nargs="+",
+        default=[(0, 8), (1, 7), (0, 2), (4, 4), (2, 2), (4, 2), (6, 2), (0, 1)],
+        metavar="R_WARM,M_PAR",
+    )
+    parser.add_argument("--beam-widths", type=int, nargs="+", default=[50])
+    parser.add_argument("--rankings", nargs="+", default=["rows", "path"])
+    parser.add_argument("--modes", nargs="+", default=["fixed", "auto"], choices=["fixed", "auto"])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--users", type=int, help="only the first so many; default: all")
+    parser.add_argument("--k", type=int, default=10)
+    parser.add_argument("--probe-seconds", type=float, default=8, help="of each rate tried")
+    parser.add_argument("--min-answers", type=int, default=500, help="of each rate tried")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

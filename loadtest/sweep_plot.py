@@ -1,0 +1,118 @@
+"""A sweep as a picture: requests a second against recall, and beside the paper's own trend.
+
+MDGR's figures (Table 3: industry data, hardware unsaid) stand beside ours only relative to its
+schedule (4, 2). Drawn without a display and without matplotlib's global state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from loadtest.sweep_results import Measured, Setting, frontier, papers_of
+
+# MDGR (arXiv 2601.19501), Table 3: (r_warm, m_par), recall@10, QPS.
+MDGR_TABLE_3 = (
+    ((0, 1), 0.2219, 2.212),
+    ((0, 2), 0.2127, 3.015),
+    ((2, 2), 0.2199, 2.741),
+    ((4, 2), 0.2210, 2.527),
+    ((6, 2), 0.2213, 2.365),
+    ((4, 3), 0.2205, 2.526),
+    ((4, 4), 0.2204, 2.739),
+)
+COLOURS = {"rows": "#1f5fa8", "path": "#d9822b", "best": "#2a8c5a", "auto": "#6a6a6a"}
+
+
+def plot_sweep(measured: Sequence[Measured], setting: Setting, files: Sequence[Path]) -> None:
+    """Write the picture to every file, in the format its suffix says.
+
+    Left what was measured, right the same relative to the paper's schedule, with its own figures.
+    """
+    papers = papers_of(measured)
+    figure = Figure(figsize=(12, 4.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    _absolute(left, measured, setting)
+    if papers and papers.rate and papers.recall:
+        _relative(right, measured, papers)
+    else:
+        right.set_axis_off()
+    for file in files:
+        metadata = {"Date": None} if file.suffix == ".svg" else {}
+        with rc_context({"svg.hashsalt": "sweep"}):  # the same picture, the same file
+            figure.savefig(file, dpi=130, metadata=metadata)
+
+
+def _absolute(axes: Axes, measured: Sequence[Measured], setting: Setting) -> None:
+    for ranking in dict.fromkeys(one.case.ranking for one in measured):
+        group = [one for one in measured if one.case.ranking == ranking]
+        axes.plot(
+            [one.rate for one in group],
+            [one.recall for one in group],
+            "*" if ranking == "auto" else "o",
+            color=COLOURS[ranking],
+            markersize=11 if ranking == "auto" else 6,
+            label=ranking if ranking == "auto" else f"ranked by {ranking}",
+        )
+        for one in group:
+            _name(axes, one.case.schedule, one.rate, one.recall, COLOURS[ranking])
+    best = frontier(measured)
+    axes.plot(
+        [one.rate for one in best],
+        [one.recall for one in best],
+        color="#888888",
+        linewidth=1,
+        zorder=0,
+        label="Pareto front",
+    )
+    axes.set_xscale("log")
+    axes.set_xlabel(f"requests a second with p99 ≤ {setting.slo_ms} ms, {_cores(setting)}")
+    axes.set_ylabel(f"recall@{setting.k}")
+    axes.set_title(f"{setting.bundle}, {setting.users} users", fontsize=10)
+    _finish(axes)
+
+
+def _relative(axes: Axes, measured: Sequence[Measured], papers: Measured) -> None:
+    for ranking in ("path", "rows"):
+        group = [one for one in measured if one.case.ranking == ranking]
+        axes.errorbar(
+            [one.rate / papers.rate for one in group],
+            [100 * one.against(papers)[0] / papers.recall for one in group],
+            yerr=[100 * one.against(papers)[1] / papers.recall for one in group],
+            fmt="o",
+            capsize=2,
+            color=COLOURS[ranking],
+            label=f"ours, by {ranking}, ± one standard error",
+        )
+    [(papers_recall, papers_rate)] = [
+        (recall, rate) for schedule, recall, rate in MDGR_TABLE_3 if schedule == (4, 2)
+    ]
+    for schedule, recall, rate in MDGR_TABLE_3:
+        x, y = rate / papers_rate, 100 * (recall / papers_recall - 1)
+        label = "MDGR, Table 3" if schedule == (4, 2) else None
+        axes.plot(x, y, "D", color="black", markersize=5, label=label)
+        _name(axes, str(schedule), x, y, "black")
+    axes.set_xscale("log")
+    axes.set_xlabel("requests a second, times those of (4, 2) by path")
+    axes.set_ylabel("recall against (4, 2) by path, %")
+    axes.set_title("beside the paper's own trend", fontsize=10)
+    _finish(axes)
+
+
+def _name(axes: Axes, text: str, x: float, y: float, colour: str) -> None:
+    axes.annotate(text, (x, y), xytext=(4, 4), textcoords="offset points", fontsize=7, color=colour)
+
+
+def _finish(axes: Axes) -> None:
+    axes.grid(alpha=0.3, which="both")
+    axes.margins(x=0.1, y=0.12)
+    axes.legend(fontsize=8, frameon=False)
+
+
+def _cores(setting: Setting) -> str:
+    cores = setting.service_cores
+    return "one core" if cores == 1 else f"{cores} cores"

@@ -1,0 +1,183 @@
+"""The sweep: results that outlive an interruption, the best of them, and all of it served."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import math
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from loadtest.sweep import cases_of, main
+from loadtest.sweep_plot import MDGR_TABLE_3
+from loadtest.sweep_report import write_report
+from loadtest.sweep_results import (
+    PAPERS,
+    Case,
+    Measured,
+    Results,
+    Setting,
+    SweepError,
+    frontier,
+    papers_of,
+)
+from service.bundle_store import configured_path
+
+SETTING = Setting("demo@1", 100, 4, 10, 8.0, 500, 1, "a machine")
+ROWS = {"r_warm": 0, "m_par": 8, "beam_width": 50, "ranking": "rows"}
+
+
+def recall_line(case: Case, ranks: list[int | None], nfe: float = 1.0) -> dict[str, Any]:
+    return {"kind": "recall", "case": case.parameters, "ranks": ranks, "nfe": nfe}
+
+
+def rate_line(case: Case, number: int, rate: float, **others: Any) -> dict[str, Any]:
+    figures = {"p50_ms": 20.0, "p95_ms": 60.0, "p99_ms": 90.0, "recall": 0.5, "answers": 500}
+    figures |= {"generator_cpu": 0.1, "service_cpu": 0.9}
+    named = {"kind": "rate", "case": case.parameters, "round": number, "rate": rate}
+    return named | figures | others
+
+
+def measured(
+    ranks: list[int | None], rates: list[float], parameters: dict[str, Any] = ROWS, nfe: float = 1.0
+) -> Measured:
+    case = Case(parameters)
+    rounds = [rate_line(case, number, rate) for number, rate in enumerate(rates)]
+    return Measured(case, recall_line(case, ranks, nfe), rounds)
+
+
+def test_results_are_found_again(tmp_path: Path) -> None:
+    case = Case(ROWS)
+    results = Results(tmp_path, SETTING)
+    results.add(recall_line(case, [1, None, 3, None]))
+    results.add(rate_line(case, 0, 100.0))
+    again = Results(tmp_path, SETTING)
+    assert again.find(case=ROWS, kind="rate", round=0) == rate_line(case, 0, 100.0)
+    assert again.find(case=ROWS, kind="rate", round=1) is None
+    [one] = again.measured([case, Case(PAPERS)])
+    assert (one.recall, one.rate) == (0.5, 100.0)
+
+
+def test_a_line_that_was_cut_off_is_measured_again(tmp_path: Path) -> None:
+    case = Case(ROWS)
+    results = Results(tmp_path, SETTING)
+    results.add(rate_line(case, 0, 100.0))
+    path = tmp_path / "sweep.jsonl"
+    path.write_text(path.read_text() + '{"kind": "rate", "case"')
+    again = Results(tmp_path, SETTING)
+    assert again.find(case=ROWS, kind="rate", round=0)
+    again.add(rate_line(case, 1, 110.0))
+    assert [json.loads(line) for line in path.read_text().splitlines()][-1]["round"] == 1
+
+
+def test_another_setting_wants_another_folder(tmp_path: Path) -> None:
+    Results(tmp_path, SETTING)
+    with pytest.raises(SweepError, match="another --out"):
+        Results(tmp_path, replace(SETTING, slo_ms=50))
+
+
+def test_what_no_other_beats_in_both_is_the_front() -> None:
+    slow_good = measured([1, 1, 1, None], [10.0])
+    middle = measured([1, 1, None, None], [50.0, 40.0, 60.0])
+    beaten = measured([1, None, None, None], [45.0])
+    fast_bad = measured([1, None, None, None], [90.0])
+    assert frontier([fast_bad, beaten, slow_good, middle]) == [slow_good, middle, fast_bad]
+    assert middle.rate == 50.0
+
+
+def test_recalls_are_compared_user_by_user() -> None:
+    one, other = measured([1, 2, None, 4], [10.0]), measured([1, None, None, 4], [10.0])
+    difference, error = one.against(other)
+    assert difference == 0.25
+    assert math.isclose(error, np.std([0, 1, 0, 0], ddof=1) / 2)
+
+
+def test_auto_has_the_recall_of_its_rate() -> None:
+    case = Case({"schedule": "auto"})
+    rounds = [
+        rate_line(case, number, 10, recall=recall) for number, recall in enumerate((0.2, 0.3))
+    ]
+    one = Measured(case, recall_line(case, [1, 1, 1, 1]), rounds)
+    assert one.recall == 0.25
+    assert measured([1, 1, 1, 1], [10.0]).recall == 1.0
+
+
+def test_the_grid_has_no_doubles() -> None:
+    asked = argparse.Namespace(
+        rankings=["rows", "path"],
+        beam_widths=[50],
+        schedules=[(0, 8), (4, 2), (6, 2), (8, 8), (0, 9)],
+        modes=["fixed", "auto"],
+    )
+    names = [case.name for case in cases_of(asked, num_subspaces=4)]
+    schedules = ["(0, 4)", "(4, 2)", "(4, 4)"]
+    assert names == [
+        *(f"{schedule} rows 50" for schedule in schedules),
+        *(f"{schedule} path 50" for schedule in schedules),
+        "auto",
+    ]
+    asked.modes = ["auto"]
+    assert [case.name for case in cases_of(asked, 8)] == ["auto"]
+
+
+def test_the_report_says_what_further_calls_buy(tmp_path: Path) -> None:
+    papers = measured([1, None, None, None], [20.0, 24.0, 22.0], PAPERS, nfe=5.5)
+    by_path = measured([1, 2, None, None], [88.0], {**PAPERS, "r_warm": 0, "m_par": 8})
+    nothing = measured([1, 2, 3, None], [0.0], {**ROWS, "r_warm": 6, "m_par": 1}, nfe=7.0)
+    assert papers_of([by_path, papers]) is papers
+    figures = write_report(tmp_path, [papers, by_path, nothing], SETTING)
+    text = (tmp_path / "sweep.md").read_text()
+    assert "| (4, 2) | path | 50 | 5.5 | 0.2500 | +0.0000 ± 0.0000 | 22 (20 to 24) | 1.0 |" in text
+    assert (
+        "| (0, 8) | path | 50 | 1.0 | 0.5000 | +0.2500 ± 0.2500 | **88** (88 to 88) | 4.0 |" in text
+    )
+    assert "| path | 50 | (0, 8) | (4, 2) | +4.5 | -0.2500 ± 0.2500 | -75% |" in text
+    with (tmp_path / "sweep.csv").open() as lines:
+        rows = list(csv.DictReader(lines))
+    assert [row["requests_per_s"] for row in rows] == ["88.0", "22.0", "0.0"]
+    assert [case["against_paper"] for case in figures["cases"]] == [4.0, 1.0, 0.0]
+    assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
+    picture = (tmp_path / "sweep.svg").read_bytes()
+    assert b"MDGR, Table 3" in picture
+    write_report(tmp_path, [papers, by_path, nothing], SETTING)
+    assert (tmp_path / "sweep.svg").read_bytes() == picture
+
+
+def test_the_papers_own_figures_are_those_published() -> None:
+    by_schedule = {schedule: (recall, rate) for schedule, recall, rate in MDGR_TABLE_3}
+    assert len(by_schedule) == 7
+    assert by_schedule[4, 2] == (0.2210, 2.527)
+
+
+def test_all_of_it_on_the_demo_bundle(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("loadtest.capacity.PAUSE_S", 0.1)
+    own = os.sched_getaffinity(0)
+    bundle = configured_path(Path("models_store"), "demo")
+    command = ["--bundle", str(bundle), "--out", str(tmp_path), "--users", "20", "--rounds", "1"]
+    command += ["--slo-ms", "500", "--probe-seconds", "0.5", "--min-answers", "5"]
+    command += ["--schedules", "4,2", "--rankings", "path"]
+    assert main(command) == 0
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    by_name = {(case["schedule"], case["ranking"]): case for case in figures["cases"]}
+    papers, auto = by_name["(4, 2)", "path"], by_name["auto", "auto"]
+    assert papers["against_paper"] == 1.0
+    assert papers["nfe"] > auto["nfe"] > 0
+    assert 0 < papers["recall"] <= 1
+    assert papers["requests_per_s"] > 1
+    assert papers["p99_ms"] <= 500
+    assert figures["setting"]["machine"].endswith(f", {len(own)} cores")
+    assert os.sched_getaffinity(0) == own
+    lines = (tmp_path / "sweep.jsonl").read_text()
+    assert len(lines.splitlines()) == 1 + 2 * 2
+
+    assert main(command) == 0  # everything is there already
+    assert (tmp_path / "sweep.jsonl").read_text() == lines
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == figures
