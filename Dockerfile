@@ -69,18 +69,22 @@ LABEL org.opencontainers.image.title="Unmask" \
 RUN useradd --system --uid 10001 --user-group --create-home --home-dir /var/lib/unmask unmask
 WORKDIR /var/lib/unmask
 USER 10001
-ENV PATH=/opt/unmask/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+# ONNX Runtime's own builds send usage data to its maker, unless told not to.
+ENV PATH=/opt/unmask/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 ORT_DISABLE_TELEMETRY=1
 
 FROM run AS loadtest
 COPY --from=build-loadtest /opt/unmask /opt/unmask
 COPY loadtest /srv/loadtest
-COPY models_store/demo /srv/models_store/demo
-ENV PYTHONPATH=/srv
+ENV PYTHONPATH=/srv HOME=/tmp
 EXPOSE 8089
 CMD ["locust", "-f", "/srv/loadtest/locustfile.py"]
 
 FROM run AS train
+USER root
+RUN install -d -o 10001 -g 10001 /runs
+USER 10001
 COPY --from=build-train /opt/unmask /opt/unmask
+ENV HOME=/tmp NUMBA_CACHE_DIR=/tmp/numba
 ENTRYPOINT ["python", "-m", "training"]
 CMD ["--help"]
 

@@ -17,6 +17,8 @@ TORCH_INDEX   := https://download.pytorch.org/whl/cpu
 LOCK = $(BIN)/uv pip compile --quiet --no-progress $(if $(UPGRADE),--upgrade) --generate-hashes \
 	--python-version 3.11 --python-platform x86_64-unknown-linux-gnu --custom-compile-command 'make lock'
 
+listed = $(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))$(1), sep="\n")'
+
 PRESET ?= default
 OUT    ?= runs/$(PRESET)
 
@@ -24,7 +26,7 @@ OUT    ?= runs/$(PRESET)
 .PHONY: help demo install check lint types audit test e2e train serve docs lock clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' Makefile
 
 demo: $(VENV)/.serving ## serve the demo bundle on 127.0.0.1:8000 (PORT=...), seed users, show an answer; ONCE=1 exits
 	@$(BIN)/python -m service.demo
@@ -53,15 +55,17 @@ audit: $(VENV)/.everything ## pip-audit: known vulnerabilities of what is instal
 test: $(VENV)/.everything ## pytest; tests on real data need UNMASK_DATA_DIR
 	$(BIN)/python -m pytest
 
+e2e: $(VENV)/.everything ## images and docker-compose.yml, tried on a real Docker engine (minutes)
+	$(BIN)/python -m pytest --e2e tests/e2e -v -s
+
 docs: $(VENV)/.everything ## write the outputs in README.md and the tables of docs/ anew
 	UPDATE_DOCS=1 $(BIN)/python -m pytest -q tests/test_docs.py
 
 lock: $(VENV)/.everything ## deploy/requirements anew: what the images are built from; UPGRADE=1 takes newer versions
-	echo 'setuptools>=77' | $(LOCK) - -o deploy/requirements/build.txt
+	$(call listed,["build-system"]["requires"]) | $(LOCK) - -o deploy/requirements/build.txt
 	$(LOCK) pyproject.toml --extra cpu --extra otel -o deploy/requirements/cpu.txt
 	$(LOCK) pyproject.toml --extra gpu --extra otel -o deploy/requirements/gpu.txt
-	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["loadtest"], sep="\n")' \
-		| $(LOCK) - -o deploy/requirements/loadtest.txt
+	$(call listed,["project"]["optional-dependencies"]["loadtest"]) | $(LOCK) - -o deploy/requirements/loadtest.txt
 	echo 'torch==$(TORCH_VERSION)+cpu' | $(LOCK) pyproject.toml --extra cpu --extra train --constraints - \
 		$(or $(addprefix --find-links ,$(shell $(PIP) config get global.find-links 2>/dev/null)),--torch-backend cpu) \
 		-o deploy/requirements/train.txt

@@ -20,13 +20,13 @@ import tempfile
 import time
 from collections.abc import Iterator
 from typing import Any
-from urllib.parse import quote
 
 import httpx
 
 from service.bundle import Bundle, HeldOutUser
 from service.bundle_store import configured_path
 from service.errors import StartError
+from service.seed import history_of, store_history
 from service.settings import Settings, load_settings
 
 NUM_USERS = 20
@@ -86,7 +86,7 @@ def show(client: httpx.Client, bundle: Bundle) -> dict[str, Any]:
     if not users:
         raise DemoFailed(f"{bundle.manifest.ref} has no held-out users to show")
     for user in users:
-        _store_history(client, user)
+        store_history(client, user)
     answers = [_post(client, "/recommend", {"user_id": user.user_id, "k": K}) for user in users]
     ranks = [_rank(user, answer) for user, answer in zip(users, answers, strict=True)]
     hits = [place for place, rank in enumerate(ranks) if rank is not None]
@@ -111,24 +111,12 @@ def show(client: httpx.Client, bundle: Bundle) -> dict[str, Any]:
     }
 
 
-def _store_history(client: httpx.Client, user: HeldOutUser) -> None:
-    """Post the user's history as events, unless there is one: a second demo changes nothing."""
-    if _history(client, user.user_id):
-        return
-    events = [
-        {"event_id": f"demo-{place}", "user_id": user.user_id, "item_id": item_id}
-        | {"event_type": "click"}
-        for place, item_id in enumerate(user.history[-100:])
-    ]
-    _post(client, "/events", {"events": events})
-
-
 def _print_one(
     client: httpx.Client, bundle: Bundle, user: HeldOutUser, answer: dict[str, Any]
 ) -> None:
     titles = {item.item_id: item.title for item in bundle.items}
     print(f"\nFor instance for {user.user_id}, who has seen, oldest to newest:")
-    for item_id in _history(client, user.user_id):
+    for item_id in history_of(client, user.user_id):
         print(f"      {titles.get(item_id, item_id)}")
     body = json.dumps({"user_id": user.user_id, "k": K})
     print(
@@ -148,12 +136,6 @@ def _print_one(
 
 def _rank(user: HeldOutUser, answer: dict[str, Any]) -> int | None:
     return next((i["rank"] for i in answer["items"] if i["item_id"] == user.target), None)
-
-
-def _history(client: httpx.Client, user_id: str) -> list[str]:
-    answer = client.get(f"/users/{quote(user_id, safe='')}/history").raise_for_status()
-    history: list[str] = answer.json()["history"]
-    return history
 
 
 def _post(client: httpx.Client, route: str, body: dict[str, Any]) -> dict[str, Any]:

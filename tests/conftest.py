@@ -2,6 +2,7 @@
 
 A test that asks for `data_dir` is marked `data` and skipped aloud where there is no data. With
 REQUIRE_ALL_TESTS=1 (set by CI) a skipped test fails the run: a test that should have run must run.
+Tests marked `e2e` are deselected, unless --e2e asks for them.
 """
 
 from __future__ import annotations
@@ -92,10 +93,18 @@ def find_free_port() -> int:
         return port
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--e2e", action="store_true", help="run the tests that need a Docker engine")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         if "data_dir" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.data)
+    if not config.getoption("--e2e"):  # left out by choice: that is no skip
+        left_out = [item for item in items if item.get_closest_marker("e2e")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("e2e")]
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -41,7 +41,8 @@ def compiled_in_any_order(function: Function) -> Function:
 def _compiled(function: Function, fastmath: bool | set[str]) -> Function:
     jit = njit(nogil=True, error_model="numpy", fastmath=fastmath)
     found = cast("Any", jit(function))
-    for cache in (_ReadOnlyCache, FunctionCache):
+    caches: tuple[Any, ...] = (_ReadOnlyCache, FunctionCache)
+    for cache in caches:
         try:
             found._cache = cache(function)
         except RuntimeError:  # there is no such place
@@ -52,18 +53,18 @@ def _compiled(function: Function, fastmath: bool | set[str]) -> Function:
     return cast("Function", found)  # without a cache every process compiles for itself
 
 
-class _ReadOnlyFolder(UserProvidedCacheLocator):  # type: ignore[misc]
+class _ReadOnlyFolder(UserProvidedCacheLocator):
     def ensure_cache_path(self) -> None:
-        folder = self.get_cache_path()
+        folder = self._cache_path
         if not os.path.isdir(folder) or os.access(folder, os.W_OK):
             raise FileNotFoundError(folder)
 
 
-class _ReadOnlyCacheImpl(CompileResultCacheImpl):  # type: ignore[misc]
-    _locator_classes = (_ReadOnlyFolder,)
+class _ReadOnlyCacheImpl(CompileResultCacheImpl):
+    _locator_classes = [_ReadOnlyFolder]  # noqa: RUF012 - numba's own is a list
 
 
-class _ReadOnlyCache(FunctionCache):  # type: ignore[misc]
+class _ReadOnlyCache(FunctionCache):
     _impl_class = _ReadOnlyCacheImpl
 
     def save_overload(self, *_: object) -> None:

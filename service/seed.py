@@ -1,0 +1,83 @@
+"""`python -m service.seed --url URL`: the histories of a bundle's held-out users, into a service.
+
+So that a fresh installation has somebody to recommend to. Posts to `POST /events`, as a shop would;
+users who have a history keep it, so that a second run changes nothing. The bundle is the one that
+UNMASK_BUNDLE means, here as at the service.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from urllib.parse import quote
+
+import httpx
+
+from service.bundle import Bundle, HeldOutUser
+from service.bundle_store import configured_path
+from service.errors import StartError
+from service.settings import load_settings
+
+NEWEST = 100  # items of a history: what one POST /events takes, more than a model reads
+TIMEOUT_S = 10
+PATIENCE_S = 30  # for one user
+
+
+def main(arguments: list[str]) -> int:
+    """Seed; 1 with a sentence on stderr when it cannot."""
+    parser = argparse.ArgumentParser(prog="python -m service.seed", description=__doc__)
+    parser.add_argument("--url", required=True, help="the service, e.g. http://127.0.0.1:8000")
+    url = parser.parse_args(arguments).url
+    try:
+        settings = load_settings()
+        users = Bundle.load(configured_path(settings.bundles_dir, settings.bundle)).held_out
+        with httpx.Client(base_url=url, timeout=TIMEOUT_S, trust_env=False) as client:
+            if settings.api_keys:
+                key = settings.api_keys[0].get_secret_value()
+                client.headers["Authorization"] = f"Bearer {key}"
+            stored = sum(_patiently(client, user) for user in users)
+    except (StartError, httpx.HTTPError) as error:
+        print(f"the histories could not be stored: {error}", file=sys.stderr)
+        return 1
+    print(f"Stored the histories of {stored} users; {len(users) - stored} had one already.")
+    return 0
+
+
+def _patiently(client: httpx.Client, user: HeldOutUser) -> bool:
+    """As `store_history`, again and again while the service or its store is not there yet."""
+    until = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            return store_history(client, user)
+        except (httpx.TransportError, httpx.HTTPStatusError) as error:
+            is_final = isinstance(error, httpx.HTTPStatusError) and (
+                error.response.status_code not in (429, 503)
+            )
+            if is_final or time.monotonic() > until:
+                raise
+            time.sleep(1)
+
+
+def store_history(client: httpx.Client, user: HeldOutUser) -> bool:
+    """Post the user's history as events, unless there is one; whether it was posted."""
+    if history_of(client, user.user_id) or not user.history:
+        return False
+    events = [
+        {"event_id": f"seed-{place}", "user_id": user.user_id, "item_id": item_id}
+        | {"event_type": "click"}
+        for place, item_id in enumerate(user.history[-NEWEST:])
+    ]
+    client.post("/events", json={"events": events}).raise_for_status()
+    return True
+
+
+def history_of(client: httpx.Client, user_id: str) -> list[str]:
+    """What is stored, oldest to newest."""
+    answer = client.get(f"/users/{quote(user_id, safe='')}/history").raise_for_status()
+    history: list[str] = answer.json()["history"]
+    return history
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
