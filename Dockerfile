@@ -14,13 +14,13 @@ WORKDIR /build
 COPY deploy/requirements/build.txt requirements/
 RUN pip install --require-hashes --only-binary :all: -r requirements/build.txt \
     && python -m venv --without-pip /opt/unmask
-COPY pyproject.toml README.md LICENSE ./
 
 FROM build AS build-cpu
 COPY deploy/requirements/cpu.txt requirements/
 RUN pip --python /opt/unmask/bin/python install \
     --require-hashes --only-binary :all: -r requirements/cpu.txt \
     && find /opt/unmask -depth -type d -name tests -exec rm -r {} +
+COPY pyproject.toml README.md LICENSE ./
 COPY service service
 RUN pip wheel --no-deps --no-build-isolation --wheel-dir wheels . \
     && pip --python /opt/unmask/bin/python install --no-deps --no-index wheels/*.whl
@@ -28,7 +28,7 @@ RUN pip wheel --no-deps --no-build-isolation --wheel-dir wheels . \
 WORKDIR /srv
 COPY models_store/demo models_store/demo
 RUN NUMBA_CACHE_DIR=/opt/unmask/machine_code /opt/unmask/bin/python -m service.compile_ahead \
-    models_store/demo
+    models_store/demo/*/
 
 FROM build AS build-gpu
 COPY deploy/requirements/gpu.txt requirements/
@@ -40,7 +40,7 @@ RUN pip --python /opt/unmask/bin/python install --no-deps --no-index wheels/*.wh
 WORKDIR /srv
 COPY models_store/demo models_store/demo
 RUN NUMBA_CACHE_DIR=/opt/unmask/machine_code /opt/unmask/bin/python -m service.compile_ahead \
-    models_store/demo
+    models_store/demo/*/
 
 FROM build AS build-loadtest
 COPY deploy/requirements/loadtest.txt requirements/
@@ -52,6 +52,7 @@ ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 COPY deploy/requirements/train.txt requirements/
 RUN pip --python /opt/unmask/bin/python install --extra-index-url "$TORCH_INDEX" \
     --require-hashes --only-binary :all: -r requirements/train.txt
+COPY pyproject.toml README.md LICENSE ./
 COPY service service
 COPY training training
 RUN pip wheel --no-deps --no-build-isolation --wheel-dir wheels . \
