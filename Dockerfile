@@ -103,7 +103,10 @@ CMD ["python", "-m", "service"]
 
 FROM service AS gpu
 COPY --from=build-gpu /opt/unmask /opt/unmask
-ENV UNMASK_PROVIDER=cuda
+# Where CUDA and cuDNN are, which came as packages; libcuda itself comes from the host's driver.
+ENV LD_LIBRARY_PATH=/opt/unmask/lib/python3.11/site-packages/nvidia/cu13/lib:/opt/unmask/lib/python3.11/site-packages/nvidia/cudnn/lib \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility \
+    UNMASK_PROVIDER=cuda
 
 FROM service AS cpu
 COPY --from=build-cpu /opt/unmask /opt/unmask

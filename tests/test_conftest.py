@@ -14,6 +14,7 @@ TEST_FILES = {
     "passes": "def test_it():\n    pass\n",
     "skips": "import pytest\n\ndef test_it():\n    pytest.skip('not today')\n",
     "skips_module": "import pytest\n\npytest.skip('not today', allow_module_level=True)\n",
+    "e2e": "import pytest\n\n@pytest.mark.e2e\ndef test_it():\n    pass\n",
     "wants_data": "def test_it(data_dir):\n    pass\n",
     "fails": "def test_it():\n    raise AssertionError\n",
 }
@@ -24,7 +25,9 @@ NO_TESTS = int(pytest.ExitCode.NO_TESTS_COLLECTED)
 def run_pytest(folder: Path, test_file: str, *options: str, **env: str) -> tuple[int, str]:
     """Run one test file beside our conftest.py in a process of its own: exit code, output."""
     shutil.copy(Path(__file__).with_name("conftest.py"), folder)
-    (folder / "pytest.ini").write_text("[pytest]\nmarkers = data: real data\n")
+    (folder / "pytest.ini").write_text(
+        "[pytest]\nmarkers =\n    data: real data\n    e2e: Docker\n"
+    )
     (folder / "test_it.py").write_text(TEST_FILES[test_file])
     ours = ("UNMASK_", "REQUIRE_ALL_TESTS")
     clean = {key: value for key, value in os.environ.items() if not key.startswith(ours)}
@@ -71,3 +74,12 @@ def test_a_test_on_data_skips_with_the_way_out_and_runs_with_data(tmp_path: Path
 def test_asking_for_data_is_the_marker(tmp_path: Path) -> None:
     code, output = run_pytest(tmp_path, "wants_data", "-m", "not data")
     assert code == NO_TESTS, output
+
+
+def test_a_test_with_docker_is_left_out_and_not_skipped_unless_asked_for(tmp_path: Path) -> None:
+    code, output = run_pytest(tmp_path, "e2e", REQUIRE_ALL_TESTS="1")
+    assert code == NO_TESTS, output
+    assert "1 deselected" in output
+
+    code, output = run_pytest(tmp_path, "e2e", "--e2e", REQUIRE_ALL_TESTS="1")
+    assert code == 0, output

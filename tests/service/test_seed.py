@@ -1,0 +1,41 @@
+"""Seeding: held-out users get their histories once, from a service that may not be there yet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from running_service import free_port, service_process
+
+from service import seed
+from service.bundle import Bundle
+from service.bundle_store import configured_path
+
+KEY = "a-key-of-clients"
+
+
+def test_histories_are_stored_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    users = Bundle.load(configured_path(Path("models_store"), "demo")).held_out
+    monkeypatch.setenv("UNMASK_API_KEYS", KEY)
+    with service_process(
+        tmp_path, history_dir=tmp_path / "h", api_keys=KEY, redis_timeout_ms=1000
+    ) as service:
+        service.client.headers["Authorization"] = f"Bearer {KEY}"
+        service.send("item-0001", user_id=users[0].user_id)
+        url = ["--url", str(service.client.base_url)]
+        assert seed.main(url) == 0
+        assert f"{len(users) - 1} users; 1 had one already" in capsys.readouterr().out
+        assert seed.history_of(service.client, users[0].user_id) == ["item-0001"]
+        assert seed.history_of(service.client, users[1].user_id) == list(users[1].history)
+        assert seed.main(url) == 0
+        assert f"0 users; {len(users)} had one already" in capsys.readouterr().out
+
+
+def test_a_service_that_does_not_come_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(seed, "PATIENCE_S", 0.1)
+    assert seed.main(["--url", f"http://127.0.0.1:{free_port()}"]) == 1
+    assert "could not be stored" in capsys.readouterr().err
