@@ -203,8 +203,9 @@ def ask(url: str, user_id: str) -> dict[str, Any]:
 
 
 def test_replicas_are_not_administered_through_the_gateway(stack: Stack) -> None:
-    assert httpx.get(f"{stack.url}/metrics").status_code == 404
-    assert httpx.post(f"{stack.url}/admin/drain").status_code == 404
+    for answer in (httpx.get(f"{stack.url}/metrics"), httpx.post(f"{stack.url}/admin/drain")):
+        assert answer.status_code == 404
+        assert "ask a replica" in answer.json()["error"]["message"]
     assert httpx.get(f"{stack.url}/health/ready").status_code == 200
 
 
@@ -262,7 +263,7 @@ def more(load: Load, requests: int) -> None:
 
 def answered_by(stack: Stack, replicas: list[str]) -> list[int]:
     """Recommendations that each replica has answered, as itself says."""
-    program = "import urllib.request as r; print(r.urlopen('http://127.0.0.1:8000/metrics').read().decode())"
+    program = "from httpx import get; print(get('http://127.0.0.1:8000/metrics').text)"
     pattern = r'unmask_http_requests_total\{method="POST",route="/recommend",status="200"\} (\d+)'
     texts = [stack.run("docker", "exec", one, "python", "-c", program) for one in replicas]
     return [sum(map(int, re.findall(pattern, text))) for text in texts]
@@ -307,6 +308,17 @@ def test_a_store_that_restarts_loses_nothing(stack: Stack) -> None:
     stack.compose("up", "--detach", "--wait", "--no-recreate", "--no-deps", "redis")
     eventually(lambda: not ask(stack.url, USERS[0].user_id)["degraded"])
     assert ask(stack.url, USERS[0].user_id)["history"]["length"] == len(USERS[0].history)
+
+
+def test_without_a_replica_the_gateway_says_so(stack: Stack) -> None:
+    replicas = len(stack.replicas())
+    stack.compose("stop", "api")
+    answer = httpx.post(f"{stack.url}/recommend", json={"user_id": "u"}, timeout=30)
+    assert answer.status_code == 503
+    assert answer.json()["error"]["code"] == "not_ready"
+    assert answer.headers["Retry-After"] == "1"
+    stack.scale(replicas)
+    assert ask(stack.url, USERS[0].user_id)["served_by"] == "model"
 
 
 def test_locust_has_its_page(stack: Stack) -> None:
