@@ -12,6 +12,7 @@ from pathlib import Path
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter, LogLocator, NullFormatter
 
 from loadtest.sweep_results import Measured, Setting, frontier, papers_of
 
@@ -58,8 +59,8 @@ def _absolute(axes: Axes, measured: Sequence[Measured], setting: Setting) -> Non
             markersize=11 if ranking == "auto" else 6,
             label=ranking if ranking == "auto" else f"ranked by {ranking}",
         )
-        for one in group:
-            _name(axes, one.case.schedule, one.rate, one.recall, COLOURS[ranking])
+        for place, one in enumerate(group):
+            _name(axes, _short(one, measured), one.rate, one.recall, COLOURS[ranking], place)
     best = frontier(measured)
     axes.plot(
         [one.rate for one in best],
@@ -88,14 +89,17 @@ def _relative(axes: Axes, measured: Sequence[Measured], papers: Measured) -> Non
             color=COLOURS[ranking],
             label=f"ours, by {ranking}, ± one standard error",
         )
+        for place, one in enumerate(group):
+            x, y = one.rate / papers.rate, 100 * one.against(papers)[0] / papers.recall
+            _name(axes, _short(one, measured), x, y, COLOURS[ranking], place)
     [(papers_recall, papers_rate)] = [
         (recall, rate) for schedule, recall, rate in MDGR_TABLE_3 if schedule == (4, 2)
     ]
-    for schedule, recall, rate in MDGR_TABLE_3:
+    for place, (schedule, recall, rate) in enumerate(MDGR_TABLE_3):
         x, y = rate / papers_rate, 100 * (recall / papers_recall - 1)
         label = "MDGR, Table 3" if schedule == (4, 2) else None
         axes.plot(x, y, "D", color="black", markersize=5, label=label)
-        _name(axes, str(schedule), x, y, "black")
+        _name(axes, str(schedule), x, y, "black", place)
     axes.set_xscale("log")
     axes.set_xlabel("requests a second, times those of (4, 2) by path")
     axes.set_ylabel("recall against (4, 2) by path, %")
@@ -103,11 +107,23 @@ def _relative(axes: Axes, measured: Sequence[Measured], papers: Measured) -> Non
     _finish(axes)
 
 
-def _name(axes: Axes, text: str, x: float, y: float, colour: str) -> None:
-    axes.annotate(text, (x, y), xytext=(4, 4), textcoords="offset points", fontsize=7, color=colour)
+def _short(one: Measured, measured: Sequence[Measured]) -> str:
+    """The schedule, and the beam width where they differ."""
+    widths = {other.case.beam_width for other in measured if not other.case.is_auto}
+    schedule, width = one.case.schedule, one.case.beam_width
+    return schedule if width is None or len(widths) == 1 else f"{schedule} {width}"
+
+
+def _name(axes: Axes, text: str, x: float, y: float, colour: str, place: int) -> None:
+    """Above or below the point in turn: neighbours lie close together."""
+    offset = (4, 4) if place % 2 else (4, -9)
+    axes.annotate(text, (x, y), xytext=offset, textcoords="offset points", fontsize=7, color=colour)
 
 
 def _finish(axes: Axes) -> None:
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(9, 9)))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.grid(alpha=0.3, which="both")
     axes.margins(x=0.1, y=0.12)
     axes.legend(fontsize=8, frameon=False)

@@ -115,6 +115,8 @@ def _may_import(module: Module, name: str) -> bool:
             return _within_any(name, DECODE_BENCH_MAY_IMPORT)
     elif DECODE_BENCH.match(name):
         return False
+    if (module.name, top) == ("loadtest.sweep_plot", "matplotlib"):
+        return True
     return top not in {"service", "training"} | TRAINING_ONLY
 
 
@@ -240,6 +242,8 @@ def test_the_server_loads_nothing_that_trains(entry: str) -> None:
         ("loadtest.decode_bench", "from training.evaluation import evaluate"),
         ("loadtest.decode_bench", "import onnx"),
         ("loadtest.decode_flops", "import torch"),
+        ("loadtest.sweep", "import matplotlib"),
+        ("loadtest.sweep_plot", "import scipy"),
         ("loadtest.decoder", "from service.decoding import Decoder"),
     ],
 )
@@ -259,6 +263,7 @@ def test_a_forbidden_import_is_found(name: str, source: str) -> None:
         ("loadtest.decode_bench", "from loadtest.decode_flops import FlopCounter"),
         ("loadtest.decode_synthetic", "from service.decoding import Catalogue"),
         ("loadtest.decode_flops", "def late():\n    import onnx"),
+        ("loadtest.sweep_plot", "from matplotlib.figure import Figure"),
     ],
 )
 def test_an_allowed_import_is_not(name: str, source: str) -> None:
