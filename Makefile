@@ -50,8 +50,10 @@ types: $(VENV)/.everything ## mypy --strict
 audit: $(VENV)/.everything ## pip-audit: known vulnerabilities of what is installed, as PyPI knows them
 	$(BIN)/pip-audit --skip-editable --vulnerability-service pypi --progress-spinner off
 
+# First what needs processors only, two at a time; then what looks at the clock, and all else, alone.
 test: $(VENV)/.everything ## pytest; tests on real data need UNMASK_DATA_DIR
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests/decoding tests/training
+	$(BIN)/python -m pytest --ignore tests/decoding --ignore tests/training
 
 docs: $(VENV)/.everything ## write the outputs in README.md and the tables of docs/ anew
 	UPDATE_DOCS=1 $(BIN)/python -m pytest -q tests/test_docs.py
