@@ -17,3 +17,8 @@ Reading order:
 7. `settings`, `metrics`, `errors`: the lists; `__main__`: the process;
 8. `demo`, which starts that process and talks to it as a client does.
 """
+
+import os
+
+# ONNX Runtime's own builds report to Microsoft from 1.32 on; it looks here as it is imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

@@ -7,6 +7,7 @@ and, in the same test file, to a bad example: a rule that cannot fail guards not
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -278,3 +279,28 @@ def test_other_violations_are_found() -> None:
     assert unwanted_name(PurePosixPath("docs/first_look.ipynb"))
     assert developers_paths("the data is in " + "/".join(["", "home", "ada", "data"]))
     assert not developers_paths("COPY service /app/service and https://example.org/work/x")
+
+
+@pytest.mark.parametrize("package", ["service.decoding", "training.quantise"])
+def test_onnx_runtime_reports_to_nobody(package: str) -> None:
+    """It decides as it is imported; an operator who wants it otherwise says so."""
+    program = f"""
+import importlib.abc, os, sys
+class Watch(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name == "onnxruntime":
+            print(os.environ.get("ORT_DISABLE_TELEMETRY"))
+sys.meta_path.insert(0, Watch())
+import {package}
+"""
+    for asked, expected in ((None, "1"), ("0", "0")):
+        environment = {k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY"}
+        environment |= {"ORT_DISABLE_TELEMETRY": asked} if asked else {}
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert done.stdout.split() == [expected], done.stderr

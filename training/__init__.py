@@ -7,3 +7,8 @@ splits), `embeddings`, `codebook`, `segments`, `model`, `masking`, `objective`, 
 `baselines` on the same users, `step_time` measures training, `synthetic` makes a world with a
 known answer, `raw_formats` and `fetch` bring public data sets.
 """
+
+import os
+
+# ONNX Runtime's own builds report to Microsoft from 1.32 on; it looks here as it is imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
