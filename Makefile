@@ -58,8 +58,8 @@ audit: $(VENV)/.everything ## pip-audit: known vulnerabilities of what is instal
 
 # First what needs processors only, two at a time; then what looks at the clock, and all else, alone.
 test: $(VENV)/.everything ## pytest; tests on real data need UNMASK_DATA_DIR
-	$(BIN)/python -m pytest -n 2 --dist loadfile tests/decoding tests/training
-	$(BIN)/python -m pytest --ignore tests/decoding --ignore tests/training
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests/decoding tests/training tests/deploy
+	$(BIN)/python -m pytest --ignore tests/decoding --ignore tests/training --ignore tests/deploy
 
 e2e: $(VENV)/.everything ## images and docker-compose.yml, tried on a real Docker engine (minutes)
 	$(BIN)/python -m pytest --e2e tests/e2e -v -s

@@ -107,8 +107,7 @@ class HeldOutTraffic(FastHttpUser):
     @task
     def recommend(self) -> None:
         user = next(self.users)
-        stored = self.environment.parsed_options.stored_histories
-        body = {"user_id": user.user_id, **self.fields} if stored else user.request(**self.fields)
+        body = user.request(**self.fields)
         with self.client.post(ROUTE, json=body, catch_response=True) as response:
             if response.status_code != 200:
                 response.failure(f"status {response.status_code}")
@@ -140,6 +139,8 @@ def begin(environment: Environment, **_: Any) -> None:
     users = read_held_out(Path(options.held_out))
     HeldOutTraffic.users = itertools.cycle(_from_anywhere(users))
     HeldOutTraffic.fields = {"k": 10, "exclude_seen": False, **json.loads(options.parameters)}
+    if options.stored_histories:
+        HeldOutTraffic.fields["history"] = None  # as if it were not there
     HeldOutTraffic.figures = Figures()
     if environment.web_ui and environment.web_ui.app:
 

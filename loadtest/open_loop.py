@@ -12,7 +12,7 @@ import itertools
 import random
 import resource
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,12 +31,14 @@ BUSY = 0.8  # of a core: from here the generator's own delays are in the latenci
 class Sent:
     """One request: when it was due (seconds from the start), how long its answer took, and what.
 
+    user_id: whom it was for
     status: of HTTP, or 0 when the connection failed
     """
 
     due: float
     seconds: float
     status: int
+    user_id: str = ""
     rank: int | None = None
     degraded: tuple[str, ...] = ()
     adjusted: bool = False
@@ -71,9 +73,11 @@ class Load:
         return float(np.quantile(seconds, share) * 1000) if seconds else float("nan")
 
     def recall(self) -> float:
-        """Share of the answers in which the item that came next is."""
-        answered = self.answered()
-        return sum(one.rank is not None for one in answered) / max(1, len(answered))
+        """Share of the answers in which the item that came next is; each user counts once."""
+        hits: dict[str, list[bool]] = defaultdict(list)
+        for one in self.answered():
+            hits[one.user_id].append(one.rank is not None)
+        return float(np.mean([np.mean(shares) for shares in hits.values()])) if hits else 0.0
 
     def as_json(self) -> dict[str, Any]:
         answered = self.answered()
@@ -152,7 +156,7 @@ async def _ask(
     except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
         status = 0
     seconds = time.perf_counter() - started - at
-    sent.append(Sent(at, seconds, status, rank, degraded, adjusted))
+    sent.append(Sent(at, seconds, status, user.user_id, rank, degraded, adjusted))
 
 
 def _cpu_s() -> float:

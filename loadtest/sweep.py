@@ -54,7 +54,7 @@ async def sweep(
         for case in cases:
             progress.update(bar, description=f"recall of {case.name}")
             if not results.find(case=case.parameters, kind="recall"):
-                results.add(await recall_of(service.url, users, case, setting.k))
+                results.add(await recall_of(service.url, users, case, setting))
             progress.advance(bar)
         for number, case in itertools.product(range(rounds), cases):
             progress.update(bar, description=f"round {number + 1}, {case.name}")
@@ -65,24 +65,25 @@ async def sweep(
             progress.advance(bar)
 
 
-async def recall_of(url: str, users: Sequence[HeldOutUser], case: Case, k: int) -> dict[str, Any]:
+async def recall_of(
+    url: str, users: Sequence[HeldOutUser], case: Case, setting: Setting
+) -> dict[str, Any]:
     """All users once: ranks of their targets, denoiser calls, and a first idea of the rate.
 
     Those that are turned away, since the answer would be late, are asked for again one at a time.
     """
     # A deadline would turn a queue into refusals, and nobody waits for these answers.
-    parameters = {"k": k, "exclude_seen": False, "timeout_ms": 10_000, **case.parameters}
+    parameters = {"k": setting.k, "exclude_seen": False, "timeout_ms": 10_000, **case.parameters}
+    ask = partial(replay, parameters=parameters, seed_events=setting.stored_histories)
     limits = httpx.Limits(max_connections=CONCURRENCY)
     async with httpx.AsyncClient(
         base_url=url, timeout=60, limits=limits, trust_env=False
     ) as client:
         started = time.perf_counter()
-        answers = await replay(client, users, parameters, concurrency=CONCURRENCY)
+        answers = await ask(client, users, concurrency=CONCURRENCY)
         seconds = time.perf_counter() - started
         failed = [place for place, answer in enumerate(answers) if answer.outcome != "ok"]
-        once_more = await replay(
-            client, [users[place] for place in failed], parameters, concurrency=1
-        )
+        once_more = await ask(client, [users[place] for place in failed], concurrency=1)
     for place, answer in zip(failed, once_more, strict=True):
         if answer.outcome != "ok":
             raise SweepError(f"{case.name}: {answer.outcome} instead of an answer")
@@ -115,6 +116,8 @@ async def rate_of(
     assert recall is not None
     first_guess = 0.7 * recall["closed_loop_rate"]
     parameters = {"k": setting.k, **case.parameters}
+    if setting.stored_histories:
+        parameters["history"] = None  # as if it were not there
     cpu, started = service.cpu_s, time.perf_counter()
     capacity = await find_capacity(
         partial(open_loop, service.url, users, parameters=parameters, seed=number),
@@ -177,6 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 k=asked.k,
                 probe_s=asked.probe_seconds,
                 min_answers=asked.min_answers,
+                stored_histories=asked.stored_histories,
                 service_cores=len(service.cores),
                 machine=here,
             )
@@ -221,6 +225,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--users", type=int, help="only the first so many; default: all")
     parser.add_argument("--k", type=int, default=10)
+    parser.add_argument(
+        "--stored-histories",
+        action="store_true",
+        help="store the histories first, and let the service read them from its embedded Valkey",
+    )
     parser.add_argument("--probe-seconds", type=float, default=8, help="of each rate tried")
     parser.add_argument("--min-answers", type=int, default=500, help="of each rate tried")
     return parser

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from loadtest.sweep_results import Measured, Setting, frontier, papers_of
 
@@ -26,6 +27,7 @@ MDGR_TABLE_3 = (
     ((4, 3), 0.2205, 2.526),
     ((4, 4), 0.2204, 2.739),
 )
+MDGR_NAMED = ((0, 1), (4, 2), (0, 2))  # the others lie between
 COLOURS = {"rows": "#1f5fa8", "path": "#d9822b", "best": "#2a8c5a", "auto": "#6a6a6a"}
 
 
@@ -49,18 +51,12 @@ def plot_sweep(measured: Sequence[Measured], setting: Setting, files: Sequence[P
 
 
 def _absolute(axes: Axes, measured: Sequence[Measured], setting: Setting) -> None:
-    for ranking in dict.fromkeys(one.case.ranking for one in measured):
-        group = [one for one in measured if one.case.ranking == ranking]
-        axes.plot(
-            [one.rate for one in group],
-            [one.recall for one in group],
-            "*" if ranking == "auto" else "o",
-            color=COLOURS[ranking],
-            markersize=11 if ranking == "auto" else 6,
-            label=ranking if ranking == "auto" else f"ranked by {ranking}",
-        )
-        for place, one in enumerate(group):
-            _name(axes, _short(one, measured), one.rate, one.recall, COLOURS[ranking], place)
+    for group, label in _groups(measured):
+        looks = _looks(group[0], measured)
+        axes.plot([one.rate for one in group], [one.recall for one in group], label=label, **looks)
+        if _is_named(group[0], measured):
+            for place, one in enumerate(group):
+                _name(axes, one.case.schedule, one.rate, one.recall, looks["color"], place)
     best = frontier(measured)
     axes.plot(
         [one.rate for one in best],
@@ -78,40 +74,60 @@ def _absolute(axes: Axes, measured: Sequence[Measured], setting: Setting) -> Non
 
 
 def _relative(axes: Axes, measured: Sequence[Measured], papers: Measured) -> None:
-    for ranking in ("path", "rows"):
-        group = [one for one in measured if one.case.ranking == ranking]
+    for group, label in _groups([one for one in measured if not one.case.is_auto]):
         axes.errorbar(
             [one.rate / papers.rate for one in group],
             [100 * one.against(papers)[0] / papers.recall for one in group],
             yerr=[100 * one.against(papers)[1] / papers.recall for one in group],
-            fmt="o",
-            capsize=2,
-            color=COLOURS[ranking],
-            label=f"ours, by {ranking}, ± one standard error",
+            elinewidth=0.8,
+            label=label,
+            **_looks(group[0], measured),
         )
-        for place, one in enumerate(group):
-            x, y = one.rate / papers.rate, 100 * one.against(papers)[0] / papers.recall
-            _name(axes, _short(one, measured), x, y, COLOURS[ranking], place)
+        if _is_named(group[0], measured):
+            for place, one in enumerate(group):
+                x, y = one.rate / papers.rate, 100 * one.against(papers)[0] / papers.recall
+                _name(axes, one.case.schedule, x, y, COLOURS[one.case.ranking], place)
     [(papers_recall, papers_rate)] = [
         (recall, rate) for schedule, recall, rate in MDGR_TABLE_3 if schedule == (4, 2)
     ]
     for place, (schedule, recall, rate) in enumerate(MDGR_TABLE_3):
         x, y = rate / papers_rate, 100 * (recall / papers_recall - 1)
-        label = "MDGR, Table 3" if schedule == (4, 2) else None
-        axes.plot(x, y, "D", color="black", markersize=5, label=label)
-        _name(axes, str(schedule), x, y, "black", place)
+        axes.plot(x, y, "D", color="black", markersize=4, label="" if place else "MDGR, Table 3")
+        if schedule in MDGR_NAMED:
+            _name(axes, str(schedule), x, y, "black", place)
     axes.set_xscale("log")
     axes.set_xlabel("requests a second, times those of (4, 2) by path")
-    axes.set_ylabel("recall against (4, 2) by path, %")
+    axes.set_ylabel("recall against (4, 2) by path, %, ± one standard error")
     axes.set_title("beside the paper's own trend", fontsize=10)
     _finish(axes)
 
 
-def _short(one: Measured, measured: Sequence[Measured]) -> str:
-    """The schedule, and the beam width where they differ."""
-    widths = {other.case.beam_width for other in measured if not other.case.is_auto}
-    schedule, width = one.case.schedule, one.case.beam_width
-    return schedule if width is None or len(widths) == 1 else f"{schedule} {width}"
+def _groups(measured: Sequence[Measured]) -> list[tuple[list[Measured], str]]:
+    """Cases that look alike, and what they are called."""
+    found: dict[str, list[Measured]] = {}
+    for one in measured:
+        beams = f"by {one.case.ranking}, {one.case.beam_width} beams"
+        found.setdefault("auto" if one.case.is_auto else beams, []).append(one)
+    return [(group, label) for label, group in found.items()]
+
+
+def _is_named(one: Measured, measured: Sequence[Measured]) -> bool:
+    """Only the widest beams' schedules are written out: the others lie in the same order."""
+    return one.case.is_auto or one.case.beam_width == max(
+        other.case.beam_width or 0 for other in measured
+    )
+
+
+def _looks(one: Measured, measured: Sequence[Measured]) -> dict[str, Any]:
+    colour = COLOURS[one.case.ranking]
+    filled = _is_named(one, measured)
+    return {
+        "color": colour,
+        "linestyle": "none",
+        "marker": "*" if one.case.is_auto else "o" if filled else "v",
+        "markersize": 11 if one.case.is_auto else 6 if filled else 5,
+        "markerfacecolor": colour if filled else "white",
+    }
 
 
 def _name(axes: Axes, text: str, x: float, y: float, colour: str, place: int) -> None:
@@ -122,11 +138,11 @@ def _name(axes: Axes, text: str, x: float, y: float, colour: str, place: int) ->
 
 def _finish(axes: Axes) -> None:
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axes.xaxis.set_major_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(9, 9)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.grid(alpha=0.3, which="both")
     axes.margins(x=0.1, y=0.12)
-    axes.legend(fontsize=8, frameon=False)
+    axes.legend(fontsize=8, frameon=False, loc="lower right")
 
 
 def _cores(setting: Setting) -> str:

@@ -64,7 +64,8 @@ def _document(
         "",
         f"`python -m loadtest.sweep`; {setting.machine}, {setting.service_cores} of them the "
         f"service's with its store, the others the generator's. {setting.users} held-out users, "
-        f"histories in the requests, encoder cache off, k = {setting.k}. *Requests a second* is "
+        f"histories in the {'store' if setting.stored_histories else 'requests'}, "
+        f"encoder cache off, k = {setting.k}. *Requests a second* is "
         f"the highest rate of an open loop at which p99 is within {setting.slo_ms} ms and at "
         "most 0.1 % get no answer: median and range of "
         f"{max((len(one.rounds) for one in ordered), default=0)} rounds in which all cases take "

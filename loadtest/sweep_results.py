@@ -137,6 +137,7 @@ class Setting:
     k: int
     probe_s: float
     min_answers: int
+    stored_histories: bool
     service_cores: int
     machine: str
 

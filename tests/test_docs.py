@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from service.metrics import Metrics
 from service.settings import PREFIX, Settings
@@ -219,6 +220,8 @@ def test_a_command_that_does_not_exist_is_noticed() -> None:
     assert complaints("python -m loadtest.rerun --users 3")
     assert complaints("UNMASK_BUNDEL=x make serve")
     assert complaints("npm start")
+    assert complaints("docker compose up --scale apis=2")
+    assert complaints("docker compose --profile loadtests up")
     assert not complaints("UNMASK_BUNDLE=x python -m loadtest.replay --users 3")
 
 
@@ -247,11 +250,25 @@ def complaints(command: str) -> list[str]:
             flags = [a.partition("=")[0] for a in arguments if a.startswith("--")]
             wrong += [f"{module} knows no {flag}" for flag in flags if flag not in known]
             wrong += [f"{module} has no help"] * (not known)
+        case ["docker", "compose", *arguments]:
+            services, profiles = compose_names()
+            for option, value in zip(arguments, arguments[1:], strict=False):
+                if option == "--scale" and value.partition("=")[0] not in services:
+                    wrong.append(f"no service {value} in docker-compose.yml")
+                if option == "--profile" and value not in profiles:
+                    wrong.append(f"no profile {value} in docker-compose.yml")
         case [".", ".venv/bin/activate"]:
             pass
         case _:
             wrong.append(f"cannot check {command!r}")
     return wrong
+
+
+def compose_names() -> tuple[set[str], set[str]]:
+    """Services and profiles. Docker's own verbs and options are tried by tests/e2e."""
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    profiles = [name for service in services.values() for name in service.get("profiles", ())]
+    return set(services), set(profiles)
 
 
 @cache

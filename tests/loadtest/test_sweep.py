@@ -29,7 +29,17 @@ from loadtest.sweep_results import (
 )
 from service.bundle_store import configured_path
 
-SETTING = Setting("demo@1", 100, 4, 10, 8.0, 500, 1, "a machine")
+SETTING = Setting(
+    bundle="demo@1",
+    slo_ms=100,
+    users=4,
+    k=10,
+    probe_s=8.0,
+    min_answers=500,
+    stored_histories=False,
+    service_cores=1,
+    machine="a machine",
+)
 ROWS = {"r_warm": 0, "m_par": 8, "beam_width": 50, "ranking": "rows"}
 
 
@@ -163,7 +173,7 @@ def test_all_of_it_on_the_demo_bundle(
     bundle = configured_path(Path("models_store"), "demo")
     command = ["--bundle", str(bundle), "--out", str(tmp_path), "--users", "20", "--rounds", "1"]
     command += ["--slo-ms", "500", "--probe-seconds", "0.5", "--min-answers", "5"]
-    command += ["--schedules", "4,2", "--rankings", "path"]
+    command += ["--schedules", "4,2", "--rankings", "path", "--stored-histories"]
     assert main(command) == 0
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
     by_name = {(case["schedule"], case["ranking"]): case for case in figures["cases"]}
