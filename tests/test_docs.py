@@ -8,6 +8,7 @@ docs`) the outputs in README.md and the generated tables of docs/ are written an
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -252,7 +253,7 @@ def complaints(command: str) -> list[str]:
             wrong += [f"{module} has no help"] * (not known)
         case ["docker", "compose", *arguments]:
             services, profiles = compose_names()
-            for option, value in zip(arguments, arguments[1:], strict=False):
+            for option, value in itertools.pairwise(arguments):
                 if option == "--scale" and value.partition("=")[0] not in services:
                     wrong.append(f"no service {value} in docker-compose.yml")
                 if option == "--profile" and value not in profiles:
