@@ -11,7 +11,7 @@ import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from loadtest.open_loop import BUSY, Load
+from loadtest.open_loop import Load
 
 REFUSED_SHARE = 0.001  # of requests, that a rate the service can take may have
 LOWEST_RATE = 0.5  # a second; a service that does not hold this holds nothing
@@ -30,8 +30,7 @@ class Capacity:
 
     @property
     def generator_busy(self) -> bool:
-        """Whether the generator, not the service, may have set the limit."""
-        return self.load is not None and self.load.cpu_share > BUSY
+        return self.load is not None and self.load.generator_busy
 
 
 async def find_capacity(

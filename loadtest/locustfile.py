@@ -128,20 +128,23 @@ def add_options(parser: LocustArgumentParser, **_: Any) -> None:
         help="send user ids only: the histories are in the service's store already",
     )
     parser.add_argument(
-        "--parameters", default="{}", help="fields of each request, a JSON object; k is 10"
+        "--parameters",
+        type=_json_object,
+        default="{}",
+        help="fields of each request, a JSON object; k is 10",
     )
 
 
+def _json_object(text: str) -> str:
+    """The text itself, since locust's page shows and sends it. Raises ValueError."""
+    if not isinstance(json.loads(text), dict):
+        raise ValueError(text)
+    return text
+
+
 @events.init.add_listener  # type: ignore[untyped-decorator]
-def begin(environment: Environment, **_: Any) -> None:
-    options = environment.parsed_options
-    assert options is not None
-    users = read_held_out(Path(options.held_out))
-    HeldOutTraffic.users = itertools.cycle(_from_anywhere(users))
-    HeldOutTraffic.fields = {"k": 10, "exclude_seen": False, **json.loads(options.parameters)}
-    if options.stored_histories:
-        HeldOutTraffic.fields["history"] = None  # as if it were not there
-    HeldOutTraffic.figures = Figures()
+def add_route(environment: Environment, **_: Any) -> None:
+    begin(environment)
     if environment.web_ui and environment.web_ui.app:
 
         @environment.web_ui.app.route("/recall")
@@ -155,7 +158,15 @@ def _from_anywhere(users: Sequence[HeldOutUser]) -> list[HeldOutUser]:
 
 
 @events.test_start.add_listener  # type: ignore[untyped-decorator]
-def begin_anew(**_: Any) -> None:
+def begin(environment: Environment, **_: Any) -> None:
+    """Options are those of the command line, or of the page's form, which may have changed them."""
+    options = environment.parsed_options
+    assert options is not None
+    users = read_held_out(Path(options.held_out))
+    HeldOutTraffic.users = itertools.cycle(_from_anywhere(users))
+    HeldOutTraffic.fields = {"k": 10, "exclude_seen": False, **json.loads(options.parameters)}
+    if options.stored_histories:
+        HeldOutTraffic.fields["history"] = None  # as if it were not there
     HeldOutTraffic.figures = Figures()
 
 

@@ -54,6 +54,11 @@ class Load:
     sent: Sequence[Sent] = field(repr=False)
 
     @property
+    def generator_busy(self) -> bool:
+        """Whether the generator, not the service, may have set the limit."""
+        return self.cpu_share > BUSY
+
+    @property
     def reached(self) -> float:
         """Answers with items, a second."""
         return len(self.answered()) / self.seconds

@@ -24,7 +24,7 @@ import numpy as np
 
 from loadtest.capacity import find_capacity
 from loadtest.held_out import HeldOutUser, read_held_out
-from loadtest.open_loop import BUSY, Load, open_loop
+from loadtest.open_loop import Load, open_loop
 from loadtest.served import Served, served
 
 LONE_REQUESTS = 300
@@ -143,7 +143,7 @@ async def counters(url: str) -> dict[str, float]:
 
 
 def show(name: str, load: Load) -> None:
-    warning = "  GENERATOR BUSY" if load.cpu_share > BUSY else ""
+    warning = "  GENERATOR BUSY" if load.generator_busy else ""
     print(
         f"{name}: {load.reached:.0f}/s answered, statuses {load.statuses}, "
         f"p50 {load.quantile_ms(0.5):.1f} p99 {load.quantile_ms(0.99):.1f} "

@@ -7,7 +7,7 @@ be compiled: none where the cache has them.
 
 from __future__ import annotations
 
-import sys
+import argparse
 from pathlib import Path
 
 from numba.core import event
@@ -17,12 +17,15 @@ from service.latency import LatencyModel
 from service.priming import prime
 
 
-def main(directory: str) -> None:
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m service.compile_ahead", description=__doc__)
+    parser.add_argument("directory", type=Path, help="a bundle")
+    directory = parser.parse_args().directory
     with event.install_recorder("numba:compile") as compilations:
-        prime(Bundle.load(Path(directory)), LatencyModel())
+        prime(Bundle.load(directory), LatencyModel())
     names = {what.data["dispatcher"].__name__ for _, what in compilations.buffer if what.is_start}
     print(f"Compiled {len(names)} functions.")
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

@@ -237,7 +237,7 @@ class RedisHistoryStore:
         """Raises TimeoutError, on time whatever the work does about being cancelled.
 
         Where the event loop itself was late, the reply may be there and unread, and the store is
-        not to blame: as much time again, never more than the timeout.
+        not to blame: it is waited for as much longer as the loop was late, at most the timeout.
 
         Now and then it goes on until its socket's timeout: in Python 3.11 asyncio.wait_for, which
         redis-py sends with, may lose a cancellation.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import socket
 import subprocess
 import sys
 import time
@@ -57,12 +56,10 @@ def test_processes_are_counted_together(demo) -> None:
     assert set(figures["stages"]) == STAGES
 
 
-def test_figures_are_shown_while_it_runs(demo) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+def test_figures_are_shown_while_it_runs(demo, free_port: int) -> None:
+    port = str(free_port)
     options = ["--autostart", "--autoquit", "1", "--stored-histories"]
-    options += ["--web-host", "127.0.0.1", "--web-port", str(port)]
+    options += ["--web-host", "127.0.0.1", "--web-port", port]
     with subprocess.Popen(
         command(demo.url, *options), cwd=ROOT, stdout=subprocess.PIPE, text=True
     ) as locust:
@@ -77,13 +74,29 @@ def test_figures_are_shown_while_it_runs(demo) -> None:
     assert decoded < figures["answers"] / 2 < stages["history"]["answers"] == figures["answers"]
 
 
-def wait_for(url: str) -> dict[str, Any]:
-    """Figures that a web page shows once there are some."""
+def test_what_is_typed_into_its_page_counts(demo, free_port: int) -> None:
+    port = str(free_port)
+    url = f"http://127.0.0.1:{port}"
+    with subprocess.Popen(
+        command(demo.url, "--web-host", "127.0.0.1", "--web-port", port), cwd=ROOT
+    ) as locust:
+        try:
+            wait_for(f"{url}/recall", answers=0)
+            form = {"user_count": 2, "spawn_rate": 2, "parameters": '{"k": 3}'}
+            begun = httpx.post(f"{url}/swarm", data=form, trust_env=False)
+            assert begun.json()["success"], begun.text
+            assert "recall@3" in wait_for(f"{url}/recall")
+        finally:
+            locust.terminate()
+
+
+def wait_for(url: str, answers: int = ANSWERS_ENOUGH) -> dict[str, Any]:
+    """Figures that a web page shows once there are so many answers."""
     until = time.monotonic() + 20
     while time.monotonic() < until:
         with contextlib.suppress(httpx.TransportError):
             shown: dict[str, Any] = httpx.get(url, trust_env=False).json()
-            if shown["answers"] >= ANSWERS_ENOUGH:
+            if shown["answers"] >= answers:
                 return shown
         time.sleep(0.2)
     raise AssertionError(f"{url} showed nothing")

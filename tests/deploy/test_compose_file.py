@@ -1,0 +1,28 @@
+"""docker-compose.yml without an engine: the files it names are there. tests/e2e runs it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+
+
+def test_what_is_mounted_from_here_is_here() -> None:
+    mounts = [
+        str(one) for service in COMPOSE["services"].values() for one in service.get("volumes", ())
+    ]
+    ours = [one.split(":")[0] for one in mounts if one.startswith("./")]
+    assert len(ours) >= 5
+    assert [path for path in ours if not (ROOT / path).exists()] == []
+
+
+def test_the_load_test_replays_users_of_the_demo_that_ships() -> None:
+    """Its path has the demo's version in it, which a new demo changes."""
+    [path] = re.findall(
+        r"/srv/(models_store/\S+/held_out\.jsonl)", COMPOSE["services"]["loadtest"]["command"]
+    )
+    assert (ROOT / path).is_file()
