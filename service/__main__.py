@@ -21,7 +21,7 @@ import uvicorn
 
 from service.app import create_app
 from service.errors import PortUnavailable, SettingsInvalid, StartError
-from service.http_protocol import BoundedHttp
+from service.http_protocol import Http
 from service.lifecycle import Lifecycle
 from service.metrics import Metrics
 from service.settings import load_settings
@@ -41,7 +41,7 @@ class Server(uvicorn.Server):
     def __init__(self, lifecycle: Lifecycle) -> None:
         config = uvicorn.Config(
             create_app(lifecycle),
-            http=BoundedHttp,
+            http=Http,
             lifespan="on",
             loop="asyncio",  # uvloop lets connections starve under overload (docs/decisions/024)
             access_log=False,
@@ -92,8 +92,8 @@ class Server(uvicorn.Server):
             await asyncio.sleep(LATE_REQUESTS_S)
         await super().shutdown()
 
-    def _protocol(self) -> BoundedHttp:
-        return BoundedHttp(self.config, self.server_state, self.lifespan.state)
+    def _protocol(self) -> Http:
+        return Http(self.config, self.server_state, self.lifespan.state)
 
     def _stop(self) -> None:
         self.should_exit = True

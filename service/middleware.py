@@ -1,7 +1,8 @@
 """What every HTTP answer gets, whoever made it: request id, headers, metrics, one log line.
 
 And the gate: more requests at a time than can be answered in time are turned away before anything
-is read of them, so that refusing costs next to nothing.
+is read of them, so that refusing costs next to nothing; by `admit`, which the server may ask before
+it makes a task of a request.
 
 Plain ASGI around the whole FastAPI application, because Starlette's answer to an unexpected
 exception is made outside all inner middleware. Knows nothing of routes' bodies; a handler leaves
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +27,7 @@ from service.traces import Traces
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
+Header = tuple[bytes, bytes]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
@@ -81,43 +83,55 @@ class Envelope:
         self._is_draining = is_draining
         metrics.inflight_requests.set_function(lambda: gate.inside)
 
+    def admit(self, scope: Scope) -> Sequence[Message]:
+        """Let a request of HTTP in, once: no messages; or the two messages of its 429.
+
+        The caller has to pass an admitted request on to `__call__`.
+        """
+        context = scope[SCOPE_KEY] = _context_of(scope)
+        if scope["path"] in OPEN_PATHS:
+            return ()
+        if self._gate.admits():
+            self._gate.enter()
+            return ()
+        context.rejected = "inflight"
+        self._observe(scope, 429, context)
+        return _turned_away(context.request_id, self._added_headers(context))
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        context = scope[SCOPE_KEY] = _context_of(scope)
+        if SCOPE_KEY not in scope:
+            for message in self.admit(scope):
+                await send(message)
+        context: RequestContext = scope[SCOPE_KEY]
+        if context.rejected:
+            return
         status = 500
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                added = {"X-Request-ID": context.request_id, **context.headers}
-                if self._is_draining():  # so that clients have left before the port is closed
-                    added["Connection"] = "close"
-                message["headers"] = [
-                    *message.get("headers", ()),
-                    *((name.encode(), value.encode()) for name, value in added.items()),
-                ]
+                message["headers"] = [*message.get("headers", ()), *self._added_headers(context)]
             await send(message)
 
-        is_counted = scope["path"] not in OPEN_PATHS
-        if is_counted and not self._gate.admits():
-            context.rejected = "inflight"
-            await _turn_away(context, send_with_headers)
-            self._observe(scope, 429, context)
-            return
-        if is_counted:
-            self._gate.enter()
         try:
             await self._app(scope, receive, send_with_headers)
         except Exception:
             # Starlette has answered 500 and passes the exception on; it ends here.
             log.exception("unexpected_error", request_id=context.request_id)
         finally:
-            if is_counted:
+            if scope["path"] not in OPEN_PATHS:
                 self._gate.leave(served=status < 400)
             self._observe(scope, status, context)
+
+    def _added_headers(self, context: RequestContext) -> list[Header]:
+        added = {"X-Request-ID": context.request_id, **context.headers}
+        if self._is_draining():  # so that clients have left before the port is closed
+            added["Connection"] = "close"
+        return [(name.encode(), value.encode()) for name, value in added.items()]
 
     def _observe(self, scope: Scope, status: int, context: RequestContext) -> None:
         seconds = time.monotonic() - context.received
@@ -167,18 +181,21 @@ def _context_of(scope: Scope) -> RequestContext:
     return context
 
 
-async def _turn_away(context: RequestContext, send: Send) -> None:
+def _turned_away(request_id: str, headers: Sequence[Header]) -> tuple[Message, Message]:
     """429; the request's own body is not read."""
     message = "too many requests are being answered; try again in a second"
-    body = ErrorResponse.of("overloaded", message, context.request_id, retryable=True)
+    body = ErrorResponse.of("overloaded", message, request_id, retryable=True)
     content = body.model_dump_json().encode()
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(content)).encode()),
         (b"retry-after", b"1"),
+        *headers,
     ]
-    await send({"type": "http.response.start", "status": 429, "headers": headers})
-    await send({"type": "http.response.body", "body": content})
+    return (
+        {"type": "http.response.start", "status": 429, "headers": headers},
+        {"type": "http.response.body", "body": content},
+    )
 
 
 def outcome_of(status: int, *, degraded: bool) -> str:

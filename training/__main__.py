@@ -18,7 +18,7 @@ import typer
 from rich.console import Console
 
 from service.errors import BundleInvalid
-from training.config import StageName, load_config, preset_names, validate_config
+from training.config import ComparisonTable, StageName, load_config, preset_names, validate_config
 from training.errors import ConfigError, TrainingError
 from training.fetch import DATASETS, fetch
 from training.synthetic import synthesize
@@ -143,17 +143,20 @@ def compare_command(
     embeddings: EmbeddingsOption = None,
     preset: PresetOption = "default",
     overrides: SetOption = None,
-    ablations: Annotated[
-        bool, typer.Option("--ablations", help="also a run without each part of the method")
-    ] = False,
-    density: Annotated[
-        bool, typer.Option("--density", help="also runs on 75, 50 and 25 % of the training data")
-    ] = False,
-    seeds: Annotated[int, typer.Option(min=1, help="runs that differ in their seeds")] = 1,
+    tables: Annotated[
+        list[ComparisonTable] | None,
+        typer.Option(
+            "--table",
+            help="what to write; may be repeated  [default: systems, schedules, lengths]",
+        ),
+    ] = None,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="runs that differ in their seeds; they have a table")
+    ] = 1,
 ) -> dict[str, Any]:
     """The run, its schedules and the baselines on one split: comparison.md, .csv, .png, .svg."""
     from training.baselines import BERT4RecConfig, SASRecConfig
-    from training.compare import Plan, compare
+    from training.compare import MAIN_TABLES, Plan, compare
     from training.comparison_document import Origin
     from training.interactions import load_dataset
 
@@ -164,8 +167,7 @@ def compare_command(
         sasrec=SASRecConfig(threads=threads),
         bert4rec=BERT4RecConfig(threads=threads),
         seeds=seeds,
-        ablations=ablations,
-        density=density,
+        tables=frozenset(tables) if tables else MAIN_TABLES,
     )
     source = interactions or data
     assert source is not None  # else load_dataset has said so

@@ -2,8 +2,8 @@
 
 One run of the pipeline in `<out>/unmask` and the baselines on the same split; on request more seeds
 (`<out>/seeds`), ablations (`<out>/ablations`) and thinned training data (`<out>/density`). Ranks
-are kept in `<out>/ranks`, so a second call goes on where the first was cut off. Tables are written
-after every group. Knows nothing of fitting, ranking or table layout.
+are kept in `<out>/ranks`, so a second call goes on where the first was cut off. The document is
+written after every table. Knows nothing of fitting, ranking or table layout.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from rich.console import Console
 from training.baselines import BERT4RecConfig, SASRecConfig
 from training.comparison_document import Comparison, Origin
 from training.comparison_table import Row
-from training.config import RunConfig, ScheduleConfig
+from training.config import ComparisonTable, RunConfig, ScheduleConfig
 from training.interactions import Dataset
 from training.mdgr_tables import ABLATIONS, ONE_CALL, PAPER, RANDOM_CHOICE, SCHEDULES, reseeded
 from training.ranked_systems import FinishedRun, RankedSystems
@@ -26,6 +26,9 @@ from training.ranks_store import RanksStore, SystemRanks
 from training.thinning import thin
 
 DROPPED = (0.25, 0.5, 0.75)
+MAIN_TABLES: frozenset[ComparisonTable] = frozenset(
+    {ComparisonTable.SYSTEMS, ComparisonTable.SCHEDULES, ComparisonTable.LENGTHS}
+)
 LENGTHS = ((1, 3), (4, 6), (7, 12), (13, None))  # items of a history
 
 
@@ -33,14 +36,13 @@ LENGTHS = ((1, 3), (4, 6), (7, 12), (13, None))  # items of a history
 class Plan:
     """What a comparison holds beside the run, its schedules and the counting baselines.
 
-    seeds: how many, the configured one first
+    seeds: how many, the configured one first; with more than one they have a table of their own
     """
 
     sasrec: SASRecConfig
     bert4rec: BERT4RecConfig
     seeds: int = 1
-    ablations: bool = False
-    density: bool = False
+    tables: frozenset[ComparisonTable] = MAIN_TABLES
 
 
 def compare(
@@ -52,28 +54,28 @@ def compare(
     """
     contest = _Contest(config, dataset, out, console, plan)
     comparison = Comparison(origin, dataset, contest.run.bundle.manifest, plan.seeds)
-    groups: dict[str, Callable[[], Iterator[Row]]] = {
+    tables: dict[str, Callable[[], Iterator[Row]]] = {
         "systems": contest.systems,
         "schedules": contest.schedules,
-        "history length": contest.history_lengths,
+        "lengths": contest.history_lengths,
+        "seeds": contest.seeds,
+        "ablations": contest.ablations,
+        "density": contest.density,
     }
-    if plan.seeds > 1:
-        groups["seeds"] = contest.seeds
-    if plan.ablations:
-        groups["ablations"] = contest.ablations
-    if plan.density:
-        groups["density"] = contest.density
-    for group, rows in groups.items():
-        comparison.groups[group] = list(rows())
-        comparison.write(out)
-        if group == "schedules":
-            comparison.draw(out)
+    for table, rows in tables.items():
+        if table in plan.tables or (table == "seeds" and plan.seeds > 1):
+            comparison.tables[table] = list(rows())
+            comparison.write(out)
+    if {"systems", "schedules"} <= plan.tables:
+        comparison.draw(out)
     return {
         "out": str(out),
         "bundle": comparison.manifest.ref,
         "users": len(dataset.split.test),
-        "rows": {group: len(rows) for group, rows in comparison.groups.items()},
-        "recall@10": {row.system: round(row.recall, 5) for row in comparison.groups["systems"]},
+        "rows": {group: len(rows) for group, rows in comparison.tables.items()},
+        "recall@10": {
+            row.system: round(row.recall, 5) for row in comparison.tables.get("systems", ())
+        },
     }
 
 

@@ -30,7 +30,7 @@ from training.comparison_table import (
 )
 from training.interactions import Dataset
 
-GROUPS: dict[str, tuple[str, Callable[[Sequence[Row]], str], str]] = {
+TABLES: dict[str, tuple[str, Callable[[Sequence[Row]], str], str]] = {
     "systems": (
         "Systems",
         systems_table,
@@ -47,7 +47,7 @@ GROUPS: dict[str, tuple[str, Callable[[Sequence[Row]], str], str]] = {
         "Milliseconds are of encoder, denoiser and search in batches, on a machine that may have "
         "been busy.",
     ),
-    "history length": (
+    "lengths": (
         "Users by length of their history",
         lengths_table,
         "recall@10 ± one standard error by the number of items in the history at test; nothing "
@@ -91,33 +91,33 @@ class Origin:
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """All that is written. groups: rows by key of GROUPS, in the order of the document."""
+    """All that is written. tables: rows by key of TABLES, in the order of the document."""
 
     origin: Origin
     dataset: Dataset
     manifest: Manifest
     seeds: int
-    groups: dict[str, list[Row]] = field(default_factory=dict)
+    tables: dict[str, list[Row]] = field(default_factory=dict)
 
     def write(self, out: Path) -> None:
-        """Write document and CSV with the groups there are."""
+        """Write document and CSV with the tables there are."""
         out.mkdir(parents=True, exist_ok=True)
         (out / "comparison.md").write_text(self.markdown())
-        (out / "comparison.csv").write_text(csv_text(dict(self.groups)))
+        (out / "comparison.csv").write_text(csv_text(dict(self.tables)))
 
     def draw(self, out: Path) -> None:
         """Write the pictures of systems and schedules, which must be there."""
         files = [out / f"comparison.{suffix}" for suffix in ("png", "svg")]
-        plot_comparison(self.groups["systems"], self.groups["schedules"], files)
+        plot_comparison(self.tables["systems"], self.tables["schedules"], files)
 
     def markdown(self) -> str:
         """The document."""
         parts = [f"# Comparison on {self.origin.data}", self._head(), self._protocol()]
-        for group, rows in self.groups.items():
-            title, table, sentence = GROUPS[group]
+        for name, rows in self.tables.items():
+            title, table, sentence = TABLES[name]
             parts += [f"## {title}", sentence, table(rows)]
             notes = [f"- {row.system}: {row.ranks.note}" for row in rows if row.ranks.note]
-            if group == "systems":
+            if name == "systems":
                 parts += ["\n".join(notes), "![recall@10 of the systems](comparison.svg)"]
         return "\n\n".join(part for part in parts if part) + "\n"
 

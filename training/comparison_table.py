@@ -1,7 +1,7 @@
 """From ranks to tables: metrics, paired differences, verdicts; Markdown and CSV.
 
-A row is a system in a setting, beside the ranks it is paired with. Every group of rows has a table
-of its own; the CSV holds all rows with the same columns. Knows no model and no data.
+A row is a system in a setting, beside the ranks it is paired with. The CSV holds
+all rows with the same columns. Knows no model and no data.
 """
 
 from __future__ import annotations
@@ -180,13 +180,13 @@ def lengths_table(rows: Sequence[Row]) -> str:
     return markdown_table(header, lines.values())
 
 
-def csv_text(groups: dict[str, Sequence[Row]]) -> str:
-    """All rows of all groups in one CSV; empty where a figure does not exist."""
+def csv_text(tables: dict[str, Sequence[Row]]) -> str:
+    """All rows of all tables in one CSV; empty where a figure does not exist."""
     text = io.StringIO()
     writer: csv.DictWriter[str] | None = None
-    for group, rows in groups.items():
+    for table, rows in tables.items():
         for row in rows:
-            figures = {"group": group, **_figures(row)}
+            figures = {"table": table, **_figures(row)}
             if writer is None:
                 writer = csv.DictWriter(text, list(figures), lineterminator="\n")
                 writer.writeheader()

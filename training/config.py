@@ -7,6 +7,7 @@ keys are refused (a misspelt key must not vanish), and every field has a unit or
 from __future__ import annotations
 
 import tomllib
+from enum import StrEnum
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
@@ -17,6 +18,16 @@ from training.errors import ConfigError
 
 StageName = Literal["codebook", "fit", "export", "bundle", "evaluation"]
 STAGES: tuple[StageName, ...] = get_args(StageName)
+
+
+class ComparisonTable(StrEnum):
+    """Tables of a comparison that can be asked for; runs of several seeds always have theirs."""
+
+    SYSTEMS = "systems"
+    SCHEDULES = "schedules"
+    LENGTHS = "lengths"
+    ABLATIONS = "ablations"
+    DENSITY = "density"
 
 
 class Section(BaseModel):

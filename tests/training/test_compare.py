@@ -17,7 +17,7 @@ import training.compare
 from training import ranked_systems
 from training.__main__ import main
 from training.baselines import BERT4RecConfig, SASRecConfig
-from training.compare import Plan, compare
+from training.compare import MAIN_TABLES, Plan, compare
 from training.comparison_document import Comparison, Origin
 from training.comparison_table import (
     Difference,
@@ -27,7 +27,7 @@ from training.comparison_table import (
     seeds_table,
     standard_error,
 )
-from training.config import load_config
+from training.config import ComparisonTable, load_config
 from training.evaluation import NOT_FOUND
 from training.interactions import Dataset, load_dataset
 from training.mdgr_tables import ABLATIONS, reseeded
@@ -81,13 +81,13 @@ def test_all_systems_are_there_and_the_csv_agrees_with_the_ranks(compared: Compa
 
     with (compared.out / "comparison.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert {row["group"] for row in rows} == {"systems", "schedules", "history length"}
+    assert {row["table"] for row in rows} == {"systems", "schedules", "lengths"}
     stored = np.load(compared.out / "ranks" / "sequential-memory.npz")
     of_memory = next(row for row in rows if row["system"] == "sequential memory")
     assert float(of_memory["recall@10"]) == pytest.approx((stored["item"] <= 10).mean(), abs=1e-5)
     seen_excluded = (stored["seen_excluded"] <= 10).mean()
     assert float(of_memory["seen_excluded_recall@10"]) == pytest.approx(seen_excluded, abs=1e-5)
-    schedules = [row for row in rows if row["group"] == "schedules"]
+    schedules = [row for row in rows if row["table"] == "schedules"]
     settings = ["(0, 1)", "(0, 2)", "(2, 2)", "(4, 2)", "(1, 5)", "(0, 6)"]  # 6 positions
     assert [row["setting"] for row in schedules] == 2 * settings
     # At most a call for each step: ranked by rows the search ends once nothing is open.
@@ -165,7 +165,9 @@ def test_ablations_thin_data_and_seeds_are_runs_of_their_own(
 
     monkeypatch.setattr(FinishedRun, "of", of)
     config = load_config("tiny", [*QUICK, "model.item_vectors=false"])
-    plan = replace(PLAN, seeds=2, ablations=True, density=True)
+    plan = replace(
+        PLAN, seeds=2, tables=frozenset({ComparisonTable.ABLATIONS, ComparisonTable.DENSITY})
+    )
     said = compare(config, compared.dataset, tmp_path, QUIET, plan=plan, origin=ORIGIN)
 
     names = {ablation.name.replace(" ", "_") for ablation in ABLATIONS} - {"no_item_vectors"}
@@ -179,12 +181,13 @@ def test_ablations_thin_data_and_seeds_are_runs_of_their_own(
     assert runs["ablations/PQ_instead_of_OPQ"][0].masking == config.masking
     assert runs["seeds/8"][0].fit.seed == 8
     assert runs["density/50"][0] == config
+    assert set(said["rows"]) == {"seeds", "ablations", "density"}
     assert said["rows"]["ablations"] == 2 + 2 * len(names) + 1
     assert said["rows"]["density"] == 4 * 4
     assert said["rows"]["seeds"] == 4 * 2
 
     with (tmp_path / "comparison.csv").open() as file:
-        ablations = [row for row in csv.DictReader(file) if row["group"] == "ablations"]
+        ablations = [row for row in csv.DictReader(file) if row["table"] == "ablations"]
     as_it_is = ablations[2]  # the stand-in is the run it is compared with
     assert (as_it_is["difference"], as_it_is["verdict"]) == ("0.00000", "tie")
     by_name = {row["system"]: row["published"] for row in ablations}
@@ -202,7 +205,7 @@ def test_the_command_prints_one_json_document(
 ) -> None:
     def with_small_baselines(*arguments: Any, plan: Plan, **named: Any) -> dict[str, Any]:
         assert plan.sasrec == SASRecConfig(threads=1)
-        assert (plan.seeds, plan.ablations, plan.density) == (1, False, False)
+        assert (plan.seeds, plan.tables) == (1, MAIN_TABLES)
         return compare(*arguments, plan=PLAN, **named)
 
     monkeypatch.setattr(training.compare, "compare", with_small_baselines)
