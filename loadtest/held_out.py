@@ -56,9 +56,18 @@ class HeldOutUser:
 
 
 def read_held_out(path: Path, num_users: int | None = None) -> list[HeldOutUser]:
-    """The first `num_users` held-out users of a bundle; None is all. Raises ValueError for none."""
-    with path.open(encoding="utf-8") as lines:
-        entries = [json.loads(line) for line in itertools.islice(lines, num_users)]
+    """The first `num_users` held-out users of a bundle; None is all.
+
+    Raises ValueError when the file is not there or holds no users.
+    """
+    try:
+        with path.open(encoding="utf-8") as lines:
+            entries = [json.loads(line) for line in itertools.islice(lines, num_users)]
+    except OSError as error:
+        raise ValueError(
+            f"cannot read {path} ({error.strerror}): name the folder of a bundle, which has a "
+            "manifest.json and a held_out.jsonl"
+        ) from error
     if not entries:
         raise ValueError(f"{path} holds no users; train with bundle.held_out_users above 0")
     return [

@@ -159,7 +159,7 @@ def show_probe(load: Load, is_held: bool) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run it; the exit status."""
+    """Run it; 1 with a sentence when it cannot."""
     parser = argparse.ArgumentParser(prog="python -m loadtest.stress", description=__doc__)
     parser.add_argument("--bundle", type=Path, required=True, help="folder of the bundle")
     parser.add_argument("--slo-ms", type=int, default=100)
@@ -175,30 +175,34 @@ def main(arguments: list[str] | None = None) -> int:
         "--compare-auto", action="store_true", help='then the same with schedule="auto"'
     )
     asked = parser.parse_args(arguments)
-    users = read_held_out(asked.bundle / "held_out.jsonl")
-    kinds = [asked.parameters, *([{"schedule": "auto"}] if asked.compare_auto else [])]
-    results = []
-    with served(asked.bundle, slo_ms=asked.slo_ms) as service:
-        print(f"service on cores {service.cores}, SLO {asked.slo_ms} ms, {len(users)} users")
-        for parameters in kinds:
-            print(f"\nrequests with {parameters or 'nothing else'}")
-            phases = stress(
-                service,
-                users,
-                parameters,
-                slo_ms=asked.slo_ms,
-                seconds=asked.seconds,
-                probe_s=asked.probe_seconds,
-                multiple=asked.multiple,
-                rate=asked.rate,
-            )
-            found = asyncio.run(phases)
-            if asked.soak_seconds:
-                rate = SOAK_SHARE * found["capacity"]
-                found["soak"] = asyncio.run(
-                    soak(service, users, parameters, rate, asked.soak_seconds)
+    try:
+        users = read_held_out(asked.bundle / "held_out.jsonl")
+        kinds = [asked.parameters, *([{"schedule": "auto"}] if asked.compare_auto else [])]
+        results = []
+        with served(asked.bundle, slo_ms=asked.slo_ms) as service:
+            print(f"service on cores {service.cores}, SLO {asked.slo_ms} ms, {len(users)} users")
+            for parameters in kinds:
+                print(f"\nrequests with {parameters or 'nothing else'}")
+                phases = stress(
+                    service,
+                    users,
+                    parameters,
+                    slo_ms=asked.slo_ms,
+                    seconds=asked.seconds,
+                    probe_s=asked.probe_seconds,
+                    multiple=asked.multiple,
+                    rate=asked.rate,
                 )
-            results.append(found)
+                found = asyncio.run(phases)
+                if asked.soak_seconds:
+                    rate = SOAK_SHARE * found["capacity"]
+                    found["soak"] = asyncio.run(
+                        soak(service, users, parameters, rate, asked.soak_seconds)
+                    )
+                results.append(found)
+    except (OSError, RuntimeError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 1
     print(json.dumps(results))
     return 0
 

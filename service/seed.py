@@ -47,6 +47,7 @@ def main(arguments: list[str]) -> int:
 def _patiently(client: httpx.Client, user: HeldOutUser) -> bool:
     """As `store_history`, again and again while the service or its store is not there yet."""
     until = time.monotonic() + PATIENCE_S
+    has_said = False
     while True:
         try:
             return store_history(client, user)
@@ -56,6 +57,9 @@ def _patiently(client: httpx.Client, user: HeldOutUser) -> bool:
             )
             if is_final or time.monotonic() > until:
                 raise
+            if not has_said:
+                print(f"not yet ({error}); trying for {PATIENCE_S} seconds", file=sys.stderr)
+                has_said = True
             time.sleep(1)
 
 

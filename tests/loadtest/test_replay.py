@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from loadtest import replay
+from loadtest import replay, stress, sweep
 from loadtest.held_out import HeldOutUser, read_held_out
 from loadtest.replay import Answer, compare, percentile, read_ranks, summarise
 from service.bundle import Bundle
@@ -166,3 +167,17 @@ def test_reading_stops_after_the_users_wanted(tmp_path: Path) -> None:
     line = json.dumps({"user_id": "u", "history": ["a", "b"], "target": "c"})
     path.write_text(f"{line}\n{line}\nnot json\n")
     assert read_held_out(path, 2) == [HeldOutUser("u", ("a", "b"), "c")] * 2
+
+
+@pytest.mark.parametrize("main", [stress.main, sweep.main])
+def test_a_folder_that_is_no_bundle_is_said(
+    main: Callable[[list[str]], int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--bundle", str(tmp_path)]
+    if main is sweep.main:
+        arguments += ["--out", str(tmp_path / "out")]
+    assert main(arguments) == 1
+    said = capsys.readouterr().err
+    assert f"{tmp_path}/held_out.jsonl" in said
+    assert "name the folder of a bundle" in said
+    assert not (tmp_path / "out").exists()

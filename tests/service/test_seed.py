@@ -42,6 +42,8 @@ def test_histories_are_stored_once(
 def test_a_service_that_does_not_come_is_said(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(seed, "PATIENCE_S", 0.1)
+    monkeypatch.setattr(seed, "PATIENCE_S", 1.5)
     assert seed.main(["--url", f"http://127.0.0.1:{free_port()}"]) == 1
-    assert "could not be stored" in capsys.readouterr().err
+    waiting, failed = capsys.readouterr().err.splitlines()  # the first at once, and once
+    assert "not yet" in waiting
+    assert "could not be stored" in failed
