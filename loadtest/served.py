@@ -1,6 +1,7 @@
 """`python -m service` as a child process on cores of its own, for load tests that start it.
 
-The generator keeps the other cores: on a machine of two, one each. Everything else goes over HTTP.
+The generator keeps the other cores: on a machine of two, one each, unless the service is to have
+all. Everything else goes over HTTP.
 """
 
 from __future__ import annotations
@@ -44,13 +45,14 @@ class Served:
 
 
 @contextlib.contextmanager
-def served(bundle: Path, **settings: Any) -> Iterator[Served]:
+def served(bundle: Path, *, num_cores: int | None = None, **settings: Any) -> Iterator[Served]:
     """Serve a bundle while the block runs, with UNMASK_ settings given in lower case.
 
-    This process is kept off the service's cores meanwhile, where there is more than one.
+    num_cores: of the service, half of them where nothing is said. This process is kept off these
+        meanwhile, where others are left
     """
     own = sorted(os.sched_getaffinity(0))
-    of_service = tuple(own[: max(1, len(own) // 2)])
+    of_service = tuple(own[: num_cores or max(1, len(own) // 2)])
     with tempfile.TemporaryDirectory(prefix="unmask-load-") as folder, socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

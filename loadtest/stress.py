@@ -169,6 +169,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--soak-seconds", type=float, default=0, help="0 = no soak")
     parser.add_argument("--rate", type=float, help="the capacity, where it is known")
     parser.add_argument(
+        "--service-cores", type=int, help="default: half; all = the generator shares them"
+    )
+    parser.add_argument(
+        "--setting",
+        type=_setting,
+        action="append",
+        default=[],
+        help="of the service, e.g. ort_threads=1; may be repeated",
+    )
+    parser.add_argument(
         "--parameters", type=json.loads, default={}, help='of a request, e.g. {"r_warm": 4}'
     )
     parser.add_argument(
@@ -179,7 +189,8 @@ def main(arguments: list[str] | None = None) -> int:
         users = read_held_out(asked.bundle / "held_out.jsonl")
         kinds = [asked.parameters, *([{"schedule": "auto"}] if asked.compare_auto else [])]
         results = []
-        with served(asked.bundle, slo_ms=asked.slo_ms) as service:
+        settings = {"slo_ms": asked.slo_ms, **dict(asked.setting)}
+        with served(asked.bundle, num_cores=asked.service_cores, **settings) as service:
             print(f"service on cores {service.cores}, SLO {asked.slo_ms} ms, {len(users)} users")
             for parameters in kinds:
                 print(f"\nrequests with {parameters or 'nothing else'}")
@@ -205,6 +216,13 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     print(json.dumps(results))
     return 0
+
+
+def _setting(text: str) -> tuple[str, str]:
+    name, separator, value = text.partition("=")
+    if not separator:
+        raise argparse.ArgumentTypeError(f"{text!r} is not name=value")
+    return name.lower(), value
 
 
 if __name__ == "__main__":

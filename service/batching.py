@@ -1,9 +1,9 @@
 """Decodes jobs together: a bounded queue in front of the one thread that runs the networks.
 
 A lone job starts at once; jobs that arrive while a batch runs are in one of the next batches (see
-`service.lanes`). A job that is foretold to be too late is not admitted; one that nobody waits for
-any more leaves the queue at once, or the search at its next step. All state of the queue belongs to
-the event loop, so there are no locks. Knows nothing of users, bundles or HTTP.
+`service.lanes`), which the thread takes by itself: under load the event loop is late. A job that is
+foretold to be too late is not admitted; one that nobody waits for any more leaves the queue at
+once, or the search at its next step. Knows nothing of users, bundles or HTTP.
 """
 
 from __future__ import annotations
@@ -18,12 +18,11 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import NoReturn
 
 from service.decoding import Decoded, Job, Timings
 from service.errors import DeadlineExceeded, DecodeFailed, NotReady, Overloaded, RequestError
-from service.lanes import Answer, Engine, Lane, Lanes, Ticket, Wait
+from service.lanes import Answer, Engine, Lanes, Ticket, Wait
 from service.latency import Work
 from service.metrics import Metrics
 
@@ -59,15 +58,15 @@ class MicroBatcher:
         """
         self._metrics = metrics
         self._max_queue_rows = max_queue_rows
-        self._max_batch_requests = max_batch_requests
-        self._max_batch_rows = max_batch_rows
         self._max_wait_s = max_wait_s
-        self._lanes = Lanes(max_batch_requests)
+        self._lanes = Lanes(max_batch_requests, max_batch_rows, max_wait_s / 2)
+        self._stopping = False
+        # Of the thread; it makes new lists and changes none.
         self._batch: list[Ticket] = []
         self._batch_started = self._batch_ends = 0.0  # time.monotonic(); the end is foretold
         self._arrived = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, "decode", initializer=_give_way)
-        self._answers: deque[tuple[Ticket, Answer | None]] = deque()  # from the thread
+        self._outcomes: deque[tuple[Ticket, Answer | RequestError]] = deque()  # from the thread
         self._pump: asyncio.Task[None] | None = None
         metrics.queue_requests.set_function(lambda: len(self._lanes.waiting))
         metrics.queue_rows.set_function(lambda: sum(t.job.beam_width for t in self._lanes.waiting))
@@ -79,6 +78,7 @@ class MicroBatcher:
 
     async def stop(self) -> None:
         """End after the batch that runs; jobs still waiting fail with NotReady."""
+        self._stopping = True
         if self._pump is not None:
             self._pump.cancel()
             await asyncio.wait([self._pump])
@@ -149,43 +149,55 @@ class MicroBatcher:
         raise Overloaded(message, reason=reason, retry_after_s=retry_after_s)
 
     async def _run(self) -> None:
-        while True:
-            lane = self._lanes.next()
-            if lane is not None:
-                await self._run_batch(lane)
-                continue
-            self._arrived.clear()
-            await self._arrived.wait()
-
-    async def _run_batch(self, lane: Lane) -> None:
-        """What is known here of the lane's engine is forgotten at the end: it may be unloaded."""
         loop = asyncio.get_running_loop()
-        oldest = lane.next_batch(
-            self._max_batch_requests, self._max_batch_rows, self._max_wait_s / 2
-        )
-        self._batch = [ticket for ticket in oldest if not _is_too_late(ticket)]
-        if not self._batch:
-            return
-        work = Work.together(ticket.work for ticket in self._batch)
-        self._metrics.batch_requests.observe(len(self._batch))
-        self._metrics.batch_rows.observe(sum(ticket.job.beam_width for ticket in self._batch))
-        self._batch_started = time.monotonic()
-        self._batch_ends = self._batch_started + lane.engine.latency.seconds(work)
-        for ticket in self._batch:
-            ticket.started = self._batch_started
-        decode = partial(self._decode, lane.engine, self._batch, loop)
-        is_whole = await loop.run_in_executor(self._thread, decode)
-        seconds = time.monotonic() - self._batch_started
+        while True:
+            self._arrived.clear()
+            if self._lanes.waiting:
+                await loop.run_in_executor(self._thread, self._decode_all, loop)
+            else:
+                await self._arrived.wait()
+
+    def _decode_all(self, loop: asyncio.AbstractEventLoop) -> None:
+        """In the decode thread: batch after batch, until no job waits."""
+        while not self._stopping and self._decode_next(loop):
+            pass
+
+    def _decode_next(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """Whether there was a batch. Its engine is forgotten at the end: it may be unloaded."""
+        taken = self._lanes.take()
+        if taken is None:
+            return False
+        lane, tickets = taken
+        batch = []
+        for ticket in tickets:
+            if ticket.wait.is_over():
+                self._tell(loop, ticket, DeadlineExceeded("the deadline passed in the queue"))
+            else:
+                batch.append(ticket)
+        if not batch:
+            return True
+        work = Work.together(ticket.work for ticket in batch)
+        self._metrics.batch_requests.observe(len(batch))
+        self._metrics.batch_rows.observe(sum(ticket.job.beam_width for ticket in batch))
+        started = time.monotonic()
+        for ticket in batch:
+            ticket.started = started
+        self._batch_started = started
+        self._batch_ends = started + lane.engine.latency.seconds(work)
+        self._batch = batch
+        is_whole = self._decode(lane.engine, batch, loop)
+        seconds = time.monotonic() - started
         lane.used_s += seconds
         self._metrics.batch_duration.observe(seconds)
         if is_whole:
             lane.engine.latency.observe(work, seconds)
         self._batch = []
+        return True
 
     def _decode(
         self, engine: Engine, batch: Sequence[Ticket], loop: asyncio.AbstractEventLoop
     ) -> bool:
-        """In the decode thread; whether all went to their end at the first try.
+        """Decode and tell; whether all went to their end at the first try.
 
         Of a batch that raises, the jobs not answered yet are decoded again, one at a time.
         """
@@ -205,11 +217,11 @@ class MicroBatcher:
             count(decoded, timings)
             ticket = batch[place]
             del left[ticket]
-            is_whole &= not decoded.cancelled
-            answer = Answer(decoded, ticket.started - ticket.entered, timings)
-            self._answers.append((ticket, None if decoded.cancelled else answer))
-            if len(self._answers) == 1:  # else the loop is on its way here
-                loop.call_soon_threadsafe(self._settle)
+            if decoded.cancelled:
+                is_whole = False
+                self._tell(loop, ticket, DeadlineExceeded("the deadline passed while decoding"))
+            else:
+                self._tell(loop, ticket, Answer(decoded, ticket.started - ticket.entered, timings))
 
         try:
             engine.decode([ticket.job for ticket in batch], deliver)
@@ -217,25 +229,33 @@ class MicroBatcher:
             if len(batch) == 1:
                 failure = DecodeFailed("the request could not be decoded")
                 failure.__cause__ = error
-                loop.call_soon_threadsafe(_fail, batch[0], failure)
+                self._tell(loop, batch[0], failure)
             else:
                 for ticket in list(left):
                     self._decode(engine, [ticket], loop)
             return False
         return is_whole
 
+    def _tell(
+        self, loop: asyncio.AbstractEventLoop, ticket: Ticket, outcome: Answer | RequestError
+    ) -> None:
+        """From the decode thread to who waits."""
+        self._outcomes.append((ticket, outcome))
+        if len(self._outcomes) == 1:  # else the loop is on its way here
+            loop.call_soon_threadsafe(self._settle)
+
     def _settle(self) -> None:
-        """Hand on the answers that the decode thread has left, a few at a time.
+        """Hand on what the decode thread has told, a few at a time.
 
         Between these the loop looks at its sockets, so that refusals need not wait for a batch.
         """
-        for _ in range(min(SETTLED_AT_ONCE, len(self._answers))):
-            ticket, answer = self._answers.popleft()
-            if answer is None:
-                _fail(ticket, DeadlineExceeded("the deadline passed while decoding"))
+        for _ in range(min(SETTLED_AT_ONCE, len(self._outcomes))):
+            ticket, outcome = self._outcomes.popleft()
+            if isinstance(outcome, RequestError):
+                _fail(ticket, outcome)
             elif not ticket.answer.done():
-                ticket.answer.set_result(answer)
-        if self._answers:
+                ticket.answer.set_result(outcome)
+        if self._outcomes:
             asyncio.get_running_loop().call_soon(self._settle)
 
     def _on_end(self, pump: asyncio.Task[None]) -> None:
@@ -251,13 +271,6 @@ def _give_way() -> None:
     """Let the event loop go first where they share a core: refusing must be quick."""
     with suppress(AttributeError, OSError):  # only Linux has priorities of threads
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), DECODE_NICENESS)
-
-
-def _is_too_late(ticket: Ticket) -> bool:
-    """Whether a job is not worth decoding; then it fails."""
-    if ticket.wait.is_over():
-        _fail(ticket, DeadlineExceeded("the deadline passed in the queue"))
-    return ticket.answer.done()
 
 
 def _fail(ticket: Ticket, failure: RequestError) -> None:

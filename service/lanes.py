@@ -2,8 +2,8 @@
 
 Jobs wait in lanes: those of one bundle and of similar beam width. A batch is of one lane, and the
 lane that has had the least decoding time is next, so that wide beams slow each other down and
-nobody else. For one event loop, so there are no locks. Knows nothing of threads, metrics or limits
-of the queue.
+nobody else. The event loop brings jobs and the decode thread takes them, each under a lock that is
+held for microseconds. Knows nothing of metrics or limits of the queue.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import Protocol
 
 from service.decoding import Decoded, Job, OnAnswer, Timings
@@ -76,7 +77,8 @@ class Lane:
     """Jobs that may share a batch.
 
     waiting: an ordered set, oldest first; rows: beams of all its jobs, waiting or in a batch
-    used_s: decoding time it has had, counted up to the others' when it was empty
+    used_s: decoding time it has had, counted up to the others' when it was empty; the decode thread
+        adds to it
     """
 
     engine: Engine
@@ -84,33 +86,20 @@ class Lane:
     waiting: dict[Ticket, None] = field(default_factory=dict)
     rows: int = 0
 
-    def next_batch(self, max_requests: int, max_rows: int, max_s: float) -> list[Ticket]:
-        """Take the oldest jobs; one that is too much for a batch is a batch.
-
-        max_s: foretold; jobs wait for the whole of their batch, so that a long one makes those
-            late that were foretold to be in time before the others came
-        """
-        batch: list[Ticket] = []
-        rows, work = 0, Work(0, 0, 0)
-        for ticket in list(self.waiting):
-            together = Work.together((work, ticket.work))
-            is_too_long = self.engine.latency.seconds(together) > max_s
-            if batch and (is_too_long or rows + ticket.job.beam_width > max_rows):
-                break
-            work = together
-            del self.waiting[ticket]
-            batch.append(ticket)
-            rows += ticket.job.beam_width
-            if len(batch) == max_requests:
-                break
-        return batch
-
 
 class Lanes:
-    """The lanes that have jobs."""
+    """The lanes that have jobs.
 
-    def __init__(self, max_batch_requests: int) -> None:
+    max_batch_requests, max_batch_rows: of a batch; one job that is too much for it is a batch
+    max_batch_s: foretold, of a batch; jobs wait for the whole of theirs, so that a long one makes
+        those late that were foretold to be in time before the others came
+    """
+
+    def __init__(self, max_batch_requests: int, max_batch_rows: int, max_batch_s: float) -> None:
         self._max_batch_requests = max_batch_requests
+        self._max_batch_rows = max_batch_rows
+        self._max_batch_s = max_batch_s
+        self._lock = Lock()
         self._lanes: dict[tuple[Engine, int], Lane] = {}
         self._turn_s = 0.0  # `used_s` of the lane served last, before that
 
@@ -120,54 +109,74 @@ class Lanes:
     @property
     def waiting(self) -> list[Ticket]:
         """All jobs that wait."""
-        return [ticket for lane in self._lanes.values() for ticket in lane.waiting]
+        with self._lock:
+            return [ticket for lane in self._lanes.values() for ticket in lane.waiting]
 
     def rows(self, engine: Engine, beam_width: int) -> int:
         """Beams in the lane of such a job, waiting or in a batch."""
-        lane = self._lanes.get(_key(engine, beam_width))
-        return lane.rows if lane else 0
+        with self._lock:
+            lane = self._lanes.get(_key(engine, beam_width))
+            return lane.rows if lane else 0
 
     def enter(self, ticket: Ticket) -> None:
         """Put a job at the end of its lane."""
         key = _key(ticket.engine, ticket.job.beam_width)
-        lane = self._lanes.setdefault(key, Lane(ticket.engine, self._turn_s))
-        lane.rows += ticket.job.beam_width
-        lane.waiting[ticket] = None
+        with self._lock:
+            lane = self._lanes.setdefault(key, Lane(ticket.engine, self._turn_s))
+            lane.rows += ticket.job.beam_width
+            lane.waiting[ticket] = None
 
     def leave(self, ticket: Ticket) -> None:
         """Forget a job that was answered, or is not wanted any more."""
         key = _key(ticket.engine, ticket.job.beam_width)
-        lane = self._lanes[key]
-        lane.rows -= ticket.job.beam_width
-        lane.waiting.pop(ticket, None)
-        if not lane.rows:
-            del self._lanes[key]
+        with self._lock:
+            lane = self._lanes[key]
+            lane.rows -= ticket.job.beam_width
+            lane.waiting.pop(ticket, None)
+            if not lane.rows:
+                del self._lanes[key]
 
-    def next(self) -> Lane | None:
-        """The lane whose turn it is, if any job waits."""
-        lanes = [lane for lane in self._lanes.values() if lane.waiting]
-        lane = min(lanes, key=lambda lane: lane.used_s, default=None)
-        if lane is not None:
+    def take(self) -> tuple[Lane, list[Ticket]] | None:
+        """The next batch, oldest jobs first, and the lane whose turn it is; none if none waits."""
+        with self._lock:
+            lanes = [lane for lane in self._lanes.values() if lane.waiting]
+            lane = min(lanes, key=lambda lane: lane.used_s, default=None)
+            if lane is None:
+                return None
             self._turn_s = lane.used_s
-        return lane
+            batch: list[Ticket] = []
+            rows, work = 0, Work(0, 0, 0)
+            for ticket in list(lane.waiting):
+                rows += ticket.job.beam_width
+                work = Work.together((work, ticket.work))
+                is_too_long = lane.engine.latency.seconds(work) > self._max_batch_s
+                if batch and (is_too_long or rows > self._max_batch_rows):
+                    break
+                del lane.waiting[ticket]
+                batch.append(ticket)
+                if len(batch) == self._max_batch_requests:
+                    break
+            return lane, batch
 
     def seconds_before(self, engine: Engine, work: Work, beam_width: int) -> float:
         """Until a job that came now would be answered: its lane's jobs, and the others' turns.
 
         It is answered after its own last call, however many those in its batch need.
         """
-        own = self._lanes.get(_key(engine, beam_width))
-        ahead = [] if own is None else [ticket.work for ticket in own.waiting]
+        with self._lock:
+            own = self._lanes.get(_key(engine, beam_width))
+            ahead = [] if own is None else [ticket.work for ticket in own.waiting]
+            others = [self._seconds_of(lane) for lane in self._lanes.values() if lane is not own]
         before = len(ahead) - len(ahead) % self._max_batch_requests
         own_s = self._seconds(engine, ahead[:before])
         own_s += engine.latency.seconds(work.in_company(ahead[before:]))
-        others = [self._seconds_of(lane) for lane in self._lanes.values() if lane is not own]
         return own_s + min(sum(others), own_s * len(others))
 
     @property
     def seconds(self) -> float:
         """Until all that waits now is answered."""
-        return sum(map(self._seconds_of, self._lanes.values()))
+        with self._lock:
+            return sum(map(self._seconds_of, self._lanes.values()))
 
     def _seconds_of(self, lane: Lane) -> float:
         return self._seconds(lane.engine, [ticket.work for ticket in lane.waiting])
