@@ -1,10 +1,11 @@
 """Does the service hold its SLO under three times the load it can take?
 
 `python -m loadtest.stress --bundle DIR` starts the service on half of the cores and loads it from
-the others, in an open loop: one client alone, then ever higher rates until the SLO breaks (the
-capacity), then a multiple of the capacity, then the calm after it, then on request a long soak at
-four fifths of it. With `--compare-auto` all of it again with `schedule="auto"`. The last line is
-JSON. Timings are this machine's; a run in which the generator was busy says so.
+the others (`--service-cores` says otherwise), in an open loop: one client alone, then ever higher
+rates until the SLO breaks (the capacity), then a multiple of the capacity, then the calm after it,
+then on request a long soak at four fifths of it. With `--compare-auto` all of it again with
+`schedule="auto"`. The last line is JSON. Timings are this machine's; a run in which the generator
+was busy says so.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ FIRST_RATE = 20.0
 GROWTH = 1.6
 BISECTIONS = 3
 CALM_S = 4.0
+OWN_SETTINGS = {"bundle", "port", "slo_ms"}  # of the service
 SOAK_SHARE = 0.8
 
 
@@ -169,10 +171,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--soak-seconds", type=float, default=0, help="0 = no soak")
     parser.add_argument("--rate", type=float, help="the capacity, where it is known")
     parser.add_argument(
-        "--service-cores", type=int, help="default: half; all = the generator shares them"
+        "--service-cores", type=_positive, help="default: half; with all the generator shares them"
     )
     parser.add_argument(
         "--setting",
+        metavar="NAME=VALUE",
         type=_setting,
         action="append",
         default=[],
@@ -187,33 +190,33 @@ def main(arguments: list[str] | None = None) -> int:
     asked = parser.parse_args(arguments)
     try:
         users = read_held_out(asked.bundle / "held_out.jsonl")
-        kinds = [asked.parameters, *([{"schedule": "auto"}] if asked.compare_auto else [])]
-        results = []
-        settings = {"slo_ms": asked.slo_ms, **dict(asked.setting)}
-        with served(asked.bundle, num_cores=asked.service_cores, **settings) as service:
-            print(f"service on cores {service.cores}, SLO {asked.slo_ms} ms, {len(users)} users")
-            for parameters in kinds:
-                print(f"\nrequests with {parameters or 'nothing else'}")
-                phases = stress(
-                    service,
-                    users,
-                    parameters,
-                    slo_ms=asked.slo_ms,
-                    seconds=asked.seconds,
-                    probe_s=asked.probe_seconds,
-                    multiple=asked.multiple,
-                    rate=asked.rate,
-                )
-                found = asyncio.run(phases)
-                if asked.soak_seconds:
-                    rate = SOAK_SHARE * found["capacity"]
-                    found["soak"] = asyncio.run(
-                        soak(service, users, parameters, rate, asked.soak_seconds)
-                    )
-                results.append(found)
-    except (OSError, RuntimeError, ValueError) as error:
+    except ValueError as error:
         print(error, file=sys.stderr)
         return 1
+    kinds = [asked.parameters, *([{"schedule": "auto"}] if asked.compare_auto else [])]
+    results = []
+    settings = {"slo_ms": asked.slo_ms, **dict(asked.setting)}
+    with served(asked.bundle, num_cores=asked.service_cores, **settings) as service:
+        print(f"service on cores {service.cores}, SLO {asked.slo_ms} ms, {len(users)} users")
+        for parameters in kinds:
+            print(f"\nrequests with {parameters or 'nothing else'}")
+            phases = stress(
+                service,
+                users,
+                parameters,
+                slo_ms=asked.slo_ms,
+                seconds=asked.seconds,
+                probe_s=asked.probe_seconds,
+                multiple=asked.multiple,
+                rate=asked.rate,
+            )
+            found = asyncio.run(phases)
+            if asked.soak_seconds:
+                rate = SOAK_SHARE * found["capacity"]
+                found["soak"] = asyncio.run(
+                    soak(service, users, parameters, rate, asked.soak_seconds)
+                )
+            results.append(found)
     print(json.dumps(results))
     return 0
 
@@ -222,7 +225,16 @@ def _setting(text: str) -> tuple[str, str]:
     name, separator, value = text.partition("=")
     if not separator:
         raise argparse.ArgumentTypeError(f"{text!r} is not name=value")
-    return name.lower(), value
+    if (name := name.lower()) in OWN_SETTINGS:
+        raise argparse.ArgumentTypeError(f"{name} is not to be set: this tool says it")
+    return name, value
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("at least 1")
+    return number
 
 
 if __name__ == "__main__":

@@ -168,29 +168,26 @@ class MicroBatcher:
         if taken is None:
             return False
         lane, tickets = taken
+        started = self._batch_started = self._batch_ends = time.monotonic()
+        self._batch = tickets  # at once: whatever happens, somebody waits for these
         batch = []
         for ticket in tickets:
             if ticket.wait.is_over():
                 self._tell(loop, ticket, DeadlineExceeded("the deadline passed in the queue"))
             else:
+                ticket.started = started
                 batch.append(ticket)
-        if not batch:
-            return True
-        work = Work.together(ticket.work for ticket in batch)
-        self._metrics.batch_requests.observe(len(batch))
-        self._metrics.batch_rows.observe(sum(ticket.job.beam_width for ticket in batch))
-        started = time.monotonic()
-        for ticket in batch:
-            ticket.started = started
-        self._batch_started = started
-        self._batch_ends = started + lane.engine.latency.seconds(work)
-        self._batch = batch
-        is_whole = self._decode(lane.engine, batch, loop)
-        seconds = time.monotonic() - started
-        lane.used_s += seconds
-        self._metrics.batch_duration.observe(seconds)
-        if is_whole:
-            lane.engine.latency.observe(work, seconds)
+        if batch:
+            work = Work.together(ticket.work for ticket in batch)
+            self._batch_ends = started + lane.engine.latency.seconds(work)
+            self._metrics.batch_requests.observe(len(batch))
+            self._metrics.batch_rows.observe(sum(ticket.job.beam_width for ticket in batch))
+            is_whole = self._decode(lane.engine, batch, loop)
+            seconds = time.monotonic() - started
+            lane.used_s += seconds
+            self._metrics.batch_duration.observe(seconds)
+            if is_whole:
+                lane.engine.latency.observe(work, seconds)
         self._batch = []
         return True
 

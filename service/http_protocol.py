@@ -5,7 +5,8 @@
 - A request that is not let in is answered while it is read: a task of its own would wait behind
   those of all requests that are inside, which is what there is too much of.
 - uvicorn sends the head of an answer, then its body: a process that is killed in between leaves
-  half an answer, which no gateway can ask for again. Here they are sent together.
+  half an answer, which no gateway can ask for again. Here what is written in one turn of the event
+  loop is sent together, as head and body of our answers are.
 
 Knows nothing of what requests ask.
 """
@@ -43,8 +44,9 @@ class GatheringTransport:
     def flush(self) -> None:
         """Send what was written."""
         if self._written:
-            self._transport.writelines(self._written)
+            written = b"".join(self._written)  # writelines may not heed a slow reader
             self._written.clear()
+            self._transport.write(written)
 
     def close(self) -> None:
         """Close, after what was written."""
@@ -59,6 +61,7 @@ class Http(HttpToolsProtocol):
     """One connection; see the module. The application must be an Envelope."""
 
     _head_bytes = 0
+    _is_reading = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         gathering = GatheringTransport(cast("asyncio.Transport", transport), self.loop)
@@ -69,7 +72,10 @@ class Http(HttpToolsProtocol):
         super().on_response_complete()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
-        if not (self.pipeline or self.flow.write_paused):  # else it may have to wait
+        if self.transport.is_closing():  # nobody would hear
+            return
+        # One that stood in a pipeline starts while the one before it is about to leave the gate.
+        if self._is_reading and app is self.app and not self.flow.write_paused:
             for message in cast("Envelope", self.config.app).admit(cast("Scope", cycle.scope)):
                 _run_through(cycle.send(cast("ASGISendEvent", message)))
         if not cycle.response_complete:
@@ -77,7 +83,11 @@ class Http(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         self._head_bytes += len(data)
-        super().data_received(data)  # calls what follows
+        self._is_reading = True
+        try:
+            super().data_received(data)  # calls what follows
+        finally:
+            self._is_reading = False
         if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
             self._refuse()
 

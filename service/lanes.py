@@ -152,10 +152,11 @@ class Lanes:
                 is_too_long = lane.engine.latency.seconds(work) > self._max_batch_s
                 if batch and (is_too_long or rows > self._max_batch_rows):
                     break
-                del lane.waiting[ticket]
                 batch.append(ticket)
                 if len(batch) == self._max_batch_requests:
                     break
+            for ticket in batch:
+                del lane.waiting[ticket]
             return lane, batch
 
     def seconds_before(self, engine: Engine, work: Work, beam_width: int) -> float:
@@ -165,8 +166,11 @@ class Lanes:
         """
         with self._lock:
             own = self._lanes.get(_key(engine, beam_width))
-            ahead = [] if own is None else [ticket.work for ticket in own.waiting]
-            others = [self._seconds_of(lane) for lane in self._lanes.values() if lane is not own]
+            ahead = [] if own is None else _works(own)
+            queues = [
+                (lane.engine, _works(lane)) for lane in self._lanes.values() if lane is not own
+            ]
+        others = [self._seconds(*queue) for queue in queues]
         before = len(ahead) - len(ahead) % self._max_batch_requests
         own_s = self._seconds(engine, ahead[:before])
         own_s += engine.latency.seconds(work.in_company(ahead[before:]))
@@ -176,16 +180,18 @@ class Lanes:
     def seconds(self) -> float:
         """Until all that waits now is answered."""
         with self._lock:
-            return sum(map(self._seconds_of, self._lanes.values()))
-
-    def _seconds_of(self, lane: Lane) -> float:
-        return self._seconds(lane.engine, [ticket.work for ticket in lane.waiting])
+            queues = [(lane.engine, _works(lane)) for lane in self._lanes.values()]
+        return sum(self._seconds(*queue) for queue in queues)
 
     def _seconds(self, engine: Engine, works: Sequence[Work]) -> float:
         """Of these jobs, in as many batches as they need."""
         most = self._max_batch_requests
         batches = [works[start : start + most] for start in range(0, len(works), most)]
         return sum(engine.latency.seconds(Work.together(batch)) for batch in batches)
+
+
+def _works(lane: Lane) -> list[Work]:
+    return [ticket.work for ticket in lane.waiting]
 
 
 def _key(engine: Engine, beam_width: int) -> tuple[Engine, int]:

@@ -3,7 +3,8 @@
 A batch costs so much by itself, so much a job, a denoiser call and a row of these calls: four
 coefficients, none negative, fitted by least squares on relative errors, older batches counting
 less. So schedules and beam widths never seen are foretold from those that were. One model per
-bundle. Knows nothing of queues, deadlines or clocks.
+bundle. One thread teaches it and others may ask: what they read is replaced whole. Knows nothing of
+queues, deadlines or clocks.
 """
 
 from __future__ import annotations

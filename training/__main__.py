@@ -147,7 +147,8 @@ def compare_command(
         list[ComparisonTable] | None,
         typer.Option(
             "--table",
-            help="what to write; may be repeated  [default: systems, schedules, lengths]",
+            help="all that the document is to hold; may be repeated  "
+            "[default: systems, schedules, lengths]",
         ),
     ] = None,
     seeds: Annotated[

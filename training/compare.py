@@ -80,7 +80,7 @@ def compare(
 
 
 class _Contest:
-    """One configuration on one data set: its run, and the rows of each group."""
+    """One configuration on one data set: its run, and the rows of each table."""
 
     def __init__(
         self, config: RunConfig, dataset: Dataset, out: Path, console: Console, plan: Plan

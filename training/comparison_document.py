@@ -118,7 +118,9 @@ class Comparison:
             parts += [f"## {title}", sentence, table(rows)]
             notes = [f"- {row.system}: {row.ranks.note}" for row in rows if row.ranks.note]
             if name == "systems":
-                parts += ["\n".join(notes), "![recall@10 of the systems](comparison.svg)"]
+                parts.append("\n".join(notes))
+                if "schedules" in self.tables:  # the picture needs both
+                    parts.append("![recall@10 of the systems](comparison.svg)")
         return "\n\n".join(part for part in parts if part) + "\n"
 
     def _head(self) -> str:

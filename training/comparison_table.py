@@ -1,7 +1,7 @@
 """From ranks to tables: metrics, paired differences, verdicts; Markdown and CSV.
 
-A row is a system in a setting, beside the ranks it is paired with. The CSV holds
-all rows with the same columns. Knows no model and no data.
+A row is a system in a setting, beside the ranks it is paired with. The CSV holds all rows with the
+same columns. Knows no model and no data.
 """
 
 from __future__ import annotations

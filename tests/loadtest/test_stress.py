@@ -31,3 +31,21 @@ def test_all_its_phases(capsys: pytest.CaptureFixture[str]) -> None:
         assert set(found["soak"]["statuses"]) == {"200"}
         assert found["soak"]["rate"] == 12
     assert os.sched_getaffinity(0) == own
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["--setting", "port=1"],
+        ["--setting", "SLO_MS=50"],
+        ["--setting", "ort_threads"],
+        ["--service-cores", "0"],
+    ],
+)
+def test_a_wrong_option_is_refused_before_anything_starts(
+    wrong: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--bundle", str(tmp_path), *wrong])
+    assert ended.value.code == 2
+    assert wrong[0] in capsys.readouterr().err

@@ -124,6 +124,40 @@ def test_jobs_that_arrive_while_a_batch_runs_are_the_next_batch(bundle: Bundle) 
     tell(bundle, story)
 
 
+def test_the_next_batch_does_not_wait_for_the_event_loop(bundle: Bundle) -> None:
+    async def story(batcher: MicroBatcher, decoder: Decoder) -> None:
+        first = await while_busy(batcher, decoder)
+        others = await submitted(batcher, decoder, [job(bundle, f"item-{n}") for n in range(3)])
+        decoder.gate.set()
+        until = time.monotonic() + 10
+        while len(decoder.batches) < 4 and time.monotonic() < until:
+            time.sleep(0.001)
+        assert decoder.sizes == [1, 1, 1, 1]
+        answers = await asyncio.gather(first, *others)
+        assert all(len(answer.decoded.rows) == 5 for answer in answers)
+
+    tell(bundle, story, max_batch_requests=1)
+
+
+def test_nobody_waits_for_ever_when_forming_a_batch_fails(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story(batcher: MicroBatcher, decoder: Decoder) -> None:
+        first = await while_busy(batcher, decoder)
+        [second] = await submitted(batcher, decoder, [job(bundle, "item-1")])
+
+        def fail(value: float) -> None:
+            raise MemoryError
+
+        monkeypatch.setattr(batcher._metrics.batch_requests, "observe", fail)
+        decoder.gate.set()
+        results = await asyncio.gather(first, second, return_exceptions=True)
+        assert [type(result) for result in results] == [Answer, NotReady]
+        assert not batcher.is_alive
+
+    tell(bundle, story)
+
+
 @pytest.mark.parametrize(
     ("bounds", "sizes"),
     [({"max_batch_requests": 2}, [1, 2, 2, 1]), ({"max_batch_rows": 39}, [1, 3, 2])],

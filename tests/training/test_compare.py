@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -219,6 +220,34 @@ def test_the_command_prints_one_json_document(
     text = (compared.out / "comparison.md").read_text()
     assert f"# Comparison on {compared.world.name}" in text
     assert "--set fit.epochs=2" in text
+
+
+def test_the_tables_asked_for_and_no_others_are_written(
+    compared: Compared, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[Plan] = []
+
+    def noting(*arguments: Any, plan: Plan, **named: Any) -> dict[str, Any]:
+        asked.append(plan)
+        return {}
+
+    monkeypatch.setattr(training.compare, "compare", noting)
+    command = ["training", "compare", "--data", str(compared.world), "--out", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", [*command, "--table", "ablations", "--table", "density"])
+    assert main() == 0
+    monkeypatch.setattr("sys.argv", [*command, "--table", "nonsense"])
+    assert main() == 2
+    assert [plan.tables for plan in asked] == [{"ablations", "density"}]
+
+    plan = replace(PLAN, tables=frozenset({ComparisonTable.SYSTEMS}))
+    config = load_config("tiny", QUICK)
+    other = tmp_path / "comparison"
+    shutil.copytree(compared.out, other, ignore=shutil.ignore_patterns("comparison.*"))
+    compare(config, compared.dataset, other, QUIET, plan=plan, origin=ORIGIN)
+    text = (other / "comparison.md").read_text()
+    assert "## Systems" in text
+    assert "## Schedules" not in text
+    assert ".svg" not in text  # it shows schedules too
 
 
 def test_a_verdict_needs_two_standard_errors() -> None:
