@@ -106,6 +106,12 @@ class Http(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         self._head_bytes = 0
         super().on_message_complete()
+        # The body of a request that was answered at its head has stopped the clock.
+        is_over = self.cycle.response_complete and not self.transport.is_closing()
+        if is_over and self.timeout_keep_alive_task is None:
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
 
     def _refuse(self) -> None:
         message = f"the headers may have {MAX_HEAD_BYTES} bytes"

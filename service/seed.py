@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
 from urllib.parse import quote
 
 import httpx
@@ -37,7 +36,7 @@ def main(arguments: list[str]) -> int:
             if settings.api_keys:
                 key = settings.api_keys[0].get_secret_value()
                 client.headers["Authorization"] = f"Bearer {key}"
-            stored = _store_all(client, users)
+            stored = sum(_patiently(client, user) for user in users)
     except (StartError, httpx.HTTPError) as error:
         print(f"the histories could not be stored: {error}", file=sys.stderr)
         return 1
@@ -45,28 +44,24 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _store_all(client: httpx.Client, users: Sequence[HeldOutUser]) -> int:
-    """How many had no history; the service or its store may not be there yet."""
+def _patiently(client: httpx.Client, user: HeldOutUser) -> bool:
+    """As `store_history`, again and again while the service or its store is not there yet."""
+    until = time.monotonic() + PATIENCE_S
     has_said = False
-    stored = 0
-    for user in users:
-        until = time.monotonic() + PATIENCE_S
-        while True:
-            try:
-                stored += store_history(client, user)
-                break
-            except (httpx.TransportError, httpx.HTTPStatusError) as error:
-                is_final = isinstance(error, httpx.HTTPStatusError) and (
-                    error.response.status_code not in (429, 503)
-                )
-                if is_final or time.monotonic() > until:
-                    raise
-                if not has_said:
-                    reason = str(error).partition("\n")[0]
-                    print(f"not yet ({reason}); trying for {PATIENCE_S} seconds", file=sys.stderr)
-                    has_said = True
-                time.sleep(1)
-    return stored
+    while True:
+        try:
+            return store_history(client, user)
+        except (httpx.TransportError, httpx.HTTPStatusError) as error:
+            is_final = isinstance(error, httpx.HTTPStatusError) and (
+                error.response.status_code not in (429, 503)
+            )
+            if is_final or time.monotonic() > until:
+                raise
+            if not has_said:
+                reason = str(error).partition("\n")[0]
+                print(f"not yet ({reason}); trying for {PATIENCE_S} seconds", file=sys.stderr)
+                has_said = True
+            time.sleep(1)
 
 
 def store_history(client: httpx.Client, user: HeldOutUser) -> bool:

@@ -66,13 +66,13 @@ def compare(
         if table in plan.tables or (table == "seeds" and plan.seeds > 1):
             comparison.tables[table] = list(rows())
             comparison.write(out)
-    if {"systems", "schedules"} <= plan.tables:
-        comparison.draw(out)
+            if table == "schedules" and "systems" in comparison.tables:
+                comparison.draw(out)
     return {
         "out": str(out),
         "bundle": comparison.manifest.ref,
         "users": len(dataset.split.test),
-        "rows": {group: len(rows) for group, rows in comparison.tables.items()},
+        "rows": {table: len(rows) for table, rows in comparison.tables.items()},
         "recall@10": {
             row.system: round(row.recall, 5) for row in comparison.tables.get("systems", ())
         },

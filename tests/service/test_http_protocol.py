@@ -12,9 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvicorn
+from fastapi import FastAPI
 from running_service import Service, service_process, wait_until
+from uvicorn.server import ServerState
 
-from service.http_protocol import GatheringTransport
+from service.gate import Gate
+from service.http_protocol import GatheringTransport, Http
+from service.metrics import Metrics
+from service.middleware import Envelope
 
 BODY = json.dumps({"user_id": "x", "history": ["item-1"], "r_warm": 4}).encode()
 LIVE = b'"live"'
@@ -27,13 +33,12 @@ REFUSED = 'unmask_rejected_total{reason="inflight"}'
 def narrow(
     bundles_dir: Path, redis_url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Service]:
-    """A service with a slow decoder that lets one request in at a time."""
+    """A service that lets one request in at a time."""
     with service_process(
         tmp_path_factory.mktemp("narrow"),
         bundles_dir=bundles_dir,
-        bundle="tiny@slow",
+        bundle="tiny@1",
         redis_url=redis_url,
-        default_timeout_ms=10_000,
         max_inflight=1,
     ) as service:
         yield service
@@ -154,6 +159,32 @@ def test_health_is_answered_whoever_is_inside(busy: Service) -> None:
     for path in ("/livez", "/readyz", "/metrics", "/info"):
         assert busy.client.get(path).status_code == 200
     assert busy.client.get("/items/item-1").status_code == 429
+
+
+def test_an_idle_connection_ends_after_a_refusal_at_its_head() -> None:
+    """The body that comes later does not make it live for ever."""
+
+    async def main() -> tuple[bytes, float]:
+        loop = asyncio.get_running_loop()
+        envelope = Envelope(FastAPI(), Metrics(), Gate(1.0, 0))  # nobody is let in
+        config = uvicorn.Config(envelope, timeout_keep_alive=1, lifespan="off")  # type: ignore[arg-type]
+        server = await loop.create_server(
+            lambda: Http(config, ServerState(), {}, loop), "127.0.0.1", 0
+        )
+        async with server:
+            reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+            writer.write(head())
+            await reader.readuntil(b"\r\n\r\n")
+            await asyncio.sleep(0.3)
+            writer.write(BODY)
+            started = loop.time()
+            left = await asyncio.wait_for(reader.read(), 10)
+            writer.close()
+            return left, loop.time() - started
+
+    left, seconds = asyncio.run(main())
+    assert json.loads(left)["error"]["code"] == "overloaded"
+    assert 0.9 < seconds < 5
 
 
 class Recorded:
