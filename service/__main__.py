@@ -42,6 +42,7 @@ class Server(uvicorn.Server):
         config = uvicorn.Config(
             create_app(lifecycle),
             http=Http,
+            ws="none",
             lifespan="on",
             loop="asyncio",  # uvloop lets connections starve under overload (docs/decisions/024)
             access_log=False,

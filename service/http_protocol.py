@@ -1,7 +1,9 @@
-"""HTTP/1.1 as uvicorn reads and writes it, with three differences.
+"""HTTP/1.1 as uvicorn reads and writes it, with four differences.
 
 - uvicorn's parser gathers a header, or a thousand of them, until memory ends: here a message that
   goes on and on without a body is refused.
+- uvicorn waits for ever for the rest of a request, and for the first one of a connection: here a
+  request has to be whole in time, since it holds a place in the gate from its head on.
 - A request that is not let in is answered while it is read: a task of its own would wait behind
   those of all requests that are inside, which is what there is too much of.
 - uvicorn sends the head of an answer, then its body: a process that is killed in between leaves
@@ -14,6 +16,7 @@ Knows nothing of what requests ask.
 from __future__ import annotations
 
 import asyncio
+from asyncio import TimerHandle
 from collections.abc import Coroutine
 from typing import Any, cast
 
@@ -25,6 +28,8 @@ from service.middleware import Envelope, Scope
 from service.schemas import ErrorResponse
 
 MAX_HEAD_BYTES = 64 << 10  # and what one read of the socket brings with it
+READ_WITHIN_S = 10.0  # from the first byte of a request to its last
+REASONS = {408: "Request Timeout", 431: "Request Header Fields Too Large"}
 
 
 class GatheringTransport:
@@ -60,12 +65,21 @@ class GatheringTransport:
 class Http(HttpToolsProtocol):
     """One connection; see the module. The application must be an Envelope."""
 
+    read_within_s = READ_WITHIN_S
     _head_bytes = 0
-    _is_reading = False
+    _is_reading = False  # bytes that have arrived
+    _is_within = False  # a request: some of it has arrived and some not
+    _too_late: TimerHandle | None = None  # the end of its time
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         gathering = GatheringTransport(cast("asyncio.Transport", transport), self.loop)
         super().connection_made(cast("asyncio.Transport", gathering))
+        self._wait_for_a_request()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._unset_keepalive_if_required()
+        self._stop_the_clock()
+        super().connection_lost(exc)
 
     def on_response_complete(self) -> None:
         cast("GatheringTransport", self.transport).flush()
@@ -88,11 +102,19 @@ class Http(HttpToolsProtocol):
             super().data_received(data)  # calls what follows
         finally:
             self._is_reading = False
-        if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
-            self._refuse()
+        if self.transport.is_closing():
+            return
+        if self._head_bytes > MAX_HEAD_BYTES:
+            self._refuse(431, "headers_too_large", f"the headers may have {MAX_HEAD_BYTES} bytes")
+        elif self._is_within:
+            if self._too_late is None:
+                self._too_late = self.loop.call_later(self.read_within_s, self._give_up)
+        elif self.cycle is None or self.cycle.response_complete:
+            self._wait_for_a_request()  # what has come may have been the rest of a refused one
 
     def on_message_begin(self) -> None:
         self._head_bytes = 0
+        self._is_within = True
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
@@ -105,20 +127,43 @@ class Http(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._head_bytes = 0
+        self._is_within = False
+        self._stop_the_clock()
         super().on_message_complete()
-        # The body of a request that was answered at its head has stopped the clock.
-        is_over = self.cycle.response_complete and not self.transport.is_closing()
-        if is_over and self.timeout_keep_alive_task is None:
+
+    def _wait_for_a_request(self) -> None:
+        """Until the connection has been idle for too long."""
+        if self.timeout_keep_alive_task is None:
             self.timeout_keep_alive_task = self.loop.call_later(
                 self.timeout_keep_alive, self.timeout_keep_alive_handler
             )
 
-    def _refuse(self) -> None:
-        message = f"the headers may have {MAX_HEAD_BYTES} bytes"
-        body = ErrorResponse.of("headers_too_large", message, request_id())
+    def _stop_the_clock(self) -> None:
+        if self._too_late is not None:
+            self._too_late.cancel()
+            self._too_late = None
+
+    def _give_up(self) -> None:
+        """The rest of a request does not come; the application, if it waits for it, is told."""
+        if self.transport.is_closing():
+            return
+        cycle = self.cycle
+        is_own = cycle is not None and cycle.scope is self.scope  # its head has come
+        is_busy = cycle is not None and not cycle.response_complete
+        if self.flow.read_paused or (is_busy and not is_own):  # the one before it is answered first
+            self._too_late = self.loop.call_later(self.read_within_s, self._give_up)
+        elif is_own and cycle.response_started:
+            self.transport.close()
+        else:
+            message = f"the request has to be whole within {self.read_within_s:g} s"
+            self._refuse(408, "request_timeout", message)
+
+    def _refuse(self, status: int, code: str, message: str) -> None:
+        """Answer what the application has not heard of, and close."""
+        body = ErrorResponse.of(code, message, request_id(), retryable=status == 408)
         content = body.model_dump_json().encode()
         lines = [
-            "HTTP/1.1 431 Request Header Fields Too Large",
+            f"HTTP/1.1 {status} {REASONS[status]}",
             "Content-Type: application/json",
             f"Content-Length: {len(content)}",
             "Connection: close",

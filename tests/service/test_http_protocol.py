@@ -6,14 +6,14 @@ import asyncio
 import json
 import socket
 import threading
-from collections.abc import Iterable, Iterator
-from contextlib import closing
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 import uvicorn
-from fastapi import FastAPI
+from fastapi import FastAPI, Request, Response
 from running_service import Service, service_process, wait_until
 from uvicorn.server import ServerState
 
@@ -26,6 +26,7 @@ BODY = json.dumps({"user_id": "x", "history": ["item-1"], "r_warm": 4}).encode()
 LIVE = b'"live"'
 ASK_LIVE = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
 INSIDE = "unmask_inflight_requests"
+Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 REFUSED = 'unmask_rejected_total{reason="inflight"}'
 
 
@@ -161,30 +162,168 @@ def test_health_is_answered_whoever_is_inside(busy: Service) -> None:
     assert busy.client.get("/items/item-1").status_code == 429
 
 
+class Impatient(Http):
+    """Requests have to come quickly."""
+
+    read_within_s = 0.5
+
+
+@asynccontextmanager
+async def listening(
+    most: int, *, keep_alive_s: int = 60
+) -> AsyncIterator[tuple[Gate, Callable[[], Awaitable[Streams]]]]:
+    """The gate of a listener that lets in so many, and what connects to it.
+
+    `POST /long` is answered after a second and a half, `POST /` at once, both with their bodies.
+    """
+    app = FastAPI()
+
+    @app.post("/")
+    async def at_once(request: Request) -> Response:
+        return Response(await request.body())
+
+    @app.post("/long")
+    async def late(request: Request) -> Response:
+        await asyncio.sleep(1.5)
+        return Response(await request.body())
+
+    loop = asyncio.get_running_loop()
+    gate = Gate(1.0, most)
+    envelope = Envelope(app, Metrics(), gate)
+    config = uvicorn.Config(envelope, timeout_keep_alive=keep_alive_s, lifespan="off")  # type: ignore[arg-type]
+    server = await loop.create_server(
+        lambda: Impatient(config, ServerState(), {}, loop), "127.0.0.1", 0
+    )
+    writers = []
+
+    async def connect() -> Streams:
+        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        writers.append(writer)
+        return reader, writer
+
+    async with server:
+        yield gate, connect
+        for writer in writers:
+            writer.close()
+
+
+async def rest_of(reader: asyncio.StreamReader) -> tuple[list[int], bytes, float]:
+    """Statuses of all that is answered until the connection ends, the last body, and seconds."""
+    loop = asyncio.get_running_loop()
+    started = loop.time()
+    found = list(answers(await asyncio.wait_for(reader.read(), 10)))
+    return [status for status, _, _ in found], found[-1][2] if found else b"", loop.time() - started
+
+
+def post(path: str, *, length: int = 4) -> bytes:
+    return f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n".encode()
+
+
 def test_an_idle_connection_ends_after_a_refusal_at_its_head() -> None:
     """The body that comes later does not make it live for ever."""
 
     async def main() -> tuple[bytes, float]:
-        loop = asyncio.get_running_loop()
-        envelope = Envelope(FastAPI(), Metrics(), Gate(1.0, 0))  # nobody is let in
-        config = uvicorn.Config(envelope, timeout_keep_alive=1, lifespan="off")  # type: ignore[arg-type]
-        server = await loop.create_server(
-            lambda: Http(config, ServerState(), {}, loop), "127.0.0.1", 0
-        )
-        async with server:
-            reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
-            writer.write(head())
+        async with listening(0, keep_alive_s=1) as (_, connect):  # nobody is let in
+            reader, writer = await connect()
+            writer.write(post("/"))
             await reader.readuntil(b"\r\n\r\n")
             await asyncio.sleep(0.3)
-            writer.write(BODY)
-            started = loop.time()
+            writer.write(b"body")
+            started = asyncio.get_running_loop().time()
             left = await asyncio.wait_for(reader.read(), 10)
-            writer.close()
-            return left, loop.time() - started
+            return left, asyncio.get_running_loop().time() - started
 
     left, seconds = asyncio.run(main())
     assert json.loads(left)["error"]["code"] == "overloaded"
     assert 0.9 < seconds < 5
+
+
+@pytest.mark.parametrize("sent", [b"", b"\r\n\r\n"], ids=["nothing", "empty-lines"])
+def test_a_connection_that_asks_nothing_ends(sent: bytes) -> None:
+    async def main() -> tuple[list[int], bytes, float]:
+        async with listening(1, keep_alive_s=1) as (_, connect):
+            reader, writer = await connect()
+            writer.write(sent)
+            return await rest_of(reader)
+
+    statuses, _, seconds = asyncio.run(main())
+    assert statuses == []
+    assert 0.9 < seconds < 5
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [b"POST / HT", post("/")[:-2], post("/"), post("/") + b"bod"],
+    ids=["first-line", "headers", "no-body", "half-a-body"],
+)
+def test_a_request_that_does_not_come_whole_is_given_up(sent: bytes) -> None:
+    """So that those who never end theirs cannot take all places of the gate."""
+
+    async def main() -> None:
+        async with listening(1) as (gate, connect):
+            reader, writer = await connect()
+            writer.write(sent)
+            statuses, body, seconds = await rest_of(reader)
+            assert statuses == [408]
+            error = json.loads(body)["error"]
+            assert (error["code"], error["retryable"]) == ("request_timeout", True)
+            assert 0.4 < seconds < 5
+            while gate.inside:  # the application is told
+                await asyncio.sleep(0.01)
+            reader, writer = await connect()
+            writer.write(post("/") + b"next")
+            await reader.readuntil(b"next")
+
+    asyncio.run(main())
+
+
+def test_bytes_that_trickle_in_do_not_gain_time() -> None:
+    async def main() -> tuple[list[int], bytes, float]:
+        async with listening(1) as (_, connect):
+            reader, writer = await connect()
+
+            async def trickle() -> None:
+                for _ in range(100):
+                    writer.write(b"x")
+                    await asyncio.sleep(0.05)
+
+            writer.write(post("/", length=1000))
+            trickling = asyncio.create_task(trickle())
+            found = await rest_of(reader)
+            trickling.cancel()
+            return found
+
+    statuses, _, seconds = asyncio.run(main())
+    assert statuses == [408]
+    assert 0.4 < seconds < 2
+
+
+def test_a_request_behind_one_that_takes_long_is_not_hurried() -> None:
+    """Reading has stopped, or the answer before it is not there: neither is the client's fault."""
+
+    async def main() -> None:
+        for behind, missing in ((post("/"), b"two!"), (post("/")[:9], post("/")[9:] + b"two!")):
+            async with listening(2) as (_, connect):
+                reader, writer = await connect()
+                writer.write(post("/long") + b"one!" + behind)
+                await reader.readuntil(b"one!")
+                writer.write(missing)
+                await asyncio.wait_for(reader.readuntil(b"two!"), 10)
+
+    asyncio.run(main())
+
+
+def test_a_long_answer_is_no_late_request() -> None:
+    async def main() -> None:
+        async with listening(1) as (_, connect):
+            reader, writer = await connect()
+            for part in (b"first", b"again"):
+                writer.write(post("/long", length=5))
+                await asyncio.sleep(0.2)
+                writer.write(part)
+                await asyncio.wait_for(reader.readuntil(part), 10)
+
+    asyncio.run(main())
 
 
 class Recorded:
