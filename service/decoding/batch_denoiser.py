@@ -8,11 +8,12 @@ its own. Knows nothing of scores or rows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from time import perf_counter
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from service.decoding.asking import question
 from service.decoding.beams import Beams, CodeBeams, Integers
@@ -32,7 +33,7 @@ class BatchDenoiser:
         self._catalogue = catalogue
         self._cache = cache
         self._memory: Any = None
-        # The memory of the last call that was cut into chunks, and whose chunks they were.
+        # The memory of the last call that was cut into chunks, and how many were each job's.
         self._of_chunks: tuple[list[int], Any] | None = None
         self.repeat_bias = denoiser.repeat_bias
         self.cache_hits = self.cache_misses = 0
@@ -66,38 +67,31 @@ class BatchDenoiser:
         widths, left = [], 1
         for own in beams:
             widths.append(1 if own is None else own.num_in_call)
-            num_masked = num_subspaces if own is None else np.count_nonzero(own.sids[0] == mask)
-            left = max(left, int(num_masked))
+            num_masked = num_subspaces if own is None else own.sids[0].tolist().count(mask)
+            left = max(left, num_masked)
         chunk = beams_of_a_chunk(widths)
-        ends = np.cumsum([-(-width // chunk) for width in widths]).tolist()
-        partial_sids = np.empty((ends[-1], chunk, num_subspaces), np.uint16)
-        positions = np.empty((ends[-1], chunk, left), np.int64)
-        slices = [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
-        for own, chunks in zip(beams, slices, strict=True):
-            asked = positions[chunks].reshape(-1, left)
+        chunks = [-(-width // chunk) for width in widths]
+        partial_sids = np.empty((sum(chunks), chunk, num_subspaces), np.uint16)
+        positions = np.empty((len(partial_sids), chunk, left), np.int64)
+        asked = of_jobs(positions, chunks)
+        for own, of_job, asked_of in zip(beams, of_jobs(partial_sids, chunks), asked, strict=True):
             if own is None:
-                partial_sids[chunks], asked[:] = mask, np.arange(num_subspaces)
+                of_job[:], asked_of[:] = mask, np.arange(num_subspaces)
             else:
-                of_job = partial_sids[chunks].reshape(-1, num_subspaces)
-                question(own.sids, own.in_call, mask, of_job, asked)
+                question(own.sids, own.in_call, mask, of_job, asked_of)
         started = perf_counter()
-        memory = self._memory if ends[-1] == len(beams) else self._memory_of(slices)
+        memory = self._memory if len(partial_sids) == len(beams) else self._memory_of(chunks)
         log_probs = self._denoiser.denoise(memory, partial_sids, positions)
         self.denoise_s += perf_counter() - started
         if log_probs.shape != (*positions.shape, mask):  # compiled code checks no bounds
             raise ValueError(f"the denoiser's log-probs have the shape {log_probs.shape}")
-        return [
-            (log_probs[chunks].reshape(-1, left, mask), positions[chunks].reshape(-1, left))
-            for chunks in slices
-        ]
+        return list(zip(of_jobs(log_probs, chunks), asked, strict=True))
 
-    def _memory_of(self, slices: Sequence[slice]) -> Any:
+    def _memory_of(self, chunks: list[int]) -> Any:
         """Each job's memory once for every chunk of it."""
-        owners = [
-            job for job, chunks in enumerate(slices) for _ in range(chunks.stop - chunks.start)
-        ]
-        if self._of_chunks is None or self._of_chunks[0] != owners:
-            self._of_chunks = owners, self._denoiser.select(self._memory, np.array(owners))
+        if self._of_chunks is None or self._of_chunks[0] != chunks:
+            owners = np.repeat(np.arange(len(chunks)), chunks)
+            self._of_chunks = chunks, self._denoiser.select(self._memory, owners)
         return self._of_chunks[1]
 
     def _encoded(self, histories: Sequence[Rows]) -> Any:
@@ -115,3 +109,14 @@ def beams_of_a_chunk(widths: Sequence[int]) -> int:
     if len(widths) * widest <= 2 * total:
         return widest
     return max(1, total // (2 * len(widths)))
+
+
+def of_jobs(array: NDArray[Any], chunks: Sequence[int]) -> Iterable[NDArray[Any]]:
+    """Each job's part of (chunks, beams, ...), as (beams, ...)."""
+    if len(array) == len(chunks):
+        return array
+    ends = np.cumsum(chunks).tolist()
+    return [
+        array[end - own : end].reshape(-1, *array.shape[2:])
+        for own, end in zip(chunks, ends, strict=True)
+    ]

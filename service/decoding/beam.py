@@ -40,6 +40,7 @@ from service.decoding.trie import SidTrie
 
 _RANKINGS = {"path": expansion.PATH, "best": expansion.BEST, "rows": expansion.ROWS}
 _NOTHING = np.empty(0, np.int32), np.empty(0, np.float32)
+_NONE_DRAWN = np.empty((0, 0), np.float32)
 _CONFIDENCES = {"legal": expansion.LEGAL, "raw": expansion.RAW, "random": expansion.DRAWN}
 
 
@@ -326,9 +327,9 @@ class _Batch:
 
     def _drawn(self, search: _Search, num_beams: int) -> Floats:
         """Random confidences, (num_beams, num_subspaces), seeded by the history and the step."""
-        shape = (num_beams, self.codes.shape[1])
         if self.confidence != expansion.DRAWN:
-            return np.empty((1, shape[1]), np.float32)
+            return _NONE_DRAWN
+        shape = (num_beams, self.codes.shape[1])
         seed = self.nfe, zlib.crc32(search.job.history.tobytes())
         return np.random.default_rng(seed).random(shape, np.float32)
 

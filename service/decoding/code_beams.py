@@ -196,5 +196,7 @@ def _mass(logits: Floats, highest: float) -> float:
     total = 0.0
     weights = np.empty(BLOCK, np.float32)
     for start in range(0, len(logits), BLOCK):
-        total += exponentials(logits[start : start + BLOCK], highest, weights)
+        own = weights[: len(logits) - start]
+        own[:] = logits[start : start + BLOCK]
+        total += exponentials(own, highest)
     return total

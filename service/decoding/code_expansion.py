@@ -24,7 +24,7 @@ from service.decoding.expansion import DRAWN, PATH, RAW, expand
 from service.decoding.job import Floats, Rows
 from service.decoding.pairs import Pairs
 from service.decoding.softmax import BLOCK, highest_of
-from service.decoding.sureness import choose, highest_legal, scratch_of
+from service.decoding.sureness import choose, highest_legal
 
 LOWEST = -float(np.finfo(np.float64).max)
 SLACK = 1e-4  # of a score: sums in float32 are nearer than that to sums in float64
@@ -52,7 +52,7 @@ def expand_codes(
     num_beams, num_places = len(beams.sids), beams.sids.shape[1] - 1
     legal = _legal_codes(codes, pairs, beams)
     sureness = np.empty(num_places, np.float64)
-    scratch = scratch_of(log_probs.shape[2])
+    scratch = np.empty(log_probs.shape[2] + 1, np.float32)
     slots = np.empty((num_beams, width), np.int64)
     for beam in range(num_beams):
         here, asked = log_probs[beam], positions[beam]

@@ -117,7 +117,8 @@ def expand(
         if not highest > -np.inf:  # every row is impossible, or the network gave nan
             continue
         if ranking == ROWS:
-            mass = exponentials(of_own_logits, highest, weights)
+            weights[: len(own)] = of_own_logits
+            mass = exponentials(weights[: len(own)], highest)
         elif lazy or confidence == LEGAL:
             first_of_codes(codes, own, num_legal, asked, num_masked, first, start)
 

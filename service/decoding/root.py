@@ -17,7 +17,7 @@ from service.decoding.grouping import UNDERFLOW
 from service.decoding.job import Floats, Rows
 from service.decoding.scan import score_rows
 from service.decoding.softmax import BLOCK, exponentials, highest_of
-from service.decoding.sureness import highest_legal, scratch_of
+from service.decoding.sureness import highest_legal
 
 
 @compiled
@@ -62,7 +62,7 @@ def expand_root(
     mass = sums[0].sum() if ranking == ROWS else 1.0
 
     chosen, surest = 0, -np.inf
-    scratch = scratch_of(num_codes)
+    scratch = np.empty(num_codes + 1, np.float32)
     for position in range(num_subspaces):
         sureness: float
         if confidence == DRAWN:
@@ -115,10 +115,11 @@ def _sum_by_code(
     flat = sums.reshape(-1)
     weights = np.empty(BLOCK, np.float32)
     for start in range(0, len(codes), BLOCK):
-        own = logits[start : start + BLOCK]
-        exponentials(own, highest, weights)
+        own = weights[: len(codes) - start]
+        own[:] = logits[start : start + BLOCK]
+        exponentials(own, highest)
         for i in range(len(own)):
-            weight = np.float64(weights[i])
+            weight = np.float64(own[i])
             for position in range(len(unrolled)):
                 code = np.uint64(codes[start + i, position])
                 flat[np.uint64(position) * num_codes + code] += weight

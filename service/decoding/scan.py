@@ -42,7 +42,7 @@ def _best_of_all(
     capacity = min(k, num_items)
     scores, numbers = np.empty(capacity, np.float64), np.empty(capacity, np.int64)
     size = 0
-    block, weights = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
+    block = np.empty(BLOCK, np.float32)
     highest, mass = -np.inf, 0.0
     for start in range(0, num_items, BLOCK):
         stop = min(start + BLOCK, num_items)
@@ -59,7 +59,7 @@ def _best_of_all(
             if best > highest:
                 mass *= np.exp(highest - best)
                 highest = best
-            mass += exponentials(sums, highest, weights)
+            mass += exponentials(sums, highest)
     heap.sort(scores, numbers, size)
     shift = highest + np.log(mass) if normalised else 0.0
     return numbers[:size].astype(np.int32), (scores[:size] - shift).astype(np.float32)

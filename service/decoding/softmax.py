@@ -23,20 +23,20 @@ def highest_of(values: Floats) -> float:
 
 
 @compiled
-def exponentials(values: Floats, highest: float, found: Floats) -> float:
-    """Fill in exp(value - highest) of values that are at most `highest`; returns their sum.
+def exponentials(values: Floats, highest: float) -> float:
+    """Make them exp(value - highest), none being above `highest`; returns their sum.
 
-    found: another array than `values`, or it takes seven times as long: no SIMD where they overlap
+    In place: with a second array to write to, SIMD code asks how far it lies from the first, which
+    is chance, and sums in another order where it is near.
     """
     total = 0.0
     for start in range(0, len(values), BLOCK):
-        block = values[start : start + BLOCK]
-        total += _exponentials(block, highest, found[start : start + BLOCK])
+        total += _exponentials(values[start : start + BLOCK], highest)
     return total
 
 
 @compiled_in_any_order
-def _exponentials(values: Floats, highest: float, found: Floats) -> float:
+def _exponentials(values: Floats, highest: float) -> float:
     """2 ** x by Taylor's series around the nearest integer, in a form that becomes SIMD."""
     total = np.float32(0)
     top = np.float32(highest)
@@ -53,6 +53,6 @@ def _exponentials(values: Floats, highest: float, found: Floats) -> float:
         power = power * part + np.float32(1)
         power = power * part + np.float32(1)
         exponent = np.int32((whole + np.int32(127)) << np.int32(23))
-        found[i] = power * exponent.view(np.float32)
-        total += found[i]
+        values[i] = power * exponent.view(np.float32)
+        total += values[i]
     return np.float64(total)

@@ -54,7 +54,7 @@ def sureness_of_codes(
 
     first: (places, num_codes), what `first_of_codes` noted of the beam
     """
-    scratch = scratch_of(log_probs.shape[1])
+    scratch = np.empty(log_probs.shape[1] + 1, np.float32)
     for place in range(num_masked):
         sureness[place] = highest_legal(log_probs[place], first[place], start, scratch)
 
@@ -71,43 +71,38 @@ def sureness_of_few(
     sureness: Doubles,
 ) -> None:
     """As `sureness_of_codes`, by way of the rows: for beams with fewer of them than codes."""
+    of_legal = np.empty(len(rows), np.float32)
     for place in range(num_masked):
-        found, highest, mass = 0, -np.inf, 0.0
+        found = 0
         for i in range(len(rows)):
             code = codes[rows[i], positions[place]]
             if first[place, code] == start + i:
+                of_legal[found] = log_probs[place, code]
                 found += 1
-                highest = max(highest, np.float64(log_probs[place, code]))
-        for i in range(len(rows)):
-            code = codes[rows[i], positions[place]]
-            if first[place, code] == start + i:
-                mass += np.exp(log_probs[place, code] - highest)
-        sureness[place] = -np.inf if found == 1 else -np.log(mass)
+        sureness[place] = share_of_highest(of_legal[:found])
 
 
 @compiled
 def highest_legal(
-    log_probs: Floats, legal: NDArray[np.integer], least: int, scratch: tuple[Floats, Floats]
+    log_probs: Floats, legal: NDArray[np.integer], least: int, scratch: Floats
 ) -> float:
     """Log-probability of the most probable legal code among legal ones; -inf for a single one.
 
     legal: (num_codes,), at least `least` where a code is legal
-    scratch: see `scratch_of`
+    scratch: (num_codes + 1,)
     """
-    of_legal, weights = scratch
     found = np.uint64(0)
     for code in range(len(log_probs)):
-        of_legal[found] = log_probs[code]  # and the next one over it if it is not legal
+        scratch[found] = log_probs[code]  # and the next one over it if it is not legal
         found += np.uint64(legal[code] >= least)
-    of_legal, weights = of_legal[:found], weights[:found]
-    mass = exponentials(of_legal, np.float64(highest_of(of_legal)), weights)
-    return -np.inf if found == 1 else float(-np.log(mass))
+    return share_of_highest(scratch[:found])
 
 
 @compiled
-def scratch_of(num_codes: int) -> tuple[Floats, Floats]:
-    """What `highest_legal` writes to. Two arrays: halves of one are taken to overlap, no SIMD."""
-    return np.empty(num_codes + 1, np.float32), np.empty(num_codes + 1, np.float32)
+def share_of_highest(log_probs: Floats) -> float:
+    """Log of the most probable one's share of their sum; -inf for a single one. Overwrites them."""
+    mass = exponentials(log_probs, np.float64(highest_of(log_probs)))
+    return -np.inf if len(log_probs) == 1 else float(-np.log(mass))
 
 
 @compiled
