@@ -201,7 +201,7 @@ class Lifecycle:
             with suppress(HistoryUnavailable):  # `follow` makes up for it
                 await self.changes.replay()
             gc.collect()
-            gc.freeze()  # the catalogue stays as long as the process: no collection need look at it
+            gc.freeze()  # all that was imported, too
             self._starting = None
             active = self.residents.active
             log.info("ready", bundle=active.ref, precision=active.bundle.precision)

@@ -24,6 +24,7 @@ from service.lanes import Engine
 from service.manifest import DecodingDefaults
 from service.metrics import Metrics
 from service.operator_schemas import Role
+from service.pauses import made_to_stay
 from service.planning import ladder_of
 
 T = TypeVar("T")
@@ -226,10 +227,15 @@ class Residents:
 
 async def _in_thread(make: Callable[[], T]) -> T:
     """As asyncio.to_thread, whose futures refer to each other and keep what was made until the
-    garbage collector comes by.
+    garbage collector comes by, which it does not for what is made to stay.
     """
     made: list[T] = []
-    await asyncio.to_thread(lambda: made.append(make()))
+
+    def make_to_stay() -> None:
+        with made_to_stay():
+            made.append(make())
+
+    await asyncio.to_thread(make_to_stay)
     return made.pop()
 
 
