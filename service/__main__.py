@@ -42,7 +42,7 @@ class Server(uvicorn.Server):
         config = uvicorn.Config(
             create_app(lifecycle),
             http=Http,
-            ws="none",
+            ws="none",  # whatever is installed: no route speaks WebSocket
             lifespan="on",
             loop="asyncio",  # uvloop lets connections starve under overload (docs/decisions/024)
             access_log=False,

@@ -52,7 +52,7 @@ def add_admin_routes(
     routes = AdminRoutes(lifecycle)
 
     def route(path: str, handler: Callable[..., Any], *statuses: int, has_body: bool) -> None:
-        body_statuses = (400, 413, 415) if has_body else ()
+        body_statuses = (400, 408, 413, 415) if has_body else ()
         app.add_api_route(
             f"/admin/{path}",
             handler,

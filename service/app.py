@@ -98,7 +98,7 @@ def add_client_routes(app: FastAPI, routes: Routes, guards: Sequence[Dependency]
         model: type[BaseModel] | None = None,
     ) -> None:
         posted = [Depends(require_json)] if method == "POST" else []
-        posted_statuses = (400, 413, 415) if method == "POST" else ()
+        posted_statuses = (400, 408, 413, 415) if method == "POST" else ()
         guarded = (401,) if guards else ()
         app.add_api_route(
             path,

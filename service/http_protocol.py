@@ -2,8 +2,9 @@
 
 - uvicorn's parser gathers a header, or a thousand of them, until memory ends: here a message that
   goes on and on without a body is refused.
-- uvicorn waits for ever for the rest of a request, and for the first one of a connection: here a
-  request has to be whole in time, since it holds a place in the gate from its head on.
+- uvicorn waits for ever for the rest of a request, for a client that does not read its answers, and
+  for the first request of a connection. Here a request has to come, and answers to be taken, in
+  time: a request holds a place in the gate from its head to the end of its answer.
 - A request that is not let in is answered while it is read: a task of its own would wait behind
   those of all requests that are inside, which is what there is too much of.
 - uvicorn sends the head of an answer, then its body: a process that is killed in between leaves
@@ -18,18 +19,18 @@ from __future__ import annotations
 import asyncio
 from asyncio import TimerHandle
 from collections.abc import Coroutine
+from http import HTTPStatus
 from typing import Any, cast
 
 from uvicorn._types import ASGI3Application, ASGISendEvent
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from service.ids import request_id
-from service.middleware import Envelope, Scope
+from service.middleware import SCOPE_KEY, Envelope, RequestContext, Scope
 from service.schemas import ErrorResponse
 
 MAX_HEAD_BYTES = 64 << 10  # and what one read of the socket brings with it
-READ_WITHIN_S = 10.0  # from the first byte of a request to its last
-REASONS = {408: "Request Timeout", 431: "Request Header Fields Too Large"}
+TRANSFER_S = 10.0  # from the first byte of a request to its last; for answers that are not taken
 
 
 class GatheringTransport:
@@ -65,11 +66,12 @@ class GatheringTransport:
 class Http(HttpToolsProtocol):
     """One connection; see the module. The application must be an Envelope."""
 
-    read_within_s = READ_WITHIN_S
+    transfer_s = TRANSFER_S
     _head_bytes = 0
     _is_reading = False  # bytes that have arrived
-    _is_within = False  # a request: some of it has arrived and some not
-    _too_late: TimerHandle | None = None  # the end of its time
+    _is_incomplete = False  # a request: some of it has arrived and some not
+    _give_up_timer: TimerHandle | None = None  # runs while it is
+    _abort_timer: TimerHandle | None = None  # runs while the client takes no answers
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         gathering = GatheringTransport(cast("asyncio.Transport", transport), self.loop)
@@ -79,10 +81,21 @@ class Http(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._unset_keepalive_if_required()
         self._stop_the_clock()
+        self._stop_the_clock_of_answers()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._abort_timer = self.loop.call_later(self.transfer_s, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        self._stop_the_clock_of_answers()
+        super().resume_writing()
 
     def on_response_complete(self) -> None:
         cast("GatheringTransport", self.transport).flush()
+        if self._give_up_timer is not None:  # of a request behind this one
+            self._start_the_clock()
         super().on_response_complete()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
@@ -106,15 +119,15 @@ class Http(HttpToolsProtocol):
             return
         if self._head_bytes > MAX_HEAD_BYTES:
             self._refuse(431, "headers_too_large", f"the headers may have {MAX_HEAD_BYTES} bytes")
-        elif self._is_within:
-            if self._too_late is None:
-                self._too_late = self.loop.call_later(self.read_within_s, self._give_up)
+        elif self._is_incomplete:
+            if self._give_up_timer is None:
+                self._start_the_clock()
         elif self.cycle is None or self.cycle.response_complete:
             self._wait_for_a_request()  # what has come may have been the rest of a refused one
 
     def on_message_begin(self) -> None:
         self._head_bytes = 0
-        self._is_within = True
+        self._is_incomplete = True
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
@@ -127,7 +140,7 @@ class Http(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._head_bytes = 0
-        self._is_within = False
+        self._is_incomplete = False
         self._stop_the_clock()
         super().on_message_complete()
 
@@ -138,38 +151,61 @@ class Http(HttpToolsProtocol):
                 self.timeout_keep_alive, self.timeout_keep_alive_handler
             )
 
+    def _start_the_clock(self) -> None:
+        self._stop_the_clock()
+        self._give_up_timer = self.loop.call_later(self.transfer_s, self._give_up)
+
     def _stop_the_clock(self) -> None:
-        if self._too_late is not None:
-            self._too_late.cancel()
-            self._too_late = None
+        if self._give_up_timer is not None:
+            self._give_up_timer.cancel()
+            self._give_up_timer = None
+
+    def _stop_the_clock_of_answers(self) -> None:
+        if self._abort_timer is not None:
+            self._abort_timer.cancel()
+            self._abort_timer = None
 
     def _give_up(self) -> None:
         """The rest of a request does not come; the application, if it waits for it, is told."""
+        self._give_up_timer = None
         if self.transport.is_closing():
             return
         cycle = self.cycle
         is_own = cycle is not None and cycle.scope is self.scope  # its head has come
         is_busy = cycle is not None and not cycle.response_complete
-        if self.flow.read_paused or (is_busy and not is_own):  # the one before it is answered first
-            self._too_late = self.loop.call_later(self.read_within_s, self._give_up)
+        if self.flow.read_paused or self.pipeline or (is_busy and not is_own):
+            self._start_the_clock()  # those before it are answered first
         elif is_own and cycle.response_started:
-            self.transport.close()
+            self._close()
         else:
-            message = f"the request has to be whole within {self.read_within_s:g} s"
-            self._refuse(408, "request_timeout", message)
+            scope = cast("Scope", cycle.scope) if is_own else {}
+            context: RequestContext | None = scope.get(SCOPE_KEY)
+            if context is not None:
+                context.given_up = True
+            message = f"the request has to be whole within {self.transfer_s:g} s"
+            self._refuse(408, "request_timeout", message, context)
 
-    def _refuse(self, status: int, code: str, message: str) -> None:
-        """Answer what the application has not heard of, and close."""
-        body = ErrorResponse.of(code, message, request_id(), retryable=status == 408)
+    def _refuse(
+        self, status: int, code: str, message: str, context: RequestContext | None = None
+    ) -> None:
+        """Answer a request that is not whole, and close. context: once its head has come"""
+        name = context.request_id if context else request_id()
+        body = ErrorResponse.of(code, message, name)
         content = body.model_dump_json().encode()
         lines = [
-            f"HTTP/1.1 {status} {REASONS[status]}",
+            f"HTTP/1.1 {status} {HTTPStatus(status).phrase}",
             "Content-Type: application/json",
             f"Content-Length: {len(content)}",
+            f"X-Request-ID: {name}",
             "Connection: close",
         ]
         self.transport.write("".join(f"{line}\r\n" for line in [*lines, ""]).encode() + content)
+        self._close()
+
+    def _close(self) -> None:
+        """Close, whether or not the client takes what was written."""
         self.transport.close()
+        self.loop.call_later(self.transfer_s, self.transport.abort)
 
 
 def _run_through(coroutine: Coroutine[Any, Any, None]) -> None:

@@ -35,7 +35,7 @@ from service.keys import Keys
 from service.lanes import Engine
 from service.latency import LatencyModel
 from service.metrics import Metrics
-from service.pauses import measure_loop_lag, measured_gc
+from service.pauses import measure_loop_lag, watched_gc
 from service.priming import prime
 from service.recommender import Policy, Recommender
 from service.redis_history import RedisHistoryStore
@@ -163,7 +163,7 @@ class Lifecycle:
             embedded = EmbeddedValkey(self.settings.history_dir)
         self._tasks = [asyncio.create_task(self._start(embedded))]
         try:
-            with measured_gc(self.metrics):
+            with watched_gc(self.metrics):
                 yield
         finally:
             await self._stop(embedded)

@@ -57,6 +57,7 @@ class RequestContext:
     variant: str = "none"
     degraded: bool = False
     rejected: str | None = None  # why it was turned away, if it was
+    given_up: bool = False  # its body did not come, and 408 was answered
     timings_ms: dict[str, float] = field(default_factory=dict)  # of a recommendation
 
 
@@ -125,7 +126,7 @@ class Envelope:
         finally:
             if scope["path"] not in OPEN_PATHS:
                 self._gate.leave(served=status < 400)
-            self._observe(scope, status, context)
+            self._observe(scope, 408 if context.given_up else status, context)
 
     def _added_headers(self, context: RequestContext) -> list[Header]:
         added = {"X-Request-ID": context.request_id, **context.headers}

@@ -8,7 +8,7 @@ its own. Knows nothing of scores or rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from time import perf_counter
 from typing import Any
 
@@ -111,7 +111,7 @@ def beams_of_a_chunk(widths: Sequence[int]) -> int:
     return max(1, total // (2 * len(widths)))
 
 
-def of_jobs(array: NDArray[Any], chunks: Sequence[int]) -> Iterable[NDArray[Any]]:
+def of_jobs(array: NDArray[Any], chunks: Sequence[int]) -> Sequence[NDArray[Any]] | NDArray[Any]:
     """Each job's part of (chunks, beams, ...), as (beams, ...)."""
     if len(array) == len(chunks):
         return array

@@ -79,7 +79,7 @@ def sureness_of_few(
             if first[place, code] == start + i:
                 of_legal[found] = log_probs[place, code]
                 found += 1
-        sureness[place] = share_of_highest(of_legal[:found])
+        sureness[place] = log_share_of_highest(of_legal[:found])
 
 
 @compiled
@@ -95,11 +95,11 @@ def highest_legal(
     for code in range(len(log_probs)):
         scratch[found] = log_probs[code]  # and the next one over it if it is not legal
         found += np.uint64(legal[code] >= least)
-    return share_of_highest(scratch[:found])
+    return log_share_of_highest(scratch[:found])
 
 
 @compiled
-def share_of_highest(log_probs: Floats) -> float:
+def log_share_of_highest(log_probs: Floats) -> float:
     """Log of the most probable one's share of their sum; -inf for a single one. Overwrites them."""
     mass = exponentials(log_probs, np.float64(highest_of(log_probs)))
     return -np.inf if len(log_probs) == 1 else float(-np.log(mass))

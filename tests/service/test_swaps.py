@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import shutil
 import threading
@@ -294,3 +295,21 @@ def test_a_change_of_items_is_waited_for_and_a_load_is_not(store: Path) -> None:
         assert (await loading).ref == "swap@3"
 
     asyncio.run(asyncio.wait_for(run(), 60))
+
+
+def test_the_garbage_collector_does_not_look_at_a_loaded_bundle(store: Path) -> None:
+    async def run() -> None:
+        def load(path: Path) -> Resident:
+            bundle = Bundle.load(path)
+            return Resident(bundle, Engine(bundle.decoder.decode))
+
+        residents = Residents(load, Metrics())
+        await residents.start(store / "swap" / "1")
+        watched = {id(one) for one in gc.get_objects()}
+        items = residents.active.bundle.items
+        assert not watched & {id(items), *map(id, items)}
+
+    try:
+        asyncio.run(run())
+    finally:
+        gc.unfreeze()
