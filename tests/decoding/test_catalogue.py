@@ -110,6 +110,34 @@ def test_two_catalogues_that_grew_from_one_do_not_see_each_others_items() -> Non
     assert old.with_items([], np.empty((0, 2), np.uint16)) is old
 
 
+def test_vectors_of_catalogues_that_grew_from_one_are_their_own() -> None:
+    """They share memory as long as none writes where another one reads."""
+
+    def grown(catalogue: Catalogue, *values: int) -> Catalogue:
+        item_ids = [f"{catalogue.num_items}-{value}" for value in values]
+        codes = np.zeros((len(values), 2), np.uint16)
+        return catalogue.with_items(item_ids, codes, np.array(values, np.float16)[:, None])
+
+    def values_of(catalogue: Catalogue) -> list[int]:
+        return catalogue.vectors[:, 0].astype(int).tolist()
+
+    few = Catalogue(**parts(vectors=np.array([[0], [1], [2]], np.float16)))
+    many = list(range(3, 40))
+    first = grown(few, *many)
+    second = grown(first, 40)
+    assert np.shares_memory(first.vectors, second.vectors)
+    third, fourth = grown(second, 41), grown(second, 42, 43)
+    assert np.shares_memory(second.vectors, third.vectors)
+    assert not np.shares_memory(third.vectors, fourth.vectors)
+    assert values_of(grown(fourth, 44)) == [*range(41), 42, 43, 44]
+    much = grown(third, *range(42, 100))  # more than there is room for
+    assert values_of(much) == list(range(100))
+    assert values_of(grown(few, 7)) == [0, 1, 2, 7]
+    for catalogue, stop in ((few, 3), (first, 40), (second, 41), (third, 42)):
+        assert values_of(catalogue) == list(range(stop))
+    assert values_of(fourth) == [*range(41), 42, 43]
+
+
 @settings(deadline=None)
 @given(st.data())
 def test_items_left_are_those_of_a_catalogue_from_scratch(data: st.DataObject) -> None:
