@@ -597,7 +597,7 @@ def test_the_openapi_document_declares_the_error_body(served: Service) -> None:
     errors = {key: body for key, body in declared.items() if key[0] not in health}
     assert set(errors.values()) == {"ErrorResponse"}
     statuses = {status for path, status in errors if path == "/recommend"}
-    assert statuses == {"400", "404", "413", "415", "422", "429", "500", "503", "504"}
+    assert statuses == {"400", "404", "408", "413", "415", "422", "429", "500", "503", "504"}
     event = document["components"]["schemas"]["EventsRequest"]["properties"]["events"]
     assert event["items"]["$ref"].endswith("/Event")
 
