@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -283,20 +284,29 @@ def _say(sentence: str) -> None:
 
 
 def params_of(text: str) -> tuple[int, int]:
-    r_warm, m_par = map(int, text.split(","))
+    """(r_warm, m_par) of a schedule."""
+    try:
+        r_warm, m_par = map(int, text.split(","))
+    except ValueError:
+        raise ArgumentTypeError(f"{text!r} is not two numbers, as 4,2") from None
     return r_warm, m_par
 
 
-def _share(text: str) -> float:
-    if not 0 < float(text) <= 1:
-        raise ValueError
-    return float(text)
-
-
 def at_least_one(text: str) -> int:
-    if int(text) < 1:
-        raise ValueError
+    """A number above 0."""
+    if not text.isdecimal() or not int(text):
+        raise ArgumentTypeError(f"{text!r} is not a number of at least 1")
     return int(text)
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = 0
+    if not 0 < share <= 1:
+        raise ArgumentTypeError(f"{text!r} is not a share above 0, at most 1")
+    return share
 
 
 def _parser() -> argparse.ArgumentParser:

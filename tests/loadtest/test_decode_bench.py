@@ -145,9 +145,9 @@ DEMO = str(configured_path(Path("models_store"), "demo"))
         (["--bundle", "models_store/none"], 1, "name the folder of a bundle"),
         (["--bundle", DEMO, "--precision", "int8"], 1, "has no int8 graphs"),
         (["--items", "50", *SYNTHETIC, "--schedules", "5,1"], 1, "r_warm must be between 0 and 4"),
-        (["--items", "50", "--schedules", "5"], 2, "invalid params_of value"),
-        (["--items", "50", "--filter-shares", "0"], 2, "invalid _share value"),
-        (["--items", "0"], 2, "invalid at_least_one value"),
+        (["--items", "50", "--schedules", "5"], 2, "'5' is not two numbers, as 4,2"),
+        (["--items", "50", "--filter-shares", "0"], 2, "'0' is not a share above 0"),
+        (["--items", "0"], 2, "'0' is not a number of at least 1"),
         ([], 2, "one of the arguments --bundle --items is required"),
     ],
 )
