@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -31,6 +30,7 @@ from loadtest.decode_flops import (
     single_threaded,
 )
 from loadtest.decode_memory import index_bytes, rss_bytes
+from loadtest.decode_options import at_least_one, params_of, share_of_one
 from loadtest.decode_prefix_trie import PrefixTrie, decode_left_to_right
 from loadtest.decode_report import Timed, case_figures, table
 from loadtest.decode_synthetic import (
@@ -283,32 +283,6 @@ def _say(sentence: str) -> None:
     print(sentence, file=sys.stderr)
 
 
-def params_of(text: str) -> tuple[int, int]:
-    """(r_warm, m_par) of a schedule."""
-    try:
-        r_warm, m_par = map(int, text.split(","))
-    except ValueError:
-        raise ArgumentTypeError(f"{text!r} is not two numbers, as 4,2") from None
-    return r_warm, m_par
-
-
-def at_least_one(text: str) -> int:
-    """A number above 0."""
-    if not text.isdecimal() or not int(text):
-        raise ArgumentTypeError(f"{text!r} is not a number of at least 1")
-    return int(text)
-
-
-def _share(text: str) -> float:
-    try:
-        share = float(text)
-    except ValueError:
-        share = 0
-    if not 0 < share <= 1:
-        raise ArgumentTypeError(f"{text!r} is not a share above 0, at most 1")
-    return share
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m loadtest.decode_bench",
@@ -338,7 +312,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--filter-shares",
-        type=_share,
+        type=share_of_one,
         nargs="+",
         default=[],
         help="also time filters that leave such shares of the catalogue, random rows",

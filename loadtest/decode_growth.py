@@ -22,7 +22,8 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from loadtest.decode_bench import K, Rows, at_least_one, params_of
+from loadtest.decode_bench import K, Rows
+from loadtest.decode_options import at_least_one, params_of
 from loadtest.decode_synthetic import (
     RandomDenoiser,
     catalogue_of,
