@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import asyncio
 from asyncio import TimerHandle
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from http import HTTPStatus
 from typing import Any, cast
 
@@ -63,6 +63,35 @@ class GatheringTransport:
         return getattr(self._transport, name)
 
 
+class Countdown:
+    """Calls back so long after its last start, unless it was stopped."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
+        self._loop = loop
+        self._call = call
+        self._timer: TimerHandle | None = None
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it was started and has not ended."""
+        return self._timer is not None
+
+    def start(self, seconds: float) -> None:
+        """Begin, or begin again."""
+        self.stop()
+        self._timer = self._loop.call_later(seconds, self._end)
+
+    def stop(self) -> None:
+        """Nothing is called any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _end(self) -> None:
+        self._timer = None
+        self._call()
+
+
 class Http(HttpToolsProtocol):
     """One connection; see the module. The application must be an Envelope."""
 
@@ -70,32 +99,32 @@ class Http(HttpToolsProtocol):
     _head_bytes = 0
     _is_reading = False  # bytes that have arrived
     _is_incomplete = False  # a request: some of it has arrived and some not
-    _give_up_timer: TimerHandle | None = None  # runs while it is
-    _abort_timer: TimerHandle | None = None  # runs while the client takes no answers
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         gathering = GatheringTransport(cast("asyncio.Transport", transport), self.loop)
         super().connection_made(cast("asyncio.Transport", gathering))
+        self._rest_of_request = Countdown(self.loop, self._give_up)
+        self._taking_of_answers = Countdown(self.loop, gathering.abort)
         self._wait_for_a_request()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._unset_keepalive_if_required()
-        self._stop_the_clock()
-        self._stop_the_clock_of_answers()
+        self._rest_of_request.stop()
+        self._taking_of_answers.stop()
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._abort_timer = self.loop.call_later(self.transfer_s, self.transport.abort)
+        self._taking_of_answers.start(self.transfer_s)
 
     def resume_writing(self) -> None:
-        self._stop_the_clock_of_answers()
+        self._taking_of_answers.stop()
         super().resume_writing()
 
     def on_response_complete(self) -> None:
         cast("GatheringTransport", self.transport).flush()
-        if self._give_up_timer is not None:  # of a request behind this one
-            self._start_the_clock()
+        if self._rest_of_request.is_running:  # that of a request behind this one
+            self._rest_of_request.start(self.transfer_s)
         super().on_response_complete()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
@@ -120,8 +149,8 @@ class Http(HttpToolsProtocol):
         if self._head_bytes > MAX_HEAD_BYTES:
             self._refuse(431, "headers_too_large", f"the headers may have {MAX_HEAD_BYTES} bytes")
         elif self._is_incomplete:
-            if self._give_up_timer is None:
-                self._start_the_clock()
+            if not self._rest_of_request.is_running:
+                self._rest_of_request.start(self.transfer_s)
         elif self.cycle is None or self.cycle.response_complete:
             self._wait_for_a_request()  # what has come may have been the rest of a refused one
 
@@ -141,7 +170,7 @@ class Http(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         self._head_bytes = 0
         self._is_incomplete = False
-        self._stop_the_clock()
+        self._rest_of_request.stop()
         super().on_message_complete()
 
     def _wait_for_a_request(self) -> None:
@@ -151,30 +180,15 @@ class Http(HttpToolsProtocol):
                 self.timeout_keep_alive, self.timeout_keep_alive_handler
             )
 
-    def _start_the_clock(self) -> None:
-        self._stop_the_clock()
-        self._give_up_timer = self.loop.call_later(self.transfer_s, self._give_up)
-
-    def _stop_the_clock(self) -> None:
-        if self._give_up_timer is not None:
-            self._give_up_timer.cancel()
-            self._give_up_timer = None
-
-    def _stop_the_clock_of_answers(self) -> None:
-        if self._abort_timer is not None:
-            self._abort_timer.cancel()
-            self._abort_timer = None
-
     def _give_up(self) -> None:
         """The rest of a request does not come; the application, if it waits for it, is told."""
-        self._give_up_timer = None
         if self.transport.is_closing():
             return
         cycle = self.cycle
         is_own = cycle is not None and cycle.scope is self.scope  # its head has come
         is_busy = cycle is not None and not cycle.response_complete
         if self.flow.read_paused or self.pipeline or (is_busy and not is_own):
-            self._start_the_clock()  # those before it are answered first
+            self._rest_of_request.start(self.transfer_s)  # those before it are answered first
         elif is_own and cycle.response_started:
             self._close()
         else:

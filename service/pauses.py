@@ -16,8 +16,8 @@ from contextlib import contextmanager
 from service.metrics import Metrics
 
 EVERY_S = 0.1
-# Python's own thresholds, but all objects are looked at twenty times as seldom as it would: of 719
-# collections in 15 s under load 25 took 5 to 15 ms (busy machine, 2026-11-29), all others less.
+# Python's own thresholds, but all objects are looked at twenty times as seldom as it would: see
+# docs/decisions/024.
 COLLECT_EVERY = (700, 10, 200)
 NEVER = 1_000_000
 
