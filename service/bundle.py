@@ -40,6 +40,7 @@ from service.decoding import (
     SidTrie,
 )
 from service.decoding.onnx_denoiser import OnnxDenoiser, Provider, ProviderMissing
+from service.decoding.shared import SharedList
 from service.errors import BundleInvalid, ProviderUnavailable
 from service.items import AttributeIndex, Item
 from service.manifest import (
@@ -79,7 +80,7 @@ class Bundle:
 
     manifest: Manifest
     decoder: Decoder
-    items: tuple[Item, ...]
+    items: SharedList[Item]
     held_out: tuple[HeldOutUser, ...]
     codebook: Codebook
     attributes: AttributeIndex
@@ -98,13 +99,14 @@ class Bundle:
         item_ids = [item.item_id for item in items]
         decoder = self.decoder.with_items(item_ids, embeddings, self.codebook)
         attributes = self.attributes.with_items(items)
-        items = self.items + tuple(items)
-        return replace(self, decoder=decoder, items=items, attributes=attributes)
+        return replace(
+            self, decoder=decoder, items=self.items.with_items(items), attributes=attributes
+        )
 
     def without_items(self, item_ids: Collection[str]) -> Bundle:
         """A bundle without these items: see `Decoder.without_items`. This one stays as it is."""
         decoder, removed = self.decoder.without_items(item_ids), set(item_ids)
-        items = tuple([item for item in self.items if item.item_id not in removed])
+        items = SharedList(item for item in self.items if item.item_id not in removed)
         attributes = self.attributes.without_rows(self.catalogue.rows_of(item_ids))
         return replace(self, decoder=decoder, items=items, attributes=attributes)
 
@@ -128,7 +130,7 @@ class Bundle:
             _check_int8(path, manifest, provider)
         graphs = GRAPHS[precision]
         try:
-            items = tuple(
+            items = SharedList(
                 Item(entry["item_id"], entry["title"], tuple(entry["categories"]))
                 for entry in _json_lines(files["items.jsonl"])
             )
@@ -184,7 +186,8 @@ class Bundle:
             raise ProviderUnavailable(f"UNMASK_PROVIDER={provider}: {error}") from error
         except (ValueError, KeyError, TypeError, RuntimeError) as error:
             raise BundleInvalid(f"bundle {path}: {one_line(error)}") from error
-        decoder = Decoder(SidTrie(catalogue), denoiser, prior, encoder_cache=encoder_cache)
+        trie = SidTrie(catalogue.with_room())
+        decoder = Decoder(trie, denoiser, prior, encoder_cache=encoder_cache)
         attributes = AttributeIndex.of(items)
         return cls(manifest, decoder, items, held_out, codebook, attributes, precision)
 

@@ -37,7 +37,7 @@ from training.interactions import Dataset
 
 def check_data(bundle: Bundle, dataset: Dataset) -> None:
     """Raise DataError when the bundle was not made from this data."""
-    if bundle.catalogue.item_ids != dataset.split.train.item_ids:
+    if tuple(bundle.catalogue.item_ids) != tuple(dataset.split.train.item_ids):
         raise DataError(
             f"bundle {bundle.manifest.ref} has another catalogue than this data; "
             "use the data, core and cold_items it was trained with"

@@ -10,43 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
 
-ROOM = 8  # a copy of rows has room for one in so many more
-
-
-class SharedRows:
-    """Rows of catalogues that grew one from another, each of which sees the first ones.
-
-    They are most of what a catalogue takes, so that those that come later are written behind them,
-    where there is room, and nothing is copied. Several threads may call.
-
-    rows: (n, d), room for more behind those that a catalogue sees
-    """
-
-    def __init__(self, rows: NDArray[np.float16]) -> None:
-        self.rows = rows
-        self._used = len(rows)
-        self._lock = Lock()
-
-    def with_rows(self, seen: int, new: NDArray[np.float16]) -> SharedRows:
-        """What begins with the first `seen` rows, and goes on with new ones.
-
-        Behind rows that somebody sees nothing is written: who does not see all of them gets a copy.
-        """
-        stop = seen + len(new)
-        with self._lock:
-            if seen == self._used and stop <= len(self.rows):
-                self.rows[seen:stop] = new
-                self._used = stop
-                return self
-        copy = SharedRows(np.empty((stop + stop // ROOM, new.shape[1]), new.dtype))
-        copy.rows[:seen], copy.rows[seen:stop] = self.rows[:seen], new
-        copy._used = stop
-        return copy
+from service.decoding.shared import SharedList, SharedRows
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +38,7 @@ class Catalogue:
     vectors: NDArray[np.float16] = field(default_factory=lambda: np.empty((0, 0), np.float16))
     row_of: Mapping[str, int] = field(default_factory=dict, repr=False)
     added_row_of: dict[str, int] = field(init=False, repr=False, default_factory=dict)
-    _shared_vectors: SharedRows | None = field(init=False, repr=False, default=None)
+    _shared: Mapping[str, SharedRows] | None = field(init=False, repr=False, default=None)
 
     def __post_init__(self) -> None:
         if self.codes.ndim != 2 or self.codes.dtype != np.uint16:
@@ -113,6 +81,13 @@ class Catalogue:
         found = (row_of(item_id, added(item_id)) for item_id in item_ids)
         return np.fromiter((row for row in found if row is not None), dtype=np.int32)
 
+    def with_room(self) -> Catalogue:
+        """The same, copied once, so that `with_items` need not copy what is there."""
+        if self._shared:
+            return self
+        shared = {name: SharedRows(getattr(self, name)) for name in _ARRAYS}
+        return self._sharing(shared, SharedList(self.item_ids), self.added_row_of)
+
     def with_items(
         self,
         item_ids: Sequence[str],
@@ -136,18 +111,30 @@ class Catalogue:
             raise ValueError(f"vectors must have {self.vectors.shape[1]} dimensions")
         if len(known := self.rows_of(item_ids)):
             raise ValueError(f"item {self.item_ids[known[0]]!r} is in the catalogue already")
-        rows = range(self.num_items, self.num_items + len(item_ids))
-        shared = self._shared_vectors or SharedRows(self.vectors)
-        shared = shared.with_rows(self.num_items, new.vectors)
+        before = self.num_items
+        base = self.with_room()
+        assert base._shared is not None
+        assert isinstance(base.item_ids, SharedList)
+        shared = {
+            name: rows.with_rows(before, getattr(new, name)) for name, rows in base._shared.items()
+        }
+        added = dict(zip(item_ids, range(before, before + len(item_ids)), strict=True))
+        return self._sharing(shared, base.item_ids.with_items(item_ids), self.added_row_of | added)
+
+    def _sharing(
+        self,
+        shared: Mapping[str, SharedRows],
+        item_ids: SharedList[str],
+        added_row_of: dict[str, int],
+    ) -> Catalogue:
+        arrays = {name: rows.first(len(item_ids)) for name, rows in shared.items()}
         return _assembled(
-            item_ids=(*self.item_ids, *item_ids),
-            codes=np.concatenate((self.codes, codes)),
+            **arrays,
+            item_ids=item_ids,
             num_codes=self.num_codes,
-            popularity=np.concatenate((self.popularity, none)),
-            vectors=shared.rows[: rows.stop],
-            _shared_vectors=shared,
             row_of=self.row_of,
-            added_row_of=self.added_row_of | dict(zip(item_ids, rows, strict=True)),
+            added_row_of=added_row_of,
+            _shared=shared,
         )
 
     def without_items(self, item_ids: Collection[str]) -> Catalogue:
@@ -170,8 +157,11 @@ class Catalogue:
             vectors=self.vectors.take(kept, axis=0),
             row_of={item_id: row for row, item_id in enumerate(left)},
             added_row_of={},
-            _shared_vectors=None,
+            _shared=None,
         )
+
+
+_ARRAYS = ("codes", "popularity", "vectors")
 
 
 def _assembled(**fields: object) -> Catalogue:

@@ -62,13 +62,8 @@ class SidTrie:
 
         New rows are the largest, so each goes to the end of its code's posting list.
         """
-        before, new = len(self.codes), catalogue.codes[len(self.codes) :]
-        rows = np.empty((catalogue.num_subspaces, catalogue.num_items), np.int32)
-        for position, codes in enumerate(new.T):
-            order = np.argsort(codes, kind="stable")
-            ends = self.indptr[position, 1:][codes[order]]
-            rows[position] = np.insert(self.rows[position], ends, before + order)
-        postings = self.indptr + _indptr_of(new, catalogue.num_codes), rows
+        new = catalogue.codes[len(self.codes) :]
+        postings = _postings_with(self.indptr, self.rows, new)
         pairs = self.pairs if self.pairs is None else pairs_with(self.pairs, new)
         return SidTrie(catalogue, postings, pairs, pair_bytes_per_item=self.pair_bytes_per_item)
 
@@ -121,7 +116,27 @@ def _postings(
     return indptr, rows
 
 
-def _indptr_of(codes: NDArray[np.uint16], num_codes: int) -> NDArray[np.int64]:
-    """Where posting lists begin: (n, num_subspaces) -> (num_subspaces, num_codes + 1) int64."""
-    counts = np.stack([np.bincount(column, minlength=num_codes) for column in codes.T])
-    return np.pad(counts.cumsum(axis=1, dtype=np.int64), ((0, 0), (1, 0)))
+@compiled
+def _postings_with(
+    indptr: NDArray[np.int64], rows: NDArray[np.int32], new_codes: NDArray[np.uint16]
+) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """The postings with the rows of (n, num_subspaces) new codes at the ends of their lists."""
+    num_subspaces, num_items = rows.shape
+    num_new = len(new_codes)
+    grown_indptr = indptr.copy()
+    grown = np.empty((num_subspaces, num_items + num_new), np.int32)
+    for position in range(num_subspaces):
+        counts = np.zeros(indptr.shape[1], np.int64)
+        for new in range(num_new):
+            counts[new_codes[new, position] + 1] += 1
+        grown_indptr[position] += counts.cumsum()
+        for code in range(len(counts) - 1):
+            start, stop = indptr[position, code], indptr[position, code + 1]
+            at = grown_indptr[position, code]
+            grown[position, at : at + stop - start] = rows[position, start:stop]
+        free = grown_indptr[position, 1:] - counts[1:]
+        for new in range(num_new):
+            code = new_codes[new, position]
+            grown[position, free[code]] = num_items + new
+            free[code] += 1
+    return grown_indptr, grown

@@ -110,18 +110,30 @@ def test_two_catalogues_that_grew_from_one_do_not_see_each_others_items() -> Non
     assert old.with_items([], np.empty((0, 2), np.uint16)) is old
 
 
-def test_vectors_of_catalogues_that_grew_from_one_are_their_own() -> None:
-    """They share memory as long as none writes where another one reads."""
-
+def test_catalogues_that_grew_from_one_share_memory_and_see_their_own_items_only() -> None:
     def grown(catalogue: Catalogue, *values: int) -> Catalogue:
         item_ids = [f"{catalogue.num_items}-{value}" for value in values]
-        codes = np.zeros((len(values), 2), np.uint16)
-        return catalogue.with_items(item_ids, codes, np.array(values, np.float16)[:, None])
+        new = np.array(values)[:, None]
+        return catalogue.with_items(item_ids, new.astype(np.uint16), new.astype(np.float16))
 
     def values_of(catalogue: Catalogue) -> list[int]:
-        return catalogue.vectors[:, 0].astype(int).tolist()
+        values = catalogue.codes[:, 0].tolist()
+        assert catalogue.vectors[:, 0].tolist() == values
+        assert [int(item_id.split("-")[1]) for item_id in catalogue.item_ids] == values
+        assert catalogue.rows_of(catalogue.item_ids).tolist() == list(range(len(values)))
+        assert catalogue.popularity.tolist() == [3, 2, 1] + [0] * (len(values) - 3)
+        return values
 
-    few = Catalogue(**parts(vectors=np.array([[0], [1], [2]], np.float16)))
+    few = Catalogue(
+        item_ids=("0-0", "1-1", "2-2"),
+        codes=np.array([[0], [1], [2]], np.uint16),
+        num_codes=100,
+        popularity=np.array([3, 2, 1]),
+        vectors=np.array([[0], [1], [2]], np.float16),
+    )
+    roomy = few.with_room()
+    assert roomy.with_room() is roomy
+    assert values_of(roomy) == values_of(few) == [0, 1, 2]
     many = list(range(3, 40))
     first = grown(few, *many)
     second = grown(first, 40)

@@ -89,7 +89,7 @@ def test_a_decoder_that_grew_answers_as_one_from_scratch(
     vectors = codebook.vectors_of(embeddings)
     seen = vectors[:, : catalogue.vectors.shape[1]].astype(np.float16)
     whole = Catalogue(
-        catalogue.item_ids + tuple(item_ids),
+        (*catalogue.item_ids, *item_ids),
         np.concatenate((catalogue.codes, codebook.codes_of(vectors))),
         4,
         np.concatenate((catalogue.popularity, np.zeros(num_new, np.int64))),

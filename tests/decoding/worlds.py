@@ -41,7 +41,7 @@ def of_rows(catalogue: Catalogue, rows: Sequence[int]) -> Catalogue:
 
 
 def assert_same_catalogue(found: Catalogue, expected: Catalogue) -> None:
-    assert found.item_ids == expected.item_ids
+    assert list(found.item_ids) == list(expected.item_ids)
     assert found.num_codes == expected.num_codes
     assert found.row_of | found.added_row_of == expected.row_of | expected.added_row_of
     for name in ("codes", "popularity", "vectors"):

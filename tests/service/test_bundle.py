@@ -64,7 +64,7 @@ def test_a_bundle_comes_back_as_it_was_written(bundles_dir: Path) -> None:
     assert manifest.ref == "tiny@1"
     catalogue = bundle.catalogue
     assert len(bundle.items) == catalogue.num_items == manifest.num_items
-    assert tuple(item.item_id for item in bundle.items) == catalogue.item_ids
+    assert [item.item_id for item in bundle.items] == list(catalogue.item_ids)
     assert bundle.decoder.denoiser.num_codes == catalogue.num_codes == manifest.num_codes
     assert bundle.decoder.denoiser.repeat_bias == manifest.repeat_bias == REPEAT_BIAS
     assert manifest.decoding == DecodingDefaults(r_warm=2, m_par=2, beam_width=10)
@@ -102,14 +102,14 @@ def test_items_come_and_go_and_the_bundle_stays_as_it_was(bundles_dir: Path) -> 
     embeddings = np.random.default_rng(0).normal(size=(3, EMBEDDING_DIMS))
     new = [Item(f"new-{n}", f"New {n}", ("rare", "brand new")) for n in range(3)]
     grown = bundle.with_items(new, embeddings)
-    assert grown.items == (*bundle.items, *new)
+    assert list(grown.items) == [*bundle.items, *new]
     vectors = tiny_codebook().vectors_of(embeddings)
     assert np.array_equal(grown.catalogue.vectors[-3:], vectors.astype(np.float16))
     assert np.array_equal(grown.catalogue.codes[-3:], tiny_codebook().codes_of(vectors))
 
     shrunk = grown.without_items(["item-3", "new-1", "gone"])
-    item_ids = tuple(item.item_id for item in shrunk.items)
-    assert item_ids == shrunk.catalogue.item_ids
+    item_ids = [item.item_id for item in shrunk.items]
+    assert item_ids == list(shrunk.catalogue.item_ids)
     assert set(grown.catalogue.item_ids) - set(item_ids) == {"item-3", "new-1"}
     assert bundle.catalogue.num_items == len(bundle.items) == 200
     for state, expected in (
