@@ -25,6 +25,7 @@ from service.errors import DeadlineExceeded, DecodeFailed, NotReady, Overloaded,
 from service.lanes import Answer, Engine, Lanes, Ticket, Wait
 from service.latency import Work
 from service.metrics import Metrics
+from service.traces import Traces
 
 LONGEST_BATCH_S = 60.0  # a batch that runs longer hangs: the process is not live
 LONGEST_RETRY_AFTER_S = 30
@@ -51,12 +52,14 @@ class MicroBatcher:
         max_batch_requests: int,
         max_batch_rows: int,
         max_wait_s: float = math.inf,
+        traces: Traces | None = None,
     ) -> None:
         """max_queue_rows: of each lane.
 
         max_wait_s: a job that is foretold to wait longer is not admitted; a batch takes half of it
         """
         self._metrics = metrics
+        self._traces = traces
         self._max_queue_rows = max_queue_rows
         self._max_wait_s = max_wait_s
         self._lanes = Lanes(max_batch_requests, max_batch_rows, max_wait_s / 2)
@@ -136,6 +139,8 @@ class MicroBatcher:
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         wait = Wait(deadline)
         ticket = Ticket(engine, replace(job, is_cancelled=wait.is_over), work, wait, answer)
+        if self._traces:
+            ticket.span = self._traces.current
         self._lanes.enter(ticket)
         self._arrived.set()
         try:
@@ -179,15 +184,20 @@ class MicroBatcher:
                 batch.append(ticket)
         if batch:
             work = Work.together(ticket.work for ticket in batch)
+            rows = sum(ticket.job.beam_width for ticket in batch)
             self._batch_ends = started + lane.engine.latency.seconds(work)
             self._metrics.batch_requests.observe(len(batch))
-            self._metrics.batch_rows.observe(sum(ticket.job.beam_width for ticket in batch))
+            self._metrics.batch_rows.observe(rows)
             is_whole = self._decode(lane.engine, batch, loop)
             seconds = time.monotonic() - started
             lane.used_s += seconds
             self._metrics.batch_duration.observe(seconds)
             if is_whole:
                 lane.engine.latency.observe(work, seconds)
+            if self._traces:
+                spans = [ticket.span for ticket in batch if ticket.span]
+                sizes = {"unmask.batch.jobs": len(batch), "unmask.batch.rows": rows}
+                self._traces.record_batch(spans, seconds, sizes)
         self._batch = []
         return True
 

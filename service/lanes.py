@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from threading import Lock
-from typing import Protocol
+from typing import Any, Protocol
 
 from service.decoding import Decoded, Job, OnAnswer, Timings
 from service.latency import LatencyModel, Work
@@ -61,7 +61,10 @@ class Wait:
 
 @dataclass(eq=False)
 class Ticket:
-    """A job in the queue or in a batch. entered, started: seconds of time.monotonic()"""
+    """A job in the queue or in a batch. entered, started: seconds of time.monotonic()
+
+    span: of the request that it is for, where there are traces
+    """
 
     engine: Engine
     job: Job
@@ -70,6 +73,7 @@ class Ticket:
     answer: asyncio.Future[Answer]
     entered: float = field(default_factory=time.monotonic)
     started: float = 0.0
+    span: Any = None
 
 
 @dataclass(eq=False)

@@ -263,6 +263,7 @@ class Lifecycle:
             max_batch_requests=settings.max_batch_requests,
             max_batch_rows=settings.max_batch_rows,
             max_wait_s=settings.slo_ms / 1000,
+            traces=self.traces,
         )
         self._batcher.start()
         self._answers = Remembering(histories, metrics)

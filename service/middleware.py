@@ -59,6 +59,7 @@ class RequestContext:
     rejected: str | None = None  # why it was turned away, if it was
     given_up: bool = False  # its body did not come, and 408 was answered
     timings_ms: dict[str, float] = field(default_factory=dict)  # of a recommendation
+    span: Any = None  # where there are traces
 
 
 class Envelope:
@@ -110,6 +111,7 @@ class Envelope:
         if context.rejected:
             return
         status = 500
+        self._begin_span(scope, context)
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
@@ -127,6 +129,11 @@ class Envelope:
             if scope["path"] not in OPEN_PATHS:
                 self._gate.leave(served=status < 400)
             self._observe(scope, 408 if context.given_up else status, context)
+
+    def _begin_span(self, scope: Scope, context: RequestContext) -> None:
+        if self._traces and not context.span and scope["path"] not in QUIET_ROUTES:
+            seconds = time.monotonic() - context.received
+            context.span = self._traces.begin(seconds, context.traceparent)
 
     def _added_headers(self, context: RequestContext) -> list[Header]:
         added = {"X-Request-ID": context.request_id, **context.headers}
@@ -150,13 +157,11 @@ class Envelope:
                 outcome = "limited"
             self._metrics.recommend_requests.labels(context.bundle, context.variant, outcome).inc()
             context.log["outcome"] = outcome
-        if self._traces and route not in QUIET_ROUTES:
-            context.log["trace_id"] = self._traces.record(
-                f"{method} {route}",
-                seconds,
-                {"http.route": route, "http.response.status_code": status},
-                context.timings_ms,
-                context.traceparent,
+        self._begin_span(scope, context)  # of one that was turned away
+        if self._traces and context.span:
+            attributes = {"http.route": route, "http.response.status_code": status}
+            context.log["trace_id"] = self._traces.end(
+                context.span, f"{method} {route}", attributes, context.timings_ms
             )
         is_quiet = route in QUIET_ROUTES or context.rejected == "inflight"  # there may be thousands
         write = log.debug if is_quiet else log.info

@@ -1,9 +1,10 @@
-"""OpenTelemetry: a span for each request, and one for each stage of a recommendation.
+"""OpenTelemetry: a span for each request, for each stage of a recommendation, and for each batch.
 
 On when OTEL_EXPORTER_OTLP_ENDPOINT is set and the extra `otel` is installed; the SDK's own OTEL_
-variables say the rest. Spans are made after the answer, from its timings: a stage that came in
-pieces, as calls of the network between steps of the search do, is one span of their sum. A
-`traceparent` that came with the request is the parent.
+variables say the rest. Spans of stages are made after the answer, from its timings: a stage that
+came in pieces, as calls of the network between steps of the search do, is one span of their sum. A
+`traceparent` that came with the request is the parent. A batch has many requests and so no parent:
+it is a trace of its own, whose span is linked to theirs.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Iterable
+from contextvars import ContextVar
 from typing import Any
 
 from service.errors import SettingsInvalid
@@ -31,6 +34,7 @@ class Traces:
             from opentelemetry.sdk.resources import SERVICE_NAME, Resource
             from opentelemetry.sdk.trace import TracerProvider
             from opentelemetry.sdk.trace.export import BatchSpanProcessor
+            from opentelemetry.trace import Link
             from opentelemetry.trace.propagation import set_span_in_context
             from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
         except ImportError as error:
@@ -44,20 +48,29 @@ class Traces:
         self._tracer = self._provider.get_tracer("unmask")
         self._extract = TraceContextTextMapPropagator().extract
         self._inside = set_span_in_context
+        self._link = Link
+        self._current: ContextVar[Any] = ContextVar("request", default=None)
 
-    def record(
-        self,
-        name: str,
-        seconds: float,
-        attributes: dict[str, Any],
-        timings_ms: dict[str, float],
-        traceparent: str | None,
-    ) -> str:
-        """Spans of a request that ends now; its trace id in hex."""
+    def begin(self, seconds: float, traceparent: str | None) -> Any:
+        """The span of a request that began so long ago; the current one of this task."""
         parent = self._extract({"traceparent": traceparent}) if traceparent else None
+        start = time.time_ns() - int(seconds * NS)
+        span = self._tracer.start_span("request", parent, start_time=start)
+        self._current.set(span)
+        return span
+
+    @property
+    def current(self) -> Any:
+        """The span of the request that this task is for; None = of none."""
+        return self._current.get()
+
+    def end(
+        self, root: Any, name: str, attributes: dict[str, Any], timings_ms: dict[str, float]
+    ) -> str:
+        """End the span of a request, with spans of its stages; its trace id in hex."""
         end = time.time_ns()
-        start = end - int(seconds * NS)
-        root = self._tracer.start_span(name, parent, attributes=attributes, start_time=start)
+        root.update_name(name)
+        root.set_attributes(attributes)
         inside = self._inside(root)
         stages = {stage: timings_ms[stage] for stage in STAGES if stage in timings_ms}
         at = end - int(sum(stages.values()) * NS / 1000)  # what comes before is reading the request
@@ -67,6 +80,18 @@ class Traces:
             span.end(at)
         root.end(end)
         return f"{root.get_span_context().trace_id:032x}"
+
+    def record_batch(
+        self, requests: Iterable[Any], seconds: float, attributes: dict[str, Any]
+    ) -> None:
+        """The span of a batch that ends now. requests: their spans, one may come often."""
+        end = time.time_ns()
+        links = [self._link(span.get_span_context()) for span in dict.fromkeys(requests)]
+        start = end - int(seconds * NS)
+        span = self._tracer.start_span(
+            "batch", links=links, attributes=attributes, start_time=start
+        )
+        span.end(end)
 
     def stop(self) -> None:
         """Send what is left; a collector that does not answer is given up on."""

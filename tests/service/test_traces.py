@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -79,7 +80,7 @@ def test_a_request_is_a_trace(
             assert answer.json()["served_by"] == "model"
             alone = service.client.post("/recommend", json=body)
             assert alone.status_code == 200
-            wait_until(lambda: len(spans) >= 2 * (1 + len(STAGES)))
+            wait_until(lambda: len(spans) >= 2 * (1 + len(STAGES) + 1))  # each had its own batch
             wait_until(lambda: service.stdout.count('"route": "/recommend"') == 2)
             lines = [json.loads(line) for line in service.stdout.splitlines()]
         assert service.stderr == ""
@@ -106,10 +107,42 @@ def test_a_request_is_a_trace(
 
     [line] = [line for line in lines if line.get("request_id") == "find-me"]
     assert line["trace_id"] == TRACE_ID
-    others = {span.trace_id.hex() for span in spans} - {TRACE_ID}
+    others = {span.trace_id.hex() for span in spans if span.name != "batch"} - {TRACE_ID}
     [other] = [one for one in lines if one.get("route") == "/recommend" and one is not line]
     assert {other["trace_id"]} == others  # a request without a traceparent begins a trace
     assert b"very-secret-user" not in b"".join(span.SerializeToString() for span in spans)
+
+
+def test_a_batch_is_linked_to_its_requests(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings |= {"bundle": "tiny@slow", "max_batch_requests": 4, "slo_ms": 10_000}
+    body = {"user_id": "x", "history": ["item-1"]}
+    with collector() as (url, spans):
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", url)
+        monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "50")  # ms
+        with service_process(tmp_path, **settings) as service, ThreadPoolExecutor(6) as pool:
+            paths = ["/recommend"] * 5 + ["/recommend/batch"]
+            bodies = [body] * 5 + [{"requests": [body, body]}]
+            post = service.client.post
+            answers = list(pool.map(lambda path, body: post(path, json=body), paths, bodies))
+            assert {answer.status_code for answer in answers} == {200}
+        wait_until(lambda: sum(span.name == "map" for span in spans) >= 5)
+
+    batches = [span for span in spans if span.name == "batch"]
+    requests = [span for span in spans if span.name.startswith("POST")]
+    sizes = [{one.key: one.value.int_value for one in span.attributes} for span in batches]
+    assert sum(size["unmask.batch.jobs"] for size in sizes) == 7
+    assert max(size["unmask.batch.jobs"] for size in sizes) in (2, 3, 4)
+    for size in sizes:
+        assert size["unmask.batch.rows"] == 10 * size["unmask.batch.jobs"]
+    linked = [(link.trace_id, link.span_id) for span in batches for link in span.links]
+    assert set(linked) == {(span.trace_id, span.span_id) for span in requests}
+    assert 6 <= len(linked) <= 7  # the two jobs of one request may have shared a batch
+    for span in batches:
+        assert not span.parent_span_id
+        assert 0 < span.end_time_unix_nano - span.start_time_unix_nano < 10e9
+    assert len({span.trace_id for span in [*batches, *requests]}) == len(batches) + 6
 
 
 def test_a_collector_that_is_not_there_hinders_nobody(
