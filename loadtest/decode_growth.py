@@ -60,7 +60,7 @@ def synthetic_decoder(
         vectors=random.random((num_items, VECTOR_DIMS), np.float32).astype(np.float16),
     )
     histories = random_histories(num_users, num_items, random)
-    return Decoder(SidTrie(catalogue), RandomDenoiser(frequencies)), histories
+    return Decoder(SidTrie(catalogue.with_room()), RandomDenoiser(frequencies)), histories
 
 
 def random_codebook(random: np.random.Generator) -> Codebook:

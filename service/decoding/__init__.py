@@ -23,8 +23,8 @@ get rows of their own, by intersecting two lists.
 
 The live service and offline evaluation call the same `decode`. A `Codebook` gives new items their
 SIDs, so that they join without retraining. The package imports numpy, numba with its llvmlite, and
-onnxruntime only. Reading order: schedule, shared, catalogue, trie, pairs, trajectory, job,
-denoiser, neighbours, beams, beam, batch_denoiser, narrowing, then what these drive, compiled:
+onnxruntime only. Reading order: schedule, unhurried, shared, catalogue, trie, pairs, trajectory,
+job, denoiser, neighbours, beams, beam, batch_denoiser, narrowing, then what these drive, compiled:
 asking, row_biases, scan, root, expansion with sureness and grouping, code_beams, code_expansion,
 heap, softmax, prefetch; then trail, encoder_cache, codebook, decoder, gather_graph, onnx_denoiser.
 unconstrained is the papers' literal expansion, kept for comparison.

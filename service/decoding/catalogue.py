@@ -8,13 +8,14 @@ users or networks.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.decoding.shared import SharedList, SharedRows
+from service.decoding.shared import SharedIndex, SharedList, SharedRows
+from service.decoding.unhurried import unhurried
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,8 +27,7 @@ class Catalogue:
     popularity: (num_items,) int64, training interactions of each row, never increasing
     vectors:    (num_items, d) float16, what the encoder sees beside codes; none given = d is 0
     row_of:     row of each item_id; none given = made of item_ids, which must then be distinct.
-        Shared by all catalogues that grew from it
-    added_row_of: rows of the items added since
+        Shared by all catalogues that grew from it, and without the items that they got
     Raises ValueError when the arrays do not fit together.
     """
 
@@ -37,7 +37,7 @@ class Catalogue:
     popularity: NDArray[np.int64]
     vectors: NDArray[np.float16] = field(default_factory=lambda: np.empty((0, 0), np.float16))
     row_of: Mapping[str, int] = field(default_factory=dict, repr=False)
-    added_row_of: dict[str, int] = field(init=False, repr=False, default_factory=dict)
+    _added: SharedIndex | None = field(init=False, repr=False, default=None)
     _shared: Mapping[str, SharedRows] | None = field(init=False, repr=False, default=None)
 
     def __post_init__(self) -> None:
@@ -77,16 +77,22 @@ class Catalogue:
 
     def rows_of(self, item_ids: Iterable[str]) -> NDArray[np.int32]:
         """Rows of the item_ids in the catalogue, in the order given; unknown ones are dropped."""
-        row_of, added = self.row_of.get, self.added_row_of.get
-        found = (row_of(item_id, added(item_id)) for item_id in item_ids)
-        return np.fromiter((row for row in found if row is not None), dtype=np.int32)
+        return np.fromiter(self._known_rows(item_ids), np.int32)
+
+    def _known_rows(self, item_ids: Iterable[str]) -> Iterator[int]:
+        end, row_of = self.num_items, self.row_of.get
+        added = (self._added or _NOTHING_ADDED).row_of.get
+        for item_id in item_ids:
+            row = row_of(item_id, added(item_id, end))
+            if row < end:
+                yield row
 
     def with_room(self) -> Catalogue:
         """The same, copied once, so that `with_items` need not copy what is there."""
         if self._shared:
             return self
         shared = {name: SharedRows(getattr(self, name)) for name in _ARRAYS}
-        return self._sharing(shared, SharedList(self.item_ids), self.added_row_of)
+        return self._sharing(shared, SharedList(self.item_ids), SharedIndex({}, self.num_items))
 
     def with_items(
         self,
@@ -109,23 +115,20 @@ class Catalogue:
             raise ValueError(f"codes must be of {self.num_subspaces} subspaces")
         if new.vectors.shape[1] != self.vectors.shape[1]:
             raise ValueError(f"vectors must have {self.vectors.shape[1]} dimensions")
-        if len(known := self.rows_of(item_ids)):
+        if len(known := self.rows_of(unhurried(item_ids))):
             raise ValueError(f"item {self.item_ids[known[0]]!r} is in the catalogue already")
-        before = self.num_items
-        base = self.with_room()
-        assert base._shared is not None
+        before, base = self.num_items, self.with_room()
         assert isinstance(base.item_ids, SharedList)
+        assert base._shared
+        assert base._added
         shared = {
             name: rows.with_rows(before, getattr(new, name)) for name, rows in base._shared.items()
         }
-        added = dict(zip(item_ids, range(before, before + len(item_ids)), strict=True))
-        return self._sharing(shared, base.item_ids.with_items(item_ids), self.added_row_of | added)
+        added = base._added.with_items(before, item_ids)
+        return self._sharing(shared, base.item_ids.with_items(item_ids), added)
 
     def _sharing(
-        self,
-        shared: Mapping[str, SharedRows],
-        item_ids: SharedList[str],
-        added_row_of: dict[str, int],
+        self, shared: Mapping[str, SharedRows], item_ids: SharedList[str], added: SharedIndex
     ) -> Catalogue:
         arrays = {name: rows.first(len(item_ids)) for name, rows in shared.items()}
         return _assembled(
@@ -133,7 +136,7 @@ class Catalogue:
             item_ids=item_ids,
             num_codes=self.num_codes,
             row_of=self.row_of,
-            added_row_of=added_row_of,
+            _added=added,
             _shared=shared,
         )
 
@@ -156,11 +159,12 @@ class Catalogue:
             popularity=self.popularity.take(kept, axis=0),
             vectors=self.vectors.take(kept, axis=0),
             row_of={item_id: row for row, item_id in enumerate(left)},
-            added_row_of={},
+            _added=None,
             _shared=None,
         )
 
 
+_NOTHING_ADDED = SharedIndex({}, 0)
 _ARRAYS = ("codes", "popularity", "vectors")
 
 

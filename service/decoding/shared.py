@@ -15,9 +15,11 @@ from typing import Any, TypeVar, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from service.decoding.unhurried import unhurried
+
 T = TypeVar("T")
 
-ROOM = 8  # an array has room for one row in so many more
+ROOM = 2  # an array has room for one row in so many more; memory is taken as it is written
 _GROWING = Lock()  # one for all: it is held while new rows are written, and no longer
 
 
@@ -80,3 +82,28 @@ class SharedList(Sequence[T]):
 
     def __iter__(self) -> Iterator[T]:
         return islice(self._list, self._length)
+
+
+class SharedIndex:
+    """Rows of the items that were added, by item_id: each catalogue heeds those below its own end.
+
+    row_of: not to be written to
+    """
+
+    def __init__(self, row_of: dict[str, int], end: int) -> None:
+        """end: the row behind all of them."""
+        self.row_of = row_of
+        self._end = end
+
+    def with_items(self, seen: int, item_ids: Sequence[str]) -> SharedIndex:
+        """The rows below `seen`, and those of new items from there on; itself if it can be."""
+        rows = range(seen, seen + len(item_ids))
+        with _GROWING:
+            grown = self
+            if seen != self._end:
+                below = {item_id: row for item_id, row in self.row_of.items() if row < seen}
+                grown = SharedIndex(below, seen)
+            for item_id, row in unhurried(zip(item_ids, rows, strict=True)):
+                grown.row_of[item_id] = row
+            grown._end = rows.stop
+        return grown

@@ -43,7 +43,7 @@ def of_rows(catalogue: Catalogue, rows: Sequence[int]) -> Catalogue:
 def assert_same_catalogue(found: Catalogue, expected: Catalogue) -> None:
     assert list(found.item_ids) == list(expected.item_ids)
     assert found.num_codes == expected.num_codes
-    assert found.row_of | found.added_row_of == expected.row_of | expected.added_row_of
+    assert found.rows_of(expected.item_ids).tolist() == list(range(expected.num_items))
     for name in ("codes", "popularity", "vectors"):
         array, other = getattr(found, name), getattr(expected, name)
         assert array.dtype == other.dtype
