@@ -18,6 +18,7 @@ from types import FrameType
 
 import structlog
 import uvicorn
+from threadpoolctl import threadpool_limits
 
 from service.app import create_app
 from service.errors import PortUnavailable, SettingsInvalid, StartError
@@ -157,6 +158,7 @@ def main() -> int:
     log.info("starting", url=f"http://{settings.host}:{settings.port}", bundle=settings.bundle)
     try:
         sys.setswitchinterval(SWITCH_INTERVAL_S)
+        threadpool_limits(1, user_api="blas")  # numpy encodes new items, beside the decode thread
         Server(lifecycle).run(sockets=[listener])
     except KeyboardInterrupt:  # Ctrl-C, passed on by uvicorn once everything has stopped
         return 130

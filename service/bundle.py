@@ -76,6 +76,7 @@ class Bundle:
     items:    in catalogue order, one per row
     attributes: which of these rows a filter leaves
     precision: of the graphs that the decoder runs
+    items_version: how far it has the changes to its items, see `service.item_changes`
     """
 
     manifest: Manifest
@@ -85,6 +86,7 @@ class Bundle:
     codebook: Codebook
     attributes: AttributeIndex
     precision: Precision = "fp32"
+    items_version: int = 0
 
     @property
     def catalogue(self) -> Catalogue:

@@ -89,10 +89,13 @@ class HistoryStore(Protocol):
         """Keep the changes to the items of bundles of that name, by item_id, for good."""
         ...
 
-    async def read_items(self, name: str) -> tuple[int, dict[str, str]]:
-        """Their version, which grows with every change, and the last change of each item."""
+    async def read_items(self, name: str, after: int) -> tuple[int, dict[str, str]]:
+        """The next changes after that version, by item_id, and the version that they bring to.
+
+        Few enough for one call; none when there are no more. Of an item only its last change.
+        """
         ...
 
     async def items_version(self, name: str) -> int:
-        """The version alone; 0 when nothing was ever changed."""
+        """The version that all changes bring to; 0 when nothing was ever changed."""
         ...

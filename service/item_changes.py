@@ -1,7 +1,8 @@
 """Items that come and go while the service runs: added by their embeddings, or removed.
 
 A change is written to the history store first, then made in every bundle in memory that has the
-name, and made again after every start and load; the other replicas follow within seconds. Repeating
+name, and made again after every start and load; the other replicas follow within seconds. Changes
+are numbered, and a bundle knows the last one that it has: only those after it are read. Repeating
 one changes nothing: an item that is there with the same title and categories stays as it is. Knows
 nothing of HTTP routes or Redis commands.
 """
@@ -11,7 +12,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
 import httpx
 import numpy as np
@@ -19,6 +22,7 @@ import structlog
 from numpy.typing import NDArray
 
 from service.bundle import Bundle
+from service.decoding.unhurried import unhurried
 from service.errors import EmbedderUnavailable, InvalidRequest, RequestError
 from service.history import HistoryStore
 from service.item_schemas import ItemsRequest, ItemsResponse, NewItem
@@ -26,6 +30,7 @@ from service.items import Item
 from service.residents import Residents
 
 FOLLOW_EVERY_S = 5.0
+MADE_AT_ONCE = 10_000  # changes: more would take much memory while they are on their way
 EMBED_TIMEOUT_S = 10.0
 REMOVED = ""
 LARGEST = float(np.finfo(np.float32).max)
@@ -46,7 +51,6 @@ class ItemChanges:
         self._residents = residents
         self._store = store
         self._embedder_url = embedder_url
-        self._made: dict[str, int] = {}  # the version of each name that was made last
 
     async def change(self, request: ItemsRequest) -> ItemsResponse:
         """Add and remove items, for good. An item that is there already is replaced.
@@ -66,7 +70,8 @@ class ItemChanges:
         num_removed = len(catalogue.rows_of(removed))
         if not added and num_removed == catalogue.num_items:
             raise InvalidRequest("no item would be left", param="remove")
-        await self._store.write_items(name, entries)
+        if entries:
+            await self._store.write_items(name, entries)
         await self.replay()
         after = self._residents.active.bundle
         return ItemsResponse(
@@ -81,30 +86,41 @@ class ItemChanges:
 
         Raises HistoryUnavailable, or BundleConflict while a bundle is loaded; `follow` tries again.
         """
-        self._made = {}
-        found = {name: await self._store.read_items(name) for name in self._names}
-        entries = {name: of_name for name, (_, of_name) in found.items() if of_name}
-        if entries:
-            await self._residents.change(
-                lambda bundle: with_changes(bundle, entries.get(bundle.manifest.name, {}))
-            )
-        self._made = {name: version for name, (version, _) in found.items()}
+        while portions := await self._portions():
+            await self._residents.change(partial(_with_portions, portions=portions))
+
+    async def _portions(self) -> list[Portion]:
+        """The next changes that some bundle lacks, for each name."""
+        bundles = [resident.bundle for resident in self._residents.all]
+        names = sorted({bundle.manifest.name for bundle in bundles})
+        portions = [
+            await self._portion(name, [one for one in bundles if one.manifest.name == name])
+            for name in names
+        ]
+        return [portion for portion in portions if any(map(portion.is_next_of, bundles))]
+
+    async def _portion(self, name: str, bundles: Sequence[Bundle]) -> Portion:
+        """What comes after the changes that all these bundles have."""
+        newest = await self._store.items_version(name)
+        after = version = min(_version_of(bundle, newest) for bundle in bundles)
+        entries: dict[str, str] = {}
+        more = after < newest
+        while more and len(entries) < MADE_AT_ONCE:
+            version, read = await self._store.read_items(name, version)
+            entries |= read
+            more = bool(read)
+        return Portion(name, after, version, newest, entries)
 
     async def follow(self) -> None:
         """Until it is cancelled: make what other replicas have written."""
         while True:
             try:
-                if self._made != {n: await self._store.items_version(n) for n in self._names}:
-                    await self.replay()
+                await self.replay()
             except RequestError as error:
                 log.warning("items_not_followed", reason=str(error))
             except Exception:  # this task must not end
                 log.exception("items_not_followed")
             await asyncio.sleep(FOLLOW_EVERY_S)
-
-    @property
-    def _names(self) -> list[str]:
-        return sorted({resident.bundle.manifest.name for resident in self._residents.all})
 
     async def _embeddings(self, items: Sequence[NewItem], bundle: Bundle) -> list[list[float]]:
         if not items:
@@ -146,6 +162,46 @@ class ItemChanges:
         return found
 
 
+@dataclass(frozen=True)
+class Portion:
+    """Changes to the bundles of one name: those numbered from after + 1 to version.
+
+    newest: number of the last one that the store had
+    entries: by item_id, REMOVED or what `_entry` wrote; of an item only the last change
+    """
+
+    name: str
+    after: int
+    version: int
+    newest: int
+    entries: Mapping[str, str]
+
+    def is_next_of(self, bundle: Bundle) -> bool:
+        """Whether these changes bring a bundle further, and it has all before them."""
+        return (
+            bundle.manifest.name == self.name
+            and bundle.items_version != self.version
+            and self.after <= _version_of(bundle, self.newest) <= self.version
+        )
+
+
+def _version_of(bundle: Bundle, newest: int) -> int:
+    """How far a bundle has the changes of a store that has so many.
+
+    One that has more is to get all of them again: the store has lost some, and gives their numbers
+    to those that come.
+    """
+    return bundle.items_version if bundle.items_version <= newest else 0
+
+
+def _with_portions(bundle: Bundle, portions: Iterable[Portion]) -> Bundle:
+    for portion in portions:
+        if portion.is_next_of(bundle):
+            changed = with_changes(bundle, portion.entries)
+            return replace(changed, items_version=portion.version)
+    return bundle
+
+
 def with_changes(bundle: Bundle, entries: Mapping[str, str]) -> Bundle:
     """A bundle with the changes made that it does not have; itself when it has them all.
 
@@ -153,7 +209,7 @@ def with_changes(bundle: Bundle, entries: Mapping[str, str]) -> Bundle:
     """
     content = bundle.manifest.content
     gone, new, embeddings = [], [], []
-    for item_id, entry in entries.items():
+    for item_id, entry in unhurried(entries.items()):
         [row] = bundle.catalogue.rows_of([item_id]).tolist() or [None]
         if entry == REMOVED:
             gone += [] if row is None else [item_id]

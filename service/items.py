@@ -15,6 +15,8 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from service.decoding.unhurried import unhurried
+
 Rows = NDArray[np.int32]
 
 PATH_SEPARATOR = " > "
@@ -55,7 +57,7 @@ class AttributeIndex:
     def of(cls, items: Sequence[Item]) -> Self:
         """The index of these items, one per row."""
         nothing = _Postings({}, np.zeros(1, np.int64), np.empty(0, np.int32))
-        return cls(0, dict.fromkeys(ATTRIBUTES, nothing)).with_items(items)
+        return cls(0, dict.fromkeys(ATTRIBUTES, nothing))._with(items, iter)
 
     @property
     def nbytes(self) -> int:
@@ -83,9 +85,14 @@ class AttributeIndex:
         return np.arange(self._num_items, dtype=np.int32) if allowed is None else allowed
 
     def with_items(self, items: Sequence[Item]) -> Self:
-        """The index with these items behind its own; see `Catalogue.with_items`."""
+        """The index with these items behind its own, made without haste: `Catalogue.with_items`."""
+        return self._with(items, unhurried)
+
+    def _with(
+        self, items: Sequence[Item], pace: Callable[[Sequence[Item]], Iterator[Item]]
+    ) -> Self:
         postings = {
-            attribute: own.with_values(map(ATTRIBUTES[attribute], items), self._num_items)
+            attribute: own.with_values(map(ATTRIBUTES[attribute], pace(items)), self._num_items)
             for attribute, own in self._postings.items()
         }
         return type(self)(self._num_items + len(items), postings)

@@ -65,6 +65,28 @@ end
 return 1
 """
 
+# KEYS version, order, items; ARGV an item_id, its entry, and so on. Every change gets a number of
+# its own, so that a reader can go on from any of them; of an item only the last is kept.
+WRITE_ITEMS = """
+for i = 1, #ARGV, 2 do
+  redis.call('ZADD', KEYS[2], redis.call('INCR', KEYS[1]), ARGV[i])
+  redis.call('HSET', KEYS[3], ARGV[i], ARGV[i + 1])
+end
+return 1
+"""
+
+# KEYS order, items; ARGV the number of the last change that is known, how many to read.
+# Item_ids, each before its number; then their entries.
+READ_ITEMS = """
+local changes = redis.call(
+  'ZRANGEBYSCORE', KEYS[1], '(' .. ARGV[1], '+inf', 'WITHSCORES', 'LIMIT', 0, ARGV[2])
+local ids = {}
+for i = 1, #changes, 2 do ids[#ids + 1] = changes[i] end
+if #ids == 0 then return {changes, {}} end
+return {changes, redis.call('HMGET', KEYS[2], unpack(ids))}
+"""
+ITEMS_AT_ONCE = 100  # changes that are read in one call: their embeddings may be large
+
 
 def history_key(user_id: str) -> str:
     """The list of a user's items. The braces keep a user's keys on one cluster slot."""
@@ -81,9 +103,15 @@ def shown_key(user_id: str) -> str:
     return f"unmask:recs:{{{user_id}}}"
 
 
-def _items_keys(name: str) -> tuple[str, str]:
-    """The hash of the changes to a bundle's items, and their version."""
-    return f"unmask:items:{{{name}}}", f"unmask:items-version:{{{name}}}"
+def _items_keys(name: str) -> tuple[str, str, str]:
+    """Of the changes to a bundle's items: how many there were, the sorted set of the items by their
+    last change's number, and the hash of these changes."""
+    of_name = f"{{{name}}}"
+    return (
+        f"unmask:items-version:{of_name}",
+        f"unmask:items-order:{of_name}",
+        f"unmask:items:{of_name}",
+    )
 
 
 class RedisHistoryStore:
@@ -162,21 +190,22 @@ class RedisHistoryStore:
         await self._call("erase", self._connection.run([Command(keys[0], ("DEL", *keys))]))
 
     async def write_items(self, name: str, entries: Mapping[str, str]) -> None:
-        items, version = _items_keys(name)
-        fields = [part for entry in entries.items() for part in entry]
-        written = [Command(items, ("HSET", items, *fields))] if fields else []
-        commands = [*written, Command(items, ("INCR", version))]
-        await self._call("write_items", self._connection.run(commands))
+        keys = _items_keys(name)
+        parts = [part for entry in entries.items() for part in entry]
+        command = Command(keys[0], ("EVAL", WRITE_ITEMS, len(keys), *keys, *parts))
+        await self._call("write_items", self._connection.run([command]))
 
-    async def read_items(self, name: str) -> tuple[int, dict[str, str]]:
-        items, version = _items_keys(name)
-        commands = [Command(items, ("GET", version)), Command(items, ("HGETALL", items))]
-        number, entries = await self._call("read_items", self._connection.run(commands))
-        return int(number or 0), entries
+    async def read_items(self, name: str, after: int) -> tuple[int, dict[str, str]]:
+        keys = _items_keys(name)[1:]
+        command = Command(keys[0], ("EVAL", READ_ITEMS, len(keys), *keys, after, ITEMS_AT_ONCE))
+        [reply] = await self._call("read_items", self._connection.run([command]))
+        changes, entries = reply
+        last = int(changes[-1]) if changes else after
+        return last, dict(zip(changes[::2], entries, strict=True))
 
     async def items_version(self, name: str) -> int:
-        items, version = _items_keys(name)
-        reading = self._connection.run([Command(items, ("GET", version))])
+        version = _items_keys(name)[0]
+        reading = self._connection.run([Command(version, ("GET", version))])
         [number] = await self._call("items_version", reading)
         return int(number or 0)
 
