@@ -65,6 +65,14 @@ end
 return 1
 """
 
+# KEYS shown; ARGV an answer, index of the oldest one that stays, how long all stay. One command in
+# the place of three: this is done for every recommendation.
+REMEMBER = """
+redis.call('LPUSH', KEYS[1], ARGV[1])
+redis.call('LTRIM', KEYS[1], 0, ARGV[2])
+return redis.call('EXPIRE', KEYS[1], ARGV[3])
+"""
+
 # KEYS version, order, items; ARGV an item_id, its entry, and so on. Every change gets a number of
 # its own, so that a reader can go on from any of them; of an item only the last is kept.
 WRITE_ITEMS = """
@@ -166,14 +174,10 @@ class RedisHistoryStore:
         return newest_first[::-1], _from_json(found) if found else None
 
     async def remember(self, answers: Sequence[tuple[str, Shown]]) -> None:
-        commands = []
-        for user_id, shown in answers:
-            key = shown_key(user_id)
-            commands += [
-                Command(key, ("LPUSH", key, _to_json(shown))),
-                Command(key, ("LTRIM", key, 0, MAX_ANSWERS - 1)),
-                Command(key, ("EXPIRE", key, MARK_TTL_S)),
-            ]
+        commands = [
+            Command(key, ("EVAL", REMEMBER, 1, key, _to_json(shown), MAX_ANSWERS - 1, MARK_TTL_S))
+            for key, shown in ((shown_key(user_id), shown) for user_id, shown in answers)
+        ]
         await self._call("remember", self._connection.run(commands))
 
     async def append(
