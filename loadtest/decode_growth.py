@@ -36,7 +36,7 @@ from service.decoding import Codebook, ContentProjection, Decoder, Job, Ranking,
 EMBEDDING_DIMS, CONTENT_DIMS, VECTOR_DIMS = 384, 128, 256
 NUM_SUBSPACES, NUM_CODES = 8, 300
 QUIET_S = 1.0  # between rounds
-SWITCH_INTERVAL_S = 0.0005  # the service's: how soon threads get the interpreter
+SWITCH_INTERVAL_S = 0.0001  # the service's: how soon threads get the interpreter
 AFTER_S = 0.1  # behind a swap, while the new decoder's memory is read for the first time
 
 

@@ -29,7 +29,7 @@ from service.settings import load_settings
 
 LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 BACKLOG = 4096  # a burst of new connections that finds it full waits a second for TCP to try again
-SWITCH_INTERVAL_S = 0.0005  # the event loop gets the interpreter back from the decode thread soon
+SWITCH_INTERVAL_S = 0.0001  # event loop and decode thread get the interpreter back soon
 KEEP_ALIVE_S = 75  # longer than clients and proxies keep an idle connection, so that they close it
 LATE_REQUESTS_S = 0.2  # after the port is closed, for requests on connections that are open
 

@@ -5,6 +5,7 @@ Knows nothing of where histories come from, of queues or of answers.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -50,8 +51,16 @@ class Inputs:
     allowed: Rows | None
 
     @classmethod
-    def of(cls, request: RecommendRequest, history: UserHistory, bundle: Bundle) -> Inputs:
-        """Look everything up."""
+    async def look_up(
+        cls, request: RecommendRequest, history: UserHistory, bundle: Bundle
+    ) -> Inputs:
+        """Look everything up; a filter, which may leave millions of rows, in a thread."""
+        if request.filter:
+            return await asyncio.to_thread(cls._of, request, history, bundle)
+        return cls._of(request, history, bundle)
+
+    @classmethod
+    def _of(cls, request: RecommendRequest, history: UserHistory, bundle: Bundle) -> Inputs:
         rows_of = bundle.catalogue.rows_of
         rows = rows_of(history.item_ids)
         excluded = set(rows_of([*request.exclude_items, *history.before]).tolist())
@@ -65,10 +74,12 @@ class Inputs:
         left = num_items if self.allowed is None else len(self.allowed)
         if left < k:
             return "catalogue" if self.allowed is None else "filter"
-        taken = self.excluded
+        num_taken = len(self.excluded)
         if self.allowed is not None:
-            taken = np.intersect1d(self.excluded, self.allowed)
-        return "exclusions" if left - len(taken) < k else "beam"
+            places = np.searchsorted(self.allowed, self.excluded)
+            found = self.allowed[np.minimum(places, left - 1)] == self.excluded
+            num_taken = int(np.count_nonzero(found))
+        return "exclusions" if left - num_taken < k else "beam"
 
     def job(self, request: RecommendRequest, plan: Plan) -> Job:
         """The work."""

@@ -65,7 +65,8 @@ class Shadow:
             bundle = candidate.bundle
             asked = request.model_copy(update=AS_ITS_DEFAULT)
             plan = fixed_plan(asked, bundle.manifest.decoding, bundle.catalogue.num_subspaces)
-            job = Inputs.of(asked, history, bundle).job(asked, plan)
+            inputs = await Inputs.look_up(asked, history, bundle)
+            job = inputs.job(asked, plan)
             deadline = time.monotonic() + TIMEOUT_S
             answer = await self._batcher.submit(candidate.engine, job, deadline)
             found = {bundle.items[row].item_id for row in answer.decoded.rows.tolist()}
