@@ -21,6 +21,7 @@ from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from loadtest.decode_bench import K, Rows
 from loadtest.decode_options import at_least_one, params_of
@@ -154,6 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ]
     gc.freeze()  # the service, too, takes a catalogue out of the collector's sight
     sys.setswitchinterval(SWITCH_INTERVAL_S)
+    threadpool_limits(1, user_api="blas")  # as the service does
     try:
         found = measure(decoder, jobs, options.added, options.rounds, random)
     except ValueError as error:

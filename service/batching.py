@@ -197,7 +197,8 @@ class MicroBatcher:
             if self._traces:
                 spans = [ticket.span for ticket in batch if ticket.span]
                 sizes = {"unmask.batch.jobs": len(batch), "unmask.batch.rows": rows}
-                self._traces.record_batch(spans, seconds, sizes)
+                traced = spans, time.time_ns(), seconds, sizes
+                loop.call_soon_threadsafe(self._traces.record_batch, *traced)
         self._batch = []
         return True
 

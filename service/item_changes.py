@@ -3,8 +3,8 @@
 A change is written to the history store first, then made in every bundle in memory that has the
 name, and made again after every start and load; the other replicas follow within seconds. Changes
 are numbered, and a bundle knows the last one that it has: only those after it are read. Repeating
-one changes nothing: an item that is there with the same title and categories stays as it is. Knows
-nothing of HTTP routes or Redis commands.
+one changes no item: what is there with the same title and categories stays as it is. Knows nothing
+of HTTP routes or Redis commands.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from service.bundle import Bundle
 from service.decoding.unhurried import unhurried
-from service.errors import EmbedderUnavailable, InvalidRequest, RequestError
+from service.errors import EmbedderUnavailable, HistoryUnavailable, InvalidRequest, RequestError
 from service.history import HistoryStore
 from service.item_schemas import ItemsRequest, ItemsResponse, NewItem
 from service.items import Item
@@ -51,6 +51,7 @@ class ItemChanges:
         self._residents = residents
         self._store = store
         self._embedder_url = embedder_url
+        self._replaying = asyncio.Lock()
 
     async def change(self, request: ItemsRequest) -> ItemsResponse:
         """Add and remove items, for good. An item that is there already is replaced.
@@ -86,8 +87,9 @@ class ItemChanges:
 
         Raises HistoryUnavailable, or BundleConflict while a bundle is loaded; `follow` tries again.
         """
-        while portions := await self._portions():
-            await self._residents.change(partial(_with_portions, portions=portions))
+        async with self._replaying:
+            while portions := await self._portions():
+                await self._residents.change(partial(_with_portions, portions=portions))
 
     async def _portions(self) -> list[Portion]:
         """The next changes that some bundle lacks, for each name."""
@@ -106,7 +108,12 @@ class ItemChanges:
         entries: dict[str, str] = {}
         more = after < newest
         while more and len(entries) < MADE_AT_ONCE:
-            version, read = await self._store.read_items(name, version)
+            try:
+                version, read = await self._store.read_items(name, version)
+            except HistoryUnavailable:
+                if not entries:
+                    raise
+                break  # first make those that came
             entries |= read
             more = bool(read)
         return Portion(name, after, version, newest, entries)
@@ -188,8 +195,7 @@ class Portion:
 def _version_of(bundle: Bundle, newest: int) -> int:
     """How far a bundle has the changes of a store that has so many.
 
-    One that has more is to get all of them again: the store has lost some, and gives their numbers
-    to those that come.
+    One that has more is to get all of them again: the store has lost some.
     """
     return bundle.items_version if bundle.items_version <= newest else 0
 
@@ -208,7 +214,8 @@ def with_changes(bundle: Bundle, entries: Mapping[str, str]) -> Bundle:
     entries: by item_id, REMOVED or what `_entry` wrote. A bundle of other embeddings gets no items.
     """
     content = bundle.manifest.content
-    gone, new, embeddings = [], [], []
+    gone: list[str] = []
+    new: dict[str, tuple[Item, NDArray[np.float32]]] = {}
     for item_id, entry in unhurried(entries.items()):
         [row] = bundle.catalogue.rows_of([item_id]).tolist() or [None]
         if entry == REMOVED:
@@ -221,11 +228,28 @@ def with_changes(bundle: Bundle, entries: Mapping[str, str]) -> Bundle:
             log.warning("item_not_added", bundle=bundle.manifest.ref, reason="other embeddings")
             continue
         gone += [] if row is None else [item_id]
-        new.append(item)
-        embeddings.append(embedding)
-    if len(gone) < bundle.catalogue.num_items:  # one at least must be left before others come
-        bundle = bundle.without_items(gone) if gone else bundle
-    return bundle.with_items(new, np.stack(embeddings)) if new else bundle
+        new[item_id] = item, embedding
+    return _replaced(bundle, gone, new)
+
+
+def _replaced(
+    bundle: Bundle, gone: Sequence[str], new: Mapping[str, tuple[Item, NDArray[np.float32]]]
+) -> Bundle:
+    """A bundle without items that it has, and with new ones. One is there all the time."""
+    if len(gone) == bundle.catalogue.num_items:
+        *gone, last = gone
+        others = {item_id: item for item_id, item in new.items() if item_id != last}
+        bundle = _replaced(bundle, gone, others)
+        if bundle.catalogue.num_items == 1:
+            log.error("item_not_removed", bundle=bundle.manifest.ref, reason="it is the only one")
+            return bundle
+        gone, new = [last], {last: new[last]} if last in new else {}
+    if gone:
+        bundle = bundle.without_items(gone)
+    if new:
+        items, embeddings = zip(*new.values(), strict=True)
+        bundle = bundle.with_items(items, np.stack(embeddings))
+    return bundle
 
 
 def _entry(item: NewItem, embedding: Sequence[float]) -> str:

@@ -111,7 +111,6 @@ class Envelope:
         if context.rejected:
             return
         status = 500
-        self._begin_span(scope, context)
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
@@ -121,6 +120,7 @@ class Envelope:
             await send(message)
 
         try:
+            self._begin_span(scope, context)
             await self._app(scope, receive, send_with_headers)
         except Exception:
             # Starlette has answered 500 and passes the exception on; it ends here.
@@ -133,7 +133,8 @@ class Envelope:
     def _begin_span(self, scope: Scope, context: RequestContext) -> None:
         if self._traces and not context.span and scope["path"] not in QUIET_ROUTES:
             seconds = time.monotonic() - context.received
-            context.span = self._traces.begin(seconds, context.traceparent)
+            method = scope["method"] if scope["method"] in METHODS else "other"
+            context.span = self._traces.begin(method, seconds, context.traceparent)
 
     def _added_headers(self, context: RequestContext) -> list[Header]:
         added = {"X-Request-ID": context.request_id, **context.headers}

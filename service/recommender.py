@@ -120,7 +120,7 @@ class Recommender:
         async with _until(deadline):
             with _timed(stages, "history"):
                 history = await self._history_of(request)
-        inputs = await Inputs.look_up(request, history, resident.bundle)
+            inputs = await Inputs.look_up(request, history, resident.bundle)
         answer = None
         if len(inputs.history):
             try:

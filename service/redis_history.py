@@ -74,12 +74,18 @@ return redis.call('EXPIRE', KEYS[1], ARGV[3])
 """
 
 # KEYS version, order, items; ARGV an item_id, its entry, and so on. Every change gets a number of
-# its own, so that a reader can go on from any of them; of an item only the last is kept.
+# its own, so that a reader can go on from any of them; of an item only the last is kept. Numbers
+# are microseconds of the server's clock, so that one that lost some writes gives none out again.
 WRITE_ITEMS = """
+local time = redis.call('TIME')
+local last = tonumber(redis.call('GET', KEYS[1]) or '0')
+local number = math.max(last, time[1] * 1000000 + time[2])
 for i = 1, #ARGV, 2 do
-  redis.call('ZADD', KEYS[2], redis.call('INCR', KEYS[1]), ARGV[i])
+  number = number + 1
+  redis.call('ZADD', KEYS[2], string.format('%.0f', number), ARGV[i])
   redis.call('HSET', KEYS[3], ARGV[i], ARGV[i + 1])
 end
+redis.call('SET', KEYS[1], string.format('%.0f', number))
 return 1
 """
 
@@ -112,8 +118,8 @@ def shown_key(user_id: str) -> str:
 
 
 def _items_keys(name: str) -> tuple[str, str, str]:
-    """Of the changes to a bundle's items: how many there were, the sorted set of the items by their
-    last change's number, and the hash of these changes."""
+    """Of the changes to a bundle's items: the number of the last one, the sorted set of the items
+    by the number of their last change, and the hash of these changes."""
     of_name = f"{{{name}}}"
     return (
         f"unmask:items-version:{of_name}",

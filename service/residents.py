@@ -170,13 +170,19 @@ class Residents:
             before = self.all
             changed = await _in_thread(lambda: [change(one.bundle) for one in before])
             after = {
-                one: one if bundle is one.bundle else self._trimmed(one.changed(bundle))
-                for one, bundle in zip(before, changed, strict=True)
+                one: self._changed(one, bundle) for one, bundle in zip(before, changed, strict=True)
             }
             self._active = self._active and after[self._active]
             self.previous = self.previous and after[self.previous]
             self.candidate = self.candidate and after[self.candidate]
             self.of_experiment = {ref: after[one] for ref, one in self.of_experiment.items()}
+
+    def _changed(self, resident: Resident, bundle: Bundle) -> Resident:
+        if bundle is resident.bundle:
+            return resident
+        changed = resident.changed(bundle)
+        is_new = bundle.decoder is not resident.bundle.decoder
+        return self._trimmed(changed) if is_new else changed
 
     def _swap(self, resident: Resident) -> None:
         """No await here: a request sees the one or the other."""
@@ -205,7 +211,7 @@ class Residents:
 
     @asynccontextmanager
     async def _operation(self, operation: str) -> AsyncIterator[None]:
-        """One at a time: a load takes long and is not waited for, the others are short."""
+        """One at a time: a load takes long and is not waited for, the others take a second."""
         count = self._metrics.bundle_operations.labels
         while self._running is not None:
             if self._running == "load":

@@ -51,11 +51,15 @@ class Traces:
         self._link = Link
         self._current: ContextVar[Any] = ContextVar("request", default=None)
 
-    def begin(self, seconds: float, traceparent: str | None) -> Any:
-        """The span of a request that began so long ago; the current one of this task."""
+    def begin(self, method: str, seconds: float, traceparent: str | None) -> Any:
+        """The span of a request that began so long ago; the current one of this task.
+
+        Samplers see no route: nobody has looked for it yet.
+        """
         parent = self._extract({"traceparent": traceparent}) if traceparent else None
         start = time.time_ns() - int(seconds * NS)
-        span = self._tracer.start_span("request", parent, start_time=start)
+        attributes = {"http.request.method": method}
+        span = self._tracer.start_span(method, parent, attributes=attributes, start_time=start)
         self._current.set(span)
         return span
 
@@ -82,11 +86,16 @@ class Traces:
         return f"{root.get_span_context().trace_id:032x}"
 
     def record_batch(
-        self, requests: Iterable[Any], seconds: float, attributes: dict[str, Any]
+        self, requests: Iterable[Any], end: int, seconds: float, attributes: dict[str, Any]
     ) -> None:
-        """The span of a batch that ends now. requests: their spans, one may come often."""
-        end = time.time_ns()
-        links = [self._link(span.get_span_context()) for span in dict.fromkeys(requests)]
+        """The span of a batch, if one of its requests is sampled.
+
+        requests: their spans, one may come often; end: time.time_ns()
+        """
+        contexts = [span.get_span_context() for span in dict.fromkeys(requests)]
+        links = [self._link(context) for context in contexts if context.trace_flags.sampled]
+        if not links:
+            return
         start = end - int(seconds * NS)
         span = self._tracer.start_span(
             "batch", links=links, attributes=attributes, start_time=start

@@ -20,7 +20,7 @@ from service.decoding.unhurried import unhurried
 T = TypeVar("T")
 
 ROOM = 2  # an array has room for one row in so many more; memory is taken as it is written
-_GROWING = Lock()  # one for all: it is held while new rows are written, and no longer
+_GROWING = Lock()  # one for all: who grows waits until another one has grown
 
 
 class SharedRows:

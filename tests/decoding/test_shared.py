@@ -1,6 +1,7 @@
 """What catalogues that grew one from another share, and what they must not see of each other."""
 
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -52,16 +53,25 @@ def test_whoever_grows_sees_its_own_items_only(data: st.DataObject) -> None:
         assert found == {f"{item}-{row}": row for row, item in late}
 
 
-def test_two_threads_that_grow_from_one_do_not_write_over_each_other() -> None:
-    def grown(number: int) -> tuple[list[int], list[int]]:
-        new = [number] * 50
-        return list(base.with_items(new)), rows.with_rows(8, np.array(new)).first(58).tolist()
+def test_threads_that_grow_from_one_take_turns() -> None:
+    """Each gives the interpreter away in the middle of it."""
 
-    for _ in range(50):
-        base, rows = SharedList(range(8)), SharedRows(np.arange(8), 100)
+    def slowly(number: int) -> Iterator[int]:
+        for _ in range(5):
+            time.sleep(0.001)
+            yield number
+
+    def grown(number: int) -> tuple[list[int], set[int]]:
+        names = [f"{number}-{name}" for name in range(2000)]
+        index = base_index.with_items(8, names).row_of
+        return list(base.with_items(slowly(number))), {index[name] for name in names}
+
+    for _ in range(10):
+        base, base_index = SharedList(range(8)), SharedIndex({}, 8)
         with ThreadPoolExecutor(4) as pool:
-            for number, found in enumerate(pool.map(grown, range(4))):
-                assert found == ([*range(8)] + [number] * 50,) * 2
+            for number, (items, rows) in enumerate(pool.map(grown, range(4))):
+                assert items == [*range(8)] + [number] * 5
+                assert rows == set(range(8, 2008))
 
 
 def test_long_work_leaves_the_interpreter_to_others() -> None:

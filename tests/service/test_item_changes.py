@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,10 +12,10 @@ from running_valkey import Server, running
 from stores import with_store
 from tiny_bundle import EMBEDDING_DIMS, write_tiny_bundle
 
-from service import item_changes
+from service import item_changes, redis_history
 from service.bundle import Bundle
-from service.errors import BundleConflict
-from service.item_changes import ItemChanges, Portion
+from service.errors import HistoryUnavailable
+from service.item_changes import ItemChanges, Portion, with_changes
 from service.item_schemas import ItemsRequest, NewItem
 from service.lanes import Engine
 from service.metrics import Metrics
@@ -32,8 +31,8 @@ def test_changes_are_read_in_order_and_in_portions(redis_url: str) -> None:
         await store.write_items("x", many)
         await store.write_items("x", {"item-3": "second", "ünïcode": ""})
         await store.write_items("other", {"elsewhere": ""})
-        newest = len(many) + 2
-        assert await store.items_version("x") == newest
+        newest = await store.items_version("x")
+        assert newest > await store.items_version("other") - 10**6  # microseconds
         found, version, portions = {}, 0, 0
         while True:
             before = version
@@ -120,37 +119,88 @@ def test_every_bundle_catches_up_from_where_it_is(
         await follower.replay()
         assert has(others.active.bundle, "item-4", "item-5") == [False, True]
 
-        # The store loses everything, and numbers what comes from one again.
+        # The store loses everything; what comes next has numbers that were never used.
         redis.Redis.from_url(valkey.url).flushall()
+        await follower.replay()
+        assert others.active.bundle.items_version == 0
         await changes.change(ItemsRequest(add=[item("late")]))
         await follower.replay()
         for one in (residents, others):
             assert has(one.active.bundle, "late", "new-0", "item-4") == [True, True, False]
-            assert one.active.bundle.items_version == 1
+            assert one.active.bundle.items_version == await store.items_version("shop")
 
     with running(valkey):
         with_store(valkey.url, use)
 
 
 def test_a_bundle_that_comes_between_reading_and_making_misses_nothing(
-    folder: Path, redis_url: str
+    folder: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def use(store: RedisHistoryStore) -> None:
         residents = await started(folder / "1")
         changes = ItemChanges(residents, store)
         await changes.change(ItemsRequest(remove=["item-1"]))
         await store.write_items("shop", {"item-2": item_changes.REMOVED})
-        loading = asyncio.create_task(residents.load(folder / "2", "shop@2"))
-        await asyncio.sleep(0)
-        with pytest.raises(BundleConflict):  # while it is loaded
-            await changes.replay()
-        await loading
+        read = store.read_items
+
+        async def read_and_load(name: str, after: int) -> tuple[int, dict[str, str]]:
+            found = await read(name, after)
+            await residents.load(folder / "2", "shop@2")
+            return found
+
+        monkeypatch.setattr(store, "read_items", read_and_load)
         await changes.replay()
         assert len(residents.all) == 2
         for resident in residents.all:
             assert has(resident.bundle, "item-1", "item-2", "item-3") == [False, False, True]
 
     with_store(redis_url, use)
+
+
+def test_what_came_before_the_store_fell_silent_is_made(
+    folder: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def use(store: RedisHistoryStore) -> None:
+        residents = await started(folder / "1")
+        await store.write_items("shop", dict.fromkeys(("item-1", "item-2"), item_changes.REMOVED))
+        monkeypatch.setattr(redis_history, "ITEMS_AT_ONCE", 1)
+        changes, read, calls = ItemChanges(residents, store), store.read_items, 0
+
+        async def read_once(name: str, after: int) -> tuple[int, dict[str, str]]:
+            nonlocal calls
+            calls += 1
+            if calls > 1:
+                raise HistoryUnavailable("silent")
+            return await read(name, after)
+
+        monkeypatch.setattr(store, "read_items", read_once)
+        with pytest.raises(HistoryUnavailable):
+            await changes.replay()
+        assert has(residents.active.bundle, "item-1", "item-2") == [False, True]
+        monkeypatch.setattr(store, "read_items", read)
+        await changes.replay()
+        assert has(residents.active.bundle, "item-1", "item-2") == [False, False]
+
+    with_store(redis_url, use)
+
+
+def entries_of(*items: NewItem) -> dict[str, str]:
+    return {one.item_id: item_changes._entry(one, one.embedding or []) for one in items}
+
+
+def test_all_items_may_be_replaced_in_one_portion(folder: Path) -> None:
+    bundle = Bundle.load(folder / "1")
+    old = [one.item_id for one in bundle.items]
+    removed = dict.fromkeys(old, item_changes.REMOVED)
+    for entries, expected in (
+        (entries_of(item("new")) | removed, ["new"]),
+        (removed | entries_of(item(old[-1], 5), item("new")), ["new", old[-1]]),
+        (removed, old[-1:]),  # there is no catalogue without items
+        (entries_of(*map(item, old)), old),
+    ):
+        changed = with_changes(bundle, entries)
+        assert sorted(one.item_id for one in changed.items) == sorted(expected)
+        assert [one.item_id for one in changed.items] == list(changed.catalogue.item_ids)
 
 
 @pytest.mark.parametrize(

@@ -177,7 +177,7 @@ def test_quality_bends_before_anybody_is_turned_away(
             assert (reasons, decoding["nfe"]) == ([], FULL_NFE)
             assert "X-Unmask-Degraded" not in outcome.headers
         assert place >= 4 or not decoding["adjusted"]  # a lone client gets the best
-    assert num_bent >= 4  # some 50 to 90; a stall of the machine turns somebody away sooner
+    assert num_bent >= 8  # some 50 to 90; a stall of the machine turns somebody away sooner
 
 
 def test_wide_beams_do_not_starve_narrow_ones(settings: dict[str, Any], tmp_path: Path) -> None:
