@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from service.redis_history import ITEMS_AT_ONCE, RedisHistoryStore
 from service.residents import Resident, Residents
 
 
-def test_changes_are_read_in_order_and_in_portions(redis_url: str) -> None:
+def test_changes_are_read_in_order_and_in_portions(url: str) -> None:
     async def use(store: RedisHistoryStore) -> None:
         assert await store.items_version("x") == 0
         assert await store.read_items("x", 0) == (0, {})
@@ -49,7 +50,7 @@ def test_changes_are_read_in_order_and_in_portions(redis_url: str) -> None:
         assert list(found)[-2:] == ["item-3", "ünïcode"]  # of an item only the last change
         assert await store.read_items("x", newest - 1) == (newest, {"ünïcode": ""})
 
-    with_store(redis_url, use)
+    with_store(url, use)
 
 
 def item(name: str, seed: int = 0) -> NewItem:
@@ -59,6 +60,14 @@ def item(name: str, seed: int = 0) -> NewItem:
 
 def has(bundle: Bundle, *item_ids: str) -> list[bool]:
     return [len(bundle.catalogue.rows_of([item_id])) == 1 for item_id in item_ids]
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> Iterator[str]:
+    """An empty store: other tests change the items of bundles of this name."""
+    valkey = Server(tmp_path / "valkey", {"save": '""'})
+    with running(valkey):
+        yield valkey.url
 
 
 @pytest.fixture
@@ -81,10 +90,9 @@ async def started(path: Path) -> Residents:
 
 
 def test_every_bundle_catches_up_from_where_it_is(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(item_changes, "MADE_AT_ONCE", 150)
-    valkey = Server(tmp_path / "valkey", {"save": '""'})
 
     async def use(store: RedisHistoryStore) -> None:
         residents = await started(folder / "1")
@@ -120,7 +128,7 @@ def test_every_bundle_catches_up_from_where_it_is(
         assert has(others.active.bundle, "item-4", "item-5") == [False, True]
 
         # The store loses everything; what comes next has numbers that were never used.
-        redis.Redis.from_url(valkey.url).flushall()
+        redis.Redis.from_url(url).flushall()
         await follower.replay()
         assert others.active.bundle.items_version == 0
         await changes.change(ItemsRequest(add=[item("late")]))
@@ -129,12 +137,11 @@ def test_every_bundle_catches_up_from_where_it_is(
             assert has(one.active.bundle, "late", "new-0", "item-4") == [True, True, False]
             assert one.active.bundle.items_version == await store.items_version("shop")
 
-    with running(valkey):
-        with_store(valkey.url, use)
+    with_store(url, use)
 
 
 def test_a_bundle_that_comes_between_reading_and_making_misses_nothing(
-    folder: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch
+    folder: Path, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def use(store: RedisHistoryStore) -> None:
         residents = await started(folder / "1")
@@ -154,11 +161,11 @@ def test_a_bundle_that_comes_between_reading_and_making_misses_nothing(
         for resident in residents.all:
             assert has(resident.bundle, "item-1", "item-2", "item-3") == [False, False, True]
 
-    with_store(redis_url, use)
+    with_store(url, use)
 
 
 def test_what_came_before_the_store_fell_silent_is_made(
-    folder: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch
+    folder: Path, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def use(store: RedisHistoryStore) -> None:
         residents = await started(folder / "1")
@@ -181,7 +188,7 @@ def test_what_came_before_the_store_fell_silent_is_made(
         await changes.replay()
         assert has(residents.active.bundle, "item-1", "item-2") == [False, False]
 
-    with_store(redis_url, use)
+    with_store(url, use)
 
 
 def entries_of(*items: NewItem) -> dict[str, str]:
