@@ -97,6 +97,7 @@ class Envelope:
             self._gate.enter()
             return ()
         context.rejected = "inflight"
+        self._begin_span(scope, context)
         self._observe(scope, 429, context)
         return _turned_away(context.request_id, self._added_headers(context))
 
@@ -131,7 +132,7 @@ class Envelope:
             self._observe(scope, 408 if context.given_up else status, context)
 
     def _begin_span(self, scope: Scope, context: RequestContext) -> None:
-        if self._traces and not context.span and scope["path"] not in QUIET_ROUTES:
+        if self._traces and scope["path"] not in QUIET_ROUTES:
             seconds = time.monotonic() - context.received
             method = scope["method"] if scope["method"] in METHODS else "other"
             context.span = self._traces.begin(method, seconds, context.traceparent)
@@ -158,7 +159,6 @@ class Envelope:
                 outcome = "limited"
             self._metrics.recommend_requests.labels(context.bundle, context.variant, outcome).inc()
             context.log["outcome"] = outcome
-        self._begin_span(scope, context)  # of one that was turned away
         if self._traces and context.span:
             attributes = {"http.route": route, "http.response.status_code": status}
             context.log["trace_id"] = self._traces.end(

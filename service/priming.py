@@ -28,8 +28,7 @@ def prime(bundle: Bundle, latency: LatencyModel) -> None:
     """Decode held-out histories in batches of the usual sizes, by every rung of the ladder.
 
     Twice, and the second times are what `latency` learns; before that one history of full length,
-    by what the default never calls, and what items that come would call. Raises BundleInvalid when
-    decoding fails.
+    by what the default never calls. Raises BundleInvalid when decoding fails.
     """
     manifest = bundle.manifest
     decoder = replace(bundle.decoder, encoder_cache=0)  # every batch is to run the encoder
@@ -58,7 +57,6 @@ def prime(bundle: Bundle, latency: LatencyModel) -> None:
     try:
         _check(bundle, decoder, [replace(batches[0][0], history=longest)])
         _check(bundle, decoder, _rare_jobs(bundle, longest, width))
-        decoder.trie.with_items(bundle.catalogue)
         for is_timed in (False, True):
             for batch in batches:
                 started = time.perf_counter()

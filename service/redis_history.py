@@ -73,21 +73,23 @@ redis.call('LTRIM', KEYS[1], 0, ARGV[2])
 return redis.call('EXPIRE', KEYS[1], ARGV[3])
 """
 
-# KEYS version, order, items; ARGV an item_id, its entry, and so on. Every change gets a number of
+# KEYS order, items; ARGV an item_id, its entry, and so on. Every change gets a number of
 # its own, so that a reader can go on from any of them; of an item only the last is kept. Numbers
 # are microseconds of the server's clock, so that one that lost some writes gives none out again.
 WRITE_ITEMS = """
 local time = redis.call('TIME')
-local last = tonumber(redis.call('GET', KEYS[1]) or '0')
-local number = math.max(last, time[1] * 1000000 + time[2])
+local last = redis.call('ZRANGE', KEYS[1], -1, -1, 'WITHSCORES')[2] or '0'
+local number = math.max(tonumber(last), time[1] * 1000000 + time[2])
 for i = 1, #ARGV, 2 do
   number = number + 1
-  redis.call('ZADD', KEYS[2], string.format('%.0f', number), ARGV[i])
-  redis.call('HSET', KEYS[3], ARGV[i], ARGV[i + 1])
+  redis.call('ZADD', KEYS[1], string.format('%.0f', number), ARGV[i])
+  redis.call('HSET', KEYS[2], ARGV[i], ARGV[i + 1])
 end
-redis.call('SET', KEYS[1], string.format('%.0f', number))
 return 1
 """
+
+# KEYS order. The number of the last change.
+ITEMS_VERSION = "return redis.call('ZRANGE', KEYS[1], -1, -1, 'WITHSCORES')[2] or '0'"
 
 # KEYS order, items; ARGV the number of the last change that is known, how many to read.
 # Item_ids, each before its number; then their entries.
@@ -117,15 +119,10 @@ def shown_key(user_id: str) -> str:
     return f"unmask:recs:{{{user_id}}}"
 
 
-def _items_keys(name: str) -> tuple[str, str, str]:
-    """Of the changes to a bundle's items: the number of the last one, the sorted set of the items
-    by the number of their last change, and the hash of these changes."""
-    of_name = f"{{{name}}}"
-    return (
-        f"unmask:items-version:{of_name}",
-        f"unmask:items-order:{of_name}",
-        f"unmask:items:{of_name}",
-    )
+def _items_keys(name: str) -> tuple[str, str]:
+    """The sorted set of a bundle's items by the number of their last change, and the hash of these
+    changes."""
+    return f"unmask:items-order:{{{name}}}", f"unmask:items:{{{name}}}"
 
 
 class RedisHistoryStore:
@@ -206,7 +203,7 @@ class RedisHistoryStore:
         await self._call("write_items", self._connection.run([command]))
 
     async def read_items(self, name: str, after: int) -> tuple[int, dict[str, str]]:
-        keys = _items_keys(name)[1:]
+        keys = _items_keys(name)
         command = Command(keys[0], ("EVAL", READ_ITEMS, len(keys), *keys, after, ITEMS_AT_ONCE))
         [reply] = await self._call("read_items", self._connection.run([command]))
         changes, entries = reply
@@ -214,10 +211,10 @@ class RedisHistoryStore:
         return last, dict(zip(changes[::2], entries, strict=True))
 
     async def items_version(self, name: str) -> int:
-        version = _items_keys(name)[0]
-        reading = self._connection.run([Command(version, ("GET", version))])
+        order, _ = _items_keys(name)
+        reading = self._connection.run([Command(order, ("EVAL", ITEMS_VERSION, 1, order))])
         [number] = await self._call("items_version", reading)
-        return int(number or 0)
+        return int(number)
 
     @property
     def is_down(self) -> bool:

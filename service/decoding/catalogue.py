@@ -37,8 +37,7 @@ class Catalogue:
     popularity: NDArray[np.int64]
     vectors: NDArray[np.float16] = field(default_factory=lambda: np.empty((0, 0), np.float16))
     row_of: Mapping[str, int] = field(default_factory=dict, repr=False)
-    _added: SharedIndex | None = field(init=False, repr=False, default=None)
-    _shared: Mapping[str, SharedRows] | None = field(init=False, repr=False, default=None)
+    _room: _Room | None = field(init=False, repr=False, default=None)
 
     def __post_init__(self) -> None:
         if self.codes.ndim != 2 or self.codes.dtype != np.uint16:
@@ -81,7 +80,7 @@ class Catalogue:
 
     def _known_rows(self, item_ids: Iterable[str]) -> Iterator[int]:
         end, row_of = self.num_items, self.row_of.get
-        added = (self._added or _NOTHING_ADDED).row_of.get
+        added = self._room.added.row_of.get if self._room else _NOTHING_ADDED.get
         for item_id in item_ids:
             row = row_of(item_id, added(item_id, end))
             if row < end:
@@ -89,10 +88,7 @@ class Catalogue:
 
     def with_room(self) -> Catalogue:
         """The same, copied once, so that `with_items` need not copy what is there."""
-        if self._shared:
-            return self
-        shared = {name: SharedRows(getattr(self, name)) for name in _ARRAYS}
-        return self._sharing(shared, SharedList(self.item_ids), SharedIndex({}, self.num_items))
+        return self if self._room else self._in_room(_Room.of(self))
 
     def with_items(
         self,
@@ -117,27 +113,19 @@ class Catalogue:
             raise ValueError(f"vectors must have {self.vectors.shape[1]} dimensions")
         if len(known := self.rows_of(unhurried(item_ids))):
             raise ValueError(f"item {self.item_ids[known[0]]!r} is in the catalogue already")
-        before, base = self.num_items, self.with_room()
-        assert isinstance(base.item_ids, SharedList)
-        assert base._shared
-        assert base._added
-        shared = {
-            name: rows.with_rows(before, getattr(new, name)) for name, rows in base._shared.items()
-        }
-        added = base._added.with_items(before, item_ids)
-        return self._sharing(shared, base.item_ids.with_items(item_ids), added)
+        room = self._room or _Room.of(self)
+        return self._in_room(room.with_items(self.num_items, new))
 
-    def _sharing(
-        self, shared: Mapping[str, SharedRows], item_ids: SharedList[str], added: SharedIndex
-    ) -> Catalogue:
-        arrays = {name: rows.first(len(item_ids)) for name, rows in shared.items()}
+    def _in_room(self, room: _Room) -> Catalogue:
+        length = len(room.item_ids)
         return _assembled(
-            **arrays,
-            item_ids=item_ids,
+            item_ids=room.item_ids,
+            codes=room.codes.first(length),
             num_codes=self.num_codes,
+            popularity=room.popularity.first(length),
+            vectors=room.vectors.first(length),
             row_of=self.row_of,
-            _added=added,
-            _shared=shared,
+            _room=room,
         )
 
     def without_items(self, item_ids: Collection[str]) -> Catalogue:
@@ -159,13 +147,41 @@ class Catalogue:
             popularity=self.popularity.take(kept, axis=0),
             vectors=self.vectors.take(kept, axis=0),
             row_of={item_id: row for row, item_id in enumerate(left)},
-            _added=None,
-            _shared=None,
+            _room=None,
         )
 
 
-_NOTHING_ADDED = SharedIndex({}, 0)
-_ARRAYS = ("codes", "popularity", "vectors")
+@dataclass(frozen=True)
+class _Room:
+    """What a catalogue shares with those that grow from it. added: what `row_of` does not hold"""
+
+    item_ids: SharedList[str]
+    codes: SharedRows
+    popularity: SharedRows
+    vectors: SharedRows
+    added: SharedIndex
+
+    @classmethod
+    def of(cls, catalogue: Catalogue) -> _Room:
+        return cls(
+            SharedList(catalogue.item_ids),
+            SharedRows(catalogue.codes),
+            SharedRows(catalogue.popularity),
+            SharedRows(catalogue.vectors),
+            SharedIndex({}, catalogue.num_items),
+        )
+
+    def with_items(self, seen: int, new: Catalogue) -> _Room:
+        return _Room(
+            self.item_ids.with_items(new.item_ids),
+            self.codes.with_rows(seen, new.codes),
+            self.popularity.with_rows(seen, new.popularity),
+            self.vectors.with_rows(seen, new.vectors),
+            self.added.with_items(seen, new.item_ids),
+        )
+
+
+_NOTHING_ADDED: Mapping[str, int] = {}
 
 
 def _assembled(**fields: object) -> Catalogue:

@@ -48,7 +48,11 @@ class SidTrie:
         if pairs is None and pairs_pay(catalogue, pair_bytes_per_item):
             pairs = pairs_of(self.codes, catalogue.num_codes)
         self.pairs = pairs
-        self.indptr, self.rows = postings or _postings(self.codes, catalogue.num_codes)
+        if postings is None:
+            none = np.zeros((catalogue.num_subspaces, catalogue.num_codes + 1), np.int64)
+            nowhere = np.empty((catalogue.num_subspaces, 0), np.int32)
+            postings = _postings_with(none, nowhere, self.codes)
+        self.indptr, self.rows = postings
         self.num_legal = np.count_nonzero(self.counts, axis=1)
         self.free_biases: list[RowBiases] = []
 
@@ -94,33 +98,13 @@ class SidTrie:
 
 
 @compiled
-def _postings(
-    codes: NDArray[np.uint16], num_codes: int
-) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-    """Counting sort of the rows by their code, once per position."""
-    num_items, num_subspaces = codes.shape
-    indptr = np.zeros((num_subspaces, num_codes + 1), np.int64)
-    for row in range(num_items):
-        for position in range(num_subspaces):
-            indptr[position, codes[row, position] + 1] += 1
-    for position in range(num_subspaces):
-        for code in range(num_codes):
-            indptr[position, code + 1] += indptr[position, code]
-    rows = np.empty((num_subspaces, num_items), np.int32)
-    free = indptr[:, :-1].copy()
-    for position in range(num_subspaces):
-        for row in range(num_items):
-            code = codes[row, position]
-            rows[position, free[position, code]] = row
-            free[position, code] += 1
-    return indptr, rows
-
-
-@compiled
 def _postings_with(
     indptr: NDArray[np.int64], rows: NDArray[np.int32], new_codes: NDArray[np.uint16]
 ) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-    """The postings with the rows of (n, num_subspaces) new codes at the ends of their lists."""
+    """The postings with the rows of (n, num_subspaces) new codes at the ends of their lists.
+
+    A counting sort of the new rows, once per position; new rows are larger than those there.
+    """
     num_subspaces, num_items = rows.shape
     num_new = len(new_codes)
     grown_indptr = indptr.copy()
