@@ -183,10 +183,10 @@ class Recommender:
             return fixed_plan(request, decoding, num_subspaces)
 
         def seconds(plan: Plan) -> float:
-            """Waiting counts twice: at the SLO it is refused, and quality is to bend before."""
+            """Waiting counts three times: quality bends before half the SLO, where the gate shuts."""
             width = plan.decoding.beam_width
             forecast = self._batcher.forecast(resident.engine, plan.work, width)
-            return forecast.total_s + forecast.wait_s
+            return forecast.total_s + 2 * forecast.wait_s
 
         within_s = min(deadline, received + self._policy.slo_s) - time.monotonic()
         return plan_in_time(resident.ladder, num_subspaces, request.k, seconds, within_s)
