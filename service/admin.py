@@ -6,13 +6,13 @@ What an operation means is decided in the lifecycle and its residents.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable
 from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI, Path, Request, Response
-from fastapi.params import Depends as Dependency
+from fastapi import FastAPI, Path, Response
 
 from service import operator_schemas as schemas
+from service.guards import BEARER, Guard, guarded, require_json
 from service.item_schemas import ItemsRequest, ItemsResponse
 from service.lifecycle import VERSION, Lifecycle
 from service.manifest import REFERENCE
@@ -42,18 +42,13 @@ def add_health_routes(app: FastAPI, lifecycle: Lifecycle) -> None:
     )
 
 
-def add_admin_routes(
-    app: FastAPI,
-    lifecycle: Lifecycle,
-    guards: Sequence[Dependency],
-    require_json: Callable[[Request], Coroutine[Any, Any, None]],
-) -> None:
+def add_admin_routes(app: FastAPI, lifecycle: Lifecycle, admin_key: Guard) -> None:
     """What needs an administrator's key."""
     routes = AdminRoutes(lifecycle)
 
     def route(path: str, handler: Callable[..., Any], *statuses: int, has_body: bool) -> None:
         body_statuses = (400, 408, 413, 415) if has_body else ()
-        app.add_api_route(
+        app.router.add_api_route(
             f"/admin/{path}",
             handler,
             methods=["POST"],
@@ -61,7 +56,8 @@ def add_admin_routes(
                 status: {"model": ErrorResponse}
                 for status in sorted({401, 403, 422, 429, 500, *body_statuses, *statuses})
             },
-            dependencies=[*guards, *([Depends(require_json)] if has_body else [])],
+            dependencies=[BEARER],
+            route_class_override=guarded(admin_key, *([require_json] if has_body else [])),
         )
 
     route("bundles/rollback", routes.rollback, 409, 503, has_body=False)
@@ -124,8 +120,8 @@ class HealthRoutes:
         response.status_code = 503
         return schemas.Readiness(status="not_ready", reasons=reasons)
 
-    async def metrics(self) -> MetricsResponse:
-        """What Prometheus reads."""
+    def metrics(self) -> MetricsResponse:
+        """What Prometheus reads. In a thread, as FastAPI has it: a thousand lines take a while."""
         return MetricsResponse(self._lifecycle.metrics.text())
 
 

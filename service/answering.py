@@ -21,13 +21,15 @@ def decoded_items(
 ) -> list[RecommendedItem]:
     """The items of an answer, explained where it has a trajectory. history: oldest to newest."""
     scores = decoded.scores.tolist()
-    items = []
-    for place, (row, score) in enumerate(zip(decoded.rows.tolist(), scores, strict=True)):
-        explanation = None
-        if decoded.trajectory is not None:
-            explanation = _explanation(bundle, decoded.trajectory, place, row, history)
-        items.append(_item(bundle, row, place + 1, round(score, 4), explanation, metadata=metadata))
-    return items
+    explanations: list[Explanation] | list[None] = [None] * len(scores)
+    if decoded.trajectory is not None:
+        explanations = _explanations(bundle, decoded, decoded.trajectory, history)
+    return [
+        _item(bundle, row, rank, round(score, 4), explanation, metadata=metadata)
+        for rank, (row, score, explanation) in enumerate(
+            zip(decoded.rows.tolist(), scores, explanations, strict=True), start=1
+        )
+    ]
 
 
 def popular_items(
@@ -89,17 +91,20 @@ def _item(
     )
 
 
-def _explanation(
-    bundle: Bundle, trajectory: Trajectory, place: int, row: int, history: Rows
-) -> Explanation:
+def _explanations(
+    bundle: Bundle, decoded: Decoded, trajectory: Trajectory, history: Rows
+) -> list[Explanation]:
     newest_first = np.array(list(dict.fromkeys(history[::-1].tolist())), np.int32)
-    return Explanation(
-        filled_by_call=trajectory.filled[place].tolist(),
-        log_probs=_finite(trajectory.log_probs[place]),
-        survivors=trajectory.survivors[place].tolist(),
-        beam_scores=_finite(trajectory.beam_scores[place]),
-        history_in_common=most_codes_in_common(bundle, row, newest_first, MAX_IN_COMMON),
-    )
+    return [
+        Explanation(
+            filled_by_call=trajectory.filled[place].tolist(),
+            log_probs=_finite(trajectory.log_probs[place]),
+            survivors=trajectory.survivors[place].tolist(),
+            beam_scores=_finite(trajectory.beam_scores[place]),
+            history_in_common=most_codes_in_common(bundle, row, newest_first, MAX_IN_COMMON),
+        )
+        for place, row in enumerate(decoded.rows.tolist())
+    ]
 
 
 def _finite(values: NDArray[np.float32]) -> list[float | None]:

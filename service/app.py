@@ -13,9 +13,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Annotated, Any, TypeVar
 
-from fastapi import Depends, FastAPI, Path, Query, Request, Response
-from fastapi.params import Depends as Dependency
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+import structlog
+from fastapi import FastAPI, Path, Query, Request, Response
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
@@ -25,6 +24,7 @@ from service.answering import similar_items
 from service.event_schemas import EventsRequest, EventsResponse
 from service.events import store_events
 from service.gate import Gate
+from service.guards import BEARER, Guard, bearer_key, guarded, require_json
 from service.http_errors import MAX_BODY_BYTES, add_handlers, context_of, status_and_body
 from service.item_schemas import ItemResponse, SimilarRequest, SimilarResponse
 from service.lifecycle import VERSION, Lifecycle
@@ -43,8 +43,7 @@ UserIdPath = Annotated[schemas.UserId, Path()]
 ItemIdPath = Annotated[schemas.ItemId, Path()]
 T = TypeVar("T")
 
-bearer = HTTPBearer(auto_error=False, description="A key of UNMASK_API_KEYS or UNMASK_ADMIN_KEYS.")
-Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
+log = structlog.get_logger()
 
 
 def create_app(lifecycle: Lifecycle) -> ASGIApp:
@@ -64,16 +63,16 @@ def create_app(lifecycle: Lifecycle) -> ASGIApp:
     )
     keys, settings = lifecycle.keys, lifecycle.settings
 
-    async def client_key(credentials: Credentials) -> None:
-        keys.check_client(credentials.credentials if credentials else None)
+    def client_key(request: Request) -> None:
+        keys.check_client(bearer_key(request))
 
-    async def admin_key(credentials: Credentials) -> None:
-        keys.check_admin(credentials.credentials if credentials else None)
+    def admin_key(request: Request) -> None:
+        keys.check_admin(bearer_key(request))
 
     is_open = not (settings.api_keys or settings.rate_limit)
-    add_client_routes(app, Routes(lifecycle), [] if is_open else [Depends(client_key)])
+    add_client_routes(app, Routes(lifecycle), [] if is_open else [client_key])
     if settings.admin_keys:
-        add_admin_routes(app, lifecycle, [Depends(admin_key)], require_json)
+        add_admin_routes(app, lifecycle, admin_key)
     add_health_routes(app, lifecycle)
     app.add_middleware(BodyLimit)
     add_handlers(app)
@@ -87,7 +86,7 @@ def create_app(lifecycle: Lifecycle) -> ASGIApp:
     )
 
 
-def add_client_routes(app: FastAPI, routes: Routes, guards: Sequence[Dependency]) -> None:
+def add_client_routes(app: FastAPI, routes: Routes, guards: Sequence[Guard]) -> None:
     """What clients use; every status that a route may answer with is declared."""
 
     def route(
@@ -97,30 +96,31 @@ def add_client_routes(app: FastAPI, routes: Routes, guards: Sequence[Dependency]
         *statuses: int,
         model: type[BaseModel] | None = None,
     ) -> None:
-        posted = [Depends(require_json)] if method == "POST" else []
-        posted_statuses = (400, 408, 413, 415) if method == "POST" else ()
-        guarded = (401,) if guards else ()
-        app.add_api_route(
+        posted = [require_json] if method == "POST" else []
+        own = {*statuses, 422, 429, 500}
+        own |= {400, 408, 413, 415} if method == "POST" else set()
+        own |= {401} if guards else set()
+        responses: dict[int | str, dict[str, Any]] = {200: {"model": model}} if model else {}
+        responses |= {status: {"model": schemas.ErrorResponse} for status in sorted(own)}
+        app.router.add_api_route(
             path,
             handler,
             methods=[method],
             status_code=204 if method == "DELETE" else 200,
-            responses=({200: {"model": model}} if model else {})
-            | {
-                status: {"model": schemas.ErrorResponse}
-                for status in sorted({*statuses, *posted_statuses, *guarded, 422, 429, 500})
-            },
-            dependencies=[*guards, *posted],
+            responses=responses,
+            dependencies=[BEARER] if guards else [],
+            route_class_override=guarded(*guards, *posted),
         )
 
     answer, answers = schemas.RecommendResponse, schemas.BatchResponse
     route("POST", "/recommend", routes.recommend, 404, 503, 504, model=answer)
     route("POST", "/recommend/batch", routes.recommend_batch, 503, model=answers)
     route("POST", "/events", routes.events, 503)
-    route("GET", "/users/{user_id}/history", routes.history, 503)
-    route("DELETE", "/users/{user_id}/history", routes.erase, 503)
-    route("GET", "/items/{item_id}", routes.item, 404, 503)
-    route("POST", "/items/{item_id}/similar", routes.similar, 404, 503)
+    # Ids may have slashes in them; of paths that begin alike the longer one comes first.
+    route("GET", "/users/{user_id:path}/history", routes.history, 503)
+    route("DELETE", "/users/{user_id:path}/history", routes.erase, 503)
+    route("POST", "/items/{item_id:path}/similar", routes.similar, 404, 503)
+    route("GET", "/items/{item_id:path}", routes.item, 404, 503)
 
 
 class Routes:
@@ -148,22 +148,30 @@ class Routes:
         """Answer several requests, in their order; each has a status of its own."""
         context = context_of(request)
         context.log.update(requests=len(body.requests))
-        recommender, count = self._lifecycle.recommender, self._metrics.recommend_requests.labels
+        self._lifecycle.keys.charge(bearer_key(request), len(body.requests) - 1)
+        recommender = self._lifecycle.recommender
 
         async def result(one: schemas.RecommendRequest) -> schemas.BatchResult:
-            timed = one.model_copy(update={"timeout_ms": body.timeout_ms})
-            assignment = recommender.assign(timed)
-            labels = assignment.resident.ref, assignment.label
+            bundle, variant, outcome = "none", "none", "cancelled"  # until more is known
             try:
-                answer = await recommender.recommend(timed, assignment, context.received)
-            except errors.RequestError as error:
+                timed = one.model_copy(update={"timeout_ms": body.timeout_ms})
+                assignment = recommender.assign(timed)
+                bundle, variant = assignment.resident.ref, assignment.label
+                answer = await recommender.recommend(
+                    timed, assignment, context.received, in_bulk=True
+                )
+                outcome = outcome_of(200, degraded=answer.degraded)
+                return schemas.BatchResult(status=200, response=answer)
+            except Exception as error:  # the others are answered all the same
                 if isinstance(error, errors.Overloaded | errors.NotReady):
                     self._metrics.rejected.labels(error.reason).inc()
+                if not isinstance(error, errors.RequestError):
+                    log.exception("unexpected_error", request_id=context.request_id)
                 status, shown = status_and_body(error, context.request_id)
-                count(*labels, outcome_of(status, degraded=False)).inc()
+                outcome = outcome_of(status, degraded=False)
                 return schemas.BatchResult(status=status, error=shown.error)
-            count(*labels, outcome_of(200, degraded=answer.degraded)).inc()
-            return schemas.BatchResult(status=200, response=answer)
+            finally:
+                self._metrics.recommend_requests.labels(bundle, variant, outcome).inc()
 
         work = asyncio.gather(*map(result, body.requests))
         results = await unless_disconnected(request, work)
@@ -192,7 +200,7 @@ class Routes:
 
     async def erase(self, user_id: UserIdPath) -> Response:
         """Forget a user."""
-        await self._lifecycle.histories.erase(user_id)
+        await self._lifecycle.erase(user_id)
         return Response(status_code=204)
 
     async def item(self, item_id: ItemIdPath) -> ItemResponse:
@@ -275,13 +283,6 @@ async def unless_disconnected(request: Request, work: Awaitable[T]) -> T:
         raise errors.ClientDisconnected("the client closed the connection") from None
     finally:
         watching.cancel()
-
-
-async def require_json(request: Request) -> None:
-    """Refuse other media types: a form post from a browser, say."""
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type != "application/json":
-        raise HTTPException(415)
 
 
 class BodyLimit:

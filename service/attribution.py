@@ -35,6 +35,7 @@ class Remembering:
         self._max_waiting = max_waiting
         self._waiting: dict[tuple[str, str], Shown] = {}  # by user and id, the oldest first
         self._wake = asyncio.Event()
+        self._writing = asyncio.Lock()
         self._stopping = False
         self._task: asyncio.Task[None] | None = None
 
@@ -57,6 +58,13 @@ class Remembering:
         """The answer of that id, while the store may not have it yet."""
         return self._waiting.get((user_id, recommendation_id))
 
+    async def forget(self, user_id: str) -> None:
+        """None of a user's answers that were noted until now is written after this."""
+        for key in [key for key in self._waiting if key[0] == user_id]:
+            del self._waiting[key]
+        async with self._writing:  # by the store's timeout at the latest
+            pass
+
     async def stop(self) -> None:
         """Write what waits, for a second at most; what is left is dropped and counted."""
         self._stopping = True
@@ -70,14 +78,16 @@ class Remembering:
     async def _write_all(self) -> None:
         while True:
             await self._wake.wait()
-            if self._waiting:
-                await self._write_some()
-            elif self._stopping:
-                return
-            else:
-                self._wake.clear()
+            async with self._writing:
+                if self._waiting:
+                    await self._write_some()
+                elif self._stopping:
+                    return
+                else:
+                    self._wake.clear()
 
     async def _write_some(self) -> None:
+        """What was forgotten meanwhile may be gone."""
         batch = list(islice(self._waiting.items(), MAX_BATCH))
         answers = [(user_id, shown) for (user_id, _), shown in batch]
         try:
@@ -89,4 +99,4 @@ class Remembering:
             self._metrics.remember_dropped.inc(len(batch))
             log.exception("remembering_failed")
         for key, _ in batch:
-            del self._waiting[key]
+            self._waiting.pop(key, None)

@@ -20,6 +20,8 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import NoReturn
 
+import structlog
+
 from service.decoding import Decoded, Job, Timings
 from service.errors import DeadlineExceeded, DecodeFailed, NotReady, Overloaded, RequestError
 from service.lanes import Answer, Engine, Lanes, Ticket, Wait
@@ -31,6 +33,8 @@ LONGEST_BATCH_S = 60.0  # a batch that runs longer hangs: the process is not liv
 LONGEST_RETRY_AFTER_S = 30
 SETTLED_AT_ONCE = 4
 DECODE_NICENESS = 10
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,8 @@ class MicroBatcher:
     ) -> None:
         """max_queue_rows: of each lane.
 
-        max_wait_s: a job that is foretold to wait longer is not admitted; a batch takes half of it
+        max_wait_s: a job that is foretold to wait longer is not admitted, unless it came in bulk:
+            those that it waits for came with it; a batch takes half of it
         """
         self._metrics = metrics
         self._traces = traces
@@ -99,17 +104,27 @@ class MicroBatcher:
         """Whether a job would be decoded at once."""
         return not self._batch and not self._lanes
 
-    def forecast(self, engine: Engine, work: Work, beam_width: int) -> Forecast:
+    def forecast(
+        self, engine: Engine, work: Work, beam_width: int, *, in_bulk: bool = False
+    ) -> Forecast:
         """When a job would be answered that came now."""
         own_s = engine.latency.seconds(work)
         if self.is_idle:
             return Forecast(own_s, 0.0)
         running_s = max(0.0, self._batch_ends - time.monotonic()) if self._batch else 0.0
-        queue_s = self._lanes.seconds_before(engine, work, beam_width)
+        queue_s = self._lanes.seconds_before(engine, work, beam_width, in_bulk)
         total_s = (running_s + queue_s) * (1 + engine.latency.error)
         return Forecast(total_s, max(0.0, total_s - own_s))
 
-    def admit(self, engine: Engine, work: Work, beam_width: int, deadline: float) -> None:
+    def admit(
+        self,
+        engine: Engine,
+        work: Work,
+        beam_width: int,
+        deadline: float,
+        *,
+        in_bulk: bool = False,
+    ) -> None:
         """Refuse a job that would come too late, or that finds the queue full.
 
         An idle decode thread takes every job: a forecast that is wrong is put right by it.
@@ -121,24 +136,28 @@ class MicroBatcher:
         now = time.monotonic()
         if now >= deadline:
             raise DeadlineExceeded("the deadline passed")
-        if self._lanes.rows(engine, beam_width) + beam_width > self._max_queue_rows:
+        if self._lanes.rows(engine, beam_width, in_bulk) + beam_width > self._max_queue_rows:
             self._refuse("queue_full", "too many requests are waiting; try again later")
         if self.is_idle:
             return
-        forecast = self.forecast(engine, work, beam_width)
-        if forecast.wait_s > self._max_wait_s or now + forecast.total_s > deadline:
+        forecast = self.forecast(engine, work, beam_width, in_bulk=in_bulk)
+        max_wait_s = math.inf if in_bulk else self._max_wait_s
+        if forecast.wait_s > max_wait_s or now + forecast.total_s > deadline:
             self._refuse("predicted_wait", "the answer would come too late; try again later")
 
-    async def submit(self, engine: Engine, job: Job, deadline: float) -> Answer:
+    async def submit(
+        self, engine: Engine, job: Job, deadline: float, *, in_bulk: bool = False
+    ) -> Answer:
         """Wait for the answer to a job; cancelling the caller cancels the job.
 
         Raises what `admit` raises, and DecodeFailed when this job raised.
         """
         work = Work.of_job(job)
-        self.admit(engine, work, job.beam_width, deadline)
+        self.admit(engine, work, job.beam_width, deadline, in_bulk=in_bulk)
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         wait = Wait(deadline)
-        ticket = Ticket(engine, replace(job, is_cancelled=wait.is_over), work, wait, answer)
+        job = replace(job, is_cancelled=wait.is_over)
+        ticket = Ticket(engine, job, work, wait, answer, in_bulk)
         if self._traces:
             ticket.span = self._traces.current
         self._lanes.enter(ticket)
@@ -234,6 +253,7 @@ class MicroBatcher:
         try:
             engine.decode([ticket.job for ticket in batch], deliver)
         except Exception as error:
+            log.exception("decode_failed", jobs=len(batch))
             if len(batch) == 1:
                 failure = DecodeFailed("the request could not be decoded")
                 failure.__cause__ = error
@@ -269,6 +289,8 @@ class MicroBatcher:
     def _on_end(self, pump: asyncio.Task[None]) -> None:
         """However decoding ended, nobody may wait for ever."""
         cause = None if pump.cancelled() else pump.exception()
+        if cause:
+            log.error("decoding_ended", exc_info=cause)
         for ticket in [*self._batch, *self._lanes.waiting]:
             failure = NotReady("the process has stopped decoding; ask another replica")
             failure.__cause__ = cause

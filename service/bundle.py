@@ -56,6 +56,7 @@ from service.manifest import (
     read_files,
     write_manifest,
 )
+from service.manifest import HISTORY_CAP as HISTORY_CAP
 from service.npy import array_of, npy_of
 
 

@@ -23,6 +23,7 @@ from pydantic import (
 
 from service.errors import SettingsInvalid
 from service.manifest import REFERENCE, one_line
+from service.schemas import MAX_BEAM_WIDTH
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,32}$")]
 DEFAULT = "default"  # the variant of a request outside any experiment
@@ -45,7 +46,7 @@ class Variant(_Model):
     bundle: Annotated[str, StringConstraints(pattern=f"^{REFERENCE.pattern}$")] | None = None
     r_warm: int | None = Field(None, ge=0)
     m_par: int | None = Field(None, ge=1)
-    beam_width: int | None = Field(None, ge=1)
+    beam_width: int | None = Field(None, ge=1, le=MAX_BEAM_WIDTH)
 
     @property
     def decoding(self) -> dict[str, int]:

@@ -6,7 +6,6 @@ that a client sent. Knows nothing of routes.
 
 from __future__ import annotations
 
-import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
@@ -47,8 +46,6 @@ HTTP_ERRORS: dict[int, tuple[str, str]] = {
 }
 RETRYABLE = {429, 503}
 
-log = structlog.get_logger()
-
 
 def add_handlers(app: FastAPI) -> None:
     """Make every error of an application answer with the one body."""
@@ -58,8 +55,11 @@ def add_handlers(app: FastAPI) -> None:
     app.add_exception_handler(Exception, on_unexpected_error)
 
 
-def status_and_body(error: errors.UnmaskError, request_id: str) -> tuple[int, ErrorResponse]:
-    """What a client gets to see of an error of ours."""
+def status_and_body(error: Exception, request_id: str) -> tuple[int, ErrorResponse]:
+    """What a client gets to see of an error of ours, or of a bug."""
+    if not isinstance(error, errors.UnmaskError):
+        message = "something went wrong in the service"
+        return 500, ErrorResponse.of("internal_error", message, request_id)
     status, code = ANSWERS[type(error)]
     return status, ErrorResponse.of(
         getattr(error, "code", code),
@@ -77,8 +77,6 @@ async def on_error(request: Request, error: Exception) -> Response:
     status, body = status_and_body(error, context.request_id)
     if isinstance(error, errors.Overloaded | errors.NotReady):
         context.rejected = error.reason
-    if status == 500:
-        log.error("decode_failed", request_id=context.request_id, exc_info=error)
     answer = _answer(status, body)
     if status in RETRYABLE:
         answer.headers["Retry-After"] = str(getattr(error, "retry_after_s", RETRY_AFTER_S))
@@ -119,8 +117,7 @@ async def on_http_error(request: Request, error: Exception) -> Response:
 
 async def on_unexpected_error(request: Request, error: Exception) -> Response:
     """A bug. The middleware logs the traceback."""
-    message, request_id = "something went wrong in the service", context_of(request).request_id
-    return _answer(500, ErrorResponse.of("internal_error", message, request_id))
+    return _answer(*status_and_body(error, context_of(request).request_id))
 
 
 def context_of(request: Request) -> RequestContext:

@@ -20,6 +20,7 @@ import httpx
 import numpy as np
 import structlog
 from numpy.typing import NDArray
+from pydantic import SecretStr
 
 from service.bundle import Bundle
 from service.decoding.unhurried import unhurried
@@ -46,7 +47,7 @@ class ItemChanges:
     """
 
     def __init__(
-        self, residents: Residents, store: HistoryStore, embedder_url: str | None = None
+        self, residents: Residents, store: HistoryStore, embedder_url: SecretStr | None = None
     ) -> None:
         self._residents = residents
         self._store = store
@@ -154,16 +155,20 @@ class ItemChanges:
         return found
 
     async def _embedded(self, titles: Sequence[str]) -> list[list[float]]:
+        assert self._embedder_url is not None
+        url = f"{self._embedder_url.get_secret_value()}/embed"
         try:
             async with httpx.AsyncClient(timeout=EMBED_TIMEOUT_S) as client:
-                answer = await client.post(f"{self._embedder_url}/embed", json={"inputs": titles})
+                answer = await client.post(url, json={"inputs": titles})
             embeddings = np.array(answer.raise_for_status().json(), np.float32)
             if embeddings.shape[:1] != (len(titles),) or embeddings.ndim != 2:
                 raise ValueError("not one embedding a title")
             if not np.isfinite(embeddings).all():
                 raise ValueError("numbers that are not finite")
-        except (httpx.HTTPError, ValueError) as error:
-            log.error("embedder_failed", reason=str(error))
+        except (httpx.HTTPError, ValueError, TypeError) as error:
+            # Not what it says, which is the URL, with a password maybe.
+            status = getattr(getattr(error, "response", None), "status_code", None)
+            log.error("embedder_failed", reason=type(error).__name__, status=status)
             raise EmbedderUnavailable("the embedder did not answer with embeddings") from error
         found: list[list[float]] = embeddings.tolist()
         return found

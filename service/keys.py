@@ -52,6 +52,13 @@ class Keys:
                 raise Overloaded("this key asks too often; try again later", reason="rate_limit")
             self._free_at[place] = free_at
 
+    def charge(self, key: str | None, requests: int) -> None:
+        """So many more requests were made with a key that was let in; later ones wait for it."""
+        places = _places(self._api_keys, key) if self._api_keys else [0]
+        for place in places[:1]:  # none for administrators
+            self._free_at[place] = max(self._free_at[place], self._clock())
+            self._free_at[place] += requests * self._interval_s
+
     def check_admin(self, key: str | None) -> None:
         """Raise Unauthenticated for a wrong key, Forbidden for one of a mere client."""
         if _places(self._admin_keys, key):

@@ -1,9 +1,10 @@
 """Which jobs wait, which are decoded next, and how long those before a new one will take.
 
-Jobs wait in lanes: those of one bundle and of similar beam width. A batch is of one lane, and the
-lane that has had the least decoding time is next, so that wide beams slow each other down and
-nobody else. The event loop brings jobs and the decode thread takes them, each under a lock that is
-held for microseconds. Knows nothing of metrics or limits of the queue.
+Jobs wait in lanes: those of one bundle and of similar beam width, those that came in bulk apart. A
+batch is of one lane, and the lane that has had the least decoding time is next, so that wide beams
+and bulk slow each other down and nobody else. The event loop brings jobs and the decode thread
+takes them, each under a lock that is held for microseconds. Knows nothing of metrics or limits of
+the queue.
 """
 
 from __future__ import annotations
@@ -63,6 +64,7 @@ class Wait:
 class Ticket:
     """A job in the queue or in a batch. entered, started: seconds of time.monotonic()
 
+    in_bulk: whether it came with others in one call, and keeps to a lane of such jobs
     span: of the request that it is for, where there are traces
     """
 
@@ -71,9 +73,18 @@ class Ticket:
     work: Work
     wait: Wait
     answer: asyncio.Future[Answer]
+    in_bulk: bool = False
     entered: float = field(default_factory=time.monotonic)
     started: float = 0.0
     span: Any = None
+
+    @property
+    def key(self) -> LaneKey:
+        """Of its lane."""
+        return _key(self.engine, self.job.beam_width, self.in_bulk)
+
+
+LaneKey = tuple[Engine, int, bool]  # see `_key`
 
 
 @dataclass(eq=False)
@@ -104,7 +115,7 @@ class Lanes:
         self._max_batch_rows = max_batch_rows
         self._max_batch_s = max_batch_s
         self._lock = Lock()
-        self._lanes: dict[tuple[Engine, int], Lane] = {}
+        self._lanes: dict[LaneKey, Lane] = {}
         self._turn_s = 0.0  # `used_s` of the lane served last, before that
 
     def __bool__(self) -> bool:
@@ -116,29 +127,27 @@ class Lanes:
         with self._lock:
             return [ticket for lane in self._lanes.values() for ticket in lane.waiting]
 
-    def rows(self, engine: Engine, beam_width: int) -> int:
+    def rows(self, engine: Engine, beam_width: int, in_bulk: bool) -> int:
         """Beams in the lane of such a job, waiting or in a batch."""
         with self._lock:
-            lane = self._lanes.get(_key(engine, beam_width))
+            lane = self._lanes.get(_key(engine, beam_width, in_bulk))
             return lane.rows if lane else 0
 
     def enter(self, ticket: Ticket) -> None:
         """Put a job at the end of its lane."""
-        key = _key(ticket.engine, ticket.job.beam_width)
         with self._lock:
-            lane = self._lanes.setdefault(key, Lane(ticket.engine, self._turn_s))
+            lane = self._lanes.setdefault(ticket.key, Lane(ticket.engine, self._turn_s))
             lane.rows += ticket.job.beam_width
             lane.waiting[ticket] = None
 
     def leave(self, ticket: Ticket) -> None:
         """Forget a job that was answered, or is not wanted any more."""
-        key = _key(ticket.engine, ticket.job.beam_width)
         with self._lock:
-            lane = self._lanes[key]
+            lane = self._lanes[ticket.key]
             lane.rows -= ticket.job.beam_width
             lane.waiting.pop(ticket, None)
             if not lane.rows:
-                del self._lanes[key]
+                del self._lanes[ticket.key]
 
     def take(self) -> tuple[Lane, list[Ticket]] | None:
         """The next batch, oldest jobs first, and the lane whose turn it is; none if none waits."""
@@ -163,13 +172,13 @@ class Lanes:
                 del lane.waiting[ticket]
             return lane, batch
 
-    def seconds_before(self, engine: Engine, work: Work, beam_width: int) -> float:
+    def seconds_before(self, engine: Engine, work: Work, beam_width: int, in_bulk: bool) -> float:
         """Until a job that came now would be answered: its lane's jobs, and the others' turns.
 
         It is answered after its own last call, however many those in its batch need.
         """
         with self._lock:
-            own = self._lanes.get(_key(engine, beam_width))
+            own = self._lanes.get(_key(engine, beam_width, in_bulk))
             ahead = [] if own is None else _works(own)
             queues = [
                 (lane.engine, _works(lane)) for lane in self._lanes.values() if lane is not own
@@ -198,6 +207,6 @@ def _works(lane: Lane) -> list[Work]:
     return [ticket.work for ticket in lane.waiting]
 
 
-def _key(engine: Engine, beam_width: int) -> tuple[Engine, int]:
+def _key(engine: Engine, beam_width: int, in_bulk: bool) -> LaneKey:
     """Beam widths up to 16, 32, 64, ... share a lane."""
-    return engine, max(4, (beam_width - 1).bit_length())
+    return engine, max(4, (beam_width - 1).bit_length()), in_bulk

@@ -19,10 +19,11 @@ import structlog
 from service.attribution import Remembering
 from service.batching import MicroBatcher
 from service.bundle import Bundle
-from service.bundle_store import configured_path, existing_path, reference_at
+from service.bundle_store import configured_path, existing_path, reference_at, stored_path
 from service.embedded_valkey import EmbeddedValkey
 from service.errors import (
     HistoryUnavailable,
+    InvalidRequest,
     NotReady,
     SettingsInvalid,
     StartError,
@@ -36,16 +37,19 @@ from service.lanes import Engine
 from service.latency import LatencyModel
 from service.metrics import Metrics
 from service.pauses import measure_loop_lag, watched_gc
+from service.planning import fixed_plan
 from service.priming import prime
 from service.recommender import Policy, Recommender
 from service.redis_history import RedisHistoryStore
 from service.residents import Resident, Residents
+from service.schemas import RecommendRequest
 from service.settings import Settings
 from service.shadow import Shadow
 from service.tasks import ended
 from service.traces import traces_if_asked
 
 VERSION = version("unmask")
+LOOK_EVERY_S = 10.0
 
 log = structlog.get_logger()
 
@@ -62,6 +66,7 @@ class Lifecycle:
         self.failure: StartError | None = None
         self.on_failure: Callable[[], None] = lambda: None
         self.configured: str | None = None  # the bundle that UNMASK_BUNDLE means
+        self.experiment: Experiment | None = None
         self.residents = Residents(self._load, metrics)
         self._starting: str | None = "starting"
         self._histories: RedisHistoryStore | None = None
@@ -71,6 +76,7 @@ class Lifecycle:
         self._shadow: Shadow | None = None
         self._recommender: Recommender | None = None
         self._tasks: list[asyncio.Task[None]] = []
+        self._reload_wanted = asyncio.Event()
         metrics.build_info.labels(VERSION).set(1)
         metrics.ready.set_function(lambda: not self.not_ready)
         metrics.draining.set_function(lambda: self.draining)
@@ -124,6 +130,12 @@ class Lifecycle:
         """False when only a restart helps. Never depends on the history store."""
         return self._batcher is None or self._batcher.is_alive
 
+    async def erase(self, user_id: str) -> None:
+        """Forget a user. Raises HistoryUnavailable."""
+        if self._answers:
+            await self._answers.forget(user_id)
+        await self.histories.erase(user_id)
+
     async def load(self, ref: str, *, shadow_fraction: float = 0.0) -> None:
         """Load a bundle of the store as the candidate. Raises what `Residents.load` does, and
         BundleNotFound.
@@ -135,16 +147,20 @@ class Lifecycle:
     def reload_soon(self) -> None:
         """Load and activate what UNMASK_BUNDLE means now; the old one stays when that fails.
 
-        While the service starts there is nothing to do: it loads just that.
+        After the start or the reload that runs: it may have looked before the new one was there.
         """
-        if self._starting is None:
-            self._tasks = [task for task in self._tasks if not task.done()]
-            self._tasks.append(asyncio.create_task(self._reload()))
+        self._reload_wanted.set()
+
+    async def _reload_when_wanted(self) -> None:
+        while True:
+            await self._reload_wanted.wait()
+            self._reload_wanted.clear()
+            await self._reload()
 
     async def _reload(self) -> None:
         result = "failed"
         try:
-            path = configured_path(self.settings.bundles_dir, self.settings.bundle)
+            path = await asyncio.to_thread(self._configured_path)
             ref = reference_at(path)
             await self.residents.load(path, ref)
             await self.changes.replay()
@@ -152,8 +168,21 @@ class Lifecycle:
             self.configured, result = ref, "done"
         except UnmaskError as error:
             log.error("reload_failed", reason=str(error), still=self.residents.active.ref)
+        except Exception:  # the next one may go better
+            log.exception("reload_failed", still=self.residents.active.ref)
         finally:
             self.metrics.bundle_operations.labels("reload", result).inc()
+
+    async def _watch_configured(self) -> None:
+        """What a restart would bring changes with the store."""
+        while True:
+            await asyncio.sleep(LOOK_EVERY_S)
+            with suppress(UnmaskError, OSError):
+                path = await asyncio.to_thread(self._configured_path)
+                self.configured = reference_at(path)
+
+    def _configured_path(self) -> Path:
+        return configured_path(self.settings.bundles_dir, self.settings.bundle)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -183,9 +212,8 @@ class Lifecycle:
     async def _start(self, embedded: EmbeddedValkey | None) -> None:
         settings = self.settings
         try:
-            experiment = (
-                load_experiment(settings.experiment_file) if settings.experiment_file else None
-            )
+            if settings.experiment_file:
+                self.experiment = load_experiment(settings.experiment_file)
             if embedded:
                 self._starting = "starting_history_store"
                 await embedded.start()
@@ -196,13 +224,14 @@ class Lifecycle:
                 await self.histories.read("")  # opens the first connection before a client waits
             except HistoryUnavailable:
                 log.warning("history_store_unavailable", until_then="popular items, flagged")
-            await self._load_bundles(experiment)
-            self._serve(experiment)
+            await self._load_bundles()
+            self._serve()
             with suppress(HistoryUnavailable):  # `follow` makes up for it
                 await self.changes.replay()
             gc.collect()
             gc.freeze()  # all that was imported, too
             self._starting = None
+            self._tasks.append(asyncio.create_task(self._reload_when_wanted()))
             active = self.residents.active
             log.info("ready", bundle=active.ref, precision=active.bundle.precision)
         except StartError as error:
@@ -215,14 +244,14 @@ class Lifecycle:
         self.failure = error
         self.on_failure()
 
-    async def _load_bundles(self, experiment: Experiment | None) -> None:
-        store = self.settings.bundles_dir
+    async def _load_bundles(self) -> None:
         self._starting = "loading_bundle"
-        await self.residents.start(configured_path(store, self.settings.bundle))
+        await self.residents.start(self._configured_path())
         self.configured = self.residents.active.ref
-        for variant in experiment.variants if experiment else ():
-            if variant.bundle and variant.bundle not in self.residents.of_experiment:
-                await self.residents.load_for_experiment(configured_path(store, variant.bundle))
+        for variant in self.experiment.variants if self.experiment else ():
+            if variant.bundle:
+                path = stored_path(self.settings.bundles_dir, variant.bundle)
+                await self.residents.load_for_experiment(path, variant.bundle)
 
     def _load(self, path: Path) -> Resident:
         """In a thread."""
@@ -234,7 +263,7 @@ class Lifecycle:
             precision=settings.precision,
             encoder_cache=settings.encoder_cache,
         )
-        check_queue_size(settings, bundle)
+        check_defaults(settings, self.experiment, bundle)
         if self._starting:
             self._starting = "priming"
         latency = LatencyModel()
@@ -255,7 +284,7 @@ class Lifecycle:
             replica_reads=settings.redis_replica_reads,
         )
 
-    def _serve(self, experiment: Experiment | None) -> None:
+    def _serve(self) -> None:
         settings, metrics, histories = self.settings, self.metrics, self.histories
         self._batcher = MicroBatcher(
             metrics,
@@ -283,22 +312,34 @@ class Lifecycle:
                 settings.adaptive_schedule,
             ),
             self._shadow,
-            experiment,
+            self.experiment,
         )
         self._tasks += [
             asyncio.create_task(measure_loop_lag(metrics)),
             asyncio.create_task(self._changes.follow()),
+            asyncio.create_task(self._watch_configured()),
         ]
 
 
-def check_queue_size(settings: Settings, bundle: Bundle) -> None:
-    """Raise SettingsInvalid when the queue is too small for a single request of the default width.
+def check_defaults(settings: Settings, experiment: Experiment | None, bundle: Bundle) -> None:
+    """Raise SettingsInvalid when requests that ask for nothing special would all be refused.
 
-    Every request would get 429.
+    Those of a variant that names no bundle may be answered by any.
     """
-    width = bundle.manifest.decoding.beam_width
-    if settings.max_queue_rows < width:
-        raise SettingsInvalid(
-            f"UNMASK_MAX_QUEUE_ROWS={settings.max_queue_rows} is below {width}, the default "
-            f"beam_width of bundle {bundle.manifest.ref}; set it to {width} or more"
-        )
+    ref, defaults = bundle.manifest.ref, bundle.manifest.decoding
+    plain = RecommendRequest.model_validate({"user_id": "anybody"})
+    asked: dict[str, dict[str, int]] = {"": {}}
+    for variant in experiment.variants if experiment else ():
+        if variant.bundle in (None, ref):
+            asked[f"variant {variant.name} of the experiment: "] = variant.decoding
+    for whose, decoding in asked.items():
+        settled = defaults.model_copy(update=decoding)
+        try:
+            width = fixed_plan(plain, settled, bundle.catalogue.num_subspaces).decoding.beam_width
+        except InvalidRequest as error:
+            raise SettingsInvalid(f"{whose}bundle {ref}: {error}") from error
+        if settings.max_queue_rows < width:
+            raise SettingsInvalid(
+                f"{whose}UNMASK_MAX_QUEUE_ROWS={settings.max_queue_rows} is below {width}, the "
+                f"default beam_width of bundle {ref}; set it to {width} or more"
+            )

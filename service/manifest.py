@@ -17,6 +17,9 @@ from service.decoding import Ranking
 from service.errors import BundleInvalid
 
 FORMAT_VERSION = 3
+# Items of a history that the service keeps, unless UNMASK_HISTORY_CAP says otherwise; evaluation
+# sees no more.
+HISTORY_CAP = 200
 FILES = (
     "encoder.onnx",
     "decoder.onnx",

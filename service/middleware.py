@@ -34,6 +34,7 @@ ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 SCOPE_KEY = "unmask"
 RECOMMEND = "/recommend"
+ADMIN = "/admin/"
 QUIET_ROUTES = {"/health/live", "/health/ready", "/livez", "/readyz", "/metrics"}
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}  # a client may invent one
@@ -65,7 +66,7 @@ class RequestContext:
 class Envelope:
     """Wraps an ASGI application; see the module.
 
-    gate: not for health and metrics
+    gate: not for health, metrics and administrators
     is_draining: whether connections are to end with their next answer
     """
 
@@ -91,7 +92,7 @@ class Envelope:
         The caller has to pass an admitted request on to `__call__`.
         """
         context = scope[SCOPE_KEY] = _context_of(scope)
-        if scope["path"] in OPEN_PATHS:
+        if _is_open(scope["path"]):
             return ()
         if self._gate.admits():
             self._gate.enter()
@@ -127,7 +128,7 @@ class Envelope:
             # Starlette has answered 500 and passes the exception on; it ends here.
             log.exception("unexpected_error", request_id=context.request_id)
         finally:
-            if scope["path"] not in OPEN_PATHS:
+            if not _is_open(scope["path"]):
                 self._gate.leave(served=status < 400)
             self._observe(scope, 408 if context.given_up else status, context)
 
@@ -145,7 +146,8 @@ class Envelope:
 
     def _observe(self, scope: Scope, status: int, context: RequestContext) -> None:
         seconds = time.monotonic() - context.received
-        route = getattr(scope.get("route"), "path", "other")  # the template, never the raw path
+        # The template, never the raw path.
+        route = getattr(scope.get("route"), "path_format", "other")
         if route == "other" and scope["path"] == RECOMMEND:  # turned away before it was routed
             route = RECOMMEND
         method = scope["method"] if scope["method"] in METHODS else "other"
@@ -175,6 +177,11 @@ class Envelope:
             ms=round(1000 * seconds, 1),
             **context.log,
         )
+
+
+def _is_open(path: str) -> bool:
+    """Whether the gate lets everybody through: an overload must not stop who would end it."""
+    return path in OPEN_PATHS or path.startswith(ADMIN)
 
 
 def _context_of(scope: Scope) -> RequestContext:

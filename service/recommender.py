@@ -95,17 +95,25 @@ class Recommender:
             return Assignment(resident, None, PINNED)
         if self._experiment is None:
             return Assignment(resident, None, DEFAULT)
+        if request.schedule == "auto":  # no variant's decoding, so not one of its users
+            return Assignment(resident, None, PINNED)
         variant = self._experiment.variant_of(request.user_id)
         if variant.bundle:
             resident = self._residents.of(variant.bundle)
         return Assignment(resident, variant, variant.name)
 
     async def recommend(
-        self, request: RecommendRequest, assignment: Assignment, received: float
+        self,
+        request: RecommendRequest,
+        assignment: Assignment,
+        received: float,
+        *,
+        in_bulk: bool = False,
     ) -> RecommendResponse:
         """The k best items for a user; the popular ones when there is no history to go by.
 
         received: when the request arrived; the deadline counts from then.
+        in_bulk: one of many of one call, which has a deadline and no SLO.
         Raises InvalidRequest, Overloaded, DeadlineExceeded, DecodeFailed, NotReady,
         RecommendationNotFound, or HistoryUnavailable where nothing else will do.
         """
@@ -113,8 +121,10 @@ class Recommender:
         check_filter(request)
         timeout_s = self._policy.default_timeout_s
         deadline = received + (request.timeout_ms / 1000 if request.timeout_ms else timeout_s)
-        plan = self._plan(request, assignment, received, deadline)
-        self._batcher.admit(resident.engine, plan.work, plan.decoding.beam_width, deadline)
+        due = deadline if in_bulk else min(deadline, received + self._policy.slo_s)
+        plan = self._plan(request, assignment, due, in_bulk=in_bulk)
+        engine, width = resident.engine, plan.decoding.beam_width
+        self._batcher.admit(engine, plan.work, width, deadline, in_bulk=in_bulk)
         stages: dict[str, float] = {}
         reasons: list[DegradedReason] = []
         async with _until(deadline):
@@ -126,7 +136,7 @@ class Recommender:
             try:
                 async with _until(deadline):
                     job = inputs.job(request, plan)
-                    answer = await self._batcher.submit(resident.engine, job, deadline)
+                    answer = await self._batcher.submit(engine, job, deadline, in_bulk=in_bulk)
             except (DecodeFailed, DeadlineExceeded) as error:
                 if self._policy.fallback != "all":
                     raise
@@ -167,28 +177,25 @@ class Recommender:
         return UsedVariant(name=self._experiment.name, variant=label) if self._experiment else None
 
     def _plan(
-        self, request: RecommendRequest, assignment: Assignment, received: float, deadline: float
+        self, request: RecommendRequest, assignment: Assignment, due: float, *, in_bulk: bool
     ) -> Plan:
-        resident = assignment.resident
+        """due: when "auto" should have its answer. Who is in an experiment gets what it says."""
+        resident, variant = assignment.resident, assignment.variant
         num_subspaces = resident.bundle.catalogue.num_subspaces
-        asked = assignment.variant.decoding if assignment.variant else {}
-        is_auto = request.schedule == "auto" or (
-            request.schedule is None
-            and self._policy.adaptive_schedule
-            and not request.pins_decoding
-            and not asked
-        )
-        if not is_auto:
+        is_adaptive = self._policy.adaptive_schedule and self._experiment is None
+        if request.schedule != "auto" and (request.pins_decoding or not is_adaptive):
+            asked = variant.decoding if variant else {}
             decoding = resident.bundle.manifest.decoding.model_copy(update=asked)
             return fixed_plan(request, decoding, num_subspaces)
 
         def seconds(plan: Plan) -> float:
-            """Waiting counts three times: quality bends before half the SLO, where the gate shuts."""
+            """Waiting counts three times: at half the SLO the gate shuts, and quality is to bend
+            before."""
             width = plan.decoding.beam_width
-            forecast = self._batcher.forecast(resident.engine, plan.work, width)
-            return forecast.total_s + 2 * forecast.wait_s
+            forecast = self._batcher.forecast(resident.engine, plan.work, width, in_bulk=in_bulk)
+            return forecast.total_s + (0 if in_bulk else 2 * forecast.wait_s)
 
-        within_s = min(deadline, received + self._policy.slo_s) - time.monotonic()
+        within_s = due - time.monotonic()
         return plan_in_time(resident.ladder, num_subspaces, request.k, seconds, within_s)
 
     async def _history_of(self, request: RecommendRequest) -> UserHistory:

@@ -117,19 +117,15 @@ class Residents:
         Nothing changes when that fails. Raises BundleInvalid, ProviderUnavailable, BundleConflict.
         """
         async with self._operation("load"):
-            found = [resident for resident in self.all if resident.ref == ref]
-            resident = found[0] if found else await self._loaded(path)
-            if resident.ref != ref:
-                raise BundleInvalid(f"the manifest of {ref} says that it is {resident.ref}")
+            resident = await self._there(path, ref)
             if resident is not self._active:
                 self.candidate, self.shadow_fraction = resident, shadow_fraction
             return resident
 
-    async def load_for_experiment(self, path: Path) -> None:
+    async def load_for_experiment(self, path: Path, ref: str) -> None:
         """Load a bundle that stays. Raises BundleInvalid or ProviderUnavailable."""
         async with self._operation("load"):
-            resident = await self._loaded(path)
-            self.of_experiment[resident.ref] = resident
+            self.of_experiment[ref] = await self._there(path, ref)
 
     async def activate(self, ref: str) -> Resident:
         """Swap to a bundle in memory. Raises BundleConflict."""
@@ -197,6 +193,14 @@ class Residents:
         info.clear()
         manifest = self.active.bundle.manifest
         info.labels(manifest.name, manifest.version).set(1)
+
+    async def _there(self, path: Path, ref: str) -> Resident:
+        """The bundle of that name and version, loaded if it is not in memory."""
+        found = [resident for resident in self.all if resident.ref == ref]
+        resident = found[0] if found else await self._loaded(path)
+        if resident.ref != ref:
+            raise BundleInvalid(f"the manifest of {ref} says that it is {resident.ref}")
+        return resident
 
     async def _loaded(self, path: Path) -> Resident:
         with self._metrics.bundle_load.time():

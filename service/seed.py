@@ -19,7 +19,7 @@ from service.bundle_store import configured_path
 from service.errors import StartError
 from service.settings import load_settings
 
-NEWEST = 100  # items of a history: what one POST /events takes, more than a model reads
+NEWEST = 100  # items of a history that are stored: what one POST /events takes
 TIMEOUT_S = 10
 PATIENCE_S = 30  # for one user
 

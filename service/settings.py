@@ -11,6 +11,7 @@ import difflib
 import os
 import secrets
 from collections.abc import Sequence
+from hashlib import blake2b
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -25,6 +26,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, CliApp, NoDecode, SettingsConfigDict
 
 from service.errors import SettingsInvalid
+from service.manifest import HISTORY_CAP
 from service.store_url import parse_store_url
 
 PREFIX = "UNMASK_"
@@ -69,6 +71,18 @@ def _check_redis_url(url: SecretStr) -> SecretStr:
     return url
 
 
+def _check_embedder_url(url: SecretStr) -> SecretStr:
+    if not url.get_secret_value().startswith(("http://", "https://")):
+        raise ValueError("it must start with http:// or https://")
+    return url
+
+
+def _check_salt(salt: SecretStr) -> SecretStr:
+    if not 1 <= len(salt.get_secret_value().encode()) <= blake2b.MAX_KEY_SIZE:
+        raise ValueError(f"it must have 1 to {blake2b.MAX_KEY_SIZE} bytes")
+    return salt
+
+
 def _check_replica_url(url: SecretStr, info: ValidationInfo) -> SecretStr:
     primary = info.data.get("redis_url")
     for one in (url, primary):
@@ -85,6 +99,8 @@ SecretList = Annotated[
 ]
 RedisUrl = Annotated[SecretStr, AfterValidator(_check_redis_url)]
 ReplicaUrl = Annotated[SecretStr, AfterValidator(_check_replica_url)]
+EmbedderUrl = Annotated[SecretStr, AfterValidator(_check_embedder_url)]
+Salt = Annotated[SecretStr, AfterValidator(_check_salt)]
 
 
 class Settings(BaseSettings):
@@ -136,7 +152,9 @@ class Settings(BaseSettings):
         50, ge=1, description="Longest wait for one Redis call; then the answer is popular items."
     )
     redis_pool_size: int = Field(32, ge=1, description="Most connections to Redis.")
-    history_cap: int = Field(200, ge=1, description="Most items kept per user; older ones go.")
+    history_cap: int = Field(
+        HISTORY_CAP, ge=1, description="Most items kept per user; older ones go."
+    )
     history_ttl_s: int = Field(
         90 * DAY_S, ge=1, description="A history is erased this long after its last event."
     )
@@ -205,9 +223,8 @@ class Settings(BaseSettings):
     experiment_file: Path | None = Field(
         None, description="TOML file of an A/B experiment; see docs/operating.md."
     )
-    embedder_url: str | None = Field(
+    embedder_url: EmbedderUrl | None = Field(
         None,
-        pattern="^https?://",
         description="Server that embeds titles of new items: POST /embed as Text Embeddings "
         "Inference has it, with the model the bundle was trained with.",
     )
@@ -220,7 +237,10 @@ class Settings(BaseSettings):
         "there are no routes under /admin.",
     )
     rate_limit: float | None = Field(
-        None, gt=0, description="Most requests a second of each client key; more get 429."
+        None,
+        gt=0,
+        description="Most requests a second of each client key, those of a batch each for "
+        "itself; more get 429.",
     )
     drain_delay_s: float = Field(
         5.0,
@@ -234,9 +254,8 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Lowest level logged; each request is one line at info."
     )
-    log_salt: SecretStr = Field(
+    log_salt: Salt = Field(
         default_factory=_random_salt,
-        max_length=64,
         description="Key of the user hash in the log; default: another one at every start.",
     )
 

@@ -148,6 +148,9 @@ def test_who_may_do_what(service: Service) -> None:
     refused = post("/recommend", json={"user_id": "u"}, headers=bare)
     assert (refused.status_code, refused.headers["WWW-Authenticate"]) == (401, "Bearer")
     assert refused.json()["error"]["code"] == "unauthenticated"
+    for content in (b"{", b"[" * 1000):  # a stranger's body is not even read
+        for path in ("/recommend", "/recommend/batch", "/admin/items"):
+            assert post(path, content=content, headers=bare).status_code == 401
     assert post("/recommend", json={"user_id": "u"}, headers=ADMIN).status_code == 200
     for path in ("/health/live", "/health/ready", "/metrics", "/info", "/models"):
         assert service.client.get(path, headers=bare).status_code == 200
@@ -281,7 +284,8 @@ def test_titles_are_embedded_where_an_embedder_is_set(
             self.send_response(500 if is_broken else 200)
             self.end_headers()
             answer = [embedding(len(title)) for title in body["inputs"]]
-            self.wfile.write(json.dumps(answer).encode())
+            is_other = "another server" in body["inputs"]
+            self.wfile.write(json.dumps({"embeddings": answer} if is_other else answer).encode())
 
         def log_message(self, *_: Any) -> None:
             pass
@@ -294,15 +298,24 @@ def test_titles_are_embedded_where_an_embedder_is_set(
         bundle="shelf@1",
         redis_url=redis_url,
         admin_keys="an-admin-key",
-        embedder_url=f"http://127.0.0.1:{server.server_port}",
+        embedder_url=f"http://me:hunter2@127.0.0.1:{server.server_port}",
     ) as service:
         added = admin(service, "items", {"add": [{"item_id": "t-1", "title": "Its title"}]})
         assert added.json()["added"] == 1
         assert service.client.get("/items/t-1").json()["title"] == "Its title"
-        broken = admin(service, "items", {"add": [{"item_id": "t-2", "title": "broken"}]})
-        assert broken.status_code == 503
-        assert broken.json()["error"]["code"] == "embedder_unavailable"
+        for title in ("broken", "another server"):
+            broken = admin(service, "items", {"add": [{"item_id": "t-2", "title": title}]})
+            assert broken.status_code == 503
+            assert broken.json()["error"]["code"] == "embedder_unavailable"
         assert service.client.get("/items/t-2").status_code == 404
+        slashed = {"add": [{"item_id": "a/b/similar", "title": "a title"}]}
+        assert admin(service, "items", slashed).json()["added"] == 1
+        for path in ("a/b/similar", "a%2Fb%2Fsimilar"):
+            assert service.client.get(f"/items/{path}").json()["item_id"] == "a/b/similar"
+            similar = service.client.post(f"/items/{path}/similar", json={"k": 3})
+            assert len(similar.json()["similar"]) == 3
+        assert '"embedder_failed"' in service.stdout
+        assert "hunter2" not in service.stdout
     server.shutdown()
     server.server_close()
 

@@ -97,6 +97,26 @@ def test_what_the_store_does_not_take_is_dropped(caplog: pytest.LogCaptureFixtur
     asyncio.run(run())
 
 
+def test_nothing_of_a_user_is_written_after_it_was_forgotten() -> None:
+    async def run() -> None:
+        store = StalledStore()
+        remembering = Remembering(store, Metrics())  # type: ignore[arg-type]
+        remembering.start()
+        remembering.note("u", shown("r1", "a"))
+        await asyncio.sleep(0)  # it is being written
+        remembering.note("u", shown("r2", "a"))
+        remembering.note("v", shown("r3", "a"))
+        forgetting = asyncio.create_task(remembering.forget("u"))
+        await asyncio.sleep(0.01)
+        assert not forgetting.done()
+        store.go.set()
+        await forgetting
+        await remembering.stop()
+        assert store.written == [[("u", shown("r1", "a"))], [("v", shown("r3", "a"))]]
+
+    asyncio.run(run())
+
+
 def test_a_bug_does_not_end_the_writer(monkeypatch: pytest.MonkeyPatch) -> None:
     async def run() -> None:
         metrics, store = Metrics(), StalledStore()

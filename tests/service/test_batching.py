@@ -460,6 +460,33 @@ def test_a_job_that_would_wait_longer_than_the_slo_is_not_admitted(bundle: Bundl
     tell(bundle, story, max_wait_s=1.0)
 
 
+def test_jobs_in_bulk_wait_for_each_other_and_nobody_for_them(bundle: Bundle) -> None:
+    async def story(batcher: MicroBatcher, decoder: Decoder) -> None:
+        learnt(decoder.engine, job_s=0.2)
+        first = await while_busy(batcher, decoder)
+        bulk = [
+            asyncio.create_task(batcher.submit(decoder.engine, one, soon(), in_bulk=True))
+            for one in [job(bundle, "item-1")] * 12
+        ]
+        await asyncio.sleep(0)
+        late = time.monotonic() + 1.5
+        with pytest.raises(Overloaded):  # a deadline is one for bulk, too
+            await batcher.submit(decoder.engine, job(bundle, "item-2"), late, in_bulk=True)
+        work = Work.of_job(job(bundle, "item-2"))
+        assert batcher.forecast(decoder.engine, work, 10, in_bulk=True).wait_s > 2
+        assert batcher.forecast(decoder.engine, work, 10).wait_s < 1
+        lone = job(bundle, "item-2")
+        [alone] = await submitted(batcher, decoder, [lone])
+        decoder.gate.set()
+        await asyncio.gather(first, alone, *bulk)
+        [batch] = [
+            batch for batch in decoder.batches if batch[0].history.tolist() == lone.history.tolist()
+        ]
+        assert len(batch) == 1  # bulk keeps to its own batches
+
+    tell(bundle, story, max_wait_s=1.0)
+
+
 def test_forecasts_count_what_runs_what_is_ahead_and_the_turns_of_others(bundle: Bundle) -> None:
     async def story(batcher: MicroBatcher, decoder: Decoder) -> None:
         learnt(decoder.engine, job_s=2.0)

@@ -20,6 +20,7 @@ salt = "s"
 [[variants]]
 name = "old"
 weight = 1
+bundle = "ab@1"
 
 [[variants]]
 name = "new"
@@ -83,13 +84,15 @@ def test_a_user_gets_the_same_variant_and_what_it_says(service: Service, tmp_pat
 
 
 def test_a_request_with_its_own_decoding_is_left_out(service: Service) -> None:
-    answer = recommended(service, "e-pinned", history=HISTORY, r_warm=1)
-    assert answer["experiment"] == {"name": "prior", "variant": "pinned"}
-    assert answer["bundle"] == "ab@1"
+    for n in range(6):  # of every variant
+        for asked in ({"r_warm": 1}, {"schedule": "auto"}):
+            answer = recommended(service, f"e-pinned-{n}", history=HISTORY, **asked)
+            assert answer["experiment"] == {"name": "prior", "variant": "pinned"}
+            assert answer["bundle"] == "ab@1"
 
 
 def test_both_bundles_are_in_memory(service: Service) -> None:
-    assert service.roles() == {"ab@1": ["active"], "ab@2": ["experiment"]}
+    assert service.roles() == {"ab@1": ["active", "experiment"], "ab@2": ["experiment"]}
 
 
 def test_hits_are_counted_for_their_variant(service: Service) -> None:

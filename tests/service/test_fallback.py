@@ -17,6 +17,7 @@ def test_all_answers_popular_items_when_decoding_fails_or_is_late(
         body = answer.json()
         assert (answer.status_code, body["served_by"]) == (200, "popular")
         assert body["degraded_reasons"] == ["decode_failed"]
+        assert "out of data bounds" in service.stdout  # nobody sees an error: the log must tell
         assert answer.headers["X-Unmask-Degraded"] == "decode_failed"
         assert [item["item_id"] for item in body["items"]] == ["item-0", "item-2", "item-3"]
     with service_process(tmp_path / "2", bundle="tiny@slow", **settings) as service:

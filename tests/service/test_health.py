@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -18,21 +19,25 @@ from service.app import create_app
 from service.bundle import Bundle
 from service.decoding import Histories, Job, Ranking, Schedule
 from service.errors import BundleInvalid, SettingsInvalid, StartError
+from service.experiment import Experiment, Variant
+from service.gate import Gate
 from service.latency import LatencyModel
-from service.lifecycle import Lifecycle, check_queue_size
+from service.lifecycle import Lifecycle, check_defaults
 from service.metrics import Metrics
 from service.planning import ladder_of
 from service.priming import SIZES, prime
+from service.recommender import Recommender
+from service.schemas import RecommendRequest, RecommendResponse
 from service.settings import Settings
 
 Story = Callable[[Lifecycle, httpx.AsyncClient], Awaitable[None]]
 
 
-def tell(story: Story, *, redis_url: str, bundle: Path) -> None:
+def tell(story: Story, *, redis_url: str, bundle: Path | str, **settings_: Any) -> None:
     """Run a story against a started service, inside this process."""
 
     async def run() -> None:
-        settings = Settings(bundle=str(bundle), redis_url=redis_url)
+        settings = Settings(bundle=str(bundle), redis_url=redis_url, **settings_)
         lifecycle = Lifecycle(settings, Metrics())
         transport = httpx.ASGITransport(create_app(lifecycle))
         async with (
@@ -72,10 +77,13 @@ def test_without_a_decode_thread_it_is_neither(redis_url: str, bundles_dir: Path
         assert lifecycle.bundle is not None
         monkeypatch.setattr(lifecycle.bundle.decoder.denoiser, "encode", die)
         body = {"user_id": "x", "history": ["item-1"]}
-        for _ in range(2):
-            answer = await client.post("/recommend", json=body)
-            assert answer.status_code == 503
-            assert answer.json()["error"]["code"] == "not_ready"
+        with capture_logs() as logged:
+            for _ in range(2):
+                answer = await client.post("/recommend", json=body)
+                assert answer.status_code == 503
+                assert answer.json()["error"]["code"] == "not_ready"
+        [cause] = [line["exc_info"] for line in logged if line["event"] == "decoding_ended"]
+        assert isinstance(cause, Death)
         rejected = 'unmask_rejected_total{reason="not_ready"} 2.0'
         assert rejected in (await client.get("/metrics")).text
         ready = await client.get("/health/ready")
@@ -158,9 +166,96 @@ def test_a_bundle_that_cannot_take_full_histories_is_refused(tmp_path: Path) -> 
 
 
 def test_a_queue_too_small_for_one_request_is_refused(bundle: Bundle) -> None:
-    check_queue_size(Settings(max_queue_rows=10), bundle)
+    check_defaults(Settings(max_queue_rows=10), None, bundle)
     with pytest.raises(SettingsInvalid, match=r"UNMASK_MAX_QUEUE_ROWS=9 is below 10, .*tiny@1"):
-        check_queue_size(Settings(max_queue_rows=9), bundle)
+        check_defaults(Settings(max_queue_rows=9), None, bundle)
+
+
+@pytest.mark.parametrize(
+    ("asked", "ref", "message"),
+    [
+        ({"r_warm": 5}, None, r"variant b .* bundle tiny@1: r_warm must be at most 4"),
+        ({"m_par": 5}, "tiny@1", r"variant b .* bundle tiny@1: m_par must be at most 4"),
+        ({"beam_width": 11}, None, r"variant b .*UNMASK_MAX_QUEUE_ROWS=10 is below 11"),
+        ({"r_warm": 5}, "another@1", None),
+        ({"r_warm": 4}, None, None),
+    ],
+)
+def test_a_variant_that_its_bundle_cannot_serve_is_refused(
+    bundle: Bundle, asked: dict[str, int], ref: str | None, message: str | None
+) -> None:
+    variants = (Variant(name="a", weight=1), Variant(name="b", weight=1, bundle=ref, **asked))
+    experiment = Experiment(name="e", salt="s", variants=variants)
+    refused = pytest.raises(SettingsInvalid, match=message) if message else nullcontext()
+    with refused:
+        check_defaults(Settings(max_queue_rows=10), experiment, bundle)
+
+
+def test_an_administrator_is_let_in_when_the_gate_is_shut(
+    redis_url: str, bundles_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Gate, "admits", lambda _: False)
+
+    async def story(_: Lifecycle, client: httpx.AsyncClient) -> None:
+        body = {"user_id": "x", "history": ["item-1"]}
+        assert (await client.post("/recommend", json=body)).status_code == 429
+        assert (await client.post("/admin/drain")).status_code == 401
+        headers = {"Authorization": "Bearer an-admin-key"}
+        drained = await client.post("/admin/drain", headers=headers)
+        assert drained.json() == {"status": "draining"}
+
+    bundle = bundles_dir / "tiny" / "1"
+    tell(story, redis_url=redis_url, bundle=bundle, admin_keys=("an-admin-key",))
+
+
+def test_what_a_restart_would_bring_is_looked_up_again(
+    redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for version in "12":
+        write_tiny_bundle(tmp_path / "tiny" / version, version=version)
+    (tmp_path / "tiny" / "current").write_text("1")
+    monkeypatch.setattr("service.lifecycle.LOOK_EVERY_S", 0.01)
+
+    async def story(lifecycle: Lifecycle, client: httpx.AsyncClient) -> None:
+        assert not lifecycle.has_drifted
+        (tmp_path / "tiny" / "current").write_text("not yet there")  # as while it is copied
+        await asyncio.sleep(0.1)
+        (tmp_path / "tiny" / "current").write_text("2")
+        while not lifecycle.has_drifted:
+            await asyncio.sleep(0.01)
+        assert (await client.get("/models")).json()["configured"] == "tiny@2"
+
+    tell(story, redis_url=redis_url, bundle="tiny", bundles_dir=tmp_path)
+
+
+def test_a_bug_in_one_request_of_several_fails_that_one(
+    redis_url: str, bundles_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recommend = Recommender.recommend
+
+    async def buggy(
+        self: Recommender, request: RecommendRequest, *args: Any, **kwargs: Any
+    ) -> RecommendResponse:
+        if request.user_id == "bug":
+            raise ZeroDivisionError
+        return await recommend(self, request, *args, **kwargs)
+
+    monkeypatch.setattr(Recommender, "recommend", buggy)
+
+    async def story(lifecycle: Lifecycle, client: httpx.AsyncClient) -> None:
+        requests = [{"user_id": user, "history": ["item-1"]} for user in ("bug", "x")]
+        with capture_logs() as logged:
+            answer = await client.post("/recommend/batch", json={"requests": requests})
+        results = answer.json()["results"]
+        assert [result["status"] for result in results] == [500, 200]
+        assert results[0]["error"]["code"] == "internal_error"
+        assert "unexpected_error" in [line["event"] for line in logged]
+        sample = lifecycle.metrics.registry.get_sample_value
+        for outcome in ("error", "ok"):
+            labels = {"bundle": "tiny@1", "variant": "default", "outcome": outcome}
+            assert sample("unmask_recommend_requests_total", labels) == 1
+
+    tell(story, redis_url=redis_url, bundle=bundles_dir / "tiny" / "1")
 
 
 def test_a_bug_in_the_last_step_of_the_start_ends_the_process(

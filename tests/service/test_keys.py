@@ -57,3 +57,21 @@ def test_each_key_has_its_own_rate_with_a_second_of_burst() -> None:
     assert allowed("client-key", 30) == 5
     now += 60
     assert allowed("client-key", 30) == 10  # no more is saved up
+
+
+def test_a_call_that_asks_for_more_uses_up_what_comes_later() -> None:
+    now = 100.0
+    keys = Keys([CLIENT, OTHER], [ADMIN], 10, clock=lambda: now)
+    for key in ("client-key", "admin-key!"):
+        keys.check_client(key)
+        keys.charge(key, 31)  # 32 in all: 3.2 seconds' worth
+    keys.check_client("admin-key!")
+    keys.check_client("other-key!")
+    with pytest.raises(Overloaded):
+        keys.check_client("client-key")
+    now += 2
+    with pytest.raises(Overloaded):
+        keys.check_client("client-key")
+    now += 0.4
+    keys.check_client("client-key")
+    Keys([], [], None).charge(None, 31)

@@ -405,3 +405,25 @@ def test_a_hangup_while_it_starts_is_not_the_end(
         service.process.send_signal(signal.SIGHUP)
         service.wait_until_ready()
         assert service.recommend(user_id="x", history=["item-1"]).status_code == 200
+
+
+def test_a_hangup_while_it_starts_is_heeded_afterwards(redis_url: str, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    for version in "12":
+        write_tiny_bundle(store / "tiny" / version, version=version)
+    (store / "tiny" / "current").write_text("1")
+    with service_process(
+        tmp_path, wait=False, bundles_dir=store, bundle="tiny", redis_url=redis_url
+    ) as service:
+
+        def is_priming() -> bool:
+            with contextlib.suppress(httpx.TransportError):
+                ready = service.client.get("/health/ready").json()
+                return ready["reasons"] in ([], ["priming"])
+            return False
+
+        wait_until(is_priming, 60)
+        (store / "tiny" / "current").write_text("2")
+        service.process.send_signal(signal.SIGHUP)
+        service.wait_until_ready()
+        wait_until(lambda: "active" in service.roles().get("tiny@2", []), 30)

@@ -45,6 +45,9 @@ def test_lists_have_commas(monkeypatch: pytest.MonkeyPatch) -> None:
         ("UNMASK_PROVIDER", "gpu", "UNMASK_PROVIDER (--provider) is wrong: Input should be 'cpu'"),
         ("UNMASK_ENCODER_CACHE", "-1", "UNMASK_ENCODER_CACHE (--encoder-cache) is wrong"),
         ("UNMASK_LOG_SALT", "x" * 65, "UNMASK_LOG_SALT (--log-salt) is wrong"),
+        ("UNMASK_LOG_SALT", "ü" * 40, "it must have 1 to 64 bytes"),
+        ("UNMASK_LOG_SALT", "", "it must have 1 to 64 bytes"),
+        ("UNMASK_EMBEDDER_URL", "ftp://h", "it must start with http:// or https://"),
     ],
 )
 def test_a_wrong_setting_is_a_sentence(
