@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 MAX_EVENTS = 100  # what POST /events takes in one call
-MAX_HISTORY = 500  # what POST /recommend takes; far more than any model looks at
+MAX_HISTORY = 500  # what POST /recommend takes; the store keeps fewer by default
 
 
 @dataclass(frozen=True)

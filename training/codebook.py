@@ -33,9 +33,11 @@ def fit_codebook(
     `config.opq_iterations` of OPQ learn the rotation; 0 means the identity, so that subspaces
     are plain slices of the vector. Runs on one thread: a sum's last bits, and with them the
     codes, depend on the number of threads.
-    Raises DataError when there are fewer vectors than codes.
+    Raises DataError when there are fewer vectors than codes, or than two.
     """
     num_vectors = len(vectors)
+    if num_vectors < 2:
+        raise DataError("at least two items need training interactions; give more data")
     num_codes = config.num_codes or max(2, min(MOST_CODES, num_vectors // ITEMS_PER_CODE))
     if num_vectors < num_codes:
         raise DataError(

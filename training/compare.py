@@ -140,13 +140,14 @@ class _Contest:
                     yield Row(name, setting, ranks.of_users(chosen), reference)
 
     def seeds(self) -> Iterator[Row]:
-        """The systems that draw random numbers, with other seeds."""
+        """The systems that draw random numbers, with other seeds, all decoded as the first is."""
         for number in range(self.plan.seeds):
             ranked, run = self.ranked, self.run
             if number:
                 config = reseeded(self.config, number)
                 folder = self.out / "seeds" / str(config.fit.seed)
                 run = FinishedRun.of(config, self.dataset, folder, self.console)
+                run = run.at_default_of(self.run)
                 ranked = replace(self.ranked, prefix=f"seed-{config.fit.seed}-")
             setting = f"seed {self.config.fit.seed + number}"
             for prior in (True, False):

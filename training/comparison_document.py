@@ -16,7 +16,7 @@ from pathlib import Path
 
 from joblib import cpu_count
 
-from service.bundle import Manifest
+from service.bundle import HISTORY_CAP, Manifest
 from training.comparison_plot import plot_comparison
 from training.comparison_table import (
     Row,
@@ -28,6 +28,7 @@ from training.comparison_table import (
     seeds_table,
     systems_table,
 )
+from training.evaluation import LONG, SHORT
 from training.interactions import Dataset
 
 TABLES: dict[str, tuple[str, Callable[[Sequence[Row]], str], str]] = {
@@ -56,9 +57,9 @@ TABLES: dict[str, tuple[str, Callable[[Sequence[Row]], str], str]] = {
     "seeds": (
         "Seeds",
         seeds_table,
-        "Runs that differ only in the seeds of vectors, codebook and fit; sd with n - 1; gap = "
-        "largest minus smallest. A difference below the gap is no finding, whatever its verdict. "
-        "All other tables are of the first seed.",
+        "Runs that differ only in the seeds of vectors, codebook and fit, all decoded at the "
+        "defaults of the first; sd with n - 1; gap = largest minus smallest. A difference below "
+        "the gap is no finding, whatever its verdict. All other tables are of the first seed.",
     ),
     "ablations": (
         "Ablations",
@@ -144,12 +145,15 @@ class Comparison:
             "Protocol: leave-last-out (a user's last item is the target, the last but one is for "
             "validation, which alone chooses checkpoints, schedule, prior and decay); all test "
             "users; the whole catalogue is ranked, cold items too, item-level unless marked SID; "
-            f"nothing is excluded unless said; {seeds}. Unmask sees the newest "
+            f"nothing is excluded unless said; of a history all see the newest {HISTORY_CAP} "
+            f"items at most, which the service keeps; {seeds}. Unmask's encoder sees the newest "
             f"{manifest.history_length} items and answers through the production decoder: as a "
             f"full system with beam_width {default.beam_width}, ranking {default.ranking}, "
             f"finish_rows {default.finish_rows}, chosen on validation too; at other schedules, and "
             "wherever schedules or ablations are compared, with the widest beam that was tried, "
-            "the ranking the network is trained for, and no early end.\n\n"
+            f"the ranking the network is trained for, and no early end. Its figures @{LONG} are of "
+            f"requests for {LONG} items, all others of requests for {SHORT}; narrower beams are "
+            "widened to that, as in the service.\n\n"
             "Unmask learns how likely users come back to an item of their history (repeat bias "
             f"{manifest.repeat_bias:+.2f} on this data), the baselines do not: compare them with "
             "seen items excluded as well, where that advantage is gone. Where users repeat items, "

@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 
-from training.evaluation import CUTOFFS, ndcg_at, recall_at
+from training.evaluation import CUTOFFS, LONG, ndcg_at, recall_at
 from training.ranks_store import SystemRanks, TargetRanks
 
 Verdict = Literal["better", "worse", "tie"]
@@ -47,8 +47,8 @@ class Row:
 
         metric: one of METRICS
         """
-        before = _metric(self.reference.item, metric) if self.reference else 0.0
-        return 100 * (_metric(self.ranks.item, metric) / before - 1) if before else math.nan
+        before = _item_metric(self.reference, metric) if self.reference else 0.0
+        return 100 * (_item_metric(self.ranks, metric) / before - 1) if before else math.nan
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def systems_table(rows: Sequence[Row]) -> str:
     lines = []
     for row in rows:
         ranks = row.ranks
-        line = [row.system, *(f"{_metric(ranks.item, metric):.4f}" for metric in METRICS)]
+        line = [row.system, *(f"{_item_metric(ranks, metric):.4f}" for metric in METRICS)]
         line.append(_shown(ranks.sid, "recall@10"))
         line += [_shown(ranks.seen_excluded, metric) for metric in ("recall@10", "ndcg@10")]
         line += [f"{ranks.parameters:,}", f"{ranks.minutes:.1f}"]
@@ -120,7 +120,7 @@ def schedules_table(rows: Sequence[Row]) -> str:
         ranks = row.ranks
         line = [row.setting, row.system, f"{ranks.nfe:g}", f"{ranks.milliseconds:.2f}"]
         shown = ("recall@5", "recall@10", "ndcg@10", "recall@40")
-        line += [f"{_metric(ranks.item, metric):.4f}" for metric in shown]
+        line += [f"{_item_metric(ranks, metric):.4f}" for metric in shown]
         line += [_shown(ranks.sid, "recall@10"), *_difference(row)]
         lines.append([*line, _percent(row.change("recall@10")), row.published or NONE])
     return markdown_table(header, lines)
@@ -148,7 +148,7 @@ def density_table(rows: Sequence[Row]) -> str:
         line = [row.system, row.setting]
         for metric in ("recall@5", "recall@10"):
             kept = 100 + (row.change(metric) if row.reference else 0.0)
-            line += [f"{_metric(row.ranks.item, metric):.4f}", _percent(kept, sign="")]
+            line += [f"{_item_metric(row.ranks, metric):.4f}", _percent(kept, sign="")]
         lines.append(line)
     return markdown_table(header, lines)
 
@@ -197,7 +197,7 @@ def csv_text(tables: dict[str, Sequence[Row]]) -> str:
 def _figures(row: Row) -> dict[str, str]:
     ranks = row.ranks
     figures = {"system": row.system, "setting": row.setting, "users": str(len(ranks.item))}
-    figures |= {metric: f"{_metric(ranks.item, metric):.5f}" for metric in METRICS}
+    figures |= {metric: f"{_item_metric(ranks, metric):.5f}" for metric in METRICS}
     figures["recall@10_standard_error"] = f"{standard_error(ranks.item):.5f}"
     for prefix, of in (("sid", ranks.sid), ("seen_excluded", ranks.seen_excluded)):
         for metric in ("recall@10", "ndcg@10"):
@@ -233,6 +233,11 @@ def _difference(row: Row, *, seen_excluded: bool = False) -> tuple[str, str]:
 def _metric(ranks: TargetRanks, metric: str) -> float:
     name, _, k = metric.partition("@")
     return (recall_at if name == "recall" else ndcg_at)(ranks, int(k))
+
+
+def _item_metric(ranks: SystemRanks, metric: str) -> float:
+    of_long = ranks.long is not None and metric.endswith(f"@{LONG}")
+    return _metric(ranks.long if of_long else ranks.item, metric)
 
 
 def _shown(ranks: TargetRanks | None, metric: str) -> str:

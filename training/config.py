@@ -228,7 +228,7 @@ class NeighboursConfig(Section):
 class EvaluationConfig(Section):
     """Offline evaluation through the production decoder."""
 
-    schedules: tuple[ScheduleConfig, ...] = (
+    schedules: Annotated[tuple[ScheduleConfig, ...], Field(min_length=1)] = (
         ScheduleConfig(r_warm=0),
         ScheduleConfig(r_warm=1),
         ScheduleConfig(r_warm=4, m_par=4),

@@ -27,6 +27,7 @@ from training.interactions import Dataset, Interactions
 
 SVD_POWER_ITERATIONS = 7
 MAX_TERMS = 50_000
+MOST_PAIRED = 1000  # newest interactions of a user that are paired: pairs grow with their square
 
 
 class ItemVectors(NamedTuple):
@@ -128,16 +129,13 @@ def item_affinities(
 
         affinity[i, j] = (users with both + transition_weight * transitions) / sqrt(pop_i * pop_j)
 
+    users with both: see `users_with_both`
     transitions: each time j follows i at a distance of d <= window positions adds 1 / d.
     Row i is directed forward in time; items without a training interaction have empty rows.
     """
     shape = (train.num_items, train.num_items)
     users, rows = train.users_of_interactions(), train.rows
-    bought = sparse.csr_array(
-        (np.ones(len(rows), np.float32), (users, rows)), shape=(train.num_users, train.num_items)
-    )
-    bought.data[:] = 1  # a repeat is still one user with both
-    affinity = sparse.csr_array(bought.T @ bought)
+    affinity = users_with_both(train)
     for distance in range(1, window + 1):
         same_user = users[:-distance] == users[distance:]
         pairs = rows[:-distance][same_user], rows[distance:][same_user]
@@ -149,6 +147,21 @@ def item_affinities(
     affinity.eliminate_zeros()
     affinity.sort_indices()
     return affinity
+
+
+def users_with_both(train: Interactions) -> sparse.csr_array:
+    """Users who had items i and j, (num_items, num_items) sparse float32; i and i: who had i.
+
+    Looks at each user's newest MOST_PAIRED interactions. An item had twice is one user.
+    """
+    stops = np.repeat(train.indptr[1:], train.lengths())
+    newest = stops - np.arange(train.num_interactions) <= MOST_PAIRED
+    users, rows = train.users_of_interactions()[newest], train.rows[newest]
+    had = sparse.csr_array(
+        (np.ones(len(rows), np.float32), (users, rows)), shape=(train.num_users, train.num_items)
+    )
+    had.data[:] = 1
+    return sparse.csr_array(had.T @ had)
 
 
 def collaborative_factors(train: Interactions, config: EmbeddingsConfig) -> NDArray[np.float32]:
@@ -168,7 +181,7 @@ def collaborative_factors(train: Interactions, config: EmbeddingsConfig) -> NDAr
     )
     factors = left * np.sqrt(singular)
     factors[np.diff(affinity.indptr) + np.diff(affinity.tocsc().indptr) == 0] = 0
-    return _normalised(factors)
+    return normalised(factors)
 
 
 def item_vectors(
@@ -232,11 +245,11 @@ def _tfidf_svd(
         n_iter=SVD_POWER_ITERATIONS,
         random_state=config.seed,
     )
-    return _normalised(terms @ axes.T)
+    return normalised(terms @ axes.T)
 
 
-def _normalised(vectors: NDArray[np.floating]) -> NDArray[np.float32]:
+def normalised(vectors: NDArray[np.floating]) -> NDArray[np.float32]:
     """Rows divided by their L2 norm; rows of zeros stay zero."""
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    normalised = np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0)
-    return normalised.astype(np.float32, copy=False)
+    directions = np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0)
+    return directions.astype(np.float32, copy=False)

@@ -1,9 +1,9 @@
 """Offline evaluation through the production decoder: what is measured is what ships.
 
-Protocol (leave-last-out, one target a user, whole catalogue, nothing excluded): the item-level rank
-of a target is its place in the list the service would return; the SID-level rank, shown beside it,
-its SID's place among the distinct SIDs of that list, continued to twice its length. Knows
-denoisers and windows, not files.
+Protocol (leave-last-out, one target a user, whole catalogue, nothing excluded, histories as long as
+the service keeps them): the item-level rank of a target is its place in the list the service would
+return; the SID-level rank, shown beside it, its SID's place among the distinct SIDs of that list,
+continued to twice its length. Knows denoisers and windows, not files.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +33,8 @@ from service.decoding import (
 from service.decoding.unconstrained import SidIndex, decode_unconstrained
 from training.interactions import Windows
 
-CUTOFFS = (5, 10, 40)
+SHORT, LONG = 10, 40  # items that the requests of a report ask for
+CUTOFFS = (5, SHORT, LONG)
 NOT_FOUND = np.iinfo(np.int32).max
 _NOTHING = np.empty(0, np.int32)
 
@@ -134,12 +136,13 @@ def ndcg_at(found: NDArray[np.int32], k: int) -> float:
     return float(np.where(found <= k, 1 / np.log2(found.astype(np.float64) + 1), 0.0).mean())
 
 
-def metrics(found: NDArray[np.int32]) -> dict[str, float]:
-    """recall@k and ndcg@k for every cutoff."""
+def metrics(found: NDArray[np.int32], of_long: NDArray[np.int32] | None = None) -> dict[str, float]:
+    """recall@k and ndcg@k for every cutoff; of_long: where the last one has other ranks."""
     values = {}
     for k in CUTOFFS:
-        values[f"recall@{k}"] = round(recall_at(found, k), 5)
-        values[f"ndcg@{k}"] = round(ndcg_at(found, k), 5)
+        of_request = found if of_long is None or k < LONG else of_long
+        values[f"recall@{k}"] = round(recall_at(of_request, k), 5)
+        values[f"ndcg@{k}"] = round(ndcg_at(of_request, k), 5)
     return values
 
 
@@ -165,6 +168,35 @@ def ranks_at(
     )
 
 
+class AsServed(NamedTuple):
+    """Ranks of requests for SHORT and for LONG items; the same where one search answers both."""
+
+    short: Ranks
+    long: Ranks
+
+
+def ranks_as_served(
+    windows: Windows, decoder: Decoder, decoding: DecodingDefaults, **options: Any
+) -> AsServed:
+    """`ranks_at` a setting with beams as the service has them: no fewer than items asked for."""
+    found = [
+        ranks_at(windows, decoder, wide_enough(decoding, k), k=k, **options)
+        for k in requests_of(decoding, decoder.trie.catalogue.num_subspaces)
+    ]
+    return AsServed(found[0], found[-1])
+
+
+def requests_of(decoding: DecodingDefaults, num_subspaces: int) -> tuple[int, ...]:
+    """The k that `ranks_as_served` asks for; LONG alone where SHORT would be no other search."""
+    one_call = schedule_of(decoding, num_subspaces).nfe == 1
+    return (LONG,) if one_call or decoding.beam_width >= LONG else (SHORT, LONG)
+
+
+def wide_enough(decoding: DecodingDefaults, k: int) -> DecodingDefaults:
+    """The setting as a request for k items that names no beam width gets it."""
+    return decoding.model_copy(update={"beam_width": max(decoding.beam_width, k)})
+
+
 class _PartialSids:
     """A denoiser that looks at every partial SID it is asked about: does an item agree with it?"""
 
@@ -184,7 +216,9 @@ class _PartialSids:
         for sid in partial_sids.reshape(-1, self.num_subspaces):
             filled = np.flatnonzero(sid < self.num_codes)
             if len(filled):
-                rows, _ = self._trie.postings(int(filled[0]), sid[filled[:1]])
+                position, code = int(filled[0]), int(sid[filled[0]])
+                start, stop = self._trie.indptr[position, code : code + 2]
+                rows = self._trie.rows[position, start:stop]
                 agrees = (self._trie.catalogue.codes[rows][:, filled] == sid[filled]).all(axis=1)
                 self.asked += 1
                 self.invalid += not agrees.any()
@@ -227,6 +261,7 @@ def _rank(ranking: NDArray[np.int32], target: int) -> int:
     return int(places[0]) + 1 if len(places) else int(NOT_FOUND)
 
 
+@lru_cache(maxsize=1)  # asked for in every call, about one catalogue
 def _sid_numbers(catalogue: Catalogue) -> NDArray[np.int32]:
     """(num_items,) int32: rows with equal SIDs have equal numbers."""
     _, numbers = np.unique(catalogue.codes, axis=0, return_inverse=True)

@@ -25,7 +25,7 @@ import torch
 from joblib import cpu_count
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from service.decoding import Catalogue, Decoder, Schedule, SidTrie
@@ -85,18 +85,20 @@ def fit(
     progress = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
-        MofNCompleteColumn(),
+        TaskProgressColumn(),
         TimeRemainingColumn(),
         console=console,
         disable=trainer.finished,
     )
-    with progress, (folder / "scalars.jsonl").open("a", buffering=1) as log:
-        task = progress.add_task("fit", total=trainer.total_steps, completed=trainer.state.step)
+    log_file = folder / "scalars.jsonl"
+    _cut_after(trainer.state.step, log_file)
+    with progress, log_file.open("a", buffering=1) as log:
+        task = progress.add_task("fit", total=1.0, completed=trainer.progress)
         while not trainer.finished:
             if stop_after_epochs is not None and trainer.state.epoch >= stop_after_epochs:
                 break
             for scalars in trainer.epoch():
-                progress.update(task, completed=trainer.state.step)
+                progress.update(task, completed=trainer.progress)
                 if scalars:
                     log.write(json.dumps(scalars) + "\n")
             if "recall@10" in scalars:
@@ -129,7 +131,10 @@ def model_for(catalogue: Catalogue, config: ModelConfig) -> MaskedDiffusionModel
 
 
 class Trainer:
-    """One run's model, optimiser, samples and state."""
+    """One run's model, optimiser, samples and state.
+
+    epochs: of the whole run; progress: the share of it that is done
+    """
 
     def __init__(
         self,
@@ -162,9 +167,8 @@ class Trainer:
         self.generator = torch.Generator().manual_seed(config.seed)
         self.state = FitState()
         self.best: dict[str, Tensor] = _copy(model)
-        num_samples = self.segments.num_samples
-        self.epochs = config.epochs or max(2, round(config.samples / num_samples))
-        self.total_steps = self.epochs * max(1, round(num_samples / config.minibatch))
+        self.epochs = config.epochs or max(2, round(config.samples / self.segments.num_samples))
+        self.progress = 0.0
         self.autocast = config.bf16 and torch.cpu._is_avx512_bf16_supported()
 
     @property
@@ -179,8 +183,10 @@ class Trainer:
         """Train one epoch; yields after each step, with scalars every LOG_EVERY and at its end."""
         started = time.monotonic()
         losses = []
-        for chosen in self.segments.minibatches(self.config.minibatch, self.generator):
+        minibatches = list(self.segments.minibatches(self.config.minibatch, self.generator))
+        for done, chosen in enumerate(minibatches, start=1):
             losses.append(self.step(chosen))
+            self.progress = (self.state.epoch + done / len(minibatches)) / self.epochs
             if self.state.step % LOG_EVERY == 0:
                 yield self._scalars(losses[-LOG_EVERY:])
             else:
@@ -211,15 +217,15 @@ class Trainer:
         self.best = snapshot["best"]
         self.optimizer.load_state_dict(snapshot["optimizer"])
         self.state = FitState(**snapshot["state"])
+        self.progress = self.state.epoch / self.epochs
         self.generator.set_state(snapshot["generator"])
         torch.set_rng_state(snapshot["torch_generator"])
 
     def step(self, chosen: NDArray[np.intp]) -> float:
         """Train on some segments; returns the loss."""
         config, state = self.config, self.state
-        progress = min(1.0, state.step / self.total_steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(progress, config) * group["rate"]
+            group["lr"] = learning_rate(self.progress, config) * group["rate"]
         rows, is_target = map(torch.from_numpy, self.segments.arrays(chosen, len(self.codes) - 1))
         inputs, targets = rows[:, :-1], rows[:, 1:]
         full, partial = (
@@ -238,7 +244,7 @@ class Trainer:
                 self.codes[inputs[segment[some]]],
                 torch.arange(inputs.shape[1]) <= place[some, None],
                 target_codes[some],
-                progress=progress,
+                progress=self.progress,
                 config=self.masking,
                 generator=self.generator,
             )
@@ -321,6 +327,18 @@ def _parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[
         ([p for p in parameters if p.ndim == 0], 0.0, REPEAT_BIAS_RATE),
     )
     return [{"params": p, "weight_decay": decay, "rate": rate} for p, decay, rate in kinds]
+
+
+def _cut_after(step: int, log_file: Path) -> None:
+    """Leave out of a scalar log what later steps wrote, and a last line that is not whole."""
+    if not log_file.exists():
+        return
+    lines = log_file.read_text().splitlines(keepends=True)
+    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    if len(kept) < len(lines):
+        part = log_file.with_suffix(".part")
+        part.write_text("".join(kept))
+        part.replace(log_file)
 
 
 def _copy(model: torch.nn.Module) -> dict[str, Tensor]:

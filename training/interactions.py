@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from service.bundle import Item
+from service.bundle import HISTORY_CAP, Item
 from training.config import InteractionsConfig
 from training.errors import DataError
 from training.tables import (
@@ -37,6 +37,8 @@ SERVED_USER_ID = re.compile(r"[^/{}\x00-\x1f\x7f]{1,256}")
 class Windows:
     """Samples over a log: after the history `rows[starts[i]:ends[i]]` comes `rows[ends[i]]`.
 
+    Of a longer history the newest HISTORY_CAP items are seen, as in the service.
+
     rows:   (num_interactions,) int32, of the Interactions the windows look at (not a copy)
     users:  (num_windows,) int32, index of the user of each window
     starts: (num_windows,) int64, first interaction of that user
@@ -57,8 +59,9 @@ class Windows:
         return self.rows[self.ends]
 
     def history_of(self, window: int) -> NDArray[np.int32]:
-        """Rows before the target, oldest to newest; a view, never empty."""
-        return self.rows[self.starts[window] : self.ends[window]]
+        """Newest rows before the target, oldest to newest; a view, never empty."""
+        end = self.ends[window]
+        return self.rows[max(self.starts[window], end - HISTORY_CAP) : end]
 
 
 @dataclass(frozen=True, eq=False)

@@ -29,7 +29,7 @@ from service.decoding import Catalogue, Decoder, Schedule, SidTrie
 from service.decoding.onnx_denoiser import OnnxDenoiser
 from training.codebook import CollisionReport, fit_codebook, load_codebook, save_codebook
 from training.config import STAGES, RunConfig, StageName
-from training.embeddings import embed
+from training.embeddings import embed, normalised
 from training.evaluation import draw_windows
 from training.export import export_graphs
 from training.fit import fit, load_best
@@ -134,7 +134,8 @@ def _codebook(
     save_codebook(codebook, folder / "codebook.npz")
     np.save(folder / "codes.npy", codes, allow_pickle=False)
     np.save(folder / "vectors.npy", vectors.astype(np.float16), allow_pickle=False)
-    np.save(folder / "content.npy", embeddings.astype(np.float16), allow_pickle=False)
+    directions = normalised(embeddings).astype(np.float16)  # as they are, some would be infinite
+    np.save(folder / "content.npy", directions, allow_pickle=False)
     return {"collisions": asdict(report), "vectors": source}
 
 

@@ -34,12 +34,11 @@ from training.baselines import (
 )
 from training.baselines import ranks as ranks_by_score
 from training.config import RunConfig, ScheduleConfig
-from training.evaluation import CUTOFFS, Ranks, ndcg_at, ranks_at
+from training.evaluation import LONG, AsServed, ndcg_at, ranks_as_served, requests_of
 from training.interactions import Dataset
 from training.pipeline import dataset_key, run
 from training.ranks_store import RanksStore, SystemRanks
 
-K = max(CUTOFFS)
 DECAYS = (0.5, 0.6, 0.7, 0.8, 0.9)
 
 
@@ -87,6 +86,12 @@ class FinishedRun:
             return default
         r_warm, m_par = asked.params(self.bundle.catalogue.num_subspaces)
         return self.plain.model_copy(update={"r_warm": r_warm, "m_par": m_par})
+
+    def at_default_of(self, other: FinishedRun) -> FinishedRun:
+        """This run with the decoding defaults of another, whatever the grid chose for it."""
+        decoding = other.bundle.manifest.decoding
+        manifest = self.bundle.manifest.model_copy(update={"decoding": decoding})
+        return replace(self, bundle=replace(self.bundle, manifest=manifest))
 
     @property
     def default(self) -> ScheduleConfig:
@@ -138,15 +143,15 @@ class RankedSystems:
         inputs += [decoding.model_dump_json(include={"beam_width", "ranking", "finish_rows"})]
         inputs += ["seen excluded too"] * seen_excluded
 
-        def rank(exclude_seen: bool) -> Ranks:
+        def rank(exclude_seen: bool) -> AsServed:
             test = self.dataset.split.test
+            num_searches = len(requests_of(decoding, decoder.trie.catalogue.num_subspaces))
             with Progress(console=self.store.console, transient=True) as progress:
-                task = progress.add_task("test users", total=len(test))
-                return ranks_at(
+                task = progress.add_task("test users", total=len(test) * num_searches)
+                return ranks_as_served(
                     test,
                     decoder,
                     decoding,
-                    k=K,
                     batch=self.batch,
                     workers=cpu_count(),
                     exclude_seen=exclude_seen,
@@ -154,7 +159,7 @@ class RankedSystems:
                 )
 
         def make() -> SystemRanks:
-            found = rank(False)
+            found, of_long = rank(False)
             fit = manifest.facts["fit"]
             assert isinstance(fit, dict)
             parameters = int(str(fit["parameters"]))
@@ -162,8 +167,9 @@ class RankedSystems:
                 parameters += int(np.count_nonzero(decoder.prior.affinities))
             return SystemRanks(
                 item=found.item,
-                seen_excluded=rank(True).item if seen_excluded else None,
+                seen_excluded=rank(True).short.item if seen_excluded else None,
                 sid=found.sid,
+                long=None if of_long is found else of_long.item,
                 parameters=parameters,
                 minutes=finished.minutes,
                 nfe=found.nfe,
@@ -204,8 +210,8 @@ class RankedSystems:
             minutes = (time.monotonic() - started) / 60
             test = self.dataset.split.test
             return SystemRanks(
-                item=ranks_by_score(test, scorer, k=K),
-                seen_excluded=ranks_by_score(test, scorer, k=K, exclude_seen=True),
+                item=ranks_by_score(test, scorer, k=LONG),
+                seen_excluded=ranks_by_score(test, scorer, k=LONG, exclude_seen=True),
                 parameters=scorer.parameters,
                 minutes=minutes,
                 note=note,

@@ -29,6 +29,7 @@ class SystemRanks:
 
     item, seen_excluded, sid: (num_users,) int32: rank of the target among all items; among those
         the history does not hold; of its SID. None where it was not measured or there are no SIDs.
+    long: item of requests for LONG items, where that takes another search; else None
     parameters: weights and stored similarities. minutes: from interactions to a model that answers.
     nfe, milliseconds: denoiser calls and time a user, of systems that decode. note: for the reader.
     """
@@ -36,6 +37,7 @@ class SystemRanks:
     item: TargetRanks
     seen_excluded: TargetRanks | None = None
     sid: TargetRanks | None = None
+    long: TargetRanks | None = None
     parameters: int = 0
     minutes: float = 0.0
     nfe: float | None = None
@@ -49,6 +51,7 @@ class SystemRanks:
             item=self.item[chosen],
             seen_excluded=None if self.seen_excluded is None else self.seen_excluded[chosen],
             sid=None if self.sid is None else self.sid[chosen],
+            long=None if self.long is None else self.long[chosen],
         )
 
     def save(self, file: Path, key: str) -> None:

@@ -2,7 +2,7 @@
 
 evaluation/report.json   every figure        evaluation/report.md   the same as tables
 evaluation/ranks.jsonl   {"user_id", "rank"} of each test user at the bundle's decoding defaults,
-                         rank within the largest cutoff or null
+                         null beyond the SHORT items asked for (LONG where one search does both)
 """
 
 from __future__ import annotations
@@ -16,20 +16,24 @@ from joblib import cpu_count
 from rich.console import Console
 from rich.progress import Progress
 
-from service.bundle import Bundle, DecodingDefaults
+from service.bundle import HISTORY_CAP, Bundle, DecodingDefaults
 from service.decoding import Schedule
 from training.config import EvaluationConfig
 from training.errors import DataError
 from training.evaluation import (
     CUTOFFS,
+    LONG,
     NOT_FOUND,
-    Ranks,
+    SHORT,
+    AsServed,
     draw_windows,
     invalid_sid_shares,
     metrics,
     popularity_ranks,
-    ranks_at,
+    ranks_as_served,
+    requests_of,
     schedule_of,
+    wide_enough,
 )
 from training.grid import schedules_of
 from training.interactions import Dataset
@@ -56,7 +60,7 @@ def evaluate_bundle(
     """Evaluate on test users through the production decoder; write the report, return its headline.
 
     Schedules other than the default run to their ends, all else as the bundle's default is; beams
-    are at least as many as the largest cutoff, as the service has them for such a k.
+    are as many as the service has for requests of SHORT and of LONG items.
     grid: `Grid.as_json` of the validation users, reported as it is
     Raises DataError when the bundle was not made from this data.
     """
@@ -64,8 +68,8 @@ def evaluate_bundle(
     num_subspaces = bundle.catalogue.num_subspaces
     windows = draw_windows(dataset.split.test, config.users, seed=0)
     default = bundle.manifest.decoding
-    beam_width = max(config.beam_width or default.beam_width, max(CUTOFFS))
-    default = default.model_copy(update={"beam_width": beam_width})
+    if config.beam_width:
+        default = default.model_copy(update={"beam_width": config.beam_width})
     settings = _settings(config, default, num_subspaces)
     without_prior = replace(bundle.decoder, prior=None)
     variants = {
@@ -74,24 +78,24 @@ def evaluate_bundle(
         "default_prior_off_seen_excluded": (without_prior, True),
     }
     with Progress(console=console) as progress:
-        total = len(windows) * (len(settings) + len(variants))
-        task = progress.add_task("test users", total=total)
+        asked = [*settings, *[default] * len(variants)]
+        num_searches = sum(len(requests_of(one, num_subspaces)) for one in asked)
+        task = progress.add_task("test users", total=len(windows) * num_searches)
         options: dict[str, Any] = {
-            "k": max(CUTOFFS),
             "batch": config.batch,
             "workers": cpu_count(),
             "advance": lambda users: progress.advance(task, users),
         }
-        found = [ranks_at(windows, bundle.decoder, one, **options) for one in settings]
+        found = [ranks_as_served(windows, bundle.decoder, one, **options) for one in settings]
         of_variants = {
-            name: ranks_at(windows, decoder, default, exclude_seen=exclude_seen, **options)
+            name: ranks_as_served(windows, decoder, default, exclude_seen=exclude_seen, **options)
             for name, (decoder, exclude_seen) in variants.items()
         }
     constrained, unconstrained = invalid_sid_shares(
         draw_windows(windows, config.invalid_sid_users, seed=0),
         bundle.decoder,
         Schedule((1,) * num_subspaces),
-        beam_width=default.beam_width,
+        beam_width=wide_enough(default, SHORT).beam_width,
         ranking=default.ranking,
         batch=config.batch,
     )
@@ -100,10 +104,10 @@ def evaluate_bundle(
         "bundle": bundle.manifest.ref,
         "precision": bundle.precision,
         "users": len(windows),
-        "default": {**default.model_dump(), **metrics(of_default.item)},
-        **{name: metrics(one.item) for name, one in of_variants.items()},
-        "popularity": metrics(popularity_ranks(windows, k=max(CUTOFFS))),
-        "repeated_items": sum(one.repeated for one in found),
+        "default": {**default.model_dump(), **_item_metrics(of_default)},
+        **{name: _item_metrics(one) for name, one in of_variants.items()},
+        "popularity": metrics(popularity_ranks(windows, k=LONG)),
+        "repeated_items": sum(_repeated(one) for one in found),
         "invalid_sid_users": min(config.invalid_sid_users, len(windows)),
         "invalid_sid_share": constrained,
         "invalid_sid_share_unconstrained": round(unconstrained, 4),
@@ -118,7 +122,7 @@ def evaluate_bundle(
     (folder / "report.md").write_text(_markdown(report))
     user_ids = dataset.split.train.user_ids
     with (folder / "ranks.jsonl").open("w") as file:
-        for user, rank in zip(windows.users, of_default.item.tolist(), strict=True):
+        for user, rank in zip(windows.users, of_default.short.item.tolist(), strict=True):
             line = {"user_id": user_ids[user], "rank": None if rank == NOT_FOUND else rank}
             file.write(json.dumps(line) + "\n")
     console.print(_markdown(report), markup=False, soft_wrap=True)
@@ -136,16 +140,25 @@ def _settings(
     return settings if default in settings else [*settings, default]
 
 
-def _line(setting: DecodingDefaults, found: Ranks, num_subspaces: int) -> dict[str, Any]:
+def _line(setting: DecodingDefaults, found: AsServed, num_subspaces: int) -> dict[str, Any]:
+    milliseconds = found.short.milliseconds
     return {
         **setting.model_dump(),
         "steps": list(schedule_of(setting, num_subspaces).steps),
-        "nfe": found.nfe,
-        "item": metrics(found.item),
-        "sid": metrics(found.sid),
-        "repeated_items": found.repeated,
-        "milliseconds": {stage: round(value, 3) for stage, value in found.milliseconds.items()},
+        "nfe": found.short.nfe,
+        "item": _item_metrics(found),
+        "sid": metrics(found.short.sid, found.long.sid),
+        "repeated_items": _repeated(found),
+        "milliseconds": {stage: round(value, 3) for stage, value in milliseconds.items()},
     }
+
+
+def _item_metrics(found: AsServed) -> dict[str, float]:
+    return metrics(found.short.item, found.long.item)
+
+
+def _repeated(found: AsServed) -> int:
+    return sum(one.repeated for one in {found.short, found.long})
 
 
 def _markdown(report: dict[str, Any]) -> str:
@@ -176,7 +189,10 @@ def _markdown(report: dict[str, Any]) -> str:
     return (
         f"# {report['bundle']}, {report['precision']}\n\n"
         f"{report['users']:,} test users, whole catalogue, item-level unless marked SID; nothing "
-        f"excluded unless said. Default: {_said(default)}. Other schedules run to their ends.\n\n"
+        f"excluded unless said; of a history the newest {HISTORY_CAP} items, which the service "
+        f"keeps. Default: {_said(default)}. Other schedules run to their ends. Figures @{LONG} are "
+        f"of requests for {LONG} items, all others of requests for {SHORT}; a narrower beam_width "
+        "is widened to that, as in the service.\n\n"
         f"{_table([*header, 'ms/user'], rows)}\n\n"
         f"Invalid SIDs, {report['invalid_sid_users']:,} users, one position a step: of the partial "
         f"SIDs of this search {100 * report['invalid_sid_share']:g} %; of the SIDs that an "

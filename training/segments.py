@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from service.bundle import HISTORY_CAP
 from training.interactions import Interactions
 
 BUCKET_SAMPLES = 8192  # segments of about so many samples are sorted by length together
@@ -99,12 +100,13 @@ class Segments:
     def seen(
         self, chosen: NDArray[np.intp], segment: NDArray[np.int64], place: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Rows the user had up to an input, from the very first on, and the sample of each.
+        """Rows among the newest HISTORY_CAP up to an input, and the sample of each.
 
         Sample i is the input at `place[i]` of segment `chosen[segment[i]]`. No pair comes twice.
         """
-        begins = self.begins[chosen][segment]
-        lengths = self.starts[chosen][segment] + place + 1 - begins
+        ends = self.starts[chosen][segment] + place + 1
+        begins = np.maximum(self.begins[chosen][segment], ends - HISTORY_CAP)
+        lengths = ends - begins
         sample = np.repeat(np.arange(len(segment)), lengths)
         within = np.arange(len(sample)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         num_rows = int(self.rows.max()) + 1

@@ -83,19 +83,6 @@ class SidTrie:
         rows: NDArray[np.int32] = self.rows[shortest, starts[shortest] : stops[shortest]]
         return rows[np.all(self.codes[rows] == sid, axis=1)]
 
-    def postings(
-        self, position: int, codes: NDArray[np.integer]
-    ) -> tuple[NDArray[np.int32], NDArray[np.intp]]:
-        """Rows that have one of `codes` at `position`, and for each the index of its code.
-
-        codes: (n,) distinct. Rows of the first code come first, ascending within a code.
-        """
-        starts = self.indptr[position, codes]
-        lengths = self.indptr[position, codes + 1] - starts
-        group = np.repeat(np.arange(len(codes)), lengths)
-        first = np.repeat(starts - np.concatenate(([0], np.cumsum(lengths)[:-1])), lengths)
-        return self.rows[position, first + np.arange(len(group))], group
-
 
 @compiled
 def _postings_with(

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from service.bundle import HISTORY_CAP
 from training.baselines import (
     BERT4RecConfig,
     ItemKNN,
@@ -29,6 +30,7 @@ from training.baselines.item_losses import CHUNK, full_softmax_loss, sampled_bin
 from training.baselines.padded import padded_histories, training_minibatches
 from training.baselines.recency import recency_weights
 from training.baselines.sequence_fit import untrained
+from training.embeddings import MOST_PAIRED
 from training.errors import DataError
 from training.evaluation import NOT_FOUND, popularity_ranks, recall_at
 from training.interactions import Interactions, Split, Windows, leave_last_out
@@ -125,6 +127,13 @@ def test_ranks_are_those_of_a_full_stable_sort(num_values: int, exclude_seen: bo
         assert (found == NOT_FOUND)[seen].all() or not exclude_seen
 
 
+def test_items_that_the_service_has_forgotten_are_not_excluded() -> None:
+    for newer, found in ((HISTORY_CAP - 1, NOT_FOUND), (HISTORY_CAP, 1)):
+        windows = leave_last_out(_log([[0, *[2] * newer, 0]], 3)).test
+        popular = Popularity(_log([[0, 0, 1]], 3))
+        assert ranks(windows, popular, exclude_seen=True).tolist() == [found]
+
+
 def test_popularity_has_the_ranks_that_evaluation_gives_it() -> None:
     histories = [[0, 1, 2, 0], [0, 1, 3, 2], [0, 1, 2, 3], [0, 2, 1, 1]]  # rows by popularity
     split = leave_last_out(_log(histories, 4))
@@ -147,6 +156,13 @@ def test_item_cosines_by_hand() -> None:
     expected[0, 1] = expected[1, 0] = 2 / (np.sqrt(3 * 2) + 1)
     expected[0, 2] = expected[2, 0] = 1 / (np.sqrt(3 * 1) + 1)
     assert cosines == pytest.approx(expected)
+
+
+def test_the_pairs_of_one_huge_user_are_bounded() -> None:
+    log = _log([range(50_000), [0, 1], [0, 1]], 50_000)
+    cosines = item_cosines(log, shrinkage=0.0)
+    assert cosines.nnz == MOST_PAIRED * (MOST_PAIRED - 1) + 2
+    assert cosines[[0], [1]] == pytest.approx(1)  # of these two the huge user is too old
 
 
 def test_item_knn_sums_the_nearest_over_the_newest_items() -> None:

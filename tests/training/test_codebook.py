@@ -75,6 +75,10 @@ def test_as_many_vectors_as_codes_is_enough_and_fewer_are_refused(vectors: np.nd
     assert squared_error(codebook, vectors[:300]) < 1e-6  # a code each
     with pytest.raises(DataError, match=r"299 items .* codebook\.num_codes=300; set it to at most"):
         fit_codebook(vectors[:299], config)
+    for num_codes in (None, 300):
+        config = CodebookConfig(num_codes=num_codes)
+        with pytest.raises(DataError, match="at least two items need training interactions; give"):
+            fit_codebook(vectors[:1], config)
 
 
 @pytest.mark.parametrize("with_content", [True, False])

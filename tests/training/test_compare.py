@@ -15,6 +15,7 @@ import pytest
 from rich.console import Console
 
 import training.compare
+from service.bundle import DecodingDefaults
 from training import ranked_systems
 from training.__main__ import main
 from training.baselines import BERT4RecConfig, SASRecConfig
@@ -23,17 +24,18 @@ from training.comparison_document import Comparison, Origin
 from training.comparison_table import (
     Difference,
     Row,
+    csv_text,
     density_table,
     paired_difference,
     seeds_table,
     standard_error,
 )
 from training.config import ComparisonTable, load_config
-from training.evaluation import NOT_FOUND
+from training.evaluation import NOT_FOUND, ranks_at
 from training.interactions import Dataset, load_dataset
-from training.mdgr_tables import ABLATIONS, reseeded
+from training.mdgr_tables import ABLATIONS, ONE_CALL, reseeded
 from training.pipeline import dataset_key
-from training.ranked_systems import FinishedRun
+from training.ranked_systems import FinishedRun, RankedSystems
 from training.ranks_store import RanksStore, SystemRanks
 from training.synthetic import make_world, write_world
 from training.thinning import thin
@@ -131,7 +133,7 @@ def test_a_second_call_fits_and_ranks_nothing_and_a_change_only_what_it_touches(
     table = (compared.out / "comparison.csv").read_text()
     config = load_config("tiny", QUICK)
     with monkeypatch.context() as patched:
-        for name in ("fit_sequence_model", "ranks_at", "ranks_by_score"):
+        for name in ("fit_sequence_model", "ranks_as_served", "ranks_by_score"):
             patched.setattr(ranked_systems, name, never)
         compare(config, compared.dataset, compared.out, QUIET, plan=PLAN, origin=ORIGIN)
     assert written() == before
@@ -197,6 +199,58 @@ def test_ablations_thin_data_and_seeds_are_runs_of_their_own(
     text = (tmp_path / "comparison.md").read_text()
     assert "2 seeds" in text
     assert "| 75 % (" in text
+
+
+def test_other_seeds_are_decoded_at_the_defaults_of_the_first(
+    compared: Compared, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    config = load_config("tiny", QUICK)
+    run = FinishedRun.of(config, compared.dataset, compared.out / "unmask", QUIET)
+    narrow, one_call = (
+        _with_default(run, DecodingDefaults(**decoding, ranking="path"))
+        for decoding in (
+            {"r_warm": 4, "m_par": 1, "beam_width": 3},
+            {"r_warm": 0, "m_par": 6, "beam_width": 40},
+        )
+    )
+    monkeypatch.setattr(
+        FinishedRun, "of", lambda config, *rest: one_call if config.fit.seed == 8 else narrow
+    )
+    plan = replace(PLAN, seeds=2, tables=frozenset())
+    compare(config, compared.dataset, tmp_path, QUIET, plan=plan, origin=ORIGIN)
+    with (tmp_path / "comparison.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["system"] == "Unmask"]
+    first, second = ({**row, "setting": "", "milliseconds": ""} for row in rows)
+    assert float(first["nfe"]) > 1
+    assert first == second  # the stand-in is the same network
+
+
+def test_a_narrow_default_is_ranked_as_it_is_served(compared: Compared, tmp_path: Path) -> None:
+    config = load_config("tiny", QUICK)
+    run = FinishedRun.of(config, compared.dataset, compared.out / "unmask", QUIET)
+    setting = DecodingDefaults(r_warm=4, m_par=1, beam_width=3, ranking="path")
+    run = _with_default(run, setting)
+    ranked = RankedSystems(compared.dataset, RanksStore(tmp_path, QUIET), 32)
+    found = ranked.unmask(run, run.default, prior=True, seen_excluded=True)
+    of_ten, of_forty = (
+        ranks_at(
+            compared.dataset.split.test,
+            run.bundle.decoder,
+            setting.model_copy(update={"beam_width": k}),
+            k=k,
+        ).item
+        for k in (10, 40)
+    )
+    assert found.item.tolist() == of_ten.tolist()
+    assert found.long is not None
+    assert found.long.tolist() == of_forty.tolist()
+    figures = next(csv.DictReader(csv_text({"x": [Row("x", "", found)]}).splitlines()))
+    assert float(figures["recall@10"]) == pytest.approx((of_ten <= 10).mean(), abs=1e-5)
+    assert float(figures["recall@40"]) == pytest.approx((of_forty <= 40).mean(), abs=1e-5)
+    some = np.arange(USERS) < 7
+    assert found.of_users(some).long is not None
+    assert len(found.of_users(some).long) == 7
+    assert ranked.unmask(run, ONE_CALL, prior=True, seen_excluded=False).long is None
 
 
 def test_the_command_prints_one_json_document(
@@ -342,6 +396,11 @@ def test_reseeding_changes_seeds_only() -> None:
     other = reseeded(config, 3)
     assert (other.embeddings.seed, other.codebook.seed, other.fit.seed) == (10, 10, 10)
     assert reseeded(other, -3) == config
+
+
+def _with_default(run: FinishedRun, decoding: DecodingDefaults) -> FinishedRun:
+    manifest = run.bundle.manifest.model_copy(update={"decoding": decoding})
+    return replace(run, bundle=replace(run.bundle, manifest=manifest))
 
 
 def _is_subsequence(short: list[str], long: list[str]) -> bool:

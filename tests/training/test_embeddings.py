@@ -17,11 +17,13 @@ from service.bundle import Item
 from training.codebook import fit_codebook
 from training.config import CodebookConfig, EmbeddingsConfig
 from training.embeddings import (
+    MOST_PAIRED,
     collaborative_factors,
     content_embeddings,
     embed,
     item_affinities,
     item_vectors,
+    users_with_both,
 )
 from training.errors import ConfigError, DataError
 from training.interactions import Dataset, Interactions, leave_last_out, load_dataset
@@ -60,6 +62,23 @@ def test_affinities_against_plain_python(histories: list[list[int]], window: int
     found = item_affinities(log, window=window, transition_weight=weight)
     np.testing.assert_allclose(found.toarray(), expected, rtol=1e-5)
     assert found.nnz == np.count_nonzero(expected)
+
+
+def test_the_newest_interactions_of_a_user_are_paired() -> None:
+    rng = np.random.default_rng(0)
+    short, long = ([rng.integers(0, 5000, n).tolist() for n in lengths] for lengths in
+                   ((3, MOST_PAIRED), (MOST_PAIRED + 1, 4000)))  # fmt: skip
+    had = np.zeros((4, 5000))
+    for user, history in enumerate([*short, *long]):
+        had[user, history[-1000:]] = 1
+    found = users_with_both(log_of([*short, *long], 5000))
+    np.testing.assert_array_equal(found.toarray(), had.T @ had)
+
+
+def test_one_huge_user_does_not_fill_the_memory() -> None:
+    log = log_of([list(range(50_000))], 50_000)
+    affinity = item_affinities(log, window=2, transition_weight=1.0)
+    assert affinity.nnz <= MOST_PAIRED**2 + 2 * 50_000
 
 
 def test_factors_tell_groups_apart_and_leave_unseen_items_at_zero(two_groups: Interactions) -> None:

@@ -8,15 +8,19 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
+from service.bundle import HISTORY_CAP, DecodingDefaults
 from service.decoding import Catalogue, Decoder, Histories, Schedule, SidTrie
 from training.evaluation import (
     NOT_FOUND,
     _PartialSids,
+    _sid_numbers,
     draw_windows,
     invalid_sid_shares,
     metrics,
     popularity_ranks,
     ranks,
+    ranks_as_served,
+    ranks_at,
 )
 from training.interactions import Windows
 
@@ -76,6 +80,52 @@ def test_item_and_sid_ranks_differ_where_items_share_a_sid() -> None:
     assert (early.item.tolist(), early.nfe) == ([1, 2, 3, 4, NOT_FOUND], 1)
     seen = ranks(windows, decoder, Schedule((2,)), k=4, beam_width=5, exclude_seen=True)
     assert seen.item.tolist() == [1, NOT_FOUND, 2, 3, 4]
+    assert _sid_numbers(trie.catalogue) is _sid_numbers(trie.catalogue)
+
+
+def test_what_the_service_has_forgotten_is_not_seen() -> None:
+    codes = np.array([[0, 0], [0, 1], [1, 0]], np.uint16)
+    trie = SidTrie(Catalogue(tuple("abc"), codes, 3, np.zeros(3, np.int64)))
+    decoder = Decoder(trie, _Favourites())
+    for newer, rank in ((HISTORY_CAP - 1, NOT_FOUND), (HISTORY_CAP, 1)):
+        rows = np.array([0, *[2] * newer, 0], np.int32)  # row 0, long ago; it is the target too
+        ends = np.array([newer + 1])
+        windows = Windows(rows, np.zeros(1, np.int32), np.zeros(1, np.int64), ends)
+        found = ranks(windows, decoder, Schedule((2,)), k=3, beam_width=3, exclude_seen=True)
+        assert found.item.tolist() == [rank]
+
+
+def test_a_narrow_default_is_asked_for_ten_items_and_for_forty_as_the_service_is() -> None:
+    codes = np.random.default_rng(0).integers(0, 8, (300, 4)).astype(np.uint16)
+    rows = range(len(codes))
+    catalogue = Catalogue(tuple(map(str, rows)), codes, 8, np.zeros(len(codes), np.int64))
+    decoder, windows = Decoder(SidTrie(catalogue), _Likes()), _windows(list(rows))
+    setting = DecodingDefaults(r_warm=4, m_par=1, beam_width=4, ranking="path")
+
+    def at(k: int, beam_width: int) -> list[int]:
+        wide = setting.model_copy(update={"beam_width": beam_width})
+        return ranks_at(windows, decoder, wide, k=k).item.tolist()
+
+    served = ranks_as_served(windows, decoder, setting)
+    assert served.short.item.tolist() == at(10, 10)
+    assert served.long.item.tolist() == at(40, 40)
+    assert [rank <= 10 for rank in at(10, 10)] != [rank <= 10 for rank in at(40, 40)]
+    found = metrics(served.short.item, served.long.item)
+    assert found["recall@10"] == metrics(served.short.item)["recall@10"]
+    assert found["recall@40"] == metrics(served.long.item)["recall@40"]
+    for one_search in ({"beam_width": 40}, {"r_warm": 0, "m_par": 4}):
+        served = ranks_as_served(windows, decoder, setting.model_copy(update=one_search))
+        assert served.short is served.long
+
+
+class _Likes(_Favourites):
+    """Random preferences, the same for everybody."""
+
+    num_subspaces, num_codes = 4, 8
+    table = np.log(np.random.default_rng(3).dirichlet(np.ones(8), 4)).astype(np.float32)
+
+    def denoise(self, memory: int, partial_sids: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        return self.table[positions]
 
 
 def test_a_partial_sid_that_no_item_agrees_with_is_counted() -> None:

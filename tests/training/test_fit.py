@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import pairwise
 from pathlib import Path
 
@@ -68,6 +69,37 @@ def test_a_resumed_run_ends_bit_for_bit_like_an_uninterrupted_one(tmp_path: Path
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[name]), name
     assert (tmp_path / "cut" / "scalars.jsonl").read_text().count('"recall@10"') == 4
+
+
+def test_the_log_of_a_resumed_run_has_no_step_twice(tmp_path: Path) -> None:
+    _fit(tmp_path, stop=2)
+    log = tmp_path / "scalars.jsonl"
+    done = log.read_text()
+    step = json.loads(done.splitlines()[-1])["step"]
+    after_the_checkpoint = json.dumps({"step": step + 1, "epoch": 2, "loss": 1.0})
+    log.write_text(f'{done}{after_the_checkpoint}\n{{"step": {step + 2}, "lo')  # cut off
+    _fit(tmp_path)
+    assert log.read_text().startswith(done)
+    steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
+    assert steps == sorted(steps)
+    assert after_the_checkpoint not in log.read_text()
+
+
+def test_the_learning_rate_decays_whatever_the_sizes_of_minibatches(tmp_path: Path) -> None:
+    """A minibatch is a whole segment at least: here of three times as many samples as asked."""
+    config = CONFIG.model_copy(update={"minibatch": 1, "epochs": 3})
+    fit(
+        leave_last_out(log_of([[1, 2, 3, 4, 5, 6]] * 8, NUM_ITEMS)),
+        _trie(),
+        tmp_path,
+        model_config=MODEL,
+        masking=MaskingConfig(),
+        config=config,
+        console=Console(quiet=True),
+    )
+    last = json.loads((tmp_path / "scalars.jsonl").read_text().splitlines()[-1])
+    assert last["step"] == 3 * 8
+    assert last["learning_rate"] < 0.05 * config.learning_rate
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:

@@ -105,6 +105,8 @@ def test_evaluate_measures_the_settings_and_sets_the_default_only_when_told(
     assert json.loads(capsys.readouterr().out)["default"]["ranking"] == before.decoding.ranking
     text = (tmp_path / "out" / "report.md").read_text()
     assert "120 validation users" in text
+    assert "the newest 200 items" in text
+    assert "Figures @40 are of requests for 40 items" in text
     assert "| (3, 3) | 20 | best | 40 |" in text
 
     assert evaluate(*narrow, "--set-default") == 0
@@ -113,13 +115,12 @@ def test_evaluate_measures_the_settings_and_sets_the_default_only_when_told(
     assert loaded.manifest.decoding == expected
     assert loaded.manifest.ref == before.ref
     report = json.loads((tmp_path / "out" / "report.json").read_text())
-    reported = expected.model_copy(update={"beam_width": 40})  # the largest cutoff
-    assert reported.model_dump().items() <= report["default"].items()
+    assert expected.model_dump().items() <= report["default"].items()
     assert loaded.manifest.facts == {**before.facts, "grid": report["grid"]}
     of_default = report["schedules"][-1]
     assert of_default["finish_rows"] == 40
     assert 1 < of_default["nfe"] <= len(of_default["steps"]) == 4
-    assert {line["beam_width"] for line in report["schedules"]} == {40}
+    assert {line["beam_width"] for line in report["schedules"]} == {20}
 
     _, target = promote(bundle, tmp_path / "store")
     capsys.readouterr()
@@ -155,6 +156,23 @@ def test_a_new_item_is_encoded_as_a_cold_one_was(world: Path, tmp_path: Path) ->
     new = [Item("again-" + item_id, "", ()) for item_id in cold["item_id"]]
     grown = bundle.with_items(new, embeddings[-num_cold:])
     np.testing.assert_array_equal(grown.catalogue.codes[-num_cold:], bundle.catalogue.codes[rows])
+
+
+def test_content_is_kept_as_directions_however_long_it_is(world: Path, tmp_path: Path) -> None:
+    shutil.copytree(world, tmp_path / "world")
+    num_items = len(pl.read_parquet(world / "items.parquet"))
+    embeddings = np.random.default_rng(2).normal(0, 1e6, (num_items, 40)).astype(np.float32)
+    embeddings[3] = 0
+    np.save(tmp_path / "world" / "item_embeddings.npy", embeddings)
+    dataset = load_dataset(tmp_path / "world")
+    config = load_config("tiny", ["codebook.num_codes=16", "embeddings.content_dims=24"])
+    run(config, dataset, tmp_path, Console(quiet=True), until="codebook")
+    content = np.load(tmp_path / "codebook" / "content.npy")
+    assert dataset.embeddings is not None
+    norms = np.linalg.norm(dataset.embeddings, axis=1, keepdims=True)
+    expected = dataset.embeddings / np.where(norms, norms, 1)
+    np.testing.assert_allclose(content, expected, atol=1e-3)
+    assert (~content.any(axis=1)).sum() == 1
 
 
 def test_a_stage_that_was_cut_off_is_done_again(world: Path, tmp_path: Path) -> None:
@@ -228,3 +246,6 @@ def test_overrides_are_typed_and_presets_are_files_too(tmp_path: Path) -> None:
         load_config(str(tmp_path / "absent.toml"))
     with pytest.raises(ConfigError, match="num_codes"):
         load_config(str(preset), ["codebook.num_codes=1"])
+    for axis in ("schedules", "beam_widths", "rankings", "finish_rows"):
+        with pytest.raises(ConfigError, match=f"evaluation.{axis}: Tuple should have at least 1"):
+            load_config(str(preset), [f"evaluation.{axis}=[]"])

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from logs import log_of
 
+from service.bundle import HISTORY_CAP
 from training.segments import BUCKET_SAMPLES, Segments
 
 FILLER = 99
@@ -148,6 +149,22 @@ def test_seen_rows_reach_back_to_the_first_interaction(
         user = np.searchsorted(log.indptr, target, side="right") - 1
         expected |= {(row, number) for row in log.rows[log.indptr[user] : target].tolist()}
     assert pairs == expected
+
+
+def test_of_a_long_history_the_newest_rows_are_seen() -> None:
+    long = np.random.default_rng(0).integers(0, 900, 450).tolist()
+    log = log_of([[1, 2, 3], long, [4, 5]], 900)
+    segments = Segments.of(log, history_length=20)
+    chosen = np.arange(len(segments))
+    segment, place = segments.arrays(chosen, FILLER)[1].nonzero()
+    rows, sample = segments.seen(chosen, segment, place)
+    expected = set()
+    for number, target in enumerate(segments.starts[segment] + place + 1):
+        user = np.searchsorted(log.indptr, target, side="right") - 1
+        newest = log.rows[log.indptr[user] : target][-HISTORY_CAP:]
+        expected |= {(row, number) for row in newest.tolist()}
+    assert set(zip(rows.tolist(), sample.tolist(), strict=True)) == expected
+    assert len(rows) == len(expected)
 
 
 def test_minibatches_change_with_the_generator_and_hold_segments_of_similar_length() -> None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from training.baselines.recency import recency_weights
+from training.embeddings import users_with_both
 from training.interactions import Interactions
 
 
@@ -49,15 +50,10 @@ class ItemKNN:
 def item_cosines(train: Interactions, *, shrinkage: float) -> sparse.csr_array:
     """users with both / (sqrt(users_i * users_j) + shrinkage), (num_items, num_items) float32.
 
-    Sparse, with a zero diagonal. A user who has an item twice is one user.
+    Sparse, with a zero diagonal. Users are counted by `users_with_both`.
     """
-    users, rows = train.users_of_interactions(), train.rows
-    had = sparse.csr_array(
-        (np.ones(len(rows), np.float32), (users, rows)), shape=(train.num_users, train.num_items)
-    )
-    had.data[:] = 1
-    together = sparse.coo_array(had.T @ had)
-    num_users = had.sum(axis=0)
+    together = sparse.coo_array(users_with_both(train))
+    num_users = together.diagonal()
     here, there = together.coords
     cosine = together.data / (np.sqrt(num_users[here] * num_users[there]) + shrinkage)
     cosine[here == there] = 0

@@ -1,6 +1,6 @@
 """What every baseline is, and how it is measured: scores for all items, ranks of the targets.
 
-A scorer sees whole histories and cuts them itself; it knows neither windows nor targets. `ranks`
+A scorer cuts histories itself to what it looks at; it knows neither windows nor targets. `ranks`
 knows no model. Ties go to the lower row: rows are ordered by popularity, so a scorer that cannot
 tell two items apart prefers the popular one. Ranks feed `training.evaluation.metrics` directly.
 """
@@ -29,7 +29,7 @@ class Scorer(Protocol):
     def scores(self, histories: Sequence[NDArray[np.int32]]) -> NDArray[np.float32]:
         """(n, num_items) float32, finite, higher is better.
 
-        histories: n arrays of rows, oldest to newest, uncut, perhaps empty. Where nothing is known
+        histories: n arrays of rows, oldest to newest, perhaps empty. Where nothing is known
         of a user the scores are zeros.
         """
         ...
@@ -45,7 +45,7 @@ def ranks(
 ) -> NDArray[np.int32]:
     """1-based ranks of the targets of n windows among all items, (n,) int32, NOT_FOUND beyond k.
 
-    The place a full stable sort by score would give. exclude_seen: items of the whole history are
+    The place a full stable sort by score would give. exclude_seen: items of the history are
     struck out first, so a target that the user had before is never found. batch: users scored
     together (memory is batch * num_items * 4 bytes, a few times).
     """
