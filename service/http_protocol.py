@@ -1,4 +1,4 @@
-"""HTTP/1.1 as uvicorn reads and writes it, with four differences.
+"""HTTP/1.1 as uvicorn reads and writes it, with five differences.
 
 - uvicorn's parser gathers a header, or a thousand of them, until memory ends: here a message that
   goes on and on without a body is refused.
@@ -10,6 +10,9 @@
 - uvicorn sends the head of an answer, then its body: a process that is killed in between leaves
   half an answer, which no gateway can ask for again. Here what is written in one turn of the event
   loop is sent together, as head and body of our answers are.
+- uvicorn closes a connection while the request that it has refused is still arriving. Bytes that
+  nobody reads make the system reset it, and the client may never see the answer. Here what still
+  comes is dropped for a while.
 
 Knows nothing of what requests ask.
 """
@@ -34,15 +37,29 @@ TRANSFER_S = 10.0  # from the first byte of a request to its last; for answers t
 
 
 class GatheringTransport:
-    """Sends what is written in one turn of the event loop at once, at its end or by `flush`."""
+    """Sends what is written in one turn of the event loop at once, at its end or by `flush`.
 
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+    is_incomplete: whether more of a request is on its way; linger_s: how long it is waited for
+    """
+
+    def __init__(
+        self,
+        transport: asyncio.Transport,
+        loop: asyncio.AbstractEventLoop,
+        is_incomplete: Callable[[], bool],
+        linger_s: float,
+    ) -> None:
         self._transport = transport
         self._loop = loop
+        self._is_incomplete = is_incomplete
+        self._linger_s = linger_s
+        self._is_lingering = False
         self._written: list[bytes] = []
 
     def write(self, data: bytes) -> None:
         """Keep it until the next `flush`."""
+        if self._is_lingering:
+            return
         if not self._written:
             self._loop.call_soon(self.flush)
         self._written.append(data)
@@ -55,9 +72,22 @@ class GatheringTransport:
             self._transport.write(written)
 
     def close(self) -> None:
-        """Close, after what was written."""
+        """Close, after what was written; of a request that still comes, only the side that sends.
+
+        Then the client closes the other one, or the time is up.
+        """
         self.flush()
-        self._transport.close()
+        if not (self._is_incomplete() and self._transport.can_write_eof()):
+            self._transport.close()
+        elif not self.is_closing():
+            self._is_lingering = True
+            self._transport.write_eof()
+            self._transport.resume_reading()
+            self._loop.call_later(self._linger_s, self._transport.abort)
+
+    def is_closing(self) -> bool:
+        """Whether nothing can be written any more."""
+        return self._is_lingering or self._transport.is_closing()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
@@ -101,7 +131,12 @@ class Http(HttpToolsProtocol):
     _is_incomplete = False  # a request: some of it has arrived and some not
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        gathering = GatheringTransport(cast("asyncio.Transport", transport), self.loop)
+        gathering = GatheringTransport(
+            cast("asyncio.Transport", transport),
+            self.loop,
+            lambda: self._is_incomplete,
+            self.transfer_s,
+        )
         super().connection_made(cast("asyncio.Transport", gathering))
         self._rest_of_request = Countdown(self.loop, self._give_up)
         self._taking_of_answers = Countdown(self.loop, gathering.abort)
@@ -138,6 +173,8 @@ class Http(HttpToolsProtocol):
             super()._start_asgi_task(cycle, app)
 
     def data_received(self, data: bytes) -> None:
+        if self.transport.is_closing():
+            return
         self._head_bytes += len(data)
         self._is_reading = True
         try:
@@ -171,6 +208,8 @@ class Http(HttpToolsProtocol):
         self._head_bytes = 0
         self._is_incomplete = False
         self._rest_of_request.stop()
+        if self.transport.is_closing():  # it was refused, and the rest has come after all
+            self.transport.close()
         super().on_message_complete()
 
     def _wait_for_a_request(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 import threading
@@ -112,6 +113,17 @@ def test_a_refusal_ends_a_connection_that_was_to_end(busy: Service) -> None:
         client.sendall(head(more="Connection: close") + BODY)
         [(status, headers, _)] = answers(client.recv(1 << 20))
         assert (status, headers["connection"]) == (429, "close")
+        assert client.recv(1) == b""
+
+
+def test_a_refusal_reaches_who_is_still_sending(busy: Service) -> None:
+    half = bytes(400_000)
+    with closing(connection(busy)) as client:
+        client.sendall(head(length=2 * len(half), more="Connection: close") + half)
+        [(status, headers, _)] = answers(client.recv(1 << 20))
+        assert (status, headers["connection"]) == (429, "close")
+        for start in range(0, len(half), 1000):  # a connection that was reset would tell soon
+            client.sendall(half[start : start + 1000])
         assert client.recv(1) == b""
 
 
@@ -256,6 +268,25 @@ def test_an_idle_connection_ends_after_a_refusal_at_its_head() -> None:
     assert 0.9 < seconds < 5
 
 
+def test_who_goes_on_sending_after_a_refusal_is_cut_off() -> None:
+    async def story() -> float:
+        async with listening(0) as listener:
+            reader, writer = await listener.connect()
+            started = asyncio.get_running_loop().time()
+            writer.write(post("/", length=1 << 19, more="Connection: close\r\n"))
+            [status], _, _ = await rest_of(reader)
+            assert status == 429
+            with contextlib.suppress(ConnectionError):
+                while True:
+                    writer.write(b" ")
+                    await writer.drain()
+                    await asyncio.sleep(0.01)
+            writer.close()
+            return asyncio.get_running_loop().time() - started
+
+    assert 0.4 < asyncio.run(asyncio.wait_for(story(), 20)) < 5
+
+
 @pytest.mark.parametrize("sent", [b"", b"\r\n\r\n"], ids=["nothing", "empty-lines"])
 def test_a_connection_that_asks_nothing_ends(sent: bytes) -> None:
     async def main() -> tuple[list[int], bytes, float]:
@@ -396,7 +427,12 @@ class Recorded:
 def test_what_is_written_in_a_turn_is_sent_together() -> None:
     async def main() -> list[Any]:
         recorded = Recorded()
-        transport = GatheringTransport(recorded, asyncio.get_running_loop())  # type: ignore[arg-type]
+        transport = GatheringTransport(
+            recorded,  # type: ignore[arg-type]
+            asyncio.get_running_loop(),
+            is_incomplete=lambda: False,
+            linger_s=10,
+        )
         transport.write(b"head ")
         transport.write(b"body")
         assert recorded.calls == []
