@@ -29,6 +29,7 @@ ITEMS = (0, 1, 2, 5, 10, 20, 50, 100)
 OVERLAP = tuple(tenth / 10 for tenth in range(11))
 RANKS = (1, 2, 3, 5, 10, 20, 50, 100)
 SURVIVORS = (10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 100_000, 1_000_000, 10_000_000)
+OUTCOMES = ("ok", "degraded", "rejected", "limited", "timeout", "cancelled", "invalid", "error")
 LOAD_S = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
@@ -74,9 +75,11 @@ class Metrics:
             "variant",
             "outcome",
         )
+        self.begin_outcomes("none", "none")  # of requests that come to no bundle
         self.recommend_duration = histogram(
             "recommend_duration_seconds",
-            "From receipt to answer, answered requests only.",
+            "From receipt to answer, answered requests only; not those of a batch, which have a "
+            "deadline and no SLO.",
             LATENCY_S,
             "served_by",
         )
@@ -253,6 +256,11 @@ class Metrics:
         self.gc_pause = histogram(
             "gc_pause_seconds", "Collections of Python's garbage collector.", LATENCY_S
         )
+
+    def begin_outcomes(self, bundle: str, variant: str) -> None:
+        """Let a bundle's recommendations of every outcome begin at 0."""
+        for outcome in OUTCOMES:
+            self.recommend_requests.labels(bundle, variant, outcome)
 
     def text(self) -> bytes:
         """All metrics in the Prometheus text format."""

@@ -87,9 +87,18 @@ class Recommender:
         self._policy = policy
         self._shadow = shadow
         self._experiment = experiment
+        self._begun: set[tuple[str, str]] = set()  # bundles and labels that metrics know
 
     def assign(self, request: RecommendRequest) -> Assignment:
         """Choose who answers, by the experiment that runs. Raises NotReady."""
+        assignment = self._assignment(request)
+        begun = assignment.resident.ref, assignment.label
+        if begun not in self._begun:
+            self._begun.add(begun)
+            self._metrics.begin_outcomes(*begun)
+        return assignment
+
+    def _assignment(self, request: RecommendRequest) -> Assignment:
         resident = self._residents.active
         if request.pins_decoding:
             return Assignment(resident, None, PINNED)
@@ -164,7 +173,7 @@ class Recommender:
             ),
             timings_ms=_timings_ms(stages, answer, time.monotonic() - received),
         )
-        self._observe(response, is_filtered=bool(request.filter))
+        self._observe(response, is_filtered=bool(request.filter), in_bulk=in_bulk)
         if len(items) < request.k:
             num_items = resident.bundle.catalogue.num_items
             self._metrics.short_lists.labels(inputs.short_because(request.k, num_items)).inc()
@@ -234,13 +243,15 @@ class Recommender:
         )
         self._answers.note(response.user_id, shown)
 
-    def _observe(self, response: RecommendResponse, *, is_filtered: bool) -> None:
+    def _observe(self, response: RecommendResponse, *, is_filtered: bool, in_bulk: bool) -> None:
         metrics, history = self._metrics, response.history
         timings_s = {stage: ms / 1000 for stage, ms in response.timings_ms.items()}
         metrics.filtered_requests.inc(is_filtered)
         if response.decoding and response.decoding.adjusted:
             metrics.schedule_adjusted.inc()
-        metrics.recommend_duration.labels(response.served_by).observe(timings_s.pop("total"))
+        total_s = timings_s.pop("total")
+        if not in_bulk:
+            metrics.recommend_duration.labels(response.served_by).observe(total_s)
         for stage, seconds in timings_s.items():
             metrics.stage_duration.labels(stage).observe(seconds)
         for reason in response.degraded_reasons:

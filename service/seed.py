@@ -1,8 +1,9 @@
 """`python -m service.seed --url URL`: the histories of a bundle's held-out users, into a service.
 
 So that a fresh installation has somebody to recommend to. Posts to `POST /events`, as a shop would;
-users who have a history keep it, so that a second run changes nothing. The bundle is the one that
-UNMASK_BUNDLE means, here as at the service.
+users who have a history keep it, so that a second run changes nothing. Users who were erased get
+their histories back: with `--demo-only`, for what runs it at every start, real ones get none. The
+bundle is the one that UNMASK_BUNDLE means, here as at the service.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from urllib.parse import quote
 import httpx
 
 from service.bundle import Bundle, HeldOutUser
-from service.bundle_store import configured_path
+from service.bundle_store import configured_path, reference_at
 from service.errors import StartError
 from service.settings import load_settings
 
@@ -28,11 +29,16 @@ def main(arguments: list[str]) -> int:
     """Seed; 1 with a sentence on stderr when it cannot."""
     parser = argparse.ArgumentParser(prog="python -m service.seed", description=__doc__)
     parser.add_argument("--url", required=True, help="the service, e.g. http://127.0.0.1:8000")
-    url = parser.parse_args(arguments).url
+    parser.add_argument("--demo-only", action="store_true", help="do nothing for other bundles")
+    asked = parser.parse_args(arguments)
     try:
         settings = load_settings()
-        users = Bundle.load(configured_path(settings.bundles_dir, settings.bundle)).held_out
-        with httpx.Client(base_url=url, timeout=TIMEOUT_S, trust_env=False) as client:
+        path = configured_path(settings.bundles_dir, settings.bundle)
+        if asked.demo_only and not reference_at(path).startswith("demo@"):
+            print("This is not the demo bundle: nothing is stored.")
+            return 0
+        users = Bundle.load(path).held_out
+        with httpx.Client(base_url=asked.url, timeout=TIMEOUT_S, trust_env=False) as client:
             if settings.api_keys:
                 key = settings.api_keys[0].get_secret_value()
                 client.headers["Authorization"] = f"Bearer {key}"

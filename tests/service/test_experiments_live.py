@@ -169,12 +169,18 @@ def test_several_requests_at_once(service: Service) -> None:
     good = {"user_id": "e-batch", "history": HISTORY, "k": 3}
     requests = [good, good | {"r_warm": 9}, good | {"k": 1}, {"user_id": "e-nobody"}]
     body = {"requests": requests, "timeout_ms": 10_000}
+    answered = 'unmask_recommend_duration_seconds_count{served_by="model"}'
+    before = service.samples()[answered]
     results = service.client.post("/recommend/batch", json=body).json()["results"]
+    assert service.samples()[answered] == before  # the SLO of latency is for others
     assert [result["status"] for result in results] == [200, 422, 200, 200]
     assert [len(r["response"]["items"]) for r in results if r["response"]] == [3, 1, 10]
     assert results[1]["error"]["param"] == "r_warm"
     assert results[0]["error"] is None
     alone = recommended(service, "e-batch", history=HISTORY)
     assert item_ids(results[0]["response"]) == item_ids(alone)[:3]
+    bundle, variant = alone["bundle"], alone["experiment"]["variant"]
+    of_variant = f'bundle="{bundle}",outcome="error",variant="{variant}"'
+    assert service.samples()[f"unmask_recommend_requests_total{{{of_variant}}}"] == 0
     inner = service.client.post("/recommend/batch", json={"requests": [good | {"timeout_ms": 5}]})
     assert inner.status_code == 422

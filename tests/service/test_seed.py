@@ -31,6 +31,9 @@ def test_histories_are_stored_once(
         service.client.headers["Authorization"] = f"Bearer {KEY}"
         service.send(bundle.items[0].item_id, user_id=users[0].user_id)
         url = ["--url", str(service.client.base_url)]
+        assert seed.main([*url, "--demo-only"]) == 0
+        assert "not the demo bundle" in capsys.readouterr().out
+        assert seed.history_of(service.client, users[1].user_id) == []
         assert seed.main(url) == 0
         assert f"{len(users) - 1} users; 1 had one already" in capsys.readouterr().out
         assert seed.history_of(service.client, users[0].user_id) == [bundle.items[0].item_id]
