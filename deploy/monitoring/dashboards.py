@@ -132,7 +132,8 @@ OVERVIEW = Board(
             ),
             Panel(
                 "Slower than 100 ms",
-                "Share of the answers of the last 5 minutes, all replicas; the SLO allows 1 %.",
+                "Share of the answers of POST /recommend in the last 5 minutes, all replicas; the "
+                "SLO allows 1 %.",
                 "percentunit",
                 {"slow": "max(job:unmask_recommend_slow:ratio_rate5m)"},
                 "number",
@@ -175,7 +176,7 @@ OVERVIEW = Board(
             ),
             Panel(
                 "Latency",
-                "Answers by the time they took, from receipt to answer.",
+                "Answers of POST /recommend by the time they took, from receipt to answer.",
                 "s",
                 {
                     "{{le}}": "sum by (le) (increase(unmask_recommend_duration_seconds_bucket"
@@ -185,7 +186,8 @@ OVERVIEW = Board(
             ),
             Panel(
                 "Latency quantiles",
-                "From receipt to answer, answered requests only; exact only at buckets.",
+                "POST /recommend from receipt to answer, answered requests only; exact only at "
+                "buckets.",
                 "s",
                 quantiles("unmask_recommend_duration_seconds"),
             ),

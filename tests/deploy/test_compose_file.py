@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import yaml
+
+from service.http_errors import RETRYABLE
+from service.schemas import Error
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
@@ -26,3 +30,15 @@ def test_the_load_test_replays_users_of_the_demo_that_ships() -> None:
         r"/srv/(models_store/\S+/held_out\.jsonl)", COMPOSE["services"]["loadtest"]["command"]
     )
     assert (ROOT / path).is_file()
+
+
+def test_errors_of_the_gateway_are_like_the_services() -> None:
+    config = (ROOT / "deploy" / "compose" / "haproxy.cfg").read_text()
+    answers = re.findall(r"status (\d+) content-type application/json string '(.*?)'(.*)", config)
+    assert {"400", "408", "500", "502", "503", "504"} <= {status for status, *_ in answers}
+    documented = (ROOT / "docs" / "operating.md").read_text()
+    for status, body, headers in answers:
+        error = json.loads(body)["error"]
+        assert set(error) == set(Error.model_fields)
+        assert error["retryable"] == (int(status) in RETRYABLE) == ("Retry-After" in headers)
+        assert re.search(rf"^\| (\d+, )*{status}\b.*`{error['code']}`", documented, re.M), status
