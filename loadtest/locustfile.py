@@ -3,8 +3,9 @@
 `locust -f loadtest/locustfile.py --headless -u 20 -r 20 -t 60s --host http://127.0.0.1:8000
 --held-out BUNDLE/held_out.jsonl`: each of the `-u` simulated users sends `--rate` requests a
 second, one held-out user after the other. Recall, latencies and the stages of Server-Timing are at
-`/recall` of locust's web page while it runs, and one line of JSON at the end. With `--processes` or
-workers, figures are those of all of them.
+`/recall` of locust's web page while it runs, and one line of JSON at the end; all of them are of
+answers with status 200, unlike those of locust's own tables. With `--processes` or workers, figures
+are those of all of them.
 """
 
 from __future__ import annotations
@@ -24,11 +25,12 @@ from locust.env import Environment
 from locust.runners import WorkerRunner
 from locust.stats import RequestStats, StatsEntry
 
+from loadtest.api_key import authorization
 from loadtest.held_out import HeldOutUser, read_held_out
 
 PERCENTILES = (0.5, 0.95, 0.99)
 ROUTE = "/recommend"
-STAGE = "stage"  # locust's name for a kind of request; here a part of one
+ANSWER, STAGE = "answer", "stage"  # locust's names for kinds of requests; a stage is a part of one
 
 
 class Figures:
@@ -36,61 +38,80 @@ class Figures:
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
-        self.stages = RequestStats()
+        self.statuses: Counter[str] = Counter()
+        self.times = RequestStats()
 
-    def count(self, user: HeldOutUser, answer: dict[str, Any], timing: str) -> None:
-        """One answer; timing: its Server-Timing, `name;dur=milliseconds, ...`."""
+    def count(
+        self, user: HeldOutUser, answer: dict[str, Any], waited_ms: float, timing: str
+    ) -> None:
+        """One answer with status 200; timing: its Server-Timing, `name;dur=milliseconds, ...`."""
         item_ids = [item["item_id"] for item in answer["items"]]
         self.counts["answers"] += 1
         self.counts["hits"] += user.rank_in(item_ids) is not None
         self.counts["degraded"] += answer["degraded"]
+        self._log(ANSWER, ROUTE, waited_ms)
         for part in filter(None, timing.split(", ")):
             name, _, milliseconds = part.partition(";dur=")
-            # Microseconds: locust keeps two digits of large values, and no fractions of small ones.
-            self.stages.log_request(STAGE, name, round(float(milliseconds) * 1000), 0)
+            self._log(STAGE, name, float(milliseconds))
+
+    def _log(self, kind: str, name: str, milliseconds: float) -> None:
+        """In microseconds: locust keeps two digits of large values, no fractions of small ones."""
+        self.times.log_request(kind, name, round(milliseconds * 1000), 0)
 
     def take(self) -> dict[str, Any]:
         """Everything counted so far, for a master; counting begins anew."""
-        taken = {"counts": dict(self.counts), "stages": self.stages.serialize_stats()}
-        self.counts, self.stages = Counter(), RequestStats()
-        return taken
+        counts = {"counts": dict(self.counts), "statuses": dict(self.statuses)}
+        times = self.times.serialize_stats()
+        self.counts, self.statuses, self.times = Counter(), Counter(), RequestStats()
+        return {**counts, "times": times}
 
     def add(self, taken: dict[str, Any]) -> None:
         """What a worker counted."""
         self.counts.update(taken["counts"])
-        for line in taken["stages"]:
-            entry = StatsEntry.unserialize(line, self.stages)
-            self.stages.get(entry.name, STAGE).extend(entry)
+        self.statuses.update(taken["statuses"])
+        for line in taken["times"]:
+            entry = StatsEntry.unserialize(line, self.times)
+            self.times.get(entry.name, entry.method).extend(entry)
 
     def as_json(self, environment: Environment) -> dict[str, Any]:
-        """Recall as a share, times in milliseconds; locust keeps two digits of those above 100."""
+        """Recall as a share, times in milliseconds with two digits; all of it of answers.
+
+        A refusal takes no time: among the times it would make an overloaded service look quick.
+        """
         options, runner = environment.parsed_options, environment.runner
         assert options is not None
         assert runner is not None
         answers, total = self.counts["answers"], environment.stats.total
         recall = self.counts["hits"] / answers if answers else None
+        share = answers / max(1, self.statuses.total())
+        stages = [entry for entry in self.times.entries.values() if entry.method == STAGE]
         return {
             "answers": answers,
+            "statuses": dict(sorted(self.statuses.items())),
             "failures": total.num_failures,
             "degraded": self.counts["degraded"],
             f"recall@{HeldOutTraffic.fields['k']}": recall,
-            "requests_per_s": round(total.total_rps, 1),
+            "requests_per_s": round(share * total.total_rps, 1),
             "requests_per_s_asked": options.rate * runner.target_user_count,
-            **{_name(share): total.get_response_time_percentile(share) for share in PERCENTILES},
-            "stages": {entry.name: _stage(entry) for entry in self.stages.entries.values()},
+            **_percentiles(self.times.get(ROUTE, ANSWER)),
+            "stages": {entry.name: _stage(entry) for entry in stages},
         }
 
 
-def _stage(entry: StatsEntry) -> dict[str, float]:
-    """Of the answers that had this stage: milliseconds, from microseconds."""
-    micros = {"mean_ms": entry.avg_response_time}
-    micros |= {_name(share): entry.get_response_time_percentile(share) for share in PERCENTILES}
-    milliseconds = {name: round(value / 1000, 3) for name, value in micros.items()}
-    return {"answers": entry.num_requests, **milliseconds}
+def _stage(entry: StatsEntry) -> dict[str, float | None]:
+    """Of the answers that had this stage."""
+    mean_ms = round(entry.avg_response_time / 1000, 3)
+    return {"answers": entry.num_requests, "mean_ms": mean_ms, **_percentiles(entry)}
 
 
-def _name(share: float) -> str:
-    return f"p{share * 100:.0f}_ms"
+def _percentiles(entry: StatsEntry) -> dict[str, float | None]:
+    """In milliseconds, from microseconds; None where nothing was counted."""
+    return {
+        f"p{share * 100:.0f}_ms": entry.get_response_time_percentile(share) / 1000
+        if entry.num_requests
+        else None
+        for share in PERCENTILES
+    }
 
 
 class HeldOutTraffic(FastHttpUser):
@@ -98,6 +119,7 @@ class HeldOutTraffic(FastHttpUser):
 
     users: ClassVar[Iterator[HeldOutUser]]
     fields: ClassVar[dict[str, Any]]
+    headers: ClassVar[dict[str, str]]
     figures: ClassVar[Figures]
 
     def wait_time(self) -> float:
@@ -108,14 +130,19 @@ class HeldOutTraffic(FastHttpUser):
     def recommend(self) -> None:
         user = next(self.users)
         body = user.request(**self.fields)
-        with self.client.post(ROUTE, json=body, catch_response=True) as response:
+        with self.client.post(
+            ROUTE, json=body, headers=self.headers, catch_response=True
+        ) as response:
+            self.figures.statuses[str(response.status_code)] += 1
             if response.status_code != 200:
                 response.failure(f"status {response.status_code}")
                 return
             answer = response.json()
             if len(answer["items"]) < self.fields["k"]:
                 response.failure(f"{len(answer['items'])} items instead of {self.fields['k']}")
-            self.figures.count(user, answer, response.headers.get("Server-Timing", ""))
+            waited_ms = response.request_meta["response_time"]
+            timing = response.headers.get("Server-Timing", "")
+            self.figures.count(user, answer, waited_ms, timing)
 
 
 @events.init_command_line_parser.add_listener  # type: ignore[untyped-decorator]
@@ -167,6 +194,7 @@ def begin(environment: Environment, **_: Any) -> None:
     HeldOutTraffic.fields = {"k": 10, "exclude_seen": False, **json.loads(options.parameters)}
     if options.stored_histories:
         HeldOutTraffic.fields["history"] = None  # as if it were not there
+    HeldOutTraffic.headers = authorization()
     HeldOutTraffic.figures = Figures()
 
 

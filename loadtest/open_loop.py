@@ -77,12 +77,17 @@ class Load:
         seconds = [one.seconds for one in self.answered(*statuses)]
         return float(np.quantile(seconds, share) * 1000) if seconds else float("nan")
 
-    def recall(self) -> float:
-        """Share of the answers in which the item that came next is; each user counts once."""
+    def hits(self) -> dict[str, float]:
+        """Of each user with an answer, the share of them in which the item that came next is."""
         hits: dict[str, list[bool]] = defaultdict(list)
         for one in self.answered():
             hits[one.user_id].append(one.rank is not None)
-        return float(np.mean([np.mean(shares) for shares in hits.values()])) if hits else 0.0
+        return {user_id: float(np.mean(found)) for user_id, found in hits.items()}
+
+    def recall(self) -> float:
+        """Share of the answers in which the item that came next is; each user counts once."""
+        hits = self.hits()
+        return float(np.mean(list(hits.values()))) if hits else 0.0
 
     def as_json(self) -> dict[str, Any]:
         answered = self.answered()

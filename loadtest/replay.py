@@ -23,6 +23,7 @@ from urllib.parse import quote
 
 import httpx
 
+from loadtest.api_key import authorization
 from loadtest.held_out import HeldOutUser, read_held_out
 
 PERCENTILES = (50, 95, 99)
@@ -82,6 +83,19 @@ async def replay(
 
     await asyncio.gather(*(work() for _ in range(concurrency)))
     return [answer for answer in answers if answer is not None]
+
+
+async def store_histories(
+    client: httpx.AsyncClient, users: Sequence[HeldOutUser], *, concurrency: int = 8
+) -> None:
+    """Make the stored history of each user theirs. Raises httpx.HTTPError."""
+    queue = iter(users)
+
+    async def work() -> None:
+        for user in queue:
+            await _seed(client, user)
+
+    await asyncio.gather(*(work() for _ in range(concurrency)))
 
 
 async def _replay_one(
@@ -199,7 +213,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     async def run() -> list[Answer]:
         limits = httpx.Limits(max_connections=options.concurrency)
         async with httpx.AsyncClient(
-            base_url=options.url, timeout=options.timeout_s, limits=limits, trust_env=False
+            base_url=options.url,
+            headers=authorization(),
+            timeout=options.timeout_s,
+            limits=limits,
+            trust_env=False,
         ) as client:
             return await replay(
                 client,
@@ -212,7 +230,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     start = time.perf_counter()
     answers = asyncio.run(run())
     figures = summarise(answers, options.k, time.perf_counter() - start)
-    if figures["errors"] == len(users):
+    if any(outcome.startswith("401") for outcome in figures["outcomes"]):
+        print("The service wants one of its keys: set UNMASK_API_KEYS", file=sys.stderr)
+    elif figures["errors"] == len(users):
         print(f"No answer from {options.url}: is the service running there?", file=sys.stderr)
     passed = figures["errors"] == 0
     if offline is not None:

@@ -195,9 +195,10 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     kinds = [asked.parameters, *([{"schedule": "auto"}] if asked.compare_auto else [])]
     results = []
-    settings = {"slo_ms": asked.slo_ms, **dict(asked.setting)}
+    settings = {"slo_ms": asked.slo_ms, "encoder_cache": 0, **dict(asked.setting)}
     with served(asked.bundle, num_cores=asked.service_cores, **settings) as service:
-        print(f"service on cores {service.cores}, SLO {asked.slo_ms} ms, {len(users)} users")
+        named = ", ".join(f"{name}={value}" for name, value in settings.items())
+        print(f"service on cores {service.cores} with {named}; {len(users)} users")
         for parameters in kinds:
             print(f"\nrequests with {parameters or 'nothing else'}")
             phases = stress(

@@ -28,8 +28,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from loadtest.capacity import find_capacity
 from loadtest.held_out import HeldOutUser, read_held_out
-from loadtest.open_loop import BUSY, open_loop
-from loadtest.replay import Answer, replay
+from loadtest.open_loop import BUSY, Load, open_loop
+from loadtest.replay import Answer, replay, store_histories
 from loadtest.served import Served, served
 from loadtest.sweep_report import write_report
 from loadtest.sweep_results import Case, Results, Setting, SweepError
@@ -50,7 +50,10 @@ async def sweep(
     """Measure what is not yet in `results`."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeRemainingColumn()) as progress:
-        bar = progress.add_task("recall", total=len(cases) * (1 + rounds))
+        bar = progress.add_task("storing histories", total=len(cases) * (1 + rounds))
+        if setting.stored_histories:  # in a run that goes on too: its store is another one
+            async with _client(service.url) as client:
+                await store_histories(client, users, concurrency=CONCURRENCY)
         for case in cases:
             progress.update(bar, description=f"recall of {case.name}")
             if not results.find(case=case.parameters, kind="recall"):
@@ -73,12 +76,9 @@ async def recall_of(
     Those that are turned away, since the answer would be late, are asked for again one at a time.
     """
     # A deadline would turn a queue into refusals, and nobody waits for these answers.
-    parameters = {"k": setting.k, "exclude_seen": False, "timeout_ms": 10_000, **case.parameters}
-    ask = partial(replay, parameters=parameters, seed_events=setting.stored_histories)
-    limits = httpx.Limits(max_connections=CONCURRENCY)
-    async with httpx.AsyncClient(
-        base_url=url, timeout=60, limits=limits, trust_env=False
-    ) as client:
+    patient = {"exclude_seen": False, "timeout_ms": 10_000}
+    ask = partial(replay, parameters=_parameters(case, setting) | patient)
+    async with _client(url) as client:
         started = time.perf_counter()
         answers = await ask(client, users, concurrency=CONCURRENCY)
         seconds = time.perf_counter() - started
@@ -95,6 +95,17 @@ async def recall_of(
         "nfe": _mean_nfe(answers),
         "closed_loop_rate": (len(answers) - len(failed)) / seconds,
     }
+
+
+def _client(url: str) -> httpx.AsyncClient:
+    limits = httpx.Limits(max_connections=CONCURRENCY)
+    return httpx.AsyncClient(base_url=url, timeout=60, limits=limits, trust_env=False)
+
+
+def _parameters(case: Case, setting: Setting) -> dict[str, Any]:
+    """Fields of a request; with a history in the store, that of the request is as if not there."""
+    stored = {"history": None} if setting.stored_histories else {}
+    return {"k": setting.k, **stored, **case.parameters}
 
 
 def _mean_nfe(answers: Sequence[Answer]) -> float:
@@ -115,12 +126,19 @@ async def rate_of(
     recall = results.find(case=case.parameters, kind="recall")
     assert recall is not None
     first_guess = 0.7 * recall["closed_loop_rate"]
-    parameters = {"k": setting.k, **case.parameters}
-    if setting.stored_histories:
-        parameters["history"] = None  # as if it were not there
-    cpu, started = service.cpu_s, time.perf_counter()
+    parameters = _parameters(case, setting)
+    cores: dict[float, float] = {}  # that the service kept busy, by the rate tried
+
+    async def probe(rate: float, seconds: float, *, discard_s: float) -> Load:
+        cpu, started = service.cpu_s, time.perf_counter()
+        load = await open_loop(
+            service.url, users, rate, seconds, parameters, seed=number, discard_s=discard_s
+        )
+        cores[rate] = (service.cpu_s - cpu) / (time.perf_counter() - started)
+        return load
+
     capacity = await find_capacity(
-        partial(open_loop, service.url, users, parameters=parameters, seed=number),
+        probe,
         setting.slo_ms,
         guess=(before and before["rate"]) or first_guess,
         growth=LATER_GROWTH if before and before["rate"] else FIRST_GROWTH,
@@ -129,6 +147,7 @@ async def rate_of(
         min_answers=setting.min_answers,
     )
     load = capacity.load
+    hits = load.hits() if load and case.is_auto else None
     return results.add(
         {
             "kind": "rate",
@@ -140,8 +159,9 @@ async def rate_of(
             "p99_ms": load.quantile_ms(0.99) if load else None,
             "answers": len(load.answered()) if load else 0,
             "recall": load.recall() if load else None,
+            "hits": [hits.get(user.user_id) for user in users] if hits else None,
             "generator_cpu": load.cpu_share if load else 0.0,
-            "service_cpu": (service.cpu_s - cpu) / (time.perf_counter() - started),
+            "service_cpu": cores[load.rate] if load else None,
             "rss_mb": service.rss_mb,
         }
     )

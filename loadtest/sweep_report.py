@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -29,15 +30,15 @@ def write_report(folder: Path, measured: Sequence[Measured], setting: Setting) -
 
 
 def _figures(one: Measured, papers: Measured | None) -> dict[str, Any]:
-    difference, error = one.against(papers) if papers else (None, None)
+    difference, error = one.against(papers) if papers else (math.nan, math.nan)
     return {
         "schedule": one.case.schedule,
         "ranking": one.case.ranking,
         "beam_width": one.case.beam_width,
         "nfe": round(one.nfe, 2),
         "recall": one.recall,
-        "recall_difference": difference,
-        "recall_difference_se": error,
+        "recall_difference": None if math.isnan(difference) else difference,
+        "recall_difference_se": None if math.isnan(error) else error,
         "requests_per_s": round(one.rate, 1),
         "lowest": round(one.rates[0], 1),
         "highest": round(one.rates[-1], 1),
@@ -69,8 +70,10 @@ def _document(
         f"the highest rate of an open loop at which p99 is within {setting.slo_ms} ms and at "
         "most 0.1 % get no answer: median and range of "
         f"{max((len(one.rounds) for one in ordered), default=0)} rounds in which all cases take "
-        "turns; latencies are those at that rate. Recall differences are paired by user, ± one "
-        "standard error. **Bold**: no other case is better in both.",
+        "turns; latencies and busy cores are those at that rate, its store's cores with the "
+        "service's. Recall differences are paired by user, ± one standard error; `auto`'s recall "
+        "is that at its rate, its difference that of the users who came up there. **Bold**: no "
+        "other case is better in both.",
         "",
         "| schedule | ranking | beams | denoiser calls | recall@k | against the paper's | "
         "requests a second | x the paper's | p50, p99 ms | service, generator cores |",
@@ -81,13 +84,16 @@ def _document(
         rate = f"**{rate}**" if row["best"] else rate
         times = "-" if row["against_paper"] is None else f"{row['against_paper']:.1f}"
         latency = "-" if row["p50_ms"] is None else f"{row['p50_ms']:.0f}, {row['p99_ms']:.0f}"
+        cores = "-"
+        if row["service_cpu"] is not None:
+            cores = f"{row['service_cpu']:.2f}, {row['generator_cpu']:.2f}"
         busy = " (generator busy)" if row["generator_busy"] else ""
         lines.append(
             f"| {row['schedule']} | {row['ranking']} | {row['beam_width'] or '-'} | "
             f"{row['nfe']:.1f} | {row['recall']:.4f} | "
             f"{_difference(row['recall_difference'], row['recall_difference_se'])} | "
             f"{rate} ({row['lowest']:.0f} to {row['highest']:.0f}) | {times} | {latency} | "
-            f"{row['service_cpu']:.2f}, {row['generator_cpu']:.2f}{busy} |"
+            f"{cores}{busy} |"
         )
     lines += ["", *_further_calls(ordered)]
     if papers:

@@ -1,6 +1,7 @@
 """Results of a sweep: what a case is, what was measured of it, and the file it is kept in.
 
-Recalls are of the same users for every case, so differences are paired, user by user.
+Recalls are of the same users for every case, so differences are paired, user by user; `auto`, whose
+recall is that at its rate, has the users that came up there.
 """
 
 from __future__ import annotations
@@ -64,8 +65,20 @@ class Measured:
 
     @cached_property
     def hits(self) -> NDArray[np.float64]:
-        """(num_users,) 1.0 where the item that came next is in the answer."""
+        """(num_users,) 1.0 where the item that came next is in the answer; of `auto`, see below."""
+        if self.case.is_auto and self.typical("recall") is not None:
+            return self._hits_at_rate()
         return np.array([rank is not None for rank in self.recall_line["ranks"]], dtype=np.float64)
+
+    def _hits_at_rate(self) -> NDArray[np.float64]:
+        """(num_users,) the share of a user's answers, mean of the rounds; NaN without an answer."""
+        unasked = [None] * len(self.recall_line["ranks"])
+        lines = [line.get("hits") or unasked for line in self.rounds]
+        shares = np.array(lines, dtype=np.float64)  # None is NaN
+        rounds = (~np.isnan(shares)).sum(axis=0)
+        mean = np.full(len(unasked), np.nan)
+        np.divide(np.nansum(shares, axis=0), rounds, out=mean, where=rounds > 0)
+        return mean
 
     @property
     def recall(self) -> float:
@@ -95,10 +108,16 @@ class Measured:
         return any(line["generator_cpu"] > BUSY for line in self.rounds)
 
     def against(self, other: Measured) -> tuple[float, float]:
-        """Difference in recall to another case, and its standard error, paired by user."""
+        """Difference in recall to another case, and its standard error, paired by user.
+
+        Of the users that both have; NaN where there are none.
+        """
         difference = self.hits - other.hits
+        difference = difference[~np.isnan(difference)]
+        if not len(difference):
+            return np.nan, np.nan
         error = difference.std(ddof=1) / np.sqrt(len(difference)) if len(difference) > 1 else 0.0
-        return self.recall - other.recall, float(error)
+        return float(difference.mean()), float(error)
 
 
 def papers_of(measured: Sequence[Measured]) -> Measured | None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import subprocess
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 from service.bundle_store import configured_path
 
@@ -26,12 +30,12 @@ def command(url: str, *options: str) -> list[str]:
     return [*locust, "--host", url, "--held-out", str(HELD_OUT), "--only-summary", *options]
 
 
-def run(url: str, *options: str) -> dict[str, Any]:
+def run(url: str, *options: str, exit_code: int = 0) -> dict[str, Any]:
     """The figures of the last line."""
     done = subprocess.run(
         command(url, *options), cwd=ROOT, capture_output=True, text=True, timeout=60
     )
-    assert done.returncode == 0, done.stderr  # locust exits 1 when a request failed
+    assert done.returncode == exit_code, done.stderr  # locust exits 1 when a request failed
     figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return figures
 
@@ -43,6 +47,7 @@ def test_a_short_run_answers_everything_and_finds_targets(demo) -> None:
     assert figures["requests_per_s_asked"] == 10
     assert 0 < figures["recall@10"] <= 1
     assert 0 < figures["p50_ms"] <= figures["p95_ms"] <= figures["p99_ms"]
+    assert figures["statuses"] == {"200": figures["answers"]}
     stages = figures["stages"]
     assert set(stages) == STAGES
     assert 0 < stages["denoise"]["p50_ms"] <= stages["denoise"]["p99_ms"]
@@ -52,13 +57,60 @@ def test_a_short_run_answers_everything_and_finds_targets(demo) -> None:
 def test_processes_are_counted_together(demo) -> None:
     figures = run(demo.url, "--headless", "--processes", "2", "--parameters", '{"k": 5}')
     assert figures["answers"] >= 10
+    assert figures["statuses"] == {"200": figures["answers"]}
+    assert 0 < figures["p50_ms"] <= figures["p99_ms"]
+    assert 2 < figures["requests_per_s"] <= 15
     assert 0 < figures["recall@5"] < 1
     assert set(figures["stages"]) == STAGES
 
 
+class MostlyRefused(BaseHTTPRequestHandler):
+    """Two of three requests are refused at once, every third is answered after 0.15 seconds."""
+
+    protocol_version = "HTTP/1.1"
+    numbers = itertools.count()
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        is_answered = next(self.numbers) % 3 == 0
+        time.sleep(0.15 if is_answered else 0)
+        items = [{"item_id": str(number)} for number in range(10)]
+        body = json.dumps({"items": items, "degraded": False}).encode()
+        self.send_response(200 if is_answered else 429)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        """Nothing."""
+
+
+@pytest.mark.parametrize("processes", [[], ["--processes", "2"]], ids=["one", "workers"])
+def test_refusals_do_not_make_it_look_quick(processes: list[str]) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), MostlyRefused) as server:
+        threading.Thread(target=server.serve_forever).start()
+        try:
+            url = f"http://127.0.0.1:{server.server_port}"
+            figures = run(url, "--headless", *processes, exit_code=1)
+        finally:
+            server.shutdown()
+    refused = figures["statuses"]["429"]
+    assert figures["answers"] == figures["statuses"]["200"]
+    assert figures["failures"] == refused > 1.5 * figures["answers"]
+    assert 150 <= figures["p50_ms"] <= figures["p95_ms"] <= figures["p99_ms"]
+    assert figures["requests_per_s"] < 0.5 * figures["requests_per_s_asked"]
+
+
+def test_nothing_but_refusals_have_no_percentiles(demo) -> None:
+    figures = run(demo.url, "--headless", "--parameters", '{"k": -1}', exit_code=1)
+    assert set(figures["statuses"]) == {"422"}
+    assert figures["requests_per_s"] == figures["answers"] == 0
+    assert figures["p50_ms"] is figures["p99_ms"] is None
+
+
 def test_figures_are_shown_while_it_runs(demo, free_port: int) -> None:
     port = str(free_port)
-    options = ["--autostart", "--autoquit", "1", "--stored-histories"]
+    options = ["--autostart", "--autoquit", "1", "--stored-histories", "--run-time", "5s"]
     options += ["--web-host", "127.0.0.1", "--web-port", port]
     with subprocess.Popen(
         command(demo.url, *options), cwd=ROOT, stdout=subprocess.PIPE, text=True

@@ -19,6 +19,7 @@ def test_all_its_phases(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--bundle", str(bundle), *short, "--compare-auto"]) == 0
     printed = capsys.readouterr().out
     assert "3 x capacity" in printed
+    assert "with slo_ms=500, encoder_cache=0;" in printed
     plain, auto = json.loads(printed.splitlines()[-1])
     assert (plain["parameters"], auto["parameters"]) == ({}, {"schedule": "auto"})
     for found in (plain, auto):

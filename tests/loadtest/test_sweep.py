@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import csv
 import json
 import math
 import os
-from dataclasses import replace
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 
-from loadtest.sweep import cases_of, main
+from loadtest.held_out import HeldOutUser
+from loadtest.open_loop import Load, Sent, open_loop
+from loadtest.sweep import cases_of, main, rate_of
 from loadtest.sweep_plot import MDGR_TABLE_3
 from loadtest.sweep_report import write_report
 from loadtest.sweep_results import (
@@ -118,6 +124,30 @@ def test_auto_has_the_recall_of_its_rate() -> None:
     assert measured([1, 1, 1, 1], [10.0]).recall == 1.0
 
 
+def test_auto_is_compared_over_the_users_of_its_rate(tmp_path: Path) -> None:
+    """Not over all users, who may be easier or harder."""
+    auto = Case({"schedule": "auto"})
+    rounds = [
+        rate_line(auto, 0, 10, recall=0.75, hits=[1.0, 0.5, None, None]),
+        rate_line(auto, 1, 10, recall=1.0, hits=[1.0, None, None, None]),
+        rate_line(auto, 2, 0, recall=None, hits=None),
+    ]
+    one = Measured(auto, recall_line(auto, [None, None, None, None]), rounds)
+    papers = measured([1, None, 1, 1], [10.0], PAPERS)
+    difference, error = one.against(papers)
+    assert difference == 0.25
+    assert error == 0.25  # of 0 and 0.5
+    never_held = Measured(auto, recall_line(auto, [1, 1, None, None]), rounds[2:])
+    assert never_held.against(papers)[0] == -0.25  # that of its recall, whose users are all
+
+    without = Measured(auto, one.recall_line, [rate_line(auto, 0, 10, recall=0.75)])
+    figures = write_report(tmp_path, [without, papers], SETTING)
+    text = (tmp_path / "sweep.md").read_text()
+    assert "| auto | auto | - | 1.0 | 0.7500 | - | " in text
+    assert {case["recall_difference"] for case in figures["cases"]} == {None, 0.0}
+    json.loads(json.dumps(figures), parse_constant=pytest.fail)  # JSON knows no NaN
+
+
 def test_the_grid_has_no_doubles() -> None:
     asked = argparse.Namespace(
         rankings=["rows", "path"],
@@ -139,7 +169,11 @@ def test_the_grid_has_no_doubles() -> None:
 def test_the_report_says_what_further_calls_buy(tmp_path: Path) -> None:
     papers = measured([1, None, None, None], [20.0, 24.0, 22.0], PAPERS, nfe=5.5)
     by_path = measured([1, 2, None, None], [88.0], {**PAPERS, "r_warm": 0, "m_par": 8})
-    nothing = measured([1, 2, 3, None], [0.0], {**ROWS, "r_warm": 6, "m_par": 1}, nfe=7.0)
+    case = Case({**ROWS, "r_warm": 6, "m_par": 1})
+    unheld = {"p50_ms": None, "p95_ms": None, "p99_ms": None, "answers": 0, "service_cpu": None}
+    nothing = Measured(
+        case, recall_line(case, [1, 2, 3, None], 7.0), [rate_line(case, 0, 0.0, **unheld)]
+    )
     assert papers_of([by_path, papers]) is papers
     figures = write_report(tmp_path, [papers, by_path, nothing], SETTING)
     text = (tmp_path / "sweep.md").read_text()
@@ -147,6 +181,7 @@ def test_the_report_says_what_further_calls_buy(tmp_path: Path) -> None:
     assert (
         "| (0, 8) | path | 50 | 1.0 | 0.5000 | +0.2500 ± 0.2500 | **88** (88 to 88) | 4.0 |" in text
     )
+    assert "**0** (0 to 0) | 0.0 | - | - |" in text
     assert "| path | 50 | (0, 8) | (4, 2) | +4.5 | -0.2500 ± 0.2500 | -75% |" in text
     with (tmp_path / "sweep.csv").open() as lines:
         rows = list(csv.DictReader(lines))
@@ -163,6 +198,48 @@ def test_the_papers_own_figures_are_those_published() -> None:
     by_schedule = {schedule: (recall, rate) for schedule, recall, rate in MDGR_TABLE_3}
     assert len(by_schedule) == 7
     assert by_schedule[4, 2] == (0.2210, 2.527)
+
+
+@dataclass
+class BusyService:
+    """A service that needs 0.8 cores up to 100 requests a second, 1.9 beyond, and breaks there."""
+
+    url: str = ""
+    cpu_s: float = 0.0
+    rss_mb: float = 1.0
+
+    async def load(
+        self,
+        url: str,
+        users: Sequence[HeldOutUser],
+        rate: float,
+        seconds: float,
+        *_: Any,
+        **__: Any,
+    ) -> Load:
+        started = time.perf_counter()
+        await asyncio.sleep(0.02)
+        self.cpu_s += (1.9 if rate > 100 else 0.8) * (time.perf_counter() - started)
+        waited = 1.0 if rate > 100 else 0.01
+        sent = [Sent(0.0, waited, 200, user.user_id, rank=1) for user in users[:1]]
+        return Load(rate, seconds, 0.3, sent)
+
+
+@pytest.mark.parametrize("case", [Case(ROWS), Case({"schedule": "auto"})], ids=["fixed", "auto"])
+def test_processor_time_is_that_of_the_rate_found(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not of the pauses, nor of rates that broke it."""
+    service = BusyService()
+    monkeypatch.setattr("loadtest.sweep.open_loop", service.load)
+    monkeypatch.setattr("loadtest.capacity.PAUSE_S", 0.1)
+    users = [HeldOutUser("u1", ("a",), "b"), HeldOutUser("u2", ("a",), "b")]
+    results = Results(tmp_path, SETTING)
+    results.add(recall_line(case, [1, None]) | {"closed_loop_rate": 120.0})
+    found = asyncio.run(rate_of(service, users, case, results, SETTING, 0))  # type: ignore[arg-type]
+    assert 84 <= found["rate"] <= 100
+    assert found["service_cpu"] == pytest.approx(0.8, abs=0.05)
+    assert found["hits"] == ([1.0, None] if case.is_auto else None)
 
 
 def test_all_of_it_on_the_demo_bundle(
@@ -191,3 +268,32 @@ def test_all_of_it_on_the_demo_bundle(
     assert main(command) == 0  # everything is there already
     assert (tmp_path / "sweep.jsonl").read_text() == lines
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == figures
+
+
+def test_a_sweep_that_goes_on_reads_stored_histories_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its recalls are there already, but its service has a new store."""
+    seen: list[list[str]] = []
+
+    async def load(url: str, users: Sequence[HeldOutUser], *asked: Any, **more: Any) -> Load:
+        for user in users:
+            answer = httpx.get(f"{url}/users/{user.user_id}/history", trust_env=False)
+            seen.append(answer.json()["history"])
+            assert seen[-1] == list(user.history[-len(seen[-1]) :])
+        return await open_loop(url, users, *asked, **more)
+
+    monkeypatch.setattr("loadtest.capacity.PAUSE_S", 0.1)
+    monkeypatch.setattr("loadtest.sweep.open_loop", load)
+    bundle = configured_path(Path("models_store"), "demo")
+    command = ["--bundle", str(bundle), "--out", str(tmp_path), "--users", "5"]
+    command += ["--slo-ms", "500", "--probe-seconds", "0.5", "--min-answers", "5"]
+    command += ["--schedules", "0,8", "--rankings", "rows", "--modes", "fixed"]
+    command += ["--stored-histories", "--rounds"]
+    assert main([*command, "0"]) == 0
+    assert not seen
+    assert main([*command, "1"]) == 0
+    assert len(seen) >= 5
+    assert all(seen)
+    [case] = json.loads(capsys.readouterr().out.splitlines()[-1])["cases"]
+    assert case["requests_per_s"] > 1
