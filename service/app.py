@@ -81,6 +81,7 @@ def create_app(lifecycle: Lifecycle) -> ASGIApp:
         app,
         lifecycle.metrics,
         gate,
+        has_admins=bool(settings.admin_keys),
         is_draining=lambda: lifecycle.draining,
         traces=lifecycle.traces,
     )
@@ -116,9 +117,9 @@ def add_client_routes(app: FastAPI, routes: Routes, guards: Sequence[Guard]) -> 
     route("POST", "/recommend", routes.recommend, 404, 503, 504, model=answer)
     route("POST", "/recommend/batch", routes.recommend_batch, 503, model=answers)
     route("POST", "/events", routes.events, 503)
-    # Ids may have slashes in them; of paths that begin alike the longer one comes first.
-    route("GET", "/users/{user_id:path}/history", routes.history, 503)
-    route("DELETE", "/users/{user_id:path}/history", routes.erase, 503)
+    route("GET", "/users/{user_id}/history", routes.history, 503)
+    route("DELETE", "/users/{user_id}/history", routes.erase, 503)
+    # An item_id may have slashes in it, so the longer path comes first.
     route("POST", "/items/{item_id:path}/similar", routes.similar, 404, 503)
     route("GET", "/items/{item_id:path}", routes.item, 404, 503)
 
@@ -148,8 +149,8 @@ class Routes:
         """Answer several requests, in their order; each has a status of its own."""
         context = context_of(request)
         context.log.update(requests=len(body.requests))
-        self._lifecycle.keys.charge(bearer_key(request), len(body.requests) - 1)
         recommender = self._lifecycle.recommender
+        self._lifecycle.keys.charge(bearer_key(request), len(body.requests) - 1)
 
         async def result(one: schemas.RecommendRequest) -> schemas.BatchResult:
             bundle, variant, outcome = "none", "none", "cancelled"  # until more is known
@@ -167,6 +168,8 @@ class Routes:
                     self._metrics.rejected.labels(error.reason).inc()
                 if not isinstance(error, errors.RequestError):
                     log.exception("unexpected_error", request_id=context.request_id)
+                elif isinstance(error, errors.DecodeFailed):
+                    log.exception("decode_failed", request_id=context.request_id)
                 status, shown = status_and_body(error, context.request_id)
                 outcome = outcome_of(status, degraded=False)
                 return schemas.BatchResult(status=status, error=shown.error)

@@ -25,7 +25,7 @@ log = structlog.get_logger()
 
 
 class Remembering:
-    """A queue of answers and the task that writes them. For one event loop: no locks."""
+    """A queue of answers and the task that writes them. For one event loop."""
 
     def __init__(
         self, histories: HistoryStore, metrics: Metrics, *, max_waiting: int = MAX_WAITING

@@ -209,7 +209,7 @@ class MicroBatcher:
             self._metrics.batch_rows.observe(rows)
             is_whole = self._decode(lane.engine, batch, loop)
             seconds = time.monotonic() - started
-            lane.used_s += seconds
+            lane.used_s += seconds * lane.price
             self._metrics.batch_duration.observe(seconds)
             if is_whole:
                 lane.engine.latency.observe(work, seconds)
@@ -253,7 +253,7 @@ class MicroBatcher:
         try:
             engine.decode([ticket.job for ticket in batch], deliver)
         except Exception as error:
-            log.exception("decode_failed", jobs=len(batch))
+            log.exception("batch_failed", jobs=len(batch))
             if len(batch) == 1:
                 failure = DecodeFailed("the request could not be decoded")
                 failure.__cause__ = error

@@ -7,6 +7,7 @@ newest. Nothing that a client sends is a path. Knows nothing of what is in a bun
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 
 import structlog
@@ -30,7 +31,11 @@ def configured_path(store: Path, reference: str) -> Path:
         return stored_path(store, reference)
     current = store / reference / CURRENT
     if current.is_file():
-        return stored_path(store, f"{reference}@{current.read_text().strip()}")
+        try:
+            version = current.read_text().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise BundleInvalid(f"{current} cannot be read; it should hold a version") from error
+        return stored_path(store, f"{reference}@{version}")
     return _newest(store, reference)
 
 
@@ -62,6 +67,11 @@ def reference_at(path: Path) -> str:
         raise BundleInvalid(f"bundle {path}: no readable manifest.json") from error
 
 
+@cache  # the store is looked at again and again
+def _say_skipped(manifest: Path) -> None:
+    log.warning("bundle_skipped", manifest=str(manifest), reason="not readable")
+
+
 def _newest(store: Path, name: str) -> Path:
     versions: list[tuple[str, str]] = []  # created_at, version
     for manifest in (store / name).glob("*/manifest.json"):
@@ -70,7 +80,7 @@ def _newest(store: Path, name: str) -> Path:
         try:
             created_at = str(json.loads(manifest.read_text())["created_at"])
         except (OSError, ValueError, KeyError, TypeError):
-            log.warning("bundle_skipped", manifest=str(manifest), reason="not readable")
+            _say_skipped(manifest)
             continue
         versions.append((created_at, manifest.parent.name))
     if not versions:

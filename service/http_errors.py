@@ -6,6 +6,7 @@ that a client sent. Knows nothing of routes.
 
 from __future__ import annotations
 
+import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
@@ -46,6 +47,8 @@ HTTP_ERRORS: dict[int, tuple[str, str]] = {
 }
 RETRYABLE = {429, 503}
 
+log = structlog.get_logger()
+
 
 def add_handlers(app: FastAPI) -> None:
     """Make every error of an application answer with the one body."""
@@ -77,6 +80,8 @@ async def on_error(request: Request, error: Exception) -> Response:
     status, body = status_and_body(error, context.request_id)
     if isinstance(error, errors.Overloaded | errors.NotReady):
         context.rejected = error.reason
+    if status == 500:
+        log.error("decode_failed", request_id=context.request_id, exc_info=error)
     answer = _answer(status, body)
     if status in RETRYABLE:
         answer.headers["Retry-After"] = str(getattr(error, "retry_after_s", RETRY_AFTER_S))

@@ -39,19 +39,20 @@ TRANSFER_S = 10.0  # from the first byte of a request to its last; for answers t
 class GatheringTransport:
     """Sends what is written in one turn of the event loop at once, at its end or by `flush`.
 
-    is_incomplete: whether more of a request is on its way; linger_s: how long it is waited for
+    is_refused: whether there is an answer to a request of which more is on its way
+    linger_s: how long that is waited for
     """
 
     def __init__(
         self,
         transport: asyncio.Transport,
         loop: asyncio.AbstractEventLoop,
-        is_incomplete: Callable[[], bool],
+        is_refused: Callable[[], bool],
         linger_s: float,
     ) -> None:
         self._transport = transport
         self._loop = loop
-        self._is_incomplete = is_incomplete
+        self._is_refused = is_refused
         self._linger_s = linger_s
         self._is_lingering = False
         self._written: list[bytes] = []
@@ -72,12 +73,12 @@ class GatheringTransport:
             self._transport.write(written)
 
     def close(self) -> None:
-        """Close, after what was written; of a request that still comes, only the side that sends.
+        """Close, after what was written; while a refused request comes, only the side that sends.
 
         Then the client closes the other one, or the time is up.
         """
         self.flush()
-        if not (self._is_incomplete() and self._transport.can_write_eof()):
+        if not (self._is_refused() and self._transport.can_write_eof()):
             self._transport.close()
         elif not self.is_closing():
             self._is_lingering = True
@@ -129,12 +130,13 @@ class Http(HttpToolsProtocol):
     _head_bytes = 0
     _is_reading = False  # bytes that have arrived
     _is_incomplete = False  # a request: some of it has arrived and some not
+    _is_refused = False  # by `_refuse`
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         gathering = GatheringTransport(
             cast("asyncio.Transport", transport),
             self.loop,
-            lambda: self._is_incomplete,
+            self._has_been_refused,
             self.transfer_s,
         )
         super().connection_made(cast("asyncio.Transport", gathering))
@@ -155,6 +157,12 @@ class Http(HttpToolsProtocol):
     def resume_writing(self) -> None:
         self._taking_of_answers.stop()
         super().resume_writing()
+
+    def shutdown(self) -> None:
+        if self.transport.is_closing():
+            self.transport.abort()
+        else:
+            super().shutdown()
 
     def on_response_complete(self) -> None:
         cast("GatheringTransport", self.transport).flush()
@@ -212,6 +220,12 @@ class Http(HttpToolsProtocol):
             self.transport.close()
         super().on_message_complete()
 
+    def _has_been_refused(self) -> bool:
+        """Whether an answer was written to a request that is not whole."""
+        cycle = self.cycle
+        is_answered = cycle is not None and cycle.scope is self.scope and cycle.response_complete
+        return self._is_incomplete and (self._is_refused or is_answered)
+
     def _wait_for_a_request(self) -> None:
         """Until the connection has been idle for too long."""
         if self.timeout_keep_alive_task is None:
@@ -253,7 +267,11 @@ class Http(HttpToolsProtocol):
             "Connection: close",
         ]
         self.transport.write("".join(f"{line}\r\n" for line in [*lines, ""]).encode() + content)
+        self._is_refused = True
         self._close()
+        if context and self.cycle is not None:  # the application is not to wait for the rest
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
 
     def _close(self) -> None:
         """Close, whether or not the client takes what was written."""

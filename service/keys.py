@@ -7,6 +7,7 @@ without administrator keys there are no administrators. Knows nothing of HTTP.
 from __future__ import annotations
 
 import hmac
+import math
 import time
 from collections.abc import Callable, Sequence
 
@@ -48,8 +49,10 @@ class Keys:
         if self._interval_s:
             now = self._clock()
             free_at = max(self._free_at[place], now) + self._interval_s
-            if free_at > now + 1 + self._interval_s / 2:
-                raise Overloaded("this key asks too often; try again later", reason="rate_limit")
+            early_s = free_at - self._interval_s / 2 - 1 - now
+            if early_s > 0:
+                message = "this key asks too often; try again later"
+                raise Overloaded(message, reason="rate_limit", retry_after_s=math.ceil(early_s))
             self._free_at[place] = free_at
 
     def charge(self, key: str | None, requests: int) -> None:

@@ -2,9 +2,9 @@
 
 Jobs wait in lanes: those of one bundle and of similar beam width, those that came in bulk apart. A
 batch is of one lane, and the lane that has had the least decoding time is next, so that wide beams
-and bulk slow each other down and nobody else. The event loop brings jobs and the decode thread
-takes them, each under a lock that is held for microseconds. Knows nothing of metrics or limits of
-the queue.
+slow each other down more than others. Time of bulk counts several times: a lane of it gets a fifth
+of what it and another one use. The event loop brings jobs and the decode thread takes them, each
+under a lock that is held for microseconds. Knows nothing of metrics or limits of the queue.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from typing import Any, Protocol
 
 from service.decoding import Decoded, Job, OnAnswer, Timings
 from service.latency import LatencyModel, Work
+
+BULK_PRICE = 4.0
 
 
 class DecodeBatch(Protocol):
@@ -92,11 +94,12 @@ class Lane:
     """Jobs that may share a batch.
 
     waiting: an ordered set, oldest first; rows: beams of all its jobs, waiting or in a batch
-    used_s: decoding time it has had, counted up to the others' when it was empty; the decode thread
-        adds to it
+    used_s: decoding time it has had, times its price, counted up to the others' when it was empty;
+        the decode thread adds to it
     """
 
     engine: Engine
+    price: float
     used_s: float
     waiting: dict[Ticket, None] = field(default_factory=dict)
     rows: int = 0
@@ -136,7 +139,8 @@ class Lanes:
     def enter(self, ticket: Ticket) -> None:
         """Put a job at the end of its lane."""
         with self._lock:
-            lane = self._lanes.setdefault(ticket.key, Lane(ticket.engine, self._turn_s))
+            new = Lane(ticket.engine, _price(ticket.in_bulk), self._turn_s)
+            lane = self._lanes.setdefault(ticket.key, new)
             lane.rows += ticket.job.beam_width
             lane.waiting[ticket] = None
 
@@ -180,14 +184,18 @@ class Lanes:
         with self._lock:
             own = self._lanes.get(_key(engine, beam_width, in_bulk))
             ahead = [] if own is None else _works(own)
-            queues = [
-                (lane.engine, _works(lane)) for lane in self._lanes.values() if lane is not own
+            others = [
+                (_price(in_bulk) / lane.price, lane.engine, _works(lane))
+                for lane in self._lanes.values()
+                if lane is not own
             ]
-        others = [self._seconds(*queue) for queue in queues]
         before = len(ahead) - len(ahead) % self._max_batch_requests
         own_s = self._seconds(engine, ahead[:before])
         own_s += engine.latency.seconds(work.in_company(ahead[before:]))
-        return own_s + min(sum(others), own_s * len(others))
+        turns_s = [
+            min(self._seconds(engine, works), own_s * share) for share, engine, works in others
+        ]
+        return own_s + sum(turns_s)
 
     @property
     def seconds(self) -> float:
@@ -201,6 +209,11 @@ class Lanes:
         most = self._max_batch_requests
         batches = [works[start : start + most] for start in range(0, len(works), most)]
         return sum(engine.latency.seconds(Work.together(batch)) for batch in batches)
+
+
+def _price(in_bulk: bool) -> float:
+    """Of a second of decoding."""
+    return BULK_PRICE if in_bulk else 1.0
 
 
 def _works(lane: Lane) -> list[Work]:

@@ -67,6 +67,7 @@ class Envelope:
     """Wraps an ASGI application; see the module.
 
     gate: not for health, metrics and administrators
+    has_admins: whether there are routes for administrators
     is_draining: whether connections are to end with their next answer
     """
 
@@ -76,12 +77,14 @@ class Envelope:
         metrics: Metrics,
         gate: Gate,
         *,
+        has_admins: bool = False,
         is_draining: Callable[[], bool] = lambda: False,
         traces: Traces | None = None,
     ) -> None:
         self._app = app
         self._metrics = metrics
         self._gate = gate
+        self._has_admins = has_admins
         self._traces = traces
         self._is_draining = is_draining
         metrics.inflight_requests.set_function(lambda: gate.inside)
@@ -92,7 +95,7 @@ class Envelope:
         The caller has to pass an admitted request on to `__call__`.
         """
         context = scope[SCOPE_KEY] = _context_of(scope)
-        if _is_open(scope["path"]):
+        if self._is_open(scope["path"]):
             return ()
         if self._gate.admits():
             self._gate.enter()
@@ -128,9 +131,13 @@ class Envelope:
             # Starlette has answered 500 and passes the exception on; it ends here.
             log.exception("unexpected_error", request_id=context.request_id)
         finally:
-            if not _is_open(scope["path"]):
+            if not self._is_open(scope["path"]):
                 self._gate.leave(served=status < 400)
             self._observe(scope, 408 if context.given_up else status, context)
+
+    def _is_open(self, path: str) -> bool:
+        """Whether the gate lets everybody through: overload must not stop who would end it."""
+        return path in OPEN_PATHS or (self._has_admins and path.startswith(ADMIN))
 
     def _begin_span(self, scope: Scope, context: RequestContext) -> None:
         if self._traces and scope["path"] not in QUIET_ROUTES:
@@ -177,11 +184,6 @@ class Envelope:
             ms=round(1000 * seconds, 1),
             **context.log,
         )
-
-
-def _is_open(path: str) -> bool:
-    """Whether the gate lets everybody through: an overload must not stop who would end it."""
-    return path in OPEN_PATHS or path.startswith(ADMIN)
 
 
 def _context_of(scope: Scope) -> RequestContext:

@@ -194,8 +194,8 @@ class Settings(BaseSettings):
     max_queue_rows: int = Field(
         3200,
         ge=1,
-        description="Most beams waiting or being decoded, of each lane (a bundle and a class of "
-        "beam widths); more requests get 429.",
+        description="Most beams waiting or being decoded, of each lane (a bundle, a class of beam "
+        "widths, in a batch or not); more requests get 429.",
     )
     max_batch_requests: int = Field(16, ge=1, description="Most requests decoded together.")
     max_batch_rows: int = Field(1024, ge=1, description="Most beams decoded together.")

@@ -37,7 +37,7 @@ SERVED_USER_ID = re.compile(r"[^/{}\x00-\x1f\x7f]{1,256}")
 class Windows:
     """Samples over a log: after the history `rows[starts[i]:ends[i]]` comes `rows[ends[i]]`.
 
-    Of a longer history the newest HISTORY_CAP items are seen, as in the service.
+    Of a longer history the newest HISTORY_CAP items are seen, as those that the service keeps.
 
     rows:   (num_interactions,) int32, of the Interactions the windows look at (not a copy)
     users:  (num_windows,) int32, index of the user of each window

@@ -96,9 +96,9 @@ def test_refusals_do_not_make_it_look_quick(processes: list[str]) -> None:
             server.shutdown()
     refused = figures["statuses"]["429"]
     assert figures["answers"] == figures["statuses"]["200"]
-    assert figures["failures"] == refused > 1.5 * figures["answers"]
+    assert figures["failures"] == refused > figures["answers"]
     assert 150 <= figures["p50_ms"] <= figures["p95_ms"] <= figures["p99_ms"]
-    assert figures["requests_per_s"] < 0.5 * figures["requests_per_s_asked"]
+    assert figures["requests_per_s"] < 0.75 * figures["requests_per_s_asked"]
 
 
 def test_nothing_but_refusals_have_no_percentiles(demo) -> None:

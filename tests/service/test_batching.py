@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from tiny_bundle import POISON
 
-from service.batching import Answer, MicroBatcher
+from service.batching import MicroBatcher
 from service.bundle import Bundle
 from service.decoding import Decoded, Job, Schedule, Timings
 from service.errors import DeadlineExceeded, DecodeFailed, NotReady, Overloaded
-from service.lanes import Engine
+from service.lanes import Answer, Engine, Lanes, Ticket, Wait
 from service.latency import Work
 from service.metrics import Metrics
 
@@ -460,7 +460,7 @@ def test_a_job_that_would_wait_longer_than_the_slo_is_not_admitted(bundle: Bundl
     tell(bundle, story, max_wait_s=1.0)
 
 
-def test_jobs_in_bulk_wait_for_each_other_and_nobody_for_them(bundle: Bundle) -> None:
+def test_jobs_in_bulk_wait_for_each_other_and_others_little_for_them(bundle: Bundle) -> None:
     async def story(batcher: MicroBatcher, decoder: Decoder) -> None:
         learnt(decoder.engine, job_s=0.2)
         first = await while_busy(batcher, decoder)
@@ -554,3 +554,22 @@ def test_a_batch_takes_half_of_the_slo_at_most(bundle: Bundle) -> None:
         assert decoder.sizes == [1, 3, 2]
 
     tell(bundle, story, max_wait_s=7.0)
+
+
+def test_bulk_gets_a_fifth_of_the_time(bundle: Bundle) -> None:
+    async def main() -> list[bool]:
+        engine, lanes = Engine(Decoder(bundle)), Lanes(1, 1000, math.inf)
+        wait, loop = Wait(math.inf), asyncio.get_running_loop()
+        one = job(bundle, "item-1")
+        for in_bulk in [True, False] * 40:
+            lanes.enter(Ticket(engine, one, Work.of_job(one), wait, loop.create_future(), in_bulk))
+        turns = []
+        for _ in range(40):
+            taken = lanes.take()
+            assert taken is not None
+            lane, [ticket] = taken
+            lane.used_s += 0.01 * lane.price
+            turns.append(ticket.in_bulk)
+        return turns
+
+    assert sum(asyncio.run(main())) == 8

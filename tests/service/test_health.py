@@ -221,8 +221,9 @@ def test_what_a_restart_would_bring_is_looked_up_again(
         (tmp_path / "tiny" / "current").write_text("not yet there")  # as while it is copied
         await asyncio.sleep(0.1)
         (tmp_path / "tiny" / "current").write_text("2")
-        while not lifecycle.has_drifted:
-            await asyncio.sleep(0.01)
+        async with asyncio.timeout(10):
+            while not lifecycle.has_drifted:
+                await asyncio.sleep(0.01)
         assert (await client.get("/models")).json()["configured"] == "tiny@2"
 
     tell(story, redis_url=redis_url, bundle="tiny", bundles_dir=tmp_path)

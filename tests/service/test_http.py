@@ -367,7 +367,7 @@ def test_a_history_is_read_and_erased(served: Service) -> None:
         ("POST", "/recommend", {"content": b"\xff", "headers": JSON}, 400, "malformed_json", None),
         ("POST", "/events", {"content": "[" * 99999, "headers": JSON}, 400, "malformed_json", None),
         ("GET", "/nothing", {}, 404, "route_not_found", None),
-        ("GET", "/users/a/b", {}, 404, "route_not_found", None),
+        ("GET", "/users/a/b/history", {}, 404, "route_not_found", None),
         ("POST", "/recommend/", {"json": {"user_id": "x"}}, 404, "route_not_found", None),
         ("GET", "/recommend", {}, 405, "method_not_allowed", None),
         ("POST", "/recommend", {"content": b" " * (1 << 20) + b"{}", "headers": JSON}, 413,
@@ -494,8 +494,9 @@ def test_a_bug_is_a_500_with_the_same_body(served: Service) -> None:
     assert answer.headers["X-Request-ID"] == error["request_id"]
     assert "ONNX" not in answer.text
     wait_until(lambda: error["request_id"] in served.stdout)
-    logged = [line for line in served.stdout.splitlines() if "decode_failed" in line]
-    assert "out of data bounds" in json.loads(logged[-1])["exception"]
+    [logged] = [line for line in served.stdout.splitlines() if "decode_failed" in line
+                and error["request_id"] in line]  # fmt: skip
+    assert "out of data bounds" in json.loads(logged)["exception"]
 
 
 def test_a_full_queue_is_a_429(slow: Service) -> None:

@@ -186,6 +186,7 @@ class Listener(NamedTuple):
 
     gate: Gate
     metrics: Metrics
+    state: ServerState
     connect: Callable[[], Awaitable[Streams]]
 
     async def is_left(self) -> None:
@@ -217,12 +218,10 @@ async def listening(most: int, *, keep_alive_s: int = 60) -> AsyncIterator[Liste
         return Response(bytes(LARGE))
 
     loop = asyncio.get_running_loop()
-    gate, metrics = Gate(1.0, most), Metrics()
+    gate, metrics, state = Gate(1.0, most), Metrics(), ServerState()
     envelope = Envelope(app, metrics, gate)
     config = uvicorn.Config(envelope, timeout_keep_alive=keep_alive_s, lifespan="off")  # type: ignore[arg-type]
-    server = await loop.create_server(
-        lambda: Impatient(config, ServerState(), {}, loop), "127.0.0.1", 0
-    )
+    server = await loop.create_server(lambda: Impatient(config, state, {}, loop), "127.0.0.1", 0)
     writers = []
 
     async def connect() -> Streams:
@@ -231,7 +230,7 @@ async def listening(most: int, *, keep_alive_s: int = 60) -> AsyncIterator[Liste
         return reader, writer
 
     async with server:
-        yield Listener(gate, metrics, connect)
+        yield Listener(gate, metrics, state, connect)
         for writer in writers:
             writer.close()
 
@@ -287,6 +286,27 @@ def test_who_goes_on_sending_after_a_refusal_is_cut_off() -> None:
     assert 0.4 < asyncio.run(asyncio.wait_for(story(), 20)) < 5
 
 
+@pytest.mark.parametrize("more", ["", "Connection: close\r\n"], ids=["half-a-head", "refused"])
+def test_the_end_of_the_server_waits_for_nobody_s_rest(more: str) -> None:
+    async def main() -> None:
+        async with listening(0) as listener:
+            reader, writer = await listener.connect()
+            sent = post("/", length=1 << 19, more=more)
+            writer.write(sent if more else sent[:-2])
+            if more:
+                await rest_of(reader)  # it lingers
+            while not listener.state.connections:
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.05)
+            for one in list(listener.state.connections):
+                one.shutdown()
+            async with asyncio.timeout(0.3):
+                while listener.state.connections:
+                    await asyncio.sleep(0.01)
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize("sent", [b"", b"\r\n\r\n"], ids=["nothing", "empty-lines"])
 def test_a_connection_that_asks_nothing_ends(sent: bytes) -> None:
     async def main() -> tuple[list[int], bytes, float]:
@@ -317,7 +337,7 @@ def test_a_request_that_does_not_come_whole_is_given_up(sent: bytes) -> None:
             error = json.loads(body)["error"]
             assert (error["code"], error["retryable"]) == ("request_timeout", False)
             assert seconds > 0.4
-            await asyncio.wait_for(listener.is_left(), 10)  # the application is told
+            await asyncio.wait_for(listener.is_left(), 0.3)  # the application is told
             reader, writer = await listener.connect()
             writer.write(post("/") + b"next")
             await reader.readuntil(b"next")
@@ -430,7 +450,7 @@ def test_what_is_written_in_a_turn_is_sent_together() -> None:
         transport = GatheringTransport(
             recorded,  # type: ignore[arg-type]
             asyncio.get_running_loop(),
-            is_incomplete=lambda: False,
+            is_refused=lambda: False,
             linger_s=10,
         )
         transport.write(b"head ")

@@ -67,8 +67,9 @@ def test_a_call_that_asks_for_more_uses_up_what_comes_later() -> None:
         keys.charge(key, 31)  # 32 in all: 3.2 seconds' worth
     keys.check_client("admin-key!")
     keys.check_client("other-key!")
-    with pytest.raises(Overloaded):
+    with pytest.raises(Overloaded) as refused:
         keys.check_client("client-key")
+    assert refused.value.retry_after_s == 3  # 2.25 seconds
     now += 2
     with pytest.raises(Overloaded):
         keys.check_client("client-key")

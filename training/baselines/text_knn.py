@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.baselines.recency import recency_weights
+from training.embeddings import normalised
 
 
 class TextKNN:
@@ -28,7 +29,7 @@ class TextKNN:
     def __init__(
         self, embeddings: NDArray[np.floating], *, decay: float = 0.2, history_length: int = 20
     ) -> None:
-        self._directions = _normalised(embeddings.astype(np.float32))
+        self._directions = normalised(embeddings.astype(np.float32))
         self._decay, self._history_length = decay, history_length
         self.parameters = self._directions.size
 
@@ -37,12 +38,4 @@ class TextKNN:
         weights = recency_weights(
             histories, len(self._directions), length=self._history_length, decay=self._decay
         )
-        return _normalised(weights @ self._directions) @ self._directions.T
-
-
-def _normalised(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Lines divided by their L2 norm; lines of zeros stay zero."""
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    normalised = np.zeros_like(vectors)
-    np.divide(vectors, norms, out=normalised, where=norms > 0)
-    return normalised
+        return normalised(weights @ self._directions) @ self._directions.T
