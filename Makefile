@@ -40,10 +40,10 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' Makefile
 
 demo: $(VENV)/.serving ## serve the demo bundle on 127.0.0.1:8000 (PORT=...), seed users, show an answer; ONCE=1 exits
-	@$(BIN)/python -m service.demo
+	@exec $(BIN)/python -m service.demo
 
 serve: $(VENV)/.serving ## serve a bundle: make serve BUNDLE=runs/beauty/bundle
-	@$(if $(BUNDLE),UNMASK_BUNDLE=$(BUNDLE)) $(if $(PORT),UNMASK_PORT=$(PORT)) $(BIN)/python -m service
+	@exec env $(if $(BUNDLE),UNMASK_BUNDLE=$(BUNDLE)) $(if $(PORT),UNMASK_PORT=$(PORT)) $(BIN)/python -m service
 
 train: $(VENV)/.everything ## train a bundle: make train DATA=folder PRESET=beauty OUT=runs/beauty
 	@test -n "$(DATA)" || { echo "Say where the data is: make train DATA=folder"; exit 2; }

@@ -6,6 +6,9 @@ that a client sent. Knows nothing of routes.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -46,6 +49,7 @@ HTTP_ERRORS: dict[int, tuple[str, str]] = {
     415: ("unsupported_media_type", "the Content-Type must be application/json"),
 }
 RETRYABLE = {429, 503}
+BETWEEN_FIELDS = {"beam_width", "schedule", "timeout_ms"}  # types of errors of service.schemas
 
 log = structlog.get_logger()
 
@@ -98,7 +102,7 @@ async def on_validation_error(request: Request, error: Exception) -> Response:
         return _http_answer(request, 400)
     details = [
         ErrorDetail(
-            param=field_name(entry["loc"][1:]) or "body",
+            param=field_name(_place(entry)) or "body",
             message=entry["msg"],
             type=entry["type"],
         )
@@ -129,6 +133,12 @@ def context_of(request: Request) -> RequestContext:
     """What the envelope knows of a request."""
     context: RequestContext = request.scope[SCOPE_KEY]
     return context
+
+
+def _place(entry: Mapping[str, Any]) -> tuple[str | int, ...]:
+    """Where in the body it is. An error between fields is named after the one to change."""
+    loc: tuple[str | int, ...] = entry["loc"][1:]
+    return (*loc, entry["type"]) if entry["type"] in BETWEEN_FIELDS else loc
 
 
 def _http_answer(request: Request, status: int) -> Response:

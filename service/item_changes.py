@@ -135,7 +135,8 @@ class ItemChanges:
             return []
         content = bundle.manifest.content
         if content is None:
-            raise InvalidRequest("this bundle takes no new items: it has no content", param="add")
+            message = "this bundle takes no new items: it was trained without --embeddings"
+            raise InvalidRequest(message, param="add")
         missing = [place for place, item in enumerate(items) if item.embedding is None]
         found: list[list[float]] = [item.embedding or [] for item in items]
         if missing and self._embedder_url is None:

@@ -139,7 +139,7 @@ class RecommendRequest(Body):
     @model_validator(mode="after")
     def _beams_hold_k_items(self) -> Self:
         if self.beam_width is not None and self.beam_width < self.k:
-            raise PydanticCustomError("beam_width", "beam_width must be at least k")
+            raise PydanticCustomError("beam_width", "must be at least k")
         return self
 
     @model_validator(mode="after")
@@ -251,7 +251,7 @@ class BatchRequest(Body):
     @model_validator(mode="after")
     def _one_deadline(self) -> Self:
         if any(request.timeout_ms is not None for request in self.requests):
-            raise PydanticCustomError("timeout_ms", "timeout_ms is given once, for all requests")
+            raise PydanticCustomError("timeout_ms", "is given once, for all requests")
         return self
 
 

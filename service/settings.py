@@ -31,6 +31,7 @@ from service.store_url import parse_store_url
 
 PREFIX = "UNMASK_"
 NOT_OURS = {"UNMASK_DATA_DIR"}  # where the tests find the real data sets
+LEAST_KEY_CHARS = 8
 DAY_S = 24 * 60 * 60
 Fallback = Literal["history", "off", "all"]
 
@@ -77,6 +78,12 @@ def _check_embedder_url(url: SecretStr) -> SecretStr:
     return url
 
 
+def _check_key(key: SecretStr) -> SecretStr:
+    if len(key.get_secret_value()) < LEAST_KEY_CHARS:
+        raise ValueError(f"each key must have at least {LEAST_KEY_CHARS} characters")
+    return key
+
+
 def _check_salt(salt: SecretStr) -> SecretStr:
     if not 1 <= len(salt.get_secret_value().encode()) <= blake2b.MAX_KEY_SIZE:
         raise ValueError(f"it must have 1 to {blake2b.MAX_KEY_SIZE} bytes")
@@ -93,7 +100,7 @@ def _check_replica_url(url: SecretStr, info: ValidationInfo) -> SecretStr:
 
 CommaList = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_commas)]
 SecretList = Annotated[
-    tuple[Annotated[SecretStr, Field(min_length=8)], ...],
+    tuple[Annotated[SecretStr, AfterValidator(_check_key)], ...],
     NoDecode,
     BeforeValidator(_split_commas),
 ]

@@ -6,6 +6,7 @@ keys are refused (a misspelt key must not vanish), and every field has a unit or
 
 from __future__ import annotations
 
+import difflib
 import tomllib
 from enum import StrEnum
 from importlib import resources
@@ -149,7 +150,7 @@ class FitConfig(Section):
         "4 bytes a sample, a few times",
     )
     epochs: int | None = Field(
-        None, ge=1, description="absent = as many as make `samples`, at least 2"
+        None, ge=1, description="absent = as many as make `samples`, 2 to 200"
     )
     samples: int = Field(1_500_000, ge=1, description="training samples seen in all epochs")
     minibatch: int = Field(256, ge=1, description="samples, in as many users as have them")
@@ -314,16 +315,17 @@ def validate_config(
     values: dict[str, Any], overrides: list[str] | None = None, *, source: str
 ) -> RunConfig:
     """Apply overrides to nested values and validate. Raises ConfigError, which names the source."""
-    for override in overrides or []:
-        _apply(values, override)
+    set_by_hand = [_apply(values, override) for override in overrides or []]
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        where = "; ".join(
-            f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}"
-            for item in error.errors()
-        )
-        raise ConfigError(f"{source}: {where}") from error
+        what = []
+        for item in error.errors():
+            name = ".".join(map(str, item["loc"]))
+            whose = "--set" if name.startswith(tuple(set_by_hand)) else source
+            is_unknown = item["type"] == "extra_forbidden"
+            what.append(f"{whose}: {name}: {_unknown(name) if is_unknown else item['msg']}")
+        raise ConfigError("; ".join(what)) from error
 
 
 def preset_names() -> list[str]:
@@ -334,11 +336,23 @@ def preset_names() -> list[str]:
     )
 
 
-def _apply(values: dict[str, Any], override: str) -> None:
+def _unknown(name: str) -> str:
+    sections = [(section, field.annotation) for section, field in RunConfig.model_fields.items()]
+    known = [f"{section}.{key}" for section, kind in sections if kind for key in kind.model_fields]
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean {close[0]}?" if close else "; training/config.py has them all"
+    return f"there is no such setting{hint}"
+
+
+def _apply(values: dict[str, Any], override: str) -> str:
+    """Put an override into nested values; its key."""
     key, separator, text = override.partition("=")
     parts = key.strip().split(".")
     if not separator or len(parts) != 2:
-        raise ConfigError(f"--set wants section.key=value, got {override!r}")
+        raise ConfigError(
+            f"--set wants section.key=value, e.g. fit.epochs=3, got {override!r}; "
+            "training/config.py has all keys"
+        )
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
@@ -347,3 +361,4 @@ def _apply(values: dict[str, Any], override: str) -> None:
     if not isinstance(section, dict):
         raise ConfigError(f"{parts[0]} must be a table of settings, not {section!r}")
     section[parts[1]] = value
+    return ".".join(parts)

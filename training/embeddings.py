@@ -219,7 +219,10 @@ def item_vectors(
 def _encode_texts(texts: list[str], model: str) -> tuple[NDArray[np.float32] | None, str]:
     """Encode with sentence-transformers; or None and the reason, as the end of a sentence."""
     if find_spec("sentence_transformers") is None:
-        return None, "no embeddings were given and sentence-transformers is not installed"
+        return None, (
+            "no embeddings were given and sentence-transformers is not installed "
+            "(pip install 'unmask[text]', or in a checkout -e '.[text]')"
+        )
     from sentence_transformers import SentenceTransformer  # an extra; slow to import
 
     try:

@@ -40,6 +40,7 @@ from training.segments import Segments
 from training.torch_denoiser import TorchDenoiser
 
 LOG_EVERY = 20  # steps
+MOST_EPOCHS = 200  # unless asked for: few samples are seen often enough
 REPEAT_BIAS_RATE = 30.0  # times the learning rate: one scalar has several nats to go
 
 
@@ -82,6 +83,11 @@ def fit(
         trainer.restore(torch.load(checkpoint, weights_only=True))
         if not trainer.finished:
             console.print(f"resumed after epoch {trainer.state.epoch} of {trainer.epochs}")
+    else:
+        num_samples = trainer.segments.num_samples
+        console.print(
+            f"{trainer.epochs} epochs of {num_samples:,} samples (another number: fit.epochs)"
+        )
     progress = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -167,7 +173,8 @@ class Trainer:
         self.generator = torch.Generator().manual_seed(config.seed)
         self.state = FitState()
         self.best: dict[str, Tensor] = _copy(model)
-        self.epochs = config.epochs or max(2, round(config.samples / self.segments.num_samples))
+        enough = round(config.samples / self.segments.num_samples)
+        self.epochs = config.epochs or min(max(2, enough), MOST_EPOCHS)
         self.progress = 0.0
         self.autocast = config.bf16 and torch.cpu._is_avx512_bf16_supported()
 

@@ -284,6 +284,8 @@ def load_dataset(
             warnings.append(f"{found} is not used, because the items come from {items}")
     if interactions is None:
         where = f"{data_dir} has no interactions.parquet or .csv" if data_dir else "no data given"
+        if data_dir is not None and not data_dir.is_dir():
+            where = f"there is no folder {data_dir}"
         raise DataError(f"{where}; name a data folder or an interactions file")
     if embeddings is not None and items is None:
         raise DataError(f"{embeddings} needs an items file that says which row is which item")

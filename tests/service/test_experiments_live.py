@@ -184,3 +184,4 @@ def test_several_requests_at_once(service: Service) -> None:
     assert service.samples()[f"unmask_recommend_requests_total{{{of_variant}}}"] == 0
     inner = service.client.post("/recommend/batch", json={"requests": [good | {"timeout_ms": 5}]})
     assert inner.status_code == 422
+    assert inner.json()["error"]["param"] == "timeout_ms"

@@ -463,7 +463,7 @@ def test_a_value_out_of_bounds_names_its_parameter(served: Service, param: str, 
 def test_beams_must_hold_k_items(served: Service) -> None:
     error = served.recommend(user_id="x", k=10, beam_width=9).json()["error"]
     assert error["code"] == "invalid_request"
-    assert error["message"].endswith("beam_width must be at least k")
+    assert (error["param"], error["message"]) == ("beam_width", "beam_width: must be at least k")
 
 
 def test_a_refusal_never_repeats_the_value(served: Service) -> None:

@@ -47,6 +47,7 @@ def test_lists_have_commas(monkeypatch: pytest.MonkeyPatch) -> None:
         ("UNMASK_LOG_SALT", "x" * 65, "UNMASK_LOG_SALT (--log-salt) is wrong"),
         ("UNMASK_LOG_SALT", "ü" * 40, "it must have 1 to 64 bytes"),
         ("UNMASK_LOG_SALT", "", "it must have 1 to 64 bytes"),
+        ("UNMASK_ADMIN_KEYS", "short", "each key must have at least 8 characters"),
         ("UNMASK_EMBEDDER_URL", "ftp://h", "it must start with http:// or https://"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from itertools import pairwise
 from pathlib import Path
@@ -138,3 +139,23 @@ def test_the_learning_rate_ramps_up_then_decays() -> None:
     assert max(rates) == rates[10] == pytest.approx(1.0)
     assert all(early >= late for early, late in pairwise(rates[10:]))
     assert rates[100] == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize(
+    ("asked", "samples", "told"), [(None, 10**9, 200), (7, 10**9, 7), (None, 1, 2)]
+)
+def test_how_many_epochs_are_planned_is_told(
+    tmp_path: Path, asked: int | None, samples: int, told: int
+) -> None:
+    printed = io.StringIO()
+    fit(
+        _split(),
+        _trie(),
+        tmp_path,
+        model_config=MODEL,
+        masking=MaskingConfig(),
+        config=CONFIG.model_copy(update={"epochs": asked, "samples": samples}),
+        console=Console(file=printed, width=200),
+        stop_after_epochs=0,
+    )
+    assert f"{told} epochs of " in printed.getvalue()

@@ -191,7 +191,11 @@ def test_a_stage_that_was_cut_off_is_done_again(world: Path, tmp_path: Path) -> 
     ("arguments", "status", "sentence"),
     [
         (["--preset", "nope"], 2, "no preset 'nope'; there are: beauty, default"),
-        (["--preset", "tiny", "--set", "fit.epoch=3"], 2, "fit.epoch: Extra inputs"),
+        (
+            ["--preset", "tiny", "--set", "fit.epoch=3"],
+            2,
+            "--set: fit.epoch: there is no such setting; did you mean fit.epochs?",
+        ),
         (["--preset", "tiny", "--set", "epochs"], 2, "wants section.key=value"),
         (["--preset", "tiny", "--until", "lunch"], 2, "Invalid value for '--until'"),
         (["--epochs", "3"], 2, "No such option: --epochs"),
