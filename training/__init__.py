@@ -3,9 +3,9 @@
 Reading order: `pipeline` (the stages in order), then the stages: `interactions` (reads, filters,
 splits), `embeddings`, `codebook`, `segments`, `model`, `masking`, `objective`, `fit`, `export`,
 `neighbours`, `grid`, `precision` (8-bit graphs, which `quantise` makes), `evaluation`, `report`.
-`config` holds one section per stage. Beside them: `compare` ranks ablations and the models in
-`baselines` on the same users, `step_time` measures training, `synthetic` makes a world with a
-known answer, `raw_formats` and `fetch` bring public data sets.
+`config` holds one section per stage, `preset` fills it. Beside them: `compare` ranks ablations and
+the models in `baselines` on the same users, `step_time` measures training, `synthetic` makes a
+world with a known answer, `raw_formats` and `fetch` bring public data sets.
 """
 
 import os

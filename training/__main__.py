@@ -18,9 +18,10 @@ import typer
 from rich.console import Console
 
 from service.errors import BundleInvalid
-from training.config import ComparisonTable, StageName, load_config, preset_names, validate_config
+from training.config import ComparisonTable, StageName
 from training.errors import ConfigError, TrainingError
 from training.fetch import DATASETS, fetch
+from training.preset import load_config, preset_names, validate_config
 from training.synthetic import synthesize
 
 app = typer.Typer(

@@ -85,9 +85,7 @@ def fit(
             console.print(f"resumed after epoch {trainer.state.epoch} of {trainer.epochs}")
     else:
         num_samples = trainer.segments.num_samples
-        console.print(
-            f"{trainer.epochs} epochs of {num_samples:,} samples (another number: fit.epochs)"
-        )
+        console.print(f"{trainer.epochs} epochs of {num_samples:,} samples (or set fit.epochs)")
     progress = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -338,9 +336,7 @@ def _parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[
 
 def _cut_after(step: int, log_file: Path) -> None:
     """Leave out of a scalar log what later steps wrote, and a last line that is not whole."""
-    if not log_file.exists():
-        return
-    lines = log_file.read_text().splitlines(keepends=True)
+    lines = log_file.read_text().splitlines(keepends=True) if log_file.exists() else []
     kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
     if len(kept) < len(lines):
         part = log_file.with_suffix(".part")

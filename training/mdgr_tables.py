@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from training.config import RunConfig, ScheduleConfig, validate_config
+from training.config import RunConfig, ScheduleConfig
+from training.preset import validate_config
 
 ONE_CALL = ScheduleConfig(r_warm=0)
 PAPER = ScheduleConfig(r_warm=4, m_par=2)

@@ -30,11 +30,12 @@ from training.comparison_table import (
     seeds_table,
     standard_error,
 )
-from training.config import ComparisonTable, load_config
+from training.config import ComparisonTable
 from training.evaluation import NOT_FOUND, ranks_at
 from training.interactions import Dataset, load_dataset
 from training.mdgr_tables import ABLATIONS, ONE_CALL, reseeded
 from training.pipeline import dataset_key
+from training.preset import load_config
 from training.ranked_systems import FinishedRun, RankedSystems
 from training.ranks_store import RanksStore, SystemRanks
 from training.synthetic import make_world, write_world

@@ -9,9 +9,10 @@ import pytest
 
 from service.bundle import DecodingDefaults
 from service.decoding import Catalogue, Decoder, Histories, SidTrie
-from training.config import EvaluationConfig, ScheduleConfig, load_config
+from training.config import EvaluationConfig, ScheduleConfig
 from training.grid import best_point, grid_of, measure_grid, schedules_of
 from training.interactions import Windows
+from training.preset import load_config
 
 ONE_CALL, TWO, PAPER = (ScheduleConfig(r_warm=n, m_par=m) for n, m in ((0, None), (1, 3), (2, 1)))
 

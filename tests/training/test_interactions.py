@@ -344,7 +344,10 @@ def test_files_given_by_name_win_over_the_folder(folder: Path, tmp_path: Path) -
 def test_data_that_is_not_there_is_named(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no data given; name a data folder"):
         load_dataset()
+    (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"has no interactions\.parquet or \.csv"):
+        load_dataset(tmp_path / "empty")
+    with pytest.raises(DataError, match=r"there is no folder .*nowhere; name a data folder"):
         load_dataset(tmp_path / "nowhere")
     with pytest.raises(DataError, match="needs an items file"):
         load_dataset(

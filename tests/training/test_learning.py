@@ -16,9 +16,9 @@ import pytest
 from numpy.typing import NDArray
 from rich.console import Console
 
-from training.config import load_config
 from training.interactions import load_dataset
 from training.pipeline import run
+from training.preset import load_config
 from training.synthetic import World, make_world, write_world
 
 K = 10

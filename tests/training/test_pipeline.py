@@ -16,11 +16,11 @@ from rich.console import Console
 from service.bundle import Bundle, DecodingDefaults, Item, verify
 from service.decoding import Schedule
 from training.__main__ import main
-from training.config import load_config, preset_names
 from training.errors import ConfigError
 from training.grid import schedules_of
 from training.interactions import load_dataset
 from training.pipeline import run
+from training.preset import load_config, preset_names
 from training.promotion import promote
 from training.synthetic import make_world, write_world
 

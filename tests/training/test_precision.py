@@ -17,11 +17,11 @@ from service.errors import BundleInvalid
 from service.manifest import INT8_FILES
 from training import precision
 from training.__main__ import main
-from training.config import load_config
 from training.evaluation import schedule_of
 from training.interactions import load_dataset
 from training.pipeline import run
 from training.precision import EightBit
+from training.preset import load_config
 from training.synthetic import make_world, write_world
 
 OVERRIDES = ["fit.epochs=2", "fit.validation_users=20", "codebook.num_codes=16"]

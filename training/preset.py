@@ -1,0 +1,94 @@
+"""From a preset and what is set by hand to a validated configuration.
+
+A preset is a TOML file with a table per section of `training.config`; `--set` wins over it. Knows
+nothing of what settings mean.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from training.config import RunConfig
+from training.errors import ConfigError
+
+
+def load_config(preset: str, overrides: list[str] | None = None) -> RunConfig:
+    """Read a preset (a name from `training/presets`, or a path to a TOML file) and apply overrides.
+
+    overrides: `section.key=value` strings, the value in TOML syntax (bare words count as strings).
+    Raises ConfigError naming the preset or key that is wrong.
+    """
+    path = Path(preset)
+    if path.suffix == ".toml":
+        if not path.is_file():
+            raise ConfigError(f"no preset file {path}")
+        text = path.read_text()
+    else:
+        entry = resources.files("training") / "presets" / f"{preset}.toml"
+        if not entry.is_file():
+            raise ConfigError(f"no preset {preset!r}; there are: {', '.join(preset_names())}")
+        text = entry.read_text()
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"preset {preset} is not valid TOML: {error}") from error
+    return validate_config(values, overrides, source=f"preset {preset}")
+
+
+def validate_config(
+    values: dict[str, Any], overrides: list[str] | None = None, *, source: str
+) -> RunConfig:
+    """Apply overrides to nested values and validate. Raises ConfigError, which names the source."""
+    set_by_hand = [_apply(values, override) for override in overrides or []]
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        what = []
+        for item in error.errors():
+            name = ".".join(map(str, item["loc"]))
+            whose = "--set" if name.startswith(tuple(set_by_hand)) else source
+            is_unknown = item["type"] == "extra_forbidden"
+            what.append(f"{whose}: {name}: {_unknown(name) if is_unknown else item['msg']}")
+        raise ConfigError("; ".join(what)) from error
+
+
+def preset_names() -> list[str]:
+    """Names of the presets that ship with the package, sorted."""
+    folder = resources.files("training") / "presets"
+    return sorted(
+        e.name.removesuffix(".toml") for e in folder.iterdir() if e.name.endswith(".toml")
+    )
+
+
+def _unknown(name: str) -> str:
+    sections = [(section, field.annotation) for section, field in RunConfig.model_fields.items()]
+    known = [f"{section}.{key}" for section, kind in sections if kind for key in kind.model_fields]
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean {close[0]}?" if close else "; training/config.py has them all"
+    return f"there is no such setting{hint}"
+
+
+def _apply(values: dict[str, Any], override: str) -> str:
+    """Put an override into nested values; its key."""
+    key, separator, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not separator or len(parts) != 2:
+        raise ConfigError(
+            f"--set wants section.key=value, e.g. fit.epochs=3, got {override!r}; "
+            "training/config.py has all keys"
+        )
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    section = values.setdefault(parts[0], {})
+    if not isinstance(section, dict):
+        raise ConfigError(f"{parts[0]} must be a table of settings, not {section!r}")
+    section[parts[1]] = value
+    return ".".join(parts)
