@@ -82,14 +82,18 @@ class Server(uvicorn.Server):
         """Close the port, but take those who wait at it; let requests that are on their way arrive
         on connections that are open; then end these.
         """
-        listeners = sockets or []
-        arrived = [connection for one in listeners for connection in waiting_at(one)]
+        listeners, loop = sockets or [], asyncio.get_running_loop()
+        for listener in listeners:
+            loop.remove_reader(listener)
+        await asyncio.sleep(0)  # asyncio drops whom it has let in just before a server is closed
+        last = [listener.dup() for listener in listeners]  # the port is open as long as these are
         for server in self.servers:
             server.close()
         for listener in listeners:
             listener.close()
+        arrived = [connection for one in last for connection in taken_at(one)]
         for connection in arrived:
-            await asyncio.get_running_loop().connect_accepted_socket(self._protocol, connection)
+            await loop.connect_accepted_socket(self._protocol, connection)
         if self._lifecycle.failure is None:
             await asyncio.sleep(LATE_REQUESTS_S)
         await super().shutdown()
@@ -118,15 +122,18 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def waiting_at(listener: socket.socket) -> list[socket.socket]:
-    """The connections that nobody has accepted yet; closing the port would reset them."""
+def taken_at(listener: socket.socket) -> list[socket.socket]:
+    """Close a port; the connections that nobody had accepted yet, which closing would reset.
+
+    One that comes in the microseconds between the last look and the end is reset all the same.
+    """
     arrived = []
     listener.setblocking(False)
-    with suppress(OSError):  # none is left, or the port is closed
+    with listener, suppress(OSError):  # none is left, or the port is closed
         while True:
-            connection, _ = listener.accept()
-            connection.setblocking(False)
-            arrived.append(connection)
+            arrived.append(listener.accept()[0])
+    for connection in arrived:
+        connection.setblocking(False)
     return arrived
 
 

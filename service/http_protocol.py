@@ -86,6 +86,11 @@ class GatheringTransport:
             self._transport.resume_reading()
             self._loop.call_later(self._linger_s, self._transport.abort)
 
+    def stop_lingering(self) -> None:
+        """Wait for the rest of a refused request no longer; what was written is still sent."""
+        if self._is_lingering:
+            self._transport.close()
+
     def is_closing(self) -> bool:
         """Whether nothing can be written any more."""
         return self._is_lingering or self._transport.is_closing()
@@ -159,10 +164,8 @@ class Http(HttpToolsProtocol):
         super().resume_writing()
 
     def shutdown(self) -> None:
-        if self.transport.is_closing():
-            self.transport.abort()
-        else:
-            super().shutdown()
+        cast("GatheringTransport", self.transport).stop_lingering()
+        super().shutdown()
 
     def on_response_complete(self) -> None:
         cast("GatheringTransport", self.transport).flush()
