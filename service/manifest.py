@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
@@ -72,6 +72,10 @@ class DecodingDefaults(_Model):
     beam_width: int = Field(ge=1)
     ranking: Ranking = "rows"
     finish_rows: int = Field(0, ge=0)
+
+    def wide_enough(self, k: int) -> Self:
+        """The same for k items: no fewer beams than these."""
+        return self.model_copy(update={"beam_width": max(self.beam_width, k)})
 
 
 class PriorWeights(_Model):

@@ -47,7 +47,7 @@ def fixed_plan(request: RecommendRequest, decoding: DecodingDefaults, num_subspa
     }
     decoding = decoding.model_copy(update=asked)
     if request.beam_width is None:
-        decoding = _wide_enough(decoding, request.k)
+        decoding = decoding.wide_enough(request.k)
     for param in ("r_warm", "m_par"):
         if getattr(decoding, param) > num_subspaces:
             message = f"{param} must be at most {num_subspaces}, the bundle's num_subspaces"
@@ -66,7 +66,7 @@ def plan_in_time(
 
     seconds: until a plan would be answered; within_s: that it may take
     """
-    plans = [_plan(_wide_enough(rung, k), num_subspaces) for rung in ladder]
+    plans = [_plan(rung.wide_enough(k), num_subspaces) for rung in ladder]
     for plan in plans:
         if seconds(plan) <= within_s:
             return plan if plan is plans[0] else Plan(plan.decoding, plan.schedule, adjusted=True)
@@ -105,10 +105,6 @@ def _measured(point: object) -> tuple[DecodingDefaults, float, float] | None:
         return decoding, float(point["milliseconds"]), float(point["recall@10"])
     except (ValidationError, KeyError, TypeError, ValueError):
         return None
-
-
-def _wide_enough(decoding: DecodingDefaults, k: int) -> DecodingDefaults:
-    return decoding.model_copy(update={"beam_width": max(decoding.beam_width, k)})
 
 
 def _plan(decoding: DecodingDefaults, num_subspaces: int) -> Plan:

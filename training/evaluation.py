@@ -180,7 +180,7 @@ def ranks_as_served(
 ) -> AsServed:
     """`ranks_at` a setting with beams as the service has them: no fewer than items asked for."""
     found = [
-        ranks_at(windows, decoder, wide_enough(decoding, k), k=k, **options)
+        ranks_at(windows, decoder, decoding.wide_enough(k), k=k, **options)
         for k in requests_of(decoding, decoder.trie.catalogue.num_subspaces)
     ]
     return AsServed(found[0], found[-1])
@@ -190,11 +190,6 @@ def requests_of(decoding: DecodingDefaults, num_subspaces: int) -> tuple[int, ..
     """The k that `ranks_as_served` asks for; LONG alone where SHORT would be no other search."""
     one_call = schedule_of(decoding, num_subspaces).nfe == 1
     return (LONG,) if one_call or decoding.beam_width >= LONG else (SHORT, LONG)
-
-
-def wide_enough(decoding: DecodingDefaults, k: int) -> DecodingDefaults:
-    """The setting as a request for k items that names no beam width gets it."""
-    return decoding.model_copy(update={"beam_width": max(decoding.beam_width, k)})
 
 
 class _PartialSids:

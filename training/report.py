@@ -33,7 +33,6 @@ from training.evaluation import (
     ranks_as_served,
     requests_of,
     schedule_of,
-    wide_enough,
 )
 from training.grid import schedules_of
 from training.interactions import Dataset
@@ -95,7 +94,7 @@ def evaluate_bundle(
         draw_windows(windows, config.invalid_sid_users, seed=0),
         bundle.decoder,
         Schedule((1,) * num_subspaces),
-        beam_width=wide_enough(default, SHORT).beam_width,
+        beam_width=default.wide_enough(SHORT).beam_width,
         ranking=default.ranking,
         batch=config.batch,
     )

@@ -191,6 +191,26 @@ def test_a_variant_that_its_bundle_cannot_serve_is_refused(
         check_defaults(Settings(max_queue_rows=10), experiment, bundle)
 
 
+@pytest.mark.parametrize("is_experiment", [False, True])
+def test_an_experiment_is_not_bent(
+    redis_url: str, bundles_dir: Path, tmp_path: Path, is_experiment: bool
+) -> None:
+    """Within a millisecond nothing can be decoded here: what may bend does."""
+    settings: dict[str, Any] = {"slo_ms": 1, "adaptive_schedule": True}
+    settings["default_timeout_ms"] = 10_000
+    if is_experiment:
+        variants = "".join(f'[[variants]]\nname = "{name}"\nweight = 1\n' for name in "ab")
+        settings["experiment_file"] = tmp_path / "experiment.toml"
+        settings["experiment_file"].write_text(f'name = "e"\nsalt = "s"\n{variants}')
+
+    async def story(_: Lifecycle, client: httpx.AsyncClient) -> None:
+        body = {"user_id": "x", "history": ["item-1"]}  # the first request finds nobody waiting
+        answer = (await client.post("/recommend", json=body)).json()
+        assert answer["decoding"]["adjusted"] is not is_experiment
+
+    tell(story, redis_url=redis_url, bundle="tiny@slow", bundles_dir=bundles_dir, **settings)
+
+
 def test_an_administrator_is_let_in_when_the_gate_is_shut(
     redis_url: str, bundles_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

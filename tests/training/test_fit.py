@@ -46,15 +46,22 @@ def _trie() -> SidTrie:
     return SidTrie(Catalogue(item_ids, codes, 4, np.zeros(NUM_ITEMS, np.int64), vectors))
 
 
-def _fit(folder: Path, stop: int | None = None) -> tuple[MaskedDiffusionModel, FitState]:
+def _fit(
+    folder: Path,
+    stop: int | None = None,
+    *,
+    split: Split | None = None,
+    config: FitConfig = CONFIG,
+    console: Console | None = None,
+) -> tuple[MaskedDiffusionModel, FitState]:
     return fit(
-        _split(),
+        split or _split(),
         _trie(),
         folder,
         model_config=MODEL,
         masking=MaskingConfig(),
-        config=CONFIG,
-        console=Console(quiet=True),
+        config=config,
+        console=console or Console(quiet=True),
         stop_after_epochs=stop,
     )
 
@@ -89,15 +96,8 @@ def test_the_log_of_a_resumed_run_has_no_step_twice(tmp_path: Path) -> None:
 def test_the_learning_rate_decays_whatever_the_sizes_of_minibatches(tmp_path: Path) -> None:
     """A minibatch is a whole segment at least: here of three times as many samples as asked."""
     config = CONFIG.model_copy(update={"minibatch": 1, "epochs": 3})
-    fit(
-        leave_last_out(log_of([[1, 2, 3, 4, 5, 6]] * 8, NUM_ITEMS)),
-        _trie(),
-        tmp_path,
-        model_config=MODEL,
-        masking=MaskingConfig(),
-        config=config,
-        console=Console(quiet=True),
-    )
+    split = leave_last_out(log_of([[1, 2, 3, 4, 5, 6]] * 8, NUM_ITEMS))
+    _fit(tmp_path, split=split, config=config)
     last = json.loads((tmp_path / "scalars.jsonl").read_text().splitlines()[-1])
     assert last["step"] == 3 * 8
     assert last["learning_rate"] < 0.05 * config.learning_rate
@@ -120,15 +120,8 @@ def test_the_repeat_bias_is_learnt(repeats: bool, sign: int, tmp_path: Path) -> 
         rng.choice(rng.permutation(NUM_ITEMS)[:2], 8) if repeats else rng.permutation(NUM_ITEMS)[:8]
         for _ in range(60)
     ]
-    model, _ = fit(
-        leave_last_out(log_of([walk.tolist() for walk in walks], NUM_ITEMS)),
-        _trie(),
-        tmp_path,
-        model_config=MODEL,
-        masking=MaskingConfig(),
-        config=CONFIG,
-        console=Console(quiet=True),
-    )
+    split = leave_last_out(log_of([walk.tolist() for walk in walks], NUM_ITEMS))
+    model, _ = _fit(tmp_path, split=split)
     assert sign * model.repeat_bias.item() > 0.3
 
 
@@ -148,14 +141,6 @@ def test_how_many_epochs_are_planned_is_told(
     tmp_path: Path, asked: int | None, samples: int, told: int
 ) -> None:
     printed = io.StringIO()
-    fit(
-        _split(),
-        _trie(),
-        tmp_path,
-        model_config=MODEL,
-        masking=MaskingConfig(),
-        config=CONFIG.model_copy(update={"epochs": asked, "samples": samples}),
-        console=Console(file=printed, width=200),
-        stop_after_epochs=0,
-    )
+    config = CONFIG.model_copy(update={"epochs": asked, "samples": samples})
+    _fit(tmp_path, stop=0, config=config, console=Console(file=printed, width=200))
     assert f"{told} epochs of " in printed.getvalue()
