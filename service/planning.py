@@ -1,8 +1,7 @@
 """How a request is decoded: as it asks, or by the best schedule that is foretold to be in time.
 
-A bundle's ladder has its default decoding on top and below it what its grid measured to be faster,
-best recall first. `schedule="auto"` takes the first rung that makes the deadline. Knows nothing of
-queues: the forecast is given.
+`schedule="auto"` takes the first rung of the bundle's ladder (`service.ladder`) that makes the
+deadline. Knows nothing of queues: the forecast is given.
 """
 
 from __future__ import annotations
@@ -10,15 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from pydantic import ValidationError
-
 from service.decoding import Schedule
 from service.errors import InvalidRequest
 from service.latency import Work
-from service.manifest import DecodingDefaults, Manifest
+from service.manifest import DecodingDefaults
 from service.schemas import RecommendRequest
-
-FASTER = 0.9  # of the time of the rung above; less would be noise
 
 
 @dataclass(frozen=True)
@@ -72,39 +67,6 @@ def plan_in_time(
             return plan if plan is plans[0] else Plan(plan.decoding, plan.schedule, adjusted=True)
     fastest = min(plans, key=seconds)
     return Plan(fastest.decoding, fastest.schedule, adjusted=fastest is not plans[0])
-
-
-def ladder_of(manifest: Manifest) -> tuple[DecodingDefaults, ...]:
-    """The default decoding, then what the grid in `facts` measured to be ever faster.
-
-    Of two rungs the upper has the higher recall. A bundle without a grid has one rung.
-    """
-    ladder = [manifest.decoding]
-    grid = manifest.facts.get("grid")
-    points = grid.get("points") if isinstance(grid, dict) else None
-    measured = [_measured(point) for point in points] if isinstance(points, list) else []
-    known = [entry for entry in measured if entry is not None]
-    ms_of = {decoding: ms for decoding, ms, _ in known}
-    fastest = ms_of.get(manifest.decoding)
-    if fastest is None:
-        return tuple(ladder)
-    for decoding, ms, _ in sorted(known, key=lambda entry: (-entry[2], entry[1])):
-        if ms < FASTER * fastest:
-            ladder.append(decoding)
-            fastest = ms
-    return tuple(ladder)
-
-
-def _measured(point: object) -> tuple[DecodingDefaults, float, float] | None:
-    """A point of the grid: its decoding, milliseconds, and recall@10."""
-    if not isinstance(point, dict):
-        return None
-    names = DecodingDefaults.model_fields
-    try:
-        decoding = DecodingDefaults.model_validate({name: point[name] for name in names})
-        return decoding, float(point["milliseconds"]), float(point["recall@10"])
-    except (ValidationError, KeyError, TypeError, ValueError):
-        return None
 
 
 def _plan(decoding: DecodingDefaults, num_subspaces: int) -> Plan:

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from service.bundle import Bundle
 from service.decoding import Decoder, Job, Ranking, Schedule
 from service.errors import BundleInvalid
+from service.ladder import ladder_of
 from service.latency import LatencyModel, Work
-from service.planning import ladder_of
 
 SIZES = (1, 2, 4, 8, 16)
 MAX_RUNGS = 4

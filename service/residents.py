@@ -20,12 +20,12 @@ import structlog
 
 from service.bundle import Bundle
 from service.errors import BundleConflict, BundleInvalid, NotReady
+from service.ladder import ladder_of
 from service.lanes import Engine
 from service.manifest import DecodingDefaults
 from service.metrics import Metrics
 from service.operator_schemas import Role
 from service.pauses import made_to_stay
-from service.planning import ladder_of
 
 T = TypeVar("T")
 
@@ -34,7 +34,7 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, eq=False)
 class Resident:
-    """A bundle in memory, ready to serve. ladder: see `service.planning`."""
+    """A bundle in memory, ready to serve. ladder: see `service.ladder`."""
 
     bundle: Bundle
     engine: Engine

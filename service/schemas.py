@@ -21,7 +21,6 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from service.decoding import Ranking
-from service.manifest import DecodingDefaults
 
 HistorySource = Literal["store", "request", "unavailable"]
 DegradedReason = Literal[
@@ -34,6 +33,8 @@ MAX_FINISH_ROWS = 1_000_000
 MAX_REQUESTS = 32
 MAX_HISTORY_LIMIT = 10_000
 MAX_FIELD_CHARS = 100
+# What says how to decode: the fields of `DecodingDefaults`, which a test holds against these.
+DECODING_FIELDS = ("r_warm", "m_par", "beam_width", "ranking", "finish_rows")
 
 # User ids are path segments and Redis hash tags.
 USER_ID = re.compile(r"^[^/{}\x00-\x1f\x7f]+$")
@@ -155,7 +156,7 @@ class RecommendRequest(Body):
     @property
     def pins_decoding(self) -> bool:
         """Whether the request itself says how to decode."""
-        return any(getattr(self, name) is not None for name in DecodingDefaults.model_fields)
+        return any(getattr(self, name) is not None for name in DECODING_FIELDS)
 
 
 class CodesInCommon(Answered):

@@ -34,11 +34,10 @@ from service.decoding.beam import decode
 from service.decoding.catalogue import Catalogue
 from service.decoding.codebook import Codebook, ContentProjection
 from service.decoding.decoder import Decoder
-from service.decoding.denoiser import Denoiser
-from service.decoding.job import Confidence, Decoded, Histories, Job, OnAnswer, Ranking, Timings
+from service.decoding.denoiser import Denoiser, Histories
+from service.decoding.job import Confidence, Decoded, Job, OnAnswer, Ranking, Timings, Trajectory
 from service.decoding.neighbours import NeighbourPrior
 from service.decoding.schedule import Schedule
-from service.decoding.trajectory import Trajectory
 from service.decoding.trie import SidTrie
 
 __all__ = [

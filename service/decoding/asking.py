@@ -11,10 +11,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from service.decoding.beams import Codes, Integers
+from service.decoding.arrays import Codes, Integers, Rows
 from service.decoding.compiled import compiled
 from service.decoding.denoiser import list_masked
-from service.decoding.job import Rows
 
 
 @compiled

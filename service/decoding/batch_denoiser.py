@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from service.decoding.arrays import Floats, Integers, Rows
 from service.decoding.asking import question
-from service.decoding.beams import Beams, CodeBeams, Integers
+from service.decoding.beams import Beams, CodeBeams
 from service.decoding.catalogue import Catalogue
-from service.decoding.denoiser import Denoiser
+from service.decoding.denoiser import Denoiser, Histories
 from service.decoding.encoder_cache import EncoderCache
-from service.decoding.job import Floats, Histories, Rows
 
 
 class BatchDenoiser:

@@ -17,19 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.decoding import expansion
+from service.decoding.arrays import Floats, Rows
 from service.decoding.batch_denoiser import BatchDenoiser
 from service.decoding.beams import Beams, CodeBeams
 from service.decoding.denoiser import Denoiser
 from service.decoding.encoder_cache import EncoderCache
-from service.decoding.job import (
-    Confidence,
-    Decoded,
-    Floats,
-    Job,
-    OnAnswer,
-    Rows,
-    Timings,
-)
+from service.decoding.job import Confidence, Decoded, Job, OnAnswer, Timings
 from service.decoding.narrowing import after_root, best_rows, children
 from service.decoding.neighbours import NeighbourPrior
 from service.decoding.root import expand_root
@@ -233,7 +226,7 @@ class _Batch:
     def _first_step(self, log_probs: Sequence[Floats]) -> None:
         """One beam per job, which owns all allowed rows."""
         num_items, num_subspaces = self.codes.shape
-        free = self.trie.free_biases
+        free = self.trie.scratch
         try:
             biases = free.pop()
         except IndexError:

@@ -12,11 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from service.decoding.job import Floats, Rows
-
-Codes = NDArray[np.uint16]
-Doubles = NDArray[np.float64]
-Integers = NDArray[np.int64]
+from service.decoding.arrays import Floats, Integers, Rows
 
 
 class Beams(NamedTuple):

@@ -10,18 +10,15 @@ log_probs: (beams, n, num_codes) float32    positions: (beams, n) int64, see `De
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from service.decoding import heap
+from service.decoding.arrays import Codes, Floats, Integers, Postings, Rows
 from service.decoding.asking import in_next_call
-from service.decoding.beams import Beams, CodeBeams, Codes, Integers
+from service.decoding.beams import Beams, CodeBeams
 from service.decoding.compiled import compiled
 from service.decoding.expansion import ROWS
-from service.decoding.job import Floats, Rows
 from service.decoding.prefetch import AHEAD, prefetch
 from service.decoding.softmax import BLOCK, exponentials, highest_of
-
-Postings = NDArray[np.int32]
 
 
 @compiled

@@ -16,12 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.decoding import heap
+from service.decoding.arrays import Codes, Doubles, Floats, Integers, Postings, Rows
 from service.decoding.asking import in_next_call
-from service.decoding.beams import Beams, CodeBeams, Codes, Doubles, Integers
-from service.decoding.code_beams import Postings, highest_sum, score_postings
+from service.decoding.beams import Beams, CodeBeams
+from service.decoding.code_beams import highest_sum, score_postings
 from service.decoding.compiled import compiled
 from service.decoding.expansion import DRAWN, PATH, RAW, expand
-from service.decoding.job import Floats, Rows
 from service.decoding.pairs import Pairs
 from service.decoding.softmax import BLOCK, highest_of
 from service.decoding.sureness import choose, highest_legal

@@ -1,19 +1,20 @@
 """What the search needs from a network: encode histories once, then denoise partial SIDs.
 
 A protocol, so that ONNX Runtime, a torch module under training and a random test double drive the
-same search. Implementations know nothing of catalogues, beams' scores or tries.
+same search. Implementations know nothing of beams' scores or tries.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from service.decoding.arrays import Rows
+from service.decoding.catalogue import Catalogue
 from service.decoding.compiled import compiled
-from service.decoding.job import Histories
 
 
 @compiled
@@ -43,6 +44,32 @@ def masked_positions(sids: NDArray[np.uint16], mask: int) -> NDArray[np.int64]:
         for beam in range(num_beams):
             list_masked(sids[job, beam], mask, positions[job, beam])
     return positions
+
+
+class Histories(NamedTuple):
+    """Histories of a batch as the denoiser reads them, oldest item first, padded at the end.
+
+    codes:   (jobs, length, num_subspaces) uint16, MASK where padded; length >= 1
+    vectors: (jobs, length, d) float16, zeros where padded
+    mask:    (jobs, length) bool, true where there is an item
+    """
+
+    codes: NDArray[np.uint16]
+    vectors: NDArray[np.float16]
+    mask: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, histories: Sequence[Rows], catalogue: Catalogue, history_length: int) -> Histories:
+        """The newest `history_length` items of each history."""
+        newest = [history[-history_length:] for history in histories]
+        lengths = np.array([len(history) for history in newest])
+        length = max(1, int(lengths.max()))
+        mask = np.arange(length) < lengths[:, None]
+        shape, rows = (len(newest), length), np.concatenate(newest)
+        codes = np.full((*shape, catalogue.num_subspaces), catalogue.num_codes, np.uint16)
+        vectors = np.zeros((*shape, catalogue.vectors.shape[1]), np.float16)
+        codes[mask], vectors[mask] = catalogue.codes[rows], catalogue.vectors[rows]
+        return cls(codes, vectors, mask)
 
 
 class Denoiser(Protocol):

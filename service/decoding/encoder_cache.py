@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from service.decoding.arrays import Rows
 from service.decoding.denoiser import Denoiser
-from service.decoding.job import Rows
 
 
 class EncoderCache:

@@ -18,12 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.decoding import heap
+from service.decoding.arrays import Codes, Doubles, Floats, Integers, Rows
 from service.decoding.asking import in_next_call
-from service.decoding.beams import Beams, Codes, Doubles, Integers
+from service.decoding.beams import Beams
 from service.decoding.compiled import compiled
 from service.decoding.denoiser import list_masked
 from service.decoding.grouping import group_by_code, group_by_tuple, power_of_two, worth_by_rows
-from service.decoding.job import Floats, Rows
 from service.decoding.prefetch import AHEAD, prefetch
 from service.decoding.softmax import exponentials
 from service.decoding.sureness import (

@@ -12,9 +12,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from service.decoding.beams import Codes, Doubles, Integers
+from service.decoding.arrays import Codes, Doubles, Floats, Integers
 from service.decoding.compiled import compiled
-from service.decoding.job import Floats
 
 UNDERFLOW = 1e-30  # masses below it are summed again, from their own highest term
 

@@ -5,19 +5,16 @@ Rows are int32 indices into the catalogue; histories run from oldest to newest.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.decoding.catalogue import Catalogue
+from service.decoding.arrays import Floats, Rows
 from service.decoding.schedule import Schedule
-from service.decoding.trajectory import Trajectory
 
-Floats = NDArray[np.float32]
-Rows = NDArray[np.int32]
 Ranking = Literal["rows", "best", "path"]
 Confidence = Literal["legal", "raw", "random"]
 
@@ -50,6 +47,30 @@ class Job:
     allowed: Rows | None = None
     is_cancelled: Callable[[], bool] = _never
     explain: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Trajectory:
+    """How the rows of an answer were found, call by call; n rows in the answer's order.
+
+    Denoiser calls are counted from 1.
+
+    filled: (n, num_subspaces) uint8, the call that filled the position: the one in which the item's
+        beam chose it. What was not chosen was settled at once: by the call that left the beam
+        decided, which is not asked again (`Beams.in_call`), for the rest follows from its rows;
+        else by the last one, which scores whatever is masked for every survivor.
+    log_probs: (n, num_subspaces) float32, the denoiser's log-prob of the item's code in that call;
+        NaN where a decided beam left no choice
+    survivors: (n, nfe) int32, catalogue rows that the item's beam owned after each call; after the
+        last one no position is masked, so these are the allowed items that share its SID
+    beam_scores: (n, nfe) float32, the beam's score after each call, as `Beams` has it (by the
+        ranking "best" that of its path); after the last one the item's own
+    """
+
+    filled: NDArray[np.uint8]
+    log_probs: NDArray[np.float32]
+    survivors: NDArray[np.int32]
+    beam_scores: NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,29 +108,3 @@ class Timings:
 
 
 OnAnswer = Callable[[int, Decoded, Timings], None]
-
-
-class Histories(NamedTuple):
-    """Histories of a batch as the denoiser reads them, oldest item first, padded at the end.
-
-    codes:   (jobs, length, num_subspaces) uint16, MASK where padded; length >= 1
-    vectors: (jobs, length, d) float16, zeros where padded
-    mask:    (jobs, length) bool, true where there is an item
-    """
-
-    codes: NDArray[np.uint16]
-    vectors: NDArray[np.float16]
-    mask: NDArray[np.bool_]
-
-    @classmethod
-    def of(cls, histories: Sequence[Rows], catalogue: Catalogue, history_length: int) -> Histories:
-        """The newest `history_length` items of each history."""
-        newest = [history[-history_length:] for history in histories]
-        lengths = np.array([len(history) for history in newest])
-        length = max(1, int(lengths.max()))
-        mask = np.arange(length) < lengths[:, None]
-        shape, rows = (len(newest), length), np.concatenate(newest)
-        codes = np.full((*shape, catalogue.num_subspaces), catalogue.num_codes, np.uint16)
-        vectors = np.zeros((*shape, catalogue.vectors.shape[1]), np.float16)
-        codes[mask], vectors[mask] = catalogue.codes[rows], catalogue.vectors[rows]
-        return cls(codes, vectors, mask)

@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.decoding import pairs
+from service.decoding.arrays import Floats, Rows
 from service.decoding.beams import Beams, CodeBeams
 from service.decoding.code_beams import best_of_codes, copied, with_touched
 from service.decoding.code_expansion import expand_codes
 from service.decoding.expansion import PATH, ROWS, best_survivors, expand
-from service.decoding.job import Floats, Job, Rows
+from service.decoding.job import Job
 from service.decoding.row_biases import RowBiases
 from service.decoding.trie import SidTrie
 

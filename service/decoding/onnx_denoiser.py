@@ -17,8 +17,8 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from service.decoding.denoiser import Histories
 from service.decoding.gather_graph import gather_graph
-from service.decoding.job import Histories
 
 Provider = Literal["cpu", "cuda", "tensorrt"]
 

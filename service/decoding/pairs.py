@@ -14,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from service.decoding.beams import Codes
+from service.decoding.arrays import Codes
 from service.decoding.catalogue import Catalogue
 from service.decoding.compiled import compiled
 

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.decoding import heap
-from service.decoding.beams import CodeBeams, Codes, Doubles, Integers
+from service.decoding.arrays import Codes, Doubles, Floats, Integers, Rows
+from service.decoding.beams import CodeBeams
 from service.decoding.compiled import compiled
 from service.decoding.expansion import BEST, DRAWN, PATH, RAW, ROWS
 from service.decoding.grouping import UNDERFLOW
-from service.decoding.job import Floats, Rows
 from service.decoding.scan import score_rows
 from service.decoding.softmax import BLOCK, exponentials, highest_of
 from service.decoding.sureness import highest_legal

@@ -11,8 +11,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from service.decoding.arrays import Floats, Rows
 from service.decoding.compiled import compiled
-from service.decoding.job import Floats, Job, Rows
+from service.decoding.job import Job
 from service.decoding.neighbours import NeighbourPrior
 
 

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.decoding import heap
+from service.decoding.arrays import Floats, Rows
 from service.decoding.compiled import compiled
-from service.decoding.job import Floats, Rows
 from service.decoding.softmax import BLOCK, exponentials, highest_of
 
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from service.decoding.arrays import Floats
 from service.decoding.compiled import compiled, compiled_in_any_order
-from service.decoding.job import Floats
 
 BLOCK = 1024  # values passed over at a time: they stay in L1, and float32 sums stay exact enough
 

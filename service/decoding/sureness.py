@@ -12,9 +12,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from service.decoding.beams import Codes, Doubles, Integers
+from service.decoding.arrays import Codes, Doubles, Floats, Integers, Rows
 from service.decoding.compiled import compiled
-from service.decoding.job import Floats, Rows
 from service.decoding.prefetch import AHEAD, prefetch
 from service.decoding.softmax import exponentials, highest_of
 

@@ -12,9 +12,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from service.decoding.beams import Beams, CodeBeams, Codes, Integers
-from service.decoding.job import Floats, Job, Rows
-from service.decoding.trajectory import Trajectory
+from service.decoding.arrays import Codes, Floats, Integers, Rows
+from service.decoding.beams import Beams, CodeBeams
+from service.decoding.job import Job, Trajectory
 from service.decoding.trie import SidTrie
 
 

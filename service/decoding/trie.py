@@ -9,13 +9,14 @@ for a table of pairs. Knows nothing of scores or beams.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from service.decoding.catalogue import Catalogue
 from service.decoding.compiled import compiled
 from service.decoding.pairs import BYTES_PER_ITEM, Pairs, pairs_of, pairs_pay, pairs_with
-from service.decoding.row_biases import RowBiases
 
 
 class SidTrie:
@@ -27,7 +28,7 @@ class SidTrie:
     rows:   (num_subspaces, num_items) int32, all posting lists, ascending within a code
     num_legal: (num_subspaces,) int64, how many codes any item has at each position
     pairs: see `service.decoding.pairs`; None where they do not pay
-    free_biases: scratch arrays of searches that are over, for the next ones
+    scratch: arrays of searches that are over, for the next ones; the trie does not look at them
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class SidTrie:
             postings = _postings_with(none, nowhere, self.codes)
         self.indptr, self.rows = postings
         self.num_legal = np.count_nonzero(self.counts, axis=1)
-        self.free_biases: list[RowBiases] = []
+        self.scratch: list[Any] = []
 
     @property
     def counts(self) -> NDArray[np.int64]:

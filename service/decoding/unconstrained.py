@@ -15,9 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from service.decoding.arrays import Floats, Rows
 from service.decoding.catalogue import Catalogue
-from service.decoding.denoiser import Denoiser, masked_positions
-from service.decoding.job import Floats, Histories, Job, Rows
+from service.decoding.denoiser import Denoiser, Histories, masked_positions
+from service.decoding.job import Job
 from service.decoding.schedule import Schedule
 
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from service.decoding.job import Histories
+from service.decoding.denoiser import Histories
 
 
 class HashedDenoiser:

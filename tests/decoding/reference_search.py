@@ -18,7 +18,8 @@ import pytest
 from hashed_denoiser import HashedDenoiser
 
 from service.decoding.catalogue import Catalogue
-from service.decoding.job import Decoded, Histories, Job
+from service.decoding.denoiser import Histories
+from service.decoding.job import Decoded, Job
 from service.decoding.neighbours import NeighbourPrior
 
 FAR_APART = 1e-4  # of scores: rounding cannot change which is the higher

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from worlds import catalogue_of, codebook_of, job_of, of_rows
 
 from service.decoding.decoder import Decoder
+from service.decoding.denoiser import Histories
 from service.decoding.encoder_cache import EncoderCache
-from service.decoding.job import Histories, Job, Timings
+from service.decoding.job import Job, Timings
 from service.decoding.schedule import Schedule
 from service.decoding.trie import SidTrie
 

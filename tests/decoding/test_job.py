@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from worlds import catalogue_of, catalogues
 
-from service.decoding.job import Histories
+from service.decoding.denoiser import Histories
 
 MASK = 3
 

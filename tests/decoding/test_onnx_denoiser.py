@@ -13,9 +13,9 @@ from worlds import catalogue_of, job_of
 
 from service.decoding import batch_denoiser
 from service.decoding.decoder import Decoder
-from service.decoding.denoiser import Denoiser
+from service.decoding.denoiser import Denoiser, Histories
 from service.decoding.gather_graph import gather_graph
-from service.decoding.job import Decoded, Histories, Job
+from service.decoding.job import Decoded, Job
 from service.decoding.onnx_denoiser import (
     DeviceMemories,
     OnnxDenoiser,

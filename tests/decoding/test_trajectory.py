@@ -24,9 +24,8 @@ from worlds import catalogue_of, catalogues, job_of, jobs, priors
 from service.decoding import narrowing
 from service.decoding.beam import decode
 from service.decoding.catalogue import Catalogue
-from service.decoding.job import Confidence, Decoded, Job, Ranking
+from service.decoding.job import Confidence, Decoded, Job, Ranking, Trajectory
 from service.decoding.schedule import Schedule
-from service.decoding.trajectory import Trajectory
 from service.decoding.trie import SidTrie
 
 RANKINGS: tuple[Ranking, ...] = get_args(Ranking)

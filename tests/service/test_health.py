@@ -21,10 +21,10 @@ from service.decoding import Histories, Job, Ranking, Schedule
 from service.errors import BundleInvalid, SettingsInvalid, StartError
 from service.experiment import Experiment, Variant
 from service.gate import Gate
+from service.ladder import ladder_of
 from service.latency import LatencyModel
 from service.lifecycle import Lifecycle, check_defaults
 from service.metrics import Metrics
-from service.planning import ladder_of
 from service.priming import SIZES, prime
 from service.recommender import Recommender
 from service.schemas import RecommendRequest, RecommendResponse

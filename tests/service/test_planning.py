@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from service.errors import InvalidRequest
+from service.ladder import ladder_of
 from service.manifest import DecodingDefaults, Manifest, PriorWeights
-from service.planning import Plan, fixed_plan, ladder_of, plan_in_time
-from service.schemas import RecommendRequest
+from service.planning import Plan, fixed_plan, plan_in_time
+from service.schemas import DECODING_FIELDS, RecommendRequest
 
 DEFAULT = DecodingDefaults(r_warm=4, m_par=2, beam_width=50)
 
@@ -107,3 +108,7 @@ def test_more_positions_than_there_are_is_refused(param: str) -> None:
     with pytest.raises(InvalidRequest) as refused:
         fixed_plan(RecommendRequest(user_id="u", **{param: 9}), DEFAULT, 8)
     assert refused.value.param == param
+
+
+def test_a_request_pins_what_a_bundle_has_defaults_for() -> None:
+    assert set(DECODING_FIELDS) == set(DecodingDefaults.model_fields)

@@ -1,0 +1,45 @@
+"""A bundle's ladder: its default decoding on top, and below it what its grid measured to be faster.
+
+The grid is in the manifest's `facts`, which may hold anything: what cannot be read is left out.
+"""
+
+from __future__ import annotations
+
+from pydantic import ValidationError
+
+from service.manifest import DecodingDefaults, Manifest
+
+FASTER = 0.9  # of the time of the rung above; less would be noise
+
+
+def ladder_of(manifest: Manifest) -> tuple[DecodingDefaults, ...]:
+    """The default decoding, then what the grid in `facts` measured to be ever faster.
+
+    Of two rungs the upper has the higher recall. A bundle without a grid has one rung.
+    """
+    ladder = [manifest.decoding]
+    grid = manifest.facts.get("grid")
+    points = grid.get("points") if isinstance(grid, dict) else None
+    measured = [_measured(point) for point in points] if isinstance(points, list) else []
+    known = [entry for entry in measured if entry is not None]
+    ms_of = {decoding: ms for decoding, ms, _ in known}
+    fastest = ms_of.get(manifest.decoding)
+    if fastest is None:
+        return tuple(ladder)
+    for decoding, ms, _ in sorted(known, key=lambda entry: (-entry[2], entry[1])):
+        if ms < FASTER * fastest:
+            ladder.append(decoding)
+            fastest = ms
+    return tuple(ladder)
+
+
+def _measured(point: object) -> tuple[DecodingDefaults, float, float] | None:
+    """A point of the grid: its decoding, milliseconds, and recall@10."""
+    if not isinstance(point, dict):
+        return None
+    names = DecodingDefaults.model_fields
+    try:
+        decoding = DecodingDefaults.model_validate({name: point[name] for name in names})
+        return decoding, float(point["milliseconds"]), float(point["recall@10"])
+    except (ValidationError, KeyError, TypeError, ValueError):
+        return None
