@@ -27,6 +27,7 @@ from service.gate import Gate
 from service.guards import BEARER, Guard, bearer_key, guarded, require_json
 from service.http_errors import MAX_BODY_BYTES, add_handlers, context_of, status_and_body
 from service.item_schemas import ItemResponse, SimilarRequest, SimilarResponse
+from service.keys import Keys
 from service.lifecycle import VERSION, Lifecycle
 from service.middleware import (
     ASGIApp,
@@ -61,7 +62,8 @@ def create_app(lifecycle: Lifecycle) -> ASGIApp:
         redoc_url=None,
         redirect_slashes=False,  # a redirect would not have the error body
     )
-    keys, settings = lifecycle.keys, lifecycle.settings
+    settings = lifecycle.settings
+    keys = Keys(settings.api_keys, settings.admin_keys, settings.rate_limit)
 
     def client_key(request: Request) -> None:
         keys.check_client(bearer_key(request))
@@ -70,7 +72,7 @@ def create_app(lifecycle: Lifecycle) -> ASGIApp:
         keys.check_admin(bearer_key(request))
 
     is_open = not (settings.api_keys or settings.rate_limit)
-    add_client_routes(app, Routes(lifecycle), [] if is_open else [client_key])
+    add_client_routes(app, Routes(lifecycle, keys), [] if is_open else [client_key])
     if settings.admin_keys:
         add_admin_routes(app, lifecycle, admin_key)
     add_health_routes(app, lifecycle)
@@ -127,8 +129,9 @@ def add_client_routes(app: FastAPI, routes: Routes, guards: Sequence[Guard]) -> 
 class Routes:
     """One method per route."""
 
-    def __init__(self, lifecycle: Lifecycle) -> None:
+    def __init__(self, lifecycle: Lifecycle, keys: Keys) -> None:
         self._lifecycle = lifecycle
+        self._keys = keys
         self._settings = lifecycle.settings
         self._metrics = lifecycle.metrics
         self._salt = lifecycle.settings.log_salt.get_secret_value().encode()
@@ -150,7 +153,7 @@ class Routes:
         context = context_of(request)
         context.log.update(requests=len(body.requests))
         recommender = self._lifecycle.recommender
-        self._lifecycle.keys.charge(bearer_key(request), len(body.requests) - 1)
+        self._keys.charge(bearer_key(request), len(body.requests) - 1)
 
         async def result(one: schemas.RecommendRequest) -> schemas.BatchResult:
             bundle, variant, outcome = "none", "none", "cancelled"  # until more is known

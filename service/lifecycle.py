@@ -32,7 +32,6 @@ from service.errors import (
 from service.experiment import Experiment, load_experiment
 from service.history import HistoryStore
 from service.item_changes import ItemChanges
-from service.keys import Keys
 from service.lanes import Engine
 from service.latency import LatencyModel
 from service.metrics import Metrics
@@ -60,7 +59,6 @@ class Lifecycle:
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self.settings = settings
         self.metrics = metrics
-        self.keys = Keys(settings.api_keys, settings.admin_keys, settings.rate_limit)
         self.traces = traces_if_asked()
         self.draining = False
         self.failure: StartError | None = None
