@@ -11,9 +11,9 @@
 # CSV file says the same.
 #
 # Seen on 2026-11-30 with locust 2.47.0, 5 users, a server that answers 50 requests and then keeps
-# the connections open in silence, run time 8 s: the server received 55 requests, the report has 50,
-# 0 failures, exit code 0, 39 and 45 requests/s in two runs (50 / 8 s is 6.2). With timeout=1 in every call: 25
-# failures, exit code 1.
+# the connections open in silence, run time 8 s: the server received 55 requests, the report has
+# 50, 0 failures, exit code 0, 39 and 45 requests/s in two runs (50 / 8 s is 6.2). With timeout=1
+# in every call: 25 failures, exit code 1.
 #
 # Why it matters: a recommender's tail is in what hangs: a lock held by a model swap, a store that
 # stalled. A load test that gates a release on rate, p99 and failures of this report lets through the
