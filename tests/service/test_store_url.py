@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from redis.asyncio import ConnectionPool
 
 from service.store_url import Node, parse_store_url
 
@@ -112,3 +115,35 @@ def test_a_wrong_url_is_half_a_sentence_without_the_password(text: str, sentence
 def test_a_url_does_not_show_its_password() -> None:
     for text in ("redis://:hunter2@h", "redis+sentinel://:hunter2@h/s?sentinel_password=hunter3"):
         assert "hunter" not in repr(parse_store_url(text))
+
+
+def mostly(*usual: str) -> st.SearchStrategy[str]:
+    return st.sampled_from(usual) | st.text("aZ0:/?#[]@!$&',;=%.-_ \\\t\u2100\udcff", max_size=4)
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    st.tuples(
+        mostly("redis", "rediss", "unix", "redis+cluster", "rediss+sentinel"),
+        mostly("://", "://:p@", "://u:p%2F@"),
+        mostly("h", "h:1", "h1,h2:2", "[::1]:7", "h:x", ""),
+        mostly("", "/", "/0", "/15", "/name", "/name/2", "/tmp/a.sock"),
+        mostly("", "?db=1", "?db=x", "?ssl_cert_reqs=none", "?sentinel_password=q", "?a=b"),
+        mostly("", "&password=q", "&db=2", "&", "&socket_timeout=1"),
+    )
+)
+def test_a_url_is_refused_or_can_be_used(parts: tuple[str, ...]) -> None:
+    """What is taken is taken whole: nothing of it is unknown to the client, or left out by it."""
+    text = "".join(parts)
+    try:
+        url = parse_store_url(text)
+    except ValueError:
+        return
+    texts = [text]
+    if url.kind != "server":
+        texts = [url.of_server(node) for node in url.seeds]
+        texts += [url.of_sentinel(node) for node in url.seeds]
+    for one in texts:
+        connection = ConnectionPool.from_url(one).make_connection()
+        if url.kind == "server" and parts[0] != "unix" and parts[3] in ("/0", "/15"):
+            assert connection.db == int(parts[3][1:])
