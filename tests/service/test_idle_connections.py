@@ -113,23 +113,25 @@ def test_no_event_is_refused_when_the_store_closes_idle_connections(
         service.send(f"item-{number}", user_id="idle")
         assert service.recommend(user_id="idle").json()["degraded"] is False
 
-    with running(server := Server(tmp_path / "valkey", {})):
-        with service_process(
+    with (
+        running(server := Server(tmp_path / "valkey", {})),
+        service_process(
             tmp_path / "service",
             bundles_dir=bundles_dir,
             bundle="tiny@1",
             redis_url=server.url,
             redis_timeout_ms=5000,
             default_timeout_ms=10_000,
-        ) as service:
-            server.ask("CONFIG", "SET", "timeout", 1)
-            try:
-                for number in range(2):
-                    post(service, number)
-                    wait_until(lambda: num_clients(server) == 0, 30)
-                post(service, 2)
-            finally:
-                server.ask("CONFIG", "SET", "timeout", 0)
-            errors = {k: v for k, v in service.samples().items() if "redis_errors" in k and v}
-            assert not errors
-            assert "history_store_trouble" not in service.stdout
+        ) as service,
+    ):
+        server.ask("CONFIG", "SET", "timeout", 1)
+        try:
+            for number in range(2):
+                post(service, number)
+                wait_until(lambda: num_clients(server) == 0, 30)
+            post(service, 2)
+        finally:
+            server.ask("CONFIG", "SET", "timeout", 0)
+        errors = {k: v for k, v in service.samples().items() if "redis_errors" in k and v}
+        assert not errors
+        assert "history_store_trouble" not in service.stdout
