@@ -330,8 +330,8 @@ class RedisHistoryStore:
             told = self._breaker.succeeded
             self._troubles.answered()
             return replies
-        except (RedisError, OSError) as error:  # OSError: asyncio's TimeoutError, and a lost socket
-            kind = (
+        except (RedisError, OSError, UnicodeDecodeError) as error:
+            kind = (  # OSError: asyncio's TimeoutError, and a lost socket
                 "timeout"
                 if isinstance(error, TimeoutError | RedisTimeoutError)
                 else "connection"

@@ -97,6 +97,8 @@ def _reason_of_one(error: BaseException) -> str | None:
         return "it did not answer within UNMASK_REDIS_TIMEOUT_MS: is it slow, stopped or far away?"
     if isinstance(error, OSError):
         return BY_ERRNO.get(error.errno or 0)
+    if isinstance(error, UnicodeDecodeError):
+        return BY_CODE["WRONGTYPE"]
     if isinstance(error, InvalidResponse):
         return "what answers at its address does not speak as Redis does: correct the URL"
     if type(error) is RedisError:  # one of our own: service.store_connection

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import redis
 from redis.exceptions import ResponseError
 from running_service import free_port, service_process, wait_until
 from running_valkey import REDIS_7, Server, running
@@ -86,6 +87,21 @@ def test_a_store_that_takes_no_writes(server: Server, capfd: pytest.CaptureFixtu
     server.ask("SET", history_key(USER), "not a list")
     check_reason(server.url_of("", SECRET), "what this service did not write", capfd)
     server.ask("DEL", history_key(USER))
+
+
+def test_a_history_that_is_no_text(server: Server, capfd: pytest.CaptureFixture[str]) -> None:
+    """Somebody else wrote it."""
+
+    async def use(store: RedisHistoryStore) -> None:
+        with pytest.raises(HistoryUnavailable):
+            await store.read(USER)
+        assert await store.read("another") == []
+
+    with redis.Redis(port=server.port, password=SECRET) as client:
+        client.lpush(history_key(USER), b"\xff")
+        with_store(server.url_of("", SECRET), use)
+        client.delete(history_key(USER))
+    assert "what this service did not write" in capfd.readouterr().out
 
 
 def test_a_store_that_cannot_save(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
