@@ -215,11 +215,10 @@ class Lifecycle:
             if embedded:
                 self._starting = "starting_history_store"
                 await embedded.start()
-                self._histories = self._connect(embedded.url)
-            elif settings.redis_url:
-                self._histories = self._connect(settings.redis_url.get_secret_value())
+            url = settings.redis_url.get_secret_value() if settings.redis_url else ""
+            self._histories = self._connect(embedded.url if embedded else url)
             try:
-                await self.histories.read("")  # opens the first connection before a client waits
+                await self._histories.check()  # opens the first connection before a client waits
             except HistoryUnavailable:
                 log.warning("history_store_unavailable", until_then="popular items, flagged")
             await self._load_bundles()

@@ -2,18 +2,21 @@
 
 `--redis-url` and `UNMASK_REDIS_URL` are the same setting. Units are in the names. A variable that
 starts with UNMASK_ and is no setting stops the start, so that a typing error is not silently a
-default. Knows nothing of what the settings are used for.
+default; so does a value that could not work, in whatever way: each has its bounds here. Knows
+nothing of what the settings are used for.
 """
 
 from __future__ import annotations
 
 import difflib
 import os
+import re
 import secrets
 from collections.abc import Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -22,6 +25,7 @@ from pydantic import (
     SecretStr,
     ValidationError,
     ValidationInfo,
+    field_validator,
 )
 from pydantic_settings import BaseSettings, CliApp, NoDecode, SettingsConfigDict
 
@@ -31,8 +35,12 @@ from service.store_url import parse_store_url
 
 PREFIX = "UNMASK_"
 NOT_OURS = {"UNMASK_DATA_DIR"}  # where the tests find the real data sets
-LEAST_KEY_CHARS = 8
+LEAST_KEY_CHARS, MOST_KEY_CHARS = 8, 512
+MOST_TYPE_CHARS = 64  # of an event's type: service.event_schemas
 DAY_S = 24 * 60 * 60
+HOUR_S = 60 * 60
+KEY = re.compile(r"[!-~]*", re.ASCII)  # what every client can put into a header
+LISTS = {"history_event_types", "counted_event_types", "api_keys", "admin_keys"}  # may be empty
 Fallback = Literal["history", "off", "all"]
 
 
@@ -64,7 +72,21 @@ def _random_salt() -> SecretStr:
 
 
 def _split_commas(value: Any) -> Any:
-    return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
+    """Nothing at all is an empty list."""
+    if not isinstance(value, str):
+        return value
+    parts = tuple(part.strip() for part in value.split(",")) if value.strip() else ()
+    if "" in parts:
+        raise ValueError("one of its commas has nothing before or after it")
+    return parts
+
+
+def _check_host(host: str) -> str:
+    try:
+        host.encode("idna")  # as the socket will
+    except UnicodeError:
+        raise ValueError("it must be an address or the name of a host") from None
+    return host
 
 
 def _check_redis_url(url: SecretStr) -> SecretStr:
@@ -73,15 +95,37 @@ def _check_redis_url(url: SecretStr) -> SecretStr:
 
 
 def _check_embedder_url(url: SecretStr) -> SecretStr:
-    if not url.get_secret_value().startswith(("http://", "https://")):
+    text = url.get_secret_value()
+    if not text.startswith(("http://", "https://")):
         raise ValueError("it must start with http:// or https://")
+    try:
+        parts = urlsplit(text)
+        is_whole = parts.hostname and parts.port != 0 and not parts.query and not parts.fragment
+    except ValueError:
+        is_whole = False
+    if not is_whole or not KEY.fullmatch(text):
+        raise ValueError("it must be http(s)://host:port, and a path if it has one; no ? and no #")
     return url
 
 
 def _check_key(key: SecretStr) -> SecretStr:
-    if len(key.get_secret_value()) < LEAST_KEY_CHARS:
-        raise ValueError(f"each key must have at least {LEAST_KEY_CHARS} characters")
+    text = key.get_secret_value()
+    if not LEAST_KEY_CHARS <= len(text) <= MOST_KEY_CHARS:
+        raise ValueError(
+            f"each key must have at least {LEAST_KEY_CHARS} characters, {MOST_KEY_CHARS} at most"
+        )
+    if not KEY.fullmatch(text):
+        raise ValueError(
+            "keys may have letters, digits and signs of ASCII only, no spaces: "
+            "a header carries nothing else"
+        )
     return key
+
+
+def _check_event_type(event_type: str) -> str:
+    if len(event_type) > MOST_TYPE_CHARS:
+        raise ValueError(f"an event type has at most {MOST_TYPE_CHARS} characters")
+    return event_type
 
 
 def _check_salt(salt: SecretStr) -> SecretStr:
@@ -98,7 +142,21 @@ def _check_replica_url(url: SecretStr, info: ValidationInfo) -> SecretStr:
     return url
 
 
-CommaList = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_commas)]
+def _check_replica_reads(reads: bool, info: ValidationInfo) -> bool:
+    url = info.data.get("redis_url")
+    if reads and (url is None or parse_store_url(url.get_secret_value()).kind == "server"):
+        raise ValueError(
+            "UNMASK_REDIS_URL must be redis+cluster:// or redis+sentinel://; the replica of one "
+            "server is named by UNMASK_REDIS_REPLICA_URL"
+        )
+    return reads
+
+
+EventTypes = Annotated[
+    tuple[Annotated[str, AfterValidator(_check_event_type)], ...],
+    NoDecode,
+    BeforeValidator(_split_commas),
+]
 SecretList = Annotated[
     tuple[Annotated[SecretStr, AfterValidator(_check_key)], ...],
     NoDecode,
@@ -106,6 +164,8 @@ SecretList = Annotated[
 ]
 RedisUrl = Annotated[SecretStr, AfterValidator(_check_redis_url)]
 ReplicaUrl = Annotated[SecretStr, AfterValidator(_check_replica_url)]
+ReplicaReads = Annotated[bool, AfterValidator(_check_replica_reads)]
+Host = Annotated[str, AfterValidator(_check_host)]
 EmbedderUrl = Annotated[SecretStr, AfterValidator(_check_embedder_url)]
 Salt = Annotated[SecretStr, AfterValidator(_check_salt)]
 
@@ -123,7 +183,18 @@ class Settings(BaseSettings):
         cli_avoid_json=True,
     )
 
-    host: str = Field("127.0.0.1", description="Address to listen on.")
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_text(cls, value: Any, info: ValidationInfo) -> Any:
+        """An empty variable is mostly one whose value got lost on its way here."""
+        if isinstance(value, str):
+            if any("\ud800" <= character <= "\udfff" for character in value):
+                raise ValueError("it must be text in UTF-8")
+            if not value.strip() and info.field_name not in LISTS:
+                raise ValueError("it is empty; to have the default, do not set it")
+        return value
+
+    host: Host = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=1, le=65535, description="Port to listen on.")
     bundles_dir: Path = Field(
         Path("models_store"), description="Folder of bundles, laid out as <name>/<version>/."
@@ -146,7 +217,7 @@ class Settings(BaseSettings):
         "reader endpoint of a managed store; it may lag behind, and when it fails the "
         "primary is read.",
     )
-    redis_replica_reads: bool = Field(
+    redis_replica_reads: ReplicaReads = Field(
         False,
         description="Read histories from the replicas that the cluster or the sentinels name; "
         "they may lag behind, and when one fails the primary is read.",
@@ -156,21 +227,27 @@ class Settings(BaseSettings):
         description="Folder of the embedded Valkey; histories there survive restarts.",
     )
     redis_timeout_ms: int = Field(
-        50, ge=1, description="Longest wait for one Redis call; then the answer is popular items."
+        50,
+        ge=1,
+        le=60_000,
+        description="Longest wait for one Redis call; then the answer is popular items.",
     )
-    redis_pool_size: int = Field(32, ge=1, description="Most connections to Redis.")
+    redis_pool_size: int = Field(32, ge=1, le=10_000, description="Most connections to Redis.")
     history_cap: int = Field(
-        HISTORY_CAP, ge=1, description="Most items kept per user; older ones go."
+        HISTORY_CAP, ge=1, le=100_000, description="Most items kept per user; older ones go."
     )
     history_ttl_s: int = Field(
-        90 * DAY_S, ge=1, description="A history is erased this long after its last event."
+        90 * DAY_S,
+        ge=1,
+        le=36_500 * DAY_S,
+        description="A history is erased this long after its last event.",
     )
-    history_event_types: CommaList = Field(
+    history_event_types: EventTypes = Field(
         ("click", "add_to_cart", "purchase", "rating"),
         description="Event types that are appended to histories, with commas between; "
         "others are counted or rejected.",
     )
-    counted_event_types: CommaList = Field(
+    counted_event_types: EventTypes = Field(
         ("impression", "view"),
         description="Event types that are attributed to answers and counted, and do not enter a "
         "history; others are rejected.",
@@ -183,6 +260,7 @@ class Settings(BaseSettings):
     slo_ms: int = Field(
         100,
         ge=1,
+        le=600_000,
         description="Latency to hold: schedule=auto aims at it, and a request that is foretold "
         "to wait longer for others gets 429.",
     )
@@ -192,6 +270,7 @@ class Settings(BaseSettings):
     max_inflight: int = Field(
         256,
         ge=1,
+        le=1_000_000,
         description="Most requests answered at a time, fewer where slo_ms could not be held; "
         "more get 429 unread.",
     )
@@ -201,14 +280,20 @@ class Settings(BaseSettings):
     max_queue_rows: int = Field(
         3200,
         ge=1,
+        le=10_000_000,
         description="Most beams waiting or being decoded, of each lane (a bundle, a class of beam "
         "widths, in a batch or not); more requests get 429.",
     )
-    max_batch_requests: int = Field(16, ge=1, description="Most requests decoded together.")
-    max_batch_rows: int = Field(1024, ge=1, description="Most beams decoded together.")
+    max_batch_requests: int = Field(
+        16, ge=1, le=10_000, description="Most requests decoded together."
+    )
+    max_batch_rows: int = Field(
+        1024, ge=1, le=1_000_000, description="Most beams decoded together."
+    )
     encoder_cache: int = Field(
         10_000,
         ge=0,
+        le=10_000_000,
         description="Most encoded histories kept in memory, about 1.5 kB each; a request whose "
         "history has not changed skips the encoder; 0 = off.",
     )
@@ -225,6 +310,7 @@ class Settings(BaseSettings):
     ort_threads: int = Field(
         default_factory=available_cpus,
         ge=1,
+        le=1024,
         description="ONNX Runtime threads of one batch; default: the cores this process may use.",
     )
     experiment_file: Path | None = Field(
@@ -245,18 +331,20 @@ class Settings(BaseSettings):
     )
     rate_limit: float | None = Field(
         None,
-        gt=0,
+        ge=0.001,
+        le=1_000_000,
         description="Most requests a second of each client key, those of a batch each for "
         "itself; more get 429.",
     )
     drain_delay_s: float = Field(
         5.0,
         ge=0,
+        le=HOUR_S,
         description="After SIGTERM, how long requests are still taken while GET /health/ready "
         "answers 503.",
     )
     shutdown_timeout_s: int = Field(
-        20, ge=0, description="Longest wait after SIGTERM for the requests in flight."
+        20, ge=0, le=HOUR_S, description="Longest wait after SIGTERM for the requests in flight."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Lowest level logged; each request is one line at info."
@@ -281,8 +369,12 @@ def load_settings(arguments: Sequence[str] = ()) -> Settings:
     try:
         return CliApp.run(Settings, cli_args=list(arguments))
     except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        name = str(first["loc"][0]) if first["loc"] else "settings"
-        raise SettingsInvalid(
-            f"{PREFIX}{name.upper()} (--{name.replace('_', '-')}) is wrong: {first['msg']}."
-        ) from None
+        raise SettingsInvalid(sentence_of(error)) from None
+
+
+def sentence_of(error: ValidationError) -> str:
+    """Which setting is wrong, and why; never the value."""
+    first = error.errors(include_input=False, include_url=False)[0]
+    name = str(first["loc"][0]) if first["loc"] else "settings"
+    flag, why = f"--{name.replace('_', '-')}", first["msg"].removeprefix("Value error, ")
+    return f"{PREFIX}{name.upper()} ({flag}) is wrong: {why}."

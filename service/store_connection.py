@@ -3,8 +3,10 @@
 A store is a map from the 16384 key slots to servers, whatever it is: one server owns all slots, the
 primary that sentinels watch does too, the nodes of a cluster share them. A task of its own keeps
 the map current, at once after a failure, so that a call is never held up by looking for servers.
-Nothing is retried; MOVED and ASK are followed, as they say that nothing was done. Limits on the
-whole of a call are the caller's. Knows nothing of keys or their meaning.
+MOVED and ASK are followed, as they say that nothing was done. Nothing else is retried, but what was
+sent on a connection that turned out to be closed: once, on a new one, so commands must be such that
+doing them twice is doing them once. Limits on the whole of a call are the caller's. Knows nothing
+of keys or their meaning.
 
 redis-py's own cluster and sentinel clients are not used: docs/decisions/020.
 """
@@ -25,9 +27,12 @@ from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.crc import key_slot
-from redis.exceptions import AskError, MovedError, RedisError, TryAgainError
+from redis.exceptions import AskError, MovedError, ReadOnlyError, RedisError, TryAgainError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.maint_notifications import MaintNotificationsConfig
 
 from service.breaker import Breaker
+from service.store_trouble import reason_of
 from service.store_url import Node, StoreUrl
 from service.tasks import ended
 
@@ -67,7 +72,7 @@ class StoreConnection:
 
     timeout_s: what a caller waits for; connections give up after twice that
     pool_size: most connections to each server
-    on_replica_error: called when a replica did not answer a read and the primary is asked
+    on_replica_error: called with why a replica did not answer a read, and the primary is asked
     """
 
     def __init__(
@@ -78,7 +83,7 @@ class StoreConnection:
         pool_size: int,
         replica_url: StoreUrl | None,
         replica_reads: bool,
-        on_replica_error: Callable[[], None],
+        on_replica_error: Callable[[Exception], None],
     ) -> None:
         self._url = url
         self._timeout_s = timeout_s
@@ -138,10 +143,10 @@ class StoreConnection:
                 _raise_first(replies)
             told = self._breakers[replica].succeeded
             return replies
-        except (RedisError, OSError):
+        except (RedisError, OSError) as error:
             told = self._breakers[replica].failed
             self._doubt.set()
-            self._on_replica_error()
+            self._on_replica_error(error)
         finally:
             told()
         return await self.run(commands)
@@ -201,16 +206,26 @@ class StoreConnection:
             return [error] * len(commands)
 
     async def _send(self, node: Node, commands: Sequence[Command], prefix: str = "") -> list[Any]:
-        """Replies and errors, one a command; prefix: a command to send before each of them."""
+        """Replies and errors, one a command; prefix: a command to send before each of them.
+
+        Servers, and what stands before them, close connections that lie idle; one that is closed
+        in this moment looks open. What was sent on it is sent again.
+        """
         if node not in self._clients:
             self._clients[node] = self._connect(self._url.of_server(node))
-        pipeline = self._clients[node].pipeline(transaction=False)
-        for command in commands:
-            if prefix:
-                pipeline.execute_command(prefix)
-            pipeline.execute_command(*command.args)
-        replies = await pipeline.execute(raise_on_error=False)
-        return replies[1::2] if prefix else replies
+        client = self._clients[node]
+        try:
+            replies = await _replies(client, commands, prefix)
+        except RedisConnectionError as error:
+            if type(error) is not RedisConnectionError:  # it said why: a wrong password, loading
+                raise
+            replies = None
+        if replies is None:
+            await _hang_up(client)
+            replies = await _replies(client, commands, prefix)
+        if any(isinstance(reply, ReadOnlyError) for reply in replies):
+            await _hang_up(client)  # its name may lead to another server by now
+        return replies
 
     def _shard_of(self, command: Command) -> Shard:
         return self._slots[key_slot(command.key.encode())]
@@ -252,7 +267,7 @@ class StoreConnection:
                     self._adopt(await answered)
                     break
                 except Exception as error:  # nonsense too: this task must not end
-                    complaint = f"{type(error).__name__}: {error}"
+                    complaint = reason_of(error)
             else:
                 self._complain(complaint)
             await asyncio.wait(asking)  # a connection cancelled while it is made may stay open
@@ -260,7 +275,7 @@ class StoreConnection:
             for task in asking:
                 task.cancel()
             await asyncio.gather(*asking, return_exceptions=True)
-        await self._hang_up()
+        await self._leave()
 
     async def _ask_for_map(self, node: Node) -> SlotMap:
         """Raises RedisError or OSError; one that answers but does not know raises RedisError."""
@@ -297,12 +312,27 @@ class StoreConnection:
             log.warning("history_store_not_found", reason=complaint)
         self._complaint = complaint
 
-    async def _hang_up(self) -> None:
+    async def _leave(self) -> None:
         """Close idle connections to servers that are not on the map any more."""
         present = {node for s in self._map.values() for node in (s.primary, *s.replicas)}
         for node in self._clients.keys() - present:
-            with suppress(RedisError, OSError):
-                await self._clients[node].connection_pool.disconnect(inuse_connections=False)
+            await _hang_up(self._clients[node])
+
+
+async def _replies(client: Redis, commands: Sequence[Command], prefix: str) -> list[Any]:
+    pipeline = client.pipeline(transaction=False)
+    for command in commands:
+        if prefix:
+            pipeline.execute_command(prefix)
+        pipeline.execute_command(*command.args)
+    replies = await pipeline.execute(raise_on_error=False)
+    return replies[1::2] if prefix else replies
+
+
+async def _hang_up(client: Redis) -> None:
+    """Close the connections that nobody uses now."""
+    with suppress(RedisError, OSError):
+        await client.connection_pool.disconnect(inuse_connections=False)
 
 
 def _options(timeout_s: float) -> dict[str, Any]:
@@ -311,6 +341,9 @@ def _options(timeout_s: float) -> dict[str, Any]:
         "socket_connect_timeout": timeout_s,
         "retry": Retry(NoBackoff(), 0),  # redis-py's default retries a stalled server for seconds
         "decode_responses": True,
+        # With them, redis-py 8.1 does not look whether the server has closed a connection.
+        "maint_notifications_config": MaintNotificationsConfig(enabled=False),
+        "driver_info": None,  # else each connection begins with CLIENT SETINFO, which needs a right
     }
 
 

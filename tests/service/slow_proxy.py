@@ -8,14 +8,15 @@ import threading
 from collections.abc import Iterator
 from typing import Literal
 
-Mood = Literal["kind", "silent", "rude"]
+Mood = Literal["kind", "silent", "rude", "forgetful"]
 
 
 class SlowProxy:
     """Connections to `port` go on to `target`; set `delay_s` or `mood` at any time.
 
     delay_s: how much later the replies come; silent: they never come; rude: each connection is
-    reset when something is asked on it
+    reset when something is asked on it; forgetful: once, it is reset in place of a reply, and what
+    was asked has been done
     """
 
     def __init__(self, target: int) -> None:
@@ -53,6 +54,9 @@ class SlowProxy:
         with contextlib.suppress(OSError):
             while data := await there.read(1 << 16):
                 await asyncio.sleep(self.delay_s)
+                if self.mood == "forgetful":
+                    self.mood = "kind"
+                    break
                 if self.mood == "kind":
                     writer.write(data)
                     await writer.drain()

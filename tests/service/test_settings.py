@@ -6,9 +6,10 @@ import os
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from service.errors import SettingsInvalid
-from service.settings import Settings, available_cpus, load_settings
+from service.settings import Settings, available_cpus, load_settings, sentence_of
 
 
 @pytest.fixture(autouse=True)
@@ -46,9 +47,35 @@ def test_lists_have_commas(monkeypatch: pytest.MonkeyPatch) -> None:
         ("UNMASK_ENCODER_CACHE", "-1", "UNMASK_ENCODER_CACHE (--encoder-cache) is wrong"),
         ("UNMASK_LOG_SALT", "x" * 65, "UNMASK_LOG_SALT (--log-salt) is wrong"),
         ("UNMASK_LOG_SALT", "ü" * 40, "it must have 1 to 64 bytes"),
-        ("UNMASK_LOG_SALT", "", "it must have 1 to 64 bytes"),
+        ("UNMASK_LOG_SALT", "", "UNMASK_LOG_SALT (--log-salt) is wrong: it is empty"),
         ("UNMASK_ADMIN_KEYS", "short", "each key must have at least 8 characters"),
+        ("UNMASK_ADMIN_KEYS", "x" * 513, "512 at most"),
+        ("UNMASK_API_KEYS", "a-key-with-ü-in-it", "a header carries nothing else"),
+        ("UNMASK_API_KEYS", "a key with spaces", "a header carries nothing else"),
+        ("UNMASK_API_KEYS", "a-key\twith-a-tab", "a header carries nothing else"),
+        ("UNMASK_API_KEYS", "a-good-key,,another", "one of its commas has nothing before or"),
+        ("UNMASK_HISTORY_EVENT_TYPES", "click,", "one of its commas has nothing before or"),
+        ("UNMASK_HISTORY_EVENT_TYPES", "x" * 65, "an event type has at most 64 characters"),
         ("UNMASK_EMBEDDER_URL", "ftp://h", "it must start with http:// or https://"),
+        ("UNMASK_EMBEDDER_URL", "http://", "it must be http(s)://host:port"),
+        ("UNMASK_EMBEDDER_URL", "http://h:port", "it must be http(s)://host:port"),
+        ("UNMASK_EMBEDDER_URL", "http://h/?a=b", "it must be http(s)://host:port"),
+        ("UNMASK_HOST", "", "UNMASK_HOST (--host) is wrong: it is empty; to have the default, do"),
+        ("UNMASK_HOST", "a..b", "it must be an address or the name of a host"),
+        ("UNMASK_BUNDLE", "  ", "it is empty"),
+        ("UNMASK_REDIS_URL", "", "it is empty"),
+        ("UNMASK_EXPERIMENT_FILE", "", "it is empty"),
+        ("UNMASK_PORT", "", "it is empty"),
+        ("UNMASK_BUNDLE", "b\udcffd", "it must be text in UTF-8"),
+        ("UNMASK_HISTORY_CAP", str(2**64), "should be less than or equal to 100000"),
+        ("UNMASK_HISTORY_TTL_S", str(2**63), "should be less than or equal to"),
+        ("UNMASK_DRAIN_DELAY_S", "inf", "should be less than or equal to 3600"),
+        ("UNMASK_DRAIN_DELAY_S", "nan", "UNMASK_DRAIN_DELAY_S (--drain-delay-s) is wrong"),
+        ("UNMASK_SHUTDOWN_TIMEOUT_S", "1e30", "UNMASK_SHUTDOWN_TIMEOUT_S (--shutdown-timeout-s)"),
+        ("UNMASK_RATE_LIMIT", "inf", "should be less than or equal to"),
+        ("UNMASK_RATE_LIMIT", "1e-320", "should be greater than or equal to 0.001"),
+        ("UNMASK_REDIS_TIMEOUT_MS", "1" + "0" * 400, "should be less than or equal to 60000"),
+        ("UNMASK_REDIS_REPLICA_READS", "true", "must be redis+cluster:// or redis+sentinel://"),
     ],
 )
 def test_a_wrong_setting_is_a_sentence(
@@ -59,6 +86,51 @@ def test_a_wrong_setting_is_a_sentence(
         load_settings()
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+NUMBERS = ["0", "-1", "nan", "inf", "-inf", "1e400", "1e-400", str(2**63), "9" * 5000, "0x10"]
+NUMBERS += ["\u0663", "1_0", "1,5", "--1", "True", "null", "None"]
+TEXTS = ["", " ", "\t", ",", ",,", "a,", "x" * 5000, "\udcff", "ü", "[]", "{}", '["a"', "%s", "{x}"]
+TEXTS += ["\x01", "a\nb", "\u2028", "://", "redis://\u2100", "http://[", "..", "-", "--help", "@"]
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_an_absurd_value_is_refused_in_a_sentence_or_can_be_used(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of every setting, as a variable and as a flag; a bound that is missing shows here."""
+    flag = f"--{name.replace('_', '-')}"
+    refused = []
+    for value in NUMBERS + TEXTS:
+        try:
+            settings = Settings(**{name: value})
+        except ValidationError as error:
+            refused.append(value)
+            sentence = sentence_of(error)
+            assert sentence.startswith(f"UNMASK_{name.upper()} ({flag}) is wrong: ")
+            assert sentence.isprintable()
+            assert len(sentence) < 400
+            continue
+        found = getattr(settings, name)
+        if isinstance(found, int | float):
+            assert 0 <= found <= 36_500 * 24 * 60 * 60
+        assert str(found).encode()
+        assert found not in ("", Path(""))
+    monkeypatch.setenv(f"UNMASK_{name.upper()}", refused[-1])
+    for arguments in ([], [f"{flag}={refused[0]}"]):
+        with pytest.raises(SettingsInvalid, match=f"UNMASK_{name.upper()} .* is wrong"):
+            load_settings(arguments)
+
+
+def test_an_empty_list_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("COUNTED_EVENT_TYPES", "HISTORY_EVENT_TYPES", "API_KEYS", "ADMIN_KEYS"):
+        for nothing in ("", " "):
+            monkeypatch.setenv(f"UNMASK_{name}", nothing)
+            assert getattr(load_settings(), name.lower()) == ()
+        monkeypatch.setenv(f"UNMASK_{name}", "something, another1")
+        assert len(getattr(load_settings(), name.lower())) == 2
+        flag = f"--{name.lower().replace('_', '-')}"
+        assert getattr(load_settings([f"{flag}="]), name.lower()) == ()
 
 
 def test_a_replica_belongs_to_one_server(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -121,6 +121,20 @@ def test_a_cluster_keeps_histories_on_all_its_nodes(cluster: list[Server]) -> No
     assert [node.ask("DBSIZE") for node in cluster] == [0] * 4
 
 
+def test_one_node_of_a_cluster_is_not_a_store(
+    cluster: list[Server], capfd: pytest.CaptureFixture[str]
+) -> None:
+    async def use(store: RedisHistoryStore) -> None:
+        for user in USERS:
+            if owner_of(user, cluster) is not cluster[1]:
+                with pytest.raises(HistoryUnavailable):
+                    await store.read(user)
+
+    with_store(cluster[1].url, use)
+    [line] = [text for text in capfd.readouterr().out.splitlines() if "history_store" in text]
+    assert "it is a node of a cluster: the URL must start with redis+cluster://" in line
+
+
 def test_one_seed_that_answers_is_enough(cluster: list[Server]) -> None:
     async def use(store: RedisHistoryStore) -> None:
         assert await store.read("any") == []
