@@ -10,5 +10,5 @@ world with a known answer, `raw_formats` and `fetch` bring public data sets.
 
 import os
 
-# ONNX Runtime's own builds report to Microsoft from 1.32 on; it looks here as it is imported.
+# ONNX Runtime's own builds report to Microsoft from 1.29.0 on; it looks here as it is imported.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
+import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -62,6 +65,8 @@ class SystemRanks:
         }
         meta = {name: values[name] for name in values.keys() - arrays.keys()}
         file.parent.mkdir(parents=True, exist_ok=True)
+        if file.is_dir():
+            shutil.rmtree(file)
         temporary = file.with_suffix(".part")
         with temporary.open("wb") as opened:
             np.savez_compressed(opened, meta=np.array(json.dumps({"key": key, **meta})), **arrays)
@@ -69,13 +74,14 @@ class SystemRanks:
 
     @classmethod
     def load(cls, file: Path, key: str) -> SystemRanks | None:
-        """Read what `save` wrote; None when it is not there or has another key."""
-        if not file.exists():
-            return None
-        with np.load(file, allow_pickle=False) as stored:
-            arrays: dict[str, Any] = {name: stored[name] for name in stored.files}
-        meta = json.loads(str(arrays.pop("meta")))
-        return cls(**arrays, **meta) if meta.pop("key") == key else None
+        """Read what `save` wrote; None when it is not there, is damaged, or has another key."""
+        try:
+            with np.load(file, allow_pickle=False) as stored:
+                arrays: dict[str, Any] = {name: stored[name] for name in stored.files}
+            meta = json.loads(str(arrays.pop("meta")))
+            return cls(**arrays, **meta) if meta.pop("key") == key else None
+        except (OSError, ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile, zlib.error):
+            return None  # made again, under the same name
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from training.baselines.padded import training_minibatches
 from training.baselines.scorer import ranks
 from training.baselines.sequence_config import BERT4RecConfig, SASRecConfig
 from training.baselines.sequence_models import BERT4Rec, SASRec, SequenceModel
-from training.errors import DataError
+from training.errors import DataError, FitDiverged
 from training.evaluation import draw_windows, ndcg_at, recall_at
 from training.interactions import Split
 from training.segments import Segments
@@ -53,7 +53,7 @@ def fit_sequence_model(
 
     The type of `config` says which model. advance: called with each epoch's line (SequenceScorer).
     Same split, config and number of threads: same weights. Sets torch's seed and threads.
-    Raises DataError when no user has two training items.
+    Raises DataError when no user has two training items, FitDiverged when a loss is not finite.
     """
     torch.set_num_threads(config.threads or cpu_count())
     torch.manual_seed(config.seed)
@@ -79,6 +79,11 @@ def fit_sequence_model(
             segments, config.minibatch, split.train.num_items, generator
         ):
             loss = model.loss(minibatch, generator)
+            if not loss.isfinite():
+                raise FitDiverged(
+                    f"the fit of {scorer.name} has diverged: the loss is {loss.item()} in epoch "
+                    f"{epoch}; a learning rate of {config.learning_rate:g} is too large"
+                )
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
