@@ -70,12 +70,14 @@ def fit(
     masking: MaskingConfig,
     config: FitConfig,
     console: Console,
+    exclude_seen: bool = True,
     key: str = "",
     stop_after_epochs: int | None = None,
 ) -> tuple[MaskedDiffusionModel, FitState]:
     """Train, or continue training, and return the model of the best validation recall@10.
 
     trie: the catalogue's; folder: the stage folder (checkpoint, scalar log).
+    exclude_seen: of the lists that checkpoints are compared by
     key: of all that the fit depends on; a checkpoint with another one is not gone on from
     stop_after_epochs: leave the loop early, as an interruption would (the checkpoint stays).
     Raises FitDiverged when a loss or a parameter is not finite any more.
@@ -87,7 +89,7 @@ def fit(
     def beginning() -> Trainer:
         torch.manual_seed(config.seed)
         model = model_for(trie.catalogue, model_config)
-        return Trainer(model, split, trie, masking, config)
+        return Trainer(model, split, trie, masking, config, exclude_seen=exclude_seen)
 
     trainer = beginning()
     snapshot = read_checkpoint(checkpoint, key, console)
@@ -163,8 +165,11 @@ class Trainer:
         trie: SidTrie,
         masking: MaskingConfig,
         config: FitConfig,
+        *,
+        exclude_seen: bool = True,
     ) -> None:
         self.model, self.trie, self.masking, self.config = model, trie, masking, config
+        self.exclude_seen = exclude_seen
         self.segments = Segments.of(split.train, model.config.history_length)
         if not len(self.segments):
             raise DataError("no user has two training items, so there is no next item to learn")
@@ -327,6 +332,7 @@ class Trainer:
             k=10,
             beam_width=self.config.validation_beam_width,
             ranking=self.config.ranking,
+            exclude_seen=self.exclude_seen,
         )
         recall = recall_at(found.item, 10)
         self.state.validations.append({"epoch": self.state.epoch, "recall@10": recall})

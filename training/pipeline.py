@@ -30,7 +30,7 @@ from training.codebook import CollisionReport, fit_codebook, load_codebook, save
 from training.config import STAGES, RunConfig, StageName
 from training.embeddings import embed, normalised
 from training.errors import DataError
-from training.evaluation import draw_windows
+from training.evaluation import draw_windows, setting_name
 from training.export import export_graphs
 from training.fit import fit, load_best
 from training.grid import Grid, measure_grid
@@ -58,13 +58,14 @@ def run(
     for warning in dataset.warnings:
         console.print(warning, style="yellow", markup=False)
     _describe(dataset, console)
-    make: dict[StageName, tuple[list[BaseModel], Callable[[Path], dict[str, Any]]]] = {
+    exclude_seen = config.evaluation.exclude_seen
+    make: dict[StageName, tuple[list[BaseModel | str], Callable[[Path], dict[str, Any]]]] = {
         "codebook": (
             [config.embeddings, config.codebook],
             lambda folder: _codebook(dataset, config, folder, console),
         ),
         "fit": (
-            [config.model, config.masking, config.fit],
+            [config.model, config.masking, config.fit, f"{exclude_seen=}"],
             lambda folder: _fit(dataset, config, out, folder, console, key),
         ),
         "export": ([], lambda folder: _export(dataset, config, out, folder, console)),
@@ -81,7 +82,7 @@ def run(
     record: dict[str, Any] = {}
     for name in STAGES[: STAGES.index(until) + 1]:
         sections, work = make[name]
-        key = _key([key, *(section.model_dump_json() for section in sections)])
+        key = _key([key, *map(_said, sections)])
         record = work_stage(out, name, key, work, console)
     if (out / "bundle.json").exists():
         console.print(f"serve it: make serve BUNDLE={out / 'bundle'}", markup=False)
@@ -143,6 +144,7 @@ def _fit(
         model_config=config.model,
         masking=config.masking,
         config=config.fit,
+        exclude_seen=config.evaluation.exclude_seen,
         console=console,
         key=_key([key, *made]),
     )
@@ -187,7 +189,14 @@ def _bundle(
     priors = fit_priors(dataset.split.train, content, config.neighbours)
     decoder = Decoder(SidTrie(catalogue), denoiser_of(encoder, decoder_graph))
     one_call = Schedule((catalogue.num_subspaces,))
-    prior, trials = weigh_prior(decoder, priors, validation, one_call, config.neighbours)
+    prior, trials = weigh_prior(
+        decoder,
+        priors,
+        validation,
+        one_call,
+        config.neighbours,
+        exclude_seen=evaluation.exclude_seen,
+    )
     console.print(f"neighbour prior, weight chosen on validation: {prior.weight:g}")
     decoder = replace(decoder, prior=prior)
     grid = choose_default(decoder, dataset, config, console)
@@ -202,6 +211,7 @@ def _bundle(
             validation=validation,
             decoding=grid.default,
             batch=evaluation.batch,
+            exclude_seen=evaluation.exclude_seen,
         )
         console.print(str(int8), style="" if int8.accepted else "yellow", markup=False)
     test = dataset.split.test
@@ -269,7 +279,8 @@ def choose_default(decoder: Decoder, dataset: Dataset, config: RunConfig, consol
     chosen = grid.points[grid.chosen]
     console.print(
         f"decoding defaults, chosen on {grid.users} validation users: {chosen.decoding} "
-        f"(recall@10 {chosen.recall:.4f}, {chosen.milliseconds:.1f} ms)",
+        f"(recall@10 {chosen.recall:.4f}, {setting_name(exclude_seen=grid.exclude_seen)}, "
+        f"{chosen.milliseconds:.1f} ms)",
         markup=False,
     )
     return grid
@@ -300,6 +311,10 @@ def dataset_key(dataset: Dataset) -> str:
     ):
         digest.update(b"-" if array is None else np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
+
+
+def _said(section: BaseModel | str) -> str:
+    return section if isinstance(section, str) else section.model_dump_json()
 
 
 def _key(parts: list[str]) -> str:

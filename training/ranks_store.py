@@ -30,17 +30,19 @@ TargetRanks = NDArray[np.int32]
 class SystemRanks:
     """How one system did, user by user; ranks as in `training.evaluation.Ranks`.
 
-    item, seen_excluded, sid: (num_users,) int32: rank of the target among all items; among those
-        the history does not hold; of its SID. None where it was not measured or there are no SIDs.
+    item, sid: (num_users,) int32: rank of the target and of its SID, at the setting of the
+        headline; exclude_seen: whether items of the history are left out there
+    other: rank of the target at the other setting. None where it was not measured
     long: item of requests for LONG items, where that takes another search; else None
     parameters: weights and stored similarities. minutes: from interactions to a model that answers.
     nfe, milliseconds: denoiser calls and time a user, of systems that decode. note: for the reader.
     """
 
     item: TargetRanks
-    seen_excluded: TargetRanks | None = None
+    other: TargetRanks | None = None
     sid: TargetRanks | None = None
     long: TargetRanks | None = None
+    exclude_seen: bool = True
     parameters: int = 0
     minutes: float = 0.0
     nfe: float | None = None
@@ -52,7 +54,7 @@ class SystemRanks:
         return replace(
             self,
             item=self.item[chosen],
-            seen_excluded=None if self.seen_excluded is None else self.seen_excluded[chosen],
+            other=None if self.other is None else self.other[chosen],
             sid=None if self.sid is None else self.sid[chosen],
             long=None if self.long is None else self.long[chosen],
         )

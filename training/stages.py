@@ -45,9 +45,9 @@ def work_stage(
     elif (damage := damage_of(name, folder, record)) is not None:
         console.print(_again(name, damage), markup=False)
     else:
-        console.print(f"[bold]{name}[/bold]: done before, in {record['seconds']:.0f} s")
+        console.print(f"{name}: done before, in {record['seconds']:.0f} s")
         return record
-    console.print(f"[bold]{name}")
+    console.print(name, style="bold")
     for begun in STAGES[STAGES.index(name) :]:  # the later ones were made from what is redone here
         remove(out / f"{begun}.json")
     if name != "fit" or not folder.is_dir():

@@ -53,7 +53,8 @@ def test_stages_are_skipped_or_done_again_as_their_inputs_say(world: Path, tmp_p
     assert Bundle.load(out / "bundle").manifest.name == "other"
     lines = (out / "evaluation" / "ranks.jsonl").read_text().splitlines()
     assert len(lines) == 120
-    assert set(json.loads(lines[0])) == {"user_id", "rank"}
+    assert set(json.loads(lines[0])) == {"user_id", "rank", "exclude_seen"}
+    assert json.loads(lines[0])["exclude_seen"] is True
 
     manifest, target = promote(out / "bundle", tmp_path / "store")
     assert target == tmp_path / "store" / "other" / manifest.version

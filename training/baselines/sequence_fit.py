@@ -47,11 +47,13 @@ def fit_sequence_model(
     split: Split,
     config: SASRecConfig | BERT4RecConfig,
     *,
+    exclude_seen: bool = True,
     advance: Callable[[dict[str, float]], None] = lambda line: None,
 ) -> SequenceScorer:
     """Train on `split.train`; the result holds the weights of the best validation ndcg@10.
 
-    The type of `config` says which model. advance: called with each epoch's line (SequenceScorer).
+    The type of `config` says which model. exclude_seen: of the lists of validation.
+    advance: called with each epoch's line (SequenceScorer).
     Same split, config and number of threads: same weights. Sets torch's seed and threads.
     Raises DataError when no user has two training items, FitDiverged when a loss is not finite.
     """
@@ -88,7 +90,7 @@ def fit_sequence_model(
             loss.backward()
             optimizer.step()
             losses.append(float(loss.detach()))
-        found = ranks(validation, scorer, k=10)
+        found = ranks(validation, scorer, k=10, exclude_seen=exclude_seen)
         line = {
             "epoch": epoch,
             "loss": sum(losses) / len(losses),
