@@ -23,7 +23,7 @@ from service.errors import StartError
 from training.config import ComparisonTable, StageName
 from training.errors import ConfigError, TrainingError
 from training.fetch import DATASETS, fetch
-from training.preset import load_config, preset_names, validate_config
+from training.preset import load_config, preset_names, recorded_config, validate_config
 from training.synthetic import synthesize
 
 app = typer.Typer(
@@ -108,10 +108,8 @@ def evaluate_command(
     loaded = Bundle.load(bundle, precision=precision)
     if set_default:
         check_not_promoted(bundle, loaded.manifest)
-    recorded = loaded.manifest.facts.get("config")
-    config = validate_config(
-        recorded if isinstance(recorded, dict) else {}, overrides, source=f"bundle {bundle}"
-    )
+    recorded = recorded_config(loaded.manifest.facts.get("config"))
+    config = validate_config(recorded, overrides, source=f"bundle {bundle}")
     dataset = load_dataset(data, interactions, items, embeddings, config.interactions)
     check_data(loaded, dataset)
     grid = choose_default(loaded.decoder, dataset, config, console)

@@ -78,7 +78,8 @@ class SystemRanks:
     def load(cls, file: Path, key: str) -> SystemRanks | None:
         """Read what `save` wrote; None when it is not there, is damaged, or has another key."""
         try:
-            with np.load(file, allow_pickle=False) as stored:
+            # Opened here: np.load leaves a file open that it cannot read.
+            with file.open("rb") as opened, np.load(opened, allow_pickle=False) as stored:
                 arrays: dict[str, Any] = {name: stored[name] for name in stored.files}
             meta = json.loads(str(arrays.pop("meta")))
             return cls(**arrays, **meta) if meta.pop("key") == key else None

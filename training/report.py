@@ -49,7 +49,7 @@ def check_data(bundle: Bundle, dataset: Dataset) -> None:
     if tuple(bundle.catalogue.item_ids) != tuple(dataset.split.train.item_ids):
         raise DataError(
             f"bundle {bundle.manifest.ref} has another catalogue than this data; "
-            "use the data, core and cold_items it was trained with"
+            "use the data, core, cold_items and collapse_repeats it was trained with"
         )
 
 

@@ -18,7 +18,7 @@ from training.config import InteractionsConfig
 from training.evaluation import popularity_ranks, recall_at, targets_seen
 from training.interactions import leave_last_out, load_dataset, read_interactions
 from training.pipeline import dataset_key, run
-from training.preset import load_config
+from training.preset import load_config, recorded_config, validate_config
 from training.repeats import without_repeats
 from training.report import evaluate_bundle
 from training.synthetic import make_world, write_world
@@ -123,6 +123,16 @@ def test_the_headline_is_what_is_served_and_chosen_by(world: Path, tmp_path: Pat
     assert report["default_seen_excluded"]["recall@10"] == 0
     text = (out / "report.md").read_text()
     assert "nothing excluded: so the service answers requests that say" in text
+
+
+def test_the_data_of_a_bundle_of_before_is_read_as_it_was_then() -> None:
+    now = load_config("tiny").model_dump(mode="json")
+    assert recorded_config(now) == now
+    before = {**now, "interactions": {"core": 5, "cold_items": True}}
+    config = validate_config(recorded_config(before), None, source="a bundle")
+    assert not config.interactions.collapse_repeats
+    assert config.interactions.core == 5
+    assert recorded_config(None) == {}
 
 
 def test_popularity_leaves_seen_items_out_as_the_scorers_do() -> None:
