@@ -42,7 +42,7 @@ from loadtest.decode_synthetic import (
 )
 from service.bundle import Bundle
 from service.decoding import Decoder, Denoiser, Job, Ranking, Schedule, SidTrie, Timings
-from service.errors import BundleInvalid
+from service.errors import StartError
 
 K = 10
 STAGES = 3  # encode, denoise, search
@@ -265,7 +265,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
             print(table(found), flush=True)
             catalogues.append(found)
-    except (BundleInvalid, ValueError) as error:
+    except (StartError, ValueError) as error:
         _say(f"Cannot run: {error}")
         return 1
     settings = {

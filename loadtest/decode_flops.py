@@ -15,7 +15,6 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from service.decoding import Denoiser, Histories
@@ -68,6 +67,7 @@ class FlopCounter:
 
     def __init__(self, graph: Path) -> None:
         import onnx
+        import onnxruntime as ort
 
         model = onnx.load(graph)
         self._known: dict[CallShape, int] = {}

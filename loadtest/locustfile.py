@@ -4,8 +4,9 @@
 --held-out BUNDLE/held_out.jsonl`: each of the `-u` simulated users sends `--rate` requests a
 second, one held-out user after the other. Recall, latencies and the stages of Server-Timing are at
 `/recall` of locust's web page while it runs, and one line of JSON at the end; all of them are of
-answers with status 200, unlike those of locust's own tables. With `--processes` or workers, figures
-are those of all of them.
+answers with status 200, unlike those of locust's own tables. The rate is over the length of the
+run, whether or not answers came until its end, and a request that is still open at the end is
+counted as unanswered. With `--processes` or workers, figures are those of all of them.
 """
 
 from __future__ import annotations
@@ -13,16 +14,20 @@ from __future__ import annotations
 import itertools
 import json
 import random
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
 from flask import Response, jsonify
+from greenlet import GreenletExit  # type: ignore[import-untyped]
 from locust import FastHttpUser, constant_throughput, events, task
 from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
-from locust.runners import WorkerRunner
+from locust.rpc import Message
+from locust.runners import MasterRunner, WorkerRunner
 from locust.stats import RequestStats, StatsEntry
 
 from loadtest.api_key import authorization
@@ -30,7 +35,15 @@ from loadtest.held_out import HeldOutUser, read_held_out
 
 PERCENTILES = (0.5, 0.95, 0.99)
 ROUTE = "/recommend"
-ANSWER, STAGE = "answer", "stage"  # locust's names for kinds of requests; a stage is a part of one
+# Locust's names for kinds of requests: a stage is a part of one, an open one was never answered.
+ANSWER, STAGE, OPEN = "answer", "stage", "open"
+STOP_TIMEOUT_S = 15  # that open requests have at the end; longer than any deadline of the service
+REPORTS_WITHIN_S = 10  # that workers have, beyond it, for their last figures
+FINISH, FINISHED = "unmask_finish", "unmask_finished"  # from a master to its workers, and back
+
+
+class Unanswered(Exception):
+    """A request was still open when the run ended."""
 
 
 class Figures:
@@ -40,12 +53,36 @@ class Figures:
         self.counts: Counter[str] = Counter()
         self.statuses: Counter[str] = Counter()
         self.times = RequestStats()
+        self.begun = time.perf_counter()
+        self.stopped: float | None = None
+        self.last_answer_s = 0.0  # after the beginning, by the clock of the process that got it
+
+    @contextmanager
+    def open_request(self, environment: Environment) -> Iterator[None]:
+        """Around a request: at the end of a run locust kills those that wait, without a word."""
+        sent = time.perf_counter()
+        try:
+            yield
+        except GreenletExit:
+            waited_ms = 1000 * (time.perf_counter() - sent)
+            self._log(OPEN, ROUTE, waited_ms)
+            # For locust's own tables and its exit status.
+            environment.events.request.fire(  # type: ignore[no-untyped-call]
+                request_type="POST",
+                name=ROUTE,
+                response_time=waited_ms,
+                response_length=0,
+                context={},
+                exception=Unanswered("still open when the run ended"),
+            )
+            raise
 
     def count(
         self, user: HeldOutUser, answer: dict[str, Any], waited_ms: float, timing: str
     ) -> None:
         """One answer with status 200; timing: its Server-Timing, `name;dur=milliseconds, ...`."""
         item_ids = [item["item_id"] for item in answer["items"]]
+        self.last_answer_s = time.perf_counter() - self.begun
         self.counts["answers"] += 1
         self.counts["hits"] += user.rank_in(item_ids) is not None
         self.counts["degraded"] += answer["degraded"]
@@ -63,15 +100,21 @@ class Figures:
         counts = {"counts": dict(self.counts), "statuses": dict(self.statuses)}
         times = self.times.serialize_stats()
         self.counts, self.statuses, self.times = Counter(), Counter(), RequestStats()
-        return {**counts, "times": times}
+        return {**counts, "times": times, "last_answer_s": self.last_answer_s}
 
     def add(self, taken: dict[str, Any]) -> None:
         """What a worker counted."""
         self.counts.update(taken["counts"])
         self.statuses.update(taken["statuses"])
+        self.last_answer_s = max(self.last_answer_s, taken["last_answer_s"])
         for line in taken["times"]:
             entry = StatsEntry.unserialize(line, self.times)
             self.times.get(entry.name, entry.method).extend(entry)
+
+    def length_s(self) -> float:
+        """Of the run so far, or of all of it: until it was stopped, or a later answer came."""
+        until = time.perf_counter() if self.stopped is None else self.stopped
+        return max(until - self.begun, self.last_answer_s)
 
     def as_json(self, environment: Environment) -> dict[str, Any]:
         """Recall as a share, times in milliseconds with two digits; all of it of answers.
@@ -83,15 +126,19 @@ class Figures:
         assert runner is not None
         answers, total = self.counts["answers"], environment.stats.total
         recall = self.counts["hits"] / answers if answers else None
-        share = answers / max(1, self.statuses.total())
+        never = self.times.get(ROUTE, OPEN)
+        length_s = self.length_s()
         stages = [entry for entry in self.times.entries.values() if entry.method == STAGE]
         return {
             "answers": answers,
             "statuses": dict(sorted(self.statuses.items())),
             "failures": total.num_failures,
+            "unanswered": never.num_requests,
+            "unanswered_longest_ms": never.max_response_time / 1000,
             "degraded": self.counts["degraded"],
             f"recall@{HeldOutTraffic.fields['k']}": recall,
-            "requests_per_s": round(share * total.total_rps, 1),
+            "seconds": round(length_s, 1),
+            "requests_per_s": round(answers / length_s, 1),
             "requests_per_s_asked": options.rate * runner.target_user_count,
             **_percentiles(self.times.get(ROUTE, ANSWER)),
             "stages": {entry.name: _stage(entry) for entry in stages},
@@ -121,6 +168,7 @@ class HeldOutTraffic(FastHttpUser):
     fields: ClassVar[dict[str, Any]]
     headers: ClassVar[dict[str, str]]
     figures: ClassVar[Figures]
+    finished: ClassVar[set[str]] = set()  # workers that have told their last figures
 
     def wait_time(self) -> float:
         seconds: float = constant_throughput(self.environment.parsed_options.rate)(self)
@@ -130,9 +178,12 @@ class HeldOutTraffic(FastHttpUser):
     def recommend(self) -> None:
         user = next(self.users)
         body = user.request(**self.fields)
-        with self.client.post(
-            ROUTE, json=body, headers=self.headers, catch_response=True
-        ) as response:
+        with (
+            self.figures.open_request(self.environment),
+            self.client.post(
+                ROUTE, json=body, headers=self.headers, catch_response=True
+            ) as response,
+        ):
             self.figures.statuses[str(response.status_code)] += 1
             if response.status_code != 200:
                 response.failure(f"status {response.status_code}")
@@ -147,6 +198,8 @@ class HeldOutTraffic(FastHttpUser):
 
 @events.init_command_line_parser.add_listener  # type: ignore[untyped-decorator]
 def add_options(parser: LocustArgumentParser, **_: Any) -> None:
+    # By default locust ends without a word about requests that are on their way.
+    parser.set_defaults(stop_timeout=str(STOP_TIMEOUT_S))
     parser.add_argument("--held-out", required=True, help="held_out.jsonl of the bundle served")
     parser.add_argument("--rate", type=float, default=1, help="requests a second per user")
     parser.add_argument(
@@ -172,6 +225,11 @@ def _json_object(text: str) -> str:
 @events.init.add_listener  # type: ignore[untyped-decorator]
 def add_route(environment: Environment, **_: Any) -> None:
     begin(environment)
+    runner = environment.runner
+    if isinstance(runner, WorkerRunner):
+        runner.register_message(FINISH, finish, concurrent=True)
+    if isinstance(runner, MasterRunner):
+        runner.register_message(FINISHED, hear_last)
     if environment.web_ui and environment.web_ui.app:
 
         @environment.web_ui.app.route("/recall")
@@ -191,7 +249,7 @@ def begin(environment: Environment, **_: Any) -> None:
     assert options is not None
     users = read_held_out(Path(options.held_out))
     HeldOutTraffic.users = itertools.cycle(_from_anywhere(users))
-    HeldOutTraffic.fields = {"k": 10, "exclude_seen": False, **json.loads(options.parameters)}
+    HeldOutTraffic.fields = {"k": 10, **json.loads(options.parameters)}
     if options.stored_histories:
         HeldOutTraffic.fields["history"] = None  # as if it were not there
     HeldOutTraffic.headers = authorization()
@@ -206,6 +264,36 @@ def tell(data: dict[str, Any], **_: Any) -> None:
 @events.worker_report.add_listener  # type: ignore[untyped-decorator]
 def hear(data: dict[str, Any], **_: Any) -> None:
     HeldOutTraffic.figures.add(data["figures"])
+
+
+@events.test_stopping.add_listener  # type: ignore[untyped-decorator]
+def end(environment: Environment, **_: Any) -> None:
+    """The run is over. A master waits for its workers: locust itself gives them half a second."""
+    runner = environment.runner
+    if HeldOutTraffic.figures.stopped is None:
+        HeldOutTraffic.figures.stopped = time.perf_counter()
+    if isinstance(runner, MasterRunner):
+        HeldOutTraffic.finished.clear()
+        runner.send_message(FINISH)
+        until = time.monotonic() + environment.stop_timeout + REPORTS_WITHIN_S
+        while {one.id for one in runner.clients.running} - HeldOutTraffic.finished:
+            if time.monotonic() > until:
+                break
+            time.sleep(0.05)  # locust has made it one that lets others run
+
+
+def finish(environment: Environment, msg: Message, **_: Any) -> None:
+    """At a worker: let open requests end, then tell the last figures."""
+    runner = environment.runner
+    assert isinstance(runner, WorkerRunner)
+    runner.stop()
+    runner.send_message(FINISHED, HeldOutTraffic.figures.take())
+
+
+def hear_last(environment: Environment, msg: Message, **_: Any) -> None:
+    """At a master: what a worker counted until its last request."""
+    HeldOutTraffic.figures.add(msg.data)
+    HeldOutTraffic.finished.add(msg.node_id)
 
 
 @events.quitting.add_listener  # type: ignore[untyped-decorator]

@@ -46,12 +46,16 @@ class Sent:
 
 @dataclass(frozen=True)
 class Load:
-    """What came of a load."""
+    """What came of a load.
+
+    seconds: how long it was offered; answered_s: until its last answer, from the same moment
+    """
 
     rate: float
     seconds: float
     cpu_share: float
     sent: Sequence[Sent] = field(repr=False)
+    answered_s: float = 0.0
 
     @property
     def generator_busy(self) -> bool:
@@ -60,8 +64,13 @@ class Load:
 
     @property
     def reached(self) -> float:
-        """Answers with items, a second."""
-        return len(self.answered()) / self.seconds
+        """Answers with items, a second: of all the time that the load or its answers took."""
+        return len(self.answered()) / max(self.seconds, self.answered_s)
+
+    @property
+    def unanswered(self) -> int:
+        """Requests that were given up after GIVE_UP_S, or whose connection failed."""
+        return len(self.answered(0))
 
     @property
     def statuses(self) -> dict[int, int]:
@@ -97,6 +106,7 @@ class Load:
             "seconds": round(self.seconds, 1),
             "reached": round(self.reached, 1),
             "statuses": self.statuses,
+            "unanswered": self.unanswered,
             "p50_ms": round(self.quantile_ms(0.5), 2),
             "p95_ms": round(self.quantile_ms(0.95), 2),
             "p99_ms": round(self.quantile_ms(0.99), 2),
@@ -127,7 +137,7 @@ async def open_loop(
     drawn = random.Random(seed)
     gaps = (drawn.expovariate(rate) for _ in itertools.count())
     due = list(itertools.takewhile(lambda at: at < seconds, itertools.accumulate(gaps)))
-    fields = {"exclude_seen": False, **(parameters or {})}
+    fields = parameters or {}
     asked = itertools.cycle([(user, user.request(**fields)) for user in users])
     sent: list[Sent] = []
     connector = aiohttp.TCPConnector(limit=MAX_CONNECTIONS, keepalive_timeout=60)
@@ -142,7 +152,8 @@ async def open_loop(
         took = time.perf_counter() - started
         cpu_share = (_cpu_s() - cpu) / took
     kept = [one for one in sent if one.due >= discard_s]
-    return Load(rate, seconds - discard_s, cpu_share, kept)
+    answered_s = max((one.due + one.seconds for one in kept if one.status), default=0.0) - discard_s
+    return Load(rate, seconds - discard_s, cpu_share, kept, answered_s)
 
 
 async def _ask(

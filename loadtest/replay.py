@@ -161,7 +161,7 @@ def summarise(answers: Sequence[Answer], k: int, wall_s: float) -> dict[str, Any
         "served_by": dict(Counter(answer.served_by for answer in answered)),
         "short_lists": sum(answer.num_items < k for answer in answered),
         **{f"p{p}_ms": round(percentile(waits_ms, p), 2) for p in PERCENTILES if waits_ms},
-        "requests_per_s": round(len(answers) / wall_s, 1),
+        "requests_per_s": round(len(answered) / wall_s, 1),
     }
 
 
@@ -186,11 +186,26 @@ def compare(answers: Iterable[Answer], offline: dict[str, int | None], k: int) -
     return Comparison(identical, tuple(different), tuple(unknown))
 
 
-def read_ranks(path: Path) -> dict[str, int | None]:
-    """Ranks by user, as `python -m training evaluate` writes them, one JSON object a line."""
+@dataclass(frozen=True)
+class Offline:
+    """Ranks measured offline, by user, and whether items of the history were left out there."""
+
+    ranks: dict[str, int | None]
+    exclude_seen: bool
+
+
+def read_ranks(path: Path) -> Offline:
+    """Read what `python -m training evaluate` writes, one JSON object a line.
+
+    Files of before 034 do not say what was left out: nothing was.
+    """
     with path.open(encoding="utf-8") as lines:
         entries = [json.loads(line) for line in lines]
-    return {entry["user_id"]: entry["rank"] for entry in entries}
+    settings = {bool(entry.get("exclude_seen", False)) for entry in entries}
+    if len(settings) > 1:
+        raise ValueError(f"{path} has lines of two evaluations: exclude_seen differs")
+    ranks = {entry["user_id"]: entry["rank"] for entry in entries}
+    return Offline(ranks, settings.pop() if settings else True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -198,17 +213,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     names = ("r_warm", "m_par", "beam_width", "ranking", "finish_rows")
     chosen = {name: getattr(options, name) for name in names}
-    parameters = {
-        "k": options.k,
-        "exclude_seen": options.exclude_seen,
-        **{name: value for name, value in chosen.items() if value is not None},
-    }
     try:
         users = read_held_out(options.held_out, options.users)
         offline = read_ranks(options.compare) if options.compare else None
     except (OSError, ValueError, KeyError) as error:
         print(f"Cannot read the users or ranks: {error}", file=sys.stderr)
         return 1
+    exclude_seen = options.exclude_seen
+    if exclude_seen is None:  # like with like
+        exclude_seen = offline.exclude_seen if offline else True
+    elif offline and offline.exclude_seen != exclude_seen:
+        option = "--exclude-seen" if offline.exclude_seen else "--no-exclude-seen"
+        print(f"The ranks in {options.compare} are those of {option}: ask for it", file=sys.stderr)
+        return 1
+    parameters = {
+        "k": options.k,
+        "exclude_seen": exclude_seen,
+        **{name: value for name, value in chosen.items() if value is not None},
+    }
 
     async def run() -> list[Answer]:
         limits = httpx.Limits(max_connections=options.concurrency)
@@ -236,7 +258,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"No answer from {options.url}: is the service running there?", file=sys.stderr)
     passed = figures["errors"] == 0
     if offline is not None:
-        comparison = compare(answers, offline, options.k)
+        comparison = compare(answers, offline.ranks, options.k)
         figures["ranks_identical"] = comparison.identical
         figures["ranks_different"] = len(comparison.different)
         figures["ranks_unknown"] = len(comparison.unknown)
@@ -246,7 +268,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if comparison.unknown:
             print(
                 f"{len(comparison.unknown)} users are not in {options.compare}; "
-                "evaluate all users (evaluation.users=0)",
+                "evaluate all users (leave evaluation.users out)",
                 file=sys.stderr,
             )
     for name, value in figures.items():
@@ -273,8 +295,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--timeout-s", type=float, default=30, help="longest wait for an answer")
     parser.add_argument(
         "--exclude-seen",
-        action="store_true",
-        help="leave out items of the history; the offline evaluation does not",
+        action=argparse.BooleanOptionalAction,
+        help="leave out items of the history [default: as the ranks of --compare were measured, "
+        "else as the service does, which leaves them out]",
     )
     parser.add_argument(
         "--seed-events",

@@ -16,7 +16,7 @@ import json
 import sys
 import time
 from functools import partial
-from http.client import HTTPConnection
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ import numpy as np
 
 from loadtest.capacity import find_capacity
 from loadtest.held_out import HeldOutUser, read_held_out
-from loadtest.open_loop import Load, open_loop
+from loadtest.open_loop import GIVE_UP_S, Load, open_loop
 from loadtest.served import Served, served
 
 LONE_REQUESTS = 300
@@ -38,16 +38,25 @@ SOAK_SHARE = 0.8
 
 
 def lone_client(url: str, users: list[HeldOutUser], parameters: dict[str, Any]) -> dict[str, float]:
-    """One request after the other over one connection: its time, and how much of it is decoding."""
+    """One request after the other over one connection: its time, and how much of it is decoding.
+
+    Raises SystemExit with a sentence where an answer does not come.
+    """
     waited, decoded = [], []
-    connection = HTTPConnection(url.removeprefix("http://"))
+    connection = HTTPConnection(url.removeprefix("http://"), timeout=GIVE_UP_S)
     headers = {"Content-Type": "application/json"}
     for number in range(LONE_REQUESTS):
         user = users[number % len(users)]
         body = json.dumps(user.request(**parameters)).encode()
         started = time.perf_counter()
-        connection.request("POST", "/recommend", body, headers)
-        answer = connection.getresponse().read()
+        try:
+            connection.request("POST", "/recommend", body, headers)
+            answer = connection.getresponse().read()
+        except (OSError, HTTPException) as error:
+            raise SystemExit(
+                f"request {number + 1} of one client alone got no answer ({type(error).__name__}): "
+                "see the log of the service"
+            ) from error
         waited.append(1000 * (time.perf_counter() - started))
         stages = json.loads(answer)["timings_ms"]
         decoded.append(sum(stages.get(stage, 0) for stage in ("encode", "denoise", "search")))
@@ -101,11 +110,12 @@ async def stress(
     num_jobs = grown["unmask_batch_requests_sum"]
     batches = grown["unmask_batch_requests_count"]
     settled = [one for one in calm.answered() if one.due >= 2]
-    recovered_ms = 1000 * float(np.median([one.seconds for one in settled]))
+    recovered_ms = 1000 * float(np.median([one.seconds for one in settled])) if settled else None
+    recovered = "no answer" if recovered_ms is None else f"p50 {recovered_ms:.2f} ms"
     print(
         f"batches of {num_jobs / max(1, batches):.1f}; decode thread busy {busy_s / seconds:.0%}, "
         f"service {(service.cpu_s - cpu) / (seconds + CALM_S):.2f} cores; "
-        f"2 s after the load p50 {recovered_ms:.2f} ms"
+        f"2 s after the load {recovered}"
     )
     return {
         "parameters": parameters,
@@ -146,6 +156,8 @@ async def counters(url: str) -> dict[str, float]:
 
 def show(name: str, load: Load) -> None:
     warning = "  GENERATOR BUSY" if load.generator_busy else ""
+    if load.unanswered:
+        warning += f"  {load.unanswered} OF {len(load.sent)} UNANSWERED"
     print(
         f"{name}: {load.reached:.0f}/s answered, statuses {load.statuses}, "
         f"p50 {load.quantile_ms(0.5):.1f} p99 {load.quantile_ms(0.99):.1f} "

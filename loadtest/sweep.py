@@ -76,7 +76,7 @@ async def recall_of(
     Those that are turned away, since the answer would be late, are asked for again one at a time.
     """
     # A deadline would turn a queue into refusals, and nobody waits for these answers.
-    patient = {"exclude_seen": False, "timeout_ms": 10_000}
+    patient = {"timeout_ms": 10_000}
     ask = partial(replay, parameters=_parameters(case, setting) | patient)
     async with _client(url) as client:
         started = time.perf_counter()
@@ -105,7 +105,7 @@ def _client(url: str) -> httpx.AsyncClient:
 def _parameters(case: Case, setting: Setting) -> dict[str, Any]:
     """Fields of a request; with a history in the store, that of the request is as if not there."""
     stored = {"history": None} if setting.stored_histories else {}
-    return {"k": setting.k, **stored, **case.parameters}
+    return {"k": setting.k, "exclude_seen": setting.exclude_seen, **stored, **case.parameters}
 
 
 def _mean_nfe(answers: Sequence[Answer]) -> float:
@@ -201,6 +201,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 probe_s=asked.probe_seconds,
                 min_answers=asked.min_answers,
                 stored_histories=asked.stored_histories,
+                exclude_seen=asked.exclude_seen,
                 service_cores=len(service.cores),
                 machine=here,
             )
@@ -249,6 +250,12 @@ def _parser() -> argparse.ArgumentParser:
         "--stored-histories",
         action="store_true",
         help="store the histories first, and let the service read them from its embedded Valkey",
+    )
+    parser.add_argument(
+        "--exclude-seen",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="leave out items of the history, as the service does by default",
     )
     parser.add_argument("--probe-seconds", type=float, default=8, help="of each rate tried")
     parser.add_argument("--min-answers", type=int, default=500, help="of each rate tried")

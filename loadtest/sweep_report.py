@@ -66,6 +66,7 @@ def _document(
         f"`python -m loadtest.sweep`; {setting.machine}, {setting.service_cores} of them the "
         f"service's with its store, the others the generator's. {setting.users} held-out users, "
         f"histories in the {'store' if setting.stored_histories else 'requests'}, "
+        f"{'seen items excluded' if setting.exclude_seen else 'nothing excluded'}, "
         f"encoder cache off, k = {setting.k}. *Requests a second* is "
         f"the highest rate of an open loop at which p99 is within {setting.slo_ms} ms and at "
         "most 0.1 % get no answer: median and range of "

@@ -157,6 +157,7 @@ class Setting:
     probe_s: float
     min_answers: int
     stored_histories: bool
+    exclude_seen: bool
     service_cores: int
     machine: str
 

@@ -20,5 +20,5 @@ Reading order:
 
 import os
 
-# ONNX Runtime's own builds report to Microsoft from 1.32 on; it looks here as it is imported.
+# ONNX Runtime's own builds report to Microsoft from 1.29.0 on; it looks here as it is imported.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

@@ -39,7 +39,12 @@ from service.decoding import (
     Schedule,
     SidTrie,
 )
-from service.decoding.onnx_denoiser import OnnxDenoiser, Provider, ProviderMissing
+from service.decoding.onnx_denoiser import (
+    OnnxDenoiser,
+    Provider,
+    ProviderMissing,
+    RuntimeMissing,
+)
 from service.decoding.shared import SharedList
 from service.errors import BundleInvalid, ProviderUnavailable
 from service.items import AttributeIndex, Item
@@ -187,6 +192,8 @@ class Bundle:
                 raise ValueError("rotation.npy must have one row per dimension of vectors.npy")
         except ProviderMissing as error:
             raise ProviderUnavailable(f"UNMASK_PROVIDER={provider}: {error}") from error
+        except RuntimeMissing as error:
+            raise ProviderUnavailable(str(error)) from error
         except (ValueError, KeyError, TypeError, RuntimeError) as error:
             raise BundleInvalid(f"bundle {path}: {one_line(error)}") from error
         trie = SidTrie(catalogue.with_room())

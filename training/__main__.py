@@ -7,7 +7,9 @@ command needs them: torch alone takes seconds.
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shlex
 import sys
 from dataclasses import replace
@@ -17,11 +19,11 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.console import Console
 
-from service.errors import BundleInvalid
+from service.errors import StartError
 from training.config import ComparisonTable, StageName
 from training.errors import ConfigError, TrainingError
 from training.fetch import DATASETS, fetch
-from training.preset import load_config, preset_names, validate_config
+from training.preset import load_config, preset_names, recorded_config, validate_config
 from training.synthetic import synthesize
 
 app = typer.Typer(
@@ -66,6 +68,8 @@ def run_command(
     until: Annotated[StageName, typer.Option(help="last stage")] = "evaluation",
 ) -> dict[str, Any]:
     """From interactions to an evaluated bundle in <out>/bundle. Finished stages are skipped."""
+    check_folder("--out", out)
+    check_runtime()
     from training.interactions import load_dataset
     from training.pipeline import run
 
@@ -92,6 +96,8 @@ def evaluate_command(
 
     With the configuration it records. Only --set-default changes the bundle.
     """
+    check_folder("--out", out)
+    check_runtime()
     from service.bundle import Bundle
     from training.interactions import load_dataset
     from training.pipeline import choose_default
@@ -102,10 +108,8 @@ def evaluate_command(
     loaded = Bundle.load(bundle, precision=precision)
     if set_default:
         check_not_promoted(bundle, loaded.manifest)
-    recorded = loaded.manifest.facts.get("config")
-    config = validate_config(
-        recorded if isinstance(recorded, dict) else {}, overrides, source=f"bundle {bundle}"
-    )
+    recorded = recorded_config(loaded.manifest.facts.get("config"))
+    config = validate_config(recorded, overrides, source=f"bundle {bundle}")
     dataset = load_dataset(data, interactions, items, embeddings, config.interactions)
     check_data(loaded, dataset)
     grid = choose_default(loaded.decoder, dataset, config, console)
@@ -123,6 +127,7 @@ def step_time_command(
     overrides: SetOption = None,
 ) -> dict[str, Any]:
     """Time training steps on this machine, beside the matrix products it could do."""
+    check_runtime()
     from service.decoding import SidTrie
     from training.interactions import load_dataset
     from training.pipeline import catalogue_of
@@ -157,6 +162,8 @@ def compare_command(
     ] = 1,
 ) -> dict[str, Any]:
     """The run, its schedules and the baselines on one split: comparison.md, .csv, .png, .svg."""
+    check_folder("--out", out)
+    check_runtime()
     from training.baselines import BERT4RecConfig, SASRecConfig
     from training.compare import MAIN_TABLES, Plan, compare
     from training.comparison_document import Origin
@@ -187,6 +194,7 @@ def promote_command(
     """Verify a bundle and copy it to <store>/<name>/<version>."""
     from training.promotion import promote
 
+    check_folder("--store", store)
     manifest, target = promote(bundle, store)
     return {"bundle": manifest.ref, "path": str(target)}
 
@@ -201,6 +209,7 @@ def fetch_command(
     ] = None,
 ) -> dict[str, Any]:
     """Download a public data set, check it, and prepare a folder for --data."""
+    check_folder("--out", out)
     checksums = {}
     for given in checksum or []:
         file, separator, digest = given.partition("=")
@@ -225,7 +234,38 @@ def synthesize_command(
     seed: int = 7,
 ) -> dict[str, Any]:
     """Make a synthetic catalogue and users whose next item is partly predictable."""
+    check_folder("--out", out)
     return synthesize(out, users, items, noise, seed)
+
+
+def check_folder(option: str, folder: Path) -> None:
+    """Raise ConfigError unless a folder is there and writable, or can be made."""
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise ConfigError(f"{option} {folder}: {there} is a file; name a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(f"{option} {folder}: {there} may not be written to; name another folder")
+
+
+def of_the_system(error: OSError) -> str:
+    """What the operating system refused, in a sentence."""
+    if error.strerror is None:  # raised by a library, with a sentence of its own
+        return str(error)
+    place = f"{error.filename}: " if error.filename is not None else ""
+    said = f"{place}{error.strerror}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        said += "; make room, then run the same command again"
+    return said
+
+
+def check_runtime() -> None:
+    """Raise TrainingError where ONNX Runtime cannot run: hours before it is needed, and for all."""
+    from service.decoding.onnx_denoiser import RuntimeMissing, require_runtime
+
+    try:
+        require_runtime()
+    except RuntimeMissing as error:
+        raise TrainingError(str(error)) from error
 
 
 def main() -> int:
@@ -238,8 +278,11 @@ def main() -> int:
     except ConfigError as error:
         console.print(f"error: {error}", markup=False)
         return 2
-    except (TrainingError, BundleInvalid, FileExistsError) as error:
+    except (TrainingError, StartError) as error:
         console.print(f"error: {error}", markup=False)
+        return 1
+    except OSError as error:
+        console.print(f"error: {of_the_system(error)}", markup=False)
         return 1
     except (KeyboardInterrupt, typer.Abort):
         console.print("stopped; run the same command again to go on")

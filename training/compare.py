@@ -53,7 +53,13 @@ def compare(
     dataset: as loaded with `config.interactions`
     """
     contest = _Contest(config, dataset, out, console, plan)
-    comparison = Comparison(origin, dataset, contest.run.bundle.manifest, plan.seeds)
+    comparison = Comparison(
+        origin,
+        dataset,
+        contest.run.bundle.manifest,
+        plan.seeds,
+        config.evaluation.exclude_seen,
+    )
     tables: dict[str, Callable[[], Iterator[Row]]] = {
         "systems": contest.systems,
         "schedules": contest.schedules,
@@ -72,6 +78,7 @@ def compare(
         "out": str(out),
         "bundle": comparison.manifest.ref,
         "users": len(dataset.split.test),
+        "exclude_seen": config.evaluation.exclude_seen,
         "rows": {table: len(rows) for table, rows in comparison.tables.items()},
         "recall@10": {
             row.system: round(row.recall, 5) for row in comparison.tables.get("systems", ())
@@ -89,7 +96,10 @@ class _Contest:
         self.plan = plan
         self.run = FinishedRun.of(config, dataset, out / "unmask", console)
         store = RanksStore(out / "ranks", console)
-        self.ranked = RankedSystems(dataset, store, config.evaluation.batch)
+        exclude_seen = config.evaluation.exclude_seen
+        self.ranked = RankedSystems(
+            dataset, store, config.evaluation.batch, exclude_seen=exclude_seen
+        )
 
     def systems(self) -> Iterator[Row]:
         """The bundle's schedule, one call and the paper's, prior on and off; then baselines."""
@@ -151,7 +161,7 @@ class _Contest:
                 ranked = replace(self.ranked, prefix=f"seed-{config.fit.seed}-")
             setting = f"seed {self.config.fit.seed + number}"
             for prior in (True, False):
-                ranks = ranked.unmask(run, run.default, prior=prior, seen_excluded=True)
+                ranks = ranked.unmask(run, run.default, prior=prior, both=True)
                 yield Row(_unmask_name(prior), setting, ranks)
             for name, model in (("SASRec", self.plan.sasrec), ("BERT4Rec", self.plan.bert4rec)):
                 other = model.model_copy(update={"seed": model.seed + number})
@@ -174,7 +184,7 @@ class _Contest:
                     run,
                     asked,
                     prior=False,
-                    seen_excluded=asked == ONE_CALL,
+                    both=asked == ONE_CALL,
                     name=f"ablation-{slug}",
                     shipped=False,
                 )
@@ -184,7 +194,7 @@ class _Contest:
                 self.run,
                 PAPER,
                 prior=False,
-                seen_excluded=False,
+                both=False,
                 confidence="random",
                 shipped=False,
             )
@@ -199,9 +209,7 @@ class _Contest:
         for dropped in DROPPED:
             dataset = thin(self.dataset, dropped)
             percent = f"{100 * dropped:.0f}"
-            ranked = RankedSystems(
-                dataset, self.ranked.store, self.ranked.batch, f"density-{percent}-"
-            )
+            ranked = replace(self.ranked, dataset=dataset, prefix=f"density-{percent}-")
             folder = self.out / "density" / percent
             run = FinishedRun.of(self.config, dataset, folder, self.console)
             left = dataset.split.train.num_interactions / self.dataset.split.train.num_interactions
@@ -211,8 +219,8 @@ class _Contest:
 
     def _thinned(self, ranked: RankedSystems, run: FinishedRun) -> dict[str, SystemRanks]:
         return {
-            "Unmask": ranked.unmask(run, run.default, prior=True, seen_excluded=True),
-            "Unmask, prior off": ranked.unmask(run, run.default, prior=False, seen_excluded=True),
+            "Unmask": ranked.unmask(run, run.default, prior=True, both=True),
+            "Unmask, prior off": ranked.unmask(run, run.default, prior=False, both=True),
             "SASRec": ranked.sequence_model("sasrec", self.plan.sasrec),
             "sequential memory": ranked.sequential_memory(),
         }
@@ -231,12 +239,10 @@ class _Contest:
     def _unmask(
         self, asked: ScheduleConfig, *, prior: bool = True, shipped: bool = True
     ) -> SystemRanks:
-        """Ranks of the run at a schedule; the main ones with seen items excluded too."""
+        """Ranks of the run at a schedule; the main ones at both settings of `exclude_seen`."""
         main = [self.run.schedule(one) for one in (self.run.default, ONE_CALL, PAPER)]
-        seen_excluded = self.run.schedule(asked) in main
-        return self.ranked.unmask(
-            self.run, asked, prior=prior, seen_excluded=seen_excluded, shipped=shipped
-        )
+        both = self.run.schedule(asked) in main
+        return self.ranked.unmask(self.run, asked, prior=prior, both=both, shipped=shipped)
 
     def _distinct(self, *asked: ScheduleConfig) -> list[ScheduleConfig]:
         """Those that make different schedules for SIDs of this length, the first of each."""

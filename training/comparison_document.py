@@ -28,8 +28,10 @@ from training.comparison_table import (
     seeds_table,
     systems_table,
 )
-from training.evaluation import LONG, SHORT
+from training.evaluation import LONG, SHORT, setting_name, targets_seen
 from training.interactions import Dataset
+
+SERVED_OTHERWISE = "as the service answers requests that say exclude_seen: false"
 
 TABLES: dict[str, tuple[str, Callable[[Sequence[Row]], str], str]] = {
     "systems": (
@@ -51,8 +53,7 @@ TABLES: dict[str, tuple[str, Callable[[Sequence[Row]], str], str]] = {
     "lengths": (
         "Users by length of their history",
         lengths_table,
-        "recall@10 ± one standard error by the number of items in the history at test; nothing "
-        "excluded.",
+        "recall@10 ± one standard error by the number of items in the history at test.",
     ),
     "seeds": (
         "Seeds",
@@ -98,6 +99,7 @@ class Comparison:
     dataset: Dataset
     manifest: Manifest
     seeds: int
+    exclude_seen: bool
     tables: dict[str, list[Row]] = field(default_factory=dict)
 
     def write(self, out: Path) -> None:
@@ -140,12 +142,15 @@ class Comparison:
 
     def _protocol(self) -> str:
         manifest, default = self.manifest, self.manifest.decoding
+        repeated = int(targets_seen(self.dataset.split.test).sum())
         seeds = "one seed" if self.seeds == 1 else f"{self.seeds} seeds"
         return (
             "Protocol: leave-last-out (a user's last item is the target, the last but one is for "
             "validation, which alone chooses checkpoints, schedule, prior and decay); all test "
             "users; the whole catalogue is ranked, cold items too, item-level unless marked SID; "
-            f"nothing is excluded unless said; of a history all see the newest {HISTORY_CAP} "
+            f"{setting_name(exclude_seen=self.exclude_seen)} unless said, "
+            f"{'as the service answers by default' if self.exclude_seen else SERVED_OTHERWISE}, "
+            f"in all choices on validation too; of a history all see the newest {HISTORY_CAP} "
             f"items at most, which the service keeps; {seeds}. Unmask's encoder sees the newest "
             f"{manifest.history_length} items and answers through the production decoder: as a "
             f"full system with beam_width {default.beam_width}, ranking {default.ranking}, "
@@ -155,9 +160,10 @@ class Comparison:
             f"requests for {LONG} items, all others of requests for {SHORT}; narrower beams are "
             "widened to that, as in the service.\n\n"
             "Unmask learns how likely users come back to an item of their history (repeat bias "
-            f"{manifest.repeat_bias:+.2f} on this data), the baselines do not: compare them with "
-            "seen items excluded as well, where that advantage is gone. Where users repeat items, "
-            "excluding makes some targets unreachable for all."
+            f"{manifest.repeat_bias:+.2f} on this data), the baselines do not: with nothing "
+            "excluded that is an advantage of its own. "
+            f"Of {repeated:,} of {len(self.dataset.split.test):,} test users the history holds the "
+            "target already: with seen items excluded these are unreachable for all."
         )
 
 

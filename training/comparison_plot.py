@@ -14,10 +14,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from training.comparison_table import Row, standard_error
-from training.evaluation import recall_at
+from training.evaluation import recall_at, setting_name
 from training.ranks_store import TargetRanks
 
-NOTHING_EXCLUDED, SEEN_EXCLUDED = "#1f5fa8", "#d9822b"
+SERVED, OTHER = "#1f5fa8", "#d9822b"
 BY_PRIOR = ("#6a6a6a", "#2a8c5a")  # off, on
 OFFSET = 0.14  # of the two dots of a system, in lines
 
@@ -39,11 +39,14 @@ def plot_comparison(
 def _dots(axes: Axes, rows: Sequence[Row]) -> None:
     lines = range(len(rows))
     found = [row.ranks.item for row in rows]
-    _errors(axes, found, [line - OFFSET for line in lines], NOTHING_EXCLUDED, "nothing excluded")
-    measured = [line for line in lines if rows[line].ranks.seen_excluded is not None]
-    without_seen = [ranks for row in rows if (ranks := row.ranks.seen_excluded) is not None]
-    places = [line + OFFSET for line in measured]
-    _errors(axes, without_seen, places, SEEN_EXCLUDED, "seen items excluded")
+    served, other = (
+        setting_name(exclude_seen=exclude_seen)
+        for exclude_seen in (rows[0].ranks.exclude_seen, not rows[0].ranks.exclude_seen)
+    )
+    _errors(axes, found, [line - OFFSET for line in lines], SERVED, served)
+    measured = [line for line in lines if rows[line].ranks.other is not None]
+    at_other = [ranks for row in rows if (ranks := row.ranks.other) is not None]
+    _errors(axes, at_other, [line + OFFSET for line in measured], OTHER, other)
     axes.set_yticks(list(lines), [row.system for row in rows])
     axes.invert_yaxis()
     axes.set_xlim(left=0)

@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 
-from training.evaluation import CUTOFFS, LONG, ndcg_at, recall_at
+from training.evaluation import CUTOFFS, LONG, ndcg_at, recall_at, setting_name
 from training.ranks_store import SystemRanks, TargetRanks
 
 Verdict = Literal["better", "worse", "tie"]
@@ -39,7 +39,7 @@ class Row:
 
     @property
     def recall(self) -> float:
-        """recall@10, item-level, nothing excluded."""
+        """recall@10, item-level, at the setting of the headline."""
         return recall_at(self.ranks.item, 10)
 
     def change(self, metric: str) -> float:
@@ -90,22 +90,23 @@ def markdown_table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str
 
 
 def systems_table(rows: Sequence[Row]) -> str:
-    """All systems against the full one, nothing excluded and seen items excluded."""
-    header = ["system", *METRICS, "SID recall@10", "seen excluded: recall@10", "ndcg@10"]
+    """All systems against the full one, at the setting that is served, then at the other one."""
+    other = _other_setting(rows)
+    header = ["system", *METRICS, "SID recall@10", f"{other}: recall@10", "ndcg@10"]
     header += ["parameters", "minutes", "NFE", "SE of recall@10"]
-    header += ["difference to full, recall@10", "verdict", "seen excluded: difference", "verdict"]
+    header += ["difference to full, recall@10", "verdict", f"{other}: difference", "verdict"]
     lines = []
     for row in rows:
         ranks = row.ranks
         line = [row.system, *(f"{_item_metric(ranks, metric):.4f}" for metric in METRICS)]
         line.append(_shown(ranks.sid, "recall@10"))
-        line += [_shown(ranks.seen_excluded, metric) for metric in ("recall@10", "ndcg@10")]
+        line += [_shown(ranks.other, metric) for metric in ("recall@10", "ndcg@10")]
         line += [f"{ranks.parameters:,}", f"{ranks.minutes:.1f}"]
         line += [
             NONE if ranks.nfe is None else f"{ranks.nfe:g}",
             f"{standard_error(ranks.item):.4f}",
         ]
-        line += [*_difference(row), *_difference(row, seen_excluded=True)]
+        line += [*_difference(row), *_difference(row, other=True)]
         lines.append(line)
     return markdown_table(header, lines)
 
@@ -129,12 +130,12 @@ def schedules_table(rows: Sequence[Row]) -> str:
 def ablations_table(rows: Sequence[Row]) -> str:
     """Ablations against the run as it is, with what MDGR reports."""
     header = ["ablation", "asked", "recall@10", "difference, recall@10", "verdict"]
-    header += ["seen excluded: difference", "verdict"]
+    header += [f"{_other_setting(rows)}: difference", "verdict"]
     header += ["change of recall@5 / ndcg@5", "MDGR's change"]
     lines = []
     for row in rows:
         line = [row.system, row.setting, f"{row.recall:.4f}"]
-        line += [*_difference(row), *_difference(row, seen_excluded=True)]
+        line += [*_difference(row), *_difference(row, other=True)]
         line.append(" / ".join(_percent(row.change(metric)) for metric in ("recall@5", "ndcg@5")))
         lines.append([*line, row.published or NONE])
     return markdown_table(header, lines)
@@ -199,15 +200,16 @@ def _figures(row: Row) -> dict[str, str]:
     figures = {"system": row.system, "setting": row.setting, "users": str(len(ranks.item))}
     figures |= {metric: f"{_item_metric(ranks, metric):.5f}" for metric in METRICS}
     figures["recall@10_standard_error"] = f"{standard_error(ranks.item):.5f}"
-    for prefix, of in (("sid", ranks.sid), ("seen_excluded", ranks.seen_excluded)):
+    figures["exclude_seen"] = "yes" if ranks.exclude_seen else "no"
+    for prefix, of in (("sid", ranks.sid), ("other", ranks.other)):
         for metric in ("recall@10", "ndcg@10"):
             figures[f"{prefix}_{metric}"] = "" if of is None else f"{_metric(of, metric):.5f}"
     figures["parameters"] = str(ranks.parameters)
     figures["minutes"] = f"{ranks.minutes:.2f}"
     figures["nfe"] = "" if ranks.nfe is None else f"{ranks.nfe:g}"
     figures["milliseconds"] = "" if ranks.milliseconds is None else f"{ranks.milliseconds:.3f}"
-    for prefix, seen_excluded in (("", False), ("seen_excluded_", True)):
-        found = _paired(row, seen_excluded)
+    for prefix, other in (("", False), ("other_", True)):
+        found = _paired(row, other=other)
         figures[f"{prefix}difference"] = f"{found.mean:.5f}" if found else ""
         figures[f"{prefix}difference_standard_error"] = (
             f"{found.standard_error:.5f}" if found else ""
@@ -216,17 +218,22 @@ def _figures(row: Row) -> dict[str, str]:
     return figures | {"published": row.published, "note": ranks.note}
 
 
-def _paired(row: Row, seen_excluded: bool) -> Difference | None:
+def _other_setting(rows: Sequence[Row]) -> str:
+    """The name of the setting that is not the headline's, which is one for all rows."""
+    return setting_name(exclude_seen=not rows[0].ranks.exclude_seen) if rows else "other setting"
+
+
+def _paired(row: Row, *, other: bool) -> Difference | None:
     if row.reference is None:
         return None
-    if not seen_excluded:
+    if not other:
         return paired_difference(row.ranks.item, row.reference.item)
-    mine, others = row.ranks.seen_excluded, row.reference.seen_excluded
+    mine, others = row.ranks.other, row.reference.other
     return None if mine is None or others is None else paired_difference(mine, others)
 
 
-def _difference(row: Row, *, seen_excluded: bool = False) -> tuple[str, str]:
-    found = _paired(row, seen_excluded)
+def _difference(row: Row, *, other: bool = False) -> tuple[str, str]:
+    found = _paired(row, other=other)
     return (str(found), found.verdict) if found else (NONE, NONE)
 
 

@@ -35,6 +35,11 @@ class InteractionsConfig(Section):
     """Filtering and splitting of the interaction log."""
 
     core: int = Field(0, ge=0, description="k of the k-core filter on users and items; 0 = off")
+    collapse_repeats: bool = Field(
+        True,
+        description="leave out rows that are there twice (same user, item and time), and of rows "
+        "in a row of one user that name one item all but the first",
+    )
     cold_items: bool = Field(
         True, description="keep items that have no interaction (left) in the catalogue"
     )
@@ -241,6 +246,11 @@ class EvaluationConfig(Section):
     )
     beam_width: int | None = Field(
         None, ge=1, description="of the tables on test users; absent = the bundle's default"
+    )
+    exclude_seen: bool = Field(
+        True,
+        description="leave out items of the history, as the service does unless a request says "
+        "otherwise; all that is chosen on validation users is chosen so, and reports begin with it",
     )
     users: int | None = Field(
         None, ge=1, description="test users, a fixed random draw; absent = all"

@@ -3,6 +3,7 @@
 TrainingError
 ├── ConfigError        a preset or an override is wrong
 ├── DataError          interactions, items or embeddings cannot be used as they are
+├── FitDiverged        a loss or a parameter of a network is not a finite number any more
 └── FetchError         a public data set could not be downloaded whole
 """
 
@@ -17,6 +18,10 @@ class ConfigError(TrainingError):
 
 class DataError(TrainingError):
     """Interactions, items or embeddings cannot be used as they are."""
+
+
+class FitDiverged(TrainingError):
+    """A loss or a parameter of a network is not a finite number any more; no bundle is made."""
 
 
 class FetchError(TrainingError):

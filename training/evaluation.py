@@ -1,9 +1,10 @@
 """Offline evaluation through the production decoder: what is measured is what ships.
 
-Protocol (leave-last-out, one target a user, whole catalogue, nothing excluded, histories as long as
-the service keeps them): the item-level rank of a target is its place in the list the service would
-return; the SID-level rank, shown beside it, its SID's place among the distinct SIDs of that list,
-continued to twice its length. Knows denoisers and windows, not files.
+Protocol (leave-last-out, one target a user, whole catalogue, histories as long as the service keeps
+them): the item-level rank of a target is its place in the list the service would return; the
+SID-level rank, shown beside it, its SID's place among the distinct SIDs of that list, continued to
+twice its length. `exclude_seen` leaves the history's items out, as the service does by default.
+Knows denoisers and windows, not files.
 """
 
 from __future__ import annotations
@@ -80,6 +81,7 @@ def ranks(
     """Decode every window and rank its target within k.
 
     workers: threads that decode batches side by side; advance: called with the users done.
+    exclude_seen: leave out items of the history, so that a target among them is never found
     """
     sid_of = _sid_numbers(decoder.trie.catalogue)
     found = Ranks(
@@ -121,9 +123,28 @@ def ranks(
     return Ranks(found.item, found.sid, nfe / users, repeated, milliseconds)
 
 
-def popularity_ranks(windows: Windows, *, k: int) -> NDArray[np.int32]:
+def popularity_ranks(windows: Windows, *, k: int, exclude_seen: bool = False) -> NDArray[np.int32]:
     """Ranks when everybody gets the most popular items: rows are ordered by popularity."""
-    return np.where(windows.targets < k, windows.targets + 1, NOT_FOUND).astype(np.int32)
+    found = windows.targets.astype(np.int64) + 1
+    if exclude_seen:
+        for index, target in enumerate(windows.targets):
+            seen = np.unique(windows.history_of(index))
+            found[index] -= np.count_nonzero(seen < target)
+        found[targets_seen(windows)] = NOT_FOUND
+    return np.where(found <= k, found, NOT_FOUND).astype(np.int32)
+
+
+def targets_seen(windows: Windows) -> NDArray[np.bool_]:
+    """(n,) whether the history holds the target already: with seen items excluded none is found."""
+    targets = windows.targets
+    return np.array(
+        [targets[index] in windows.history_of(index) for index in range(len(windows))], dtype=bool
+    )
+
+
+def setting_name(*, exclude_seen: bool) -> str:
+    """What tables and sentences call it."""
+    return "seen items excluded" if exclude_seen else "nothing excluded"
 
 
 def recall_at(found: NDArray[np.int32], k: int) -> float:

@@ -26,7 +26,7 @@ from service.decoding.onnx_denoiser import (
     ENCODER_OUTPUTS,
     OnnxDenoiser,
 )
-from training.errors import TrainingError
+from training.errors import FitDiverged, TrainingError
 from training.model import MaskedDiffusionModel
 from training.torch_denoiser import TorchDenoiser, newest_place
 
@@ -61,9 +61,14 @@ def export_graphs(model: MaskedDiffusionModel) -> tuple[bytes, bytes, float]:
     """Export and compare with torch on random inputs of several shapes.
 
     Returns encoder.onnx, decoder.onnx and the largest difference in log-probs seen.
-    Raises TrainingError when it exceeds PARITY_TOLERANCE.
+    Raises TrainingError when it exceeds PARITY_TOLERANCE, FitDiverged for parameters like nan.
     """
     model = model.eval()
+    if not all(bool(tensor.isfinite().all()) for tensor in model.parameters()):
+        raise FitDiverged(
+            "a parameter of the network is not finite, so it is not exported: fit it again with a "
+            "smaller fit.learning_rate"
+        )
     codes = torch.full((3, 4, model.num_subspaces), model.num_codes, dtype=torch.uint16)
     vectors = torch.zeros(3, 4, model.vector_dims, dtype=torch.float16)
     mask, memory = torch.ones(3, 4, dtype=torch.bool), torch.zeros(3, model.config.width)
@@ -147,7 +152,7 @@ def _parity(model: MaskedDiffusionModel, encoder: bytes, decoder: bytes) -> floa
             denoiser.denoise(denoiser.encode(Histories(history, vectors, mask)), sids, positions)
             for denoiser in denoisers
         )
-        largest = max(largest, float(np.abs(given - exported).max()))
+        largest = float(np.maximum(largest, np.abs(given - exported).max()))  # nan stays nan
     if not largest <= PARITY_TOLERANCE:
         raise TrainingError(
             f"the exported graphs differ from the network by {largest:.2g} in log-probs; "

@@ -2,9 +2,11 @@
 
 Validation asks the production decoder, by default in one call, every row scored exactly. A
 checkpoint is written after every epoch; a run that was cut off continues from it and ends bit for
-bit where an uninterrupted one would. Knows nothing of files but its own stage folder.
+bit where an uninterrupted one would. A checkpoint that is damaged, or of other inputs, is said to
+be, and the fit starts anew. A loss that is not finite ends the fit with a sentence. Knows nothing
+of files but its own stage folder.
 
-fit/checkpoint.pt   model, averaged and best weights, optimiser, random states, validations
+fit/checkpoint.pt   model, averaged and best weights, optimiser, random states, validations, key
 fit/scalars.jsonl   one JSON object a logged step: {"step", "epoch", "loss", ...}
 """
 
@@ -29,14 +31,16 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from torch import Tensor
 
 from service.decoding import Catalogue, Decoder, Schedule, SidTrie
+from training.checkpoint import read_checkpoint, write_checkpoint
 from training.config import FitConfig, MaskingConfig, ModelConfig
-from training.errors import DataError
+from training.errors import DataError, FitDiverged
 from training.evaluation import draw_windows, ranks, recall_at
 from training.interactions import Split
 from training.masking import draw_mask
 from training.model import MaskedDiffusionModel
 from training.objective import CatalogueSoftmax, Repeats, position_loss
 from training.segments import Segments
+from training.stages import remove
 from training.torch_denoiser import TorchDenoiser
 
 LOG_EVERY = 20  # steps
@@ -66,26 +70,42 @@ def fit(
     masking: MaskingConfig,
     config: FitConfig,
     console: Console,
+    exclude_seen: bool = True,
+    key: str = "",
     stop_after_epochs: int | None = None,
 ) -> tuple[MaskedDiffusionModel, FitState]:
     """Train, or continue training, and return the model of the best validation recall@10.
 
     trie: the catalogue's; folder: the stage folder (checkpoint, scalar log).
+    exclude_seen: of the lists that checkpoints are compared by
+    key: of all that the fit depends on; a checkpoint with another one is not gone on from
     stop_after_epochs: leave the loop early, as an interruption would (the checkpoint stays).
+    Raises FitDiverged when a loss or a parameter is not finite any more.
     """
     torch.set_num_threads(config.threads or cpu_count())
-    torch.manual_seed(config.seed)
-    model = model_for(trie.catalogue, model_config)
-    trainer = Trainer(model, split, trie, masking, config)
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / "checkpoint.pt"
-    if checkpoint.exists():
-        trainer.restore(torch.load(checkpoint, weights_only=True))
-        if not trainer.finished:
-            console.print(f"resumed after epoch {trainer.state.epoch} of {trainer.epochs}")
-    else:
+
+    def beginning() -> Trainer:
+        torch.manual_seed(config.seed)
+        model = model_for(trie.catalogue, model_config)
+        return Trainer(model, split, trie, masking, config, exclude_seen=exclude_seen)
+
+    trainer = beginning()
+    snapshot = read_checkpoint(checkpoint, key, console)
+    if snapshot is not None:
+        try:
+            trainer.restore(snapshot)
+        except (KeyError, TypeError, ValueError, RuntimeError):
+            console.print(f"{checkpoint.name} was written by another version: the fit starts anew")
+            trainer, snapshot = beginning(), None  # part of it may have been restored
+    if snapshot is None:
+        remove(checkpoint)
         num_samples = trainer.segments.num_samples
         console.print(f"{trainer.epochs} epochs of {num_samples:,} samples (or set fit.epochs)")
+    elif not trainer.finished:
+        console.print(f"resumed after epoch {trainer.state.epoch} of {trainer.epochs}")
+    model = trainer.model
     progress = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -110,9 +130,7 @@ def fit(
                     f"epoch {trainer.state.epoch}: loss {scalars['loss']:.3f}, "
                     f"validation recall@10 {scalars['recall@10']:.4f}"
                 )
-            temporary = checkpoint.with_suffix(".tmp")
-            torch.save(trainer.snapshot(), temporary)
-            temporary.replace(checkpoint)
+            write_checkpoint(checkpoint, {**trainer.snapshot(), "key": key})
     model.load_state_dict(trainer.best)
     return model.eval(), trainer.state
 
@@ -147,8 +165,11 @@ class Trainer:
         trie: SidTrie,
         masking: MaskingConfig,
         config: FitConfig,
+        *,
+        exclude_seen: bool = True,
     ) -> None:
         self.model, self.trie, self.masking, self.config = model, trie, masking, config
+        self.exclude_seen = exclude_seen
         self.segments = Segments.of(split.train, model.config.history_length)
         if not len(self.segments):
             raise DataError("no user has two training items, so there is no next item to learn")
@@ -196,6 +217,7 @@ class Trainer:
                 yield self._scalars(losses[-LOG_EVERY:])
             else:
                 yield {}
+        self.check_finite()
         self.state.epoch += 1
         scalars = self._scalars(losses)
         last = self.state.epoch == self.epochs
@@ -268,13 +290,29 @@ class Trainer:
             loss = loss + config.catalogue_weight * self.catalogue_softmax.loss(
                 logits, target_rows, masked, Repeats(*seen, self.model.repeat_bias)
             )
+        if not math.isfinite(value := float(loss.detach())):
+            raise self._diverged(f"the loss is {value}")
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
         self.optimizer.step()
         state.step += 1
         self._average()
-        return float(loss.detach())
+        return value
+
+    def check_finite(self) -> None:
+        """Raise FitDiverged when a parameter is not finite: no loss has told of the last step."""
+        if not all(bool(tensor.isfinite().all()) for tensor in self.averaged.parameters()):
+            raise self._diverged("a parameter of the network is not finite")
+
+    def _diverged(self, what: str) -> FitDiverged:
+        rate = self.config.learning_rate
+        return FitDiverged(
+            f"the fit has diverged: {what} in epoch {self.state.epoch + 1}, at step "
+            f"{self.state.step + 1}, at a learning rate of "
+            f"{self.optimizer.param_groups[0]['lr']:.3g}. No bundle is made. Try a smaller step: "
+            f"--set fit.learning_rate={rate / 5:.1g} (it is {rate:g}), or a smaller fit.clip_norm"
+        )
 
     @torch.no_grad()
     def _average(self) -> None:
@@ -294,6 +332,7 @@ class Trainer:
             k=10,
             beam_width=self.config.validation_beam_width,
             ranking=self.config.ranking,
+            exclude_seen=self.exclude_seen,
         )
         recall = recall_at(found.item, 10)
         self.state.validations.append({"epoch": self.state.epoch, "recall@10": recall})
@@ -335,13 +374,23 @@ def _parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[
 
 
 def _cut_after(step: int, log_file: Path) -> None:
-    """Leave out of a scalar log what later steps wrote, and a last line that is not whole."""
-    lines = log_file.read_text().splitlines(keepends=True) if log_file.exists() else []
-    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    """Leave out of a scalar log what later steps wrote, and lines that are not whole."""
+    if log_file.is_dir():
+        remove(log_file)
+    text = log_file.read_bytes().decode(errors="replace") if log_file.exists() else ""
+    lines = text.splitlines(keepends=True)
+    kept = [line for line in lines if line.endswith("\n") and _step_of(line) <= step]
     if len(kept) < len(lines):
         part = log_file.with_suffix(".part")
         part.write_text("".join(kept))
         part.replace(log_file)
+
+
+def _step_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
 
 
 def _copy(model: torch.nn.Module) -> dict[str, Tensor]:

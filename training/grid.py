@@ -1,9 +1,10 @@
 """The settings a request may choose, measured on validation users: which become the default?
 
 Each point of the grid, an (r_warm, m_par, beam_width, ranking, finish_rows), ranks the targets of
-the same users, so that differences in recall are paired; some of these users are then decoded one
-by one on one thread, all points taking turns, so that a machine that slows down slows all of them.
-The default is the fastest point that is as good as the best. Knows decoders and windows, no files.
+the same users, so that differences in recall are paired, with seen items excluded as in the
+service; some of these users are then decoded one by one on one thread, all points taking turns, so
+that a machine that slows down slows all of them. The default is the fastest point that is as good
+as the best. Knows decoders and windows, no files.
 """
 
 from __future__ import annotations
@@ -60,8 +61,12 @@ class GridPoint:
 
 @dataclass(frozen=True)
 class Grid:
-    """All points; `chosen` is the place of the one to ship."""
+    """All points; `chosen` is the place of the one to ship.
 
+    exclude_seen: whether items of the histories were left out of the answers
+    """
+
+    exclude_seen: bool
     users: int
     timing_users: int
     points: tuple[GridPoint, ...]
@@ -74,6 +79,7 @@ class Grid:
 
     def as_json(self) -> dict[str, Any]:
         return {
+            "exclude_seen": self.exclude_seen,
             "users": self.users,
             "timing_users": self.timing_users,
             "chosen": self.chosen,
@@ -101,12 +107,13 @@ def measure_grid(
     found = []
     for done, point in enumerate(points, start=1):
         asked = {"k": K, "batch": config.batch, "workers": cpu_count()}
-        found.append(ranks_at(windows, decoder, point, **asked))
+        found.append(ranks_at(windows, decoder, point, exclude_seen=config.exclude_seen, **asked))
         advance("ranked", done, len(points))
     milliseconds = np.zeros((TIMING_ROUNDS, len(points)))
     for turn in range(TIMING_ROUNDS):
         for place, point in enumerate(points):
-            alone = ranks_at(timed, decoder, point, k=K, batch=1, workers=1)
+            one_by_one = {"k": K, "batch": 1, "workers": 1, "exclude_seen": config.exclude_seen}
+            alone = ranks_at(timed, decoder, point, **one_by_one)
             milliseconds[turn, place] = sum(alone.milliseconds.values())
         advance("timed", turn + 1, TIMING_ROUNDS)
     medians = np.median(milliseconds, axis=0)
@@ -114,6 +121,7 @@ def measure_grid(
     behind, errors = differences_to_best(hits)
     chosen = best_point(hits, medians.tolist(), [one.nfe for one in found])
     return Grid(
+        config.exclude_seen,
         len(windows),
         len(timed),
         tuple(

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from service.bundle import HISTORY_CAP, Item
 from training.config import InteractionsConfig
 from training.errors import DataError
+from training.repeats import without_repeats
 from training.tables import (
     find_file,
     id_column,
@@ -66,7 +67,7 @@ class Windows:
 
 @dataclass(frozen=True, eq=False)
 class Interactions:
-    """Users' items in CSR form. Repeats are kept: a history may hold an item twice.
+    """Users' items in CSR form. A history may hold an item twice.
 
     user_ids: num_users distinct strings
     item_ids: num_items distinct strings, by row
@@ -164,12 +165,17 @@ class Dataset:
     warnings: tuple[str, ...]
 
 
-def read_interactions(path: Path) -> Interactions:
+def read_interactions(
+    path: Path,
+    config: InteractionsConfig = InteractionsConfig(),  # noqa: B008 (immutable)
+    notes: list[str] | None = None,
+) -> Interactions:
     """Read a parquet, CSV or JSON-lines file: `user_id`, `item_id`, `position` or `timestamp`.
 
     Ids become strings as they are written ("007" stays "007"). A user's items are ordered by
     `position` if there is one (its values must differ within a user), else by `timestamp` (equal
-    ones keep the order of the file). Users and items are ordered by id.
+    ones keep the order of the file). Users and items are ordered by id. Repeats are left out if
+    `config.collapse_repeats`; notes gets a sentence about those there are.
     Raises DataError for a file that is missing, empty, or has gaps in these columns.
     """
     frame = read_table(path)
@@ -189,6 +195,12 @@ def read_interactions(path: Path) -> Interactions:
         if not repeated.is_empty():
             user_id, _, position = repeated.row(0)
             raise DataError(f"{path}: user {user_id} has position {position} more than once")
+    collapsed, repeats = without_repeats(frame)
+    said = repeats.said(collapsed=config.collapse_repeats)
+    if said and notes is not None:
+        notes.append(f"{path.name}: {said}")
+    if config.collapse_repeats:
+        frame = collapsed
     by_user = frame.group_by("user_id", maintain_order=True).len()
     item_ids = frame["item_id"].unique().sort()
     return Interactions(
@@ -290,7 +302,7 @@ def load_dataset(
     if embeddings is not None and items is None:
         raise DataError(f"{embeddings} needs an items file that says which row is which item")
 
-    log = read_interactions(interactions)
+    log = read_interactions(interactions, config, warnings)
     if config.core:
         log = k_core(log, config.core)
     listed = read_items(items) if items else ()

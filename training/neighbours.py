@@ -103,6 +103,8 @@ def weigh_prior(
     validation: Windows,
     schedule: Schedule,
     config: NeighboursConfig,
+    *,
+    exclude_seen: bool,
 ) -> tuple[NeighbourPrior, list[dict[str, float]]]:
     """The prior, weight, scale and decay of the best validation ndcg@10.
 
@@ -133,7 +135,15 @@ def weigh_prior(
             key = tuple(tried.values())
             if key not in trials:
                 asked = replace(decoder, prior=_weighed(priors, tried))
-                found = ranks(validation, asked, schedule, k=10, beam_width=10, workers=cpu_count())
+                found = ranks(
+                    validation,
+                    asked,
+                    schedule,
+                    k=10,
+                    beam_width=10,
+                    workers=cpu_count(),
+                    exclude_seen=exclude_seen,
+                )
                 trials[key] = round(ndcg_at(found.item, 10), 5)
             if trials[key] > highest:
                 winner, highest = tried, trials[key]

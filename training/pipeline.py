@@ -1,17 +1,16 @@
 """The stages of a training run, in order; each is skipped when it is already there.
 
 interactions -> leave-last-out split -> item vectors -> codebook -> fit -> export -> bundle ->
-evaluation through the production decoder. A stage writes `<out>/<stage>/` and, when it is done,
-`<out>/<stage>.json` with the key of its inputs: its own configuration and the key of the stage
-before. The same inputs are never worked twice; other inputs start the stage anew.
+evaluation through the production decoder. The key of a stage's inputs is its own configuration and
+the key of the stage before; `training.stages` does a stage unless it is done for that key. The same
+inputs are never worked twice; other inputs start the stage anew.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import time
+import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -30,7 +29,8 @@ from service.decoding.onnx_denoiser import OnnxDenoiser
 from training.codebook import CollisionReport, fit_codebook, load_codebook, save_codebook
 from training.config import STAGES, RunConfig, StageName
 from training.embeddings import embed, normalised
-from training.evaluation import draw_windows
+from training.errors import DataError
+from training.evaluation import draw_windows, setting_name
 from training.export import export_graphs
 from training.fit import fit, load_best
 from training.grid import Grid, measure_grid
@@ -38,6 +38,7 @@ from training.interactions import Dataset
 from training.neighbours import fit_priors, weigh_prior
 from training.precision import eight_bit
 from training.report import evaluate_bundle
+from training.stages import read_record, work_stage
 
 FIT_FACTS = ("parameters", "best_epoch", "best_recall", "seconds_fitting")
 
@@ -57,14 +58,15 @@ def run(
     for warning in dataset.warnings:
         console.print(warning, style="yellow", markup=False)
     _describe(dataset, console)
-    make: dict[StageName, tuple[list[BaseModel], Callable[[Path], dict[str, Any]]]] = {
+    exclude_seen = config.evaluation.exclude_seen
+    make: dict[StageName, tuple[list[BaseModel | str], Callable[[Path], dict[str, Any]]]] = {
         "codebook": (
             [config.embeddings, config.codebook],
             lambda folder: _codebook(dataset, config, folder, console),
         ),
         "fit": (
-            [config.model, config.masking, config.fit],
-            lambda folder: _fit(dataset, config, out, folder, console),
+            [config.model, config.masking, config.fit, f"{exclude_seen=}"],
+            lambda folder: _fit(dataset, config, out, folder, console, key),
         ),
         "export": ([], lambda folder: _export(dataset, config, out, folder, console)),
         "bundle": (
@@ -80,43 +82,10 @@ def run(
     record: dict[str, Any] = {}
     for name in STAGES[: STAGES.index(until) + 1]:
         sections, work = make[name]
-        key = _key([key, *(section.model_dump_json() for section in sections)])
-        record = _stage(out, name, key, work, console)
+        key = _key([key, *map(_said, sections)])
+        record = work_stage(out, name, key, work, console)
     if (out / "bundle.json").exists():
         console.print(f"serve it: make serve BUNDLE={out / 'bundle'}", markup=False)
-    return record
-
-
-def _stage(
-    out: Path, name: StageName, key: str, work: Callable[[Path], dict[str, Any]], console: Console
-) -> dict[str, Any]:
-    """Do a stage unless its record says that it is done for this key; return its record.
-
-    Working a stage ends the records of all later ones, whatever their keys. A stage that was cut
-    off starts anew, except `fit`, which goes on from its checkpoint.
-    """
-    folder, record_file, begun_file = out / name, out / f"{name}.json", out / f"{name}.begun"
-    if record_file.exists() and folder.exists():
-        record: dict[str, Any] = json.loads(record_file.read_text())
-        if record["key"] == key:
-            console.print(f"[bold]{name}[/bold]: done before, in {record['seconds']:.0f} s")
-            return record
-    console.print(f"[bold]{name}")
-    record_file.unlink(missing_ok=True)
-    for later in STAGES[STAGES.index(name) + 1 :]:  # they were made from what is redone here
-        (out / f"{later}.json").unlink(missing_ok=True)
-        (out / f"{later}.begun").unlink(missing_ok=True)
-    if not (name == "fit" and begun_file.exists() and begun_file.read_text() == key):
-        shutil.rmtree(folder, ignore_errors=True)
-    out.mkdir(parents=True, exist_ok=True)
-    begun_file.write_text(key)
-    started = time.monotonic()
-    result = work(folder)
-    record = {"stage": name, "key": key, "seconds": round(time.monotonic() - started, 1), **result}
-    temporary = record_file.with_suffix(".tmp")
-    temporary.write_text(json.dumps(record, indent=2) + "\n")
-    temporary.replace(record_file)
-    begun_file.unlink()
     return record
 
 
@@ -140,22 +109,34 @@ def _codebook(
 
 
 def catalogue_of(dataset: Dataset, config: RunConfig, out: Path) -> Catalogue:
-    """The catalogue of a run whose codebook stage is done."""
-    train = dataset.split.train
-    codes = np.load(out / "codebook" / "codes.npy", allow_pickle=False)
-    vectors = np.load(out / "codebook" / "vectors.npy", allow_pickle=False)
-    return Catalogue(
-        train.item_ids,
-        codes,
-        load_codebook(out / "codebook" / "codebook.npz").num_codes,
-        train.popularity(),
-        vectors if config.model.item_vectors else vectors[:, :0],
-    )
+    """The catalogue of a run whose codebook stage is done.
+
+    Raises DataError when a file of it is damaged, or of other data.
+    """
+    train, folder = dataset.split.train, out / "codebook"
+    try:
+        codes = np.load(folder / "codes.npy", allow_pickle=False)
+        vectors = np.load(folder / "vectors.npy", allow_pickle=False)
+        return Catalogue(
+            train.item_ids,
+            codes,
+            load_codebook(folder / "codebook.npz").num_codes,
+            train.popularity(),
+            vectors if config.model.item_vectors else vectors[:, :0],
+        )
+    except (OSError, ValueError, EOFError, KeyError, IndexError, zipfile.BadZipFile) as error:
+        raise DataError(
+            f"the files in {folder} are damaged, or made of other data ({error}); "
+            "`python -m training run` on this folder makes them again"
+        ) from error
 
 
 def _fit(
-    dataset: Dataset, config: RunConfig, out: Path, folder: Path, console: Console
+    dataset: Dataset, config: RunConfig, out: Path, folder: Path, console: Console, key: str
 ) -> dict[str, Any]:
+    codebook = read_record(out, "codebook")
+    assert codebook is not None  # the stage before
+    made = [codebook["files"][name]["sha256"] for name in ("codes.npy", "vectors.npy")]
     model, state = fit(
         dataset.split,
         SidTrie(catalogue_of(dataset, config, out)),
@@ -163,7 +144,9 @@ def _fit(
         model_config=config.model,
         masking=config.masking,
         config=config.fit,
+        exclude_seen=config.evaluation.exclude_seen,
         console=console,
+        key=_key([key, *made]),
     )
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return {"parameters": parameters, "repeat_bias": model.repeat_bias.item(), **asdict(state)}
@@ -206,7 +189,14 @@ def _bundle(
     priors = fit_priors(dataset.split.train, content, config.neighbours)
     decoder = Decoder(SidTrie(catalogue), denoiser_of(encoder, decoder_graph))
     one_call = Schedule((catalogue.num_subspaces,))
-    prior, trials = weigh_prior(decoder, priors, validation, one_call, config.neighbours)
+    prior, trials = weigh_prior(
+        decoder,
+        priors,
+        validation,
+        one_call,
+        config.neighbours,
+        exclude_seen=evaluation.exclude_seen,
+    )
     console.print(f"neighbour prior, weight chosen on validation: {prior.weight:g}")
     decoder = replace(decoder, prior=prior)
     grid = choose_default(decoder, dataset, config, console)
@@ -221,6 +211,7 @@ def _bundle(
             validation=validation,
             decoding=grid.default,
             batch=evaluation.batch,
+            exclude_seen=evaluation.exclude_seen,
         )
         console.print(str(int8), style="" if int8.accepted else "yellow", markup=False)
     test = dataset.split.test
@@ -288,7 +279,8 @@ def choose_default(decoder: Decoder, dataset: Dataset, config: RunConfig, consol
     chosen = grid.points[grid.chosen]
     console.print(
         f"decoding defaults, chosen on {grid.users} validation users: {chosen.decoding} "
-        f"(recall@10 {chosen.recall:.4f}, {chosen.milliseconds:.1f} ms)",
+        f"(recall@10 {chosen.recall:.4f}, {setting_name(exclude_seen=grid.exclude_seen)}, "
+        f"{chosen.milliseconds:.1f} ms)",
         markup=False,
     )
     return grid
@@ -319,6 +311,10 @@ def dataset_key(dataset: Dataset) -> str:
     ):
         digest.update(b"-" if array is None else np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
+
+
+def _said(section: BaseModel | str) -> str:
+    return section if isinstance(section, str) else section.model_dump_json()
 
 
 def _key(parts: list[str]) -> str:

@@ -83,6 +83,7 @@ def eight_bit(
     validation: Windows,
     decoding: DecodingDefaults,
     batch: int,
+    exclude_seen: bool,
 ) -> EightBit:
     """Quantise the two graphs of a decoder's denoiser, and measure both pairs.
 
@@ -94,7 +95,7 @@ def eight_bit(
     encoder_graph = quantised(encoder_graph, encoder_inputs)
     decoder_graph = quantised(decoder_graph, decoder_inputs)
     small = replace(decoder, denoiser=denoiser_of(encoder_graph, decoder_graph))
-    asked = {"k": K, "batch": batch, "workers": cpu_count()}
+    asked = {"k": K, "batch": batch, "workers": cpu_count(), "exclude_seen": exclude_seen}
     of_small, of_float = (ranks_at(validation, one, decoding, **asked) for one in (small, decoder))
     difference = (of_small.item <= K).astype(np.float64) - (of_float.item <= K)
     return EightBit(

@@ -92,3 +92,15 @@ def _apply(values: dict[str, Any], override: str) -> str:
         raise ConfigError(f"{parts[0]} must be a table of settings, not {section!r}")
     section[parts[1]] = value
     return ".".join(parts)
+
+
+def recorded_config(facts: object) -> dict[str, Any]:
+    """The configuration that a bundle records, for `validate_config`; empty if it records none.
+
+    Before `collapse_repeats` was a setting, repeats were kept.
+    """
+    recorded: dict[str, Any] = dict(facts) if isinstance(facts, dict) else {}
+    interactions = recorded.get("interactions")
+    if isinstance(interactions, dict):
+        recorded["interactions"] = {"collapse_repeats": False, **interactions}
+    return recorded

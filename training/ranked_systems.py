@@ -105,12 +105,14 @@ class RankedSystems:
     """Ranks of systems on the test users of a data set.
 
     prefix: of the names in the store, for another data set or seed. batch: users decoded together.
+    exclude_seen: of the headline, and of all that is chosen on validation users
     """
 
     dataset: Dataset
     store: RanksStore
     batch: int
     prefix: str = ""
+    exclude_seen: bool = True
     key: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -122,13 +124,14 @@ class RankedSystems:
         asked: ScheduleConfig,
         *,
         prior: bool,
-        seen_excluded: bool,
+        both: bool,
         name: str = "unmask",
         confidence: Confidence = "legal",
         shipped: bool = True,
     ) -> SystemRanks:
         """A bundle at a schedule, with or without its neighbour prior.
 
+        both: at the other setting of `exclude_seen` as well
         shipped: at the default schedule, with all that the bundle chose beside it
         """
         bundle, schedule = finished.bundle, finished.schedule(asked)
@@ -141,7 +144,7 @@ class RankedSystems:
         parts += ["shipped"] * (decoding != finished.decoding(asked, shipped=False))
         inputs = [self.key, _read_of(manifest, prior=prior), str(schedule.steps), confidence]
         inputs += [decoding.model_dump_json(include={"beam_width", "ranking", "finish_rows"})]
-        inputs += ["seen excluded too"] * seen_excluded
+        inputs += [f"exclude_seen={self.exclude_seen}", *["the other too"] * both]
 
         def rank(exclude_seen: bool) -> AsServed:
             test = self.dataset.split.test
@@ -159,7 +162,7 @@ class RankedSystems:
                 )
 
         def make() -> SystemRanks:
-            found, of_long = rank(False)
+            found, of_long = rank(self.exclude_seen)
             fit = manifest.facts["fit"]
             assert isinstance(fit, dict)
             parameters = int(str(fit["parameters"]))
@@ -167,9 +170,10 @@ class RankedSystems:
                 parameters += int(np.count_nonzero(decoder.prior.affinities))
             return SystemRanks(
                 item=found.item,
-                seen_excluded=rank(True).short.item if seen_excluded else None,
+                other=rank(not self.exclude_seen).short.item if both else None,
                 sid=found.sid,
                 long=None if of_long is found else of_long.item,
+                exclude_seen=self.exclude_seen,
                 parameters=parameters,
                 minutes=finished.minutes,
                 nfe=found.nfe,
@@ -210,21 +214,24 @@ class RankedSystems:
             minutes = (time.monotonic() - started) / 60
             test = self.dataset.split.test
             return SystemRanks(
-                item=ranks_by_score(test, scorer, k=LONG),
-                seen_excluded=ranks_by_score(test, scorer, k=LONG, exclude_seen=True),
+                item=ranks_by_score(test, scorer, k=LONG, exclude_seen=self.exclude_seen),
+                other=ranks_by_score(test, scorer, k=LONG, exclude_seen=not self.exclude_seen),
+                exclude_seen=self.exclude_seen,
                 parameters=scorer.parameters,
                 minutes=minutes,
                 note=note,
             )
 
-        return self.store.ranks_of(self.prefix + name, [self.key, name, inputs], make)
+        setting = f"exclude_seen={self.exclude_seen}"
+        return self.store.ranks_of(self.prefix + name, [self.key, name, inputs, setting], make)
 
     def _fit_memory(self) -> tuple[Scorer, str]:
         split = self.dataset.split
 
         def ndcg(decay: float) -> float:
             scorer = SequentialMemory(split.train, decay=decay)
-            return ndcg_at(ranks_by_score(split.validation, scorer, k=10), 10)
+            found = ranks_by_score(split.validation, scorer, k=10, exclude_seen=self.exclude_seen)
+            return ndcg_at(found, 10)
 
         decay = max(DECAYS, key=ndcg)
         note = f"decay {decay:g}, the best validation ndcg@10 of {', '.join(map(str, DECAYS))}"
@@ -237,7 +244,9 @@ class RankedSystems:
                 f"validation ndcg@10 {line['ndcg@10']:.4f}, {line['seconds']:.0f} s"
             )
 
-        scorer = fit_sequence_model(self.dataset.split, config, advance=say)
+        scorer = fit_sequence_model(
+            self.dataset.split, config, exclude_seen=self.exclude_seen, advance=say
+        )
         return scorer, f"best epoch {scorer.best_epoch} of {len(scorer.epochs)}"
 
 

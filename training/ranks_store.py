@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
+import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,17 +30,19 @@ TargetRanks = NDArray[np.int32]
 class SystemRanks:
     """How one system did, user by user; ranks as in `training.evaluation.Ranks`.
 
-    item, seen_excluded, sid: (num_users,) int32: rank of the target among all items; among those
-        the history does not hold; of its SID. None where it was not measured or there are no SIDs.
+    item, sid: (num_users,) int32: rank of the target and of its SID, at the setting of the
+        headline; exclude_seen: whether items of the history are left out there
+    other: rank of the target at the other setting. None where it was not measured
     long: item of requests for LONG items, where that takes another search; else None
     parameters: weights and stored similarities. minutes: from interactions to a model that answers.
     nfe, milliseconds: denoiser calls and time a user, of systems that decode. note: for the reader.
     """
 
     item: TargetRanks
-    seen_excluded: TargetRanks | None = None
+    other: TargetRanks | None = None
     sid: TargetRanks | None = None
     long: TargetRanks | None = None
+    exclude_seen: bool = True
     parameters: int = 0
     minutes: float = 0.0
     nfe: float | None = None
@@ -49,7 +54,7 @@ class SystemRanks:
         return replace(
             self,
             item=self.item[chosen],
-            seen_excluded=None if self.seen_excluded is None else self.seen_excluded[chosen],
+            other=None if self.other is None else self.other[chosen],
             sid=None if self.sid is None else self.sid[chosen],
             long=None if self.long is None else self.long[chosen],
         )
@@ -62,6 +67,8 @@ class SystemRanks:
         }
         meta = {name: values[name] for name in values.keys() - arrays.keys()}
         file.parent.mkdir(parents=True, exist_ok=True)
+        if file.is_dir():
+            shutil.rmtree(file)
         temporary = file.with_suffix(".part")
         with temporary.open("wb") as opened:
             np.savez_compressed(opened, meta=np.array(json.dumps({"key": key, **meta})), **arrays)
@@ -69,13 +76,15 @@ class SystemRanks:
 
     @classmethod
     def load(cls, file: Path, key: str) -> SystemRanks | None:
-        """Read what `save` wrote; None when it is not there or has another key."""
-        if not file.exists():
-            return None
-        with np.load(file, allow_pickle=False) as stored:
-            arrays: dict[str, Any] = {name: stored[name] for name in stored.files}
-        meta = json.loads(str(arrays.pop("meta")))
-        return cls(**arrays, **meta) if meta.pop("key") == key else None
+        """Read what `save` wrote; None when it is not there, is damaged, or has another key."""
+        try:
+            # Opened here: np.load leaves a file open that it cannot read.
+            with file.open("rb") as opened, np.load(opened, allow_pickle=False) as stored:
+                arrays: dict[str, Any] = {name: stored[name] for name in stored.files}
+            meta = json.loads(str(arrays.pop("meta")))
+            return cls(**arrays, **meta) if meta.pop("key") == key else None
+        except (OSError, ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile, zlib.error):
+            return None  # made again, under the same name
 
 
 @dataclass(frozen=True)

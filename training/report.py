@@ -1,8 +1,12 @@
 """The report of a bundle: schedules and baselines on test users, the grid on validation users.
 
 evaluation/report.json   every figure        evaluation/report.md   the same as tables
-evaluation/ranks.jsonl   {"user_id", "rank"} of each test user at the bundle's decoding defaults,
-                         null beyond the SHORT items asked for (LONG where one search does both)
+evaluation/ranks.jsonl   {"user_id", "rank", "exclude_seen"} of each test user at the bundle's
+                         decoding defaults, null beyond the SHORT items asked for (LONG where one
+                         search does both)
+
+Figures are of what is served, items of the history left out (`evaluation.exclude_seen`), unless
+their name says the other setting.
 """
 
 from __future__ import annotations
@@ -33,6 +37,8 @@ from training.evaluation import (
     ranks_as_served,
     requests_of,
     schedule_of,
+    setting_name,
+    targets_seen,
 )
 from training.grid import schedules_of
 from training.interactions import Dataset
@@ -43,7 +49,7 @@ def check_data(bundle: Bundle, dataset: Dataset) -> None:
     if tuple(bundle.catalogue.item_ids) != tuple(dataset.split.train.item_ids):
         raise DataError(
             f"bundle {bundle.manifest.ref} has another catalogue than this data; "
-            "use the data, core and cold_items it was trained with"
+            "use the data, core, cold_items and collapse_repeats it was trained with"
         )
 
 
@@ -71,10 +77,11 @@ def evaluate_bundle(
         default = default.model_copy(update={"beam_width": config.beam_width})
     settings = _settings(config, default, num_subspaces)
     without_prior = replace(bundle.decoder, prior=None)
+    served, other = config.exclude_seen, _other(config.exclude_seen)
     variants = {
-        "default_seen_excluded": (bundle.decoder, True),
-        "default_prior_off": (without_prior, False),
-        "default_prior_off_seen_excluded": (without_prior, True),
+        f"default_{other}": (bundle.decoder, not served),
+        "default_prior_off": (without_prior, served),
+        f"default_prior_off_{other}": (without_prior, not served),
     }
     with Progress(console=console) as progress:
         asked = [*settings, *[default] * len(variants)]
@@ -85,7 +92,10 @@ def evaluate_bundle(
             "workers": cpu_count(),
             "advance": lambda users: progress.advance(task, users),
         }
-        found = [ranks_as_served(windows, bundle.decoder, one, **options) for one in settings]
+        found = [
+            ranks_as_served(windows, bundle.decoder, one, exclude_seen=served, **options)
+            for one in settings
+        ]
         of_variants = {
             name: ranks_as_served(windows, decoder, default, exclude_seen=exclude_seen, **options)
             for name, (decoder, exclude_seen) in variants.items()
@@ -103,9 +113,11 @@ def evaluate_bundle(
         "bundle": bundle.manifest.ref,
         "precision": bundle.precision,
         "users": len(windows),
+        "exclude_seen": served,
+        "targets_seen": int(targets_seen(windows).sum()),
         "default": {**default.model_dump(), **_item_metrics(of_default)},
         **{name: _item_metrics(one) for name, one in of_variants.items()},
-        "popularity": metrics(popularity_ranks(windows, k=LONG)),
+        "popularity": metrics(popularity_ranks(windows, k=LONG, exclude_seen=served)),
         "repeated_items": sum(_repeated(one) for one in found),
         "invalid_sid_users": min(config.invalid_sid_users, len(windows)),
         "invalid_sid_share": constrained,
@@ -122,7 +134,8 @@ def evaluate_bundle(
     user_ids = dataset.split.train.user_ids
     with (folder / "ranks.jsonl").open("w") as file:
         for user, rank in zip(windows.users, of_default.short.item.tolist(), strict=True):
-            line = {"user_id": user_ids[user], "rank": None if rank == NOT_FOUND else rank}
+            place = None if rank == NOT_FOUND else rank
+            line = {"user_id": user_ids[user], "rank": place, "exclude_seen": served}
             file.write(json.dumps(line) + "\n")
     console.print(_markdown(report), markup=False, soft_wrap=True)
     return {name: value for name, value in report.items() if name not in ("schedules", "grid")}
@@ -176,22 +189,27 @@ def _markdown(report: dict[str, Any]) -> str:
         ]
         for line in report["schedules"]
     ]
+    served, other = report["exclude_seen"], _other(report["exclude_seen"])
     for label, key in (
-        ("default, seen items excluded", "default_seen_excluded"),
         ("default, prior off", "default_prior_off"),
-        ("default, prior off, seen items excluded", "default_prior_off_seen_excluded"),
         ("popularity", "popularity"),
+        (f"default, {setting_name(exclude_seen=not served)}", f"default_{other}"),
+        (
+            f"default, prior off, {setting_name(exclude_seen=not served)}",
+            f"default_prior_off_{other}",
+        ),
     ):
         values = [f"{report[key][name]:.4f}" for name in names]
         rows.append([label, "", "", "", *values, "", "", ""])
     default = report["default"]
     return (
         f"# {report['bundle']}, {report['precision']}\n\n"
-        f"{report['users']:,} test users, whole catalogue, item-level unless marked SID; nothing "
-        f"excluded unless said; of a history the newest {HISTORY_CAP} items, which the service "
-        f"keeps. Default: {_said(default)}. Other schedules run to their ends. Figures @{LONG} are "
-        f"of requests for {LONG} items, all others of requests for {SHORT}; a narrower beam_width "
-        "is widened to that, as in the service.\n\n"
+        f"{_headline(report)}\n\n"
+        f"{report['users']:,} test users, whole catalogue, item-level unless marked SID; "
+        f"{setting_name(exclude_seen=served)} unless said; of a history the newest {HISTORY_CAP} "
+        f"items, which the service keeps. Default: {_said(default)}. Other schedules run to their "
+        f"ends. Figures @{LONG} are of requests for {LONG} items, all others of requests for "
+        f"{SHORT}; a narrower beam_width is widened to that, as in the service.\n\n"
         f"{_table([*header, 'ms/user'], rows)}\n\n"
         f"Invalid SIDs, {report['invalid_sid_users']:,} users, one position a step: of the partial "
         f"SIDs of this search {100 * report['invalid_sid_share']:g} %; of the SIDs that an "
@@ -219,11 +237,37 @@ def _grid_markdown(grid: dict[str, Any]) -> str:
         for place, point in enumerate(grid["points"])
     ]
     return (
-        f"## Choosing the default\n\n{grid['users']:,} validation users; ms/user of "
+        f"## Choosing the default\n\n{grid['users']:,} validation users, "
+        f"{setting_name(exclude_seen=grid.get('exclude_seen', False))}; ms/user of "
         f"{grid['timing_users']:,} of them, decoded one by one on one thread. Chosen is the "
         "fastest point at most two standard errors behind the best, of near ties the one of fewest "
         f"denoiser calls: {_said(grid['points'][grid['chosen']])}.\n\n{_table(header, rows)}\n"
     )
+
+
+def _headline(report: dict[str, Any]) -> str:
+    """The figures of what is served, and what can never be found there."""
+    default, served = report["default"], report["exclude_seen"]
+    sentences = [
+        f"recall@{SHORT} **{default[f'recall@{SHORT}']:.4f}**, ndcg@{SHORT} "
+        f"{default[f'ndcg@{SHORT}']:.4f}, {setting_name(exclude_seen=served)}: "
+        + (
+            "so the service answers unless a request says `exclude_seen: false`."
+            if served
+            else "so the service answers requests that say `exclude_seen: false`, and no others."
+        )
+    ]
+    if seen := report["targets_seen"]:
+        sentences.append(
+            f"Of {seen:,} of the {report['users']:,} users the history holds the target already; "
+            "with seen items excluded none of these is ever found."
+        )
+    return " ".join(sentences)
+
+
+def _other(exclude_seen: bool) -> str:
+    """The setting that is not the headline's, as keys of the report have it."""
+    return "nothing_excluded" if exclude_seen else "seen_excluded"
 
 
 def _said(decoding: dict[str, Any]) -> str:

@@ -11,14 +11,23 @@ memory: (jobs, width) float32, kept by ONNX Runtime where the graphs run
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import metadata
 from typing import Literal, cast
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from service.decoding.denoiser import Histories
 from service.decoding.gather_graph import gather_graph
+
+_import_error: ImportError | None = None
+try:
+    import onnxruntime as ort
+except ImportError as error:  # said by `require_runtime`, in a sentence
+    _import_error = error
+
+# Two distributions that write into one folder, so that uninstalling one breaks the other.
+_DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
 
 Provider = Literal["cpu", "cuda", "tensorrt"]
 
@@ -59,14 +68,48 @@ class ProviderMissing(ValueError):
     """ONNX Runtime would run the graphs with another provider than the one asked for."""
 
 
+class RuntimeMissing(ValueError):
+    """ONNX Runtime is not installed, or pip says that it is and its files are gone."""
+
+
+def require_runtime() -> None:
+    """Raise RuntimeMissing, with the commands that cure it, unless ONNX Runtime can run graphs.
+
+    What uninstalling leaves of the folder is imported without an error: as an empty package.
+    """
+    if _import_error is None and hasattr(ort, "InferenceSession"):
+        return
+    versions: dict[str, str] = {}
+    for name in _DISTRIBUTIONS:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    if not versions:
+        raise RuntimeMissing(
+            "ONNX Runtime is not installed: install unmask with its extra `cpu`, or with `gpu` for "
+            "an NVIDIA GPU"
+        )
+    claimed = [f"{name}=={version}" for name, version in versions.items()]
+    wanted = claimed[0] if len(claimed) == 1 else "onnxruntime (or onnxruntime-gpu)"
+    why = f" ({_import_error})" if _import_error else ""
+    raise RuntimeMissing(
+        f"ONNX Runtime cannot be imported{why}, though pip lists {' and '.join(claimed)}: "
+        "onnxruntime and onnxruntime-gpu share a folder, and uninstalling one takes the other's "
+        "files away. Run `python -m pip uninstall -y onnxruntime onnxruntime-gpu`, then "
+        f"`python -m pip install {wanted}`"
+    )
+
+
 class OnnxDenoiser:
     """Runs the two graphs with one provider of ONNX Runtime and an explicit number of threads.
 
     "cuda" and "tensorrt" have not been run on a GPU yet. Memories then stay on the device;
     TensorRT builds an engine for every new shape of a batch.
 
-    Raises ValueError when a graph's inputs, outputs or sizes are not the expected ones, and
-    ProviderMissing when ONNX Runtime would run them with another provider than the one asked for.
+    Raises ValueError when a graph's inputs, outputs or sizes are not the expected ones,
+    ProviderMissing when ONNX Runtime would run them with another provider than the one asked for,
+    and RuntimeMissing when it is not there.
     """
 
     def __init__(
@@ -83,6 +126,7 @@ class OnnxDenoiser:
         names: tuple[str, str] = ("encoder.onnx", "decoder.onnx"),
     ) -> None:
         """threads: of each graph's operators on the CPU; names: of the two graphs, in errors."""
+        require_runtime()
         encoder_name, decoder_name = names
         self.num_subspaces = num_subspaces
         self.num_codes = num_codes

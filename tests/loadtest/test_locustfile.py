@@ -101,6 +101,63 @@ def test_refusals_do_not_make_it_look_quick(processes: list[str]) -> None:
     assert figures["requests_per_s"] < 0.75 * figures["requests_per_s_asked"]
 
 
+class Freezing(BaseHTTPRequestHandler):
+    """Answers so many requests, and from then on none: their connections stay open."""
+
+    protocol_version = "HTTP/1.1"
+    answers = 4
+    numbers = itertools.count()
+    thawed = threading.Event()
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        if next(self.numbers) >= self.answers:
+            self.thawed.wait(60)
+            self.close_connection = True
+            return
+        items = [{"item_id": str(number)} for number in range(10)]
+        body = json.dumps({"items": items, "degraded": False}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        """Nothing."""
+
+
+@pytest.mark.parametrize("processes", [[], ["--processes", "2"]], ids=["one", "workers"])
+def test_a_service_that_freezes_is_not_reported_at_its_full_rate(processes: list[str]) -> None:
+    """Its open requests are unanswered ones, and the rate is over the length of the run."""
+    Freezing.numbers, Freezing.thawed = itertools.count(), threading.Event()
+    with ThreadingHTTPServer(("127.0.0.1", 0), Freezing) as server:
+        threading.Thread(target=server.serve_forever).start()
+        try:
+            url = f"http://127.0.0.1:{server.server_port}"
+            options = ["--headless", "--run-time", "3s", "--stop-timeout", "1", *processes]
+            figures = run(url, *options, exit_code=1)
+        finally:
+            Freezing.thawed.set()
+            server.shutdown()
+    assert figures["answers"] == Freezing.answers
+    assert figures["unanswered"] == figures["failures"] == 2  # each of the two users waits for one
+    assert figures["unanswered_longest_ms"] > 0
+    by_length = figures["answers"] / figures["seconds"]
+    assert figures["requests_per_s"] == pytest.approx(by_length, abs=0.1)
+    assert figures["seconds"] > 1.5  # of 3; the last answer came within the first one
+
+
+def test_requests_that_are_answered_while_the_run_ends_are_answered(demo) -> None:
+    """Without a word about --stop-timeout locust would cut them off."""
+    line = command(demo.url, "--headless", "--run-time", "1s")
+    place = line.index("--stop-timeout")
+    del line[place : place + 2]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout.splitlines()[-1])
+    assert figures["unanswered"] == figures["unanswered_longest_ms"] == figures["failures"] == 0
+
+
 def test_nothing_but_refusals_have_no_percentiles(demo) -> None:
     figures = run(demo.url, "--headless", "--parameters", '{"k": -1}', exit_code=1)
     assert set(figures["statuses"]) == {"422"}

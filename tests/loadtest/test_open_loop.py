@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from loadtest.capacity import within
 from loadtest.held_out import HeldOutUser
 from loadtest.open_loop import Load, open_loop
+from loadtest.stress import show
 
 USERS = [HeldOutUser(f"u{n}", ("item-1", "item-2"), f"item-{n}") for n in range(4)]
 Handler = Callable[[web.Request], Awaitable[web.Response]]
@@ -57,9 +59,8 @@ def test_users_are_asked_for_in_turn_at_the_rate_and_their_next_items_looked_for
     load = loaded(handler, 200, 1, parameters={"k": 2})
     assert 140 < len(load.sent) == len(bodies) < 270  # a Poisson process: 200 ± 14
     assert {body["user_id"] for body in bodies} == {user.user_id for user in USERS}
-    assert {(tuple(b["history"]), b["k"], b["exclude_seen"]) for b in bodies} == {
-        (("item-1", "item-2"), 2, False)
-    }
+    assert {(tuple(b["history"]), b["k"]) for b in bodies} == {(("item-1", "item-2"), 2)}
+    assert not any("exclude_seen" in body for body in bodies)  # what the service does by default
     assert load.statuses == {200: len(bodies)}
     assert load.recall() == pytest.approx(0.5, abs=0.02)  # of u1 and u2
     found = json.loads(json.dumps(load.as_json()))
@@ -82,6 +83,38 @@ def test_a_server_that_stalls_makes_those_late_that_were_due_meanwhile() -> None
     late = [one for one in load.sent if one.seconds > 0.1]
     assert len(late) > 20
     assert load.quantile_ms(1) > 450
+
+
+def test_a_server_that_freezes_leaves_requests_unanswered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It answers so many and then none: the others count, and no latency is that of the quick."""
+    monkeypatch.setattr("loadtest.open_loop.GIVE_UP_S", 2.0)
+    numbers = iter(range(10**6))
+
+    async def handler(_: web.Request) -> web.Response:
+        if next(numbers) >= 20:
+            await asyncio.Event().wait()
+        return answer()
+
+    load = loaded(handler, 100, 1)
+    assert len(load.answered()) == 20 < len(load.sent)
+    assert load.unanswered == load.as_json()["unanswered"] == len(load.sent) - 20
+    assert load.reached <= 20  # of one second, not of the time until the freeze
+    assert not within(load, 10_000)
+    show("frozen", load)
+
+
+def test_the_rate_reached_is_over_the_time_the_answers_took() -> None:
+    """All answers come long after the load has ended: that is no rate a second of load holds."""
+    release = asyncio.Event()
+
+    async def handler(_: web.Request) -> web.Response:
+        asyncio.get_running_loop().call_later(1.0, release.set)
+        await release.wait()
+        return answer()
+
+    load = loaded(handler, 100, 0.5)
+    assert set(load.statuses) == {200}
+    assert load.reached < 0.8 * len(load.sent) / load.seconds
 
 
 def test_refusals_and_lost_connections_are_told_apart() -> None:

@@ -21,7 +21,10 @@ K = 10
 
 
 def write_ranks(path: Path, ranks: dict[str, int | None]) -> Path:
-    lines = (json.dumps({"user_id": user_id, "rank": rank}) for user_id, rank in ranks.items())
+    lines = (
+        json.dumps({"user_id": user_id, "rank": rank, "exclude_seen": True})
+        for user_id, rank in ranks.items()
+    )
     path.write_text("\n".join(lines) + "\n")
     return path
 
@@ -51,6 +54,7 @@ def kernel_ranks(bundle: Bundle) -> dict[str, int | None]:
             K,
             schedule,
             max(defaults.beam_width, K),
+            excluded=catalogue.rows_of(user.history),
             finish_rows=defaults.finish_rows,
             ranking=defaults.ranking,
         )
@@ -88,6 +92,24 @@ def test_one_different_rank_fails_the_replay(
     assert json.loads(printed.out.splitlines()[-1])["ranks_different"] == 1
 
 
+def test_only_ranks_of_the_same_setting_are_compared(
+    demo, held_out, kernel_ranks, tmp_path, capsys
+) -> None:
+    ranks = write_ranks(tmp_path / "ranks.jsonl", kernel_ranks)
+    arguments = ["--url", demo.url, "--held-out", str(held_out), "--users", "3"]
+    assert replay.main([*arguments, "--compare", str(ranks), "--no-exclude-seen"]) == 1
+    assert "are those of --exclude-seen" in capsys.readouterr().err
+
+    old = tmp_path / "old.jsonl"  # of before 034: nothing was left out, and no line said so
+    old.write_text(
+        "".join(json.dumps({"user_id": u, "rank": r}) + "\n" for u, r in kernel_ranks.items())
+    )
+    replay.main([*arguments, "--compare", str(old)])
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["exclude_seen"] is False
+    assert replay.main(arguments) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["exclude_seen"] is True
+
+
 def test_refused_requests_are_errors_and_misses(demo, held_out, capsys) -> None:
     arguments = ["--url", demo.url, "--held-out", str(held_out), "--users", "3", "--k", "1000"]
     assert replay.main(arguments) == 1
@@ -122,7 +144,7 @@ def test_figures_by_hand() -> None:
     assert figures["outcomes"] == {"ok": 3, "429 overloaded": 1}
     assert figures["served_by"] == {"model": 2, "popular": 1}
     assert (figures["p50_ms"], figures["p99_ms"]) == (20, 30)
-    assert figures["requests_per_s"] == 2
+    assert figures["requests_per_s"] == 1.5  # refusals are no answers
 
 
 def test_percentiles_are_values_that_occurred() -> None:
@@ -140,7 +162,7 @@ def test_comparison_cuts_at_k_and_names_who_differs(tmp_path: Path) -> None:
         Answer("not evaluated", "ok", 0, rank=1),
     ]
     offline = {"same": 3, "beyond k": 11, "other rank": 1, "failed": None}
-    found = compare(answers, read_ranks(write_ranks(tmp_path / "ranks", offline)), K)
+    found = compare(answers, read_ranks(write_ranks(tmp_path / "ranks", offline)).ranks, K)
     assert found.identical == 2
     assert found.different == ("other rank", "failed")
     assert found.unknown == ("not evaluated",)

@@ -43,6 +43,7 @@ SETTING = Setting(
     probe_s=8.0,
     min_answers=500,
     stored_histories=False,
+    exclude_seen=True,
     service_cores=1,
     machine="a machine",
 )

@@ -89,8 +89,9 @@ def test_all_systems_are_there_and_the_csv_agrees_with_the_ranks(compared: Compa
     stored = np.load(compared.out / "ranks" / "sequential-memory.npz")
     of_memory = next(row for row in rows if row["system"] == "sequential memory")
     assert float(of_memory["recall@10"]) == pytest.approx((stored["item"] <= 10).mean(), abs=1e-5)
-    seen_excluded = (stored["seen_excluded"] <= 10).mean()
-    assert float(of_memory["seen_excluded_recall@10"]) == pytest.approx(seen_excluded, abs=1e-5)
+    at_other = (stored["other"] <= 10).mean()
+    assert float(of_memory["other_recall@10"]) == pytest.approx(at_other, abs=1e-5)
+    assert of_memory["exclude_seen"] == "yes"
     schedules = [row for row in rows if row["table"] == "schedules"]
     settings = ["(0, 1)", "(0, 2)", "(2, 2)", "(4, 2)", "(1, 5)", "(0, 6)"]  # 6 positions
     assert [row["setting"] for row in schedules] == 2 * settings
@@ -232,13 +233,14 @@ def test_a_narrow_default_is_ranked_as_it_is_served(compared: Compared, tmp_path
     setting = DecodingDefaults(r_warm=4, m_par=1, beam_width=3, ranking="path")
     run = _with_default(run, setting)
     ranked = RankedSystems(compared.dataset, RanksStore(tmp_path, QUIET), 32)
-    found = ranked.unmask(run, run.default, prior=True, seen_excluded=True)
+    found = ranked.unmask(run, run.default, prior=True, both=True)
     of_ten, of_forty = (
         ranks_at(
             compared.dataset.split.test,
             run.bundle.decoder,
             setting.model_copy(update={"beam_width": k}),
             k=k,
+            exclude_seen=True,
         ).item
         for k in (10, 40)
     )
@@ -251,7 +253,7 @@ def test_a_narrow_default_is_ranked_as_it_is_served(compared: Compared, tmp_path
     some = np.arange(USERS) < 7
     assert found.of_users(some).long is not None
     assert len(found.of_users(some).long) == 7
-    assert ranked.unmask(run, ONE_CALL, prior=True, seen_excluded=False).long is None
+    assert ranked.unmask(run, ONE_CALL, prior=True, both=False).long is None
 
 
 def test_the_command_prints_one_json_document(
@@ -383,13 +385,23 @@ def test_stored_ranks_come_back_whole_or_not_at_all(tmp_path: Path) -> None:
     RanksStore(tmp_path, QUIET).ranks_of("x", ["data", "config"], make)
     found = RanksStore(tmp_path, QUIET).ranks_of("x", ["data", "config"], make)
     assert len(made) == 1
-    assert found.seen_excluded is None
+    assert found.other is None
+    assert found.exclude_seen
     assert (found.minutes, found.nfe, found.note) == (1.5, 3, "so")
     assert found.sid is not None
     assert (found.item.tolist(), found.sid.tolist()) == ([1, 2], [1, 1])
     RanksStore(tmp_path, QUIET).ranks_of("x", ["data", "other config"], make)
     assert len(made) == 2
     assert [file.name for file in tmp_path.iterdir()] == ["x.npz"]
+    file = tmp_path / "x.npz"
+    whole = file.read_bytes()
+    changed = whole[: (place := whole.index(b"PK\x03\x04") + 80)] + b"?????" + whole[place + 5 :]
+    for number, damage in enumerate((b"", whole[:-9], changed, None), 3):
+        file.unlink()
+        file.mkdir() if damage is None else file.write_bytes(damage)
+        RanksStore(tmp_path, QUIET).ranks_of("x", ["data", "other config"], make)
+        assert len(made) == number
+        assert file.is_file()
 
 
 def test_reseeding_changes_seeds_only() -> None:

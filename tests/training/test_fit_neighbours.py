@@ -119,7 +119,9 @@ def test_the_likeness_weight_is_chosen_too() -> None:
     known = fit_priors(log_of([[0]], NUM_ITEMS), vectors, config)[1.0]
     priors = {0.0: silent, 1.0: known}
     config = config.model_copy(update={"likeness_weights": (1.0, 0.0)})
-    best, trials = weigh_prior(_decoder(_Network(None)), priors, split.validation, ONE_CALL, config)
+    best, trials = weigh_prior(
+        _decoder(_Network(None)), priors, split.validation, ONE_CALL, config, exclude_seen=False
+    )
     assert best.weight > 0
     assert np.array_equal(best.affinities, known.affinities)
     assert {trial["likeness_weight"] for trial in trials} == {0.0, 1.0}
@@ -172,7 +174,12 @@ def test_a_prior_that_knows_more_than_the_network_is_weighed_in() -> None:
     split = _circle()
     fitted = fit_priors(split.train, UNLIKE, CONFIG)[0.0]
     best, trials = weigh_prior(
-        _decoder(_Network(None)), {0.0: fitted}, split.validation, ONE_CALL, CONFIG
+        _decoder(_Network(None)),
+        {0.0: fitted},
+        split.validation,
+        ONE_CALL,
+        CONFIG,
+        exclude_seen=False,
     )
     assert best.weight > 0
     assert best.weight in CONFIG.weights
@@ -204,7 +211,12 @@ def test_a_prior_that_is_noise_or_adds_nothing_is_switched_off() -> None:
     silent = replace(fitted, affinities=np.zeros_like(fitted.affinities))
     for network, prior in ((_Network(1), noise), (_Network(1), silent), (_Network(None), silent)):
         best, trials = weigh_prior(
-            _decoder(network), {0.0: prior}, split.validation, ONE_CALL, CONFIG
+            _decoder(network),
+            {0.0: prior},
+            split.validation,
+            ONE_CALL,
+            CONFIG,
+            exclude_seen=False,
         )
         assert best.weight == 0
         assert [trial["weight"] for trial in trials] == sorted(CONFIG.weights)

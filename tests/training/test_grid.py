@@ -108,14 +108,14 @@ def test_every_point_is_measured_on_the_same_users() -> None:
         schedules=(ONE_CALL, ScheduleConfig(r_warm=4, m_par=1)),
         beam_widths=(10,),
         rankings=("rows",),
-        finish_rows=(0, 60, 79),
+        finish_rows=(0, 60, 70),
         schedule_users=25,
         timing_users=3,
     )
     told: list[tuple[str, int, int]] = []
     found = measure_grid(decoder, windows, config, "rows", advance=lambda *said: told.append(said))
-    assert (found.users, found.timing_users) == (25, 3)
-    assert [point.decoding.finish_rows for point in found.points] == [0, 0, 60, 79]
+    assert (found.users, found.timing_users, found.exclude_seen) == (25, 3, True)
+    assert [point.decoding.finish_rows for point in found.points] == [0, 0, 60, 70]
     assert [point.steps for point in found.points] == [(4,)] + 3 * [(1, 1, 1, 1)]
     one_call, whole, *early = found.points
     assert (one_call.nfe, whole.nfe) == (1, 4)

@@ -19,7 +19,7 @@ from training.baselines.padded import training_minibatches
 from training.baselines.scorer import ranks
 from training.baselines.sequence_config import BERT4RecConfig, SASRecConfig
 from training.baselines.sequence_models import BERT4Rec, SASRec, SequenceModel
-from training.errors import DataError
+from training.errors import DataError, FitDiverged
 from training.evaluation import draw_windows, ndcg_at, recall_at
 from training.interactions import Split
 from training.segments import Segments
@@ -47,13 +47,15 @@ def fit_sequence_model(
     split: Split,
     config: SASRecConfig | BERT4RecConfig,
     *,
+    exclude_seen: bool = True,
     advance: Callable[[dict[str, float]], None] = lambda line: None,
 ) -> SequenceScorer:
     """Train on `split.train`; the result holds the weights of the best validation ndcg@10.
 
-    The type of `config` says which model. advance: called with each epoch's line (SequenceScorer).
+    The type of `config` says which model. exclude_seen: of the lists of validation.
+    advance: called with each epoch's line (SequenceScorer).
     Same split, config and number of threads: same weights. Sets torch's seed and threads.
-    Raises DataError when no user has two training items.
+    Raises DataError when no user has two training items, FitDiverged when a loss is not finite.
     """
     torch.set_num_threads(config.threads or cpu_count())
     torch.manual_seed(config.seed)
@@ -79,11 +81,16 @@ def fit_sequence_model(
             segments, config.minibatch, split.train.num_items, generator
         ):
             loss = model.loss(minibatch, generator)
+            if not loss.isfinite():
+                raise FitDiverged(
+                    f"the fit of {scorer.name} has diverged: the loss is {loss.item()} in epoch "
+                    f"{epoch}; a learning rate of {config.learning_rate:g} is too large"
+                )
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
             losses.append(float(loss.detach()))
-        found = ranks(validation, scorer, k=10)
+        found = ranks(validation, scorer, k=10, exclude_seen=exclude_seen)
         line = {
             "epoch": epoch,
             "loss": sum(losses) / len(losses),

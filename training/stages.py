@@ -1,0 +1,135 @@
+"""A stage of a run: worked once for its inputs, and again when a file of it is lost or damaged.
+
+`<out>/<stage>/` holds what a stage made. `<out>/<stage>.json`, its record, is written last: the key
+of its inputs, what it reports, and size and SHA-256 of each of its files. Whatever is not as it was
+recorded is said, and made again: no file has to be deleted by hand. Knows no stage's work.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from service.bundle import verify
+from service.errors import BundleInvalid
+from training.config import STAGES, StageName
+
+
+def work_stage(
+    out: Path, name: StageName, key: str, work: Callable[[Path], dict[str, Any]], console: Console
+) -> dict[str, Any]:
+    """Do a stage unless it is done for this key and all it made is still there; its record.
+
+    Working a stage ends the records of all later ones, whatever their keys. It starts anew in an
+    empty folder, except `fit`, which knows of its checkpoint whether it can go on from it.
+    """
+    folder, record_file = out / name, out / f"{name}.json"
+    record = read_record(out, name)
+    if record is None:
+        if record_file.exists():
+            console.print(
+                _again(name, f"{record_file.name} is damaged, or of another version"), markup=False
+            )
+    elif record["key"] != key:
+        console.print(
+            _again(name, "it was made of other data or settings, or by another version"),
+            markup=False,
+        )
+    elif (damage := damage_of(name, folder, record)) is not None:
+        console.print(_again(name, damage), markup=False)
+    else:
+        console.print(f"{name}: done before, in {record['seconds']:.0f} s")
+        return record
+    console.print(name, style="bold")
+    for begun in STAGES[STAGES.index(name) :]:  # the later ones were made from what is redone here
+        remove(out / f"{begun}.json")
+    if name != "fit" or not folder.is_dir():
+        remove(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    result = work(folder)
+    record = {
+        "stage": name,
+        "key": key,
+        "seconds": round(time.monotonic() - started, 1),
+        **result,
+        "files": files_of(folder),
+    }
+    write_whole(record_file, (json.dumps(record, indent=2) + "\n").encode())
+    return record
+
+
+def read_record(out: Path, name: StageName) -> dict[str, Any] | None:
+    """The record of a stage; None when there is none, or none that can be read."""
+    try:
+        record = json.loads((out / f"{name}.json").read_text())
+    except (OSError, ValueError):
+        return None
+    known = isinstance(record, dict) and {"key", "seconds", "files"} <= record.keys()
+    return record if known and isinstance(record["files"], dict) else None
+
+
+def damage_of(name: StageName, folder: Path, record: dict[str, Any]) -> str | None:
+    """What is wrong with the files of a finished stage, None if nothing is.
+
+    A bundle has a manifest that says so itself: its defaults may be set anew (`--set-default`).
+    """
+    if name == "bundle":
+        try:
+            verify(folder)
+        except (BundleInvalid, OSError) as error:
+            return str(error)
+        return None
+    for file, recorded in record["files"].items():
+        found = _file(folder / file)
+        if found is None:
+            return f"{name}/{file} is lost"
+        if found != recorded:
+            sizes = f"{found['bytes']:,} bytes, {recorded['bytes']:,} when it was written"
+            return f"{name}/{file} is damaged ({sizes})"
+    return None
+
+
+def files_of(folder: Path) -> dict[str, dict[str, Any]]:
+    """Size and SHA-256 of each file of a folder."""
+    found = {file.name: _file(file) for file in sorted(folder.iterdir())}
+    return {name: entry for name, entry in found.items() if entry is not None}
+
+
+def write_whole(file: Path, data: bytes) -> None:
+    """Write a file under a temporary name, renamed last: it is whole or not there."""
+    temporary = file.with_name(f"{file.name}.part")
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(file)
+    except OSError:
+        temporary.unlink(missing_ok=True)  # what is left of it may fill the disk
+        raise
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, whichever is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _file(path: Path) -> dict[str, Any] | None:
+    try:
+        with path.open("rb") as opened:
+            digest = hashlib.file_digest(opened, "sha256")
+            return {"bytes": opened.tell(), "sha256": digest.hexdigest()}
+    except OSError:  # not there, or a folder
+        return None
+
+
+def _again(name: StageName, why: str) -> str:
+    return f"{name}: {why}; the stage is made again"
