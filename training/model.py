@@ -29,7 +29,7 @@ from training.config import ModelConfig
 class Dropout(nn.Module):
     """Dropout that draws one byte an element, so its rate is a multiple of 1/256.
 
-    torch.nn.Dropout draws a float on one thread and took 17 % of a step (training/LOG.md).
+    torch.nn.Dropout draws a float on one thread and took 17 % of a step (docs/log/2026-11.md).
     """
 
     def __init__(self, rate: float) -> None:
