@@ -440,6 +440,9 @@ class Recorded:
     def close(self) -> None:
         self.calls.append("close")
 
+    def abort(self) -> None:
+        self.calls.append("abort")
+
     def is_closing(self) -> bool:
         return "close" in self.calls
 
@@ -450,7 +453,7 @@ def test_what_is_written_in_a_turn_is_sent_together() -> None:
         transport = GatheringTransport(
             recorded,  # type: ignore[arg-type]
             asyncio.get_running_loop(),
-            is_refused=lambda: False,
+            has_more=lambda: False,
             linger_s=10,
         )
         transport.write(b"head ")
