@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 from typing import NamedTuple
 
 import httptools
@@ -53,9 +54,7 @@ class Listener:
     def on_message_complete(self) -> None:
         self.is_in_body = False
         keeps_alive = self.parser.should_keep_alive()
-        self.messages.append(
-            Message(self.method, self.url, self.headers, self.body, keeps_alive)
-        )
+        self.messages.append(Message(self.method, self.url, self.headers, self.body, keeps_alive))
 
 
 def parsed(*segments: bytes) -> list[Message]:
@@ -173,5 +172,5 @@ def test_random_segments() -> None:
         order = [source.random() < 0.5 for _ in range(6)]
         sent = b"".join(offering if offers else plain for offers in order)
         ends = [0, *sorted(source.sample(range(len(sent)), 5)), len(sent)]
-        segments = [sent[a:b] for a, b in zip(ends, ends[1:], strict=False)]
+        segments = [sent[a:b] for a, b in pairwise(ends)]
         assert parsed(*segments) == parsed(plain * 6)
