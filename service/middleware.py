@@ -142,10 +142,10 @@ class Envelope:
                 message["headers"] = [*message.get("headers", ()), *self._added_headers(context)]
             await send(message)
 
-        async def fail(status: int, code: str, message: str, *, retryable: bool) -> None:
+        async def fail(status: int, code: str, sentence: str, *, retryable: bool) -> None:
             if context.status is None and context.refused is None:
                 context.status = status
-                for part in self._failure(status, code, message, context, retryable=retryable):
+                for part in self._failure(status, code, sentence, context, retryable=retryable):
                     await send(part)
 
         try:
@@ -154,8 +154,8 @@ class Envelope:
         except Exception:
             # Starlette has answered 500, unless it broke itself, and passes the exception on.
             log.exception("unexpected_error", request_id=context.request_id)
-            message = "something went wrong in the service"
-            await fail(500, "internal_error", message, retryable=False)
+            sentence = "something went wrong in the service"
+            await fail(500, "internal_error", sentence, retryable=False)
         except asyncio.CancelledError:
             # Only by the server, whose time to stop is up; it would answer in words of its own.
             await fail(503, "not_ready", "the service stops; ask another one", retryable=True)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import contextlib
+import inspect
 import json
+import re
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, closing
@@ -16,9 +19,11 @@ import uvicorn
 from fastapi import Body, FastAPI, Response
 from raw_http import answers, connection, error_code
 from running_service import Service, service_process, wait_until
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from service.gate import Gate
+from service.http_parser import RequestParser
 from service.http_protocol import GatheringTransport, Http
 from service.metrics import Metrics
 from service.middleware import Envelope
@@ -586,3 +591,62 @@ def test_what_is_written_in_a_turn_is_sent_together() -> None:
         return recorded.calls
 
     assert asyncio.run(main()) == [b"head body", b"at once", b"last", "close"]
+
+
+# What of uvicorn is not promised to anybody, but used.
+UVICORN_PARTS = {
+    "config": "the application, as it was given to uvicorn",
+    "loop": "the event loop",
+    "parser": "fed with feed_data, asked for method, version, keep-alive and upgrade",
+    "scope": "of the request whose head was parsed last",
+    "timeout_keep_alive": "seconds",
+}
+UVICORN_CALLS = {
+    "on_message_begin": "by the parser, as are the next three",
+    "on_headers_complete": "starts the application, or puts the request behind the one before it",
+    "on_body": "",
+    "on_message_complete": "",
+    "on_response_complete": "once for each answer, after its last byte was written",
+    "send_400_response": "for what the parser refuses",
+    "shutdown": "by the server that ends",
+}
+
+
+def test_nothing_else_of_uvicorn_is_used() -> None:
+    """A new uvicorn may change what is named here without a word: then read `service.http_protocol`
+    and decision 028 again, with uvicorn's `HttpToolsProtocol` beside them.
+    """
+    tree = ast.parse(inspect.getsource(Http)).body[0]
+    touched = {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and (
+            (isinstance(node.value, ast.Name) and node.value.id == "self")
+            or (isinstance(node.value, ast.Call) and ast.unparse(node.value) == "super()")
+        )
+    }
+    own = {name for name in touched if name in vars(Http) or name.startswith("_")}
+    asyncio_s = set(dir(asyncio.Protocol))
+    overridden = {name for name in vars(Http) if not name.startswith("_")} - {"transfer_s"}
+    assert touched - own - asyncio_s == set(UVICORN_PARTS)
+    private = {name for name in touched | set(vars(Http)) if re.match("_[^_]", name)}
+    assert not private & set(dir(HttpToolsProtocol))
+    assert overridden - asyncio_s == set(UVICORN_CALLS)
+
+
+def test_uvicorn_still_has_what_is_used() -> None:
+    async def main() -> HttpToolsProtocol:
+        config = uvicorn.Config(FastAPI(), timeout_keep_alive=7, lifespan="off")
+        return HttpToolsProtocol(config, ServerState(), {})
+
+    protocol = asyncio.run(main())
+    missing = [name for name in (*UVICORN_PARTS, *UVICORN_CALLS) if not hasattr(protocol, name)]
+    assert not missing, f"this uvicorn ({uvicorn.__version__}) has no {', '.join(missing)}"
+    assert protocol.timeout_keep_alive == 7
+    source = inspect.getsource(HttpToolsProtocol)
+    asked = set(re.findall(r"self\.parser\.(\w+)", source)) - {"set_dangerous_leniencies"}
+    unknown = asked - set(dir(RequestParser))
+    assert not unknown, f"this uvicorn asks its parser for {unknown}: service.http_parser lacks it"
+    for hook in ("self.send_400_response(", "on_response=self.on_response_complete"):
+        assert hook in source, f"this uvicorn does not call {hook} any more"
