@@ -92,7 +92,7 @@ def change_nothing(request: Request, source: random.Random) -> None:
 
 def change_value(request: Request, source: random.Random) -> None:
     """One value of the JSON, or a name of it."""
-    if request.value is None:
+    if not request.value:
         return change_path(request, source)
     request.value = json.loads(json.dumps(request.value))
     place, key = request.value, source.choice(list(request.value))

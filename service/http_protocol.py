@@ -192,7 +192,7 @@ class Http(HttpToolsProtocol):
             return
         self._head_bytes += len(data)
         super().data_received(data)  # calls what follows
-        if self._head_bytes > MAX_HEAD_BYTES:
+        if self._head_bytes > MAX_HEAD_BYTES and self._refusal is None:
             message = f"the headers may have {MAX_HEAD_BYTES} bytes"
             self._refuse(Refusal(431, "headers_too_large", message))
 
