@@ -47,7 +47,7 @@ class Server(uvicorn.Server):
             lifespan="on",
             loop="asyncio",  # uvloop lets connections starve under overload (docs/decisions/024)
             access_log=False,
-            log_level="warning",
+            log_level="error",  # of a request that is not HTTP there is a line of ours
             server_header=False,
             timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=lifecycle.settings.shutdown_timeout_s,

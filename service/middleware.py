@@ -1,8 +1,8 @@
 """What every HTTP answer gets, whoever made it: request id, headers, metrics, one log line.
 
 And the gate: more requests at a time than can be answered in time are turned away before anything
-is read of them, so that refusing costs next to nothing; by `admit`, which the server may ask before
-it makes a task of a request.
+is read of them, so that refusing costs next to nothing. And what the server refuses by itself, as
+no HTTP or not whole in time, by `refuse`: the same body, the same metrics, the same line.
 
 Plain ASGI around the whole FastAPI application, because Starlette's answer to an unexpected
 exception is made outside all inner middleware. Knows nothing of routes' bodies; a handler leaves
@@ -11,6 +11,7 @@ what it knows in the RequestContext.
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
@@ -58,7 +59,8 @@ class RequestContext:
     variant: str = "none"
     degraded: bool = False
     rejected: str | None = None  # why it was turned away, if it was
-    given_up: bool = False  # its body did not come, and 408 was answered
+    status: int | None = None  # of its answer, once that has begun
+    refused: int | None = None  # the status that the server answered while its body came
     timings_ms: dict[str, float] = field(default_factory=dict)  # of a recommendation
     span: Any = None  # where there are traces
 
@@ -90,11 +92,8 @@ class Envelope:
         metrics.inflight_requests.set_function(lambda: gate.inside)
 
     def admit(self, scope: Scope) -> Sequence[Message]:
-        """Let a request of HTTP in, once: no messages; or the two messages of its 429.
-
-        The caller has to pass an admitted request on to `__call__`.
-        """
-        context = scope[SCOPE_KEY] = _context_of(scope)
+        """Let a request of HTTP in: no messages; or the two messages of its 429."""
+        context = scope[SCOPE_KEY]
         if self._is_open(scope["path"]):
             return ()
         if self._gate.admits():
@@ -103,37 +102,68 @@ class Envelope:
         context.rejected = "inflight"
         self._begin_span(scope, context)
         self._observe(scope, 429, context)
-        return _turned_away(context.request_id, self._added_headers(context))
+        message = "too many requests are being answered; try again in a second"
+        return self._failure(429, "overloaded", message, context)
+
+    def refuse(self, scope: Scope | None, status: int, code: str, message: str) -> ErrorResponse:
+        """What the server answers by itself.
+
+        scope: where the application has been given the request, or will be; it is counted then
+        """
+        if scope is None:
+            context = RequestContext(request_id())
+            nowhere = {"path": "", "method": ""}
+            context.log["code"] = code
+            self._observe(nowhere, status, context)
+        else:
+            context = scope.setdefault(SCOPE_KEY, _context_of(scope))
+            context.refused = status
+            context.log["code"] = code
+        return ErrorResponse.of(code, message, context.request_id)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         if SCOPE_KEY not in scope:
-            for message in self.admit(scope):
-                await send(message)
+            scope[SCOPE_KEY] = _context_of(scope)
         context: RequestContext = scope[SCOPE_KEY]
+        if context.refused is not None:  # before its turn came
+            self._observe(scope, context.refused, context)
+            return
+        for message in self.admit(scope):
+            await send(message)
         if context.rejected:
             return
-        status = 500
 
         async def send_with_headers(message: Message) -> None:
-            nonlocal status
             if message["type"] == "http.response.start":
-                status = message["status"]
+                context.status = message["status"]
                 message["headers"] = [*message.get("headers", ()), *self._added_headers(context)]
             await send(message)
+
+        async def fail(status: int, code: str, sentence: str, *, retryable: bool) -> None:
+            if context.status is None and context.refused is None:
+                context.status = status
+                for part in self._failure(status, code, sentence, context, retryable=retryable):
+                    await send(part)
 
         try:
             self._begin_span(scope, context)
             await self._app(scope, receive, send_with_headers)
         except Exception:
-            # Starlette has answered 500 and passes the exception on; it ends here.
+            # Starlette has answered 500, unless it broke itself, and passes the exception on.
             log.exception("unexpected_error", request_id=context.request_id)
+            sentence = "something went wrong in the service"
+            await fail(500, "internal_error", sentence, retryable=False)
+        except asyncio.CancelledError:
+            # Only by the server, whose time to stop is up; it would answer in words of its own.
+            await fail(503, "not_ready", "the service stops; ask another one", retryable=True)
         finally:
+            status = context.refused or context.status or 500
             if not self._is_open(scope["path"]):
                 self._gate.leave(served=status < 400)
-            self._observe(scope, 408 if context.given_up else status, context)
+            self._observe(scope, status, context)
 
     def _is_open(self, path: str) -> bool:
         """Whether the gate lets everybody through: overload must not stop who would end it."""
@@ -150,6 +180,29 @@ class Envelope:
         if self._is_draining():  # so that clients have left before the port is closed
             added["Connection"] = "close"
         return [(name.encode(), value.encode()) for name, value in added.items()]
+
+    def _failure(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        context: RequestContext,
+        *,
+        retryable: bool = True,
+    ) -> tuple[Message, Message]:
+        """An answer that no route gave."""
+        body = ErrorResponse.of(code, message, context.request_id, retryable=retryable)
+        content = body.model_dump_json().encode()
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(content)).encode()),
+            *([(b"retry-after", b"1")] if retryable else []),
+            *self._added_headers(context),
+        ]
+        return (
+            {"type": "http.response.start", "status": status, "headers": headers},
+            {"type": "http.response.body", "body": content},
+        )
 
     def _observe(self, scope: Scope, status: int, context: RequestContext) -> None:
         seconds = time.monotonic() - context.received
@@ -195,23 +248,6 @@ def _context_of(scope: Scope) -> RequestContext:
         context.traceparent = traceparent
         context.log["trace_id"] = match[1]
     return context
-
-
-def _turned_away(request_id: str, headers: Sequence[Header]) -> tuple[Message, Message]:
-    """429; the request's own body is not read."""
-    message = "too many requests are being answered; try again in a second"
-    body = ErrorResponse.of("overloaded", message, request_id, retryable=True)
-    content = body.model_dump_json().encode()
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(content)).encode()),
-        (b"retry-after", b"1"),
-        *headers,
-    ]
-    return (
-        {"type": "http.response.start", "status": 429, "headers": headers},
-        {"type": "http.response.body", "body": content},
-    )
 
 
 def outcome_of(status: int, *, degraded: bool) -> str:

@@ -43,6 +43,7 @@ DECODE_BENCH_MAY_IMPORT = {"service.bundle", "service.decoding", "service.errors
 ONLY_IN = {
     "fastapi": {"service.app", "service.admin", "service.guards", "service.http_errors"},
     "starlette": {"service.app", "service.guards", "service.http_errors"},
+    "httptools": {"service.http_parser"},
     "uvicorn": {"service.__main__", "service.http_protocol"},
     "redis": {"service.redis_history", "service.store_connection", "service.store_trouble"},
     "opentelemetry": {"service.traces"},

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import contextlib
+import inspect
 import json
-import socket
+import re
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -15,10 +17,13 @@ from typing import Annotated, Any, NamedTuple
 import pytest
 import uvicorn
 from fastapi import Body, FastAPI, Response
+from raw_http import answers, connection, error_code
 from running_service import Service, service_process, wait_until
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from service.gate import Gate
+from service.http_parser import RequestParser
 from service.http_protocol import GatheringTransport, Http
 from service.metrics import Metrics
 from service.middleware import Envelope
@@ -28,6 +33,7 @@ LIVE = b'"live"'
 ASK_LIVE = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
 INSIDE = "unmask_inflight_requests"
 LARGE = 64 << 20
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 REFUSED = 'unmask_rejected_total{reason="inflight"}'
 
@@ -64,24 +70,9 @@ def head(*, length: int = len(BODY), more: str = "") -> bytes:
     )
 
 
-def connection(service: Service) -> socket.socket:
-    address = ("127.0.0.1", service.client.base_url.port or 0)
-    connected = socket.create_connection(address, timeout=30)
-    connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return connected
-
-
-def answers(received: bytes) -> Iterable[tuple[int, dict[str, str], bytes]]:
-    """Status, headers and body of every answer; fails on half an answer."""
-    while received:
-        top, separator, received = received.partition(b"\r\n\r\n")
-        assert separator, top
-        status, *lines = top.decode().split("\r\n")
-        headers = dict(line.lower().split(": ", 1) for line in lines)
-        length = int(headers["content-length"])
-        assert len(received) >= length, "half an answer"
-        yield int(status.split()[1]), headers, received[:length]
-        received = received[length:]
+def post(path: str, *, length: int = 4, more: str = "") -> bytes:
+    lines = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n{more}\r\n"
+    return lines.encode()
 
 
 def test_head_and_body_of_an_answer_arrive_together(served: Service) -> None:
@@ -91,6 +82,55 @@ def test_head_and_body_of_an_answer_arrive_together(served: Service) -> None:
             client.sendall(head(length=len(body)) + body)
             [(status, _, _)] = answers(client.recv(1 << 20))
             assert status == 200
+
+
+OFFERS = {
+    "h2c": ["Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAEAAEAA"],
+    "websocket": ["Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13"],
+}
+
+
+@pytest.mark.parametrize("offer", OFFERS)
+@pytest.mark.parametrize("framing", ["length", "chunked"])
+@pytest.mark.parametrize("segments", [1, 2])
+def test_an_upgrade_that_is_not_taken_is_ignored(
+    served: Service, offer: str, framing: str, segments: int
+) -> None:
+    body = json.dumps({"user_id": "upgrading", "history": ["item-1"], "k": 3}).encode()
+    lines = ["POST /recommend HTTP/1.1", "Host: x", "Content-Type: application/json"]
+    if framing == "length":
+        lines.append(f"Content-Length: {len(body)}")
+    else:
+        lines.append("Transfer-Encoding: chunked")
+        body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+    lines += ["Expect: 100-continue"] if segments == 2 else []
+    top = "\r\n".join([*lines, *OFFERS[offer], "\r\n"]).encode()
+    asked = "unmask_recommend_duration_seconds_count"
+
+    def num_recommended() -> float:
+        return sum(value for name, value in served.samples().items() if name.startswith(asked))
+
+    before, received = num_recommended(), b""
+    with closing(connection(served)) as client:
+        for _ in range(2):  # the connection goes on as well
+            if segments == 2:
+                client.sendall(top)
+                assert client.recv(1 << 20) == CONTINUE  # so the head has been read
+                client.sendall(body)
+                received += client.recv(1 << 20)
+            else:
+                client.sendall(top + body)
+        client.sendall(ASK_LIVE)
+        while LIVE not in received:
+            received += client.recv(1 << 20)
+    first, second, (status, _, _) = answers(received)
+    assert status == 200
+    for status, headers, content in (first, second):
+        assert status == 200
+        assert "upgrade" not in headers
+        answer = json.loads(content)
+        assert (answer["user_id"], len(answer["items"])) == ("upgrading", 3)
+    assert num_recommended() == before + 2
 
 
 def test_a_refusal_does_not_wait_for_the_body(busy: Service) -> None:
@@ -196,30 +236,32 @@ class Listener(NamedTuple):
 
 
 @asynccontextmanager
-async def listening(most: int, *, keep_alive_s: int = 60) -> AsyncIterator[Listener]:
-    """A listener that lets in so many.
+async def listening(
+    most: int, *, keep_alive_s: int = 60, app: Any = None
+) -> AsyncIterator[Listener]:
+    """A listener that lets in so many, to `app` or one of its own.
 
     `POST /` is answered at once and `POST /long` after a second and a half, with their bodies;
     `POST /large` with more than anybody's buffers hold.
     """
-    app = FastAPI()
+    own = FastAPI()
 
-    @app.post("/")
+    @own.post("/")
     async def at_once(body: Annotated[bytes, Body()]) -> Response:
         return Response(body)
 
-    @app.post("/long")
+    @own.post("/long")
     async def late(body: Annotated[bytes, Body()]) -> Response:
         await asyncio.sleep(1.5)
         return Response(body)
 
-    @app.post("/large")
+    @own.post("/large")
     async def large(body: Annotated[bytes, Body()]) -> Response:
         return Response(bytes(LARGE))
 
     loop = asyncio.get_running_loop()
     gate, metrics, state = Gate(1.0, most), Metrics(), ServerState()
-    envelope = Envelope(app, metrics, gate)
+    envelope = Envelope(app or own, metrics, gate)
     config = uvicorn.Config(envelope, timeout_keep_alive=keep_alive_s, lifespan="off")  # type: ignore[arg-type]
     server = await loop.create_server(lambda: Impatient(config, state, {}, loop), "127.0.0.1", 0)
     writers = []
@@ -241,11 +283,6 @@ async def rest_of(reader: asyncio.StreamReader) -> tuple[list[int], bytes, float
     started = loop.time()
     found = list(answers(await asyncio.wait_for(reader.read(), 10)))
     return [status for status, _, _ in found], found[-1][2] if found else b"", loop.time() - started
-
-
-def post(path: str, *, length: int = 4, more: str = "") -> bytes:
-    lines = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n{more}\r\n"
-    return lines.encode()
 
 
 def test_an_idle_connection_ends_after_a_refusal_at_its_head() -> None:
@@ -345,6 +382,95 @@ def test_a_request_that_does_not_come_whole_is_given_up(sent: bytes) -> None:
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("nonsense", [b"nonsense\r\n\r\n", post("/")[:-2] + bytes(100_000)])
+def test_nonsense_is_answered_in_its_turn(nonsense: bytes) -> None:
+    """Else the client takes its 400 for the answer to what it asked before."""
+
+    async def main() -> None:
+        async with listening(1) as listener:
+            reader, writer = await listener.connect()
+            writer.write(post("/long") + b"one!" + post("/") + b"two!" + nonsense)
+            one, two, refusal = answers(await asyncio.wait_for(reader.read(), 30))
+            assert [one[2], two[2]] == [b"one!", b"two!"]
+            assert error_code(refusal) in {"malformed_request", "headers_too_large"}
+            await asyncio.wait_for(listener.is_left(), 10)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("segments", [1, 2])
+@pytest.mark.parametrize("behind", [b"", post("/") + b"body"], ids=["alone", "behind another"])
+def test_a_body_that_turns_out_nonsense_is_counted_once(segments: int, behind: bytes) -> None:
+    lines = ["POST / HTTP/1.1", "Host: x", "X-Request-ID: mine", "Transfer-Encoding: chunked"]
+    lines += ["Expect: 100-continue"] if segments == 2 else []
+    top = "\r\n".join([*lines, "\r\n"]).encode()
+
+    async def main() -> None:
+        async with listening(1) as listener:
+            reader, writer = await listener.connect()
+            writer.write(behind + top + b"no chunk" * (segments == 1))
+            if segments == 2:
+                expected = (b"\r\n\r\nbody" if behind else b"") + CONTINUE
+                received = await asyncio.wait_for(reader.readuntil(expected), 30)
+                writer.write(b"no chunk")
+                before = list(answers(received.removesuffix(CONTINUE)))
+                [refusal] = answers(await asyncio.wait_for(reader.read(), 30))
+            else:
+                *before, refusal = answers(await asyncio.wait_for(reader.read(), 30))
+            assert [status for status, _, _ in before] == ([200] if behind else [])
+            assert (refusal[0], error_code(refusal)) == (400, "malformed_request")
+            assert refusal[1]["x-request-id"] == "mine"
+            await asyncio.wait_for(listener.is_left(), 10)
+            await asyncio.sleep(0)
+            counted = [
+                (sample.labels["status"], sample.value)
+                for metric in listener.metrics.registry.collect()
+                for sample in metric.samples
+                if sample.name == "unmask_http_requests_total" and sample.value
+            ]
+            assert sorted(counted) == [("200", 1.0)] * bool(behind) + [("400", 1.0)]
+
+    asyncio.run(main())
+
+
+def test_who_is_inside_when_the_time_to_stop_is_up_hears_it() -> None:
+    """uvicorn cancels what still runs then, and would answer in words of its own."""
+
+    async def main() -> None:
+        async with listening(1) as listener:
+            reader, writer = await listener.connect()
+            writer.write(post("/long") + b"body")
+            while not listener.state.tasks:
+                await asyncio.sleep(0.01)
+            for connection in list(listener.state.connections):
+                connection.shutdown()
+            for task in list(listener.state.tasks):
+                task.cancel()
+            [answer] = answers(await asyncio.wait_for(reader.read(), 30))
+            assert (answer[0], error_code(answer)) == (503, "not_ready")
+            assert answer[1]["retry-after"] == "1"
+            await listener.is_left()
+
+    asyncio.run(main())
+
+
+def test_an_application_that_breaks_answers_in_the_one_body() -> None:
+    """FastAPI answers for its routes; this is for what breaks around it."""
+
+    async def broken(scope: Any, receive: Any, send: Any) -> None:
+        raise RuntimeError("a bug")
+
+    async def main() -> None:
+        async with listening(1, app=broken) as listener:
+            reader, writer = await listener.connect()
+            writer.write(post("/") + b"body")
+            received = await asyncio.wait_for(reader.readuntil(b"}"), 30)
+            [answer] = answers(received + await reader.read(1000))
+            assert (answer[0], error_code(answer)) == (500, "internal_error")
+
+    asyncio.run(main())
+
+
 def test_a_request_that_is_given_up_is_counted_under_its_id() -> None:
     async def main() -> None:
         async with listening(1) as listener:
@@ -440,6 +566,9 @@ class Recorded:
     def close(self) -> None:
         self.calls.append("close")
 
+    def abort(self) -> None:
+        self.calls.append("abort")
+
     def is_closing(self) -> bool:
         return "close" in self.calls
 
@@ -450,7 +579,7 @@ def test_what_is_written_in_a_turn_is_sent_together() -> None:
         transport = GatheringTransport(
             recorded,  # type: ignore[arg-type]
             asyncio.get_running_loop(),
-            is_refused=lambda: False,
+            has_more=lambda: False,
             linger_s=10,
         )
         transport.write(b"head ")
@@ -468,3 +597,62 @@ def test_what_is_written_in_a_turn_is_sent_together() -> None:
         return recorded.calls
 
     assert asyncio.run(main()) == [b"head body", b"at once", b"last", "close"]
+
+
+# What of uvicorn is not promised to anybody, but used.
+UVICORN_PARTS = {
+    "config": "the application, as it was given to uvicorn",
+    "loop": "the event loop",
+    "parser": "fed with feed_data, asked for method, version, keep-alive and upgrade",
+    "scope": "of the request whose head was parsed last",
+    "timeout_keep_alive": "seconds",
+}
+UVICORN_CALLS = {
+    "on_message_begin": "by the parser, as are the next three",
+    "on_headers_complete": "starts the application, or puts the request behind the one before it",
+    "on_body": "",
+    "on_message_complete": "",
+    "on_response_complete": "once for each answer, after its last byte was written",
+    "send_400_response": "for what the parser refuses",
+    "shutdown": "by the server that ends",
+}
+
+
+def test_nothing_else_of_uvicorn_is_used() -> None:
+    """A new uvicorn may change what is named here without a word: then read `service.http_protocol`
+    and decision 028 again, with uvicorn's `HttpToolsProtocol` beside them.
+    """
+    tree = ast.parse(inspect.getsource(Http)).body[0]
+    touched = {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and (
+            (isinstance(node.value, ast.Name) and node.value.id == "self")
+            or (isinstance(node.value, ast.Call) and ast.unparse(node.value) == "super()")
+        )
+    }
+    own = {name for name in touched if name in vars(Http) or name.startswith("_")}
+    asyncio_s = set(dir(asyncio.Protocol))
+    overridden = {name for name in vars(Http) if not name.startswith("_")} - {"transfer_s"}
+    assert touched - own - asyncio_s == set(UVICORN_PARTS)
+    private = {name for name in touched | set(vars(Http)) if re.match("_[^_]", name)}
+    assert not private & set(dir(HttpToolsProtocol))
+    assert overridden - asyncio_s == set(UVICORN_CALLS)
+
+
+def test_uvicorn_still_has_what_is_used() -> None:
+    async def main() -> HttpToolsProtocol:
+        config = uvicorn.Config(FastAPI(), timeout_keep_alive=7, lifespan="off")
+        return HttpToolsProtocol(config, ServerState(), {})
+
+    protocol = asyncio.run(main())
+    missing = [name for name in (*UVICORN_PARTS, *UVICORN_CALLS) if not hasattr(protocol, name)]
+    assert not missing, f"this uvicorn ({uvicorn.__version__}) has no {', '.join(missing)}"
+    assert protocol.timeout_keep_alive == 7
+    source = inspect.getsource(HttpToolsProtocol)
+    asked = set(re.findall(r"self\.parser\.(\w+)", source)) - {"set_dangerous_leniencies"}
+    unknown = asked - set(dir(RequestParser))
+    assert not unknown, f"this uvicorn asks its parser for {unknown}: service.http_parser lacks it"
+    for hook in ("self.send_400_response(", "on_response=self.on_response_complete"):
+        assert hook in source, f"this uvicorn does not call {hook} any more"

@@ -7,7 +7,7 @@ import copy
 import http.client
 import json
 import random
-import socket
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +15,8 @@ from typing import Any
 
 import httpx
 import pytest
-from running_service import Service, service_process
+from raw_http import answers, connection, error_code, exchange
+from running_service import Service, service_process, wait_until
 
 NUM_BODIES = 10_000
 CLIENTS = 4
@@ -271,22 +272,6 @@ def test_another_content_type_is_refused(
 # Messages that are not quite HTTP
 
 
-def exchange(service: Service, *parts: bytes) -> bytes:
-    """All that comes back until the service closes the connection, which it must."""
-    port = service.client.base_url.port
-    assert port
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
-        received = b""
-        try:
-            for part in parts:
-                connection.sendall(part)
-            while some := connection.recv(1 << 16):
-                received += some
-        except (ConnectionResetError, BrokenPipeError):
-            pass  # it need not read what it refuses
-        return received
-
-
 def head(*lines: str, path: str = "/recommend") -> bytes:
     """The head of a message; without any lines it does not end."""
     fixed = [f"POST {path} HTTP/1.1", "Host: x", "Content-Type: application/json"]
@@ -299,38 +284,119 @@ BODY = b'{"user_id": "hunter2"}'
 
 
 @pytest.mark.parametrize(
-    ("parts", "statuses"),
+    ("parts", "status"),
     [
-        ([b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(200)], {400}),  # TLS
-        ([b"GET\r\n\r\n"], {400}),
-        ([b"GET / HTTP/9.9\r\n\r\n"], {400}),
-        ([head("Content-Length: -1"), BODY], {400}),
-        ([head("Content-Length: abc"), BODY], {400}),
-        ([head("Content-Length: 99999999999999999999999"), BODY], {400}),
-        ([head("Content-Length: 5", "Content-Length: 6"), BODY], {400}),
-        ([head("Content-Length: 5", "Transfer-Encoding: chunked"), BODY], {400}),
-        ([head("Content-Length: 5"), BODY + b"\r\n\r\n"], {400}),  # too short: the rest is nonsense
-        ([head("Transfer-Encoding: chunked"), b"zz\r\n" + BODY], {400}),
-        ([head("Transfer-Encoding: chunked"), b"-5\r\n" + BODY], {400}),
+        ([b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(200)], 400),  # TLS
+        ([b"GET\r\n\r\n"], 400),
+        ([b"GET / HTTP/9.9\r\n\r\n"], 400),
+        ([b"BREW / HTTP/1.1\r\nHost: x\r\n\r\n"], 400),
+        ([b"get / HTTP/1.1\r\nHost: x\r\n\r\n"], 400),
+        ([b"CONNECT example.org:80 HTTP/1.1\r\nHost: x\r\n\r\n"], 400),
+        ([b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"], 400),  # HTTP/2 without asking
+        ([head(path="/users/Zoë/history"), b"\r\n"], 400),
+        ([head(path="/users/\x80/history"), b"\r\n"], 400),
+        ([head(path="/a b"), b"\r\n"], 400),
+        ([head(path="no-slash"), b"\r\n"], 400),
+        ([head("Content-Length: -1"), BODY], 400),
+        ([head("Content-Length: +1"), BODY], 400),
+        ([head("Content-Length: abc"), BODY], 400),
+        ([head("Content-Length: 99999999999999999999999"), BODY], 400),
+        ([head("Content-Length: 5", "Content-Length: 6"), BODY], 400),
+        ([head("Content-Length: 5", "Transfer-Encoding: chunked"), BODY], 400),
+        ([head("Content-Length: 5"), BODY + b"\r\n\r\n"], 400),  # too short: the rest is nonsense
+        ([head("Transfer-Encoding: chunked"), b"zz\r\n" + BODY], 400),
+        ([head("Transfer-Encoding: chunked") + b"zz\r\n" + BODY], 400),
+        ([head("Transfer-Encoding: chunked"), b"-5\r\n" + BODY], 400),
         ([head("Transfer-Encoding: chunked", "Connection: close"), *[CHUNK] * 20, b"0\r\n\r\n"],
-         {413}),
-        ([head("Transfer-Encoding: nonsense"), BODY], {400}),
-        ([head("no colon here"), BODY], {400}),
-        ([head("X: a\0b"), BODY], {400}),
-        ([head(), b"X: ", *[b"x" * (1 << 20)] * 32], {431}),
-        ([head(), *[b"x: y\r\n" * 100_000] * 16], {431}),
+         413),
+        ([head("Transfer-Encoding: nonsense"), BODY], 400),
+        ([head("no colon here"), BODY], 400),
+        ([head("X: a\0b"), BODY], 400),
+        ([head("X: folded\r\n value"), BODY], 400),
+        ([head(), b"X: ", *[b"x" * (1 << 20)] * 32], 431),
+        ([head(), *[b"x: y\r\n" * 100_000] * 16], 431),
         ([head("Transfer-Encoding: chunked"), CHUNK, b"0\r\n", *[b"x: y\r\n" * 100_000] * 16],
-         {431}),
-        ([head("Transfer-Encoding: chunked"), b"5;", *[b"x" * (1 << 20)] * 32], {431}),
+         431),
+        ([head("Transfer-Encoding: chunked"), b"5;", *[b"x" * (1 << 20)] * 32], 431),
     ],
 )  # fmt: skip
-def test_a_broken_message_is_refused_and_the_connection_closed(
-    service: Service, parts: list[bytes], statuses: set[int]
+def test_a_broken_message_is_refused_in_the_one_body_and_counted(
+    service: Service, parts: list[bytes], status: int
 ) -> None:
-    before = service.rss_bytes
-    received = exchange(service, *parts)
-    found = {int(line.split()[1]) for line in received.split(b"\r\n") if line[:5] == b"HTTP/"}
-    assert not found or statuses <= found <= statuses | {422}, received[:500]
-    assert SECRET.encode() not in received
+    before, counted = service.rss_bytes, counts(service)
+    *answered, last = answers(exchange(service, *parts))
+    assert (last[0], error_code(last)) == (status, CODES[status])
+    assert last[1]["connection"] == "close"
+    assert "date" in last[1]
+    assert SECRET.encode() not in last[2]
+    # Only where the body is whole before the nonsense begins.
+    assert [(one[0], error_code(one)) for one in answered] in ([], [(400, "malformed_json")])
+    seen = Counter(str(one[0]) for one in [*answered, last])
+    wait_until(lambda: counts(service) == counted + seen)
+    lines = [json.loads(line) for line in service.stdout.splitlines()]
+    [line] = [line for line in lines if line.get("request_id") == last[1]["x-request-id"]]
+    assert (line["event"], line["status"]) == ("request", status)
+    assert service.stderr == ""
     assert service.rss_bytes - before < MAX_GROWTH_BYTES
     assert is_well(service)
+
+
+CODES = {400: "malformed_request", 413: "body_too_large", 431: "headers_too_large"}
+
+
+def counts(service: Service) -> Counter[str]:
+    """Refused requests by status."""
+    found: Counter[str] = Counter()
+    for name, value in service.samples().items():
+        if name.startswith("unmask_http_requests_total") and 'status="4' in name:
+            found[name.partition('status="')[2][:3]] += int(value)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("sent", "statuses"),
+    [
+        (head("Content-Length: 22") + BODY, [200]),
+        (head("content-length:22 \t") + BODY, [200]),
+        (head("Transfer-Encoding: chunked") + b"16\r\n" + BODY + b"\r\n0\r\nX: y\r\n\r\n", [200]),
+        (head("Content-Length: 22").replace(b"Host: x\r\n", b"") + BODY, [200]),
+        (head("Content-Length: 22", path="http://x/recommend") + BODY, [200]),
+        (b"\r\n" + head("Content-Length: 22") + BODY, [200]),
+        (b"OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n", [404]),
+        (b"OPTIONS /recommend HTTP/1.1\r\nHost: x\r\n\r\n", [405]),
+        (b"PROPFIND /recommend HTTP/1.1\r\nHost: x\r\n\r\n", [405]),
+        (b"HEAD /nowhere HTTP/1.1\r\nHost: x\r\n\r\n", [404]),
+        (head("Content-Length: 0"), [422]),
+        (head("Content-Length: 22", "Expect: nothing") + BODY, [200]),
+    ],
+)
+def test_an_odd_request_is_answered_and_the_next_one_too(
+    service: Service, sent: bytes, statuses: list[int]
+) -> None:
+    bodies = [] if sent.startswith(b"HEAD") else [None]
+    last = b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    received = exchange(service, sent, last)
+    if not bodies:
+        top, _, received = received.partition(b"\r\n\r\n")
+        assert top.startswith(b"HTTP/1.1 404")
+        statuses = []
+    *found, live = answers(received)
+    assert [one[0] for one in found] == statuses
+    assert json.loads(live[2])["status"] == "live"
+    for one in found:
+        assert one[0] == 200 or error_code(one)
+
+
+def test_http_1_0_is_answered_and_the_connection_closed(service: Service) -> None:
+    sent = head("Content-Length: 22").replace(b"HTTP/1.1", b"HTTP/1.0")
+    [(status, headers, _)] = answers(exchange(service, sent + BODY))
+    assert (status, headers["connection"]) == (200, "close")
+
+
+def test_who_expects_100_continue_is_told_to(service: Service) -> None:
+    with connection(service) as client:
+        client.sendall(head("Content-Length: 22", "Expect: 100-continue "))
+        assert client.recv(1 << 16) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        client.sendall(BODY)
+        [(status, _, _)] = answers(client.recv(1 << 16))
+        assert status == 200
