@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from fastapi import FastAPI, Path, Response
 
 from service import operator_schemas as schemas
-from service.guards import BEARER, Guard, guarded, require_json
+from service.guards import BEARER, Guard, WholePathRoute, guarded, require_json
 from service.item_schemas import ItemsRequest, ItemsResponse
 from service.lifecycle import VERSION, Lifecycle
 from service.manifest import REFERENCE
@@ -26,20 +26,26 @@ BundleRef = Annotated[str, Path(max_length=200, pattern=f"^{REFERENCE.pattern}$"
 def add_health_routes(app: FastAPI, lifecycle: Lifecycle) -> None:
     """Health, facts and metrics."""
     routes = HealthRoutes(lifecycle)
-    app.add_api_route("/info", routes.info, responses={500: {"model": ErrorResponse}})
-    app.add_api_route("/models", routes.models, responses={500: {"model": ErrorResponse}})
-    for path, health, body in (
-        ("/health/live", routes.live, schemas.Liveness),
-        ("/health/ready", routes.ready, schemas.Readiness),
-    ):
-        alias = path.replace("/health/", "/") + "z"
-        app.add_api_route(path, health, responses={503: {"model": body}})
-        app.add_api_route(path, health, methods=["HEAD"], include_in_schema=False)
-        app.add_api_route(alias, health, methods=["GET", "HEAD"], include_in_schema=False)
+
+    def route(path: str, handler: Callable[..., Any], *aliases: str, **declared: Any) -> None:
+        for own in (path, *aliases):
+            for method in ("GET", "HEAD"):
+                app.router.add_api_route(
+                    own,
+                    handler,
+                    methods=[method],
+                    include_in_schema=(own, method) == (path, "GET"),
+                    route_class_override=WholePathRoute,
+                    **declared,
+                )
+
+    failed: dict[int, Any] = {500: {"model": ErrorResponse}}
+    route("/info", routes.info, responses=failed)
+    route("/models", routes.models, responses=failed)
+    route("/health/live", routes.live, "/livez", responses={503: {"model": schemas.Liveness}})
+    route("/health/ready", routes.ready, "/readyz", responses={503: {"model": schemas.Readiness}})
     text = {"content": {METRICS_CONTENT_TYPE: {"schema": {"type": "string"}}}}
-    app.add_api_route(
-        "/metrics", routes.metrics, response_class=MetricsResponse, responses={200: text}
-    )
+    route("/metrics", routes.metrics, response_class=MetricsResponse, responses={200: text})
 
 
 def add_admin_routes(app: FastAPI, lifecycle: Lifecycle, admin_key: Guard) -> None:
@@ -47,14 +53,14 @@ def add_admin_routes(app: FastAPI, lifecycle: Lifecycle, admin_key: Guard) -> No
     routes = AdminRoutes(lifecycle)
 
     def route(path: str, handler: Callable[..., Any], *statuses: int, has_body: bool) -> None:
-        body_statuses = (400, 408, 413, 415) if has_body else ()
+        body_statuses = (408, 413, 415) if has_body else ()
         app.router.add_api_route(
             f"/admin/{path}",
             handler,
             methods=["POST"],
             responses={
                 status: {"model": ErrorResponse}
-                for status in sorted({401, 403, 422, 429, 500, *body_statuses, *statuses})
+                for status in sorted({400, 401, 403, 422, 429, 500, *body_statuses, *statuses})
             },
             dependencies=[BEARER],
             route_class_override=guarded(admin_key, *([require_json] if has_body else [])),
@@ -89,7 +95,7 @@ class HealthRoutes:
             bundle=schemas.BundleInfo.model_validate(bundle.manifest) if bundle else None,
             limits=schemas.Limits(
                 max_k=MAX_K,
-                max_beam_width=MAX_BEAM_WIDTH,
+                max_beam_width=min(MAX_BEAM_WIDTH, settings.max_queue_rows),
                 max_queue_rows=settings.max_queue_rows,
                 max_inflight=settings.max_inflight,
                 default_timeout_ms=settings.default_timeout_ms,
