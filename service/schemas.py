@@ -103,6 +103,13 @@ class Body(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _is_an_object(cls, value: Any) -> Any:
+        if not isinstance(value, dict | cls):
+            raise PydanticCustomError("object", "must be a JSON object")
+        return value
+
 
 class Answered(BaseModel):
     """What it gets."""
