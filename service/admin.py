@@ -6,6 +6,8 @@ What an operation means is decided in the lifecycle and its residents.
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -20,6 +22,7 @@ from service.metrics import METRICS_CONTENT_TYPE
 from service.residents import Resident
 from service.schemas import MAX_BEAM_WIDTH, MAX_K, ErrorResponse
 
+SHARE = 5
 BundleRef = Annotated[str, Path(max_length=200, pattern=f"^{REFERENCE.pattern}$")]
 
 
@@ -80,11 +83,45 @@ class MetricsResponse(Response):
     media_type = METRICS_CONTENT_TYPE
 
 
+class Shared:
+    """A text that takes a while to make: in a thread, one at a time, for all who asked before.
+
+    However many ask, making it takes at most one `SHARE`th of a processor. Nobody gets a text that
+    was begun before he asked.
+    """
+
+    def __init__(self, make: Callable[[], bytes]) -> None:
+        self._make = make
+        self._making = asyncio.Lock()
+        self._free_at = 0.0  # time.monotonic()
+        self._next: asyncio.Task[bytes] | None = None  # not begun yet
+
+    async def get(self) -> bytes:
+        """The text, made from now on."""
+        if self._next is None:
+            self._next = asyncio.create_task(self._made())
+        return await asyncio.shield(self._next)
+
+    async def _made(self) -> bytes:
+        async with self._making:
+            await asyncio.sleep(self._free_at - time.monotonic())
+            self._next = None
+            text, seconds = await asyncio.to_thread(self._timed)
+            self._free_at = time.monotonic() + (SHARE - 1) * seconds
+            return text
+
+    def _timed(self) -> tuple[bytes, float]:
+        started = time.thread_time()
+        text = self._make()
+        return text, time.thread_time() - started
+
+
 class HealthRoutes:
     """One method per route."""
 
     def __init__(self, lifecycle: Lifecycle) -> None:
         self._lifecycle = lifecycle
+        self._metrics_text = Shared(lifecycle.metrics.text)
 
     async def info(self) -> schemas.Info:
         """What runs here, and its limits."""
@@ -126,9 +163,9 @@ class HealthRoutes:
         response.status_code = 503
         return schemas.Readiness(status="not_ready", reasons=reasons)
 
-    def metrics(self) -> MetricsResponse:
-        """What Prometheus reads. In a thread, as FastAPI has it: a thousand lines take a while."""
-        return MetricsResponse(self._lifecycle.metrics.text())
+    async def metrics(self) -> MetricsResponse:
+        """What Prometheus reads."""
+        return MetricsResponse(await self._metrics_text.get())
 
 
 class AdminRoutes:

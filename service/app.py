@@ -20,10 +20,11 @@ from service import errors, schemas
 from service.admin import add_admin_routes, add_health_routes
 from service.answering import similar_items
 from service.bulk import Bulk
+from service.doors import Doors, bearer_key_of
 from service.event_schemas import EventsRequest, EventsResponse
 from service.events import store_events
 from service.gate import Gate
-from service.guards import BEARER, Guard, bearer_key, guarded, require_json
+from service.guards import BEARER, Guard, guarded, require_json
 from service.http_errors import add_handlers, context_of
 from service.intake import Intake
 from service.item_schemas import ItemResponse, SimilarRequest, SimilarResponse
@@ -53,31 +54,35 @@ def create_app(lifecycle: Lifecycle) -> ASGIApp:
     keys, settings = lifecycle.keys, lifecycle.settings
 
     def client_key(request: Request) -> None:
-        keys.check_client(bearer_key(request))
+        keys.check_client(bearer_key_of(request.scope))
 
     def admin_key(request: Request) -> None:
-        keys.check_admin(bearer_key(request))
+        keys.check_admin(bearer_key_of(request.scope))
 
     is_open = not (settings.api_keys or settings.rate_limit)
-    add_client_routes(app, Routes(lifecycle), [] if is_open else [client_key])
+    client_roots = add_client_routes(app, Routes(lifecycle), [] if is_open else [client_key])
     if settings.admin_keys:
         add_admin_routes(app, lifecycle, admin_key)
     add_health_routes(app, lifecycle)
-    app.add_middleware(Intake)
+    app.add_middleware(Intake, metrics=lifecycle.metrics)
     add_handlers(app)
     gate = Gate(settings.slo_ms / 1000, settings.max_inflight)
     return Envelope(
         app,
         lifecycle.metrics,
         gate,
-        has_admins=bool(settings.admin_keys),
+        door_of=Doors(keys, gate, client_roots).door_of,
         is_draining=lambda: lifecycle.draining,
         traces=lifecycle.traces,
     )
 
 
-def add_client_routes(app: FastAPI, routes: Routes, guards: Sequence[Guard]) -> None:
-    """What clients use; every status that a route may answer with is declared."""
+def add_client_routes(app: FastAPI, routes: Routes, guards: Sequence[Guard]) -> set[str]:
+    """What clients use; every status that a route may answer with is declared.
+
+    Returns the first parts of their paths.
+    """
+    roots = set()
 
     def route(
         method: str,
@@ -86,6 +91,7 @@ def add_client_routes(app: FastAPI, routes: Routes, guards: Sequence[Guard]) -> 
         *statuses: int,
         model: type[BaseModel] | None = None,
     ) -> None:
+        roots.add(path.split("/")[1])
         posted = [require_json] if method == "POST" else []
         own = {*statuses, 400, 422, 429, 500}
         own |= {408, 413, 415} if method == "POST" else set()
@@ -113,6 +119,7 @@ def add_client_routes(app: FastAPI, routes: Routes, guards: Sequence[Guard]) -> 
     # An item_id may have slashes in it, so the longer path comes first.
     route("POST", "/items/{item_id:path}/similar", routes.similar, 404, 503)
     route("GET", "/items/{item_id:path}", routes.item, 404, 503)
+    return roots
 
 
 class Routes:
@@ -141,7 +148,7 @@ class Routes:
         context = context_of(request)
         context.log.update(requests=len(body.requests))
         recommender = self._lifecycle.recommender
-        self._lifecycle.keys.charge(bearer_key(request), len(body.requests) - 1)
+        self._lifecycle.keys.charge(bearer_key_of(request.scope), len(body.requests) - 1)
         bulk = Bulk(recommender, self._metrics, context)
         return json_answer(await unless_disconnected(request, bulk.answer(body)))
 

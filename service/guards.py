@@ -68,9 +68,3 @@ def require_json(request: Request) -> None:
     encodings = ",".join(request.headers.getlist("content-encoding")).lower().split(",")
     if {encoding.strip() for encoding in encodings} - {"", "identity"}:
         raise UnsupportedMedia("send the body uncompressed, without a Content-Encoding")
-
-
-def bearer_key(request: Request) -> str | None:
-    """The key that a request brings."""
-    scheme, _, key = request.headers.get("authorization", "").partition(" ")
-    return key.strip() if scheme.lower() == "bearer" else None

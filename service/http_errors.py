@@ -127,6 +127,8 @@ def invalid_body(found: Sequence[Mapping[str, Any]], request_id: str) -> ErrorRe
 async def on_http_error(request: Request, error: Exception) -> Response:
     """Starlette's own, and those that routes raise."""
     assert isinstance(error, HTTPException)
+    if isinstance(error.__cause__, errors.UnmaskError):
+        return await on_error(request, error.__cause__)
     answer = _http_answer(request, error.status_code)
     answer.headers.update(error.headers or {})
     if error.status_code == 405:  # the router knows the methods of the first route of a path only

@@ -14,12 +14,13 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
 
-from service.gate import Gate
+from service.gate import Gate, Line, Place
 from service.ids import request_id
 from service.metrics import Metrics
 from service.schemas import ErrorResponse
@@ -33,12 +34,13 @@ Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 SCOPE_KEY = "unmask"
+TOO_MANY = "too many requests are being answered; try again in a second"
 RECOMMEND = "/recommend"
-ADMIN = "/admin/"
 QUIET_ROUTES = {"/health/live", "/health/ready", "/livez", "/readyz", "/metrics"}
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}  # a client may invent one
-OPEN_PATHS = QUIET_ROUTES | {"/info", "/models"}
+QUIET_REFUSALS = {"inflight", "unkeyed", "arriving"}  # there may be thousands
+NOT_OF_CLIENTS = {"rate_limit", "unkeyed", "arriving"}  # reasons that say nothing of the service
 OUTCOMES = {429: "rejected", 503: "rejected", 504: "timeout", 499: "cancelled"}
 TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 
@@ -58,6 +60,8 @@ class RequestContext:
     variant: str = "none"
     degraded: bool = False
     rejected: str | None = None  # why it was turned away, if it was
+    place: Place | None = None  # in the gate that it has to pass
+    line: Line | None = None  # that it has to wait in
     given_up: bool = False  # its body did not come, and 408 was answered
     timings_ms: dict[str, float] = field(default_factory=dict)  # of a recommendation
     span: Any = None  # where there are traces
@@ -66,8 +70,8 @@ class RequestContext:
 class Envelope:
     """Wraps an ASGI application; see the module.
 
-    gate: not for health, metrics and administrators
-    has_admins: whether there are routes for administrators
+    gate: of clients
+    door_of: what a request has to pass, if anything; as it is, `gate`
     is_draining: whether connections are to end with their next answer
     """
 
@@ -77,14 +81,13 @@ class Envelope:
         metrics: Metrics,
         gate: Gate,
         *,
-        has_admins: bool = False,
+        door_of: Callable[[Scope], Gate | Line | None] | None = None,
         is_draining: Callable[[], bool] = lambda: False,
         traces: Traces | None = None,
     ) -> None:
         self._app = app
         self._metrics = metrics
-        self._gate = gate
-        self._has_admins = has_admins
+        self._door_of = door_of or (lambda _: gate)
         self._traces = traces
         self._is_draining = is_draining
         metrics.inflight_requests.set_function(lambda: gate.inside)
@@ -95,12 +98,18 @@ class Envelope:
         The caller has to pass an admitted request on to `__call__`.
         """
         context = scope[SCOPE_KEY] = _context_of(scope)
-        if self._is_open(scope["path"]):
+        door = self._door_of(scope)
+        if door is None:
             return ()
-        if self._gate.admits():
-            self._gate.enter()
+        if door.admits():
+            if isinstance(door, Line):
+                context.line = door
+                return ()
+            context.place = Place(door)
+            if scope["method"] != "POST":  # else once its body is whole, by `service.intake`
+                context.place.take()
             return ()
-        context.rejected = "inflight"
+        context.rejected = door.reason
         self._begin_span(scope, context)
         self._observe(scope, 429, context)
         return _turned_away(context.request_id, self._added_headers(context))
@@ -121,23 +130,22 @@ class Envelope:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                if context.place:  # the work is done; a client may be slow to take its answer
+                    context.place.give_back(served=status < 400)
                 message["headers"] = [*message.get("headers", ()), *self._added_headers(context)]
             await send(message)
 
         try:
             self._begin_span(scope, context)
-            await self._app(scope, receive, send_with_headers)
+            async with context.line.turn() if context.line else nullcontext():
+                await self._app(scope, receive, send_with_headers)
         except Exception:
             # Starlette has answered 500 and passes the exception on; it ends here.
             log.exception("unexpected_error", request_id=context.request_id)
         finally:
-            if not self._is_open(scope["path"]):
-                self._gate.leave(served=status < 400)
+            if context.place:
+                context.place.give_back(served=status < 400)
             self._observe(scope, 408 if context.given_up else status, context)
-
-    def _is_open(self, path: str) -> bool:
-        """Whether the gate lets everybody through: overload must not stop who would end it."""
-        return path in OPEN_PATHS or (self._has_admins and path.startswith(ADMIN))
 
     def _begin_span(self, scope: Scope, context: RequestContext) -> None:
         if self._traces and scope["path"] not in QUIET_ROUTES:
@@ -164,7 +172,7 @@ class Envelope:
             self._metrics.rejected.labels(context.rejected).inc()
         if route == RECOMMEND:
             outcome = outcome_of(status, degraded=context.degraded)
-            if context.rejected == "rate_limit":
+            if context.rejected in NOT_OF_CLIENTS:
                 outcome = "limited"
             self._metrics.recommend_requests.labels(context.bundle, context.variant, outcome).inc()
             context.log["outcome"] = outcome
@@ -173,7 +181,7 @@ class Envelope:
             context.log["trace_id"] = self._traces.end(
                 context.span, f"{method} {route}", attributes, context.timings_ms
             )
-        is_quiet = route in QUIET_ROUTES or context.rejected == "inflight"  # there may be thousands
+        is_quiet = route in QUIET_ROUTES or context.rejected in QUIET_REFUSALS
         write = log.debug if is_quiet else log.info
         write(
             "request",
@@ -199,8 +207,7 @@ def _context_of(scope: Scope) -> RequestContext:
 
 def _turned_away(request_id: str, headers: Sequence[Header]) -> tuple[Message, Message]:
     """429; the request's own body is not read."""
-    message = "too many requests are being answered; try again in a second"
-    body = ErrorResponse.of("overloaded", message, request_id, retryable=True)
+    body = ErrorResponse.of("overloaded", TOO_MANY, request_id, retryable=True)
     content = body.model_dump_json().encode()
     headers = [
         (b"content-type", b"application/json"),
