@@ -333,7 +333,7 @@ def test_so_many_strangers_wait() -> None:
         await asyncio.sleep(0)
         waiting += ask(*["/nothing"] * 11)
         await asyncio.sleep(0)
-        assert statuses == [429] * 10
+        assert statuses.count(429) == 10
         refused = metrics.registry.get_sample_value("unmask_rejected_total", {"reason": "unkeyed"})
         assert refused == 10
         waiting += ask(*["/livez"] * (MOST_WAITING + 10))  # these may all wait
@@ -341,7 +341,7 @@ def test_so_many_strangers_wait() -> None:
         assert inside.count("/livez") == AT_ONCE
         may_end.set()
         await asyncio.gather(*waiting, return_exceptions=True)
-        assert statuses == [429] * 10 + [200] * (2 * MOST_WAITING + 10)
+        assert (statuses.count(429), statuses.count(200)) == (10, 2 * MOST_WAITING + 10)
 
     asyncio.run(asyncio.wait_for(story(), 60))
 
