@@ -6,13 +6,15 @@ What an operation means is decided in the lifecycle and its residents.
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Callable
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Path, Response
 
 from service import operator_schemas as schemas
-from service.guards import BEARER, Guard, guarded, require_json
+from service.guards import BEARER, Guard, WholePathRoute, guarded, require_json
 from service.item_schemas import ItemsRequest, ItemsResponse
 from service.lifecycle import VERSION, Lifecycle
 from service.manifest import REFERENCE
@@ -20,26 +22,33 @@ from service.metrics import METRICS_CONTENT_TYPE
 from service.residents import Resident
 from service.schemas import MAX_BEAM_WIDTH, MAX_K, ErrorResponse
 
+SHARE = 5
 BundleRef = Annotated[str, Path(max_length=200, pattern=f"^{REFERENCE.pattern}$")]
 
 
 def add_health_routes(app: FastAPI, lifecycle: Lifecycle) -> None:
     """Health, facts and metrics."""
     routes = HealthRoutes(lifecycle)
-    app.add_api_route("/info", routes.info, responses={500: {"model": ErrorResponse}})
-    app.add_api_route("/models", routes.models, responses={500: {"model": ErrorResponse}})
-    for path, health, body in (
-        ("/health/live", routes.live, schemas.Liveness),
-        ("/health/ready", routes.ready, schemas.Readiness),
-    ):
-        alias = path.replace("/health/", "/") + "z"
-        app.add_api_route(path, health, responses={503: {"model": body}})
-        app.add_api_route(path, health, methods=["HEAD"], include_in_schema=False)
-        app.add_api_route(alias, health, methods=["GET", "HEAD"], include_in_schema=False)
+
+    def route(path: str, handler: Callable[..., Any], *aliases: str, **declared: Any) -> None:
+        for own in (path, *aliases):
+            for method in ("GET", "HEAD"):
+                app.router.add_api_route(
+                    own,
+                    handler,
+                    methods=[method],
+                    include_in_schema=(own, method) == (path, "GET"),
+                    route_class_override=WholePathRoute,
+                    **declared,
+                )
+
+    failed: dict[int, Any] = {500: {"model": ErrorResponse}}
+    route("/info", routes.info, responses=failed)
+    route("/models", routes.models, responses=failed)
+    route("/health/live", routes.live, "/livez", responses={503: {"model": schemas.Liveness}})
+    route("/health/ready", routes.ready, "/readyz", responses={503: {"model": schemas.Readiness}})
     text = {"content": {METRICS_CONTENT_TYPE: {"schema": {"type": "string"}}}}
-    app.add_api_route(
-        "/metrics", routes.metrics, response_class=MetricsResponse, responses={200: text}
-    )
+    route("/metrics", routes.metrics, response_class=MetricsResponse, responses={200: text})
 
 
 def add_admin_routes(app: FastAPI, lifecycle: Lifecycle, admin_key: Guard) -> None:
@@ -47,14 +56,14 @@ def add_admin_routes(app: FastAPI, lifecycle: Lifecycle, admin_key: Guard) -> No
     routes = AdminRoutes(lifecycle)
 
     def route(path: str, handler: Callable[..., Any], *statuses: int, has_body: bool) -> None:
-        body_statuses = (400, 408, 413, 415) if has_body else ()
+        body_statuses = (408, 413, 415) if has_body else ()
         app.router.add_api_route(
             f"/admin/{path}",
             handler,
             methods=["POST"],
             responses={
                 status: {"model": ErrorResponse}
-                for status in sorted({401, 403, 422, 429, 500, *body_statuses, *statuses})
+                for status in sorted({400, 401, 403, 422, 429, 500, *body_statuses, *statuses})
             },
             dependencies=[BEARER],
             route_class_override=guarded(admin_key, *([require_json] if has_body else [])),
@@ -74,11 +83,45 @@ class MetricsResponse(Response):
     media_type = METRICS_CONTENT_TYPE
 
 
+class Shared:
+    """A text that takes a while to make: in a thread, one at a time, for all who asked before.
+
+    However many ask, making it takes at most one `SHARE`th of a processor. Nobody gets a text that
+    was begun before he asked.
+    """
+
+    def __init__(self, make: Callable[[], bytes]) -> None:
+        self._make = make
+        self._making = asyncio.Lock()
+        self._free_at = 0.0  # time.monotonic()
+        self._next: asyncio.Task[bytes] | None = None  # not begun yet
+
+    async def get(self) -> bytes:
+        """The text, made from now on."""
+        if self._next is None:
+            self._next = asyncio.create_task(self._made())
+        return await asyncio.shield(self._next)
+
+    async def _made(self) -> bytes:
+        async with self._making:
+            await asyncio.sleep(self._free_at - time.monotonic())
+            self._next = None
+            text, seconds = await asyncio.to_thread(self._timed)
+            self._free_at = time.monotonic() + (SHARE - 1) * seconds
+            return text
+
+    def _timed(self) -> tuple[bytes, float]:
+        started = time.thread_time()
+        text = self._make()
+        return text, time.thread_time() - started
+
+
 class HealthRoutes:
     """One method per route."""
 
     def __init__(self, lifecycle: Lifecycle) -> None:
         self._lifecycle = lifecycle
+        self._metrics_text = Shared(lifecycle.metrics.text)
 
     async def info(self) -> schemas.Info:
         """What runs here, and its limits."""
@@ -89,7 +132,7 @@ class HealthRoutes:
             bundle=schemas.BundleInfo.model_validate(bundle.manifest) if bundle else None,
             limits=schemas.Limits(
                 max_k=MAX_K,
-                max_beam_width=MAX_BEAM_WIDTH,
+                max_beam_width=min(MAX_BEAM_WIDTH, settings.max_queue_rows),
                 max_queue_rows=settings.max_queue_rows,
                 max_inflight=settings.max_inflight,
                 default_timeout_ms=settings.default_timeout_ms,
@@ -120,9 +163,9 @@ class HealthRoutes:
         response.status_code = 503
         return schemas.Readiness(status="not_ready", reasons=reasons)
 
-    def metrics(self) -> MetricsResponse:
-        """What Prometheus reads. In a thread, as FastAPI has it: a thousand lines take a while."""
-        return MetricsResponse(self._lifecycle.metrics.text())
+    async def metrics(self) -> MetricsResponse:
+        """What Prometheus reads."""
+        return MetricsResponse(await self._metrics_text.get())
 
 
 class AdminRoutes:

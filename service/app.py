@@ -13,38 +13,28 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Annotated, Any, TypeVar
 
-import structlog
 from fastapi import FastAPI, Path, Query, Request, Response
 from pydantic import BaseModel
-from starlette.exceptions import HTTPException
 
 from service import errors, schemas
 from service.admin import add_admin_routes, add_health_routes
 from service.answering import similar_items
+from service.bulk import Bulk
+from service.doors import Doors, bearer_key_of
 from service.event_schemas import EventsRequest, EventsResponse
 from service.events import store_events
 from service.gate import Gate
-from service.guards import BEARER, Guard, bearer_key, guarded, require_json
-from service.http_errors import MAX_BODY_BYTES, add_handlers, context_of, status_and_body
+from service.guards import BEARER, Guard, guarded, require_json
+from service.http_errors import add_handlers, context_of
+from service.intake import Intake
 from service.item_schemas import ItemResponse, SimilarRequest, SimilarResponse
 from service.keys import Keys
 from service.lifecycle import VERSION, Lifecycle
-from service.middleware import (
-    ASGIApp,
-    Envelope,
-    Message,
-    Receive,
-    RequestContext,
-    Scope,
-    Send,
-    outcome_of,
-)
+from service.middleware import ASGIApp, Envelope, RequestContext
 
 UserIdPath = Annotated[schemas.UserId, Path()]
 ItemIdPath = Annotated[schemas.ItemId, Path()]
 T = TypeVar("T")
-
-log = structlog.get_logger()
 
 
 def create_app(lifecycle: Lifecycle) -> ASGIApp:
@@ -66,31 +56,35 @@ def create_app(lifecycle: Lifecycle) -> ASGIApp:
     keys = Keys(settings.api_keys, settings.admin_keys, settings.rate_limit)
 
     def client_key(request: Request) -> None:
-        keys.check_client(bearer_key(request))
+        keys.check_client(bearer_key_of(request.scope))
 
     def admin_key(request: Request) -> None:
-        keys.check_admin(bearer_key(request))
+        keys.check_admin(bearer_key_of(request.scope))
 
     is_open = not (settings.api_keys or settings.rate_limit)
-    add_client_routes(app, Routes(lifecycle, keys), [] if is_open else [client_key])
+    client_roots = add_client_routes(app, Routes(lifecycle, keys), [] if is_open else [client_key])
     if settings.admin_keys:
         add_admin_routes(app, lifecycle, admin_key)
     add_health_routes(app, lifecycle)
-    app.add_middleware(BodyLimit)
+    app.add_middleware(Intake, metrics=lifecycle.metrics)
     add_handlers(app)
     gate = Gate(settings.slo_ms / 1000, settings.max_inflight)
     return Envelope(
         app,
         lifecycle.metrics,
         gate,
-        has_admins=bool(settings.admin_keys),
+        door_of=Doors(keys, gate, client_roots).door_of,
         is_draining=lambda: lifecycle.draining,
         traces=lifecycle.traces,
     )
 
 
-def add_client_routes(app: FastAPI, routes: Routes, guards: Sequence[Guard]) -> None:
-    """What clients use; every status that a route may answer with is declared."""
+def add_client_routes(app: FastAPI, routes: Routes, guards: Sequence[Guard]) -> set[str]:
+    """What clients use; every status that a route may answer with is declared.
+
+    Returns the first parts of their paths.
+    """
+    roots = set()
 
     def route(
         method: str,
@@ -99,21 +93,24 @@ def add_client_routes(app: FastAPI, routes: Routes, guards: Sequence[Guard]) -> 
         *statuses: int,
         model: type[BaseModel] | None = None,
     ) -> None:
+        roots.add(path.split("/")[1])
         posted = [require_json] if method == "POST" else []
-        own = {*statuses, 422, 429, 500}
-        own |= {400, 408, 413, 415} if method == "POST" else set()
+        own = {*statuses, 400, 422, 429, 500}
+        own |= {408, 413, 415} if method == "POST" else set()
         own |= {401} if guards else set()
         responses: dict[int | str, dict[str, Any]] = {200: {"model": model}} if model else {}
         responses |= {status: {"model": schemas.ErrorResponse} for status in sorted(own)}
-        app.router.add_api_route(
-            path,
-            handler,
-            methods=[method],
-            status_code=204 if method == "DELETE" else 200,
-            responses=responses,
-            dependencies=[BEARER] if guards else [],
-            route_class_override=guarded(*guards, *posted),
-        )
+        for one in (method, "HEAD") if method == "GET" else (method,):
+            app.router.add_api_route(
+                path,
+                handler,
+                methods=[one],
+                status_code=204 if method == "DELETE" else 200,
+                responses=responses,
+                dependencies=[BEARER] if guards else [],
+                include_in_schema=one == method,
+                route_class_override=guarded(*guards, *posted),
+            )
 
     answer, answers = schemas.RecommendResponse, schemas.BatchResponse
     route("POST", "/recommend", routes.recommend, 404, 503, 504, model=answer)
@@ -124,6 +121,7 @@ def add_client_routes(app: FastAPI, routes: Routes, guards: Sequence[Guard]) -> 
     # An item_id may have slashes in it, so the longer path comes first.
     route("POST", "/items/{item_id:path}/similar", routes.similar, 404, 503)
     route("GET", "/items/{item_id:path}", routes.item, 404, 503)
+    return roots
 
 
 class Routes:
@@ -153,35 +151,9 @@ class Routes:
         context = context_of(request)
         context.log.update(requests=len(body.requests))
         recommender = self._lifecycle.recommender
-        self._keys.charge(bearer_key(request), len(body.requests) - 1)
-
-        async def result(one: schemas.RecommendRequest) -> schemas.BatchResult:
-            bundle, variant, outcome = "none", "none", "cancelled"  # until more is known
-            try:
-                timed = one.model_copy(update={"timeout_ms": body.timeout_ms})
-                assignment = recommender.assign(timed)
-                bundle, variant = assignment.resident.ref, assignment.label
-                answer = await recommender.recommend(
-                    timed, assignment, context.received, in_bulk=True
-                )
-                outcome = outcome_of(200, degraded=answer.degraded)
-                return schemas.BatchResult(status=200, response=answer)
-            except Exception as error:  # the others are answered all the same
-                if isinstance(error, errors.Overloaded | errors.NotReady):
-                    self._metrics.rejected.labels(error.reason).inc()
-                if not isinstance(error, errors.RequestError):
-                    log.exception("unexpected_error", request_id=context.request_id)
-                elif isinstance(error, errors.DecodeFailed):
-                    log.exception("decode_failed", request_id=context.request_id)
-                status, shown = status_and_body(error, context.request_id)
-                outcome = outcome_of(status, degraded=False)
-                return schemas.BatchResult(status=status, error=shown.error)
-            finally:
-                self._metrics.recommend_requests.labels(bundle, variant, outcome).inc()
-
-        work = asyncio.gather(*map(result, body.requests))
-        results = await unless_disconnected(request, work)
-        return json_answer(schemas.BatchResponse(results=results))
+        self._keys.charge(bearer_key_of(request.scope), len(body.requests) - 1)
+        bulk = Bulk(recommender, self._metrics, context)
+        return json_answer(await unless_disconnected(request, bulk.answer(body)))
 
     async def events(self, body: EventsRequest) -> EventsResponse:
         """Append events to the histories of their users. Safe to repeat."""
@@ -289,23 +261,3 @@ async def unless_disconnected(request: Request, work: Awaitable[T]) -> T:
         raise errors.ClientDisconnected("the client closed the connection") from None
     finally:
         watching.cancel()
-
-
-class BodyLimit:
-    """Stops reading a body that is too large."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        left = MAX_BODY_BYTES
-
-        async def limited() -> Message:
-            nonlocal left
-            message = await receive()
-            left -= len(message.get("body", b""))
-            if left < 0:
-                raise HTTPException(413)
-            return message
-
-        await self._app(scope, limited, send)

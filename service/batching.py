@@ -23,7 +23,14 @@ from typing import NoReturn
 import structlog
 
 from service.decoding import Decoded, Job, Timings
-from service.errors import DeadlineExceeded, DecodeFailed, NotReady, Overloaded, RequestError
+from service.errors import (
+    DeadlineExceeded,
+    DecodeFailed,
+    InvalidRequest,
+    NotReady,
+    Overloaded,
+    RequestError,
+)
 from service.lanes import Answer, Engine, Lanes, Ticket, Wait
 from service.latency import Work
 from service.metrics import Metrics
@@ -128,14 +135,17 @@ class MicroBatcher:
         """Refuse a job that would come too late, or that finds the queue full.
 
         An idle decode thread takes every job: a forecast that is wrong is put right by it.
-        deadline: seconds of time.monotonic(). Raises Overloaded, DeadlineExceeded, or NotReady when
-        nothing decodes.
+        deadline: seconds of time.monotonic(). Raises Overloaded, DeadlineExceeded, InvalidRequest
+        when the queue can never hold it, or NotReady when nothing decodes.
         """
         if self._pump is None or self._pump.done():
             raise NotReady("nothing decodes in this process; ask another replica")
         now = time.monotonic()
         if now >= deadline:
             raise DeadlineExceeded("the deadline passed")
+        if beam_width > self._max_queue_rows:  # however often it is tried
+            message = f"beam_width, which is at least k, may be {self._max_queue_rows} here"
+            raise InvalidRequest(message, param="beam_width")
         if self._lanes.rows(engine, beam_width, in_bulk) + beam_width > self._max_queue_rows:
             self._refuse("queue_full", "too many requests are waiting; try again later")
         if self.is_idle:

@@ -8,6 +8,8 @@ UnmaskError
 │   ├── EmbeddedStoreFailed   the embedded Valkey cannot run in its folder
 │   └── PortUnavailable       another program listens there, or this one may not
 └── RequestError              one request gets no answer; http_errors.py has the HTTP statuses
+    ├── MalformedUrl          the path or the query cannot be read as text
+    ├── UnsupportedMedia      the body is not JSON in UTF-8 as it is
     ├── InvalidRequest        a value is out of bounds for the bundle that is served
     ├── Unauthenticated       the key is missing or wrong
     ├── Forbidden             the key is not an administrator's
@@ -55,6 +57,14 @@ class PortUnavailable(StartError):
 
 class RequestError(UnmaskError):
     """One request gets no answer; the others are not affected."""
+
+
+class MalformedUrl(RequestError):
+    """The path or the query cannot be read as text."""
+
+
+class UnsupportedMedia(RequestError):
+    """The body is of another type, in another charset, or compressed."""
 
 
 class InvalidRequest(RequestError):

@@ -5,12 +5,12 @@ As in `service.schemas`, unknown fields are refused. Knows nothing of HTTP or th
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, PlainValidator, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
-from service.schemas import Answered, Body, ItemId, UserId
+from service.schemas import Answered, Body, ItemId, UserId, or_why_not
 
 MAX_TIMESTAMP_S = 10**11  # the year 5138; below today's milliseconds
 
@@ -61,22 +61,12 @@ class Event(Body):
         return self
 
 
-def _event_or_error(value: Any) -> Event | ValidationError:
-    try:
-        return Event.model_validate(value)
-    except ValidationError as error:
-        return error
-
-
 class EventsRequest(Body):
     """Events, appended in the order given. A wrong event does not stop the others."""
 
-    # Each entry is an Event, or the ValidationError that says why it is none.
-    events: list[
-        Annotated[
-            Event | ValidationError, PlainValidator(_event_or_error, json_schema_input_type=Event)
-        ]
-    ] = Field(min_length=1, max_length=100)
+    events: list[Annotated[Event | ValidationError, or_why_not(Event)]] = Field(
+        min_length=1, max_length=100
+    )
 
 
 class RejectedEvent(Answered):

@@ -6,13 +6,14 @@ that a client sent. Knows nothing of routes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from service import errors
 from service.middleware import SCOPE_KEY, RequestContext
@@ -23,6 +24,8 @@ MAX_ERROR_DETAILS = 20
 RETRY_AFTER_S = 1
 
 ANSWERS: dict[type[errors.UnmaskError], tuple[int, str]] = {
+    errors.MalformedUrl: (400, "malformed_url"),
+    errors.UnsupportedMedia: (415, "unsupported_media_type"),
     errors.InvalidRequest: (422, "invalid_request"),
     errors.BundleInvalid: (422, "bundle_invalid"),
     errors.ProviderUnavailable: (422, "bundle_invalid"),
@@ -46,7 +49,6 @@ HTTP_ERRORS: dict[int, tuple[str, str]] = {
     404: ("route_not_found", "there is no such route"),
     405: ("method_not_allowed", "this route does not have that method"),
     413: ("body_too_large", f"the body may have {MAX_BODY_BYTES} bytes"),
-    415: ("unsupported_media_type", "the Content-Type must be application/json"),
 }
 RETRYABLE = {429, 503}
 BETWEEN_FIELDS = {"beam_width", "schedule", "timeout_ms"}  # types of errors of service.schemas
@@ -100,6 +102,13 @@ async def on_validation_error(request: Request, error: Exception) -> Response:
     found = error.errors()
     if any(entry["type"] == "json_invalid" for entry in found):
         return _http_answer(request, 400)
+    # Each place begins with `body`, `path` or `query`.
+    found = [{**entry, "loc": entry["loc"][1:]} for entry in found]
+    return _answer(422, invalid_body(found, context_of(request).request_id))
+
+
+def invalid_body(found: Sequence[Mapping[str, Any]], request_id: str) -> ErrorResponse:
+    """What a client gets to see of what Pydantic found."""
     details = [
         ErrorDetail(
             param=field_name(_place(entry)) or "body",
@@ -109,18 +118,21 @@ async def on_validation_error(request: Request, error: Exception) -> Response:
         for entry in found[:MAX_ERROR_DETAILS]
     ]
     first = details[0]
-    message, request_id = f"{first.param}: {first.message}", context_of(request).request_id
-    body = ErrorResponse.of(
+    message = f"{first.param}: {first.message}"
+    return ErrorResponse.of(
         "invalid_request", message, request_id, param=first.param, details=details
     )
-    return _answer(422, body)
 
 
 async def on_http_error(request: Request, error: Exception) -> Response:
     """Starlette's own, and those that routes raise."""
     assert isinstance(error, HTTPException)
+    if isinstance(error.__cause__, errors.UnmaskError):
+        return await on_error(request, error.__cause__)
     answer = _http_answer(request, error.status_code)
     answer.headers.update(error.headers or {})
+    if error.status_code == 405:  # the router knows the methods of the first route of a path only
+        answer.headers["Allow"] = ", ".join(_methods_of(request))
     return answer
 
 
@@ -137,8 +149,17 @@ def context_of(request: Request) -> RequestContext:
 
 def _place(entry: Mapping[str, Any]) -> tuple[str | int, ...]:
     """Where in the body it is. An error between fields is named after the one to change."""
-    loc: tuple[str | int, ...] = entry["loc"][1:]
+    loc: tuple[str | int, ...] = entry["loc"]
     return (*loc, entry["type"]) if entry["type"] in BETWEEN_FIELDS else loc
+
+
+def _methods_of(request: Request) -> Iterable[str]:
+    """All that routes of this path have."""
+    found: set[str] = set()
+    for route in request.app.routes:
+        if route.matches(request.scope)[0] is not Match.NONE:
+            found |= route.methods or set()
+    return sorted(found)
 
 
 def _http_answer(request: Request, status: int) -> Response:

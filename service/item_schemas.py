@@ -9,7 +9,15 @@ from typing import Annotated
 
 from pydantic import Field
 
-from service.schemas import Answered, AttributeValue, Body, CodesInCommon, ItemId
+from service.schemas import (
+    WHOLE,
+    Answered,
+    AttributeValue,
+    Body,
+    CodesInCommon,
+    ItemId,
+    NewItemId,
+)
 
 MAX_SIMILAR = 100
 
@@ -32,7 +40,7 @@ class ItemResponse(Answered):
 class SimilarRequest(Body):
     """Ask for the items most like another one."""
 
-    k: int = Field(10, ge=1, le=MAX_SIMILAR, description="How many items.")
+    k: Annotated[int, Field(ge=1, le=MAX_SIMILAR), WHOLE] = Field(10, description="How many items.")
 
 
 class SimilarResponse(Answered):
@@ -46,7 +54,7 @@ class SimilarResponse(Answered):
 class NewItem(Body):
     """An item to add: with its embedding, or where an embedder is set with its title alone."""
 
-    item_id: ItemId
+    item_id: NewItemId
     title: str = Field(max_length=1000)
     categories: list[AttributeValue] = Field([], max_length=50)
     embedding: list[Annotated[float, Field(allow_inf_nan=False)]] | None = Field(

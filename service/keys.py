@@ -36,6 +36,14 @@ class Keys:
         self._clock = clock
         self._free_at = [0.0] * max(1, len(self._api_keys))  # when a key's bucket is empty again
 
+    def is_client(self, key: str | None) -> bool:
+        """Whether a key is a client's, or an administrator's; without client keys, everybody is."""
+        return not self._api_keys or bool(_places([*self._api_keys, *self._admin_keys], key))
+
+    def is_admin(self, key: str | None) -> bool:
+        """Whether a key is an administrator's."""
+        return bool(_places(self._admin_keys, key))
+
     def check_client(self, key: str | None) -> None:
         """Raise Unauthenticated for a wrong key, Overloaded for one that asks too often."""
         place = 0
@@ -64,7 +72,7 @@ class Keys:
 
     def check_admin(self, key: str | None) -> None:
         """Raise Unauthenticated for a wrong key, Forbidden for one of a mere client."""
-        if _places(self._admin_keys, key):
+        if self.is_admin(key):
             return
         if _places(self._api_keys, key):
             raise Forbidden("this needs an administrator's key")

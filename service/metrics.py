@@ -64,12 +64,18 @@ class Metrics:
             "route",
             "method",
         )
-        self.inflight_requests = gauge("inflight_requests", "HTTP requests being answered.")
+        self.inflight_requests = gauge(
+            "inflight_requests", "HTTP requests of clients being answered, their bodies whole."
+        )
+        self.arriving_requests = gauge(
+            "arriving_requests", "HTTP requests whose bodies are on their way."
+        )
 
         self.recommend_requests = counter(
             "recommend_requests_total",
             "Recommendations asked for, by outcome: "
-            "ok, degraded, rejected, limited (the key asks too often), timeout, cancelled, "
+            "ok, degraded, rejected, limited (the key asks too often, too many ask without one, "
+            "or bodies do not come), timeout, cancelled, "
             "invalid, error.",
             "bundle",
             "variant",
@@ -160,10 +166,20 @@ class Metrics:
             self.encoder_cache.labels(result)
         self.rejected = counter(
             "rejected_total",
-            "Requests turned away: inflight, queue_full, predicted_wait, rate_limit, not_ready.",
+            "Requests turned away: inflight, queue_full, predicted_wait, rate_limit, not_ready; "
+            "unkeyed: too many at a time without a client's key or for an open route; arriving: "
+            "their bodies were too long on their way.",
             "reason",
         )
-        for reason in ("inflight", "queue_full", "predicted_wait", "rate_limit", "not_ready"):
+        for reason in (
+            "inflight",
+            "queue_full",
+            "predicted_wait",
+            "rate_limit",
+            "not_ready",
+            "unkeyed",
+            "arriving",
+        ):
             self.rejected.labels(reason)
 
         self.redis_operation_duration = histogram(

@@ -15,12 +15,13 @@ import asyncio
 import re
 import time
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
 
-from service.gate import Gate
+from service.gate import Gate, Line, Place
 from service.ids import request_id
 from service.metrics import Metrics
 from service.schemas import ErrorResponse
@@ -34,12 +35,13 @@ Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 SCOPE_KEY = "unmask"
+TOO_MANY = "too many requests are being answered; try again in a second"
 RECOMMEND = "/recommend"
-ADMIN = "/admin/"
 QUIET_ROUTES = {"/health/live", "/health/ready", "/livez", "/readyz", "/metrics"}
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}  # a client may invent one
-OPEN_PATHS = QUIET_ROUTES | {"/info", "/models"}
+QUIET_REFUSALS = {"inflight", "unkeyed", "arriving"}  # there may be thousands
+NOT_OF_CLIENTS = {"rate_limit", "unkeyed", "arriving"}  # reasons that say nothing of the service
 OUTCOMES = {429: "rejected", 503: "rejected", 504: "timeout", 499: "cancelled"}
 TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 
@@ -59,6 +61,8 @@ class RequestContext:
     variant: str = "none"
     degraded: bool = False
     rejected: str | None = None  # why it was turned away, if it was
+    place: Place | None = None  # in the gate that it has to pass
+    line: Line | None = None  # that it has to wait in
     status: int | None = None  # of its answer, once that has begun
     refused: int | None = None  # the status that the server answered while its body came
     timings_ms: dict[str, float] = field(default_factory=dict)  # of a recommendation
@@ -68,8 +72,8 @@ class RequestContext:
 class Envelope:
     """Wraps an ASGI application; see the module.
 
-    gate: not for health, metrics and administrators
-    has_admins: whether there are routes for administrators
+    gate: of clients
+    door_of: what a request has to pass, if anything; as it is, `gate`
     is_draining: whether connections are to end with their next answer
     """
 
@@ -79,14 +83,13 @@ class Envelope:
         metrics: Metrics,
         gate: Gate,
         *,
-        has_admins: bool = False,
+        door_of: Callable[[Scope], Gate | Line | None] | None = None,
         is_draining: Callable[[], bool] = lambda: False,
         traces: Traces | None = None,
     ) -> None:
         self._app = app
         self._metrics = metrics
-        self._gate = gate
-        self._has_admins = has_admins
+        self._door_of = door_of or (lambda _: gate)
         self._traces = traces
         self._is_draining = is_draining
         metrics.inflight_requests.set_function(lambda: gate.inside)
@@ -94,16 +97,21 @@ class Envelope:
     def admit(self, scope: Scope) -> Sequence[Message]:
         """Let a request of HTTP in: no messages; or the two messages of its 429."""
         context = scope[SCOPE_KEY]
-        if self._is_open(scope["path"]):
+        door = self._door_of(scope)
+        if door is None:
             return ()
-        if self._gate.admits():
-            self._gate.enter()
+        if door.admits():
+            if isinstance(door, Line):
+                context.line = door
+                return ()
+            context.place = Place(door)
+            if scope["method"] != "POST":  # else once its body is whole, by `service.intake`
+                context.place.take()
             return ()
-        context.rejected = "inflight"
+        context.rejected = door.reason
         self._begin_span(scope, context)
         self._observe(scope, 429, context)
-        message = "too many requests are being answered; try again in a second"
-        return self._failure(429, "overloaded", message, context)
+        return self._failure(429, "overloaded", TOO_MANY, context)
 
     def refuse(self, scope: Scope | None, status: int, code: str, message: str) -> ErrorResponse:
         """What the server answers by itself.
@@ -139,6 +147,8 @@ class Envelope:
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 context.status = message["status"]
+                if context.place:  # the work is done; a client may be slow to take its answer
+                    context.place.give_back(served=context.status < 400)
                 message["headers"] = [*message.get("headers", ()), *self._added_headers(context)]
             await send(message)
 
@@ -150,7 +160,8 @@ class Envelope:
 
         try:
             self._begin_span(scope, context)
-            await self._app(scope, receive, send_with_headers)
+            async with context.line.turn() if context.line else nullcontext():
+                await self._app(scope, receive, send_with_headers)
         except Exception:
             # Starlette has answered 500, unless it broke itself, and passes the exception on.
             log.exception("unexpected_error", request_id=context.request_id)
@@ -161,13 +172,9 @@ class Envelope:
             await fail(503, "not_ready", "the service stops; ask another one", retryable=True)
         finally:
             status = context.refused or context.status or 500
-            if not self._is_open(scope["path"]):
-                self._gate.leave(served=status < 400)
+            if context.place:
+                context.place.give_back(served=status < 400)
             self._observe(scope, status, context)
-
-    def _is_open(self, path: str) -> bool:
-        """Whether the gate lets everybody through: overload must not stop who would end it."""
-        return path in OPEN_PATHS or (self._has_admins and path.startswith(ADMIN))
 
     def _begin_span(self, scope: Scope, context: RequestContext) -> None:
         if self._traces and scope["path"] not in QUIET_ROUTES:
@@ -217,7 +224,7 @@ class Envelope:
             self._metrics.rejected.labels(context.rejected).inc()
         if route == RECOMMEND:
             outcome = outcome_of(status, degraded=context.degraded)
-            if context.rejected == "rate_limit":
+            if context.rejected in NOT_OF_CLIENTS:
                 outcome = "limited"
             self._metrics.recommend_requests.labels(context.bundle, context.variant, outcome).inc()
             context.log["outcome"] = outcome
@@ -226,7 +233,7 @@ class Envelope:
             context.log["trace_id"] = self._traces.end(
                 context.span, f"{method} {route}", attributes, context.timings_ms
             )
-        is_quiet = route in QUIET_ROUTES or context.rejected == "inflight"  # there may be thousands
+        is_quiet = route in QUIET_ROUTES or context.rejected in QUIET_REFUSALS
         write = log.debug if is_quiet else log.info
         write(
             "request",

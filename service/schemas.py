@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
+    PlainValidator,
     StringConstraints,
+    TypeAdapter,
+    ValidationError,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
@@ -36,14 +40,29 @@ MAX_FIELD_CHARS = 100
 # What says how to decode: the fields of `DecodingDefaults`, which a test holds against these.
 DECODING_FIELDS = ("r_warm", "m_par", "beam_width", "ranking", "finish_rows")
 
-# User ids are path segments and Redis hash tags.
-USER_ID = re.compile(r"^[^/{}\x00-\x1f\x7f]+$")
+# User ids are path segments and Redis hash tags. Clients take `.` and `..` out of a path, however
+# they are escaped, before they send it: such a user could be stored and never be erased.
+USER_ID = re.compile(r"^(?!\.{1,2}$)[^/{}\x00-\x1f\x7f]+$")
+NEW_ITEM_ID = re.compile(r"^(?!\.{1,2}$)[^\x00-\x1f\x7f]+$")
 
 
 def _check_user_id(user_id: str) -> str:
     if not USER_ID.fullmatch(user_id):
-        raise PydanticCustomError("user_id", "must not contain / { } or control characters")
+        message = "must not be . or .., nor contain / { } or control characters"
+        raise PydanticCustomError("user_id", message)
     return user_id
+
+
+def _check_new_item_id(item_id: str) -> str:
+    if not NEW_ITEM_ID.fullmatch(item_id):
+        message = "must not be . or .., nor contain control characters"
+        raise PydanticCustomError("item_id", message)
+    return item_id
+
+
+def _without_point(value: Any) -> Any:
+    """3 for 3.0: JSON has one kind of number, and JSON Schema calls both integers."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 UserId = Annotated[
@@ -52,9 +71,27 @@ UserId = Annotated[
     AfterValidator(_check_user_id),
     Field(json_schema_extra={"pattern": USER_ID.pattern}),
 ]
+# Whatever a bundle may call an item can be named; what is added has to fit into a path, too.
 ItemId = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+NewItemId = Annotated[
+    ItemId,
+    AfterValidator(_check_new_item_id),
+    Field(json_schema_extra={"pattern": NEW_ITEM_ID.pattern}),
+]
+# Stands after the bounds of every integer that a client sends.
+WHOLE = BeforeValidator(_without_point)
+TimeoutMs = Annotated[int, Field(ge=1, le=10_000), WHOLE]
 AttributeName = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 AttributeValue = Annotated[str, StringConstraints(min_length=1, max_length=500)]
+
+
+def is_user_id(text: str) -> bool:
+    """Whether the service takes it as a user's."""
+    try:
+        TypeAdapter(UserId).validate_python(text)
+    except ValidationError:
+        return False
+    return True
 
 
 def field_name(loc: Iterable[str | int]) -> str:
@@ -67,6 +104,13 @@ class Body(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _is_an_object(cls, value: Any) -> Any:
+        if not isinstance(value, dict | cls):
+            raise PydanticCustomError("object", "must be a JSON object")
+        return value
+
 
 class Answered(BaseModel):
     """What it gets."""
@@ -74,37 +118,46 @@ class Answered(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
-class RecommendRequest(Body):
-    """Ask for k items for a user; only `user_id` is required."""
+def or_why_not(model: type[Body]) -> PlainValidator:
+    """Validates an entry of a list by itself: the entry, or the ValidationError that says why it is
+    none, so that a wrong one does not stop the others.
+    """
+
+    def validated(value: Any) -> Body | ValidationError:
+        try:
+            return model.model_validate(value)
+        except ValidationError as error:
+            return error
+
+    return PlainValidator(validated, json_schema_input_type=model)
+
+
+class Wanted(Body):
+    """What is asked for a user, alone or in a batch."""
 
     user_id: UserId = Field(description="Whose history to read; any string you like.")
-    k: int = Field(10, ge=1, le=MAX_K, description="How many items.")
+    k: Annotated[int, Field(ge=1, le=MAX_K), WHOLE] = Field(10, description="How many items.")
     schedule: Literal["auto", "fixed"] | None = Field(
         None,
         description="`auto`: the best decoding of those the bundle has measured that is foretold "
         "to be in time; then r_warm and the like must not be given. Default: the service's.",
     )
-    r_warm: int | None = Field(
-        None, ge=0, description="First decode steps, one position each; default: the bundle's."
+    r_warm: Annotated[int, Field(ge=0), WHOLE] | None = Field(
+        None, description="First decode steps, one position each; default: the bundle's."
     )
-    m_par: int | None = Field(
-        None, ge=1, description="Positions filled by each later step; default: the bundle's."
+    m_par: Annotated[int, Field(ge=1), WHOLE] | None = Field(
+        None, description="Positions filled by each later step; default: the bundle's."
     )
-    beam_width: int | None = Field(
-        None,
-        ge=1,
-        le=MAX_BEAM_WIDTH,
-        description="Beams kept at each step, at least k; default: the bundle's, or k.",
+    beam_width: Annotated[int, Field(ge=1, le=MAX_BEAM_WIDTH), WHOLE] | None = Field(
+        None, description="Beams kept at each step, at least k; default: the bundle's, or k."
     )
     ranking: Ranking | None = Field(
         None,
         description="What a beam is worth: the probability of its rows (`rows`), that of its codes "
         "(`path`), or that and its best completion (`best`); default: the bundle's.",
     )
-    finish_rows: int | None = Field(
+    finish_rows: Annotated[int, Field(ge=0, le=MAX_FINISH_ROWS), WHOLE] | None = Field(
         None,
-        ge=0,
-        le=MAX_FINISH_ROWS,
         description="When the beams hold at most so many rows, these are scored and no step "
         "follows; 0 = never; default: the bundle's.",
     )
@@ -131,9 +184,6 @@ class RecommendRequest(Body):
         description="A recommendation_id of this user: the next page, without the items of that "
         "answer and of the pages before it.",
     )
-    timeout_ms: int | None = Field(
-        None, ge=1, le=10_000, description="Deadline, from receipt; default: the service's."
-    )
     metadata: bool = Field(False, description="Whether items come with their categories.")
     explain: bool = Field(False, description="Whether items come with how they were found.")
 
@@ -157,6 +207,14 @@ class RecommendRequest(Body):
     def pins_decoding(self) -> bool:
         """Whether the request itself says how to decode."""
         return any(getattr(self, name) is not None for name in DECODING_FIELDS)
+
+
+class RecommendRequest(Wanted):
+    """Ask for k items for a user; only `user_id` is required."""
+
+    timeout_ms: TimeoutMs | None = Field(
+        None, description="Deadline, from receipt; default: the service's."
+    )
 
 
 class CodesInCommon(Answered):
@@ -241,19 +299,24 @@ class RecommendResponse(Answered):
     timings_ms: dict[str, float]
 
 
+class BatchEntry(Wanted):
+    """One of several requests."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_no_deadline(cls, value: Any) -> Any:
+        if isinstance(value, dict) and "timeout_ms" in value:
+            raise PydanticCustomError("timeout_ms", "is given once, for all requests")
+        return value
+
+
 class BatchRequest(Body):
     """Several requests under one deadline; a refused one does not stop the others."""
 
-    requests: list[RecommendRequest] = Field(min_length=1, max_length=MAX_REQUESTS)
-    timeout_ms: int | None = Field(
-        None, ge=1, le=10_000, description="Deadline of them all, from receipt."
+    requests: list[Annotated[BatchEntry | ValidationError, or_why_not(BatchEntry)]] = Field(
+        min_length=1, max_length=MAX_REQUESTS
     )
-
-    @model_validator(mode="after")
-    def _one_deadline(self) -> Self:
-        if any(request.timeout_ms is not None for request in self.requests):
-            raise PydanticCustomError("timeout_ms", "is given once, for all requests")
-        return self
+    timeout_ms: TimeoutMs | None = Field(None, description="Deadline of them all, from receipt.")
 
 
 class HistoryResponse(Answered):

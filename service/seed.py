@@ -18,6 +18,7 @@ import httpx
 from service.bundle import Bundle, HeldOutUser
 from service.bundle_store import configured_path, reference_at
 from service.errors import StartError
+from service.schemas import is_user_id
 from service.settings import load_settings
 
 NEWEST = 100  # items of a history that are stored: what one POST /events takes
@@ -42,11 +43,14 @@ def main(arguments: list[str]) -> int:
             if settings.api_keys:
                 key = settings.api_keys[0].get_secret_value()
                 client.headers["Authorization"] = f"Bearer {key}"
-            stored = sum(_patiently(client, user) for user in users)
+            nameable = [user for user in users if is_user_id(user.user_id)]
+            stored = sum(_patiently(client, user) for user in nameable)
     except (StartError, httpx.HTTPError) as error:
         print(f"the histories could not be stored: {error}", file=sys.stderr)
         return 1
-    print(f"Stored the histories of {stored} users; {len(users) - stored} had one already.")
+    print(f"Stored the histories of {stored} users; {len(nameable) - stored} had one already.")
+    if len(nameable) < len(users):
+        print(f"{len(users) - len(nameable)} users have ids that the service does not take.")
     return 0
 
 

@@ -41,8 +41,14 @@ DECODE_BENCH = re.compile(r"loadtest\.decode_\w+")
 DECODE_BENCH_MAY_IMPORT = {"service.bundle", "service.decoding", "service.errors"}
 # A library that belongs to one idea is imported by the modules that are this idea, no others.
 ONLY_IN = {
-    "fastapi": {"service.app", "service.admin", "service.guards", "service.http_errors"},
-    "starlette": {"service.app", "service.guards", "service.http_errors"},
+    "fastapi": {
+        "service.app",
+        "service.admin",
+        "service.guards",
+        "service.http_errors",
+        "service.intake",
+    },
+    "starlette": {"service.http_errors", "service.intake"},
     "httptools": {"service.http_parser"},
     "uvicorn": {"service.__main__", "service.http_protocol"},
     "redis": {"service.redis_history", "service.store_connection", "service.store_trouble"},

@@ -168,8 +168,8 @@ OVERVIEW = Board(
         [
             Panel(
                 "Recommendations by outcome",
-                "ok, degraded, rejected (429 and 503), limited (a key asks too often), timeout "
-                "(504), cancelled (the client left), invalid (4xx), error (5xx).",
+                "ok, degraded, rejected (429 and 503), limited (a key asks too often, strangers), "
+                "timeout (504), cancelled (the client left), invalid (4xx), error (5xx).",
                 "reqps",
                 {"{{outcome}}": rate(REQUESTS, "outcome")},
                 "stacked",
@@ -237,7 +237,8 @@ OVERVIEW = Board(
             Panel(
                 "Turned away",
                 "Requests refused: inflight (the gate), queue_full, predicted_wait (would be "
-                "late), rate_limit (their key), not_ready.",
+                "late), rate_limit (their key), not_ready, unkeyed (strangers), arriving (their "
+                "bodies did not come).",
                 "reqps",
                 {"{{reason}}": rate("unmask_rejected_total", "reason")},
                 "stacked",

@@ -9,7 +9,9 @@ codes from it, those of the others are not its own. POISON in a history makes ON
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import onnx.parser
@@ -75,14 +77,17 @@ decoder (uint16[jobs, beams, 4] partial_sids, int64[jobs, beams, asked] position
 """
 
 
-def tiny_catalogue(num_items: int = NUM_ITEMS) -> Catalogue:
+def tiny_catalogue(
+    num_items: int = NUM_ITEMS, names: Mapping[str, str] = MappingProxyType({})
+) -> Catalogue:
     """Random codes and vectors."""
     random = np.random.default_rng(7)
     codes = random.integers(0, NUM_CODES, (num_items, NUM_SUBSPACES))
     codes[:, 0] %= NUM_CODES - 1
     codes[NUM_ITEMS - 1, 0] = NUM_CODES - 1
+    item_ids = [f"item-{row}" for row in range(num_items)]
     return Catalogue(
-        tuple(f"item-{row}" for row in range(num_items)),
+        tuple(names.get(item_id, item_id) for item_id in item_ids),
         codes.astype(np.uint16),
         NUM_CODES,
         np.arange(num_items, 0, -1),
@@ -139,12 +144,14 @@ def write_tiny_bundle(
     offset: int = 0,
     num_items: int = NUM_ITEMS,
     title: str = "Title",
+    names: Mapping[str, str] | None = None,
 ) -> Path:
     """Write the bundle `name@version` to `path` and return the path.
 
     offset: of the prior's neighbours; bundles of different ones give different answers
+    names: other ids of some items
     """
-    catalogue = tiny_catalogue(num_items)
+    catalogue = tiny_catalogue(num_items, names or {})
     histories = [[f"item-{(3 * n + i) % 199}" for i in range(5)] for n in range(10)]
     write_bundle(
         path,
