@@ -182,6 +182,13 @@ class Metrics:
         self.redis_breaker_state = gauge(
             "redis_breaker_state", "0 closed, 1 half open (a call probes), 2 open (none is tried)."
         )
+        self.embedded_store_starts = counter(
+            "embedded_store_starts_total",
+            "Starts of the embedded Valkey after it had ended or hung: done, failed.",
+            "result",
+        )
+        for result in ("done", "failed"):
+            self.embedded_store_starts.labels(result)
         self.events = counter(
             "events_total", "Events: accepted, duplicate, rejected.", "event_type", "result"
         )
