@@ -70,7 +70,7 @@ class EmbeddedValkey:
 
     @property
     def is_failing(self) -> bool:
-        """Whether it has been started again so often, and has not lasted, that somebody must look."""
+        """Whether it has been started again and again and did not last: somebody must look."""
         return self._is_failing
 
     async def start(self) -> None:

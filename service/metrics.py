@@ -66,6 +66,11 @@ class Metrics:
         )
         self.inflight_requests = gauge("inflight_requests", "HTTP requests being answered.")
 
+        self.connections_hung_up = counter(
+            "connections_hung_up_total",
+            "Idle connections that were closed because file descriptors were used up.",
+        )
+
         self.recommend_requests = counter(
             "recommend_requests_total",
             "Recommendations asked for, by outcome: "
