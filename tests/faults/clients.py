@@ -21,7 +21,7 @@ from running_service import Service
 WRITERS = 3
 TOGETHER = 3  # events of one request
 USERS = 5  # of each writer
-PATIENCE_S = 30.0
+PATIENCE_S = 30.0  # of a client
 AGAIN_S = 0.02
 READER = "reader"
 
@@ -54,6 +54,7 @@ class Clients:
     """Threads that ask `service`, which may be exchanged for another one.
 
     seen: of each phase, how often clients got what
+    patience_s: how long an event is sent again before a writer gives it up
     """
 
     service: Service
@@ -61,6 +62,7 @@ class Clients:
     seen: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     sent: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     given_up: int = 0
+    patience_s: float = PATIENCE_S
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _stopped: threading.Event = field(default_factory=threading.Event)
     _going: threading.Event = field(default_factory=threading.Event)
@@ -120,8 +122,8 @@ class Clients:
             }
             for number in range(first, first + TOGETHER)
         ]
-        until = time.monotonic() + PATIENCE_S
-        while time.monotonic() < until:
+        started = time.monotonic()
+        while time.monotonic() - started < self.patience_s:
             answer = line.ask("events", "POST", "/events", {"events": events})
             if answer is not None and answer.status_code == 200:
                 body = answer.json()
