@@ -13,7 +13,7 @@ Reading order:
    `bundle_store`, where bundles are, `priming`, before they answer, `residents`, those in memory;
 5. `experiment`, `shadow`, `item_changes`: what may differ from request to request and day to day;
 6. `lifecycle`, the wiring; `app`, `admin`, `http_errors`, `middleware`, `gate`, `keys`,
-   `http_protocol`, `http_parser` and the `schemas`, the HTTP side; `traces`, `pauses`;
+   `http_protocol`, `http_parser` and the `schemas`, the HTTP side; `port`; `traces`, `pauses`;
 7. `settings`, `metrics`, `errors`: the lists; `__main__`: the process;
 8. `demo`, which starts that process and talks to it as a client does.
 """

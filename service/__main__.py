@@ -13,24 +13,26 @@ import logging
 import signal
 import socket
 import sys
-from contextlib import suppress
 from types import FrameType
+from typing import cast
 
 import structlog
 import uvicorn
 from threadpoolctl import threadpool_limits
 
 from service.app import create_app
-from service.errors import PortUnavailable, SettingsInvalid, StartError
+from service.errors import SettingsInvalid, StartError
 from service.http_protocol import Http
 from service.lifecycle import Lifecycle
 from service.metrics import Metrics
+from service.port import Port, raised_descriptor_limit
 from service.settings import load_settings
 
 LOOPBACK = {"127.0.0.1", "::1", "localhost"}
-BACKLOG = 4096  # a burst of new connections that finds it full waits a second for TCP to try again
 SWITCH_INTERVAL_S = 0.0001  # event loop and decode thread get the interpreter back soon
 KEEP_ALIVE_S = 75  # longer than clients and proxies keep an idle connection, so that they close it
+KEPT_DESCRIPTORS = 64  # and those of the pool: for the history store, bundles, files
+LEAST_HUNG_UP = 16
 LATE_REQUESTS_S = 0.2  # after the port is closed, for requests on connections that are open
 
 log = structlog.get_logger()
@@ -39,7 +41,7 @@ log = structlog.get_logger()
 class Server(uvicorn.Server):
     """uvicorn, which tells the lifecycle when it is asked to stop."""
 
-    def __init__(self, lifecycle: Lifecycle) -> None:
+    def __init__(self, lifecycle: Lifecycle, port: Port) -> None:
         config = uvicorn.Config(
             create_app(lifecycle),
             http=Http,
@@ -54,6 +56,7 @@ class Server(uvicorn.Server):
         )
         super().__init__(config)
         self._lifecycle = lifecycle
+        self._port = port
         self._loop: asyncio.AbstractEventLoop | None = None
         self._told_to_stop = False
         lifecycle.on_failure = self._stop
@@ -78,22 +81,15 @@ class Server(uvicorn.Server):
             self._loop.add_signal_handler(signal.SIGHUP, self._lifecycle.reload_soon)
         await super().serve(sockets)
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets=[])  # the application; the port is ours
+        self._port.serve(self._protocol, self._hang_up)
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Close the port, but take those who wait at it; let requests that are on their way arrive
         on connections that are open; then end these.
         """
-        listeners, loop = sockets or [], asyncio.get_running_loop()
-        for listener in listeners:
-            loop.remove_reader(listener)
-        await asyncio.sleep(0)  # asyncio drops whom it has let in just before a server is closed
-        last = [listener.dup() for listener in listeners]  # the port is open as long as these are
-        for server in self.servers:
-            server.close()
-        for listener in listeners:
-            listener.close()
-        arrived = [connection for one in last for connection in taken_at(one)]
-        for connection in arrived:
-            await loop.connect_accepted_socket(self._protocol, connection)
+        await self._port.close()
         if self._lifecycle.failure is None:
             await asyncio.sleep(LATE_REQUESTS_S)
         await super().shutdown()
@@ -101,40 +97,18 @@ class Server(uvicorn.Server):
     def _protocol(self) -> Http:
         return Http(self.config, self.server_state, self.lifespan.state)
 
+    def _hang_up(self) -> None:
+        """Close some connections that are idle, those that have been so for longest."""
+        connections = cast("set[Http]", self.server_state.connections)
+        idle = [(one.timeout_keep_alive_task, one) for one in connections]
+        ends = [(timer.when(), id(one), one) for timer, one in idle if timer is not None]
+        ends = sorted(ends)[: max(LEAST_HUNG_UP, len(ends) // 10)]
+        for _, _, connection in ends:
+            connection.shutdown()
+        self._lifecycle.metrics.connections_hung_up.inc(len(ends))
+
     def _stop(self) -> None:
         self.should_exit = True
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """Open the port. Raises PortUnavailable."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # asyncio sets TCP_NODELAY only where the protocol is named; without it answers wait 40 ms.
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-        listener.listen(BACKLOG)
-    except OSError as error:
-        listener.close()
-        raise PortUnavailable(
-            f"cannot listen on {host}:{port} ({error.strerror}); set UNMASK_PORT or UNMASK_HOST"
-        ) from error
-    return listener
-
-
-def taken_at(listener: socket.socket) -> list[socket.socket]:
-    """Close a port; the connections that nobody had accepted yet, which closing would reset.
-
-    One that comes in the microseconds between the last look and the end is reset all the same.
-    """
-    arrived = []
-    listener.setblocking(False)
-    with listener, suppress(OSError):  # none is left, or the port is closed
-        while True:
-            arrived.append(listener.accept()[0])
-    for connection in arrived:
-        connection.setblocking(False)
-    return arrived
 
 
 def configure_log(level: str) -> None:
@@ -155,18 +129,29 @@ def main() -> int:
     """Serve; returns the exit status."""
     try:
         settings = load_settings(sys.argv[1:])
-        listener = listen(settings.host, settings.port)
+        port = Port(
+            settings.host,
+            settings.port,
+            max_descriptors=raised_descriptor_limit(),
+            keep=KEPT_DESCRIPTORS + settings.redis_pool_size,
+        )
         lifecycle = Lifecycle(settings, Metrics())
     except StartError as error:
         return refuse(error)
     configure_log(settings.log_level)
     if not settings.api_keys and settings.host not in LOOPBACK:
         log.warning("no_api_keys", effect="everybody who reaches the port may ask")
-    log.info("starting", url=f"http://{settings.host}:{settings.port}", bundle=settings.bundle)
+    log.info(
+        "starting",
+        url=f"http://{settings.host}:{settings.port}",
+        bundle=settings.bundle,
+        backlog=port.backlog,
+        descriptors=port.max_descriptors,
+    )
     try:
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         threadpool_limits(1, user_api="blas")  # numpy encodes new items, beside the decode thread
-        Server(lifecycle).run(sockets=[listener])
+        Server(lifecycle, port).run()
     except KeyboardInterrupt:  # Ctrl-C, passed on by uvicorn once everything has stopped
         return 130
     if lifecycle.failure is not None:

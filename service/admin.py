@@ -150,10 +150,12 @@ class HealthRoutes:
 
     async def live(self, response: Response) -> schemas.Liveness:
         """200 unless only a restart helps."""
-        if self._lifecycle.is_live:
-            return schemas.Liveness(status="live")
+        reasons = self._lifecycle.not_live
+        if not reasons:
+            return schemas.Liveness(status="live", reasons=[], cure=None)
         response.status_code = 503
-        return schemas.Liveness(status="not_live")
+        cure = "restart the process; its log says what went wrong"
+        return schemas.Liveness(status="not_live", reasons=reasons, cure=cure)
 
     async def ready(self, response: Response) -> schemas.Readiness:
         """200 when requests are welcome."""

@@ -67,6 +67,7 @@ class Lifecycle:
         self.experiment: Experiment | None = None
         self.residents = Residents(self._load, metrics)
         self._starting: str | None = "starting"
+        self._embedded: EmbeddedValkey | None = None
         self._histories: RedisHistoryStore | None = None
         self._answers: Remembering | None = None
         self._changes: ItemChanges | None = None
@@ -115,8 +116,7 @@ class Lifecycle:
     def not_ready(self) -> list[str]:
         """Why no requests should come now; empty when they should."""
         reasons = [self._starting] if self._starting else []
-        if not self.is_live:
-            reasons.append("decode_thread_dead")
+        reasons += self.not_live
         if self.draining:
             reasons.append("draining")
         if self.settings.fallback == "off" and self._histories and self._histories.is_down:
@@ -124,9 +124,14 @@ class Lifecycle:
         return reasons
 
     @property
-    def is_live(self) -> bool:
-        """False when only a restart helps. Never depends on the history store."""
-        return self._batcher is None or self._batcher.is_alive
+    def not_live(self) -> list[str]:
+        """Why a restart is wanted; empty when it is not. Never depends on a store outside."""
+        reasons = []
+        if self._batcher is not None and not self._batcher.is_alive:
+            reasons.append("decode_thread_dead")
+        if self._embedded is not None and self._embedded.is_failing:
+            reasons.append("embedded_store_keeps_failing")
+        return reasons
 
     async def erase(self, user_id: str) -> None:
         """Forget a user. Raises HistoryUnavailable."""
@@ -185,38 +190,38 @@ class Lifecycle:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Start in the background; stop everything at the end."""
-        embedded = None
         if self.settings.redis_url is None:
-            embedded = EmbeddedValkey(self.settings.history_dir)
-        self._tasks = [asyncio.create_task(self._start(embedded))]
+            self._embedded = EmbeddedValkey(self.settings.history_dir, self.metrics)
+        self._tasks = [asyncio.create_task(self._start())]
         try:
             with watched_gc(self.metrics):
                 yield
         finally:
-            await self._stop(embedded)
+            await self._stop()
 
-    async def _stop(self, embedded: EmbeddedValkey | None) -> None:
+    async def _stop(self) -> None:
         await ended(self._tasks)
         for part in (self._shadow, self._batcher, self._answers):
             if part:
                 await part.stop()
         if self._histories:
             await self._histories.close()
-        if embedded:
-            await embedded.stop()
+        if self._embedded:
+            await self._embedded.stop()
         if self.traces:
             await asyncio.to_thread(self.traces.stop)
 
-    async def _start(self, embedded: EmbeddedValkey | None) -> None:
+    async def _start(self) -> None:
         settings = self.settings
         try:
             if settings.experiment_file:
                 self.experiment = load_experiment(settings.experiment_file)
-            if embedded:
+            if self._embedded:
                 self._starting = "starting_history_store"
-                await embedded.start()
+                await self._embedded.start()
+                self._tasks.append(asyncio.create_task(self._embedded.keep_running()))
             url = settings.redis_url.get_secret_value() if settings.redis_url else ""
-            self._histories = self._connect(embedded.url if embedded else url)
+            self._histories = self._connect(self._embedded.url if self._embedded else url)
             try:
                 await self._histories.check()  # opens the first connection before a client waits
             except HistoryUnavailable:

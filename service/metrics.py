@@ -71,6 +71,11 @@ class Metrics:
             "arriving_requests", "HTTP requests whose bodies are on their way."
         )
 
+        self.connections_hung_up = counter(
+            "connections_hung_up_total",
+            "Idle connections that were closed because file descriptors were used up.",
+        )
+
         self.recommend_requests = counter(
             "recommend_requests_total",
             "Recommendations asked for, by outcome: "
@@ -198,6 +203,13 @@ class Metrics:
         self.redis_breaker_state = gauge(
             "redis_breaker_state", "0 closed, 1 half open (a call probes), 2 open (none is tried)."
         )
+        self.embedded_store_starts = counter(
+            "embedded_store_starts_total",
+            "Starts of the embedded Valkey after it had ended or hung: done, failed.",
+            "result",
+        )
+        for result in ("done", "failed"):
+            self.embedded_store_starts.labels(result)
         self.events = counter(
             "events_total", "Events: accepted, duplicate, rejected.", "event_type", "result"
         )

@@ -59,9 +59,11 @@ class Drained(Answered):
 
 
 class Liveness(Answered):
-    """The process answers and its decode thread lives."""
+    """Whether to restart the process, and why."""
 
     status: Literal["live", "not_live"]
+    reasons: list[str]
+    cure: str | None
 
 
 class Readiness(Answered):

@@ -101,6 +101,7 @@ def pytest_configure() -> None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--e2e", action="store_true", help="run the tests that need a Docker engine")
+    parser.addoption("--faults", action="store_true", help="inject every fault of tests/faults")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -93,8 +93,13 @@ class Service:
 
 
 @contextlib.contextmanager
-def service_process(folder: Path, *, wait: bool = True, **settings: Any) -> Iterator[Service]:
-    """Start the service with UNMASK_ settings given in lower case; end it with SIGTERM."""
+def service_process(
+    folder: Path, *, wait: bool = True, descriptors: tuple[int, int] | None = None, **settings: Any
+) -> Iterator[Service]:
+    """Start the service with UNMASK_ settings given in lower case; end it with SIGTERM.
+
+    descriptors: the soft and the hard limit of open files that it starts with
+    """
     folder.mkdir(parents=True, exist_ok=True)
     port = free_port()
     environment = {k: v for k, v in os.environ.items() if not k.startswith("UNMASK_")}
@@ -106,8 +111,13 @@ def service_process(folder: Path, *, wait: bool = True, **settings: Any) -> Iter
         (folder / "stderr").open("wb") as stderr,
         httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client,
     ):
+        program = [sys.executable, "-W", "error", "-m", "service"]
+        if descriptors:
+            soft, hard = descriptors
+            limits = f'ulimit -Sn {soft} && ulimit -Hn {hard} && exec "$@"'
+            program = ["sh", "-c", limits, "sh", *program]
         process = subprocess.Popen(
-            [sys.executable, "-W", "error", "-m", "service"],
+            program,
             env=environment,
             stdout=stdout,
             stderr=stderr,

@@ -15,6 +15,7 @@ import pytest
 from structlog.testing import capture_logs
 from tiny_bundle import ENCODER, write_tiny_bundle
 
+from service import embedded_valkey
 from service.app import create_app
 from service.bundle import Bundle
 from service.decoding import Histories, Job, Ranking, Schedule
@@ -33,7 +34,7 @@ from service.settings import Settings
 Story = Callable[[Lifecycle, httpx.AsyncClient], Awaitable[None]]
 
 
-def tell(story: Story, *, redis_url: str, bundle: Path | str, **settings_: Any) -> None:
+def tell(story: Story, *, redis_url: str | None, bundle: Path | str, **settings_: Any) -> None:
     """Run a story against a started service, inside this process."""
 
     async def run() -> None:
@@ -88,7 +89,8 @@ def test_without_a_decode_thread_it_is_neither(redis_url: str, bundles_dir: Path
         assert rejected in (await client.get("/metrics")).text
         ready = await client.get("/health/ready")
         assert (ready.status_code, ready.json()["reasons"]) == (503, ["decode_thread_dead"])
-        assert (await client.get("/health/live")).status_code == 503
+        live = await client.get("/health/live")
+        assert (live.status_code, live.json()["reasons"]) == (503, ["decode_thread_dead"])
 
     with pytest.MonkeyPatch.context() as monkeypatch:
         tell(
@@ -96,6 +98,36 @@ def test_without_a_decode_thread_it_is_neither(redis_url: str, bundles_dir: Path
             redis_url=redis_url,
             bundle=bundles_dir / "tiny" / "1",
         )
+
+
+def test_an_embedded_store_that_cannot_be_started_again_is_for_a_restart_to_cure(
+    bundles_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until then, and while it is tried on, popular items answer."""
+    for name in ("LOOK_EVERY_S", "FIRST_PAUSE_S", "LONGEST_PAUSE_S"):
+        monkeypatch.setattr(embedded_valkey, name, 0.02)
+    folder, away = tmp_path / "here", tmp_path / "away"
+
+    async def story(lifecycle: Lifecycle, client: httpx.AsyncClient) -> None:
+        assert (await client.get("/health/live")).json()["reasons"] == []
+        folder.rename(away)
+        assert lifecycle._embedded is not None
+        assert lifecycle._embedded._process is not None
+        lifecycle._embedded._process.kill()
+        while (live := await client.get("/health/live")).status_code == 200:
+            await asyncio.sleep(0.01)
+        assert live.json() == {
+            "status": "not_live",
+            "reasons": ["embedded_store_keeps_failing"],
+            "cure": "restart the process; its log says what went wrong",
+        }
+        ready = await client.get("/health/ready")
+        assert ready.json()["reasons"] == ["embedded_store_keeps_failing"]
+        answer = (await client.post("/recommend", json={"user_id": "x"})).json()
+        assert answer["degraded_reasons"] == ["history_unavailable"]
+        away.rename(folder)
+
+    tell(story, redis_url=None, bundle=bundles_dir / "tiny" / "1", history_dir=folder)
 
 
 def test_a_bug_in_a_route_is_a_500_with_our_body(redis_url: str, bundles_dir: Path) -> None:

@@ -166,9 +166,10 @@ def test_without_the_variable_nothing_of_it_is_imported() -> None:
         "from service.__main__ import Server\n"
         "from service.lifecycle import Lifecycle\n"
         "from service.metrics import Metrics\n"
+        "from service.port import Port\n"
         "from service.settings import Settings\n"
         "lifecycle = Lifecycle(Settings(), Metrics())\n"
-        "Server(lifecycle)\n"
+        "Server(lifecycle, Port('127.0.0.1', 0, max_descriptors=99))\n"
         "ours = ('opentelemetry.sdk.trace', 'opentelemetry.exporter')\n"
         "print(lifecycle.traces, [name for name in sys.modules if name.startswith(ours)])\n"
     )
