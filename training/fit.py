@@ -87,7 +87,7 @@ def fit(
         num_samples = trainer.segments.num_samples
         console.print(f"{trainer.epochs} epochs of {num_samples:,} samples (or set fit.epochs)")
     progress = Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TaskProgressColumn(),
         TimeRemainingColumn(),

@@ -54,8 +54,6 @@ def run(
 
     dataset: as loaded with `config.interactions`
     """
-    for warning in dataset.warnings:
-        console.print(warning, style="yellow", markup=False)
     _describe(dataset, console)
     make: dict[StageName, tuple[list[BaseModel], Callable[[Path], dict[str, Any]]]] = {
         "codebook": (
@@ -99,9 +97,9 @@ def _stage(
     if record_file.exists() and folder.exists():
         record: dict[str, Any] = json.loads(record_file.read_text())
         if record["key"] == key:
-            console.print(f"[bold]{name}[/bold]: done before, in {record['seconds']:.0f} s")
+            console.print(f"{name}: done before, in {record['seconds']:.0f} s")
             return record
-    console.print(f"[bold]{name}")
+    console.print(name, style="bold")
     record_file.unlink(missing_ok=True)
     for later in STAGES[STAGES.index(name) + 1 :]:  # they were made from what is redone here
         (out / f"{later}.json").unlink(missing_ok=True)
@@ -124,7 +122,7 @@ def _codebook(
     dataset: Dataset, config: RunConfig, folder: Path, console: Console
 ) -> dict[str, Any]:
     vectors, content, source, embeddings = embed(dataset, config.embeddings)
-    console.print(source)
+    console.print(source, markup=False)
     seen = dataset.split.train.popularity() > 0
     codebook = fit_codebook(vectors[seen], config.codebook, content)
     codes = codebook.codes_of(vectors)
