@@ -13,7 +13,7 @@ import json
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import lru_cache
 from html.entities import html5
 
@@ -69,7 +69,11 @@ def category_column(
         raise DataError(f"{table.path}: {name} must be lists or text, not {column.dtype}")
     texts = [value.strip() for value in values if isinstance(value, str) and value.strip()]
     bare = bool(texts) and all(BARE_LIST.match(text) for text in texts)
-    plain = Counter(text for text in texts if not (bare or QUOTED_LIST.match(text)))
+    plain = {
+        text: None
+        for text in texts
+        if not (bare or QUOTED_LIST.match(text) or (BARE_LIST.match(text) and "," in text))
+    }
     if separator is None:
         try:
             separator = _separator_of(plain)
@@ -106,7 +110,7 @@ def category_column(
             for kind, words in said.items()
             if counts[kind]
         )
-        settle = f"; {SETTING} settles how text is split" if any(plain) else ""
+        settle = f"; {SETTING} settles how text is split" if plain else ""
         notes.append(f"{table.path.name}: {name} read {how}{settle}")
     if tight := [text for text in plain if re.search(r"\w>\w", text)]:
         notes.append(
@@ -202,7 +206,7 @@ def _unquoted(literal: str) -> str:
     return text
 
 
-def _separator_of(texts: Counter[str]) -> str:
+def _separator_of(texts: Collection[str]) -> str:
     """What separates the categories of these texts. Raises _Unclear."""
     if any("|" in text for text in texts):
         return "|"
@@ -211,14 +215,8 @@ def _separator_of(texts: Counter[str]) -> str:
     with_commas = [text for text in texts if "," in text]
     if not with_commas:
         return WHOLE
-    seen = Counter(part for text in texts for part in {each.strip() for each in text.split(",")})
     names = [text for text in with_commas if ENUMERATION.search(text)]
-    lists = [
-        text
-        for text in with_commas
-        if not ENUMERATION.search(text)
-        and (re.search(r",\S", text) or any(seen[part.strip()] > 1 for part in text.split(",")))
-    ]
+    lists = [text for text in with_commas if not ENUMERATION.search(text)]
     if names and lists:
         raise _Unclear(
             f"the comma separates categories in {shown(lists[0])} but seems to belong to a name in "

@@ -56,9 +56,9 @@ def id_column(table: Table, name: str, notes: list[str]) -> pl.Series:
     if (missing := column.is_in(NO_VALUE)).any():
         row = missing.arg_max()
         notes.append(
-            f"{table.path.name}: {missing.sum():,} lines have the {name} {shown(column[row])} "
-            f"(the first is {table.place(row)}), which is how programs write that there is none; "
-            "all of them are read as one"
+            f"{table.path.name}: lines whose {name} is {shown(column[row])} or the like: "
+            f"{missing.sum():,}, the first is {table.place(row)}; programs write so that there is "
+            "none, but it is read as an id"
         )
     return column
 

@@ -41,7 +41,7 @@ class Table:
     notes: tuple[str, ...]
 
     def __len__(self) -> int:
-        return len(next(iter(self.columns.values())))
+        return len(next(iter(self.columns.values()), ())) if self.lines is None else len(self.lines)
 
     def at(self, rows: pl.Series) -> Table:
         """The rows that a mask marks, with their lines."""
@@ -85,7 +85,7 @@ def shown(value: object) -> str:
 
 def cut(text: str, most: int = MAX_SHOWN_CHARS) -> str:
     """One line of at most so many characters."""
-    line = " ".join(text.split())
+    line = "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))
     return line[:most] + "..." if len(line) > most else line
 
 

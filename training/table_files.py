@@ -15,7 +15,7 @@ from training.errors import DataError
 from training.table import Kind, Table, match_names, reason_of
 from training.text_files import read_csv, read_json_lines
 
-TEXT_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
+TEXT_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json")
 SUFFIXES = (".parquet", *TEXT_SUFFIXES, *(suffix + ".gz" for suffix in TEXT_SUFFIXES))
 
 
@@ -60,7 +60,7 @@ def read_table(path: Path, wanted: Mapping[str, Kind]) -> Table:
             table = read_json_lines(path, wanted)
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
         raise DataError(f"{path} cannot be read: {reason_of(error)}") from error
-    if table.columns and not len(table):
+    if not len(table):
         raise DataError(f"{path} has no lines of data")
     return table
 

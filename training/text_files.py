@@ -215,6 +215,11 @@ def _records(reader: Any, path: Path) -> Iterator[tuple[int, list[str]]]:
         except StopIteration:
             return
         except csv.Error as error:
+            if "new-line character" in str(error):
+                raise DataError(
+                    f"{path}, line {line}: holds a carriage return without a line feed; save the "
+                    "file with the line ends of Unix or Windows"
+                ) from None
             raise DataError(
                 f"{path}, line {line}: cannot be read as CSV from here ({error}); look for a quote "
                 "without its partner, and write a quote inside a field twice"
@@ -250,7 +255,7 @@ def _quoted(value: object) -> object:
         return [_quoted(each) for each in value if each is not None]
     if isinstance(value, bool | dict):
         raise ValueError("holds objects or truth values; write a list of text")
-    return str(value)
+    return str(value).removesuffix(".0") if isinstance(value, _Float) else str(value)
 
 
 def _is_text(value: str) -> bool:

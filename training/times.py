@@ -19,7 +19,7 @@ SETTING = "interactions.time_format"
 NAMED_FORMATS = ("iso8601", "rfc2822", "epoch_s", "epoch_ms", "epoch_us", "epoch_ns")
 # Size from which a number of the next smaller unit is meant: 10^11 s is in 5138, 10^11 ms in 1973.
 UNITS = ((10**11, "seconds"), (10**14, "milliseconds"), (10**17, "microseconds"))
-NUMBER = r"^[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,2})?$"
+NUMBER = r"^[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,2})?$"
 EXACT = pl.Decimal(38, 18)
 SECOND = 10**9  # in nanoseconds
 YEARS = (1678, 2261)  # what 64 bits of nanoseconds hold
@@ -31,46 +31,49 @@ MONTH_NAME = (
 )
 DAY_NAME = r"(?:(?i:mon|tue|wed|thu|fri|sat|sun)[a-z]*\.?,?\s+)?"
 CLOCK = (
-    r"(?P<hour>\d{1,2}):(?P<minute>\d{2})(?::(?P<second>\d{2})(?:[.,](?P<fraction>\d{1,9}))?)?"
+    r"(?P<hour>[0-9]{1,2}):(?P<minute>[0-9]{2})(?::(?P<second>[0-9]{2})(?:[.,](?P<fraction>[0-9]{1,9}))?)?"
     r"(?:\s*(?P<half>[AaPp])\.?[Mm]\.?)?"
 )
 # The names that RFC 2822 gives to zones of the United States, in hours behind UTC.
 US_ZONES = {"EDT": 4, "EST": 5, "CDT": 5, "CST": 6, "MDT": 6, "MST": 7, "PDT": 7, "PST": 8}
 ZONE = (
-    r"(?P<zone>[Zz]|UTC|GMT|UT|(?:UTC|GMT)?[+-]\d{2}(?::?\d{2})?|" + "|".join(US_ZONES) + ")"
+    r"(?P<zone>[Zz]|UTC|GMT|UT|(?:UTC|GMT)?[+-][0-9]{2}(?::?[0-9]{2})?|" + "|".join(US_ZONES) + ")"
     r"(?:\s*\([A-Za-z ]*\))?"
 )
 TIME = rf"(?:(?:[Tt]|,?\s+|:){CLOCK}(?:\s*{ZONE})?)?"
-YEAR_FIRST = rf"^(?P<year>\d{{4}})[-/.](?P<month>\d{{1,2}})[-/.](?P<day>\d{{1,2}}){TIME}$"
+YEAR_FIRST = rf"^(?P<year>[0-9]{{4}})[-/.](?P<month>[0-9]{{1,2}})[-/.](?P<day>[0-9]{{1,2}}){TIME}$"
 BASIC = (
-    r"^(?P<year>\d{4})(?P<month>\d{2})(?P<day>\d{2})T(?P<hour>\d{2})(?P<minute>\d{2})"
-    rf"(?P<second>\d{{2}})(?:[.,](?P<fraction>\d{{1,9}}))?(?:{ZONE})?$"
+    r"^(?P<year>[0-9]{4})(?P<month>[0-9]{2})(?P<day>[0-9]{2})T(?P<hour>[0-9]{2})(?P<minute>[0-9]{2})"
+    rf"(?P<second>[0-9]{{2}})(?:[.,](?P<fraction>[0-9]{{1,9}}))?(?:{ZONE})?$"
 )
-DAY_NAME_YEAR = rf"^{DAY_NAME}(?P<day>\d{{1,2}})[ /-]{MONTH_NAME}[ /,-]+(?P<year>\d{{4}}){TIME}$"
+DAY_NAME_YEAR = (
+    rf"^{DAY_NAME}(?P<day>[0-9]{{1,2}})[ /-]{MONTH_NAME}[ /,-]+(?P<year>[0-9]{{4}}){TIME}$"
+)
 NAME_DAY_YEAR = (
-    rf"^{DAY_NAME}{MONTH_NAME}\s+(?P<day>\d{{1,2}})(?:st|nd|rd|th)?(?:,\s*|\s+)(?P<year>\d{{4}})"
+    rf"^{DAY_NAME}{MONTH_NAME}\s+(?P<day>[0-9]{{1,2}})(?:st|nd|rd|th)?(?:,\s*|\s+)(?P<year>[0-9]{{4}})"
     rf"{TIME}$"
 )
 C_TIME = (
-    rf"^{DAY_NAME}{MONTH_NAME}\s+(?P<day>\d{{1,2}})\s+{CLOCK}(?:\s+{ZONE})?\s+(?P<year>\d{{4}})$"
+    rf"^{DAY_NAME}{MONTH_NAME}\s+(?P<day>[0-9]{{1,2}})\s+{CLOCK}(?:\s+{ZONE})?"
+    r"\s+(?P<year>[0-9]{4})$"
 )
-NUMBERS_ONLY = rf"^(?P<one>\d{{1,2}})[/.-](?P<two>\d{{1,2}})[/.-](?P<year>\d{{4}}){TIME}$"
-SHORT_YEAR = r"^\d{1,2}[/.-]\d{1,2}[/.-]\d{2}(?:\D|$)"
+NUMBERS_ONLY = rf"^(?P<one>[0-9]{{1,2}})[/.-](?P<two>[0-9]{{1,2}})[/.-](?P<year>[0-9]{{4}}){TIME}$"
+SHORT_YEAR = r"^[0-9]{1,2}[/.-][0-9]{1,2}[/.-][0-9]{2}(?:\D|$)"
 FAMILIES = (YEAR_FIRST, BASIC, DAY_NAME_YEAR, NAME_DAY_YEAR, C_TIME, NUMBERS_ONLY)
 # Directives of strptime, with the parts they stand for.
 DIRECTIVES = {
-    "Y": r"(?P<year>\d{4})",
-    "y": r"(?P<short>\d{2})",
-    "m": r"(?P<month>\d{1,2})",
+    "Y": r"(?P<year>[0-9]{4})",
+    "y": r"(?P<short>[0-9]{2})",
+    "m": r"(?P<month>[0-9]{1,2})",
     "b": MONTH_NAME,
     "B": MONTH_NAME,
-    "d": r"(?P<day>\d{1,2})",
-    "e": r"(?P<day>\d{1,2})",
-    "H": r"(?P<hour>\d{1,2})",
-    "I": r"(?P<hour>\d{1,2})",
-    "M": r"(?P<minute>\d{1,2})",
-    "S": r"(?P<second>\d{1,2})",
-    "f": r"(?P<fraction>\d{1,9})",
+    "d": r"(?P<day>[0-9]{1,2})",
+    "e": r"(?P<day>[0-9]{1,2})",
+    "H": r"(?P<hour>[0-9]{1,2})",
+    "I": r"(?P<hour>[0-9]{1,2})",
+    "M": r"(?P<minute>[0-9]{1,2})",
+    "S": r"(?P<second>[0-9]{1,2})",
+    "f": r"(?P<fraction>[0-9]{1,9})",
     "p": r"(?P<half>[AaPp])\.?[Mm]\.?",
     "z": ZONE,
     "Z": ZONE,
@@ -166,8 +169,8 @@ def _of_one_unit(
     if early.any() and not early.all():
         row = early.arg_max()
         notes.append(
-            f"{table.path.name}: {early.sum():,} lines have the timestamp 0 (the first is "
-            f"{table.place(row)}), which is often how a missing time is written; they come first"
+            f"{table.path.name}: lines whose timestamp is 0: {early.sum():,}, the first is "
+            f"{table.place(row)}; a missing time is often written so, but here they come first"
         )
     return numbers
 
@@ -225,12 +228,12 @@ def _day_or_month_first(table: Table, text: pl.Series, unlike: str, notes: list[
 
 def _format_of(date: str) -> str:
     """The strptime format of a date such as 01/05/2014 10:30 PM, day first."""
-    date = re.sub(r"^\d+(\D)\d+(\D)\d{4}", r"%d\1%m\2%Y", date)
+    date = re.sub(r"^[0-9]+(\D)[0-9]+(\D)[0-9]{4}", r"%d\1%m\2%Y", date)
     is_half = re.search(r"[AaPp]\.?[Mm]\.?", date)
     date = re.sub(r"\s*[AaPp]\.?[Mm]\.?", " %p", date) if is_half else date
     date = re.sub(ZONE + "$", "%z", date)
-    date = re.sub(r"\d{1,2}:\d{2}", "%I:%M" if is_half else "%H:%M", date, count=1)
-    return re.sub(r"%M:\d{2}([.,]\d+)?", lambda m: "%M:%S" + (".%f" if m[1] else ""), date)
+    date = re.sub(r"[0-9]{1,2}:[0-9]{2}", "%I:%M" if is_half else "%H:%M", date, count=1)
+    return re.sub(r"%M:[0-9]{2}([.,][0-9]+)?", lambda m: "%M:%S" + (".%f" if m[1] else ""), date)
 
 
 def _month_first(day_first: str) -> str:
@@ -265,11 +268,17 @@ def _dates(table: Table, text: pl.Series, pattern: str, unlike: str) -> pl.Serie
     parts = text.str.extract_groups(pattern).struct.unnest()
     table.refuse_any("timestamp", ~text.str.contains(pattern), unlike)
     for part, which in (("zone", "a zone, such as Z or +02:00"), ("half", "AM or PM")):
-        if part in parts.columns and 0 < (without := parts[part].is_null()).sum() < len(text):
+        if part not in parts.columns:
+            continue
+        has, lacks = parts[part].is_not_null(), parts[part].is_null()
+        if part == "half":  # a day without a time begins at midnight
+            lacks &= parts["hour"].is_not_null()
+        if has.any() and lacks.any():
+            earlier, later = sorted([has.arg_max() or 0, lacks.arg_max() or 0])
             table.refuse(
-                max(without.arg_max(), (~without).arg_max()),
-                f"timestamp {shown(text[max(without.arg_max(), (~without).arg_max())])} and "
-                f"{shown(text[0])} in {table.place(0)}: one has {which}, the other has not",
+                later,
+                f"timestamp {shown(text[later])} and {shown(text[earlier])} in "
+                f"{table.place(earlier)}: one has {which}, the other has not",
             )
     nanoseconds = parts.select(_nanoseconds(parts.columns)).to_series()
     table.refuse_any(
