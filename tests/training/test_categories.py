@@ -91,7 +91,7 @@ def test_a_comma_of_two_meanings_is_refused_until_it_is_settled(tmp_path: Path) 
         ("['A')", "cannot be read as one"),
         ("['A'] and ['B']", "cannot be read as one"),
         ("[" * 10_000, "two levels"),
-        ("['" + "\\ud8" + "00']", "text that cannot be read"),
+        ("['\\ud800']", "text that cannot be read"),
     ],
 )
 def test_a_broken_list_is_refused_with_its_line(tmp_path: Path, text: str, message: str) -> None:
@@ -194,3 +194,13 @@ def test_any_texts_are_split_as_they_were_meant_or_refused(
         assert "items.category_separator" in notes[0]
         found = category_column(table, "categories", ",", [])
     assert found == meant
+
+
+def test_the_spellings_in_the_documentation_are_read_as_it_says(tmp_path: Path) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "data.md").read_text()
+    rows = [line for line in page.split("## Categories")[1].splitlines() if line.startswith("| `")]
+    assert len(rows) >= 9
+    for row in rows:
+        text = row.split("`")[1].replace("\\|", "|")
+        expected = [("A", "B")] if "A and B" in row else [(text,)]
+        assert read(tmp_path, [text])[0] == expected

@@ -138,7 +138,7 @@ def test_csv_files_that_cannot_be_read_are_refused(
         ('{"item_id": 1e400}', "line 1: item_id '1e400' is neither text nor a whole number"),
         ('{"item_id": 1, "title": ["a"]}', "line 1: title is a list, not text"),
         ('{"item_id": 1, "title": {"en": "a"}}', "line 1: title is an object, not text"),
-        ('\n{"item_id": 1, "title": "\\ud8' + '00"}', "line 2: title '\\ud800' holds half of a"),
+        ('\n{"item_id": 1, "title": "\\ud800"}', "line 2: title '\\ud800' holds half of a"),
         (b'{"item_id": 1, "title": "caf\xe9"}', "line 1: byte 0xe9 after"),
         ('{"title": "a"}', "needs a column item_id; it has title"),
     ],
@@ -442,11 +442,13 @@ def test_any_table_is_read_as_it_was_meant_or_refused(
         path = Path(folder) / f"log.{form.split()[0]}"
         path.write_bytes(spelt(lines, form))
         try:
-            log = read_interactions(path)
+            log, said = read_interactions(path), ""
         except DataError as error:
-            assert time.endswith("first")
-            assert "line " in str(error) or "row " in str(error)
-            return
+            log, said = None, str(error)
+    if log is None:
+        assert time.endswith("first")
+        assert "line " in said or "row " in said
+        return
     found = {
         user_id: [log.item_ids[row] for row in log.history_of(user)]
         for user, user_id in enumerate(log.user_ids)

@@ -17,7 +17,7 @@ from training.config import InteractionsConfig
 from training.errors import ConfigError, DataError
 from training.interactions import read_interactions
 from training.table import Table
-from training.times import time_column
+from training.times import DIRECTIVES, NAMED_FORMATS, time_column
 
 
 def order(
@@ -230,3 +230,30 @@ def test_any_times_are_read_as_they_were_meant_or_refused(
     assert found.to_list() == [(t - start) // timedelta(seconds=1) * unit for t in times]
     if "%" in spelling:
         assert time_column(table, spelling, []).to_list() == found.to_list()
+
+
+def test_the_spellings_in_the_documentation_are_read_as_it_says() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "data.md").read_text()
+    read, refused = (
+        [line.split("`")[1] for line in part.splitlines() if line.startswith("| `")]
+        for part in page.split("## Order")[1].split("## Categories")[0].split("Refused, with line")
+    )
+    assert len(read) >= 8
+    assert len(refused) >= 4
+    meant = datetime(2014, 4, 30)
+    for spelling in read:
+        column = pl.Series([spelling])
+        table = Table(Path("log.csv"), {"timestamp": column}, (), pl.Series([2]), ())
+        (found,) = time_column(table, None, [])
+        seconds = int(found) // (1 if spelling.startswith("139") else 10**9)
+        assert abs(datetime(1970, 1, 1) + timedelta(seconds=seconds) - meant) < timedelta(1)
+    for spelling in refused:
+        column = pl.Series([spelling])
+        table = Table(Path("log.csv"), {"timestamp": column}, (), pl.Series([2]), ())
+        with pytest.raises(DataError, match="line 2"):
+            time_column(table, None, [])
+    for named in (
+        *NAMED_FORMATS,
+        *(f"%{directive}" for directive in DIRECTIVES if directive != "%"),
+    ):
+        assert named in page
