@@ -260,7 +260,10 @@ def main() -> int:
     except (TrainingError, BundleInvalid, FileExistsError) as error:
         console.print(f"error: {error}")
         return 1
-    except (KeyboardInterrupt, typer.Abort):
+    except (KeyboardInterrupt, typer.Abort) as stop:
+        if isinstance(stop.__cause__, EOFError):  # which typer takes for the end of the input
+            console.print(f"error: a file ends too early: {stop.__cause__}")
+            return 1
         console.print("stopped; run the same command again to go on")
         return 130
     if isinstance(result, dict):

@@ -24,9 +24,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from training.__main__ import main
 from training.columns import MAX_ID_CHARS
 from training.errors import DataError
 from training.interactions import load_dataset, read_interactions, read_items
+from training.synthetic import make_world, write_world
 from training.vectors import read_vectors
 
 MOST = 450  # characters of a message, its path left out
@@ -333,6 +335,61 @@ def test_vectors_that_cannot_be_read_are_refused(
     with pytest.raises(DataError, match=message) as error:
         read_vectors(tmp_path / name, 2, np.array([0, 1]))
     assert len(str(error.value).replace(str(tmp_path), "")) < MOST
+
+
+# --- the command line ---------------------------------------------------------------------------
+
+
+def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["training", "run", "--until", "codebook", *arguments])
+    return main()
+
+
+def test_an_empty_file_of_vectors_is_named_and_not_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shop(tmp_path, [1, 2, 3, 4], [1, 2, 3, 4])
+    (tmp_path / "item_embeddings.npy").touch()
+    assert command(monkeypatch, "--data", str(tmp_path), "--out", str(tmp_path / "run")) == 1
+    said = capsys.readouterr().err
+    assert "item_embeddings.npy is empty: it has 0 bytes" in said
+    assert "run the same command again" not in said
+
+
+def test_a_file_that_ends_too_early_is_no_interruption(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def end(*_: object) -> None:
+        raise EOFError("after 3 bytes")
+
+    monkeypatch.setattr("training.__main__.load_config", end)
+    assert command(monkeypatch, "--out", "run") == 1
+    assert "error: a file ends too early: after 3 bytes" in capsys.readouterr().err
+
+
+def test_a_run_says_how_its_files_were_read_and_what_settles_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_world(make_world(60, 200, noise=0.1, seed=1), tmp_path / "world")
+    log = pl.read_parquet(tmp_path / "world" / "interactions.parquet")
+    month, date = pl.col("position") // 12 + 1, pl.col("position") % 12 + 1
+    day = pl.format("{}/{}/2014", date, month)
+    log.select("user_id", "item_id", timestamp=day).write_csv(tmp_path / "interactions.csv")
+    items = pl.read_parquet(tmp_path / "world" / "items.parquet")
+    items.select(
+        "item_id", pl.col("title").alias("name"), categories=pl.format("Women, {} & Co", "title")
+    ).write_csv(tmp_path / "items.csv")
+    options = ["--data", str(tmp_path), "--out", str(tmp_path / "run")]
+    options += ["--preset", "tiny", "--set", "codebook.num_codes=8"]
+    assert command(monkeypatch, *options) == 1
+    said = capsys.readouterr().err
+    assert "interactions.csv, line 3: timestamp '2/1/2014' has the day first" in said
+    options += ["--set", "interactions.time_format=%d/%m/%Y"]
+    options += ["--set", "items.category_separator=,"]
+    assert command(monkeypatch, *options) == 0
+    said = capsys.readouterr().err
+    assert "categories read 200 split at ',' ('Women, " in said
+    assert "items.csv has no column title, and 'name' is not used; rename it to title" in said
 
 
 # --- only what is used --------------------------------------------------------------------------
