@@ -17,6 +17,9 @@ from training.table import Table, shown
 from training.table_files import read_table
 from training.times import position_column, time_column
 
+# Columns that may mean that lines do not all count alike. They do.
+LIKE_WEIGHTS = ("event_type", "event", "action", "rating", "weight", "quantity")
+
 
 def read_log(path: Path, config: InteractionsConfig, notes: list[str]) -> pl.DataFrame:
     """Read a parquet, CSV or JSON-lines file: `user_id`, `item_id`, `position` or `timestamp`.
@@ -60,6 +63,11 @@ def read_log(path: Path, config: InteractionsConfig, notes: list[str]) -> pl.Dat
             _check_agreement(table, frame, config.time_format)
         unused = orders[order == orders[0]]
         notes.append(f"{path.name}: ordered by {order}; the column {unused} is not used")
+    if weights := [name for name in table.others if name.strip().lower() in LIKE_WEIGHTS]:
+        notes.append(
+            f"{path.name}: {', '.join(map(shown, weights))} is not used; every line counts alike, "
+            "so leave out the lines that are no interactions"
+        )
     return frame.select("user_id", "item_id")
 
 

@@ -40,6 +40,10 @@ class _Float(str):
     """A number with a point or an exponent, as it is written in JSON."""
 
 
+class _Twice(ValueError):
+    """A field that is wanted is there more than once."""
+
+
 class _Columns:
     """Wanted columns that grow by chunks of rows."""
 
@@ -113,7 +117,19 @@ def read_json_lines(path: Path, wanted: Mapping[str, Kind]) -> Table:
     Numbers become text as they are written, lists of a `list` column JSON text. Raises DataError
     with the line for what is no object and for fields of another kind than wanted.
     """
-    decoder = json.JSONDecoder(parse_float=_Float, parse_constant=lambda _: None)
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        """An object, whose last field of a name would win silently."""
+        record = dict(pairs)
+        if len(record) < len(pairs):
+            names = [name for name, _ in pairs]
+            if twice := [name for name in record if name in wanted and names.count(name) > 1]:
+                raise _Twice(f"there are two fields {twice[0]}")
+        return record
+
+    decoder = json.JSONDecoder(
+        parse_float=_Float, parse_constant=lambda _: None, object_pairs_hook=once
+    )
     known: dict[str, str | None] = {}  # wanted column of each name seen
     spelt: dict[str, str] = {}
     columns = _Columns(path, list(wanted))
@@ -124,6 +140,8 @@ def read_json_lines(path: Path, wanted: Mapping[str, Kind]) -> Table:
             continue
         try:
             record = decoder.decode(text)
+        except _Twice as twice:
+            raise DataError(f"{path}, line {line}: {twice}") from None
         except (ValueError, RecursionError) as error:
             what = error.msg if isinstance(error, json.JSONDecodeError) else "too large or too deep"
             raise DataError(

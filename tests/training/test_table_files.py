@@ -134,6 +134,7 @@ def test_csv_files_that_cannot_be_read_are_refused(
         ("[" * 200_000, "line 1: not JSON (too large or too deep)"),
         ('{"item_id": ' + "9" * 5000 + "}", "line 1: not JSON (too large or too deep)"),
         ('{"item_id": 1, "item_id ": 2}', "line 1: there are two fields item_id"),
+        ('{"x": 0, "x": 1, "item_id": 1, "item_id": 2}', "line 1: there are two fields item_id"),
         ('{"item_id": true}', "line 1: item_id is true, not text"),
         ('{"item_id": [1]}', "line 1: item_id is a list, not text"),
         ('{"item_id": 1.5}', "line 1: item_id '1.5' is neither text nor a whole number"),
@@ -267,6 +268,13 @@ def test_ids_that_look_like_no_value_are_said(tmp_path: Path) -> None:
     assert notes[0].startswith(
         "log.csv: lines whose user_id is 'nan' or the like: 2, the first is "
     )
+
+
+def test_columns_that_seem_to_weigh_lines_are_said(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text("user_id,item_id,timestamp,Event_Type\nu,i,1,view\n")
+    notes: list[str] = []
+    read_interactions(tmp_path / "log.csv", notes=notes)
+    assert notes[0].startswith("log.csv: 'Event_Type' is not used; every line counts alike")
 
 
 # --- folders ------------------------------------------------------------------------------------
