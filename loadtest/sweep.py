@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from loadtest.capacity import find_capacity
@@ -48,8 +49,9 @@ async def sweep(
     rounds: int,
 ) -> None:
     """Measure what is not yet in `results`."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeRemainingColumn()) as progress:
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
+    console = Console(markup=False, emoji=False, highlight=False)  # what is printed is data
+    with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
         bar = progress.add_task("storing histories", total=len(cases) * (1 + rounds))
         if setting.stored_histories:  # in a run that goes on too: its store is another one
             async with _client(service.url) as client:

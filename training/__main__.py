@@ -14,32 +14,37 @@ import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.console import Console
 
 from service.errors import StartError
-from training.config import ComparisonTable, StageName
+from training.config import ComparisonTable, RunConfig, StageName
 from training.errors import ConfigError, TrainingError
 from training.fetch import DATASETS, fetch
 from training.preset import load_config, preset_names, recorded_config, validate_config
+from training.printing import data_console
 from training.synthetic import synthesize
+
+if TYPE_CHECKING:
+    from training.interactions import Dataset
 
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # with markup, help and errors lose what stands in brackets
     help="Train a bundle for the Unmask service from items and interactions.",
 )
 PrecisionName = Literal["fp32", "int8"]  # service.bundle.Precision, which takes seconds to import
-console = Console(stderr=True, soft_wrap=True)
+console = data_console()
 
 DataOption = Annotated[
     Path | None, typer.Option("--data", help="folder with interactions, items, embeddings")
 ]
 InteractionsOption = Annotated[
-    Path | None, typer.Option(help="parquet or CSV: user_id, item_id, position or timestamp")
+    Path | None,
+    typer.Option(help="parquet, CSV, JSON lines: user_id, item_id, position or timestamp"),
 ]
 ItemsOption = Annotated[
     Path | None, typer.Option(help="parquet, CSV or JSON lines: item_id, title, categories")
@@ -70,11 +75,10 @@ def run_command(
     """From interactions to an evaluated bundle in <out>/bundle. Finished stages are skipped."""
     check_folder("--out", out)
     check_runtime()
-    from training.interactions import load_dataset
     from training.pipeline import run
 
     config = load_config(preset, overrides)
-    dataset = load_dataset(data, interactions, items, embeddings, config.interactions)
+    dataset = _read(config, data, interactions, items, embeddings)
     return {"out": str(out), **run(config, dataset, out, console, until=until)}
 
 
@@ -99,7 +103,6 @@ def evaluate_command(
     check_folder("--out", out)
     check_runtime()
     from service.bundle import Bundle
-    from training.interactions import load_dataset
     from training.pipeline import choose_default
     from training.promotion import check_not_promoted
     from training.promotion import set_default as write_default
@@ -110,7 +113,7 @@ def evaluate_command(
         check_not_promoted(bundle, loaded.manifest)
     recorded = recorded_config(loaded.manifest.facts.get("config"))
     config = validate_config(recorded, overrides, source=f"bundle {bundle}")
-    dataset = load_dataset(data, interactions, items, embeddings, config.interactions)
+    dataset = _read(config, data, interactions, items, embeddings)
     check_data(loaded, dataset)
     grid = choose_default(loaded.decoder, dataset, config, console)
     if set_default:
@@ -129,14 +132,13 @@ def step_time_command(
     """Time training steps on this machine, beside the matrix products it could do."""
     check_runtime()
     from service.decoding import SidTrie
-    from training.interactions import load_dataset
     from training.pipeline import catalogue_of
     from training.step_time import step_time
 
     if not (run / "codebook.json").is_file():
         raise ConfigError(f"{run} is no run with a codebook: train --until codebook first")
     config = load_config(preset, overrides)
-    dataset = load_dataset(data, None, None, None, config.interactions)
+    dataset = _read(config, data)
     return step_time(dataset.split, SidTrie(catalogue_of(dataset, config, run)), config)
 
 
@@ -167,10 +169,9 @@ def compare_command(
     from training.baselines import BERT4RecConfig, SASRecConfig
     from training.compare import MAIN_TABLES, Plan, compare
     from training.comparison_document import Origin
-    from training.interactions import load_dataset
 
     config = load_config(preset, overrides)
-    dataset = load_dataset(data, interactions, items, embeddings, config.interactions)
+    dataset = _read(config, data, interactions, items, embeddings)
     threads = config.fit.threads
     plan = Plan(
         sasrec=SASRecConfig(threads=threads),
@@ -179,7 +180,7 @@ def compare_command(
         tables=frozenset(tables) if tables else MAIN_TABLES,
     )
     source = interactions or data
-    assert source is not None  # else load_dataset has said so
+    assert source is not None  # else _read has said so
     command = shlex.join(["python", "-m", "training", *sys.argv[1:]])
     name = source.stem if source.is_file() else source.resolve().name
     origin = Origin(name, preset, command)
@@ -268,6 +269,24 @@ def check_runtime() -> None:
         raise TrainingError(str(error)) from error
 
 
+def _read(
+    config: RunConfig,
+    data: Path | None,
+    interactions: Path | None = None,
+    items: Path | None = None,
+    embeddings: Path | None = None,
+) -> Dataset:
+    """Read the data, and say how it was read and what may not be as meant."""
+    from training.interactions import load_dataset
+
+    dataset = load_dataset(data, interactions, items, embeddings, config.interactions, config.items)
+    for note in dataset.notes:
+        console.print(note)
+    for warning in dataset.warnings:
+        console.print(warning, style="yellow")
+    return dataset
+
+
 def main() -> int:
     """Run a command; print its result as one JSON line."""
     try:
@@ -276,15 +295,18 @@ def main() -> int:
         error.show()
         return 2
     except ConfigError as error:
-        console.print(f"error: {error}", markup=False)
+        console.print(f"error: {error}")
         return 2
     except (TrainingError, StartError) as error:
-        console.print(f"error: {error}", markup=False)
+        console.print(f"error: {error}")
         return 1
     except OSError as error:
-        console.print(f"error: {of_the_system(error)}", markup=False)
+        console.print(f"error: {of_the_system(error)}")
         return 1
-    except (KeyboardInterrupt, typer.Abort):
+    except (KeyboardInterrupt, typer.Abort) as stop:
+        if isinstance(stop.__cause__, EOFError):  # which typer takes for the end of the input
+            console.print(f"error: a file ends too early: {stop.__cause__}")
+            return 1
         console.print("stopped; run the same command again to go on")
         return 130
     if isinstance(result, dict):

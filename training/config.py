@@ -43,6 +43,26 @@ class InteractionsConfig(Section):
     cold_items: bool = Field(
         True, description="keep items that have no interaction (left) in the catalogue"
     )
+    order_by: Literal["position", "timestamp"] | None = Field(
+        None, description="absent = position, if the file has it and its timestamps do not disagree"
+    )
+    time_format: str | None = Field(
+        None,
+        min_length=1,
+        description="how timestamps are written: iso8601, rfc2822, epoch_s, epoch_ms, epoch_us, "
+        "epoch_ns, or as strptime has it, %d/%m/%Y %H:%M; absent = told from the values",
+    )
+
+
+class ItemsConfig(Section):
+    """Reading of the items file."""
+
+    category_separator: str | None = Field(
+        None,
+        min_length=1,
+        description="what separates the categories in a text, such as , or |; none = each text is "
+        "one category; absent = told from the values",
+    )
 
 
 class EmbeddingsConfig(Section):
@@ -281,6 +301,7 @@ class RunConfig(Section):
     """A whole run: one section per stage."""
 
     interactions: InteractionsConfig = InteractionsConfig()
+    items: ItemsConfig = ItemsConfig()
     embeddings: EmbeddingsConfig = EmbeddingsConfig()
     codebook: CodebookConfig = CodebookConfig()
     model: ModelConfig = ModelConfig()

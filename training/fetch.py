@@ -18,16 +18,15 @@ from types import MappingProxyType
 import httpx
 from rich.console import Console
 from rich.progress import (
-    BarColumn,
     DownloadColumn,
     Progress,
     TaskID,
-    TextColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
 
 from training.errors import FetchError
+from training.printing import progress_bar
 from training.raw_formats import Prepared, prepare, read_raw
 
 ATTEMPTS = 4
@@ -258,11 +257,6 @@ def _digest(path: Path, kind: str) -> str:
 
 
 def _progress(console: Console | None) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-        console=console or Console(stderr=True),
+    return progress_bar(
+        DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(), console=console
     )

@@ -107,7 +107,7 @@ def fit(
         console.print(f"resumed after epoch {trainer.state.epoch} of {trainer.epochs}")
     model = trainer.model
     progress = Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TaskProgressColumn(),
         TimeRemainingColumn(),

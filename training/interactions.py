@@ -1,4 +1,4 @@
-"""Interactions: the one input type of training, its readers, the k-core filter and the split.
+"""Interactions: the one input type of training, the k-core filter and the split.
 
 Turns files of the user into arrays: users' histories as CSR over catalogue rows, a leave-last-out
 split, items and content embeddings by row. Row order is decided here and nowhere else: training
@@ -7,31 +7,21 @@ popularity (most first), then `item_id`. Knows nothing of vectors, codes or mode
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 from numpy.typing import NDArray
 
 from service.bundle import HISTORY_CAP, Item
-from training.config import InteractionsConfig
+from training.config import InteractionsConfig, ItemsConfig
 from training.errors import DataError
+from training.item_files import read_items
+from training.log_files import read_log
 from training.repeats import without_repeats
-from training.tables import (
-    find_file,
-    id_column,
-    list_column,
-    order_column,
-    read_table,
-    read_vectors,
-    require_columns,
-    text_column,
-)
-
-# The rule of the service's API (`UserId` in service/schemas.py): others cannot be asked about.
-SERVED_USER_ID = re.compile(r"[^/{}\x00-\x1f\x7f]{1,256}")
+from training.table import shown
+from training.table_files import find_file
+from training.vectors import find_vectors, read_vectors
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,13 +146,15 @@ class Dataset:
     split:      train, validation, test
     items:      num_items items, by row
     embeddings: (num_items, d) float32 content embeddings, zeros where an item has none; or None
-    warnings:   sentences for the person who started the run
+    warnings:   sentences for the person who started the run, about what may not be as meant
+    notes:      sentences about how the files were read
     """
 
     split: Split
     items: tuple[Item, ...]
     embeddings: NDArray[np.float32] | None
     warnings: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 def read_interactions(
@@ -170,34 +162,14 @@ def read_interactions(
     config: InteractionsConfig = InteractionsConfig(),  # noqa: B008 (immutable)
     notes: list[str] | None = None,
 ) -> Interactions:
-    """Read a parquet, CSV or JSON-lines file: `user_id`, `item_id`, `position` or `timestamp`.
+    """Read a file of interactions (see training.log_files). Users and items are ordered by id.
 
-    Ids become strings as they are written ("007" stays "007"). A user's items are ordered by
-    `position` if there is one (its values must differ within a user), else by `timestamp` (equal
-    ones keep the order of the file). Users and items are ordered by id. Repeats are left out if
-    `config.collapse_repeats`; notes gets a sentence about those there are.
-    Raises DataError for a file that is missing, empty, or has gaps in these columns.
+    Repeats are left out if `config.collapse_repeats`; notes gets a sentence about those there are.
     """
-    frame = read_table(path)
-    order = "position" if "position" in frame.columns else "timestamp"
-    require_columns(frame, ["user_id", "item_id"], path)
-    if order not in frame.columns:
-        raise DataError(f"{path} needs a column position or timestamp to order a user's items by")
-    frame = pl.DataFrame(
-        {
-            "user_id": id_column(frame, "user_id", path),
-            "item_id": id_column(frame, "item_id", path),
-            "order": order_column(frame, order, path),
-        }
-    ).sort("user_id", "order", maintain_order=True)
-    if order == "position":
-        repeated = frame.filter(pl.struct("user_id", "order").is_duplicated())
-        if not repeated.is_empty():
-            user_id, _, position = repeated.row(0)
-            raise DataError(f"{path}: user {user_id} has position {position} more than once")
+    notes = [] if notes is None else notes
+    frame = read_log(path, config, notes)
     collapsed, repeats = without_repeats(frame)
-    said = repeats.said(collapsed=config.collapse_repeats)
-    if said and notes is not None:
+    if said := repeats.said(collapsed=config.collapse_repeats):
         notes.append(f"{path.name}: {said}")
     if config.collapse_repeats:
         frame = collapsed
@@ -209,22 +181,6 @@ def read_interactions(
         indptr=_indptr(by_user["len"].to_numpy()),
         rows=item_ids.search_sorted(frame["item_id"]).to_numpy().astype(np.int32),
     )
-
-
-def read_items(path: Path) -> tuple[Item, ...]:
-    """Read a parquet, CSV or JSON-lines file with `item_id`, optionally `title`, `categories`.
-
-    `categories` is a list, or a string split at `|`. Items stay in the order of the file.
-    Raises DataError for a file that is missing or empty, and for absent or repeated ids.
-    """
-    frame = read_table(path)
-    require_columns(frame, ["item_id"], path)
-    item_ids = id_column(frame, "item_id", path)
-    repeated = item_ids.filter(item_ids.is_duplicated())
-    if len(repeated):
-        raise DataError(f"{path}: item {repeated[0]} is there more than once")
-    columns = item_ids, text_column(frame, "title"), list_column(frame, "categories")
-    return tuple(Item(*values) for values in zip(*columns, strict=True))
 
 
 def k_core(interactions: Interactions, core: int) -> Interactions:
@@ -274,24 +230,28 @@ def load_dataset(
     items: Path | None = None,
     embeddings: Path | None = None,
     config: InteractionsConfig = InteractionsConfig(),  # noqa: B008 (immutable)
+    items_config: ItemsConfig = ItemsConfig(),  # noqa: B008 (immutable)
 ) -> Dataset:
     """Read, filter, split and order everything that training needs.
 
-    data_dir holds `interactions.parquet` or `.csv`, and optionally `items.parquet`, `.csv` or
-    `.jsonl` with `item_embeddings*.npy`, whose row k belongs to row k of the items file. A path
-    given by name wins over the folder's file; with another items file the folder's embeddings
+    data_dir holds one `interactions` file and optionally one `items` file (`.parquet`, `.csv`,
+    `.jsonl`, ...) with `item_embeddings*.npy`, whose row k belongs to row k of the items file. A
+    path given by name wins over the folder's file; with another items file the folder's embeddings
     are not used. Items without an interaction stay if `config.cold_items` and the items file has
     them. Raises DataError with a sentence that says what is wrong with which file.
     """
     warnings: list[str] = []
+    notes: list[str] = []
     if data_dir is not None:
-        interactions = interactions or find_file(
-            data_dir, "interactions.parquet", "interactions.csv"
-        )
-        found = find_file(data_dir, "item_embeddings*.npy") if embeddings is None else None
+        interactions = interactions or find_file(data_dir, "interactions")
+        found, unread = find_vectors(data_dir) if embeddings is None else (None, None)
+        if unread:
+            warnings.append(unread)
         if items is None:
-            items = find_file(data_dir, "items.parquet", "items.csv", "items.jsonl")
+            items = find_file(data_dir, "items")
             embeddings = embeddings or (found if items else None)
+            if found and not items:
+                warnings.append(f"{found} is not used, because {data_dir} has no items file")
         elif found:
             warnings.append(f"{found} is not used, because the items come from {items}")
     if interactions is None:
@@ -302,16 +262,22 @@ def load_dataset(
     if embeddings is not None and items is None:
         raise DataError(f"{embeddings} needs an items file that says which row is which item")
 
-    log = read_interactions(interactions, config, warnings)
+    log = read_interactions(interactions, config, notes)
+    listed = read_items(items, items_config, notes, warnings) if items else ()
+    line_of = {item.item_id: line for line, item in enumerate(listed)}
+    if items and not line_of.keys() & set(log.item_ids):
+        raise DataError(
+            f"{items} has none of the items of {interactions}: it writes {shown(listed[0].item_id)}"
+            f" where the other writes {shown(log.item_ids[0])}; write the same ids in both"
+        )
     if config.core:
         log = k_core(log, config.core)
-    listed = read_items(items) if items else ()
-    line_of = {item.item_id: line for line, item in enumerate(listed)}
-    unlisted = sum(item_id not in line_of for item_id in log.item_ids)
+    unlisted = [item_id for item_id in log.item_ids if item_id not in line_of]
     if items and unlisted:
         warnings.append(
-            f"items with interactions that {items.name} lacks: {unlisted:,} of {log.num_items:,}; "
-            "they are kept without title, categories and content embedding"
+            f"items with interactions that {items.name} lacks: {len(unlisted):,} of "
+            f"{log.num_items:,}, for instance {shown(unlisted[0])}; they are kept without title, "
+            "categories and content embedding"
         )
     cold = sorted(line_of.keys() - set(log.item_ids)) if config.cold_items else []
     if cold:
@@ -329,12 +295,6 @@ def load_dataset(
             f"{interactions}: nothing is left to train on, because no user has two items after the "
             "last two of users with three or more are held out; give longer histories"
         )
-    refused = sum(SERVED_USER_ID.fullmatch(user_id) is None for user_id in log.user_ids)
-    if refused:
-        warnings.append(
-            f"{refused:,} user ids are longer than 256 characters or hold /, {{, }} or control "
-            "characters; the service refuses them"
-        )
     lines = np.array([line_of.get(item_id, -1) for item_id in log.item_ids], dtype=np.int64)
     return Dataset(
         split=split,
@@ -344,6 +304,7 @@ def load_dataset(
         ),
         embeddings=read_vectors(embeddings, len(listed), lines) if embeddings else None,
         warnings=tuple(warnings),
+        notes=tuple(notes),
     )
 
 

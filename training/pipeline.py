@@ -55,8 +55,6 @@ def run(
 
     dataset: as loaded with `config.interactions`
     """
-    for warning in dataset.warnings:
-        console.print(warning, style="yellow", markup=False)
     _describe(dataset, console)
     exclude_seen = config.evaluation.exclude_seen
     make: dict[StageName, tuple[list[BaseModel | str], Callable[[Path], dict[str, Any]]]] = {
@@ -93,7 +91,7 @@ def _codebook(
     dataset: Dataset, config: RunConfig, folder: Path, console: Console
 ) -> dict[str, Any]:
     vectors, content, source, embeddings = embed(dataset, config.embeddings)
-    console.print(source)
+    console.print(source, markup=False)
     seen = dataset.split.train.popularity() > 0
     codebook = fit_codebook(vectors[seen], config.codebook, content)
     codes = codebook.codes_of(vectors)

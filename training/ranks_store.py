@@ -106,7 +106,7 @@ class RanksStore:
         found = SystemRanks.load(file, key)
         said = "ranked before"
         if found is None:
-            self.console.print(f"[bold]{name}")
+            self.console.print(name, style="bold", markup=False)
             found = make()
             found.save(file, key)
             said = f"ranked {len(found.item):,} test users"

@@ -15,6 +15,7 @@ import json
 import re
 import warnings
 import zipfile
+import zlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +23,21 @@ from typing import Any
 
 import polars as pl
 
+from training.categories import flatten
 from training.errors import DataError
+from training.table import reason_of
 
 INTERACTIONS_FILE, ITEMS_FILE = "interactions.parquet", "items.parquet"
 NO_GENRES = "(no genres listed)"  # what MovieLens writes for a film without any
+# What a damaged archive raises; a RuntimeError is one that wants a password.
+DAMAGED = (
+    zipfile.BadZipFile,
+    OSError,
+    EOFError,
+    RuntimeError,
+    zlib.error,
+    pl.exceptions.PolarsError,
+)
 FIRST_ASIN = re.compile(r"\{'asin': '([^']+)'")
 
 
@@ -145,8 +157,10 @@ def read_movielens(archive: Path) -> RawLog:
                 [[genre for genre in each if genre] for each in genres.to_list()],
             ),
         )
-    except (zipfile.BadZipFile, OSError, pl.exceptions.PolarsError) as error:
-        raise DataError(f"{archive} is not a whole MovieLens archive: {error}") from error
+    except DAMAGED as error:
+        raise DataError(
+            f"{archive} is not a whole MovieLens archive: {reason_of(error)}"
+        ) from error
 
 
 def _amazon_items(meta: Path, wanted: Collection[str]) -> dict[str, tuple[str, list[str]]]:
@@ -162,9 +176,13 @@ def _amazon_items(meta: Path, wanted: Collection[str]) -> dict[str, tuple[str, l
         for item in _records(meta, parse):
             item_id = _field(item, "asin", str, meta)
             if item_id in wanted:
-                paths = [" > ".join(path) for path in item.get("categories", [])]
-                title = str(item.get("title", "")).strip()
-                found[item_id] = (html.unescape(title), [html.unescape(path) for path in paths])
+                title = html.unescape(_field(item, "title", str, meta, default="").strip())
+                lists = _field(item, "categories", list, meta, default=[])
+                try:
+                    paths = [html.unescape(path) for path in flatten(lists)]
+                except ValueError as error:
+                    raise DataError(f"{meta}: categories of item {item_id} {error}") from None
+                found[item_id] = (title, paths)
     return found
 
 
@@ -179,15 +197,18 @@ def _records(path: Path, parse: Callable[[str], Any]) -> Iterator[dict[str, Any]
                         raise DataError(f"{path}, line {number}: not an object with fields")
                     yield record
     except (EOFError, OSError) as error:
-        raise DataError(f"{path} is damaged after line {number}: {error}") from error
+        raise DataError(f"{path} is damaged after line {number}: {reason_of(error)}") from error
     except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
-        raise DataError(f"{path}, line {number} cannot be read: {error}") from error
+        raise DataError(f"{path}, line {number} cannot be read: {reason_of(error)}") from error
 
 
-def _field(record: dict[str, Any], name: str, kind: type, path: Path) -> Any:
+def _field(record: dict[str, Any], name: str, kind: type, path: Path, default: Any = None) -> Any:
     value = record.get(name)
-    if not isinstance(value, kind) or value == "":
-        raise DataError(f"{path}: a line has no {name}")
+    if value is None and default is not None:
+        return default
+    if not isinstance(value, kind) or (value == "" and default is None):
+        said = "has no" if value in (None, "") else "has something else as"
+        raise DataError(f"{path}: a line {said} {name}")
     return value
 
 

@@ -16,10 +16,10 @@ from pydantic import ValidationError
 
 from service.bundle import Item
 from service.event_schemas import Event
+from training.columns import SERVED_USER_ID
 from training.config import InteractionsConfig
 from training.errors import DataError
 from training.interactions import (
-    SERVED_USER_ID,
     Interactions,
     k_core,
     leave_last_out,
@@ -79,9 +79,22 @@ def test_whole_number_ids_of_parquet_become_text(tmp_path: Path) -> None:
     assert named(log) == {"2": ["7"], "10": ["7"]}
 
 
-def test_position_wins_over_timestamp(tmp_path: Path) -> None:
-    log = read_interactions(write(tmp_path / "log.csv", {**LOG, "position": [0, 1, 1, 0, 10]}))
+def test_position_orders_and_says_so(tmp_path: Path) -> None:
+    notes: list[str] = []
+    path = write(tmp_path / "log.csv", {**LOG, "position": [9, 1, -1, 0, 0]})
+    log = read_interactions(path, notes=notes)
+    assert named(log) == {"a": ["007", "1e5"], "b": ["12", "007", "007"]}
+    assert notes == ["log.csv: ordered by position; the column timestamp is not used"]
+
+
+def test_position_against_timestamp_is_refused_until_one_is_chosen(tmp_path: Path) -> None:
+    path = write(tmp_path / "log.csv", {**LOG, "position": [0, 1, 1, 0, 10]})
+    with pytest.raises(DataError, match=r"line 4: position 1 of user 'b' .* in line 2, .*order_by"):
+        read_interactions(path)
+    log = read_interactions(path, InteractionsConfig(order_by="position"))
     assert named(log) == {"a": ["007", "1e5"], "b": ["007", "12", "007"]}
+    log = read_interactions(path, InteractionsConfig(order_by="timestamp"))
+    assert named(log) == {"a": ["1e5", "007"], "b": ["12", "007", "007"]}
 
 
 @pytest.mark.parametrize(
@@ -108,7 +121,10 @@ def test_timestamps_of_csv_are_ordered_as_what_they_are(tmp_path: Path, times: l
         ({"user_id": ["u"], "item_id": [""], "timestamp": [1]}, "1 of 1 lines have no item_id"),
         ({"user_id": ["u"], "item_id": ["i"], "timestamp": [None]}, "have no timestamp"),
         ({"user_id": ["u"], "item_id": ["i"], "timestamp": [float("nan")]}, "have no timestamp"),
-        ({"user_id": ["u"], "item_id": ["i"], "timestamp": ["noon"]}, "numbers or ISO dates"),
+        (
+            {"user_id": ["u"], "item_id": ["i"], "timestamp": ["noon"]},
+            "neither a number nor a date",
+        ),
         ({"user_id": ["u"] * 2, "item_id": ["i"] * 2, "position": [3, 3]}, "u has position 3 more"),
         ({"user_id": [], "item_id": [], "timestamp": []}, "has no lines of data"),
     ],
@@ -137,8 +153,8 @@ def test_unreadable_files_are_refused(tmp_path: Path) -> None:
 
 
 def test_fractional_ids_are_refused(tmp_path: Path) -> None:
-    columns = {"user_id": [1.0], "item_id": ["i"], "timestamp": [1]}
-    with pytest.raises(DataError, match="user_id must be text or whole numbers, not Float64"):
+    columns = {"user_id": [1.0, 1.5], "item_id": ["i"] * 2, "timestamp": [1, 1]}
+    with pytest.raises(DataError, match=r"row 2: user_id '1\.5' is neither text nor a whole"):
         read_interactions(write(tmp_path / "log.parquet", columns))
 
 
@@ -164,7 +180,7 @@ def test_items_of_every_format(tmp_path: Path) -> None:
 
 
 def test_items_need_distinct_ids(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="item 5 is there more than once"):
+    with pytest.raises(DataError, match="row 3: item '5' is there more than once, as in row 1"):
         read_items(write(tmp_path / "items.parquet", {"item_id": [5, 6, 5]}))
     with pytest.raises(DataError, match="1 of 2 lines have no item_id"):
         read_items(write(tmp_path / "items.parquet", {"item_id": ["5", None]}))
@@ -380,13 +396,15 @@ def test_a_log_with_nothing_to_train_on_is_refused(tmp_path: Path) -> None:
 USER_IDS = ["Zoë 7:a@b.c", "a/b", "{a", "a}", "a\tb", "a\n", "\x7f", "é" * 256, "é" * 257]
 
 
-def test_user_ids_that_the_service_refuses_are_counted(tmp_path: Path) -> None:
-    lines = [(user, item, place) for user in USER_IDS for place, item in enumerate("abcd")]
-    users, items, positions = (list(column) for column in zip(*lines, strict=True))
-    columns = {"user_id": users, "item_id": items, "position": positions}
-    dataset = load_dataset(interactions=write(tmp_path / "log.csv", columns))
-    (warning,) = dataset.warnings
-    assert warning.startswith("7 user ids are longer than 256 characters or hold /, {, }")
+@pytest.mark.parametrize("user_id", USER_IDS)
+def test_user_ids_that_the_service_refuses_are_refused(tmp_path: Path, user_id: str) -> None:
+    columns = {"user_id": ["a", user_id], "item_id": ["i"] * 2, "timestamp": [1, 2]}
+    path = write(tmp_path / "log.parquet", columns)
+    if SERVED_USER_ID.fullmatch(user_id):
+        assert set(read_interactions(path).user_ids) == {"a", user_id}
+    else:
+        with pytest.raises(DataError, match=r"row 2: user_id .* the service does not take it"):
+            read_interactions(path)
 
 
 @pytest.mark.parametrize("user_id", ["", *USER_IDS])

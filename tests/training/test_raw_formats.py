@@ -143,3 +143,27 @@ def test_a_preparation_that_stops_leaves_no_half_folder(
         prepare(log, out)
     with pytest.raises(DataError, match=r"has no interactions\.parquet"):
         load_dataset(out)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ("'title': ['a']", "a line has something else as title"),
+        ("'categories': 'Beauty'", "a line has something else as categories"),
+        ("'categories': [[['Beauty']]]", "categories of item B000000001 must be a list of text"),
+    ],
+)
+def test_meta_fields_of_another_kind_are_refused(tmp_path: Path, fields: str, message: str) -> None:
+    reviews, meta = write_amazon(tmp_path)
+    with gzip.open(meta, "wt") as file:
+        file.write(f"{{'asin': 'B000000001', {fields}}}\n")
+    with pytest.raises(DataError, match=message):
+        read_amazon_2014(reviews, meta)
+
+
+def test_flat_categories_are_no_paths_of_letters(tmp_path: Path) -> None:
+    reviews, meta = write_amazon(tmp_path)
+    with gzip.open(meta, "wt") as file:
+        file.write("{'asin': 'B000000001', 'categories': ['Beauty', ['Gifts', 'Soap']]}\n")
+    items = read_amazon_2014(reviews, meta).items
+    assert items["categories"].to_list()[1] == ["Beauty", "Gifts > Soap"]
