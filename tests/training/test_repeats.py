@@ -79,15 +79,15 @@ def test_a_funnel_log_is_read_as_the_items_that_users_went_through(
     read = load_dataset(data)
     assert dataset_key(read) == dataset_key(plain)
     num_rows = len(plain.split.test.rows)
-    [said] = [one for one in read.warnings if "left out: " in one]
+    [said] = [one for one in read.notes if "left out: " in one]
     assert said.startswith(f"interactions.csv: left out: {num_rows:,} rows that are there more")
     assert f"and {2 * num_rows:,} that repeat the item" in said
-    assert not [one for one in plain.warnings if "left out: " in one]
+    assert not [one for one in plain.notes if "left out: " in one]
 
     notes: list[str] = []
     kept = read_interactions(data / "interactions.csv", KEPT, notes)
     assert kept.num_interactions == 4 * num_rows
-    assert "kept, as interactions.collapse_repeats=false says: " in notes[0]
+    assert "kept, as interactions.collapse_repeats=false says: " in notes[-1]
 
 
 def test_the_headline_is_what_is_served_and_chosen_by(world: Path, tmp_path: Path) -> None:
