@@ -176,6 +176,8 @@ class HeldOutTraffic(FastHttpUser):
 
     @task
     def recommend(self) -> None:
+        if self.figures.stopped is not None:
+            return  # locust kills a user who was waiting, even if he has just stopped to wait
         user = next(self.users)
         body = user.request(**self.fields)
         with (

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -122,7 +121,7 @@ def catalogue_of(dataset: Dataset, config: RunConfig, out: Path) -> Catalogue:
             train.popularity(),
             vectors if config.model.item_vectors else vectors[:, :0],
         )
-    except (OSError, ValueError, EOFError, KeyError, IndexError, zipfile.BadZipFile) as error:
+    except (DataError, OSError, ValueError, EOFError) as error:
         raise DataError(
             f"the files in {folder} are damaged, or made of other data ({error}); "
             "`python -m training run` on this folder makes them again"

@@ -52,7 +52,9 @@ def work_stage(
         remove(out / f"{begun}.json")
     if name != "fit" or not folder.is_dir():
         remove(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    for half_written in out.glob(f".{name}-*"):  # by a process that was killed
+        remove(half_written)
+    out.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     result = work(folder)
     record = {

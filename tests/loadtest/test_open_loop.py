@@ -26,7 +26,7 @@ def loaded(handler: Handler, rate: float, seconds: float, **asked: Any) -> Load:
     async def run() -> Load:
         app = web.Application()
         app.router.add_post("/recommend", handler)
-        runner = web.AppRunner(app)
+        runner = web.AppRunner(app, shutdown_timeout=0.1)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()

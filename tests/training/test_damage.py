@@ -21,7 +21,7 @@ from service.bundle import verify
 from training.__main__ import main
 from training.checkpoint import read_checkpoint, write_checkpoint
 from training.config import STAGES
-from training.errors import FitDiverged
+from training.errors import DataError, FitDiverged
 from training.export import export_graphs
 from training.fit import load_best
 from training.interactions import load_dataset
@@ -140,9 +140,11 @@ def test_a_file_in_the_place_of_a_stage_is_replaced(tmp_path: Path) -> None:
     _stage(tmp_path)
     shutil.rmtree(tmp_path / "codebook")
     (tmp_path / "codebook").write_text("a file")
+    (tmp_path / ".codebook-x1").mkdir()  # of a process that was killed
     assert "codebook/codebook.npz is lost" in _stage(tmp_path)
     assert "done before" in _stage(tmp_path)
     assert "other data or settings" in _stage(tmp_path, key="another")
+    assert {path.name for path in tmp_path.iterdir()} == {"codebook", "codebook.json"}
 
 
 # -- a run -------------------------------------------------------------------------------------
@@ -191,6 +193,18 @@ def test_whatever_file_of_a_run_is_lost_the_same_command_makes_it_again(
         assert files_of(out / "export") == graphs, place
         verify(out / "bundle")
     assert _run(world, out).count("done before") == len(STAGES)
+
+
+@pytest.mark.parametrize("damage", [emptied, truncated, a_folder, removed])
+@pytest.mark.parametrize("name", ["codes.npy", "vectors.npy", "codebook.npz"])
+def test_a_codebook_that_is_damaged_is_said_where_no_stage_is_made(
+    name: str, damage: Damage, world: Path, whole: Path, tmp_path: Path
+) -> None:
+    """`step-time` reads it, and makes nothing again."""
+    shutil.copytree(whole / "codebook", tmp_path / "codebook")
+    damage(tmp_path / "codebook" / name)
+    with pytest.raises(DataError, match="are damaged, or made of other data"):
+        catalogue_of(load_dataset(world), load_config("tiny", QUICK), tmp_path)
 
 
 def test_a_run_that_is_stopped_anywhere_goes_on_and_ends_as_it_would_have(
