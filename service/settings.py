@@ -32,6 +32,7 @@ from service.store_url import parse_store_url
 PREFIX = "UNMASK_"
 NOT_OURS = {"UNMASK_DATA_DIR"}  # where the tests find the real data sets
 LEAST_KEY_CHARS = 8
+LEAST_BUNDLE_KEY_CHARS = 32
 DAY_S = 24 * 60 * 60
 Fallback = Literal["history", "off", "all"]
 
@@ -78,6 +79,12 @@ def _check_embedder_url(url: SecretStr) -> SecretStr:
     return url
 
 
+def _check_bundle_key(key: SecretStr) -> SecretStr:
+    if len(key.get_secret_value()) < LEAST_BUNDLE_KEY_CHARS:
+        raise ValueError(f"it must have at least {LEAST_BUNDLE_KEY_CHARS} characters")
+    return key
+
+
 def _check_key(key: SecretStr) -> SecretStr:
     if len(key.get_secret_value()) < LEAST_KEY_CHARS:
         raise ValueError(f"each key must have at least {LEAST_KEY_CHARS} characters")
@@ -106,6 +113,7 @@ SecretList = Annotated[
 ]
 RedisUrl = Annotated[SecretStr, AfterValidator(_check_redis_url)]
 ReplicaUrl = Annotated[SecretStr, AfterValidator(_check_replica_url)]
+BundleKey = Annotated[SecretStr, AfterValidator(_check_bundle_key)]
 EmbedderUrl = Annotated[SecretStr, AfterValidator(_check_embedder_url)]
 Salt = Annotated[SecretStr, AfterValidator(_check_salt)]
 
@@ -132,6 +140,18 @@ class Settings(BaseSettings):
         "demo",
         description="Bundle to serve: name@version, a name (its newest version), "
         "or the path of a bundle directory.",
+    )
+    bundle_key: BundleKey | None = Field(
+        None,
+        description="Key that bundles must be signed with, by `python -m training promote` with "
+        "the same variable; without it signatures are not looked at.",
+    )
+    load_timeout_s: int = Field(
+        600,
+        ge=1,
+        le=DAY_S,
+        description="Longest wait for a bundle to be read, verified and primed; then it is given "
+        "up, and another one may be loaded.",
     )
     redis_url: RedisUrl | None = Field(
         None,

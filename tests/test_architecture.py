@@ -20,7 +20,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("service", "training", "loadtest")
-MAX_LINES = 350
+MAX_LINES = 450
 MAX_FILE_BYTES = 3_000_000
 MAX_DEMO_BYTES = 3_500_000
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -19,6 +17,8 @@ from tiny_bundle import (
     EMBEDDING_DIMS,
     ENCODER,
     REPEAT_BIAS,
+    edit_manifest,
+    replace_file,
     tiny_catalogue,
     tiny_codebook,
     tiny_prior,
@@ -42,19 +42,6 @@ from service.manifest import (
 @pytest.fixture
 def copy(bundles_dir: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(bundles_dir / "tiny" / "1", tmp_path / "copy"))
-
-
-def _edit_manifest(path: Path, edit: Callable[[dict[str, Any]], None]) -> None:
-    manifest = json.loads((path / "manifest.json").read_text())
-    edit(manifest)
-    (path / "manifest.json").write_text(json.dumps(manifest))
-
-
-def _replace(path: Path, name: str, data: bytes) -> None:
-    """Change a file and make the manifest agree, as an attacker or a wrong exporter would."""
-    (path / name).write_bytes(data)
-    entry = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
-    _edit_manifest(path, lambda manifest: manifest["files"].update({name: entry}))
 
 
 def test_a_bundle_comes_back_as_it_was_written(bundles_dir: Path) -> None:
@@ -136,7 +123,7 @@ def test_the_decoding_defaults_of_a_manifest_may_be_written_anew(copy: Path) -> 
 
 
 def test_a_manifest_that_knows_no_finish_rows_means_none(copy: Path) -> None:
-    _edit_manifest(copy, lambda manifest: manifest["decoding"].pop("finish_rows"))
+    edit_manifest(copy, lambda manifest: manifest["decoding"].pop("finish_rows"))
     assert Bundle.load(copy).manifest.decoding.finish_rows == 0
 
 
@@ -189,12 +176,19 @@ def test_a_missing_truncated_or_altered_file_is_refused(copy: Path, name: str) -
             lambda m: m["files"].update({"../../etc/passwd": m["files"]["codes.npy"]}),
             "must list exactly",
         ),
-        (lambda m: m.update(num_items=m["num_items"] + 1), "codes.npy has shape"),
-        (lambda m: m.update(num_codes=m["num_codes"] + 1), r"decoder.onnx gives log_probs"),
+        (
+            lambda m: m.update(num_items=m["num_items"] + 1),
+            "items.jsonl has 200 lines, the manifest says 201",
+        ),
+        (
+            lambda m: m.update(num_codes=m["num_codes"] + 1),
+            r"centroids\.npy has shape .*, the manifest says \(4, 17, d_sub\)",
+        ),
         (lambda m: m.update(version="../../../escaped"), "is not a name@version"),
         (lambda m: m.update(name=".hidden"), "is not a name@version"),
-        (lambda m: m["decoding"].update(r_warm=99), "r_warm must be between 0 and"),
-        (lambda m: m["decoding"].update(m_par=0), "m_par must be between 1 and"),
+        (lambda m: m["decoding"].update(r_warm=9), "r_warm must be between 0 and"),
+        (lambda m: m["decoding"].update(m_par=9), "m_par must be between 1 and"),
+        (lambda m: m["decoding"].update(m_par=0), "decoding.m_par"),
         (lambda m: m["decoding"].update(beam_width=0), "beam_width"),
         (lambda m: m["decoding"].update(finish_rows=-1), "finish_rows"),
         (lambda m: m["decoding"].update(ranking="worst"), "decoding.ranking"),
@@ -205,7 +199,7 @@ def test_a_missing_truncated_or_altered_file_is_refused(copy: Path, name: str) -
         (lambda m: m["content"].update(weight=1.5), "content.weight"),
         (
             lambda m: m["content"].update(embedding_dims=9),
-            r"content_mean\.npy has 12 dimensions, the manifest says 9",
+            r"content_mean\.npy has shape \(12,\), the manifest says \(9,\)",
         ),
         (lambda m: m["prior"].update(weight=-1), "prior.weight"),
         (lambda m: m["prior"].update(decay=0), "prior.decay"),
@@ -217,7 +211,7 @@ def test_a_missing_truncated_or_altered_file_is_refused(copy: Path, name: str) -
 def test_a_manifest_that_does_not_fit_is_refused(
     copy: Path, edit: Callable[[dict[str, Any]], None], message: str
 ) -> None:
-    _edit_manifest(copy, edit)
+    edit_manifest(copy, edit)
     with pytest.raises(BundleInvalid, match=message):
         Bundle.load(copy)
 
@@ -249,7 +243,7 @@ def test_a_bundle_of_an_older_format_is_refused_by_its_version(
         for name in files_of_later:
             del manifest["files"][name]
 
-    _edit_manifest(copy, older)
+    edit_manifest(copy, older)
     for read in (Bundle.load, verify):
         with pytest.raises(BundleInvalid) as refused:
             read(copy)
@@ -268,30 +262,48 @@ def _npy_of(array: np.ndarray) -> bytes:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"vectors": lambda a: a[:-1]}, "vectors must have one row per item"),
-        ({"vectors": lambda a: a.astype(np.float32)}, "float16 array"),
-        ({"vectors": lambda a: a * np.float16(np.nan)}, "vectors must be finite"),
+        (
+            {"vectors": lambda a: a[:-1]},
+            r"vectors\.npy has shape \(199, 64\), the manifest says \(200, d\)",
+        ),
+        ({"vectors": lambda a: a.astype(np.float32)}, "array of float16"),
+        (
+            {"vectors": lambda a: a * np.float16(np.nan)},
+            r"vectors\.npy, row 0: every number must be finite",
+        ),
         ({"vectors": lambda a: a[:, :-1]}, "encoder.onnx reads vectors of"),
-        ({"popularity": lambda a: a.astype(np.float64)}, "array of integers"),
-        ({"popularity": lambda a: np.stack([a, a], axis=1)}, "array of integers"),
+        ({"popularity": lambda a: a.astype(np.float64)}, "array of int64"),
+        ({"popularity": lambda a: np.stack([a, a], axis=1)}, "array of int64"),
         (
             {"neighbours": lambda a: a[:-2], "affinities": lambda a: a[:-2]},
-            r"neighbours\.npy must have one row per item",
+            r"neighbours\.npy has shape \(198, 3\), the manifest says \(200, ",
         ),
-        ({"neighbours": lambda a: a[:, :-1]}, "same two dimensions"),
-        ({"affinities": lambda a: a[:-1]}, "same two dimensions"),
-        ({"neighbours": lambda a: a + np.int32(1)}, "must be a row of the catalogue"),
-        ({"neighbours": lambda a: a.astype(np.int64)}, "must be int32"),
+        ({"neighbours": lambda a: a[:, :-1]}, r"num_neighbours of neighbours\.npy is 2"),
+        ({"affinities": lambda a: a[:-1]}, r"affinities\.npy has shape \(199, 3\)"),
+        (
+            {"neighbours": lambda a: a + np.int32(1)},
+            r"neighbours\.npy, row 1\d\d: every number must be a row",
+        ),
+        ({"neighbours": lambda a: a.astype(np.int64)}, "array of int32"),
         ({"affinities": lambda a: -a}, "finite and not negative"),
         ({"affinities": lambda a: a.astype(np.float64)}, "float16"),
         ({"rotation": lambda a: a[:, 4:]}, "as the centroids say"),
         ({"rotation": lambda a: a[:-1]}, "one row per dimension of vectors"),
-        ({"rotation": lambda a: a.astype(np.float64)}, "rotation must be finite float32"),
-        ({"centroids": lambda a: a * np.float32(np.nan)}, "centroids must be finite float32"),
-        ({"centroids": lambda a: a[0]}, "centroids must be a"),
-        ({"centroids": lambda a: a[:, :-1]}, r"centroids\.npy has 15 codes in 4 subspaces"),
-        ({"content_mean": lambda a: a[:-1]}, "content components must be"),
-        ({"content_components": lambda a: a.astype(np.float16)}, "content components must be fin"),
+        (
+            {"rotation": lambda a: a.astype(np.float64)},
+            r"rotation\.npy must be .* array of float32",
+        ),
+        (
+            {"centroids": lambda a: a * np.float32(np.nan)},
+            r"centroids\.npy, row 0: every number must be finite",
+        ),
+        ({"centroids": lambda a: a[0]}, r"centroids\.npy must be a \(4, 16, d_sub\) array"),
+        ({"centroids": lambda a: a[:, :-1]}, r"centroids\.npy has shape \(4, 15, 16\)"),
+        ({"content_mean": lambda a: a[:-1]}, r"content_mean\.npy has shape \(11,\)"),
+        (
+            {"content_components": lambda a: a.astype(np.float16)},
+            r"content_components\.npy must be .* of float32",
+        ),
         ({"content_components": lambda a: np.tile(a, (9, 1))}, "more dimensions than the vectors"),
     ],
 )
@@ -300,7 +312,7 @@ def test_arrays_beside_the_codes_that_do_not_fit_are_refused(
 ) -> None:
     for name, change in changed.items():
         array = np.load(copy / f"{name}.npy")
-        _replace(copy, f"{name}.npy", _npy_of(change(array)))
+        replace_file(copy, f"{name}.npy", _npy_of(change(array)))
     with pytest.raises(BundleInvalid, match=message):
         Bundle.load(copy)
 
@@ -309,7 +321,7 @@ def test_arrays_beside_the_codes_that_do_not_fit_are_refused(
 def test_a_file_that_is_no_array_is_refused(copy: Path, data: bytes | None) -> None:
     if data is None:  # a header that promises far more than there is
         data = _npy_of(np.zeros((2, 2), np.uint16)).replace(b"(2, 2)", b"(9999999, 9999999)")
-    _replace(copy, "codes.npy", data)
+    replace_file(copy, "codes.npy", data)
     with pytest.raises(BundleInvalid):
         Bundle.load(copy)
 
@@ -319,18 +331,18 @@ def test_codes_out_of_range_pickles_and_foreign_graphs_are_refused(copy: Path) -
     original = (copy / "codes.npy").read_bytes()
     codes[0, 0] = 60_000
     np.save(copy / "wrong.npy", codes)
-    _replace(copy, "codes.npy", (copy / "wrong.npy").read_bytes())
-    with pytest.raises(BundleInvalid, match="codes must be below num_codes"):
+    replace_file(copy, "codes.npy", (copy / "wrong.npy").read_bytes())
+    with pytest.raises(BundleInvalid, match=r"codes\.npy, row 0: every number must be below 16"):
         Bundle.load(copy)
     np.save(copy / "pickled.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    _replace(copy, "codes.npy", (copy / "pickled.npy").read_bytes())
+    replace_file(copy, "codes.npy", (copy / "pickled.npy").read_bytes())
     with pytest.raises(BundleInvalid, match="pickles are refused"):
         Bundle.load(copy)
-    _replace(copy, "codes.npy", original)
-    _replace(copy, "encoder.onnx", b"not a graph")
+    replace_file(copy, "codes.npy", original)
+    replace_file(copy, "encoder.onnx", b"not a graph")
     with pytest.raises(BundleInvalid, match=r"encoder\.onnx is not a graph"):
         Bundle.load(copy)
-    _replace(copy, "encoder.onnx", (copy / "decoder.onnx").read_bytes())
+    replace_file(copy, "encoder.onnx", (copy / "decoder.onnx").read_bytes())
     with pytest.raises(BundleInvalid, match=r"encoder\.onnx has inputs"):
         Bundle.load(copy)
 
@@ -377,13 +389,13 @@ def test_int8_asked_for_and_not_there_is_refused(copy: Path, tmp_path: Path) -> 
     )
     with pytest.raises(BundleInvalid, match=sentence):
         Bundle.load(copy, precision="int8")
-    _edit_manifest(copy, lambda manifest: manifest["facts"].update(int8={"accepted": False}))
+    edit_manifest(copy, lambda manifest: manifest["facts"].update(int8={"accepted": False}))
     with pytest.raises(BundleInvalid, match=r"lost too much recall .*: set UNMASK_PRECISION=fp32"):
         Bundle.load(copy, precision="int8")
-    _replace(copy, "decoder.int8.onnx", (copy / "decoder.onnx").read_bytes())
+    replace_file(copy, "decoder.int8.onnx", (copy / "decoder.onnx").read_bytes())
     with pytest.raises(BundleInvalid, match=r"must list exactly .*, encoder\.int8\.onnx"):
         Bundle.load(copy)
-    _replace(copy, "encoder.int8.onnx", (copy / "decoder.onnx").read_bytes())
+    replace_file(copy, "encoder.int8.onnx", (copy / "decoder.onnx").read_bytes())
     assert Bundle.load(copy).precision == "fp32"
     with pytest.raises(BundleInvalid, match=r"encoder\.int8\.onnx has inputs"):
         Bundle.load(copy, precision="int8")
@@ -398,12 +410,12 @@ def test_rows_must_be_ordered_by_popularity_and_ids_distinct(copy: Path) -> None
     popularity = np.load(copy / "popularity.npy")
     np.save(copy / "rising.npy", np.arange(len(popularity)))
     original = (copy / "popularity.npy").read_bytes()
-    _replace(copy, "popularity.npy", (copy / "rising.npy").read_bytes())
+    replace_file(copy, "popularity.npy", (copy / "rising.npy").read_bytes())
     with pytest.raises(BundleInvalid, match="ordered by popularity"):
         Bundle.load(copy)
-    _replace(copy, "popularity.npy", original)
+    replace_file(copy, "popularity.npy", original)
     lines = (copy / "items.jsonl").read_bytes().splitlines(keepends=True)
-    _replace(copy, "items.jsonl", b"".join([lines[1], *lines[1:]]))
+    replace_file(copy, "items.jsonl", b"".join([lines[1], *lines[1:]]))
     with pytest.raises(BundleInvalid, match="distinct"):
         Bundle.load(copy)
 
@@ -417,7 +429,7 @@ def test_graphs_with_weights_in_other_files_are_refused(copy: Path, tmp_path: Pa
     for path in (str(secret), "../../secret.bin"):
         weights.external_data.add(key="location", value=path)
         graph.graph.initializer.append(weights)
-        _replace(copy, "decoder.onnx", graph.SerializeToString())
+        replace_file(copy, "decoder.onnx", graph.SerializeToString())
         with pytest.raises(BundleInvalid, match=r"decoder\.onnx keeps weights in other files"):
             Bundle.load(copy)
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from running_service import Service, service_process, wait_until
 from steady_load import Ask, steady_load
-from tiny_bundle import write_tiny_bundle
+from tiny_bundle import edit_manifest, write_tiny_bundle
 
 from service.bundle import Bundle
 from service.decoding import Job, Schedule
@@ -77,8 +77,7 @@ BROKEN = ("flipped", "cut", "half", "future", "escaping", "empty")
 
 
 def edit(path: Path, **fields: Any) -> None:
-    manifest = json.loads((path / "manifest.json").read_text())
-    (path / "manifest.json").write_text(json.dumps(manifest | fields))
+    edit_manifest(path, lambda manifest: manifest.update(fields))
 
 
 @pytest.fixture
