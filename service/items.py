@@ -35,27 +35,31 @@ def _check_depth(path: str) -> str:
 # A client could not ask for another one: see `ItemId` in service/schemas.py.
 StoredItemId = Annotated[
     str,
-    StringConstraints(min_length=1, max_length=MAX_ITEM_ID_CHARS, pattern=r"^[^\x00-\x1f\x7f]+$"),
+    StringConstraints(
+        strict=True, min_length=1, max_length=MAX_ITEM_ID_CHARS, pattern=r"^[^\x00-\x1f\x7f]+$"
+    ),
 ]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Item:
     """What is shown of an item; the rest of the system knows only its row.
 
     Bounds are those of `ITEM`, which checks what is read; a program that makes one need not.
     """
 
-    # Values kept in pydantic's cache would lie between those that go with a bundle.
-    __pydantic_config__ = ConfigDict(extra="forbid", strict=True, cache_strings="keys")
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
     item_id: StoredItemId
-    title: Annotated[str, StringConstraints(max_length=10_000)]
+    title: Annotated[str, StringConstraints(strict=True, max_length=10_000)]
     categories: Annotated[
         tuple[
-            Annotated[str, StringConstraints(max_length=10_000), AfterValidator(_check_depth)], ...
+            Annotated[
+                str, StringConstraints(strict=True, max_length=10_000), AfterValidator(_check_depth)
+            ],
+            ...,
         ],
-        Field(max_length=1000),
+        Field(max_length=1000),  # of JSON it is a list
     ]
 
 

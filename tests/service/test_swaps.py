@@ -6,7 +6,6 @@ import asyncio
 import gc
 import json
 import shutil
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,7 +20,6 @@ from tiny_bundle import edit_manifest, write_tiny_bundle
 
 from service.bundle import Bundle
 from service.decoding import Job, Schedule
-from service.errors import BundleConflict
 from service.lanes import Engine
 from service.metrics import Metrics
 from service.residents import Resident, Residents
@@ -37,8 +35,9 @@ MODES: list[dict[str, Any]] = [
     {"explain": True, "metadata": True},
     {"schedule": "auto"},
 ]
-BIG_ITEMS = 80_000  # of big@1
+BIG_ITEMS = 150_000  # of big@1
 BIG_BYTES = 40 << 20  # what it takes at least
+MAY_STAY_FIRST = 0.7
 MAY_STAY = 0.35  # of it, where long-lived objects lie between its own
 
 
@@ -212,14 +211,17 @@ def test_one_bundle_is_loaded_at_a_time(service: Service, expected: Expected) ->
                     loading = pool.submit(admin, service, "bundles/big@1/load", {})
             assert refused[-1].json()["error"]["code"] == "bundle_busy"
             rollback = admin(service, "bundles/rollback")
-            assert rollback.json()["error"]["code"] in {"bundle_busy", "no_previous_bundle"}
+            assert rollback.json()["error"]["code"] == "no_previous_bundle"
             assert loading.result().status_code == 200
         assert load.total > answered
     assert service.roles()["big@1"] == ["candidate"]
 
 
 def test_memory_returns(service: Service) -> None:
-    """With nobody asking after the swap; and again, so that it does not add up."""
+    """With nobody asking after the swap; and again, so that it does not add up.
+
+    What the first round leaves, compiled code and blocks half full, the later ones use.
+    """
 
     def swap_to(ref: str) -> None:
         assert admin(service, f"bundles/{ref}/load", {}).status_code == 200
@@ -229,7 +231,7 @@ def test_memory_returns(service: Service) -> None:
 
     swap_to("swap@2")
     highest = []
-    for _ in range(3):
+    for round_ in range(3):
         before = service.rss_bytes
         swap_to("big@1")
         loaded = service.rss_bytes
@@ -237,7 +239,9 @@ def test_memory_returns(service: Service) -> None:
         assert loaded - before > BIG_BYTES
         assert admin(service, "bundles/rollback").status_code == 200
         assert admin(service, "bundles/big@1/unload").status_code == 200
-        wait_until(lambda: service.rss_bytes - before < MAY_STAY * (loaded - before))  # noqa: B023
+
+        most = before + (MAY_STAY if round_ else MAY_STAY_FIRST) * (loaded - before)
+        wait_until(lambda: service.rss_bytes < most)  # noqa: B023
     assert highest[-1] - highest[1] < MAY_STAY * BIG_BYTES
 
 
@@ -256,44 +260,6 @@ def test_memory_of_the_first_bundle_is_used_again(
         assert admin(service, "bundles/big@1/unload").status_code == 200
         assert admin(service, "bundles/big@1/load", {}).status_code == 200
         assert service.rss_bytes - before < BIG_BYTES / 2
-
-
-def test_a_change_of_items_is_waited_for_and_a_load_is_not(store: Path) -> None:
-    """The service changes items by itself: that must not turn operators away."""
-    go_on = threading.Event()
-
-    def load(path: Path) -> Resident:
-        assert go_on.wait(10)
-        bundle = Bundle.load(path)
-        return Resident(bundle, Engine(bundle.decoder.decode))
-
-    def change(bundle: Bundle) -> Bundle:
-        assert go_on.wait(10)
-        return bundle
-
-    async def run() -> None:
-        residents = Residents(load, Metrics())
-        go_on.set()
-        await residents.start(store / "swap" / "1")
-        await residents.load(store / "swap" / "2", "swap@2")
-        go_on.clear()
-        changing = asyncio.create_task(residents.change(change))
-        await asyncio.sleep(0)  # it has begun
-        activating = asyncio.create_task(residents.activate("swap@2"))
-        await asyncio.sleep(0)
-        go_on.set()
-        await asyncio.gather(changing, activating)
-        assert residents.active.ref == "swap@2"
-        go_on.clear()
-        loading = asyncio.create_task(residents.load(store / "swap" / "3", "swap@3"))
-        await asyncio.sleep(0)
-        with pytest.raises(BundleConflict) as refused:
-            await residents.rollback()
-        assert refused.value.code == "bundle_busy"
-        go_on.set()
-        assert (await loading).ref == "swap@3"
-
-    asyncio.run(asyncio.wait_for(run(), 60))
 
 
 def test_the_garbage_collector_does_not_look_at_a_loaded_bundle(store: Path) -> None:
