@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -25,6 +28,7 @@ from tiny_bundle import (
     write_tiny_bundle,
 )
 
+from service import manifest
 from service.bundle import Bundle, Item, verify
 from service.bundle_store import stored_path
 from service.decoding import Job, NeighbourPrior, Schedule, onnx_denoiser
@@ -453,3 +457,179 @@ def test_a_reference_cannot_leave_the_store(reference: str, tmp_path: Path) -> N
     with pytest.raises(BundleInvalid, match="name@version"):
         stored_path(tmp_path, reference)
     assert stored_path(tmp_path, "demo@1") == tmp_path / "demo" / "1"
+
+
+# What holds the manifest itself
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda m: m["prior"].update(scale=m["prior"]["scale"] * 2),
+        lambda m: m.update(repeat_bias=-1.0000000000000002),
+        lambda m: m["facts"].update(note="another"),
+        lambda m: m["decoding"].update(finish_rows=1),
+    ],
+)
+def test_a_manifest_that_was_changed_is_refused(
+    copy: Path, edit: Callable[[dict[str, Any]], None]
+) -> None:
+    manifest = json.loads((copy / "manifest.json").read_text())
+    edit(manifest)
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    for read in (Bundle.load, verify):
+        with pytest.raises(BundleInvalid, match=r"manifest\.json does not match its digest"):
+            read(copy)
+
+
+def test_the_digest_is_of_what_the_manifest_says_and_not_of_its_layout(copy: Path) -> None:
+    manifest = json.loads((copy / "manifest.json").read_text())
+    digest = manifest.pop("digest")
+    del manifest["signature"]
+    text = json.dumps(manifest, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    assert digest == hashlib.sha256(text.encode()).hexdigest()
+    turned = dict(reversed(list(manifest.items())))
+    (copy / "manifest.json").write_text(json.dumps(turned | {"digest": digest}, indent=7))
+    assert Bundle.load(copy).manifest.digest == digest
+
+
+def test_a_bundle_of_before_there_was_a_digest_loads(copy: Path) -> None:
+    def older(manifest: dict[str, Any]) -> None:
+        for name in ("digest", "signature"):
+            del manifest[name]
+        for name in ("text", "model"):
+            del manifest["content"][name]
+
+    edit_manifest(copy, older)
+    manifest = Bundle.load(copy).manifest
+    assert manifest.digest is manifest.signature is None
+    assert manifest.content is not None
+    assert manifest.content.text is None
+
+
+def test_a_key_wants_a_signature_of_its_own(copy: Path) -> None:
+    key, other = "k" * 32, "l" * 32
+    with pytest.raises(BundleInvalid, match="is not signed; promote it"):
+        Bundle.load(copy, key=key)
+    signed = write_manifest(copy, verify(copy), key)
+    assert signed.signature
+    assert Bundle.load(copy, key=key).manifest == verify(copy) == signed
+    with pytest.raises(BundleInvalid, match="is signed with another key"):
+        Bundle.load(copy, key=other)
+    edit_manifest(copy, lambda manifest: manifest.update(repeat_bias=-2.0))  # its digest, too
+    with pytest.raises(BundleInvalid, match="is signed with another key"):
+        verify(copy, key)
+    assert Bundle.load(copy).manifest.repeat_bias == -2
+
+
+# What is wrong behind right hashes
+
+
+ITEM = {"item_id": "item-0", "title": "t", "categories": []}
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"title": 7}, "title: Input should be a valid string"),
+        ({"title": None}, "title: Input should be a valid string"),
+        ({"title": "x" * 10_001}, "title: String should have at most 10000 characters"),
+        ({"title": "\ud800"}, "items.jsonl, line 1: .*hex escape"),
+        ({"item_id": 7}, "item_id: Input should be a valid string"),
+        ({"item_id": ""}, "item_id: String should have at least 1 character"),
+        ({"item_id": "x" * 257}, "item_id: String should have at most 256 characters"),
+        ({"item_id": "a\nb"}, "item_id: String should match pattern"),
+        ({"item_id": "item-5"}, "line 6: item_ids must be distinct, and line 1 has the same"),
+        ({"categories": "abc"}, "categories: Input should be a valid tuple"),
+        ({"categories": [["a"]]}, r"categories\.0: Input should be a valid string"),
+        ({"categories": [" > ".join("a" * 51)]}, "a path of categories may have 50 steps"),
+        ({"price": 1}, "price: Unexpected keyword argument"),
+    ],
+)
+def test_an_item_of_another_type_is_refused_by_its_line(
+    copy: Path, changed: dict[str, Any], message: str
+) -> None:
+    lines = (copy / "items.jsonl").read_bytes().splitlines()
+    lines[0] = json.dumps(ITEM | changed).encode()
+    replace_file(copy, "items.jsonl", b"\n".join(lines))
+    with pytest.raises(
+        BundleInvalid, match=f"items.jsonl, {'' if 'line' in message else 'line 1'}"
+    ):
+        Bundle.load(copy)
+    with pytest.raises(BundleInvalid, match=message):
+        Bundle.load(copy)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m.update(history_length=10**9), "history_length: .* less than or equal to 2048"),
+        (lambda m: m.update(num_items=10**12), "num_items: .* less than or equal to 100000000"),
+        (lambda m: m.update(num_subspaces=65), "num_subspaces: .* less than or equal to 64"),
+        (lambda m: m["decoding"].update(beam_width=10**6), "beam_width: .* equal to 1000"),
+        (lambda m: m["prior"].update(history_length=10**9), "prior.history_length"),
+        (lambda m: m["content"].update(embedding_dims=10**6), "embedding_dims"),
+        (lambda m: m.update(num_items="200"), "num_items: Input should be a valid integer"),
+        (lambda m: m.update(repeat_bias=True), "repeat_bias: Input should be a valid number"),
+        (lambda m: m["files"]["codes.npy"].update(bytes=10**15), r"codes\.npy may have \d+ bytes"),
+        (lambda m: m["files"]["codes.npy"].update(sha256="x"), r"files\.codes\.npy\.sha256"),
+    ],
+)
+def test_sizes_have_bounds(
+    copy: Path, change: Callable[[dict[str, Any]], None], message: str
+) -> None:
+    edit_manifest(copy, change)
+    with pytest.raises(BundleInvalid, match=message):
+        Bundle.load(copy)
+
+
+@pytest.mark.parametrize("text", ["[" * 500, '{"a":' * 500, "5", "[]", "null", '{"facts": 1e400}'])
+def test_a_manifest_that_is_no_plain_object_is_refused(copy: Path, text: str) -> None:
+    (copy / "manifest.json").write_text(text)
+    with pytest.raises(BundleInvalid, match=r"manifest\.json"):
+        Bundle.load(copy)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", *FILES])
+def test_a_pipe_or_a_folder_in_place_of_a_file_is_refused(copy: Path, name: str) -> None:
+    """A pipe is not waited for."""
+    (copy / name).unlink()
+    os.mkfifo(copy / name)
+    with pytest.raises(BundleInvalid, match=f"{name} is no regular file"):
+        Bundle.load(copy)
+    (copy / name).unlink()
+    (copy / name).mkdir()
+    with pytest.raises(BundleInvalid, match=f"{name} is no regular file"):
+        verify(copy)
+
+
+def test_a_link_to_a_file_is_a_file(copy: Path, tmp_path: Path) -> None:
+    """As Kubernetes mounts them."""
+    (copy / "codes.npy").rename(tmp_path / "codes.npy")
+    (copy / "codes.npy").symlink_to(tmp_path / "codes.npy")
+    assert verify(copy).ref == "tiny@1"
+
+
+def test_arrays_in_another_order_serve_and_odd_numbers_do_not(copy: Path) -> None:
+    codes = np.load(copy / "codes.npy")
+    replace_file(copy, "codes.npy", _npy_of(np.asfortranarray(codes)))
+    found = Bundle.load(copy).catalogue.codes
+    assert np.array_equal(found, codes)
+    assert found.flags.c_contiguous
+    for odd in (codes.astype(">u2"), codes.astype(bool), codes.astype("S2"), codes[None, None]):
+        replace_file(copy, "codes.npy", _npy_of(odd))
+        with pytest.raises(BundleInvalid, match=r"codes\.npy (holds|does not hold)"):
+            Bundle.load(copy)
+
+
+def test_training_allows_what_a_bundle_may_have() -> None:
+    """Written out there: importing the bundle takes seconds."""
+    from training.config import BundleConfig, ModelConfig, NeighboursConfig
+
+    def most(model: Any, name: str) -> int:
+        [bound] = [one.le for one in model.model_fields[name].metadata if hasattr(one, "le")]
+        return int(bound)
+
+    assert most(ModelConfig, "history_length") == manifest.MAX_HISTORY_LENGTH
+    assert most(NeighboursConfig, "num_neighbours") == manifest.MAX_NEIGHBOURS
+    assert most(BundleConfig, "held_out_users") == manifest.MAX_HELD_OUT_USERS
