@@ -326,9 +326,9 @@ def test_who_promotes_with_a_key_signs(
         said = json.loads(capsys.readouterr().out)
         assert (said["signed"], len(said["digest"])) == (signed, 64)
     assert verify(tmp_path / "signed" / "tiny" / "1", key).digest == said["digest"]
-    for name, key in (("bare", key), ("signed", "l" * 32)):
+    for name, other in (("bare", key), ("signed", "l" * 32)):
         with pytest.raises(BundleInvalid, match="sign"):
-            verify(tmp_path / name / "tiny" / "1", key)
+            verify(tmp_path / name / "tiny" / "1", other)
 
 
 def test_an_item_that_a_bundle_cannot_hold_ends_a_run_before_it_begins(
