@@ -14,6 +14,7 @@ from typing import Annotated, Any
 from fastapi import FastAPI, Path, Response
 
 from service import operator_schemas as schemas
+from service.bundle import Bundle
 from service.guards import BEARER, Guard, WholePathRoute, guarded, require_json
 from service.item_schemas import ItemsRequest, ItemsResponse
 from service.lifecycle import VERSION, Lifecycle
@@ -70,10 +71,10 @@ def add_admin_routes(app: FastAPI, lifecycle: Lifecycle, admin_key: Guard) -> No
         )
 
     route("bundles/rollback", routes.rollback, 409, 503, has_body=False)
-    route("bundles/{bundle}/load", routes.load, 404, 409, 503, has_body=True)
+    route("bundles/{bundle}/load", routes.load, 404, 409, 503, 504, has_body=True)
     route("bundles/{bundle}/activate", routes.activate, 409, 503, has_body=False)
     route("bundles/{bundle}/unload", routes.unload, 409, 503, has_body=False)
-    route("items", routes.items, 409, 503, has_body=True)
+    route("items", routes.items, 502, 503, has_body=True)
     route("drain", routes.drain, has_body=False)
 
 
@@ -129,7 +130,7 @@ class HealthRoutes:
         bundle = lifecycle.bundle
         return schemas.Info(
             version=VERSION,
-            bundle=schemas.BundleInfo.model_validate(bundle.manifest) if bundle else None,
+            bundle=bundle_info_of(bundle) if bundle else None,
             limits=schemas.Limits(
                 max_k=MAX_K,
                 max_beam_width=min(MAX_BEAM_WIDTH, settings.max_queue_rows),
@@ -207,6 +208,19 @@ class AdminRoutes:
         return schemas.Drained(status="draining")
 
 
+def bundle_info_of(bundle: Bundle) -> schemas.BundleInfo:
+    """A bundle as it is now: items may have come and gone since it was written."""
+    manifest = bundle.manifest
+    fields = manifest.model_dump(include=set(schemas.BundleInfo.model_fields))
+    return schemas.BundleInfo(
+        **fields
+        | {
+            "num_items": bundle.catalogue.num_items,
+            "num_items_in_bundle": manifest.num_items,
+        }
+    )
+
+
 def models_of(lifecycle: Lifecycle) -> schemas.Models:
     """The bundles in memory, as JSON."""
     residents = lifecycle.residents
@@ -216,6 +230,8 @@ def models_of(lifecycle: Lifecycle) -> schemas.Models:
         is_candidate = resident is residents.candidate
         return schemas.ResidentInfo(
             bundle=resident.ref,
+            digest=manifest.digest,
+            is_signed=manifest.signature is not None,
             roles=residents.roles(resident),
             num_items=resident.bundle.catalogue.num_items,
             decoding=schemas.DefaultDecoding.model_validate(manifest.decoding),

@@ -1,7 +1,8 @@
 """The bundle: a directory with all that serving needs, and the only contract with training.
 
 `training` writes one with `write_bundle`, `service` reads it with `Bundle.load`. A manifest names
-the format version, the sizes and the SHA-256 of every file. No pickle, no path from inside a
+the format version, the sizes and the SHA-256 of every file; right hashes say only that nothing was
+changed, so that everything read is checked for type and bound. No pickle, no path from inside a
 bundle is followed. Knows nothing of torch, Redis or HTTP.
 
 manifest.json    Manifest                     codes.npy       (num_items, num_subspaces) uint16
@@ -17,19 +18,22 @@ encoder.int8.onnx, decoder.int8.onnx          the graphs with 8-bit products, wh
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import tempfile
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import JsonValue
 
+from service.bundle_arrays import read_arrays
+from service.bundle_lines import HELD_OUT, ITEMS, lines_of, read_held_out, read_items
+from service.bundle_lines import HeldOutUser as HeldOutUser
+from service.bundle_lines import check_items as check_items
 from service.decoding import (
     Catalogue,
     Codebook,
@@ -48,10 +52,13 @@ from service.decoding.onnx_denoiser import (
 from service.decoding.shared import SharedList
 from service.errors import BundleInvalid, ProviderUnavailable
 from service.items import AttributeIndex, Item
+from service.items import text_of as text_of
+from service.manifest import CONTENT_TEXT as CONTENT_TEXT
 from service.manifest import (
     FORMAT_VERSION,
     GRAPHS,
     ContentPart,
+    ContentText,
     DecodingDefaults,
     FileEntry,
     Manifest,
@@ -62,16 +69,8 @@ from service.manifest import (
     write_manifest,
 )
 from service.manifest import HISTORY_CAP as HISTORY_CAP
-from service.npy import array_of, npy_of
-
-
-@dataclass(frozen=True)
-class HeldOutUser:
-    """A test user: history (item_ids, oldest first) and the item that came next."""
-
-    user_id: str
-    history: tuple[str, ...]
-    target: str
+from service.manifest import MAX_HISTORY_LENGTH as MAX_HISTORY_LENGTH
+from service.npy import npy_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,46 +126,32 @@ class Bundle:
         provider: Provider = "cpu",
         precision: Precision = "fp32",
         encoder_cache: int = 0,
+        key: str | None = None,
     ) -> Self:
         """Read, verify and build a bundle. Raises BundleInvalid or ProviderUnavailable, a sentence.
 
+        key: that the manifest must be signed with; None = signed or not
         ort_threads, provider: of each ONNX Runtime session; encoder_cache: see `Decoder`.
         precision: of the graphs to run; only these become sessions
         """
-        manifest, files = read_files(path)
+        manifest, files = read_files(path, key)
         if precision == "int8":
             _check_int8(path, manifest, provider)
         graphs = GRAPHS[precision]
         try:
-            items = SharedList(
-                Item(entry["item_id"], entry["title"], tuple(entry["categories"]))
-                for entry in _json_lines(files["items.jsonl"])
-            )
-            held_out = tuple(
-                HeldOutUser(entry["user_id"], tuple(entry["history"]), entry["target"])
-                for entry in _json_lines(files["held_out.jsonl"])
-            )
-            arrays = {
-                file.removesuffix(".npy"): array_of(file, data)
-                for file, data in files.items()
-                if file.endswith(".npy")
-            }
-            codes, neighbours = arrays["codes"], arrays["neighbours"]
+            items = SharedList(read_items(files[ITEMS], manifest.num_items))
+            held_out = read_held_out(files[HELD_OUT])
+            arrays = read_arrays(manifest, files)
             catalogue = Catalogue(
                 tuple(item.item_id for item in items),
-                codes,
+                arrays["codes"],
                 manifest.num_codes,
                 arrays["popularity"],
                 arrays["vectors"],
             )
-            if len(neighbours) != len(codes):
-                raise ValueError("neighbours.npy must have one row per item")
-            prior = NeighbourPrior(neighbours, arrays["affinities"], **manifest.prior.model_dump())
-            if codes.shape != (manifest.num_items, manifest.num_subspaces):
-                raise ValueError(
-                    f"codes.npy has shape {codes.shape}, the manifest says "
-                    f"{(manifest.num_items, manifest.num_subspaces)}"
-                )
+            prior = NeighbourPrior(
+                arrays["neighbours"], arrays["affinities"], **manifest.prior.model_dump()
+            )
             Schedule.from_params(
                 num_subspaces=manifest.num_subspaces,
                 r_warm=manifest.decoding.r_warm,
@@ -187,27 +172,36 @@ class Bundle:
                     f"{graphs[0]} reads vectors of {denoiser.vector_dims} dimensions, "
                     f"vectors.npy has {catalogue.vectors.shape[1]}"
                 )
-            codebook = _codebook_of(manifest, arrays)
+            content = None
+            if part := manifest.content:
+                axes = arrays["content_components"]
+                content = ContentProjection(arrays["content_mean"], axes, part.weight)
+            codebook = Codebook(arrays["rotation"], arrays["centroids"], content)
             if catalogue.vectors.shape[1] not in (0, codebook.vector_dims):
                 raise ValueError("rotation.npy must have one row per dimension of vectors.npy")
+            trie = SidTrie(catalogue.with_room())
+            decoder = Decoder(trie, denoiser, prior, encoder_cache=encoder_cache)
+            attributes = AttributeIndex.of(items)
         except ProviderMissing as error:
             raise ProviderUnavailable(f"UNMASK_PROVIDER={provider}: {error}") from error
         except RuntimeMissing as error:
             raise ProviderUnavailable(str(error)) from error
-        except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        except ValueError as error:
             raise BundleInvalid(f"bundle {path}: {one_line(error)}") from error
-        trie = SidTrie(catalogue.with_room())
-        decoder = Decoder(trie, denoiser, prior, encoder_cache=encoder_cache)
-        attributes = AttributeIndex.of(items)
+        except Exception as error:  # of a library: nothing that a bundle holds is a bug of ours
+            kind = type(error).__name__
+            raise BundleInvalid(
+                f"bundle {path} cannot be loaded: {kind}: {one_line(error)}"
+            ) from error
         return cls(manifest, decoder, items, held_out, codebook, attributes, precision)
 
 
-def verify(path: Path) -> Manifest:
-    """Check version, presence, size and SHA-256 of every file; return the manifest.
+def verify(path: Path, key: str | None = None) -> Manifest:
+    """Check version, digest, and presence, size and SHA-256 of every file; return the manifest.
 
-    Raises BundleInvalid.
+    key: that the manifest must be signed with. Raises BundleInvalid.
     """
-    return read_files(path)[0]
+    return read_files(path, key)[0]
 
 
 def write_bundle(
@@ -228,9 +222,12 @@ def write_bundle(
     decoding: DecodingDefaults,
     facts: dict[str, JsonValue],
     int8: tuple[bytes, bytes] | None = None,
+    content_text: ContentText | None = None,
+    content_model: str | None = None,
 ) -> Manifest:
     """Write a bundle to `path`, which must not exist: into a temporary folder, renamed last.
 
+    content_text, content_model: what was embedded of the items, by what; None = nobody said
     int8: the encoder and the decoder with 8-bit products, if they are to be there
     A crash leaves no half-written bundle. Raises FileExistsError, or BundleInvalid when the parts
     do not fit together.
@@ -249,8 +246,8 @@ def write_bundle(
         "affinities.npy": npy_of(prior.affinities),
         "rotation.npy": npy_of(codebook.rotation),
         "centroids.npy": npy_of(codebook.centroids),
-        "items.jsonl": _lines(items),
-        "held_out.jsonl": _lines(held_out),
+        ITEMS: lines_of(items),
+        HELD_OUT: lines_of(held_out),
     }
     if int8:
         files.update(zip(GRAPHS["int8"], int8, strict=True))
@@ -258,7 +255,12 @@ def write_bundle(
     if projection := codebook.content:
         files["content_mean.npy"] = npy_of(projection.mean)
         files["content_components.npy"] = npy_of(projection.components)
-        content = ContentPart(embedding_dims=projection.embedding_dims, weight=projection.weight)
+        content = ContentPart(
+            embedding_dims=projection.embedding_dims,
+            weight=projection.weight,
+            text=content_text,
+            model=content_model,
+        )
     manifest = Manifest(
         format_version=FORMAT_VERSION,
         name=name,
@@ -288,7 +290,7 @@ def write_bundle(
     try:
         for file, data in files.items():
             (temporary / file).write_bytes(data)
-        write_manifest(temporary, manifest)
+        manifest = write_manifest(temporary, manifest)
         Bundle.load(temporary)
         if int8:
             Bundle.load(temporary, precision="int8")
@@ -317,31 +319,3 @@ def _check_int8(path: Path, manifest: Manifest, provider: Provider) -> None:
             f"UNMASK_PROVIDER={provider}: int8 graphs run on the CPU only; set "
             "UNMASK_PRECISION=fp32 or UNMASK_PROVIDER=cpu"
         )
-
-
-def _codebook_of(manifest: Manifest, arrays: Mapping[str, NDArray[Any]]) -> Codebook:
-    content = None
-    if part := manifest.content:
-        mean, components = arrays["content_mean"], arrays["content_components"]
-        content = ContentProjection(mean, components, part.weight)
-        if content.embedding_dims != part.embedding_dims:
-            raise ValueError(
-                f"content_mean.npy has {content.embedding_dims} dimensions, the manifest says "
-                f"{part.embedding_dims}"
-            )
-    codebook = Codebook(arrays["rotation"], arrays["centroids"], content)
-    if (codebook.num_subspaces, codebook.num_codes) != (manifest.num_subspaces, manifest.num_codes):
-        raise ValueError(
-            f"centroids.npy has {codebook.num_codes} codes in {codebook.num_subspaces} subspaces, "
-            f"the manifest says {manifest.num_codes} in {manifest.num_subspaces}"
-        )
-    return codebook
-
-
-def _json_lines(data: bytes) -> list[Any]:
-    return [json.loads(line) for line in data.splitlines()]
-
-
-def _lines(entries: Iterable[Item | HeldOutUser]) -> bytes:
-    text = "".join(json.dumps(asdict(entry), ensure_ascii=False) + "\n" for entry in entries)
-    return text.encode()

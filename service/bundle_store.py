@@ -6,16 +6,16 @@ newest. Nothing that a client sends is a path. Knows nothing of what is in a bun
 
 from __future__ import annotations
 
-import json
 from functools import cache
 from pathlib import Path
 
 import structlog
 
 from service.errors import BundleInvalid, BundleNotFound
-from service.manifest import REFERENCE
+from service.manifest import REFERENCE, read_fields, read_regular
 
 CURRENT = "current"
+MAX_VERSION_BYTES = 1000
 
 log = structlog.get_logger()
 
@@ -32,8 +32,8 @@ def configured_path(store: Path, reference: str) -> Path:
     current = store / reference / CURRENT
     if current.is_file():
         try:
-            version = current.read_text().strip()
-        except (OSError, UnicodeDecodeError) as error:
+            version = read_regular(current, MAX_VERSION_BYTES).decode().strip()
+        except (OSError, ValueError) as error:
             raise BundleInvalid(f"{current} cannot be read; it should hold a version") from error
         return stored_path(store, f"{reference}@{version}")
     return _newest(store, reference)
@@ -60,11 +60,11 @@ def existing_path(store: Path, reference: str) -> Path:
 
 def reference_at(path: Path) -> str:
     """name@version by the manifest in a directory. Raises BundleInvalid."""
-    try:
-        manifest = json.loads((path / "manifest.json").read_text())
-        return f"{manifest['name']}@{manifest['version']}"
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BundleInvalid(f"bundle {path}: no readable manifest.json") from error
+    fields = read_fields(path)
+    reference = f"{fields.get('name')}@{fields.get('version')}"
+    if not REFERENCE.fullmatch(reference):
+        raise BundleInvalid(f"bundle {path}: manifest.json names no name@version")
+    return reference
 
 
 @cache  # the store is looked at again and again
@@ -78,8 +78,8 @@ def _newest(store: Path, name: str) -> Path:
         if manifest.parent.name.startswith("."):  # being written
             continue
         try:
-            created_at = str(json.loads(manifest.read_text())["created_at"])
-        except (OSError, ValueError, KeyError, TypeError):
+            created_at = str(read_fields(manifest.parent)["created_at"])
+        except (BundleInvalid, KeyError):
             _say_skipped(manifest)
             continue
         versions.append((created_at, manifest.parent.name))

@@ -4,6 +4,7 @@ UnmaskError
 ├── StartError                the process ends: exit status 1 (2 for settings), sentence on stderr
 │   ├── SettingsInvalid       a flag or an UNMASK_ variable is wrong
 │   ├── BundleInvalid         the bundle is missing, damaged, or not readable by this release
+│   ├── BundleLoadTimedOut    reading or priming the bundle took too long
 │   ├── ProviderUnavailable   ONNX Runtime cannot run the graphs where UNMASK_PROVIDER says
 │   ├── EmbeddedStoreFailed   the embedded Valkey cannot run in its folder
 │   └── PortUnavailable       another program listens there, or this one may not
@@ -23,6 +24,7 @@ UnmaskError
     ├── ClientDisconnected    nobody waits for the answer any more
     ├── HistoryUnavailable    the history store did not answer in time
     ├── EmbedderUnavailable   the embedder of new items' titles did not answer
+    ├── EmbedderUnfit         the embedder refuses, or answers with something else than embeddings
     └── DecodeFailed          decoding this job raised
 """
 
@@ -41,6 +43,10 @@ class SettingsInvalid(StartError):
 
 class BundleInvalid(StartError):
     """The bundle is missing, damaged, or not readable by this release."""
+
+
+class BundleLoadTimedOut(StartError):
+    """Reading or priming the bundle took longer than UNMASK_LOAD_TIMEOUT_S."""
 
 
 class ProviderUnavailable(StartError):
@@ -131,7 +137,12 @@ class HistoryUnavailable(RequestError):
 
 
 class EmbedderUnavailable(RequestError):
-    """The embedder of new items' titles did not answer, or not with embeddings."""
+    """The embedder of new items' titles did not answer, or has too much to do: try again."""
+
+
+class EmbedderUnfit(RequestError):
+    """The embedder refuses, or answers with something else than embeddings: trying again is in
+    vain until somebody changes it, or the settings."""
 
 
 class DecodeFailed(RequestError):

@@ -28,6 +28,7 @@ ANSWERS: dict[type[errors.UnmaskError], tuple[int, str]] = {
     errors.UnsupportedMedia: (415, "unsupported_media_type"),
     errors.InvalidRequest: (422, "invalid_request"),
     errors.BundleInvalid: (422, "bundle_invalid"),
+    errors.BundleLoadTimedOut: (504, "bundle_load_timeout"),
     errors.ProviderUnavailable: (422, "bundle_invalid"),
     errors.SettingsInvalid: (422, "bundle_invalid"),  # too wide a bundle for them
     errors.Unauthenticated: (401, "unauthenticated"),
@@ -41,6 +42,7 @@ ANSWERS: dict[type[errors.UnmaskError], tuple[int, str]] = {
     errors.DecodeFailed: (500, "internal_error"),
     errors.HistoryUnavailable: (503, "history_unavailable"),
     errors.EmbedderUnavailable: (503, "embedder_unavailable"),
+    errors.EmbedderUnfit: (502, "embedder_unfit"),
     errors.NotReady: (503, "not_ready"),
     errors.DeadlineExceeded: (504, "deadline_exceeded"),
 }

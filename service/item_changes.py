@@ -16,7 +16,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-import httpx
 import numpy as np
 import structlog
 from numpy.typing import NDArray
@@ -24,17 +23,17 @@ from pydantic import SecretStr
 
 from service.bundle import Bundle
 from service.decoding.unhurried import unhurried
-from service.errors import EmbedderUnavailable, HistoryUnavailable, InvalidRequest, RequestError
+from service.embedder import LARGEST, Embedder, TextRefused
+from service.errors import EmbedderUnfit, HistoryUnavailable, InvalidRequest, RequestError
 from service.history import HistoryStore
 from service.item_schemas import ItemsRequest, ItemsResponse, NewItem
-from service.items import Item
+from service.items import Item, text_of
+from service.manifest import CONTENT_TEXT, ContentPart
 from service.residents import Residents
 
 FOLLOW_EVERY_S = 5.0
 MADE_AT_ONCE = 10_000  # changes: more would take much memory while they are on their way
-EMBED_TIMEOUT_S = 10.0
 REMOVED = ""
-LARGEST = float(np.finfo(np.float32).max)
 
 log = structlog.get_logger()
 
@@ -51,14 +50,14 @@ class ItemChanges:
     ) -> None:
         self._residents = residents
         self._store = store
-        self._embedder_url = embedder_url
+        self._embedder = Embedder(embedder_url) if embedder_url else None
         self._replaying = asyncio.Lock()
 
     async def change(self, request: ItemsRequest) -> ItemsResponse:
         """Add and remove items, for good. An item that is there already is replaced.
 
-        Raises InvalidRequest, BundleConflict, EmbedderUnavailable, or HistoryUnavailable; then
-        repeat it.
+        Raises InvalidRequest, EmbedderUnfit, EmbedderUnavailable, or HistoryUnavailable; after the
+        last two repeat it.
         """
         before = self._residents.active.bundle
         name, catalogue = before.manifest.name, before.catalogue
@@ -86,7 +85,7 @@ class ItemChanges:
     async def replay(self) -> None:
         """Make all changes that are written, where they are not made yet.
 
-        Raises HistoryUnavailable, or BundleConflict while a bundle is loaded; `follow` tries again.
+        Raises HistoryUnavailable; `follow` tries again.
         """
         async with self._replaying:
             while portions := await self._portions():
@@ -131,6 +130,7 @@ class ItemChanges:
             await asyncio.sleep(FOLLOW_EVERY_S)
 
     async def _embeddings(self, items: Sequence[NewItem], bundle: Bundle) -> list[list[float]]:
+        """Of each item: what it brings, else what the embedder makes of its text."""
         if not items:
             return []
         content = bundle.manifest.content
@@ -139,11 +139,8 @@ class ItemChanges:
             raise InvalidRequest(message, param="add")
         missing = [place for place, item in enumerate(items) if item.embedding is None]
         found: list[list[float]] = [item.embedding or [] for item in items]
-        if missing and self._embedder_url is None:
-            message = "an embedding is needed, as UNMASK_EMBEDDER_URL is not set"
-            raise InvalidRequest(message, param=f"add.{missing[0]}.embedding")
         if missing:
-            embedded = await self._embedded([items[place].title for place in missing])
+            embedded = await self._embedded(items, missing, content)
             for place, embedding in zip(missing, embedded, strict=True):
                 found[place] = embedding
         for place, embedding in enumerate(found):
@@ -155,24 +152,40 @@ class ItemChanges:
                 raise InvalidRequest(message, param=f"add.{place}.embedding")
         return found
 
-    async def _embedded(self, titles: Sequence[str]) -> list[list[float]]:
-        assert self._embedder_url is not None
-        url = f"{self._embedder_url.get_secret_value()}/embed"
+    async def _embedded(
+        self, items: Sequence[NewItem], missing: Sequence[int], content: ContentPart
+    ) -> list[list[float]]:
+        """missing: places of the items without an embedding"""
+        if self._embedder is None:
+            message = "an embedding is needed, as UNMASK_EMBEDDER_URL is not set"
+            raise InvalidRequest(message, param=f"add.{missing[0]}.embedding")
+        texts = [text_of(_item(items[place])) for place in missing]
+        for place, text in zip(missing, texts, strict=True):
+            if not text.strip():
+                message = "an item without an embedding needs a title or categories to embed"
+                raise InvalidRequest(message, param=f"add.{place}.title")
         try:
-            async with httpx.AsyncClient(timeout=EMBED_TIMEOUT_S) as client:
-                answer = await client.post(url, json={"inputs": titles})
-            embeddings = np.array(answer.raise_for_status().json(), np.float32)
-            if embeddings.shape[:1] != (len(titles),) or embeddings.ndim != 2:
-                raise ValueError("not one embedding a title")
-            if not np.isfinite(embeddings).all():
-                raise ValueError("numbers that are not finite")
-        except (httpx.HTTPError, ValueError, TypeError) as error:
-            # Not what it says, which is the URL, with a password maybe.
-            status = getattr(getattr(error, "response", None), "status_code", None)
-            log.error("embedder_failed", reason=type(error).__name__, status=status)
-            raise EmbedderUnavailable("the embedder did not answer with embeddings") from error
-        found: list[list[float]] = embeddings.tolist()
-        return found
+            embedded = await self._embedder.embed(texts)
+        except TextRefused as error:
+            message = "the embedder does not take this title with these categories"
+            param = f"add.{missing[error.place]}.title"
+            raise InvalidRequest(message, param=param) from error
+        if (dims := len(embedded.embeddings[0])) != content.embedding_dims:
+            raise EmbedderUnfit(
+                f"the embedder cannot be used: its embeddings have {dims} numbers, this bundle's "
+                f"{content.embedding_dims}; let it run the model the bundle was trained with"
+                + (f", {content.model}" if content.model else "")
+            )
+        if content.text is None:
+            log.warning("content_text_unknown", taken=CONTENT_TEXT)
+        if content.model and embedded.model and _last(content.model) != _last(embedded.model):
+            log.warning("embedder_of_another_model", bundle=content.model, embedder=embedded.model)
+        return embedded.embeddings
+
+
+def _last(model: str) -> str:
+    """`minilm` for `Some-Org/MiniLM` and for the folder `/models/minilm`."""
+    return model.rstrip("/").rpartition("/")[2].lower()
 
 
 @dataclass(frozen=True)
@@ -256,6 +269,10 @@ def _replaced(
         items, embeddings = zip(*new.values(), strict=True)
         bundle = bundle.with_items(items, np.stack(embeddings))
     return bundle
+
+
+def _item(new: NewItem) -> Item:
+    return Item(new.item_id, new.title, tuple(new.categories))
 
 
 def _entry(item: NewItem, embedding: Sequence[float]) -> str:

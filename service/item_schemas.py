@@ -52,7 +52,7 @@ class SimilarResponse(Answered):
 
 
 class NewItem(Body):
-    """An item to add: with its embedding, or where an embedder is set with its title alone."""
+    """An item to add: with its embedding, or where an embedder is set with what it embeds."""
 
     item_id: NewItemId
     title: str = Field(max_length=1000)
@@ -60,7 +60,8 @@ class NewItem(Body):
     embedding: list[Annotated[float, Field(allow_inf_nan=False)]] | None = Field(
         None,
         max_length=8192,
-        description="As the training items' content embeddings; without it the title is embedded.",
+        description="As the training items' content embeddings; without it the text "
+        '"title. categories" is embedded.',
     )
 
 

@@ -2,7 +2,8 @@
 
 `ATTRIBUTES` is the list of attributes. An `AttributeIndex` knows the rows that have each value of
 each attribute, as ascending posting lists in CSR form: four bytes for each value an item has,
-however many values there are. Knows nothing of SIDs, scores or HTTP.
+however many values there are. What of an item is embedded is decided here, for training and for
+items that come later alike. Knows nothing of SIDs, scores or HTTP.
 """
 
 from __future__ import annotations
@@ -10,25 +11,67 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Annotated, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import AfterValidator, ConfigDict, Field, StringConstraints, TypeAdapter
 
 from service.decoding.unhurried import unhurried
 
 Rows = NDArray[np.int32]
 
 PATH_SEPARATOR = " > "
+MAX_ITEM_ID_CHARS = 256
+MAX_DEPTH = 50  # of a path of categories: each step is a value of its own
 
 
-@dataclass(frozen=True)
+def _check_depth(path: str) -> str:
+    if path.count(PATH_SEPARATOR) >= MAX_DEPTH:
+        raise ValueError(f"a path of categories may have {MAX_DEPTH} steps")
+    return path
+
+
+# A client could not ask for another one: see `ItemId` in service/schemas.py.
+StoredItemId = Annotated[
+    str,
+    StringConstraints(
+        strict=True, min_length=1, max_length=MAX_ITEM_ID_CHARS, pattern=r"^[^\x00-\x1f\x7f]+$"
+    ),
+]
+
+
+@dataclass(frozen=True, slots=True)
 class Item:
-    """What is shown of an item; the rest of the system knows only its row."""
+    """What is shown of an item; the rest of the system knows only its row.
 
-    item_id: str
-    title: str
-    categories: tuple[str, ...]
+    Bounds are those of `ITEM`, which checks what is read; a program that makes one need not.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    item_id: StoredItemId
+    title: Annotated[str, StringConstraints(strict=True, max_length=10_000)]
+    categories: Annotated[
+        tuple[
+            Annotated[
+                str, StringConstraints(strict=True, max_length=10_000), AfterValidator(_check_depth)
+            ],
+            ...,
+        ],
+        Field(max_length=1000),  # of JSON it is a list
+    ]
+
+
+ITEM = TypeAdapter(Item)
+
+
+def text_of(item: Item) -> str:
+    """What of an item is embedded: "title. categories"; "" when it has neither.
+
+    The manifest calls it CONTENT_TEXT: another text needs another name.
+    """
+    return ". ".join(filter(None, (item.title, ", ".join(item.categories))))
 
 
 def with_ancestors(paths: Iterable[str]) -> Iterator[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
@@ -35,6 +36,7 @@ from service.item_changes import ItemChanges
 from service.lanes import Engine
 from service.latency import LatencyModel
 from service.metrics import Metrics
+from service.patience import Patience
 from service.pauses import measure_loop_lag, watched_gc
 from service.planning import fixed_plan
 from service.priming import prime
@@ -65,7 +67,7 @@ class Lifecycle:
         self.on_failure: Callable[[], None] = lambda: None
         self.configured: str | None = None  # the bundle that UNMASK_BUNDLE means
         self.experiment: Experiment | None = None
-        self.residents = Residents(self._load, metrics)
+        self.residents = Residents(self._load, metrics, settings.load_timeout_s)
         self._starting: str | None = "starting"
         self._embedded: EmbeddedValkey | None = None
         self._histories: RedisHistoryStore | None = None
@@ -143,7 +145,8 @@ class Lifecycle:
         """Load a bundle of the store as the candidate. Raises what `Residents.load` does, and
         BundleNotFound.
         """
-        path = existing_path(self.settings.bundles_dir, ref)
+        store = self.settings.bundles_dir
+        path = await self.residents.in_time(lambda: existing_path(store, ref))
         await self.residents.load(path, ref, shadow_fraction=shadow_fraction)
         await self.changes.replay()
 
@@ -163,8 +166,7 @@ class Lifecycle:
     async def _reload(self) -> None:
         result = "failed"
         try:
-            path = await asyncio.to_thread(self._configured_path)
-            ref = reference_at(path)
+            path, ref = await self.residents.in_time(self._look)
             await self.residents.load(path, ref)
             await self.changes.replay()
             await self.residents.activate(ref)
@@ -181,8 +183,12 @@ class Lifecycle:
         while True:
             await asyncio.sleep(LOOK_EVERY_S)
             with suppress(UnmaskError, OSError):
-                path = await asyncio.to_thread(self._configured_path)
-                self.configured = reference_at(path)
+                _, self.configured = await Patience(None).wait_for(self._look)
+
+    def _look(self) -> tuple[Path, str]:
+        """What UNMASK_BUNDLE means now: a folder, and name@version. In a thread: disks may hang."""
+        path = self._configured_path()
+        return path, reference_at(path)
 
     def _configured_path(self) -> Path:
         return configured_path(self.settings.bundles_dir, self.settings.bundle)
@@ -248,7 +254,7 @@ class Lifecycle:
 
     async def _load_bundles(self) -> None:
         self._starting = "loading_bundle"
-        await self.residents.start(self._configured_path())
+        await self.residents.start(await self.residents.in_time(self._configured_path))
         self.configured = self.residents.active.ref
         for variant in self.experiment.variants if self.experiment else ():
             if variant.bundle:
@@ -258,8 +264,10 @@ class Lifecycle:
     def _load(self, path: Path) -> Resident:
         """In a thread."""
         settings = self.settings
+        until = time.monotonic() + settings.load_timeout_s
         bundle = Bundle.load(
             path,
+            key=settings.bundle_key.get_secret_value() if settings.bundle_key else None,
             ort_threads=settings.ort_threads,
             provider=settings.provider,
             precision=settings.precision,
@@ -269,7 +277,10 @@ class Lifecycle:
         if self._starting:
             self._starting = "priming"
         latency = LatencyModel()
-        prime(bundle, latency)
+        prime(bundle, latency, until)
+        if bundle.manifest.digest is None:
+            cure = "promote it again, or write it anew"
+            log.warning("bundle_without_digest", bundle=bundle.manifest.ref, cure=cure)
         return Resident(bundle, Engine(bundle.decoder.decode, latency))
 
     def _connect(self, url: str) -> RedisHistoryStore:

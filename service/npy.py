@@ -9,24 +9,33 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+MAX_AXES = 3
+
 
 def array_of(name: str, data: bytes) -> NDArray[Any]:
-    """An array from the bytes of an .npy file, whose header must promise what there is.
+    """An array of plain numbers from the bytes of an .npy file, in C order.
 
-    Raises ValueError, which names the file, otherwise.
+    Its header must promise what there is. Raises ValueError, which names the file, otherwise.
     """
     file = io.BytesIO(data)
-    if np.lib.format.read_magic(file) == (1, 0):
-        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-    else:
-        shape, _, dtype = np.lib.format.read_array_header_2_0(file)
+    try:
+        if np.lib.format.read_magic(file) == (1, 0):
+            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        else:
+            shape, _, dtype = np.lib.format.read_array_header_2_0(file)
+    except Exception as error:  # whatever its parser of Python literals raises
+        raise ValueError(f"{name} has no header of an .npy file") from error
     if dtype.hasobject:
         raise ValueError(f"{name} holds Python objects; pickles are refused")
-    if math.prod(shape) * dtype.itemsize != len(data) - file.tell():
+    if dtype.kind not in "iuf" or not dtype.isnative or dtype.itemsize > 8:
+        raise ValueError(f"{name} holds {dtype}, not plain numbers in this machine's byte order")
+    # numpy lets a header say True or -1, and would find a size for it.
+    is_shape = 0 < len(shape) <= MAX_AXES and all(type(n) is int and n >= 0 for n in shape)
+    if not is_shape or math.prod(shape) * dtype.itemsize != len(data) - file.tell():
         raise ValueError(f"{name} does not hold the array that its header describes")
     file.seek(0)
     array: NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
-    return array
+    return np.ascontiguousarray(array)
 
 
 def npy_of(array: NDArray[Any]) -> bytes:

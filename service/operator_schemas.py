@@ -36,9 +36,14 @@ class LoadRequest(Body):
 
 
 class ResidentInfo(Answered):
-    """A bundle in memory. role: active, previous, candidate or experiment; it may have several."""
+    """A bundle in memory. role: active, previous, candidate or experiment; it may have several.
+
+    digest: of its manifest, and so of all its files; null in bundles written before there was one
+    """
 
     bundle: str
+    digest: str | None
+    is_signed: bool
     roles: list[Role]
     num_items: int
     decoding: DefaultDecoding
@@ -73,19 +78,30 @@ class Readiness(Answered):
     reasons: list[str]
 
 
-class BundleInfo(Answered):
-    """The bundle that is served."""
+class ContentInfo(Answered):
+    """What embeddings of new items must be like. text, model: what of an item was embedded, and by
+    what; null when nobody said."""
 
-    model_config = ConfigDict(from_attributes=True)
+    embedding_dims: int
+    text: str | None
+    model: str | None
+
+
+class BundleInfo(Answered):
+    """The bundle that is served. num_items: now; num_items_in_bundle: before items came and went;
+    content: null when it takes no new items"""
 
     name: str
     version: str
     created_at: str
+    digest: str | None
     num_items: int
+    num_items_in_bundle: int
     num_subspaces: int
     num_codes: int
     history_length: int
     decoding: DefaultDecoding
+    content: ContentInfo | None
 
 
 class Limits(Answered):

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import ClassVar
 
 from service.metrics import Metrics
 
@@ -52,18 +54,37 @@ def watched_gc(metrics: Metrics) -> Iterator[None]:
         gc.callbacks.remove(on_collection)
 
 
-@contextmanager
-def made_to_stay() -> Iterator[None]:
+class made_to_stay:
     """No collection but those of the young looks at what the block makes, nor ever will.
 
-    One block at a time. What lives elsewhere at its end stays too, and so does the garbage that the
-    last collection of the young left, a dozen objects. A block that fails leaves nothing behind.
+    Blocks may overlap. What lives elsewhere at the end of one stays too, and so does the garbage
+    that the last collection of the young left, a dozen objects. A block that fails leaves nothing
+    behind; nor does one that hangs, once it is given up.
     """
-    before = gc.get_threshold()
-    gc.set_threshold(*before[:2], NEVER)
-    try:
-        yield
-        gc.collect(1)
-        gc.freeze()
-    finally:
-        gc.set_threshold(*before)
+
+    _lock: ClassVar = threading.Lock()
+    _open: ClassVar[set[made_to_stay]] = set()
+    _before: ClassVar[tuple[int, int, int]] = gc.get_threshold()
+
+    def __enter__(self) -> None:
+        cls = type(self)
+        with cls._lock:
+            if not cls._open:
+                cls._before = gc.get_threshold()
+                gc.set_threshold(*cls._before[:2], NEVER)
+            cls._open.add(self)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None and self in self._open:
+            gc.collect(1)
+            gc.freeze()
+        self.give_up()
+
+    def give_up(self) -> None:
+        """End the block from outside; its own end then means nothing."""
+        cls = type(self)
+        with cls._lock:
+            if self in cls._open:
+                cls._open.discard(self)
+                if not cls._open:
+                    gc.set_threshold(*cls._before)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from math import inf
 from typing import get_args
 
 import numpy as np
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from service.bundle import Bundle
 from service.decoding import Decoder, Job, Ranking, Schedule
-from service.errors import BundleInvalid
+from service.errors import BundleInvalid, BundleLoadTimedOut
 from service.ladder import ladder_of
 from service.latency import LatencyModel, Work
 
@@ -24,11 +25,12 @@ SIZES = (1, 2, 4, 8, 16)
 MAX_RUNGS = 4
 
 
-def prime(bundle: Bundle, latency: LatencyModel) -> None:
+def prime(bundle: Bundle, latency: LatencyModel, until: float = inf) -> None:
     """Decode held-out histories in batches of the usual sizes, by every rung of the ladder.
 
     Twice, and the second times are what `latency` learns; before that one history of full length,
-    by what the default never calls. Raises BundleInvalid when decoding fails.
+    by what the default never calls. until: of time.monotonic(), when nobody waits any more.
+    Raises BundleInvalid when decoding fails, BundleLoadTimedOut when it is too late.
     """
     manifest = bundle.manifest
     decoder = replace(bundle.decoder, encoder_cache=0)  # every batch is to run the encoder
@@ -59,11 +61,15 @@ def prime(bundle: Bundle, latency: LatencyModel) -> None:
         _check(bundle, decoder, _rare_jobs(bundle, longest, width))
         for is_timed in (False, True):
             for batch in batches:
+                if time.monotonic() > until:
+                    raise BundleLoadTimedOut(f"bundle {manifest.ref} was not primed in time")
                 started = time.perf_counter()
                 _check(bundle, decoder, batch)
                 if is_timed:
                     work = Work.together(map(Work.of_job, batch))
                     latency.observe(work, time.perf_counter() - started)
+    except BundleLoadTimedOut:
+        raise
     except Exception as error:
         reason = " ".join(str(error).split())
         raise BundleInvalid(f"bundle {manifest.ref} cannot decode: {reason}") from error

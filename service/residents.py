@@ -1,8 +1,9 @@
 """The bundles in memory: the active one, the one before it, a candidate, those of an experiment.
 
-Loading verifies and primes in a thread while requests are answered; activating and rolling back
-swap one reference. A request keeps the resident it began with, so no answer mixes two. At most one
-operation at a time. Knows nothing of requests or HTTP.
+Loading verifies and primes in a thread while requests are answered; one at a time, and one that
+takes too long is given up. Activating, rolling back and unloading swap references at once, whatever
+is being loaded. A request keeps the resident it began with, so no answer mixes two. Knows nothing
+of requests or HTTP.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import weakref
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -19,12 +20,13 @@ from typing import TypeVar
 import structlog
 
 from service.bundle import Bundle
-from service.errors import BundleConflict, BundleInvalid, NotReady
+from service.errors import BundleConflict, BundleInvalid, BundleLoadTimedOut, NotReady
 from service.ladder import ladder_of
 from service.lanes import Engine
 from service.manifest import DecodingDefaults
 from service.metrics import Metrics
 from service.operator_schemas import Role
+from service.patience import Impatience, Patience
 from service.pauses import made_to_stay
 
 T = TypeVar("T")
@@ -58,19 +60,23 @@ class Residents:
 
     load: makes a resident of a bundle's folder, in a thread; raises BundleInvalid or
         ProviderUnavailable
+    load_timeout_s: how long that is waited for
     shadow_fraction: share of the requests that the candidate answers too, unseen
     """
 
-    def __init__(self, load: Callable[[Path], Resident], metrics: Metrics) -> None:
+    def __init__(
+        self, load: Callable[[Path], Resident], metrics: Metrics, load_timeout_s: float = 600
+    ) -> None:
         self._load = load
+        self._patience = Patience(load_timeout_s)
         self._metrics = metrics
         self._active: Resident | None = None
         self.previous: Resident | None = None
         self.candidate: Resident | None = None
         self.shadow_fraction = 0.0
         self.of_experiment: dict[str, Resident] = {}
-        self._running: str | None = None  # the operation
-        self._ended = asyncio.Event()
+        self._is_loading = False
+        self._changing = asyncio.Lock()
 
     @property
     def active(self) -> Resident:
@@ -107,29 +113,33 @@ class Residents:
         raise BundleConflict(f"{ref} is not in memory; load it first", code="bundle_not_loaded")
 
     async def start(self, path: Path) -> None:
-        """Load the first bundle and activate it. Raises BundleInvalid or ProviderUnavailable."""
-        async with self._operation("load"):
+        """Load the first bundle and activate it.
+
+        Raises BundleInvalid, BundleLoadTimedOut or ProviderUnavailable.
+        """
+        with self._one_load():
             self._swap(await self._loaded(path))
 
     async def load(self, path: Path, ref: str, *, shadow_fraction: float = 0.0) -> Resident:
         """Load a bundle as the candidate, in the place of the one there is.
 
-        Nothing changes when that fails. Raises BundleInvalid, ProviderUnavailable, BundleConflict.
+        Nothing changes when that fails. Raises BundleInvalid, BundleLoadTimedOut,
+        ProviderUnavailable, BundleConflict.
         """
-        async with self._operation("load"):
+        with self._one_load():
             resident = await self._there(path, ref)
             if resident is not self._active:
                 self.candidate, self.shadow_fraction = resident, shadow_fraction
             return resident
 
     async def load_for_experiment(self, path: Path, ref: str) -> None:
-        """Load a bundle that stays. Raises BundleInvalid or ProviderUnavailable."""
-        async with self._operation("load"):
+        """Load a bundle that stays. Raises as `start`."""
+        with self._one_load():
             self.of_experiment[ref] = await self._there(path, ref)
 
     async def activate(self, ref: str) -> Resident:
         """Swap to a bundle in memory. Raises BundleConflict."""
-        async with self._operation("activate"):
+        with self._counted("activate"):
             resident = self.of(ref)
             if resident is not self._active:
                 self._swap(resident)
@@ -137,7 +147,7 @@ class Residents:
 
     async def rollback(self) -> Resident:
         """Swap back to the bundle before. Raises BundleConflict."""
-        async with self._operation("rollback"):
+        with self._counted("rollback"):
             if self.previous is None:
                 raise BundleConflict(
                     "there is no previous bundle in memory", code="no_previous_bundle"
@@ -148,7 +158,7 @@ class Residents:
 
     async def unload(self, ref: str) -> None:
         """Forget a bundle, except the active one. Raises BundleConflict."""
-        async with self._operation("unload"):
+        with self._counted("unload"):
             resident = self.of(ref)
             if resident is self._active or resident.ref in self.of_experiment:
                 raise BundleConflict(f"{ref} is in use; activate another one", code="bundle_in_use")
@@ -160,18 +170,23 @@ class Residents:
     async def change(self, change: Callable[[Bundle], Bundle]) -> None:
         """Replace every bundle in memory by one with other items, all at once or none.
 
-        change: runs in a thread; what it raises is raised. Raises BundleConflict.
+        One that comes meanwhile stays as it is. change: runs in a thread; what it raises is raised.
         """
-        async with self._operation("change_items"):
-            before = self.all
-            changed = await _in_thread(lambda: [change(one.bundle) for one in before])
-            after = {
-                one: self._changed(one, bundle) for one, bundle in zip(before, changed, strict=True)
-            }
-            self._active = self._active and after[self._active]
-            self.previous = self.previous and after[self.previous]
-            self.candidate = self.candidate and after[self.candidate]
-            self.of_experiment = {ref: after[one] for ref, one in self.of_experiment.items()}
+        async with self._changing:
+            with self._counted("change_items"):
+                before = self.all
+                make = _made_to_stay(lambda: [change(one.bundle) for one in before])[0]
+                changed = await Patience(None).wait_for(make)
+                after = {
+                    one: self._changed(one, bundle)
+                    for one, bundle in zip(before, changed, strict=True)
+                }
+                self._active = self._active and after.get(self._active, self._active)
+                self.previous = self.previous and after.get(self.previous, self.previous)
+                self.candidate = self.candidate and after.get(self.candidate, self.candidate)
+                self.of_experiment = {
+                    ref: after.get(one, one) for ref, one in self.of_experiment.items()
+                }
 
     def _changed(self, resident: Resident, bundle: Bundle) -> Resident:
         if bundle is resident.bundle:
@@ -204,49 +219,71 @@ class Residents:
 
     async def _loaded(self, path: Path) -> Resident:
         with self._metrics.bundle_load.time():
-            resident = self._trimmed(await _in_thread(lambda: self._load(path)))
+            load, stay = _made_to_stay(lambda: self._load(path))
+            try:
+                resident = self._trimmed(await self.in_time(load))
+            finally:
+                stay.give_up()
             await asyncio.to_thread(_trim)  # what loading took beside what it made
             return resident
+
+    async def in_time(self, make: Callable[[], T]) -> T:
+        """What `make` returns, which looks into the store and may hang.
+
+        Raises what it raises, BundleLoadTimedOut, or BundleConflict.
+        """
+        try:
+            return await self._patience.wait_for(make)
+        except TimeoutError:
+            raise BundleLoadTimedOut(
+                f"the bundle was not loaded in {self._patience.limit_s:g} s and is given up: look "
+                "at the disk it is on, or raise UNMASK_LOAD_TIMEOUT_S"
+            ) from None
+        except Impatience:
+            raise BundleConflict(
+                f"{self._patience.num_given_up} loads that were given up still hang; mend the disk "
+                "they read, or restart the process",
+                code="bundle_busy",
+            ) from None
 
     def _trimmed(self, resident: Resident) -> Resident:
         """A resident whose memory goes back to the system when the last batch is done with it."""
         weakref.finalize(resident.bundle.decoder, _trim_soon, asyncio.get_running_loop())
         return resident
 
-    @asynccontextmanager
-    async def _operation(self, operation: str) -> AsyncIterator[None]:
-        """One at a time: a load takes long and is not waited for, the others take a second."""
-        count = self._metrics.bundle_operations.labels
-        while self._running is not None:
-            if self._running == "load":
-                count(operation, "refused").inc()
-                message = "another bundle is being loaded; wait for it"
-                raise BundleConflict(message, code="bundle_busy")
-            await self._ended.wait()
-        self._running = operation
-        self._ended.clear()
+    @contextmanager
+    def _one_load(self) -> Iterator[None]:
+        """It takes long and is not waited for."""
+        if self._is_loading:
+            self._metrics.bundle_operations.labels("load", "refused").inc()
+            message = "another bundle is being loaded; wait for it"
+            raise BundleConflict(message, code="bundle_busy")
+        self._is_loading = True
+        try:
+            with self._counted("load"):
+                yield
+        finally:
+            self._is_loading = False
+
+    @contextmanager
+    def _counted(self, operation: str) -> Iterator[None]:
         result = "failed"
         try:
             yield
             result = "done"
         finally:
-            self._running = None
-            self._ended.set()
-            count(operation, result).inc()
+            self._metrics.bundle_operations.labels(operation, result).inc()
 
 
-async def _in_thread(make: Callable[[], T]) -> T:
-    """As asyncio.to_thread, whose futures refer to each other and keep what was made until the
-    garbage collector comes by, which it does not for what is made to stay.
-    """
-    made: list[T] = []
+def _made_to_stay(make: Callable[[], T]) -> tuple[Callable[[], T], made_to_stay]:
+    """`make`, the garbage collector not looking at what it makes; and how to give that up."""
+    stay = made_to_stay()
 
-    def make_to_stay() -> None:
-        with made_to_stay():
-            made.append(make())
+    def make_to_stay() -> T:
+        with stay:
+            return make()
 
-    await asyncio.to_thread(make_to_stay)
-    return made.pop()
+    return make_to_stay, stay
 
 
 def _trim_soon(loop: asyncio.AbstractEventLoop) -> None:

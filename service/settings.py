@@ -36,6 +36,7 @@ from service.store_url import parse_store_url
 PREFIX = "UNMASK_"
 NOT_OURS = {"UNMASK_DATA_DIR"}  # where the tests find the real data sets
 LEAST_KEY_CHARS, MOST_KEY_CHARS = 8, 512
+LEAST_BUNDLE_KEY_CHARS = 32
 MOST_TYPE_CHARS = 64  # of an event's type: service.event_schemas
 DAY_S = 24 * 60 * 60
 HOUR_S = 60 * 60
@@ -108,6 +109,12 @@ def _check_embedder_url(url: SecretStr) -> SecretStr:
     return url
 
 
+def _check_bundle_key(key: SecretStr) -> SecretStr:
+    if len(key.get_secret_value()) < LEAST_BUNDLE_KEY_CHARS:
+        raise ValueError(f"it must have at least {LEAST_BUNDLE_KEY_CHARS} characters")
+    return key
+
+
 def _check_key(key: SecretStr) -> SecretStr:
     text = key.get_secret_value()
     if not LEAST_KEY_CHARS <= len(text) <= MOST_KEY_CHARS:
@@ -166,6 +173,8 @@ RedisUrl = Annotated[SecretStr, AfterValidator(_check_redis_url)]
 ReplicaUrl = Annotated[SecretStr, AfterValidator(_check_replica_url)]
 ReplicaReads = Annotated[bool, AfterValidator(_check_replica_reads)]
 Host = Annotated[str, AfterValidator(_check_host)]
+
+BundleKey = Annotated[SecretStr, AfterValidator(_check_bundle_key)]
 EmbedderUrl = Annotated[SecretStr, AfterValidator(_check_embedder_url)]
 Salt = Annotated[SecretStr, AfterValidator(_check_salt)]
 
@@ -203,6 +212,18 @@ class Settings(BaseSettings):
         "demo",
         description="Bundle to serve: name@version, a name (its newest version), "
         "or the path of a bundle directory.",
+    )
+    bundle_key: BundleKey | None = Field(
+        None,
+        description="Key that bundles must be signed with, by `python -m training promote` with "
+        "the same variable; without it signatures are not looked at.",
+    )
+    load_timeout_s: int = Field(
+        600,
+        ge=1,
+        le=DAY_S,
+        description="Longest wait for a bundle to be read, verified and primed; then it is given "
+        "up, and another one may be loaded.",
     )
     redis_url: RedisUrl | None = Field(
         None,

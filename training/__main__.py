@@ -192,12 +192,17 @@ def promote_command(
     bundle: Annotated[Path, typer.Argument(help="folder of the bundle")],
     store: Annotated[Path, typer.Option(help="store the service reads")] = Path("models_store"),
 ) -> dict[str, Any]:
-    """Verify a bundle and copy it to <store>/<name>/<version>."""
+    """Verify a bundle and copy it to <store>/<name>/<version>.
+
+    Signed with the key in UNMASK_BUNDLE_KEY, if that is set.
+    """
     from training.promotion import promote
 
     check_folder("--store", store)
-    manifest, target = promote(bundle, store)
-    return {"bundle": manifest.ref, "path": str(target)}
+    manifest, target = promote(bundle, store, os.environ.get("UNMASK_BUNDLE_KEY"))
+    signed = manifest.signature is not None
+    digest = manifest.digest
+    return {"bundle": manifest.ref, "path": str(target), "digest": digest, "signed": signed}
 
 
 @app.command("fetch")

@@ -107,7 +107,9 @@ class ModelConfig(Section):
     decoder_layers: int = Field(1, ge=1)
     ffn_multiple: int = Field(4, ge=1)
     dropout: float = Field(0.25, ge=0, le=0.9)
-    history_length: int = Field(20, ge=1, description="newest items the encoder sees")
+    history_length: int = Field(
+        20, ge=1, le=2_048, description="newest items the encoder sees; a bundle may have no more"
+    )
     item_vectors: bool = Field(True, description="the encoder sees items' vectors beside codes")
     difficulty_embedding: bool = True
     tied_head: bool = Field(True, description="logits by dot product with the code embeddings")
@@ -218,7 +220,9 @@ class ExportConfig(Section):
 class NeighboursConfig(Section):
     """The neighbour prior: a sparse item-item memory whose scores are added to the network's."""
 
-    num_neighbours: int = Field(128, ge=1, description="strongest neighbours kept of each item")
+    num_neighbours: int = Field(
+        128, ge=1, le=10_000, description="strongest neighbours kept of each item"
+    )
     window: int = Field(3, ge=1, description="items apart that still count as a transition")
     transition_weight: float = Field(
         5.0, ge=0, le=1000, description="transitions against co-occurrence"
@@ -231,7 +235,9 @@ class NeighboursConfig(Section):
         min_length=1,
         description="tried on validation: an item with the same content, in median affinities",
     )
-    history_length: int = Field(20, ge=1, description="newest items that are looked up")
+    history_length: int = Field(
+        20, ge=1, le=1_000_000, description="newest items that are looked up"
+    )
     weights: tuple[Annotated[float, Field(ge=0)], ...] = Field(
         (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0),
         min_length=1,
@@ -288,13 +294,24 @@ class EvaluationConfig(Section):
 class BundleConfig(Section):
     """What the bundle is called and carries."""
 
-    name: str = Field("unmask", pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$")
+    name: str = Field("unmask", max_length=100, pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$")
     version: str = Field(
         "",
+        max_length=100,
         pattern=r"^([A-Za-z0-9_-][A-Za-z0-9._-]*)?$",
         description="empty = date and hash of the run",
     )
-    held_out_users: int = Field(1000, ge=0, description="test users shipped for replay and priming")
+    held_out_users: int = Field(
+        1000, ge=0, le=1_000_000, description="test users shipped for replay and priming"
+    )
+    content_text: Literal["title. categories"] | None = Field(
+        None,
+        description="what of each item was embedded, where --embeddings are given: recorded for "
+        "those who add items; absent = not known",
+    )
+    content_model: str | None = Field(
+        None, min_length=1, max_length=500, description="the model that did it, likewise"
+    )
 
 
 class RunConfig(Section):

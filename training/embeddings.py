@@ -19,7 +19,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.utils.extmath import randomized_svd
 from threadpoolctl import threadpool_limits
 
-from service.bundle import Item
+from service.bundle import Item, text_of
 from service.decoding import ContentProjection
 from training.config import EmbeddingsConfig
 from training.errors import ConfigError, DataError
@@ -106,7 +106,7 @@ def content_embeddings(
     if embeddings is not None:
         source = f"content: the given embeddings, {embeddings.shape[1]} dimensions"
         return Content(embeddings, source, True)
-    texts = [". ".join(filter(None, (item.title, ", ".join(item.categories)))) for item in items]
+    texts = [text_of(item) for item in items]
     has_text = np.array([bool(text) for text in texts])
     if not (has_text & seen).any():
         because = "no item with training interactions has a title or categories"

@@ -77,14 +77,14 @@ def export_graphs(model: MaskedDiffusionModel) -> tuple[bytes, bytes, float]:
         (codes, vectors, mask),
         ({0: "jobs", 1: "length"},) * 3,
         tuple(ENCODER_INPUTS),
-        ENCODER_OUTPUTS,
+        tuple(ENCODER_OUTPUTS),
     )
     decoder = _export(
         _DecoderGraph(model),
         (codes, torch.zeros(3, 4, 2, dtype=torch.int64), memory),
         ({0: "jobs", 1: "beams"}, {0: "jobs", 1: "beams", 2: "asked"}, {0: "jobs"}),
         tuple(DECODER_INPUTS),
-        DECODER_OUTPUTS,
+        tuple(DECODER_OUTPUTS),
     )
     return encoder, decoder, _parity(model, encoder, decoder)
 

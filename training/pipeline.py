@@ -22,7 +22,7 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.progress import Progress
 
-from service.bundle import Bundle, HeldOutUser, write_bundle
+from service.bundle import CONTENT_TEXT, Bundle, HeldOutUser, check_items, write_bundle
 from service.decoding import Catalogue, Decoder, Schedule, SidTrie
 from service.decoding.onnx_denoiser import OnnxDenoiser
 from training.codebook import CollisionReport, fit_codebook, load_codebook, save_codebook
@@ -54,6 +54,10 @@ def run(
 
     dataset: as loaded with `config.interactions`
     """
+    try:
+        check_items(dataset.items)
+    except ValueError as error:
+        raise DataError(f"{error}; a bundle cannot hold it") from error
     _describe(dataset, console)
     exclude_seen = config.evaluation.exclude_seen
     make: dict[StageName, tuple[list[BaseModel | str], Callable[[Path], dict[str, Any]]]] = {
@@ -215,6 +219,7 @@ def _bundle(
     held_out = draw_windows(test, config.bundle.held_out_users, seed=0)
     ids = catalogue.item_ids
     now = datetime.now(UTC)
+    is_ours = dataset.embeddings is None  # then the texts were embedded here
     manifest = write_bundle(
         folder,
         name=config.bundle.name,
@@ -247,6 +252,8 @@ def _bundle(
             "int8": int8 and int8.as_json(),
         },
         int8=(int8.encoder, int8.decoder) if int8 and int8.accepted else None,
+        content_text=CONTENT_TEXT if is_ours else config.bundle.content_text,
+        content_model=config.embeddings.text_model if is_ours else config.bundle.content_model,
     )
     return {"bundle": manifest.ref, "decoding": manifest.decoding.model_dump()}
 

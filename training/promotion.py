@@ -1,6 +1,7 @@
 """A bundle after its run: its decoding defaults set anew, and its way into a store.
 
 Whatever lies in a store never changes: services may be serving it, and its version names its bytes.
+To promote is to approve, so that this is where a bundle is signed, where there is a key.
 """
 
 from __future__ import annotations
@@ -32,13 +33,13 @@ def set_default(bundle: Path, grid: Grid) -> Manifest:
     check_not_promoted(bundle, manifest)
     facts = {**manifest.facts, "grid": grid.as_json()}
     manifest = manifest.model_copy(update={"decoding": grid.default, "facts": facts})
-    write_manifest(bundle, manifest)
-    return manifest
+    return write_manifest(bundle, manifest)
 
 
-def promote(bundle: Path, store: Path) -> tuple[Manifest, Path]:
+def promote(bundle: Path, store: Path, key: str | None = None) -> tuple[Manifest, Path]:
     """Copy a verified bundle to `<store>/<name>/<version>`, under a temporary name until complete.
 
+    Its manifest gets a digest if it has none, and a signature if there is a key.
     Raises BundleInvalid, or FileExistsError when that version is there already.
     """
     manifest = verify(bundle)
@@ -49,8 +50,9 @@ def promote(bundle: Path, store: Path) -> tuple[Manifest, Path]:
     temporary = target.with_name(f".{target.name}.part")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
-    for name in ("manifest.json", *manifest.files):
+    for name in manifest.files:
         shutil.copyfile(bundle / name, temporary / name)
-    verify(temporary)
+    write_manifest(temporary, manifest, key)
+    manifest = verify(temporary, key)
     temporary.rename(target)
     return manifest, target

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import json
 import os
 import random
 import shutil
@@ -31,6 +30,7 @@ from deploy.monitoring.draw import Mark, Span, draw
 from deploy.monitoring.local_prometheus import prometheus
 from loadtest.held_out import HeldOutUser, read_held_out
 from loadtest.served import served
+from service.bundle import verify, write_manifest
 
 RATE, BURST = 40.0, 700.0  # requests a second
 SCRAPE_S = 2
@@ -153,11 +153,10 @@ def two_versions(bundle: Path, folder: Path) -> tuple[str, str]:
     """The bundle as `name@a` and `name@b` of a store; what they are called."""
     refs = []
     for version in "ab":
-        manifest = json.loads((bundle / "manifest.json").read_text())
-        path = folder / manifest["name"] / version
+        manifest = verify(bundle).model_copy(update={"version": version})
+        path = folder / manifest.name / version
         shutil.copytree(bundle, path)
-        (path / "manifest.json").write_text(json.dumps(manifest | {"version": version}))
-        refs.append(f"{manifest['name']}@{version}")
+        refs.append(write_manifest(path, manifest).ref)
     return refs[0], refs[1]
 
 

@@ -37,13 +37,23 @@ ENCODER_INPUTS = {
     "history_vectors": "tensor(float16)",
     "history_mask": "tensor(bool)",
 }
-ENCODER_OUTPUTS = ("memory",)
+ENCODER_OUTPUTS = {"memory": "tensor(float)"}
 DECODER_INPUTS = {
     "partial_sids": "tensor(uint16)",
     "positions": "tensor(int64)",
     "memory": "tensor(float)",
 }
-DECODER_OUTPUTS = ("log_probs",)
+DECODER_OUTPUTS = {"log_probs": "tensor(float)"}
+# How many axes each of them has.
+_AXES = {
+    "history_codes": 3,
+    "history_vectors": 3,
+    "history_mask": 2,
+    "partial_sids": 3,
+    "positions": 3,
+    "memory": 2,
+    "log_probs": 4,
+}
 
 # The one asked for first; the later ones run the operators that it lacks.
 _PROVIDERS: dict[Provider, tuple[str, ...]] = {
@@ -138,16 +148,22 @@ class OnnxDenoiser:
         self._decoder = _session(decoder, decoder_name, threads, provider)
         _check(self._decoder, decoder_name, DECODER_INPUTS, DECODER_OUTPUTS)
         self._device_memories = None if provider == "cpu" else DeviceMemories("cuda", self._device)
-        shapes = {
-            i.name: i.shape for i in (*self._encoder.get_inputs(), *self._decoder.get_inputs())
-        }
-        self.vector_dims: int = shapes["history_vectors"][-1]
-        found = shapes["partial_sids"][-1]
+        self.vector_dims = _last_axis(self._encoder.get_inputs(), "history_vectors", encoder_name)
+        found = _last_axis(self._encoder.get_inputs(), "history_codes", encoder_name)
+        if found != num_subspaces:
+            raise ValueError(f"{encoder_name} reads SIDs of {found} codes, not {num_subspaces}")
+        found = _last_axis(self._decoder.get_inputs(), "partial_sids", decoder_name)
         if found != num_subspaces:
             raise ValueError(f"{decoder_name} reads SIDs of {found} codes, not {num_subspaces}")
-        found = self._decoder.get_outputs()[0].shape[-1]
+        found = _last_axis(self._decoder.get_outputs(), "log_probs", decoder_name)
         if found != num_codes:
             raise ValueError(f"{decoder_name} gives log_probs of {found} codes, not {num_codes}")
+        given = _last_axis(self._encoder.get_outputs(), "memory", encoder_name)
+        found = _last_axis(self._decoder.get_inputs(), "memory", decoder_name)
+        if given != found:
+            raise ValueError(
+                f"{decoder_name} reads a memory of {found} numbers, {encoder_name} gives {given}"
+            )
 
     def encode(self, histories: Histories) -> ort.OrtValue:
         binding = self._encoder.io_binding()
@@ -240,11 +256,26 @@ def _session(graph: bytes, name: str, threads: int, provider: Provider) -> ort.I
 
 
 def _check(
-    session: ort.InferenceSession, name: str, inputs: dict[str, str], outputs: tuple[str, ...]
+    session: ort.InferenceSession, name: str, inputs: dict[str, str], outputs: dict[str, str]
 ) -> None:
-    found = {entry.name: entry.type for entry in session.get_inputs()}
-    if found != inputs:
-        raise ValueError(f"{name} has inputs {found}, expected {inputs}")
-    names = tuple(entry.name for entry in session.get_outputs())
-    if names != outputs:
-        raise ValueError(f"{name} has outputs {names}, expected {outputs}")
+    for kind, entries, expected in (
+        ("inputs", session.get_inputs(), inputs),
+        ("outputs", session.get_outputs(), outputs),
+    ):
+        found = {entry.name: entry.type for entry in entries}
+        if found != expected:
+            raise ValueError(f"{name} has {kind} {found}, expected {expected}")
+        for entry in entries:
+            if len(entry.shape) != _AXES[entry.name]:
+                raise ValueError(
+                    f"{name}: {entry.name} has {len(entry.shape)} axes, expected "
+                    f"{_AXES[entry.name]}"
+                )
+
+
+def _last_axis(entries: Sequence[ort.NodeArg], entry: str, name: str) -> int:
+    """Its size, which must be a number: other axes may have names."""
+    [shape] = [one.shape for one in entries if one.name == entry]
+    if not isinstance(shape[-1], int):
+        raise ValueError(f"{name}: the last axis of {entry} must have a size that is known")
+    return shape[-1]

@@ -311,7 +311,7 @@ def test_the_schema_has_the_services_own_settings() -> None:
         keys = whole["properties"]["secret"]["properties"]["keys"]
         keys["items"]["enum"] = sorted(secret_settings())
         SCHEMA.write_text(json.dumps(whole, indent=2) + "\n")
-    assert len(secret_settings()) == 6
+    assert len(secret_settings()) == 7
     hint = "run UPDATE_DOCS=1 pytest tests/deploy/test_kubernetes.py"
     assert values_schema()["settings"] == setting_schemas(), hint
     secret_keys = values_schema()["secret"]["properties"]["keys"]["items"]["enum"]

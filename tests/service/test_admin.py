@@ -303,10 +303,14 @@ def test_titles_are_embedded_where_an_embedder_is_set(
         added = admin(service, "items", {"add": [{"item_id": "t-1", "title": "Its title"}]})
         assert added.json()["added"] == 1
         assert service.client.get("/items/t-1").json()["title"] == "Its title"
-        for title in ("broken", "another server"):
+        for title, status, code in (
+            ("broken", 503, "embedder_unavailable"),
+            ("another server", 502, "embedder_unfit"),
+            ("", 422, "invalid_request"),
+        ):
             broken = admin(service, "items", {"add": [{"item_id": "t-2", "title": title}]})
-            assert broken.status_code == 503
-            assert broken.json()["error"]["code"] == "embedder_unavailable"
+            assert (broken.status_code, broken.json()["error"]["code"]) == (status, code)
+            assert broken.json()["error"]["retryable"] == (status == 503)
         assert service.client.get("/items/t-2").status_code == 404
         slashed = {"add": [{"item_id": "a/b/similar", "title": "a title"}]}
         assert admin(service, "items", slashed).json()["added"] == 1
@@ -338,6 +342,16 @@ def test_a_change_that_cannot_be_made_is_refused(
 ) -> None:
     answer = admin(service, "items", body)
     assert (answer.status_code, answer.json()["error"]["param"]) == (422, param)
+
+
+@pytest.mark.parametrize("number", ["1e400", "NaN", "9" * 400, "9" * 5000, "[" * 3000, "1e39"])
+def test_a_body_of_huge_numbers_or_deep_json_is_refused(service: Service, number: str) -> None:
+    numbers = ",".join([number] * EMBEDDING_DIMS)
+    body = f'{{"add": [{{"item_id": "n", "title": "t", "embedding": [{numbers}]}}]}}'
+    headers = {**ADMIN, "Content-Type": "application/json"}
+    answer = service.client.post("/admin/items", content=body, headers=headers)
+    assert answer.status_code in (400, 422)
+    assert answer.json()["error"]["code"] in ("malformed_json", "invalid_request")
 
 
 def test_an_item_and_those_like_it(served: Service) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -19,12 +20,15 @@ from tiny_bundle import (
     EMBEDDING_DIMS,
     ENCODER,
     REPEAT_BIAS,
+    edit_manifest,
+    replace_file,
     tiny_catalogue,
     tiny_codebook,
     tiny_prior,
     write_tiny_bundle,
 )
 
+from service import manifest
 from service.bundle import Bundle, Item, verify
 from service.bundle_store import stored_path
 from service.decoding import Job, NeighbourPrior, Schedule, onnx_denoiser
@@ -42,19 +46,6 @@ from service.manifest import (
 @pytest.fixture
 def copy(bundles_dir: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(bundles_dir / "tiny" / "1", tmp_path / "copy"))
-
-
-def _edit_manifest(path: Path, edit: Callable[[dict[str, Any]], None]) -> None:
-    manifest = json.loads((path / "manifest.json").read_text())
-    edit(manifest)
-    (path / "manifest.json").write_text(json.dumps(manifest))
-
-
-def _replace(path: Path, name: str, data: bytes) -> None:
-    """Change a file and make the manifest agree, as an attacker or a wrong exporter would."""
-    (path / name).write_bytes(data)
-    entry = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
-    _edit_manifest(path, lambda manifest: manifest["files"].update({name: entry}))
 
 
 def test_a_bundle_comes_back_as_it_was_written(bundles_dir: Path) -> None:
@@ -136,7 +127,7 @@ def test_the_decoding_defaults_of_a_manifest_may_be_written_anew(copy: Path) -> 
 
 
 def test_a_manifest_that_knows_no_finish_rows_means_none(copy: Path) -> None:
-    _edit_manifest(copy, lambda manifest: manifest["decoding"].pop("finish_rows"))
+    edit_manifest(copy, lambda manifest: manifest["decoding"].pop("finish_rows"))
     assert Bundle.load(copy).manifest.decoding.finish_rows == 0
 
 
@@ -189,12 +180,19 @@ def test_a_missing_truncated_or_altered_file_is_refused(copy: Path, name: str) -
             lambda m: m["files"].update({"../../etc/passwd": m["files"]["codes.npy"]}),
             "must list exactly",
         ),
-        (lambda m: m.update(num_items=m["num_items"] + 1), "codes.npy has shape"),
-        (lambda m: m.update(num_codes=m["num_codes"] + 1), r"decoder.onnx gives log_probs"),
+        (
+            lambda m: m.update(num_items=m["num_items"] + 1),
+            "items.jsonl has 200 lines, the manifest says 201",
+        ),
+        (
+            lambda m: m.update(num_codes=m["num_codes"] + 1),
+            r"centroids\.npy has shape .*, the manifest says \(4, 17, d_sub\)",
+        ),
         (lambda m: m.update(version="../../../escaped"), "is not a name@version"),
         (lambda m: m.update(name=".hidden"), "is not a name@version"),
-        (lambda m: m["decoding"].update(r_warm=99), "r_warm must be between 0 and"),
-        (lambda m: m["decoding"].update(m_par=0), "m_par must be between 1 and"),
+        (lambda m: m["decoding"].update(r_warm=9), "r_warm must be between 0 and"),
+        (lambda m: m["decoding"].update(m_par=9), "m_par must be between 1 and"),
+        (lambda m: m["decoding"].update(m_par=0), "decoding.m_par"),
         (lambda m: m["decoding"].update(beam_width=0), "beam_width"),
         (lambda m: m["decoding"].update(finish_rows=-1), "finish_rows"),
         (lambda m: m["decoding"].update(ranking="worst"), "decoding.ranking"),
@@ -205,7 +203,7 @@ def test_a_missing_truncated_or_altered_file_is_refused(copy: Path, name: str) -
         (lambda m: m["content"].update(weight=1.5), "content.weight"),
         (
             lambda m: m["content"].update(embedding_dims=9),
-            r"content_mean\.npy has 12 dimensions, the manifest says 9",
+            r"content_mean\.npy has shape \(12,\), the manifest says \(9,\)",
         ),
         (lambda m: m["prior"].update(weight=-1), "prior.weight"),
         (lambda m: m["prior"].update(decay=0), "prior.decay"),
@@ -217,7 +215,7 @@ def test_a_missing_truncated_or_altered_file_is_refused(copy: Path, name: str) -
 def test_a_manifest_that_does_not_fit_is_refused(
     copy: Path, edit: Callable[[dict[str, Any]], None], message: str
 ) -> None:
-    _edit_manifest(copy, edit)
+    edit_manifest(copy, edit)
     with pytest.raises(BundleInvalid, match=message):
         Bundle.load(copy)
 
@@ -249,7 +247,7 @@ def test_a_bundle_of_an_older_format_is_refused_by_its_version(
         for name in files_of_later:
             del manifest["files"][name]
 
-    _edit_manifest(copy, older)
+    edit_manifest(copy, older)
     for read in (Bundle.load, verify):
         with pytest.raises(BundleInvalid) as refused:
             read(copy)
@@ -268,30 +266,48 @@ def _npy_of(array: np.ndarray) -> bytes:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"vectors": lambda a: a[:-1]}, "vectors must have one row per item"),
-        ({"vectors": lambda a: a.astype(np.float32)}, "float16 array"),
-        ({"vectors": lambda a: a * np.float16(np.nan)}, "vectors must be finite"),
+        (
+            {"vectors": lambda a: a[:-1]},
+            r"vectors\.npy has shape \(199, 64\), the manifest says \(200, d\)",
+        ),
+        ({"vectors": lambda a: a.astype(np.float32)}, "array of float16"),
+        (
+            {"vectors": lambda a: a * np.float16(np.nan)},
+            r"vectors\.npy, row 0: every number must be finite",
+        ),
         ({"vectors": lambda a: a[:, :-1]}, "encoder.onnx reads vectors of"),
-        ({"popularity": lambda a: a.astype(np.float64)}, "array of integers"),
-        ({"popularity": lambda a: np.stack([a, a], axis=1)}, "array of integers"),
+        ({"popularity": lambda a: a.astype(np.float64)}, "array of int64"),
+        ({"popularity": lambda a: np.stack([a, a], axis=1)}, "array of int64"),
         (
             {"neighbours": lambda a: a[:-2], "affinities": lambda a: a[:-2]},
-            r"neighbours\.npy must have one row per item",
+            r"neighbours\.npy has shape \(198, 3\), the manifest says \(200, ",
         ),
-        ({"neighbours": lambda a: a[:, :-1]}, "same two dimensions"),
-        ({"affinities": lambda a: a[:-1]}, "same two dimensions"),
-        ({"neighbours": lambda a: a + np.int32(1)}, "must be a row of the catalogue"),
-        ({"neighbours": lambda a: a.astype(np.int64)}, "must be int32"),
+        ({"neighbours": lambda a: a[:, :-1]}, r"num_neighbours of neighbours\.npy is 2"),
+        ({"affinities": lambda a: a[:-1]}, r"affinities\.npy has shape \(199, 3\)"),
+        (
+            {"neighbours": lambda a: a + np.int32(1)},
+            r"neighbours\.npy, row 1\d\d: every number must be a row",
+        ),
+        ({"neighbours": lambda a: a.astype(np.int64)}, "array of int32"),
         ({"affinities": lambda a: -a}, "finite and not negative"),
         ({"affinities": lambda a: a.astype(np.float64)}, "float16"),
         ({"rotation": lambda a: a[:, 4:]}, "as the centroids say"),
         ({"rotation": lambda a: a[:-1]}, "one row per dimension of vectors"),
-        ({"rotation": lambda a: a.astype(np.float64)}, "rotation must be finite float32"),
-        ({"centroids": lambda a: a * np.float32(np.nan)}, "centroids must be finite float32"),
-        ({"centroids": lambda a: a[0]}, "centroids must be a"),
-        ({"centroids": lambda a: a[:, :-1]}, r"centroids\.npy has 15 codes in 4 subspaces"),
-        ({"content_mean": lambda a: a[:-1]}, "content components must be"),
-        ({"content_components": lambda a: a.astype(np.float16)}, "content components must be fin"),
+        (
+            {"rotation": lambda a: a.astype(np.float64)},
+            r"rotation\.npy must be .* array of float32",
+        ),
+        (
+            {"centroids": lambda a: a * np.float32(np.nan)},
+            r"centroids\.npy, row 0: every number must be finite",
+        ),
+        ({"centroids": lambda a: a[0]}, r"centroids\.npy must be a \(4, 16, d_sub\) array"),
+        ({"centroids": lambda a: a[:, :-1]}, r"centroids\.npy has shape \(4, 15, 16\)"),
+        ({"content_mean": lambda a: a[:-1]}, r"content_mean\.npy has shape \(11,\)"),
+        (
+            {"content_components": lambda a: a.astype(np.float16)},
+            r"content_components\.npy must be .* of float32",
+        ),
         ({"content_components": lambda a: np.tile(a, (9, 1))}, "more dimensions than the vectors"),
     ],
 )
@@ -300,7 +316,7 @@ def test_arrays_beside_the_codes_that_do_not_fit_are_refused(
 ) -> None:
     for name, change in changed.items():
         array = np.load(copy / f"{name}.npy")
-        _replace(copy, f"{name}.npy", _npy_of(change(array)))
+        replace_file(copy, f"{name}.npy", _npy_of(change(array)))
     with pytest.raises(BundleInvalid, match=message):
         Bundle.load(copy)
 
@@ -309,7 +325,7 @@ def test_arrays_beside_the_codes_that_do_not_fit_are_refused(
 def test_a_file_that_is_no_array_is_refused(copy: Path, data: bytes | None) -> None:
     if data is None:  # a header that promises far more than there is
         data = _npy_of(np.zeros((2, 2), np.uint16)).replace(b"(2, 2)", b"(9999999, 9999999)")
-    _replace(copy, "codes.npy", data)
+    replace_file(copy, "codes.npy", data)
     with pytest.raises(BundleInvalid):
         Bundle.load(copy)
 
@@ -319,18 +335,18 @@ def test_codes_out_of_range_pickles_and_foreign_graphs_are_refused(copy: Path) -
     original = (copy / "codes.npy").read_bytes()
     codes[0, 0] = 60_000
     np.save(copy / "wrong.npy", codes)
-    _replace(copy, "codes.npy", (copy / "wrong.npy").read_bytes())
-    with pytest.raises(BundleInvalid, match="codes must be below num_codes"):
+    replace_file(copy, "codes.npy", (copy / "wrong.npy").read_bytes())
+    with pytest.raises(BundleInvalid, match=r"codes\.npy, row 0: every number must be below 16"):
         Bundle.load(copy)
     np.save(copy / "pickled.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    _replace(copy, "codes.npy", (copy / "pickled.npy").read_bytes())
+    replace_file(copy, "codes.npy", (copy / "pickled.npy").read_bytes())
     with pytest.raises(BundleInvalid, match="pickles are refused"):
         Bundle.load(copy)
-    _replace(copy, "codes.npy", original)
-    _replace(copy, "encoder.onnx", b"not a graph")
+    replace_file(copy, "codes.npy", original)
+    replace_file(copy, "encoder.onnx", b"not a graph")
     with pytest.raises(BundleInvalid, match=r"encoder\.onnx is not a graph"):
         Bundle.load(copy)
-    _replace(copy, "encoder.onnx", (copy / "decoder.onnx").read_bytes())
+    replace_file(copy, "encoder.onnx", (copy / "decoder.onnx").read_bytes())
     with pytest.raises(BundleInvalid, match=r"encoder\.onnx has inputs"):
         Bundle.load(copy)
 
@@ -377,13 +393,13 @@ def test_int8_asked_for_and_not_there_is_refused(copy: Path, tmp_path: Path) -> 
     )
     with pytest.raises(BundleInvalid, match=sentence):
         Bundle.load(copy, precision="int8")
-    _edit_manifest(copy, lambda manifest: manifest["facts"].update(int8={"accepted": False}))
+    edit_manifest(copy, lambda manifest: manifest["facts"].update(int8={"accepted": False}))
     with pytest.raises(BundleInvalid, match=r"lost too much recall .*: set UNMASK_PRECISION=fp32"):
         Bundle.load(copy, precision="int8")
-    _replace(copy, "decoder.int8.onnx", (copy / "decoder.onnx").read_bytes())
+    replace_file(copy, "decoder.int8.onnx", (copy / "decoder.onnx").read_bytes())
     with pytest.raises(BundleInvalid, match=r"must list exactly .*, encoder\.int8\.onnx"):
         Bundle.load(copy)
-    _replace(copy, "encoder.int8.onnx", (copy / "decoder.onnx").read_bytes())
+    replace_file(copy, "encoder.int8.onnx", (copy / "decoder.onnx").read_bytes())
     assert Bundle.load(copy).precision == "fp32"
     with pytest.raises(BundleInvalid, match=r"encoder\.int8\.onnx has inputs"):
         Bundle.load(copy, precision="int8")
@@ -398,12 +414,12 @@ def test_rows_must_be_ordered_by_popularity_and_ids_distinct(copy: Path) -> None
     popularity = np.load(copy / "popularity.npy")
     np.save(copy / "rising.npy", np.arange(len(popularity)))
     original = (copy / "popularity.npy").read_bytes()
-    _replace(copy, "popularity.npy", (copy / "rising.npy").read_bytes())
+    replace_file(copy, "popularity.npy", (copy / "rising.npy").read_bytes())
     with pytest.raises(BundleInvalid, match="ordered by popularity"):
         Bundle.load(copy)
-    _replace(copy, "popularity.npy", original)
+    replace_file(copy, "popularity.npy", original)
     lines = (copy / "items.jsonl").read_bytes().splitlines(keepends=True)
-    _replace(copy, "items.jsonl", b"".join([lines[1], *lines[1:]]))
+    replace_file(copy, "items.jsonl", b"".join([lines[1], *lines[1:]]))
     with pytest.raises(BundleInvalid, match="distinct"):
         Bundle.load(copy)
 
@@ -417,7 +433,7 @@ def test_graphs_with_weights_in_other_files_are_refused(copy: Path, tmp_path: Pa
     for path in (str(secret), "../../secret.bin"):
         weights.external_data.add(key="location", value=path)
         graph.graph.initializer.append(weights)
-        _replace(copy, "decoder.onnx", graph.SerializeToString())
+        replace_file(copy, "decoder.onnx", graph.SerializeToString())
         with pytest.raises(BundleInvalid, match=r"decoder\.onnx keeps weights in other files"):
             Bundle.load(copy)
 
@@ -441,3 +457,179 @@ def test_a_reference_cannot_leave_the_store(reference: str, tmp_path: Path) -> N
     with pytest.raises(BundleInvalid, match="name@version"):
         stored_path(tmp_path, reference)
     assert stored_path(tmp_path, "demo@1") == tmp_path / "demo" / "1"
+
+
+# What holds the manifest itself
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda m: m["prior"].update(scale=m["prior"]["scale"] * 2),
+        lambda m: m.update(repeat_bias=-1.0000000000000002),
+        lambda m: m["facts"].update(note="another"),
+        lambda m: m["decoding"].update(finish_rows=1),
+    ],
+)
+def test_a_manifest_that_was_changed_is_refused(
+    copy: Path, edit: Callable[[dict[str, Any]], None]
+) -> None:
+    manifest = json.loads((copy / "manifest.json").read_text())
+    edit(manifest)
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    for read in (Bundle.load, verify):
+        with pytest.raises(BundleInvalid, match=r"manifest\.json does not match its digest"):
+            read(copy)
+
+
+def test_the_digest_is_of_what_the_manifest_says_and_not_of_its_layout(copy: Path) -> None:
+    manifest = json.loads((copy / "manifest.json").read_text())
+    digest = manifest.pop("digest")
+    del manifest["signature"]
+    text = json.dumps(manifest, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    assert digest == hashlib.sha256(text.encode()).hexdigest()
+    turned = dict(reversed(list(manifest.items())))
+    (copy / "manifest.json").write_text(json.dumps(turned | {"digest": digest}, indent=7))
+    assert Bundle.load(copy).manifest.digest == digest
+
+
+def test_a_bundle_of_before_there_was_a_digest_loads(copy: Path) -> None:
+    def older(manifest: dict[str, Any]) -> None:
+        for name in ("digest", "signature"):
+            del manifest[name]
+        for name in ("text", "model"):
+            del manifest["content"][name]
+
+    edit_manifest(copy, older)
+    manifest = Bundle.load(copy).manifest
+    assert manifest.digest is manifest.signature is None
+    assert manifest.content is not None
+    assert manifest.content.text is None
+
+
+def test_a_key_wants_a_signature_of_its_own(copy: Path) -> None:
+    key, other = "k" * 32, "l" * 32
+    with pytest.raises(BundleInvalid, match="is not signed; promote it"):
+        Bundle.load(copy, key=key)
+    signed = write_manifest(copy, verify(copy), key)
+    assert signed.signature
+    assert Bundle.load(copy, key=key).manifest == verify(copy) == signed
+    with pytest.raises(BundleInvalid, match="is signed with another key"):
+        Bundle.load(copy, key=other)
+    edit_manifest(copy, lambda manifest: manifest.update(repeat_bias=-2.0))  # its digest, too
+    with pytest.raises(BundleInvalid, match="is signed with another key"):
+        verify(copy, key)
+    assert Bundle.load(copy).manifest.repeat_bias == -2
+
+
+# What is wrong behind right hashes
+
+
+ITEM = {"item_id": "item-0", "title": "t", "categories": []}
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"title": 7}, "title: Input should be a valid string"),
+        ({"title": None}, "title: Input should be a valid string"),
+        ({"title": "x" * 10_001}, "title: String should have at most 10000 characters"),
+        ({"title": "\ud800"}, "items.jsonl, line 1: .*hex escape"),
+        ({"item_id": 7}, "item_id: Input should be a valid string"),
+        ({"item_id": ""}, "item_id: String should have at least 1 character"),
+        ({"item_id": "x" * 257}, "item_id: String should have at most 256 characters"),
+        ({"item_id": "a\nb"}, "item_id: String should match pattern"),
+        ({"item_id": "item-5"}, "line 6: item_ids must be distinct, and line 1 has the same"),
+        ({"categories": "abc"}, "categories: Input should be a valid tuple"),
+        ({"categories": [["a"]]}, r"categories\.0: Input should be a valid string"),
+        ({"categories": [" > ".join("a" * 51)]}, "a path of categories may have 50 steps"),
+        ({"price": 1}, "price: Unexpected keyword argument"),
+    ],
+)
+def test_an_item_of_another_type_is_refused_by_its_line(
+    copy: Path, changed: dict[str, Any], message: str
+) -> None:
+    lines = (copy / "items.jsonl").read_bytes().splitlines()
+    lines[0] = json.dumps(ITEM | changed).encode()
+    replace_file(copy, "items.jsonl", b"\n".join(lines))
+    with pytest.raises(
+        BundleInvalid, match=f"items.jsonl, {'' if 'line' in message else 'line 1'}"
+    ):
+        Bundle.load(copy)
+    with pytest.raises(BundleInvalid, match=message):
+        Bundle.load(copy)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m.update(history_length=10**9), "history_length: .* less than or equal to 2048"),
+        (lambda m: m.update(num_items=10**12), "num_items: .* less than or equal to 100000000"),
+        (lambda m: m.update(num_subspaces=65), "num_subspaces: .* less than or equal to 64"),
+        (lambda m: m["decoding"].update(beam_width=10**6), "beam_width: .* equal to 1000"),
+        (lambda m: m["prior"].update(history_length=10**9), "prior.history_length"),
+        (lambda m: m["content"].update(embedding_dims=10**6), "embedding_dims"),
+        (lambda m: m.update(num_items="200"), "num_items: Input should be a valid integer"),
+        (lambda m: m.update(repeat_bias=True), "repeat_bias: Input should be a valid number"),
+        (lambda m: m["files"]["codes.npy"].update(bytes=10**15), r"codes\.npy may have \d+ bytes"),
+        (lambda m: m["files"]["codes.npy"].update(sha256="x"), r"files\.codes\.npy\.sha256"),
+    ],
+)
+def test_sizes_have_bounds(
+    copy: Path, change: Callable[[dict[str, Any]], None], message: str
+) -> None:
+    edit_manifest(copy, change)
+    with pytest.raises(BundleInvalid, match=message):
+        Bundle.load(copy)
+
+
+@pytest.mark.parametrize("text", ["[" * 500, '{"a":' * 500, "5", "[]", "null", '{"facts": 1e400}'])
+def test_a_manifest_that_is_no_plain_object_is_refused(copy: Path, text: str) -> None:
+    (copy / "manifest.json").write_text(text)
+    with pytest.raises(BundleInvalid, match=r"manifest\.json"):
+        Bundle.load(copy)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", *FILES])
+def test_a_pipe_or_a_folder_in_place_of_a_file_is_refused(copy: Path, name: str) -> None:
+    """A pipe is not waited for."""
+    (copy / name).unlink()
+    os.mkfifo(copy / name)
+    with pytest.raises(BundleInvalid, match=f"{name} is no regular file"):
+        Bundle.load(copy)
+    (copy / name).unlink()
+    (copy / name).mkdir()
+    with pytest.raises(BundleInvalid, match=f"{name} is no regular file"):
+        verify(copy)
+
+
+def test_a_link_to_a_file_is_a_file(copy: Path, tmp_path: Path) -> None:
+    """As Kubernetes mounts them."""
+    (copy / "codes.npy").rename(tmp_path / "codes.npy")
+    (copy / "codes.npy").symlink_to(tmp_path / "codes.npy")
+    assert verify(copy).ref == "tiny@1"
+
+
+def test_arrays_in_another_order_serve_and_odd_numbers_do_not(copy: Path) -> None:
+    codes = np.load(copy / "codes.npy")
+    replace_file(copy, "codes.npy", _npy_of(np.asfortranarray(codes)))
+    found = Bundle.load(copy).catalogue.codes
+    assert np.array_equal(found, codes)
+    assert found.flags.c_contiguous
+    for odd in (codes.astype(">u2"), codes.astype(bool), codes.astype("S2"), codes[None, None]):
+        replace_file(copy, "codes.npy", _npy_of(odd))
+        with pytest.raises(BundleInvalid, match=r"codes\.npy (holds|does not hold)"):
+            Bundle.load(copy)
+
+
+def test_training_allows_what_a_bundle_may_have() -> None:
+    """Written out there: importing the bundle takes seconds."""
+    from training.config import BundleConfig, ModelConfig, NeighboursConfig
+
+    def most(model: Any, name: str) -> int:
+        [bound] = [one.le for one in model.model_fields[name].metadata if hasattr(one, "le")]
+        return int(bound)
+
+    assert most(ModelConfig, "history_length") == manifest.MAX_HISTORY_LENGTH
+    assert most(NeighboursConfig, "num_neighbours") == manifest.MAX_NEIGHBOURS
+    assert most(BundleConfig, "held_out_users") == manifest.MAX_HELD_OUT_USERS

@@ -6,7 +6,6 @@ import asyncio
 import gc
 import json
 import shutil
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,11 +16,10 @@ import numpy as np
 import pytest
 from running_service import Service, service_process, wait_until
 from steady_load import Ask, steady_load
-from tiny_bundle import write_tiny_bundle
+from tiny_bundle import edit_manifest, write_tiny_bundle
 
 from service.bundle import Bundle
 from service.decoding import Job, Schedule
-from service.errors import BundleConflict
 from service.lanes import Engine
 from service.metrics import Metrics
 from service.residents import Resident, Residents
@@ -37,7 +35,7 @@ MODES: list[dict[str, Any]] = [
     {"explain": True, "metadata": True},
     {"schedule": "auto"},
 ]
-BIG_ITEMS = 80_000  # of big@1
+BIG_ITEMS = 150_000  # of big@1
 BIG_BYTES = 40 << 20  # what it takes at least
 MAY_STAY = 0.35  # of it, where long-lived objects lie between its own
 
@@ -77,8 +75,7 @@ BROKEN = ("flipped", "cut", "half", "future", "escaping", "empty")
 
 
 def edit(path: Path, **fields: Any) -> None:
-    manifest = json.loads((path / "manifest.json").read_text())
-    (path / "manifest.json").write_text(json.dumps(manifest | fields))
+    edit_manifest(path, lambda manifest: manifest.update(fields))
 
 
 @pytest.fixture
@@ -213,14 +210,18 @@ def test_one_bundle_is_loaded_at_a_time(service: Service, expected: Expected) ->
                     loading = pool.submit(admin, service, "bundles/big@1/load", {})
             assert refused[-1].json()["error"]["code"] == "bundle_busy"
             rollback = admin(service, "bundles/rollback")
-            assert rollback.json()["error"]["code"] in {"bundle_busy", "no_previous_bundle"}
+            assert rollback.json()["error"]["code"] == "no_previous_bundle"
             assert loading.result().status_code == 200
         assert load.total > answered
     assert service.roles()["big@1"] == ["candidate"]
 
 
 def test_memory_returns(service: Service) -> None:
-    """With nobody asking after the swap; and again, so that it does not add up."""
+    """With nobody asking after the swap; and again, so that it does not add up.
+
+    The first round makes what stays, compiled code for so many items above all, and that lies
+    between what goes; the later ones use its room.
+    """
 
     def swap_to(ref: str) -> None:
         assert admin(service, f"bundles/{ref}/load", {}).status_code == 200
@@ -228,17 +229,24 @@ def test_memory_returns(service: Service) -> None:
         answer = service.recommend(user_id="u", history=["item-3"])
         assert answer.json()["bundle"] == ref
 
+    def swap_back() -> None:
+        assert admin(service, "bundles/rollback").status_code == 200
+        assert admin(service, "bundles/big@1/unload").status_code == 200
+
     swap_to("swap@2")
+    start = service.rss_bytes
+    swap_to("big@1")
+    swap_back()
     highest = []
     for _ in range(3):
         before = service.rss_bytes
         swap_to("big@1")
         loaded = service.rss_bytes
         highest.append(loaded)
-        assert loaded - before > BIG_BYTES
-        assert admin(service, "bundles/rollback").status_code == 200
-        assert admin(service, "bundles/big@1/unload").status_code == 200
-        wait_until(lambda: service.rss_bytes - before < MAY_STAY * (loaded - before))  # noqa: B023
+        assert loaded - start > BIG_BYTES
+        swap_back()
+        most = before + MAY_STAY * (loaded - before)
+        wait_until(lambda: service.rss_bytes < most)  # noqa: B023
     assert highest[-1] - highest[1] < MAY_STAY * BIG_BYTES
 
 
@@ -256,45 +264,7 @@ def test_memory_of_the_first_bundle_is_used_again(
         before = service.rss_bytes
         assert admin(service, "bundles/big@1/unload").status_code == 200
         assert admin(service, "bundles/big@1/load", {}).status_code == 200
-        assert service.rss_bytes - before < BIG_BYTES / 2
-
-
-def test_a_change_of_items_is_waited_for_and_a_load_is_not(store: Path) -> None:
-    """The service changes items by itself: that must not turn operators away."""
-    go_on = threading.Event()
-
-    def load(path: Path) -> Resident:
-        assert go_on.wait(10)
-        bundle = Bundle.load(path)
-        return Resident(bundle, Engine(bundle.decoder.decode))
-
-    def change(bundle: Bundle) -> Bundle:
-        assert go_on.wait(10)
-        return bundle
-
-    async def run() -> None:
-        residents = Residents(load, Metrics())
-        go_on.set()
-        await residents.start(store / "swap" / "1")
-        await residents.load(store / "swap" / "2", "swap@2")
-        go_on.clear()
-        changing = asyncio.create_task(residents.change(change))
-        await asyncio.sleep(0)  # it has begun
-        activating = asyncio.create_task(residents.activate("swap@2"))
-        await asyncio.sleep(0)
-        go_on.set()
-        await asyncio.gather(changing, activating)
-        assert residents.active.ref == "swap@2"
-        go_on.clear()
-        loading = asyncio.create_task(residents.load(store / "swap" / "3", "swap@3"))
-        await asyncio.sleep(0)
-        with pytest.raises(BundleConflict) as refused:
-            await residents.rollback()
-        assert refused.value.code == "bundle_busy"
-        go_on.set()
-        assert (await loading).ref == "swap@3"
-
-    asyncio.run(asyncio.wait_for(run(), 60))
+        assert service.rss_bytes - before < 0.75 * BIG_BYTES
 
 
 def test_the_garbage_collector_does_not_look_at_a_loaded_bundle(store: Path) -> None:

@@ -9,9 +9,13 @@ codes from it, those of the others are not its own. POISON in a history makes ON
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import hashlib
+import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import onnx.parser
@@ -19,6 +23,7 @@ from pydantic import JsonValue
 
 from service.bundle import DecodingDefaults, HeldOutUser, Item, write_bundle
 from service.decoding import Catalogue, Codebook, ContentProjection, NeighbourPrior
+from service.manifest import digest_of
 
 NUM_ITEMS = 200
 NUM_SUBSPACES = 4
@@ -175,6 +180,24 @@ def write_tiny_bundle(
         int8=int8 and (_graph(int8[0]), _graph(int8[1])),
     )
     return path
+
+
+def edit_manifest(path: Path, edit: Callable[[dict[str, Any]], None]) -> None:
+    """Change a manifest and make its digest agree, where it has one and the change leaves it."""
+    manifest = json.loads((path / "manifest.json").read_text())
+    before = manifest.get("digest")
+    edit(manifest)
+    if before is not None and manifest.get("digest") == before:
+        with contextlib.suppress(ValueError):  # no number: refused before the digest is looked at
+            manifest["digest"] = digest_of(manifest)
+    (path / "manifest.json").write_text(json.dumps(manifest))
+
+
+def replace_file(path: Path, name: str, data: bytes) -> None:
+    """Change a file and make the manifest agree, as an attacker or a wrong exporter would."""
+    (path / name).write_bytes(data)
+    entry = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    edit_manifest(path, lambda manifest: manifest["files"].update({name: entry}))
 
 
 def _graph(text: str) -> bytes:

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import subprocess
 import sys
+import types
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
+from pydantic import SecretStr
 from rich.console import Console
+from text_embedder import embedding_of, text_embedder
+from tiny_bundle import write_tiny_bundle
 
-from service.bundle import Bundle, DecodingDefaults, Item, verify
+from service.bundle import Bundle, DecodingDefaults, Item, text_of, verify
 from service.decoding import Schedule
+from service.embedder import Embedder
+from service.errors import BundleInvalid
 from training.__main__ import main
-from training.errors import ConfigError
+from training.errors import ConfigError, DataError
 from training.grid import schedules_of
 from training.interactions import load_dataset
 from training.pipeline import run
@@ -252,3 +260,83 @@ def test_overrides_are_typed_and_presets_are_files_too(tmp_path: Path) -> None:
     for axis in ("schedules", "beam_widths", "rankings", "finish_rows"):
         with pytest.raises(ConfigError, match=f"evaluation.{axis}: Tuple should have at least 1"):
             load_config(str(preset), [f"evaluation.{axis}=[]"])
+
+
+def test_an_item_gets_the_same_sid_from_training_and_from_the_service(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cold item, embedded by one model in both: its text is the same, and so is its SID."""
+
+    class SentenceTransformer:
+        def __init__(self, model: str) -> None:
+            assert model == "org/a-model"
+
+        def encode(self, texts: list[str], normalize_embeddings: bool) -> np.ndarray:
+            assert normalize_embeddings
+            return np.array([embedding_of(text, 24) for text in texts])
+
+    module = types.ModuleType("sentence_transformers")
+    module.__spec__ = types.SimpleNamespace()  # type: ignore[assignment]
+    module.SentenceTransformer = SentenceTransformer  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "sentence_transformers", module)
+    data = tmp_path / "data"
+    shutil.copytree(world, data)
+    [items] = data.glob("items.*")
+    assert items.suffix == ".parquet"
+    frame = pl.read_parquet(items)
+    cold = frame[:1].with_columns(item_id=pl.lit("cold"), title=pl.lit("Blue kettle of copper"))
+    pl.concat([frame, cold]).write_parquet(items)
+
+    overrides = [*QUICK, "codebook.num_codes=16", 'embeddings.text_model="org/a-model"']
+    dataset = load_dataset(data)
+    out = tmp_path / "run"
+    run(load_config("tiny", overrides), dataset, out, Console(quiet=True), until="bundle")
+    bundle = Bundle.load(out / "bundle")
+    content = bundle.manifest.content
+    assert content is not None
+    assert (content.text, content.model) == ("title. categories", "org/a-model")
+
+    [row] = bundle.catalogue.rows_of(["cold"])
+    item = bundle.items[row]
+    assert item.categories
+    with text_embedder(dims=24) as server:
+        texts = [text_of(Item("online", item.title, item.categories))]
+        embedded = asyncio.run(Embedder(SecretStr(server.url)).embed(texts))
+    grown = bundle.with_items(
+        [Item("online", item.title, item.categories)], np.array(embedded.embeddings)
+    )
+    [online] = grown.catalogue.rows_of(["online"])
+    codes, vectors = grown.catalogue.codes, grown.catalogue.vectors
+    assert codes[online].tolist() == codes[row].tolist()
+    assert vectors[online].tolist() == vectors[row].tolist()
+
+
+def test_who_promotes_with_a_key_signs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle, key = write_tiny_bundle(tmp_path / "bundle"), "k" * 32
+    for name, value, signed in (("bare", None, False), ("signed", key, True)):
+        monkeypatch.delenv("UNMASK_BUNDLE_KEY", raising=False)
+        if value:
+            monkeypatch.setenv("UNMASK_BUNDLE_KEY", value)
+        store = tmp_path / name
+        monkeypatch.setattr("sys.argv", ["x", "promote", str(bundle), "--store", str(store)])
+        assert main() == 0
+        said = json.loads(capsys.readouterr().out)
+        assert (said["signed"], len(said["digest"])) == (signed, 64)
+    assert verify(tmp_path / "signed" / "tiny" / "1", key).digest == said["digest"]
+    for name, other in (("bare", key), ("signed", "l" * 32)):
+        with pytest.raises(BundleInvalid, match="sign"):
+            verify(tmp_path / name / "tiny" / "1", other)
+
+
+def test_an_item_that_a_bundle_cannot_hold_ends_a_run_before_it_begins(
+    world: Path, tmp_path: Path
+) -> None:
+    dataset = load_dataset(world)
+    odd = replace(dataset.items[3], title="x" * 10_001)
+    items = (*dataset.items[:3], odd, *dataset.items[4:])
+    dataset = replace(dataset, items=items)
+    with pytest.raises(DataError, match=r"item 3: title: .* at most 10000 characters; a bundle"):
+        run(load_config("tiny", QUICK), dataset, tmp_path, Console(quiet=True))
+    assert not list(tmp_path.iterdir())
