@@ -27,7 +27,7 @@ RUN pip wheel --no-deps --no-build-isolation --wheel-dir wheels . \
 # The kernel's machine code for the processor that builds. Elsewhere it is compiled at the start.
 WORKDIR /srv
 COPY models_store/demo models_store/demo
-RUN NUMBA_CACHE_DIR=/opt/unmask/machine_code /opt/unmask/bin/python -m service.compile_ahead \
+RUN NUMBA_CACHE_DIR=/opt/unmask/machine_code /opt/unmask/bin/python -m service.loading.compile_ahead \
     models_store/demo/*/
 
 FROM build AS build-gpu
@@ -39,7 +39,7 @@ COPY --from=build-cpu /build/wheels wheels
 RUN pip --python /opt/unmask/bin/python install --no-deps --no-index wheels/*.whl
 WORKDIR /srv
 COPY models_store/demo models_store/demo
-RUN NUMBA_CACHE_DIR=/opt/unmask/machine_code /opt/unmask/bin/python -m service.compile_ahead \
+RUN NUMBA_CACHE_DIR=/opt/unmask/machine_code /opt/unmask/bin/python -m service.loading.compile_ahead \
     models_store/demo/*/
 
 FROM build AS build-loadtest

@@ -30,8 +30,7 @@ from locust.rpc import Message
 from locust.runners import MasterRunner, WorkerRunner
 from locust.stats import RequestStats, StatsEntry
 
-from loadtest.api_key import authorization
-from loadtest.held_out import HeldOutUser, read_held_out
+from loadtest.clients import HeldOutUser, authorization, read_held_out
 
 PERCENTILES = (0.5, 0.95, 0.99)
 ROUTE = "/recommend"

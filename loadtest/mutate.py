@@ -24,7 +24,7 @@ from itertools import pairwise
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from loadtest.api_key import authorization
+from loadtest.clients import authorization
 
 ERROR_FIELDS = {"code", "message", "param", "retryable", "request_id", "details"}
 ANSWER_S = 60.0

@@ -23,8 +23,7 @@ from urllib.parse import quote
 
 import httpx
 
-from loadtest.api_key import authorization
-from loadtest.held_out import HeldOutUser, read_held_out
+from loadtest.clients import HeldOutUser, authorization, read_held_out
 
 PERCENTILES = (50, 95, 99)
 RETRY_LATER = {429, 503}

@@ -22,8 +22,7 @@ from typing import Any
 import httpx
 from redis import Redis, RedisError
 
-from loadtest.held_out import MAX_EVENTS, read_held_out
-from loadtest.served import served
+from loadtest.clients import MAX_EVENTS, read_held_out, served
 
 PATIENT_MS = 5000  # for a call to the store: nothing is timed here
 WRITTEN_WITHIN_S = 30.0  # answers are remembered behind the request

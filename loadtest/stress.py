@@ -23,10 +23,16 @@ from typing import Any
 import aiohttp
 import numpy as np
 
-from loadtest.capacity import find_capacity
-from loadtest.held_out import HeldOutUser, read_held_out
-from loadtest.open_loop import GIVE_UP_S, Load, open_loop
-from loadtest.served import Served, served
+from loadtest.clients import (
+    GIVE_UP_S,
+    HeldOutUser,
+    Load,
+    Served,
+    find_capacity,
+    open_loop,
+    read_held_out,
+    served,
+)
 
 LONE_REQUESTS = 300
 FIRST_RATE = 20.0

@@ -27,13 +27,18 @@ import httpx
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from loadtest.capacity import find_capacity
-from loadtest.held_out import HeldOutUser, read_held_out
-from loadtest.open_loop import BUSY, Load, open_loop
+from loadtest.clients import (
+    BUSY,
+    HeldOutUser,
+    Load,
+    Served,
+    find_capacity,
+    open_loop,
+    read_held_out,
+    served,
+)
 from loadtest.replay import Answer, replay, store_histories
-from loadtest.served import Served, served
-from loadtest.sweep_report import write_report
-from loadtest.sweep_results import Case, Results, Setting, SweepError
+from loadtest.sweeping import Case, Results, Setting, SweepError, write_report
 
 CONCURRENCY = 8  # of the requests that recall is measured by
 FIRST_GROWTH, LATER_GROWTH = 1.3, 1.12  # between rates tried, in the first round and after it

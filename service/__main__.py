@@ -20,13 +20,11 @@ import structlog
 import uvicorn
 from threadpoolctl import threadpool_limits
 
-from service.app import create_app
 from service.errors import SettingsInvalid, StartError
-from service.http_protocol import Http
+from service.http import Http, Port, create_app, raised_descriptor_limit
 from service.lifecycle import Lifecycle
-from service.metrics import Metrics
-from service.port import Port, raised_descriptor_limit
 from service.settings import load_settings
+from service.telemetry import Metrics
 
 LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 SWITCH_INTERVAL_S = 0.0001  # event loop and decode thread get the interpreter back soon

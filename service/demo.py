@@ -23,8 +23,7 @@ from typing import Any
 
 import httpx
 
-from service.bundle import Bundle, HeldOutUser
-from service.bundle_store import configured_path
+from service.bundles import Bundle, HeldOutUser, configured_path
 from service.errors import StartError
 from service.seed import history_of, store_history
 from service.settings import Settings, load_settings

@@ -17,11 +17,8 @@ from pathlib import Path
 
 import structlog
 
-from service.attribution import Remembering
-from service.batching import MicroBatcher
-from service.bundle import Bundle
-from service.bundle_store import configured_path, existing_path, reference_at, stored_path
-from service.embedded_valkey import EmbeddedValkey
+from service.batching import Engine, LatencyModel, MicroBatcher
+from service.bundles import Bundle, configured_path, existing_path, reference_at, stored_path
 from service.errors import (
     HistoryUnavailable,
     InvalidRequest,
@@ -30,24 +27,20 @@ from service.errors import (
     StartError,
     UnmaskError,
 )
-from service.experiment import Experiment, load_experiment
-from service.history import HistoryStore
-from service.item_changes import ItemChanges
-from service.lanes import Engine
-from service.latency import LatencyModel
-from service.metrics import Metrics
-from service.patience import Patience
-from service.pauses import measure_loop_lag, watched_gc
-from service.planning import fixed_plan
-from service.priming import prime
-from service.recommender import Policy, Recommender
-from service.redis_history import RedisHistoryStore
-from service.residents import Resident, Residents
+from service.histories import EmbeddedValkey, HistoryStore, RedisHistoryStore, Remembering
+from service.loading import ItemChanges, Patience, Resident, Residents, prime
+from service.recommending import (
+    Experiment,
+    Policy,
+    Recommender,
+    Shadow,
+    fixed_plan,
+    load_experiment,
+)
 from service.schemas import RecommendRequest
 from service.settings import Settings
-from service.shadow import Shadow
 from service.tasks import ended
-from service.traces import traces_if_asked
+from service.telemetry import Metrics, measure_loop_lag, traces_if_asked, watched_gc
 
 VERSION = version("unmask")
 LOOK_EVERY_S = 10.0

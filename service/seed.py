@@ -15,8 +15,7 @@ from urllib.parse import quote
 
 import httpx
 
-from service.bundle import Bundle, HeldOutUser
-from service.bundle_store import configured_path, reference_at
+from service.bundles import Bundle, HeldOutUser, configured_path, reference_at
 from service.errors import StartError
 from service.schemas import is_user_id
 from service.settings import load_settings

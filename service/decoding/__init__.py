@@ -30,15 +30,18 @@ heap, softmax, prefetch; then trail, encoder_cache, codebook, decoder, gather_gr
 unconstrained is the papers' literal expansion, kept for comparison.
 """
 
-from service.decoding.beam import decode
-from service.decoding.catalogue import Catalogue
-from service.decoding.codebook import Codebook, ContentProjection
+from service.decoding.catalogue import (
+    Catalogue,
+    Codebook,
+    ContentProjection,
+    NeighbourPrior,
+    SidTrie,
+)
 from service.decoding.decoder import Decoder
-from service.decoding.denoiser import Denoiser, Histories
 from service.decoding.job import Confidence, Decoded, Job, OnAnswer, Ranking, Timings, Trajectory
-from service.decoding.neighbours import NeighbourPrior
+from service.decoding.network import Denoiser, Histories
 from service.decoding.schedule import Schedule
-from service.decoding.trie import SidTrie
+from service.decoding.search import decode
 
 __all__ = [
     "Catalogue",

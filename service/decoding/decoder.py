@@ -8,13 +8,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from service.decoding.beam import decode
-from service.decoding.codebook import Codebook
-from service.decoding.denoiser import Denoiser
-from service.decoding.encoder_cache import EncoderCache
+from service.decoding.catalogue import Codebook, NeighbourPrior, SidTrie
 from service.decoding.job import Confidence, Decoded, Job, OnAnswer, Timings
-from service.decoding.neighbours import NeighbourPrior
-from service.decoding.trie import SidTrie
+from service.decoding.network import Denoiser, EncoderCache
+from service.decoding.search import decode
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +38,7 @@ class Decoder:
     def decode(
         self, jobs: Sequence[Job], on_answer: OnAnswer | None = None
     ) -> tuple[list[Decoded], Timings]:
-        """Decode a batch of jobs: see `service.decoding.beam.decode`."""
+        """Decode a batch of jobs: see `service.decoding.search.beam_search.decode`."""
         return decode(
             jobs,
             self.trie,

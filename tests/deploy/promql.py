@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from service.metrics import Metrics
+from service.telemetry.metrics import Metrics
 
 KEYWORDS = {
     "and",

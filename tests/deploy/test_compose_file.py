@@ -8,8 +8,8 @@ from pathlib import Path
 
 import yaml
 
-from service.http_errors import RETRYABLE
-from service.schemas import Error
+from service.http.error_map import RETRYABLE
+from service.schemas.recommend import Error
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())

@@ -31,10 +31,10 @@ import pytest
 import yaml
 from promql import exposed
 
-from service.app import create_app
+from service.http.app import create_app
 from service.lifecycle import Lifecycle
-from service.metrics import Metrics
 from service.settings import PREFIX, Settings
+from service.telemetry.metrics import Metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "deploy" / "kubernetes" / "unmask"

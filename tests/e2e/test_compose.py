@@ -25,7 +25,7 @@ import pytest
 from running_service import free_port
 from steady_load import Load, steady_load
 
-from loadtest.held_out import read_held_out
+from loadtest.clients.held_out import read_held_out
 
 pytestmark = pytest.mark.e2e
 
@@ -174,7 +174,15 @@ def test_machine_code_comes_with_the_image(
     variables = [f"--env={name}={value}" for name, value in processor.items()]
     folder = f"/srv/models_store/demo/{DEMO.name}"
     said = stack.run(
-        "docker", "run", *BARE, *variables, IMAGE, "python", "-m", "service.compile_ahead", folder
+        "docker",
+        "run",
+        *BARE,
+        *variables,
+        IMAGE,
+        "python",
+        "-m",
+        "service.loading.compile_ahead",
+        folder,
     )
     say(said)
     [number] = re.findall(r"Compiled (\d+) functions", said)

@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
-from service.bundle_store import configured_path
+from service.bundles.store import configured_path
 
 ROOT = Path(__file__).resolve().parents[2]
 ANSWERS_ENOUGH = 5

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from loadtest import replay, stress, sweep
-from loadtest.held_out import HeldOutUser, read_held_out
+from loadtest.clients.held_out import HeldOutUser, read_held_out
 from loadtest.replay import Answer, compare, percentile, read_ranks, summarise
-from service.bundle import Bundle
-from service.bundle_store import configured_path
+from service.bundles.bundle import Bundle
+from service.bundles.store import configured_path
 from service.decoding import Job, Schedule
 
 USERS = 20

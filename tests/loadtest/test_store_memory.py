@@ -9,7 +9,7 @@ import pytest
 from running_valkey import Server, running
 
 from loadtest.store_memory import main
-from service.bundle_store import configured_path
+from service.bundles.store import configured_path
 
 
 def test_more_events_cost_more_and_the_store_is_left_empty(

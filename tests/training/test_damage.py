@@ -17,18 +17,18 @@ import pytest
 import torch
 from rich.console import Console
 
-from service.bundle import verify
+from service.bundles.bundle import verify
 from training.__main__ import main
 from training.checkpoint import read_checkpoint, write_checkpoint
 from training.config import STAGES
+from training.data.interactions import load_dataset
+from training.data.synthetic import make_world, write_world
 from training.errors import DataError, FitDiverged
-from training.export import export_graphs
-from training.fit import load_best
-from training.interactions import load_dataset
+from training.families.mdgr.export import export_graphs
+from training.fitting.training_loop import load_best
 from training.pipeline import catalogue_of, run
 from training.preset import load_config
 from training.stages import files_of, work_stage
-from training.synthetic import make_world, write_world
 
 QUICK = ["fit.epochs=2", "fit.validation_users=20", "evaluation.invalid_sid_users=5"]
 QUICK += ["codebook.num_codes=16", "fit.validate_every_epochs=1", "evaluation.timing_users=1"]

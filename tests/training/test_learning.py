@@ -16,10 +16,10 @@ import pytest
 from numpy.typing import NDArray
 from rich.console import Console
 
-from training.interactions import load_dataset
+from training.data.interactions import load_dataset
+from training.data.synthetic import World, make_world, write_world
 from training.pipeline import run
 from training.preset import load_config
-from training.synthetic import World, make_world, write_world
 
 K = 10
 SHARE_OF_BEST = 0.7

@@ -19,18 +19,18 @@ from rich.console import Console
 from text_embedder import embedding_of, text_embedder
 from tiny_bundle import write_tiny_bundle
 
-from service.bundle import Bundle, DecodingDefaults, Item, text_of, verify
+from service.bundles.bundle import Bundle, DecodingDefaults, Item, text_of, verify
 from service.decoding import Schedule
-from service.embedder import Embedder
 from service.errors import BundleInvalid
+from service.loading.embedder import Embedder
 from training.__main__ import main
+from training.bundling.promotion import promote
+from training.data.interactions import load_dataset
+from training.data.synthetic import make_world, write_world
 from training.errors import ConfigError, DataError
-from training.grid import schedules_of
-from training.interactions import load_dataset
+from training.evaluation.decoding_grid import schedules_of
 from training.pipeline import run
 from training.preset import load_config, preset_names
-from training.promotion import promote
-from training.synthetic import make_world, write_world
 
 QUICK = ["fit.epochs=1", "fit.validation_users=20", "evaluation.invalid_sid_users=5"]
 

@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from training.baselines.recency import recency_weights
-from training.embeddings import users_with_both
-from training.interactions import Interactions
+from training.data import Interactions, users_with_both
 
 
 class ItemKNN:

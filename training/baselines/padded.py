@@ -1,6 +1,6 @@
 """Sequences as rectangles, for training and for scoring: filler stands at the end.
 
-Training takes `training.segments`, as the generative model does, so both see the same samples.
+Training takes `training.data.segments`, as the generative model does, so both see the same samples.
 Filler is `num_items`, never an item. Knows no model.
 """
 
@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from training.segments import Segments
+from training.data import Segments
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from training.interactions import Interactions
+from training.data import Interactions
 
 
 class Popularity:

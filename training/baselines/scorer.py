@@ -2,7 +2,8 @@
 
 A scorer cuts histories itself to what it looks at; it knows neither windows nor targets. `ranks`
 knows no model. Ties go to the lower row: rows are ordered by popularity, so a scorer that cannot
-tell two items apart prefers the popular one. Ranks feed `training.evaluation.metrics` directly.
+tell two items apart prefers the popular one. Ranks feed `training.evaluation.evaluation.metrics`
+directly.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from training.data import Windows
 from training.evaluation import NOT_FOUND
-from training.interactions import Windows
 
 
 class Scorer(Protocol):

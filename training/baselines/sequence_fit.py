@@ -19,10 +19,9 @@ from training.baselines.padded import training_minibatches
 from training.baselines.scorer import ranks
 from training.baselines.sequence_config import BERT4RecConfig, SASRecConfig
 from training.baselines.sequence_models import BERT4Rec, SASRec, SequenceModel
+from training.data import Segments, Split
 from training.errors import DataError, FitDiverged
 from training.evaluation import draw_windows, ndcg_at, recall_at
-from training.interactions import Split
-from training.segments import Segments
 
 
 class SequenceScorer:

@@ -1,8 +1,9 @@
 """The transformer over item sequences that SASRec and BERT4Rec share.
 
-Pre-norm layers; dropout on embeddings and residual branches only, as in `training.model`. Item
-embeddings are tied: what reads an item also scores it. The last line of the table is the filler of
-short sequences and BERT4Rec's mask item; nothing attends to filler. Knows no loss and no user.
+Pre-norm layers; dropout on embeddings and residual branches only, as in
+`training.families.mdgr.model`. Item embeddings are tied: what reads an item also scores it. The
+last line of the table is the filler of short sequences and BERT4Rec's mask item; nothing attends to
+filler. Knows no loss and no user.
 """
 
 from __future__ import annotations

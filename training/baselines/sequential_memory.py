@@ -1,8 +1,8 @@
 """A memory of what followed what: no parameters are fitted, training interactions are counted.
 
-Item affinities (co-occurrence plus transitions forward in time, `training.embeddings`) weighted by
-how new an item of the history is. On small sparse data it is hard to beat, so a model that learns
-has to show that it beats this. Knows no vectors.
+Item affinities (co-occurrence plus transitions forward in time, `training.data.embeddings`)
+weighted by how new an item of the history is. On small sparse data it is hard to beat, so a model
+that learns has to show that it beats this. Knows no vectors.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.baselines.recency import recency_weights
-from training.embeddings import item_affinities
-from training.interactions import Interactions
+from training.data import Interactions, item_affinities
 
 
 class SequentialMemory:

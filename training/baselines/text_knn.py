@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.baselines.recency import recency_weights
-from training.embeddings import normalised
+from training.data import normalised
 
 
 class TextKNN:

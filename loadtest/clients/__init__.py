@@ -1,0 +1,25 @@
+"""What load tests share: held-out users, keys, a service to start, an open loop of requests.
+
+Reading order: `held_out`, `api_key`, `served`, `open_loop`, `capacity` (the highest rate that holds
+an SLO).
+"""
+
+from loadtest.clients.api_key import authorization
+from loadtest.clients.capacity import find_capacity
+from loadtest.clients.held_out import MAX_EVENTS, HeldOutUser, read_held_out
+from loadtest.clients.open_loop import BUSY, GIVE_UP_S, Load, open_loop
+from loadtest.clients.served import Served, served
+
+__all__ = [
+    "BUSY",
+    "GIVE_UP_S",
+    "MAX_EVENTS",
+    "HeldOutUser",
+    "Load",
+    "Served",
+    "authorization",
+    "find_capacity",
+    "open_loop",
+    "read_held_out",
+    "served",
+]

@@ -1,0 +1,185 @@
+"""Requests at a rate that does not care how the service is doing: an open loop.
+
+Arrivals are a Poisson process; a request is due when it arrives, and its latency counts from then,
+so that a service which falls behind is seen to (no coordinated omission). One process, one event
+loop: `cpu_share` says whether the generator itself was the bottleneck. Knows nothing of service/.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+import resource
+import time
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+import numpy as np
+
+from loadtest.clients.held_out import HeldOutUser
+
+MAX_CONNECTIONS = 2000
+GIVE_UP_S = 15.0  # longer than the longest deadline a request may have
+BUSY = 0.8  # of a core: from here the generator's own delays are in the latencies
+
+
+@dataclass(frozen=True)
+class Sent:
+    """One request: when it was due (seconds from the start), how long its answer took, and what.
+
+    user_id: whom it was for
+    status: of HTTP, or 0 when the connection failed
+    """
+
+    due: float
+    seconds: float
+    status: int
+    user_id: str = ""
+    rank: int | None = None
+    degraded: tuple[str, ...] = ()
+    adjusted: bool = False
+
+
+@dataclass(frozen=True)
+class Load:
+    """What came of a load.
+
+    seconds: how long it was offered; answered_s: until its last answer, from the same moment
+    """
+
+    rate: float
+    seconds: float
+    cpu_share: float
+    sent: Sequence[Sent] = field(repr=False)
+    answered_s: float = 0.0
+
+    @property
+    def generator_busy(self) -> bool:
+        """Whether the generator, not the service, may have set the limit."""
+        return self.cpu_share > BUSY
+
+    @property
+    def reached(self) -> float:
+        """Answers with items, a second: of all the time that the load or its answers took."""
+        return len(self.answered()) / max(self.seconds, self.answered_s)
+
+    @property
+    def unanswered(self) -> int:
+        """Requests that were given up after GIVE_UP_S, or whose connection failed."""
+        return len(self.answered(0))
+
+    @property
+    def statuses(self) -> dict[int, int]:
+        return dict(sorted(Counter(one.status for one in self.sent).items()))
+
+    def answered(self, *statuses: int) -> list[Sent]:
+        """Those with one of these statuses, 200 by default."""
+        wanted = statuses or (200,)
+        return [one for one in self.sent if one.status in wanted]
+
+    def quantile_ms(self, share: float, *statuses: int) -> float:
+        """Latency of the answers with these statuses, 200 by default; NaN when there are none."""
+        seconds = [one.seconds for one in self.answered(*statuses)]
+        return float(np.quantile(seconds, share) * 1000) if seconds else float("nan")
+
+    def hits(self) -> dict[str, float]:
+        """Of each user with an answer, the share of them in which the item that came next is."""
+        hits: dict[str, list[bool]] = defaultdict(list)
+        for one in self.answered():
+            hits[one.user_id].append(one.rank is not None)
+        return {user_id: float(np.mean(found)) for user_id, found in hits.items()}
+
+    def recall(self) -> float:
+        """Share of the answers in which the item that came next is; each user counts once."""
+        hits = self.hits()
+        return float(np.mean(list(hits.values()))) if hits else 0.0
+
+    def as_json(self) -> dict[str, Any]:
+        answered = self.answered()
+        reasons = Counter(reason for one in answered for reason in one.degraded)
+        return {
+            "rate": round(self.rate, 1),
+            "seconds": round(self.seconds, 1),
+            "reached": round(self.reached, 1),
+            "statuses": self.statuses,
+            "unanswered": self.unanswered,
+            "p50_ms": round(self.quantile_ms(0.5), 2),
+            "p95_ms": round(self.quantile_ms(0.95), 2),
+            "p99_ms": round(self.quantile_ms(0.99), 2),
+            "max_ms": round(self.quantile_ms(1), 2),
+            "refused_p50_ms": round(self.quantile_ms(0.5, 429), 2),
+            "refused_p99_ms": round(self.quantile_ms(0.99, 429), 2),
+            "recall": round(self.recall(), 5),
+            "degraded": dict(reasons),
+            "adjusted": sum(one.adjusted for one in answered),
+            "generator_cpu": round(self.cpu_share, 2),
+        }
+
+
+async def open_loop(
+    url: str,
+    users: Sequence[HeldOutUser],
+    rate: float,
+    seconds: float,
+    parameters: dict[str, Any] | None = None,
+    *,
+    seed: int = 0,
+    discard_s: float = 0.0,
+) -> Load:
+    """Ask for users in turn, `rate` a second; what was due in the first `discard_s` is left out.
+
+    parameters: fields of each request beside user_id and history
+    """
+    drawn = random.Random(seed)
+    gaps = (drawn.expovariate(rate) for _ in itertools.count())
+    due = list(itertools.takewhile(lambda at: at < seconds, itertools.accumulate(gaps)))
+    fields = parameters or {}
+    asked = itertools.cycle([(user, user.request(**fields)) for user in users])
+    sent: list[Sent] = []
+    connector = aiohttp.TCPConnector(limit=MAX_CONNECTIONS, keepalive_timeout=60)
+    timeout = aiohttp.ClientTimeout(total=GIVE_UP_S)
+    async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
+        async with asyncio.TaskGroup() as tasks:
+            cpu, started = _cpu_s(), time.perf_counter()
+            for at in due:
+                if (wait := started + at - time.perf_counter()) > 0:
+                    await asyncio.sleep(wait)
+                tasks.create_task(_ask(session, url, next(asked), at, started, sent))
+        took = time.perf_counter() - started
+        cpu_share = (_cpu_s() - cpu) / took
+    kept = [one for one in sent if one.due >= discard_s]
+    answered_s = max((one.due + one.seconds for one in kept if one.status), default=0.0) - discard_s
+    return Load(rate, seconds - discard_s, cpu_share, kept, answered_s)
+
+
+async def _ask(
+    session: aiohttp.ClientSession,
+    url: str,
+    asked: tuple[HeldOutUser, dict[str, Any]],
+    at: float,
+    started: float,
+    sent: list[Sent],
+) -> None:
+    user, body = asked
+    status, rank, degraded, adjusted = 0, None, (), False
+    try:
+        async with session.post(f"{url}/recommend", json=body) as response:
+            answer = await response.json()
+            status = response.status
+            if status == 200:
+                rank = user.rank_in([item["item_id"] for item in answer["items"]])
+                degraded = tuple(answer["degraded_reasons"])
+                adjusted = bool(answer["decoding"] and answer["decoding"]["adjusted"])
+    except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
+        status = 0
+    seconds = time.perf_counter() - started - at
+    sent.append(Sent(at, seconds, status, user.user_id, rank, degraded, adjusted))
+
+
+def _cpu_s() -> float:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime

@@ -1,0 +1,49 @@
+"""The bundle: the folder that training writes and the service reads, and nothing else passes.
+
+Format version, sizes and hashes of every file, items and their attributes. Training and serving
+both use this room, so it knows neither: no queue, no store, no HTTP, no torch.
+
+Reading order: `manifest` (what a bundle says of itself), `bundle` (reading and writing one),
+`arrays` and `lines` (its files, checked), `items` (titles, categories, filters), `ladder` (its
+faster decoding settings), `store` (folders of bundles), `npy` (arrays as bytes).
+"""
+
+from service.bundles.bundle import Bundle, verify, write_bundle
+from service.bundles.items import ATTRIBUTES, Item, text_of
+from service.bundles.ladder import ladder_of
+from service.bundles.lines import HeldOutUser, check_items
+from service.bundles.manifest import (
+    CONTENT_TEXT,
+    HISTORY_CAP,
+    REFERENCE,
+    ContentPart,
+    DecodingDefaults,
+    Manifest,
+    one_line,
+    write_manifest,
+)
+from service.bundles.store import configured_path, existing_path, reference_at, stored_path
+
+__all__ = [
+    "ATTRIBUTES",
+    "CONTENT_TEXT",
+    "HISTORY_CAP",
+    "REFERENCE",
+    "Bundle",
+    "ContentPart",
+    "DecodingDefaults",
+    "HeldOutUser",
+    "Item",
+    "Manifest",
+    "check_items",
+    "configured_path",
+    "existing_path",
+    "ladder_of",
+    "one_line",
+    "reference_at",
+    "stored_path",
+    "text_of",
+    "verify",
+    "write_bundle",
+    "write_manifest",
+]

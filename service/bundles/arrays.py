@@ -1,0 +1,119 @@
+"""The arrays of a bundle: which dtype, shape and range each has, checked as it is read.
+
+Sizes that are not in the manifest have a letter; where a letter comes twice the sizes must agree.
+What is here holds for every bundle, so that nothing behind it meets a surprise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.bundles.manifest import MAX_DIMS, MAX_NEIGHBOURS, Manifest
+from service.bundles.npy import array_of
+
+Arrays = dict[str, NDArray[Any]]
+Size = int | str
+# The least and the most that a letter may mean.
+LETTERS = {
+    "d": (0, MAX_DIMS),
+    "rotated": (1, MAX_DIMS + 64),
+    "d_sub": (1, MAX_DIMS),
+    "num_neighbours": (0, MAX_NEIGHBOURS),
+    "content_dims": (1, MAX_DIMS),
+}
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """dtype, shape, and what its numbers must be: a rule, and the rule in words."""
+
+    dtype: str
+    shape: tuple[Size, ...]
+    rule: Callable[[NDArray[Any]], NDArray[np.bool_]]
+    words: str
+
+
+def read_arrays(manifest: Manifest, files: Mapping[str, bytes]) -> Arrays:
+    """All arrays, by their names without the suffix. Raises ValueError, which names the file."""
+    kinds = _kinds_of(manifest)
+    sizes: dict[str, tuple[int, str]] = {}  # of a letter, and the file that it is from
+    arrays: Arrays = {}
+    for name, kind in kinds.items():
+        file = f"{name}.npy"
+        array = array_of(file, files[file])
+        if array.dtype != kind.dtype or array.ndim != len(kind.shape):
+            raise ValueError(
+                f"{file} must be a {_written(kind.shape)} array of {kind.dtype}, and is a "
+                f"{array.shape} array of {array.dtype}"
+            )
+        for size, wanted in zip(array.shape, kind.shape, strict=True):
+            _check_size(file, array, size, wanted, kind, sizes)
+        _check_numbers(file, array, kind)
+        arrays[name] = array
+    return arrays
+
+
+def _kinds_of(manifest: Manifest) -> dict[str, _Kind]:
+    items, subspaces, codes = manifest.num_items, manifest.num_subspaces, manifest.num_codes
+    finite = np.isfinite, "finite"
+    strength = (lambda a: np.isfinite(a) & (a >= 0)), "finite and not negative"
+    kinds = {
+        "codes": _Kind("uint16", (items, subspaces), lambda a: a < codes, f"below {codes}"),
+        "popularity": _Kind("int64", (items,), lambda a: a >= 0, "not negative"),
+        "vectors": _Kind("float16", (items, "d"), *finite),
+        "neighbours": _Kind(
+            "int32",
+            (items, "num_neighbours"),
+            lambda a: (a >= 0) & (a < items),
+            f"a row of the catalogue, from 0 to {items - 1}",
+        ),
+        "affinities": _Kind("float16", (items, "num_neighbours"), *strength),
+        "rotation": _Kind("float32", ("rotation_rows", "rotated"), *finite),
+        "centroids": _Kind("float32", (subspaces, codes, "d_sub"), *finite),
+    }
+    if manifest.content:
+        dims = manifest.content.embedding_dims
+        kinds["content_mean"] = _Kind("float32", (dims,), *finite)
+        kinds["content_components"] = _Kind("float32", ("content_dims", dims), *finite)
+    return kinds
+
+
+def _check_size(
+    file: str,
+    array: NDArray[Any],
+    size: int,
+    wanted: Size,
+    kind: _Kind,
+    sizes: dict[str, tuple[int, str]],
+) -> None:
+    if isinstance(wanted, int):
+        if size != wanted:
+            raise ValueError(
+                f"{file} has shape {array.shape}, the manifest says {_written(kind.shape)}"
+            )
+        return
+    least, most = LETTERS.get(wanted, (1, MAX_DIMS))
+    if not least <= size <= most:
+        raise ValueError(
+            f"{file} has shape {array.shape}; {wanted} of {_written(kind.shape)} must be "
+            f"{least} to {most}"
+        )
+    known, other = sizes.setdefault(wanted, (size, file))
+    if size != known:
+        raise ValueError(f"{file} has shape {array.shape}, but {wanted} of {other} is {known}")
+
+
+def _check_numbers(file: str, array: NDArray[Any], kind: _Kind) -> None:
+    fits = kind.rule(array)
+    if not fits.all():
+        row = int(np.flatnonzero(~fits.reshape(len(array), -1).all(axis=1))[0])
+        raise ValueError(f"{file}, row {row}: every number must be {kind.words}")
+
+
+def _written(shape: tuple[Size, ...]) -> str:
+    return f"({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"

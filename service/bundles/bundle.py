@@ -1,0 +1,316 @@
+"""The bundle: a directory with all that serving needs, and the only contract with training.
+
+`training` writes one with `write_bundle`, `service` reads it with `Bundle.load`. A manifest names
+the format version, the sizes and the SHA-256 of every file; right hashes say only that nothing was
+changed, so that everything read is checked for type and bound. No pickle, no path from inside a
+bundle is followed. Knows nothing of torch, Redis or HTTP.
+
+manifest.json    Manifest                     codes.npy       (num_items, num_subspaces) uint16
+encoder.onnx     history -> memory            vectors.npy     (num_items, d) float16
+decoder.onnx     partial SIDs -> log-probs    popularity.npy  (num_items,) int64, never increasing
+items.jsonl      Item, one a row              neighbours.npy  (num_items, num_neighbours) int32
+held_out.jsonl   HeldOutUser, one a line      affinities.npy  (num_items, num_neighbours) float16
+rotation.npy, centroids.npy                   the Codebook, for items that come later
+content_mean.npy, content_components.npy      its ContentProjection, where there is one
+encoder.int8.onnx, decoder.int8.onnx          the graphs with 8-bit products, where there are any
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import JsonValue
+
+from service.bundles.arrays import read_arrays
+from service.bundles.items import AttributeIndex, Item
+from service.bundles.items import text_of as text_of
+from service.bundles.lines import HELD_OUT, ITEMS, lines_of, read_held_out, read_items
+from service.bundles.lines import HeldOutUser as HeldOutUser
+from service.bundles.lines import check_items as check_items
+from service.bundles.manifest import CONTENT_TEXT as CONTENT_TEXT
+from service.bundles.manifest import (
+    FORMAT_VERSION,
+    GRAPHS,
+    ContentPart,
+    ContentText,
+    DecodingDefaults,
+    FileEntry,
+    Manifest,
+    Precision,
+    PriorWeights,
+    one_line,
+    read_files,
+    write_manifest,
+)
+from service.bundles.manifest import HISTORY_CAP as HISTORY_CAP
+from service.bundles.manifest import MAX_HISTORY_LENGTH as MAX_HISTORY_LENGTH
+from service.bundles.npy import npy_of
+from service.decoding import (
+    Catalogue,
+    Codebook,
+    ContentProjection,
+    Decoder,
+    NeighbourPrior,
+    Schedule,
+    SidTrie,
+)
+from service.decoding.catalogue import SharedList
+from service.decoding.network import OnnxDenoiser, Provider, ProviderMissing, RuntimeMissing
+from service.errors import BundleInvalid, ProviderUnavailable
+
+
+@dataclass(frozen=True, eq=False)
+class Bundle:
+    """A verified bundle in memory, ready to decode.
+
+    manifest: of the directory it was read from; items may have come and gone since
+    items:    in catalogue order, one per row
+    attributes: which of these rows a filter leaves
+    precision: of the graphs that the decoder runs
+    items_version: how far it has the changes to its items, see `service.loading.item_changes`
+    """
+
+    manifest: Manifest
+    decoder: Decoder
+    items: SharedList[Item]
+    held_out: tuple[HeldOutUser, ...]
+    codebook: Codebook
+    attributes: AttributeIndex
+    precision: Precision = "fp32"
+    items_version: int = 0
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """The items with their SIDs, by row."""
+        return self.decoder.trie.catalogue
+
+    def with_items(self, items: Sequence[Item], embeddings: NDArray[np.floating]) -> Bundle:
+        """A bundle that has these items too: see `Decoder.with_items`. This one stays as it is.
+
+        embeddings: (n, manifest.content.embedding_dims). Raises ValueError.
+        """
+        item_ids = [item.item_id for item in items]
+        decoder = self.decoder.with_items(item_ids, embeddings, self.codebook)
+        attributes = self.attributes.with_items(items)
+        return replace(
+            self, decoder=decoder, items=self.items.with_items(items), attributes=attributes
+        )
+
+    def without_items(self, item_ids: Collection[str]) -> Bundle:
+        """A bundle without these items: see `Decoder.without_items`. This one stays as it is."""
+        decoder, removed = self.decoder.without_items(item_ids), set(item_ids)
+        items = SharedList(item for item in self.items if item.item_id not in removed)
+        attributes = self.attributes.without_rows(self.catalogue.rows_of(item_ids))
+        return replace(self, decoder=decoder, items=items, attributes=attributes)
+
+    @classmethod
+    def load(
+        cls,
+        path: Path,
+        *,
+        ort_threads: int = 1,
+        provider: Provider = "cpu",
+        precision: Precision = "fp32",
+        encoder_cache: int = 0,
+        key: str | None = None,
+    ) -> Self:
+        """Read, verify and build a bundle. Raises BundleInvalid or ProviderUnavailable, a sentence.
+
+        key: that the manifest must be signed with; None = signed or not
+        ort_threads, provider: of each ONNX Runtime session; encoder_cache: see `Decoder`.
+        precision: of the graphs to run; only these become sessions
+        """
+        manifest, files = read_files(path, key)
+        if precision == "int8":
+            _check_int8(path, manifest, provider)
+        graphs = GRAPHS[precision]
+        try:
+            items = SharedList(read_items(files[ITEMS], manifest.num_items))
+            held_out = read_held_out(files[HELD_OUT])
+            arrays = read_arrays(manifest, files)
+            catalogue = Catalogue(
+                tuple(item.item_id for item in items),
+                arrays["codes"],
+                manifest.num_codes,
+                arrays["popularity"],
+                arrays["vectors"],
+            )
+            prior = NeighbourPrior(
+                arrays["neighbours"], arrays["affinities"], **manifest.prior.model_dump()
+            )
+            Schedule.from_params(
+                num_subspaces=manifest.num_subspaces,
+                r_warm=manifest.decoding.r_warm,
+                m_par=manifest.decoding.m_par,
+            )
+            denoiser = OnnxDenoiser(
+                *(files[graph] for graph in graphs),
+                names=graphs,
+                num_subspaces=manifest.num_subspaces,
+                num_codes=manifest.num_codes,
+                history_length=manifest.history_length,
+                repeat_bias=manifest.repeat_bias,
+                threads=ort_threads,
+                provider=provider,
+            )
+            if denoiser.vector_dims != catalogue.vectors.shape[1]:
+                raise ValueError(
+                    f"{graphs[0]} reads vectors of {denoiser.vector_dims} dimensions, "
+                    f"vectors.npy has {catalogue.vectors.shape[1]}"
+                )
+            content = None
+            if part := manifest.content:
+                axes = arrays["content_components"]
+                content = ContentProjection(arrays["content_mean"], axes, part.weight)
+            codebook = Codebook(arrays["rotation"], arrays["centroids"], content)
+            if catalogue.vectors.shape[1] not in (0, codebook.vector_dims):
+                raise ValueError("rotation.npy must have one row per dimension of vectors.npy")
+            trie = SidTrie(catalogue.with_room())
+            decoder = Decoder(trie, denoiser, prior, encoder_cache=encoder_cache)
+            attributes = AttributeIndex.of(items)
+        except ProviderMissing as error:
+            raise ProviderUnavailable(f"UNMASK_PROVIDER={provider}: {error}") from error
+        except RuntimeMissing as error:
+            raise ProviderUnavailable(str(error)) from error
+        except ValueError as error:
+            raise BundleInvalid(f"bundle {path}: {one_line(error)}") from error
+        except Exception as error:  # of a library: nothing that a bundle holds is a bug of ours
+            kind = type(error).__name__
+            raise BundleInvalid(
+                f"bundle {path} cannot be loaded: {kind}: {one_line(error)}"
+            ) from error
+        return cls(manifest, decoder, items, held_out, codebook, attributes, precision)
+
+
+def verify(path: Path, key: str | None = None) -> Manifest:
+    """Check version, digest, and presence, size and SHA-256 of every file; return the manifest.
+
+    key: that the manifest must be signed with. Raises BundleInvalid.
+    """
+    return read_files(path, key)[0]
+
+
+def write_bundle(
+    path: Path,
+    *,
+    name: str,
+    version: str,
+    created_at: str,
+    catalogue: Catalogue,
+    items: Sequence[Item],
+    held_out: Iterable[HeldOutUser],
+    encoder: bytes,
+    decoder: bytes,
+    history_length: int,
+    repeat_bias: float,
+    prior: NeighbourPrior,
+    codebook: Codebook,
+    decoding: DecodingDefaults,
+    facts: dict[str, JsonValue],
+    int8: tuple[bytes, bytes] | None = None,
+    content_text: ContentText | None = None,
+    content_model: str | None = None,
+) -> Manifest:
+    """Write a bundle to `path`, which must not exist: into a temporary folder, renamed last.
+
+    content_text, content_model: what was embedded of the items, by what; None = nobody said
+    int8: the encoder and the decoder with 8-bit products, if they are to be there
+    A crash leaves no half-written bundle. Raises FileExistsError, or BundleInvalid when the parts
+    do not fit together.
+    """
+    if path.exists():
+        raise FileExistsError(f"{path} exists; a bundle is never overwritten")
+    if tuple(item.item_id for item in items) != tuple(catalogue.item_ids):
+        raise BundleInvalid("items must be in catalogue order, one per row")
+    files = {
+        "encoder.onnx": encoder,
+        "decoder.onnx": decoder,
+        "codes.npy": npy_of(catalogue.codes),
+        "popularity.npy": npy_of(catalogue.popularity),
+        "vectors.npy": npy_of(catalogue.vectors),
+        "neighbours.npy": npy_of(prior.neighbours),
+        "affinities.npy": npy_of(prior.affinities),
+        "rotation.npy": npy_of(codebook.rotation),
+        "centroids.npy": npy_of(codebook.centroids),
+        ITEMS: lines_of(items),
+        HELD_OUT: lines_of(held_out),
+    }
+    if int8:
+        files.update(zip(GRAPHS["int8"], int8, strict=True))
+    content = None
+    if projection := codebook.content:
+        files["content_mean.npy"] = npy_of(projection.mean)
+        files["content_components.npy"] = npy_of(projection.components)
+        content = ContentPart(
+            embedding_dims=projection.embedding_dims,
+            weight=projection.weight,
+            text=content_text,
+            model=content_model,
+        )
+    manifest = Manifest(
+        format_version=FORMAT_VERSION,
+        name=name,
+        version=version,
+        created_at=created_at,
+        num_items=catalogue.num_items,
+        num_subspaces=catalogue.num_subspaces,
+        num_codes=catalogue.num_codes,
+        history_length=history_length,
+        repeat_bias=repeat_bias,
+        prior=PriorWeights(
+            history_length=prior.history_length,
+            decay=prior.decay,
+            scale=prior.scale,
+            weight=prior.weight,
+        ),
+        content=content,
+        decoding=decoding,
+        files={
+            file: FileEntry(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
+            for file, data in files.items()
+        },
+        facts=facts,
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    try:
+        for file, data in files.items():
+            (temporary / file).write_bytes(data)
+        manifest = write_manifest(temporary, manifest)
+        Bundle.load(temporary)
+        if int8:
+            Bundle.load(temporary, precision="int8")
+        temporary.chmod(0o755)
+        os.rename(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return manifest
+
+
+def _check_int8(path: Path, manifest: Manifest, provider: Provider) -> None:
+    if not manifest.has_int8:
+        refused = manifest.facts.get("int8")
+        raise BundleInvalid(
+            f"bundle {path} has no int8 graphs, "
+            + (
+                "they lost too much recall (see facts.int8 in its manifest): "
+                "set UNMASK_PRECISION=fp32"
+                if refused
+                else "set UNMASK_PRECISION=fp32, or train it again with --set export.int8=true"
+            )
+        )
+    if provider != "cpu":
+        raise ProviderUnavailable(
+            f"UNMASK_PROVIDER={provider}: int8 graphs run on the CPU only; set "
+            "UNMASK_PRECISION=fp32 or UNMASK_PROVIDER=cpu"
+        )

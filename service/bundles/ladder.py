@@ -1,0 +1,55 @@
+"""A bundle's ladder: its default decoding on top, and below it what its grid measured to be faster.
+
+The grid is in the manifest's `facts`, which may hold anything: what cannot be read is left out.
+"""
+
+from __future__ import annotations
+
+from math import isfinite
+
+from pydantic import ValidationError
+
+from service.bundles.manifest import DecodingDefaults, Manifest
+
+MAX_RUNGS = 32  # each is looked at for every request
+FASTER = 0.9  # of the time of the rung above; less would be noise
+
+
+def ladder_of(manifest: Manifest) -> tuple[DecodingDefaults, ...]:
+    """The default decoding, then what the grid in `facts` measured to be ever faster.
+
+    Of two rungs the upper has the higher recall. A bundle without a grid has one rung. Points that
+    do not fit the bundle are left out: facts are no part of its contract.
+    """
+    ladder = [manifest.decoding]
+    grid = manifest.facts.get("grid")
+    points = grid.get("points") if isinstance(grid, dict) else None
+    measured = [_measured(point) for point in points] if isinstance(points, list) else []
+    most = manifest.num_subspaces
+    known = [
+        entry
+        for entry in measured
+        if entry is not None and entry[0].r_warm <= most and entry[0].m_par <= most
+    ]
+    ms_of = {decoding: ms for decoding, ms, _ in known}
+    fastest = ms_of.get(manifest.decoding)
+    if fastest is None:
+        return tuple(ladder)
+    for decoding, ms, _ in sorted(known, key=lambda entry: (-entry[2], entry[1])):
+        if ms < FASTER * fastest and len(ladder) < MAX_RUNGS:
+            ladder.append(decoding)
+            fastest = ms
+    return tuple(ladder)
+
+
+def _measured(point: object) -> tuple[DecodingDefaults, float, float] | None:
+    """A point of the grid: its decoding, milliseconds, and recall@10."""
+    if not isinstance(point, dict):
+        return None
+    names = DecodingDefaults.model_fields
+    try:
+        decoding = DecodingDefaults.model_validate({name: point[name] for name in names})
+        ms, recall = float(point["milliseconds"]), float(point["recall@10"])
+    except (ValidationError, KeyError, TypeError, ValueError, OverflowError):
+        return None
+    return (decoding, ms, recall) if ms > 0 and isfinite(ms) and isfinite(recall) else None

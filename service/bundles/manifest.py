@@ -1,0 +1,332 @@
+"""The manifest of a bundle: its format version, sizes, numbers, and the SHA-256 of every file.
+
+Every number has a bound that no real use exceeds: what is read here decides how much memory is
+taken and how long it is worked. The digest is over the manifest itself, and so over all files; a
+signature is over the digest. Checked against the files as bytes here, against what they hold in
+`service.bundles.bundle`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import os
+import re
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic_core import from_json
+
+from service.decoding import Ranking
+from service.errors import BundleInvalid
+
+FORMAT_VERSION = 3
+MANIFEST = "manifest.json"
+# Items of a history that the service keeps, unless UNMASK_HISTORY_CAP says otherwise; evaluation
+# sees no more.
+HISTORY_CAP = 200
+MAX_ITEMS = 100_000_000
+MAX_SUBSPACES = 64
+MAX_CODES = 65_535  # codes and MASK are uint16
+MAX_HISTORY_LENGTH = 2_048  # an encoder's attention takes memory by its square
+MAX_NEIGHBOURS = 10_000
+MAX_DIMS = 8_192  # of vectors and of embeddings
+MAX_BEAM_WIDTH = 1_000
+MAX_FINISH_ROWS = 1_000_000
+MAX_HELD_OUT_USERS = 1_000_000
+MAX_ITEM_BYTES = 1 << 16  # of a line of items.jsonl
+MAX_USER_BYTES = 1 << 17  # of a line of held_out.jsonl
+MAX_MANIFEST_BYTES = 16 << 20
+MAX_GRAPH_BYTES = 1 << 31  # of protobuf
+MAX_HEADER_BYTES = 1 << 14  # of an .npy file
+FILES = (
+    "encoder.onnx",
+    "decoder.onnx",
+    "codes.npy",
+    "popularity.npy",
+    "vectors.npy",
+    "neighbours.npy",
+    "affinities.npy",
+    "rotation.npy",
+    "centroids.npy",
+    "items.jsonl",
+    "held_out.jsonl",
+)
+CONTENT_FILES = ("content_mean.npy", "content_components.npy")
+INT8_FILES = ("encoder.int8.onnx", "decoder.int8.onnx")
+Precision = Literal["fp32", "int8"]
+ContentText = Literal["title. categories"]
+CONTENT_TEXT: ContentText = "title. categories"  # as `service.bundles.items.text_of` makes it
+GRAPHS: dict[Precision, tuple[str, str]] = {
+    "fp32": ("encoder.onnx", "decoder.onnx"),
+    "int8": INT8_FILES,
+}
+REFERENCE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*@[A-Za-z0-9_-][A-Za-z0-9._-]*")
+
+
+SHA256 = "^[0-9a-f]{64}$"
+UNDIGESTED = {"digest", "signature"}
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class FileEntry(_Model):
+    """A file of the bundle: its SHA-256 in hex and its size in bytes."""
+
+    sha256: str = Field(pattern=SHA256)
+    bytes: int = Field(ge=0)
+
+
+class ContentPart(_Model):
+    """What new items' embeddings must be like; what turns them into vectors are files.
+
+    weight: share of the content part in the squared norm of a vector that has all parts
+    text:   of an item, what was embedded; null when nobody said
+    model:  that embedded it; null when nobody said
+    """
+
+    embedding_dims: int = Field(ge=1, le=MAX_DIMS)
+    weight: float = Field(ge=0, le=1)
+    text: ContentText | None = None
+    model: str | None = Field(None, min_length=1, max_length=500)
+
+
+class DecodingDefaults(_Model):
+    """What a request gets that says nothing else; each field is chosen by measurement."""
+
+    r_warm: int = Field(ge=0, le=MAX_SUBSPACES)
+    m_par: int = Field(ge=1, le=MAX_SUBSPACES)
+    beam_width: int = Field(ge=1, le=MAX_BEAM_WIDTH)
+    ranking: Ranking = "rows"
+    finish_rows: int = Field(0, ge=0, le=MAX_FINISH_ROWS)
+
+    def wide_enough(self, k: int) -> Self:
+        """The same for k items: no fewer beams than these."""
+        return self.model_copy(update={"beam_width": max(self.beam_width, k)})
+
+
+class PriorWeights(_Model):
+    """The numbers of the NeighbourPrior; its arrays are files."""
+
+    history_length: int = Field(ge=1, le=1_000_000)
+    decay: float = Field(gt=0, le=1)
+    scale: float = Field(ge=1e-12, le=1e12)  # else memory / scale could overflow, or be nothing
+    weight: float = Field(ge=0, le=1e6)
+
+
+class Manifest(_Model):
+    """Description of a bundle; `facts` holds how it was made and how well it does.
+
+    content: null when no embeddings of new items are accepted
+    digest:  `digest_of` it; null in bundles written before there was one
+    signature: of the digest, see `signature_of`; null when nobody signed it
+    """
+
+    format_version: int
+    name: str = Field(max_length=100)
+    version: str = Field(max_length=100)
+    created_at: str = Field(max_length=100)
+    num_items: int = Field(ge=1, le=MAX_ITEMS)
+    num_subspaces: int = Field(ge=1, le=MAX_SUBSPACES)
+    num_codes: int = Field(ge=1, le=MAX_CODES)
+    history_length: int = Field(ge=1, le=MAX_HISTORY_LENGTH)
+    repeat_bias: float = Field(ge=-1e6, le=1e6)
+    prior: PriorWeights
+    content: ContentPart | None
+    decoding: DecodingDefaults
+    files: dict[str, FileEntry]
+    facts: dict[str, JsonValue]
+    digest: str | None = Field(default=None, pattern=SHA256)
+    signature: str | None = Field(default=None, pattern=SHA256)
+
+    @property
+    def has_int8(self) -> bool:
+        """Whether the bundle also has its graphs with 8-bit products."""
+        return any(file in self.files for file in INT8_FILES)
+
+    @property
+    def expected_files(self) -> tuple[str, ...]:
+        """Names of the files that such a bundle has beside its manifest."""
+        expected = FILES if self.content is None else FILES + CONTENT_FILES
+        return expected + INT8_FILES if self.has_int8 else expected
+
+    @property
+    def ref(self) -> str:
+        """`name@version`, the form requests, metrics and settings use."""
+        return f"{self.name}@{self.version}"
+
+    @property
+    def most_bytes(self) -> dict[str, int]:
+        """The most bytes that each file may have, by what the other numbers say."""
+        items, codes = self.num_items, self.num_subspaces * self.num_codes
+        arrays = {
+            "codes.npy": 2 * items * self.num_subspaces,
+            "popularity.npy": 8 * items,
+            "vectors.npy": 2 * items * MAX_DIMS,
+            "neighbours.npy": 4 * items * MAX_NEIGHBOURS,
+            "affinities.npy": 2 * items * MAX_NEIGHBOURS,
+            "rotation.npy": 4 * MAX_DIMS * (MAX_DIMS + MAX_SUBSPACES),
+            "centroids.npy": 4 * codes * (MAX_DIMS // self.num_subspaces + 1),
+            "content_mean.npy": 4 * MAX_DIMS,
+            "content_components.npy": 4 * MAX_DIMS * MAX_DIMS,
+        }
+        most = {file: size + MAX_HEADER_BYTES for file, size in arrays.items()}
+        most |= dict.fromkeys(GRAPHS["fp32"] + INT8_FILES, MAX_GRAPH_BYTES)
+        most["items.jsonl"] = items * MAX_ITEM_BYTES
+        most["held_out.jsonl"] = MAX_HELD_OUT_USERS * MAX_USER_BYTES
+        return most
+
+
+def digest_of(fields: Mapping[str, Any]) -> str:
+    """SHA-256, in hex, of the JSON of all fields but the digest and the signature.
+
+    Names sorted, nothing between tokens, UTF-8, numbers as Python writes them: no layout of the
+    file changes it. Raises ValueError for numbers that are not finite.
+    """
+    digested = {name: value for name, value in fields.items() if name not in UNDIGESTED}
+    text = json.dumps(
+        digested, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    )
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def signature_of(digest: str, key: str) -> str:
+    """HMAC-SHA256, in hex: who signs and who checks have the same key."""
+    return hmac.new(key.encode(), f"unmask bundle {digest}".encode(), hashlib.sha256).hexdigest()
+
+
+def write_manifest(folder: Path, manifest: Manifest, key: str | None = None) -> Manifest:
+    """Write the manifest of a bundle's folder whole or not at all: a temporary file, renamed.
+
+    With a digest of its own, and signed if there is a key. Returns it as it was written.
+    """
+    fields = manifest.model_dump(mode="json")
+    digest = digest_of(fields)
+    signature = key and signature_of(digest, key)
+    manifest = manifest.model_copy(update={"digest": digest, "signature": signature})
+    temporary = folder / f"{MANIFEST}.part"
+    signed = fields | {"digest": digest, "signature": signature}
+    temporary.write_text(json.dumps(signed, indent=2, ensure_ascii=False) + "\n")
+    temporary.replace(folder / MANIFEST)
+    return manifest
+
+
+def read_fields(path: Path) -> dict[str, Any]:
+    """The fields of a bundle's manifest, nothing of them checked. Raises BundleInvalid."""
+    try:
+        data = read_regular(path / MANIFEST, MAX_MANIFEST_BYTES)
+    except OSError as error:
+        raise BundleInvalid(
+            f"bundle {path}: no readable manifest.json; name the folder of a bundle"
+        ) from error
+    except ValueError as error:
+        raise BundleInvalid(f"bundle {path}: {error}") from error
+    try:
+        fields = from_json(data)
+        if not isinstance(fields, dict):
+            raise ValueError("it is no object")
+    except ValueError as error:
+        raise BundleInvalid(f"bundle {path}: manifest.json: {one_line(error)}") from error
+    return fields
+
+
+def read_manifest(path: Path, key: str | None = None) -> Manifest:
+    """The manifest of a bundle, alone. key: it must be signed with. Raises BundleInvalid."""
+    fields = read_fields(path)
+    version = fields.get("format_version")
+    if type(version) is not int:
+        raise BundleInvalid(f"bundle {path}: manifest.json: format_version must be a whole number")
+    if version != FORMAT_VERSION:
+        raise BundleInvalid(
+            f"bundle {path} has format version {str(version)[:20]}, this release reads "
+            f"{FORMAT_VERSION}; export it again with the matching release"
+        )
+    try:
+        manifest = Manifest.model_validate(fields, strict=True)
+        digest = digest_of(fields)
+    except ValidationError as error:
+        raise BundleInvalid(f"bundle {path}: manifest.json: {first_of(error)}") from error
+    except (ValueError, RecursionError) as error:
+        raise BundleInvalid(f"bundle {path}: manifest.json: {one_line(error)}") from error
+    if manifest.digest not in (None, digest):
+        raise BundleInvalid(
+            f"bundle {path}: manifest.json does not match its digest, so something in it was "
+            "changed; copy it again"
+        )
+    if key and not (
+        manifest.signature and hmac.compare_digest(manifest.signature, signature_of(digest, key))
+    ):
+        how = "is signed with another key" if manifest.signature else "is not signed"
+        raise BundleInvalid(
+            f"bundle {path} {how}; promote it with `python -m training promote` where "
+            "UNMASK_BUNDLE_KEY is that of the service"
+        )
+    if not REFERENCE.fullmatch(manifest.ref):
+        raise BundleInvalid(f"bundle {path}: manifest.json: {manifest.ref!r} is not a name@version")
+    expected = manifest.expected_files
+    if set(manifest.files) != set(expected):
+        raise BundleInvalid(f"bundle {path}: manifest.json must list exactly {', '.join(expected)}")
+    for file, most in manifest.most_bytes.items():
+        if file in manifest.files and manifest.files[file].bytes > most:
+            raise BundleInvalid(
+                f"bundle {path}: manifest.json: {file} may have {most} bytes, by the sizes there"
+            )
+    return manifest
+
+
+def read_files(path: Path, key: str | None = None) -> tuple[Manifest, dict[str, bytes]]:
+    """The manifest of a bundle and its files, each as the manifest says.
+
+    key: that it must be signed with. Raises BundleInvalid.
+    """
+    manifest = read_manifest(path, key)
+    files = {}
+    for file, entry in manifest.files.items():
+        try:
+            data = read_regular(path / file, entry.bytes)
+        except OSError as error:
+            raise BundleInvalid(f"bundle {path}: {file} is missing or unreadable") from error
+        except ValueError as error:
+            raise BundleInvalid(f"bundle {path}: {error}") from error
+        if len(data) != entry.bytes:
+            raise BundleInvalid(
+                f"bundle {path}: {file} has {len(data)} bytes, the manifest says {entry.bytes}"
+            )
+        if hashlib.sha256(data).hexdigest() != entry.sha256:
+            raise BundleInvalid(f"bundle {path}: {file} does not match its SHA-256; copy it again")
+        files[file] = data
+    return manifest, files
+
+
+def read_regular(path: Path, most_bytes: int) -> bytes:
+    """A file, which may be a link to one. Nothing else is opened: a pipe would be waited for.
+
+    Raises OSError, or ValueError for what is no file or has more bytes.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise ValueError(f"{path.name} is no regular file")
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        found = os.fstat(file.fileno())  # of what was opened, whatever was there before
+        if not stat.S_ISREG(found.st_mode):
+            raise ValueError(f"{path.name} is no regular file")
+        if found.st_size > most_bytes:
+            raise ValueError(f"{path.name} has {found.st_size} bytes, at most {most_bytes} are due")
+        return file.read(most_bytes + 1)  # one more: it may grow
+
+
+def first_of(error: ValidationError) -> str:
+    """The first complaint: where, and what is expected. Never what was found there."""
+    first = error.errors(include_input=False, include_url=False, include_context=False)[0]
+    place = ".".join(map(str, first["loc"]))[:100]
+    return f"{place}: {first['msg']}" if place else str(first["msg"])
+
+
+def one_line(error: Exception) -> str:
+    """The start of an error's text, for a sentence."""
+    return " ".join(str(error).split())[:300]

@@ -1,0 +1,91 @@
+"""Where bundles are on disk: the store's folder, laid out as <name>/<version>/.
+
+A reference is name@version, or a name: then the version that the file <name>/current holds, or the
+newest. Nothing that a client sends is a path. Knows nothing of what is in a bundle but its date.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import structlog
+
+from service.bundles.manifest import REFERENCE, read_fields, read_regular
+from service.errors import BundleInvalid, BundleNotFound
+
+CURRENT = "current"
+MAX_VERSION_BYTES = 1000
+
+log = structlog.get_logger()
+
+
+def configured_path(store: Path, reference: str) -> Path:
+    """The directory that UNMASK_BUNDLE means: name@version, a name, or a path.
+
+    Raises BundleInvalid when there is no such bundle.
+    """
+    if "/" in reference:
+        return Path(reference)
+    if "@" in reference:
+        return stored_path(store, reference)
+    current = store / reference / CURRENT
+    if current.is_file():
+        try:
+            version = read_regular(current, MAX_VERSION_BYTES).decode().strip()
+        except (OSError, ValueError) as error:
+            raise BundleInvalid(f"{current} cannot be read; it should hold a version") from error
+        return stored_path(store, f"{reference}@{version}")
+    return _newest(store, reference)
+
+
+def stored_path(store: Path, reference: str) -> Path:
+    """Directory of `name@version` in a store: `<store>/<name>/<version>`.
+
+    Raises BundleInvalid when the reference is malformed; it can never leave the store.
+    """
+    if not REFERENCE.fullmatch(reference):
+        raise BundleInvalid(f"{reference!r} is not of the form name@version")
+    name, version = reference.split("@")
+    return store / name / version
+
+
+def existing_path(store: Path, reference: str) -> Path:
+    """As `stored_path`; raises BundleNotFound when nothing is there."""
+    path = stored_path(store, reference)
+    if not (path / "manifest.json").is_file():
+        raise BundleNotFound("the store has no such bundle")
+    return path
+
+
+def reference_at(path: Path) -> str:
+    """name@version by the manifest in a directory. Raises BundleInvalid."""
+    fields = read_fields(path)
+    reference = f"{fields.get('name')}@{fields.get('version')}"
+    if not REFERENCE.fullmatch(reference):
+        raise BundleInvalid(f"bundle {path}: manifest.json names no name@version")
+    return reference
+
+
+@cache  # the store is looked at again and again
+def _say_skipped(manifest: Path) -> None:
+    log.warning("bundle_skipped", manifest=str(manifest), reason="not readable")
+
+
+def _newest(store: Path, name: str) -> Path:
+    versions: list[tuple[str, str]] = []  # created_at, version
+    for manifest in (store / name).glob("*/manifest.json"):
+        if manifest.parent.name.startswith("."):  # being written
+            continue
+        try:
+            created_at = str(read_fields(manifest.parent)["created_at"])
+        except (BundleInvalid, KeyError):
+            _say_skipped(manifest)
+            continue
+        versions.append((created_at, manifest.parent.name))
+    if not versions:
+        raise BundleInvalid(
+            f"there is no bundle {name!r} in {store} with a readable manifest.json; "
+            "set UNMASK_BUNDLE or UNMASK_BUNDLES_DIR"
+        )
+    return store / name / max(versions)[1]

@@ -1,0 +1,29 @@
+"""The items as arrays: semantic IDs, the trie over them, and how new items get theirs.
+
+Says which items exist and which agree with a partial SID. Knows no network, no beams, no requests.
+
+Reading order: `catalogue` (codes, item ids, vectors), `trie` (posting lists), `code_pairs` (which
+two codes occur together), `codebook` (from an embedding to a SID), `neighbour_prior` (which items
+follow which), then how catalogues grow while others read: `growing_arrays`, `yielding`.
+"""
+
+from service.decoding.catalogue import code_pairs
+from service.decoding.catalogue.catalogue import Catalogue
+from service.decoding.catalogue.code_pairs import Pairs
+from service.decoding.catalogue.codebook import Codebook, ContentProjection
+from service.decoding.catalogue.growing_arrays import SharedList
+from service.decoding.catalogue.neighbour_prior import NeighbourPrior
+from service.decoding.catalogue.trie import SidTrie
+from service.decoding.catalogue.yielding import unhurried
+
+__all__ = [
+    "Catalogue",
+    "Codebook",
+    "ContentProjection",
+    "NeighbourPrior",
+    "Pairs",
+    "SharedList",
+    "SidTrie",
+    "code_pairs",
+    "unhurried",
+]

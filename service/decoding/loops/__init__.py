@@ -1,0 +1,21 @@
+"""Compiled building blocks: how a loop becomes machine code, and the loops that many modules need.
+
+Pure functions of arrays, without bounds checks. Knows nothing of items or beams.
+
+Reading order: `compilation`, `softmax`, `heap`, `prefetching`.
+"""
+
+from service.decoding.loops import heap
+from service.decoding.loops.compilation import compiled
+from service.decoding.loops.prefetching import AHEAD, prefetch
+from service.decoding.loops.softmax import BLOCK, exponentials, highest_of
+
+__all__ = [
+    "AHEAD",
+    "BLOCK",
+    "compiled",
+    "exponentials",
+    "heap",
+    "highest_of",
+    "prefetch",
+]

@@ -1,0 +1,71 @@
+"""Compilation of the kernel's loops to machine code, which runs without the interpreter's lock.
+
+Compiled functions are pure, take arrays and numbers, check no bounds, and are compiled when first
+called with arguments of some types; the machine code is cached beside the source file, or where
+NUMBA_CACHE_DIR says, and made anew after any change to the kernel. A folder there that cannot be
+written came with an image: it is read. What it lacks (it holds code for one processor, and numba
+asks by the processor's name and features) is compiled and not kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from numba import njit
+from numba.core.caching import (
+    CompileResultCacheImpl,
+    FunctionCache,
+    UserProvidedCacheLocator,
+)
+
+SOURCES = sorted(Path(__file__).parents[1].rglob("*.py"))
+KERNEL_STAMP = hashlib.sha256(b"".join(source.read_bytes() for source in SOURCES)).hexdigest()
+
+Function = TypeVar("Function", bound=Callable[..., object])
+
+
+def compiled(function: Function) -> Function:
+    """The function as machine code, with IEEE arithmetic: x / 0 is inf or nan, nothing raises."""
+    return _compiled(function, fastmath=False)
+
+
+def compiled_in_any_order(function: Function) -> Function:
+    """As above, but sums and maxima are taken in any order, so that loops become SIMD; no nan."""
+    return _compiled(function, fastmath={"reassoc", "nsz", "contract", "nnan"})
+
+
+def _compiled(function: Function, fastmath: bool | set[str]) -> Function:
+    jit = njit(nogil=True, error_model="numpy", fastmath=fastmath)
+    found = cast("Any", jit(function))
+    caches: tuple[Any, ...] = (_ReadOnlyCache, FunctionCache)
+    for cache in caches:
+        try:
+            found._cache = cache(function)
+        except RuntimeError:  # there is no such place
+            continue
+        # Numba looks at the function's own file only; what it calls may have changed in another.
+        found._cache._cache_file._source_stamp = KERNEL_STAMP
+        break
+    return cast("Function", found)  # without a cache every process compiles for itself
+
+
+class _ReadOnlyFolder(UserProvidedCacheLocator):
+    def ensure_cache_path(self) -> None:
+        folder = self._cache_path
+        if not os.path.isdir(folder) or os.access(folder, os.W_OK):
+            raise FileNotFoundError(folder)
+
+
+class _ReadOnlyCacheImpl(CompileResultCacheImpl):
+    _locator_classes = [_ReadOnlyFolder]  # noqa: RUF012 - numba's own is a list
+
+
+class _ReadOnlyCache(FunctionCache):
+    _impl_class = _ReadOnlyCacheImpl
+
+    def save_overload(self, *_: object) -> None:
+        """Nothing can be kept."""

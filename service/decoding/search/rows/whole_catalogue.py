@@ -1,0 +1,106 @@
+"""The first step's passes over the catalogue: all rows scored exactly, or collected.
+
+Schedules that fill every position at once need no beams: one denoiser call scores every row, and
+the best `k` are the answer.
+
+codes: (num_items, num_subspaces) uint16    biases: (num_items,) float32, -inf = excluded
+log_probs: (num_subspaces, num_codes) float32, of the fully masked SID
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.decoding.arrays import Floats, Rows
+from service.decoding.loops import BLOCK, compiled, exponentials, heap, highest_of
+
+
+def best_of_all(
+    codes: NDArray[np.uint16], biases: Floats, log_probs: Floats, k: int, *, normalised: bool
+) -> tuple[Rows, Floats]:
+    """The k best allowed rows by the sum of their log-probs and bias, best first, ties by row.
+
+    normalised: scores are log-probabilities over all allowed rows, else the sums themselves
+    """
+    unrolled = (0,) * codes.shape[1]  # a type of its own for each length: loops of known length
+    return _best_of_all(codes, biases, log_probs, unrolled, k, normalised)
+
+
+@compiled
+def _best_of_all(
+    codes: NDArray[np.uint16],
+    biases: Floats,
+    log_probs: Floats,
+    unrolled: tuple[int, ...],
+    k: int,
+    normalised: bool,
+) -> tuple[Rows, Floats]:
+    num_items = len(codes)
+    capacity = min(k, num_items)
+    scores, numbers = np.empty(capacity, np.float64), np.empty(capacity, np.int64)
+    size = 0
+    block = np.empty(BLOCK, np.float32)
+    highest, mass = -np.inf, 0.0
+    for start in range(0, num_items, BLOCK):
+        stop = min(start + BLOCK, num_items)
+        sums = block[: stop - start]
+        score_rows(codes[start:stop], biases[start:stop], log_probs, unrolled, sums)
+        best = np.float64(highest_of(sums))
+        if best == -np.inf:
+            continue
+        if size < capacity or best > scores[0]:
+            for i in range(len(sums)):
+                if sums[i] > -np.inf:
+                    size = heap.push(scores, numbers, size, sums[i], start + i)
+        if normalised:
+            if best > highest:
+                mass *= np.exp(highest - best)
+                highest = best
+            mass += exponentials(sums, highest)
+    heap.sort(scores, numbers, size)
+    shift = highest + np.log(mass) if normalised else 0.0
+    return numbers[:size].astype(np.int32), (scores[:size] - shift).astype(np.float32)
+
+
+@compiled
+def score_rows(
+    codes: NDArray[np.uint16],
+    biases: Floats,
+    log_probs: Floats,
+    unrolled: tuple[int, ...],
+    sums: Floats,
+) -> None:
+    """Asymmetric distance computation, as of product quantisation (Jegou et al., 2011)."""
+    num_codes = np.uint64(log_probs.shape[1])
+    flat = log_probs.reshape(-1)
+    for i in range(len(codes)):
+        total = biases[i]
+        for position in range(len(unrolled)):
+            total += flat[np.uint64(position) * num_codes + np.uint64(codes[i, position])]
+        sums[i] = total
+
+
+@compiled
+def allowed_rows(biases: Floats, num_excluded: int) -> tuple[Rows, Floats]:
+    """All rows that are not excluded, ascending, and their biases."""
+    rows = np.empty(len(biases) - num_excluded, np.int32)
+    of_rows = np.empty(len(rows), np.float32)
+    found = 0
+    for row in range(len(biases)):
+        if biases[row] > -np.inf:
+            rows[found], of_rows[found] = row, biases[row]
+            found += 1
+    return rows[:found], of_rows[:found]
+
+
+@compiled
+def rows_left(allowed: Rows, biases: Floats) -> tuple[Rows, Floats]:
+    """Those of `allowed` that are not excluded, in their order, and their biases."""
+    rows, of_rows = np.empty(len(allowed), np.int32), np.empty(len(allowed), np.float32)
+    found = 0
+    for row in allowed:
+        if biases[row] > -np.inf:
+            rows[found], of_rows[found] = row, biases[row]
+            found += 1
+    return rows[:found], of_rows[:found]

@@ -1,0 +1,102 @@
+"""Answers are remembered behind the back of the requests: noted at once, written by a task.
+
+So that a hit can be counted, and the next page asked for, every answer with items goes to the
+history store. A request never waits for that: answers wait in a bounded queue and what does not fit
+is dropped and counted, as is what the store does not take. Knows nothing of keys or commands.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from itertools import islice
+
+import structlog
+
+from service.errors import HistoryUnavailable
+from service.histories.store import HistoryStore, Shown
+from service.tasks import ended
+from service.telemetry import Metrics
+
+MAX_WAITING = 1000
+MAX_BATCH = 50  # answers written in one call
+FLUSH_S = 1.0
+
+log = structlog.get_logger()
+
+
+class Remembering:
+    """A queue of answers and the task that writes them. For one event loop."""
+
+    def __init__(
+        self, histories: HistoryStore, metrics: Metrics, *, max_waiting: int = MAX_WAITING
+    ) -> None:
+        self._histories = histories
+        self._metrics = metrics
+        self._max_waiting = max_waiting
+        self._waiting: dict[tuple[str, str], Shown] = {}  # by user and id, the oldest first
+        self._wake = asyncio.Event()
+        self._writing = asyncio.Lock()
+        self._stopping = False
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to write."""
+        self._task = asyncio.create_task(self._write_all())
+
+    def note(self, user_id: str, shown: Shown) -> None:
+        """Remember an answer soon, or drop it. Never waits, never raises."""
+        if not shown.item_ids:
+            return
+        self._metrics.recommendations.labels(shown.bundle, shown.variant).inc()
+        if len(self._waiting) >= self._max_waiting:
+            self._metrics.remember_dropped.inc()
+            return
+        self._waiting[user_id, shown.recommendation_id] = shown
+        self._wake.set()
+
+    def pending(self, user_id: str, recommendation_id: str) -> Shown | None:
+        """The answer of that id, while the store may not have it yet."""
+        return self._waiting.get((user_id, recommendation_id))
+
+    async def forget(self, user_id: str) -> None:
+        """None of a user's answers that were noted until now is written after this."""
+        for key in [key for key in self._waiting if key[0] == user_id]:
+            del self._waiting[key]
+        async with self._writing:  # by the store's timeout at the latest
+            pass
+
+    async def stop(self) -> None:
+        """Write what waits, for a second at most; what is left is dropped and counted."""
+        self._stopping = True
+        self._wake.set()
+        if self._task:
+            await asyncio.wait([self._task], timeout=FLUSH_S)
+            await ended([self._task])
+        self._metrics.remember_dropped.inc(len(self._waiting))
+        self._waiting.clear()
+
+    async def _write_all(self) -> None:
+        while True:
+            await self._wake.wait()
+            async with self._writing:
+                if self._waiting:
+                    await self._write_some()
+                elif self._stopping:
+                    return
+                else:
+                    self._wake.clear()
+
+    async def _write_some(self) -> None:
+        """What was forgotten meanwhile may be gone."""
+        batch = list(islice(self._waiting.items(), MAX_BATCH))
+        answers = [(user_id, shown) for (user_id, _), shown in batch]
+        try:
+            await self._histories.remember(answers)
+        except HistoryUnavailable:
+            self._metrics.remember_dropped.inc(len(batch))
+            await asyncio.sleep(0)  # an open breaker refuses without waiting; others want a turn
+        except Exception:
+            self._metrics.remember_dropped.inc(len(batch))
+            log.exception("remembering_failed")
+        for key, _ in batch:
+            self._waiting.pop(key, None)

@@ -1,0 +1,374 @@
+"""Connections to the history store: which server to ask, and how long to wait for it.
+
+A store is a map from the 16384 key slots to servers, whatever it is: one server owns all slots, the
+primary that sentinels watch does too, the nodes of a cluster share them. A task of its own keeps
+the map current, at once after a failure, so that a call is never held up by looking for servers.
+MOVED and ASK are followed, as they say that nothing was done. Nothing else is retried, but what was
+sent on a connection that turned out to be closed: once, on a new one, so commands must be such that
+doing them twice is doing them once. Limits on the whole of a call are the caller's. Knows nothing
+of keys or their meaning.
+
+redis-py's own cluster and sentinel clients are not used: docs/decisions/020.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import structlog
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.crc import key_slot
+from redis.exceptions import AskError, MovedError, ReadOnlyError, RedisError, TryAgainError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.maint_notifications import MaintNotificationsConfig
+
+from service.histories.breaker import Breaker
+from service.histories.store_url import Node, StoreUrl
+from service.histories.trouble import reason_of
+from service.tasks import ended
+
+NUM_SLOTS = 16384
+NUM_ASKED = 5  # nodes asked at once for the map: some of them may be down
+ASK_TIMEOUT_S = 0.5
+DOUBTFUL_S = 0.5  # between two looks at the map while calls fail
+CALM_S = 30.0  # while none does: replicas come and go
+REDIRECT_PAUSE_S = 0.005  # a slot that is on the move may take a while to arrive
+DOWN = {"s_down", "o_down", "disconnected"}  # what sentinels say of a replica not to ask
+
+PRIMARY, REPLICA = Node("primary", 0), Node("replica", 0)  # of a store that is one server
+
+log = structlog.get_logger()
+
+
+class Command(NamedTuple):
+    """`args` of a command whose keys are all in the slot of `key`."""
+
+    key: str
+    args: tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The servers of some slots: `primary` takes writes, `replicas` lag behind it."""
+
+    primary: Node
+    replicas: tuple[Node, ...] = ()
+
+
+SlotMap = dict[tuple[int, int], Shard]  # first and last slot of a range
+
+
+class StoreConnection:
+    """Connections to all servers of a store. Make it inside the event loop that uses it.
+
+    timeout_s: what a caller waits for; connections give up after twice that
+    pool_size: most connections to each server
+    on_replica_error: called with why a replica did not answer a read, and the primary is asked
+    """
+
+    def __init__(
+        self,
+        url: StoreUrl,
+        *,
+        timeout_s: float,
+        pool_size: int,
+        replica_url: StoreUrl | None,
+        replica_reads: bool,
+        on_replica_error: Callable[[Exception], None],
+    ) -> None:
+        self._url = url
+        self._timeout_s = timeout_s
+        self._pool_size = pool_size
+        self._replica_reads = replica_reads or replica_url is not None
+        self._on_replica_error = on_replica_error
+        self._clients: dict[Node, Redis] = {}
+        self._breakers: defaultdict[Node, Breaker] = defaultdict(Breaker)
+        self._replica_prefix = "READONLY" if url.kind == "cluster" else ""
+        self._map: SlotMap = {}
+        self._slots: list[Shard] = []  # one a slot; MOVED changes it before the map is asked for
+        self._complaint = ""
+        self._known = asyncio.Event()
+        self._doubt = asyncio.Event()
+        self._following: asyncio.Task[None] | None = None
+        if url.kind == "server":
+            self._clients[PRIMARY] = self._connect(url.text)
+            if replica_url:
+                self._clients[REPLICA] = self._connect(replica_url.text)
+            shard = Shard(PRIMARY, (REPLICA,) if replica_url else ())
+            self._adopt({(0, NUM_SLOTS - 1): shard})
+        else:
+            self._following = asyncio.create_task(self._follow())
+
+    async def run(self, commands: Sequence[Command]) -> list[Any]:
+        """Carry out commands on the primaries, in one round trip when nothing has moved.
+
+        Commands of one slot keep their order. Raises the first error, when all have been tried.
+        """
+        try:
+            await self._known.wait()
+            if self._url.kind == "cluster":
+                replies = await self._redirected(commands)
+            else:
+                replies = await self._send(self._shard_of(commands[0]).primary, commands)
+            _raise_first(replies)
+        except BaseException:  # a cancelled call too: it may have waited for a dead server
+            self._doubt.set()
+            raise
+        self._doubt.clear()
+        return replies
+
+    async def read(self, commands: Sequence[Command]) -> list[Any]:
+        """Like `run`, for commands of one slot that write nothing: a replica may answer them.
+
+        A replica gets half the timeout, and the primary the rest; one that fails again and again
+        is not asked for a while.
+        """
+        await self._known.wait()
+        replica = self._replica_of(commands[0])
+        if replica is None:
+            return await self.run(commands)
+        told = self._breakers[replica].gave_up
+        try:
+            async with asyncio.timeout(self._timeout_s / 2):
+                replies = await self._send(replica, commands, prefix=self._replica_prefix)
+                _raise_first(replies)
+            told = self._breakers[replica].succeeded
+            return replies
+        except (RedisError, OSError) as error:
+            told = self._breakers[replica].failed
+            self._doubt.set()
+            self._on_replica_error(error)
+        finally:
+            told()
+        return await self.run(commands)
+
+    async def close(self) -> None:
+        """Close all connections."""
+        if self._following:
+            await ended([self._following])
+        await asyncio.gather(*(client.aclose() for client in self._clients.values()))
+
+    # --- asking servers ---------------------------------------------------------------------------
+
+    async def _redirected(self, commands: Sequence[Command]) -> list[Any]:
+        """Replies and errors of a cluster; those that say whom to ask instead are followed."""
+        replies: list[Any] = [None] * len(commands)
+        asked: dict[int, Node] = {}  # whom ASK names, for the command at that index
+        todo = list(range(len(commands)))
+        for num_rounds in itertools.count():
+            if num_rounds > 1:
+                await asyncio.sleep(REDIRECT_PAUSE_S)
+            groups: defaultdict[tuple[Node, str], list[int]] = defaultdict(list)
+            for index in todo:
+                if index in asked:
+                    groups[asked[index], "ASKING"].append(index)
+                else:
+                    groups[self._shard_of(commands[index]).primary, ""].append(index)
+            answers = await asyncio.gather(
+                *(
+                    self._send_or_fail(node, [commands[index] for index in indices], prefix)
+                    for (node, prefix), indices in groups.items()
+                )
+            )
+            for ((node, _), indices), answer in zip(groups.items(), answers, strict=True):
+                for index, reply in zip(indices, answer, strict=True):
+                    replies[index] = reply
+                    self._redirect(index, reply, node, asked)
+            todo = [i for i in todo if isinstance(replies[i], AskError | TryAgainError)]
+            if not todo:
+                break
+        return replies
+
+    def _redirect(self, index: int, reply: Any, node: Node, asked: dict[int, Node]) -> None:
+        if isinstance(reply, MovedError):  # a subclass of AskError
+            asked.pop(index, None)
+            self._slots[reply.slot_id] = Shard(_node_named(reply, node))
+            self._doubt.set()
+        elif isinstance(reply, AskError):
+            asked[index] = _node_named(reply, node)
+
+    async def _send_or_fail(
+        self, node: Node, commands: Sequence[Command], prefix: str
+    ) -> Sequence[Any]:
+        """Let the other nodes of a call answer when one cannot."""
+        try:
+            return await self._send(node, commands, prefix)
+        except (RedisError, OSError) as error:
+            return [error] * len(commands)
+
+    async def _send(self, node: Node, commands: Sequence[Command], prefix: str = "") -> list[Any]:
+        """Replies and errors, one a command; prefix: a command to send before each of them.
+
+        Servers, and what stands before them, close connections that lie idle; one that is closed
+        in this moment looks open. What was sent on it is sent again.
+        """
+        if node not in self._clients:
+            self._clients[node] = self._connect(self._url.of_server(node))
+        client = self._clients[node]
+        try:
+            replies = await _replies(client, commands, prefix)
+        except RedisConnectionError as error:
+            if type(error) is not RedisConnectionError:  # it said why: a wrong password, loading
+                raise
+            replies = None
+        if replies is None:
+            await _hang_up(client)
+            replies = await _replies(client, commands, prefix)
+        if any(isinstance(reply, ReadOnlyError) for reply in replies):
+            await _hang_up(client)  # its name may lead to another server by now
+        return replies
+
+    def _shard_of(self, command: Command) -> Shard:
+        return self._slots[key_slot(command.key.encode())]
+
+    def _replica_of(self, command: Command) -> Node | None:
+        """One that may be asked now, if there is one."""
+        replicas = self._shard_of(command).replicas if self._replica_reads else ()
+        shuffled = random.sample(replicas, len(replicas))
+        return next((node for node in shuffled if self._breakers[node].admits()), None)
+
+    def _connect(self, url: str) -> Redis:
+        longest_s = 2 * self._timeout_s  # the caller's own limit comes first
+        pool = BlockingConnectionPool.from_url(
+            url, max_connections=self._pool_size, timeout=longest_s, **_options(longest_s)
+        )
+        return Redis.from_pool(pool)
+
+    # --- which server has which slots -------------------------------------------------------------
+
+    async def _follow(self) -> None:
+        while True:
+            await self._find()
+            await asyncio.sleep(DOUBTFUL_S)
+            if self._known.is_set():
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(CALM_S):
+                        await self._doubt.wait()
+
+    async def _find(self) -> None:
+        """Ask some that may know for the map; the first to answer is believed."""
+        may_know = set(self._url.seeds)
+        if self._url.kind == "cluster":  # its nodes may all have changed since the start
+            may_know |= {shard.primary for shard in self._map.values()}
+        asked = random.sample(sorted(may_know), min(NUM_ASKED, len(may_know)))
+        asking = [asyncio.create_task(self._ask_for_map(node)) for node in asked]
+        try:
+            for answered in asyncio.as_completed(asking):
+                try:
+                    self._adopt(await answered)
+                    break
+                except Exception as error:  # nonsense too: this task must not end
+                    complaint = reason_of(error)
+            else:
+                self._complain(complaint)
+            await asyncio.wait(asking)  # a connection cancelled while it is made may stay open
+        finally:
+            for task in asking:
+                task.cancel()
+            await asyncio.gather(*asking, return_exceptions=True)
+        await self._leave()
+
+    async def _ask_for_map(self, node: Node) -> SlotMap:
+        """Raises RedisError or OSError; one that answers but does not know raises RedisError."""
+        is_cluster = self._url.kind == "cluster"
+        url = self._url.of_server(node) if is_cluster else self._url.of_sentinel(node)
+        async with (
+            asyncio.timeout(ASK_TIMEOUT_S),
+            Redis.from_url(url, **_options(ASK_TIMEOUT_S)) as client,
+        ):
+            ask: Callable[..., Awaitable[Any]] = client.execute_command
+            if is_cluster:
+                return _cluster_map(await ask("CLUSTER SLOTS"), node)
+            name = self._url.service_name
+            primary = await ask("SENTINEL GET-MASTER-ADDR-BY-NAME", name)
+            if not primary:
+                raise RedisError("the sentinels watch no servers of that name")
+            replicas = await client.sentinel_slaves(name)
+        up = [replica for replica in replicas if DOWN.isdisjoint(replica["flags"].split(","))]
+        nodes = tuple(Node(replica["ip"], int(replica["port"])) for replica in up)
+        return {(0, NUM_SLOTS - 1): Shard(Node(*primary), nodes)}
+
+    def _adopt(self, found: SlotMap) -> None:
+        if found != self._map and self._url.kind != "server":
+            primaries = sorted({str(shard.primary) for shard in found.values()})
+            log.info("history_store_found", primaries=primaries)
+        self._map, self._complaint = found, ""
+        self._slots = [next(iter(found.values()))] * NUM_SLOTS  # a slot without owner: it will say
+        for (first, last), shard in found.items():
+            self._slots[first : last + 1] = [shard] * (last + 1 - first)
+        self._known.set()
+
+    def _complain(self, complaint: str) -> None:
+        if complaint != self._complaint:
+            log.warning("history_store_not_found", reason=complaint)
+        self._complaint = complaint
+
+    async def _leave(self) -> None:
+        """Close idle connections to servers that are not on the map any more."""
+        present = {node for s in self._map.values() for node in (s.primary, *s.replicas)}
+        for node in self._clients.keys() - present:
+            await _hang_up(self._clients[node])
+
+
+async def _replies(client: Redis, commands: Sequence[Command], prefix: str) -> list[Any]:
+    pipeline = client.pipeline(transaction=False)
+    for command in commands:
+        if prefix:
+            pipeline.execute_command(prefix)
+        pipeline.execute_command(*command.args)
+    replies = await pipeline.execute(raise_on_error=False)
+    return replies[1::2] if prefix else replies
+
+
+async def _hang_up(client: Redis) -> None:
+    """Close the connections that nobody uses now."""
+    with suppress(RedisError, OSError):
+        await client.connection_pool.disconnect(inuse_connections=False)
+
+
+def _options(timeout_s: float) -> dict[str, Any]:
+    return {
+        "socket_timeout": timeout_s,
+        "socket_connect_timeout": timeout_s,
+        "retry": Retry(NoBackoff(), 0),  # redis-py's default retries a stalled server for seconds
+        "decode_responses": True,
+        # With them, redis-py 8.1 does not look whether the server has closed a connection.
+        "maint_notifications_config": MaintNotificationsConfig(enabled=False),
+        "driver_info": None,  # else each connection begins with CLIENT SETINFO, which needs a right
+    }
+
+
+def _cluster_map(ranges: Sequence[Any], asked: Node) -> SlotMap:
+    """From the reply to CLUSTER SLOTS: first, last, primary, replicas of each range.
+
+    Raises RedisError when there is none: the node is in no cluster yet.
+    """
+    if not ranges:
+        raise RedisError("no slot of the cluster has an owner")
+    found = {}
+    for first, last, *servers in ranges:
+        # host, port, then what does not matter; no host: that of the one asked; ?: unknown to it
+        nodes = [Node(server[0] or asked.host, int(server[1])) for server in servers]
+        primary, *replicas = nodes
+        found[first, last] = Shard(primary, tuple(n for n in replicas if n.host != "?"))
+    return found
+
+
+def _raise_first(replies: Sequence[Any]) -> None:
+    for reply in replies:
+        if isinstance(reply, Exception):
+            raise reply
+
+
+def _node_named(error: AskError, asked: Node) -> Node:
+    """A node that does not know its own address leaves the host empty: the one asked has it."""
+    return Node(error.host or asked.host, error.port)

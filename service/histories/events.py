@@ -1,0 +1,77 @@
+"""The story of POST /events: each entry is rejected with a reason, or stored and counted.
+
+Events of some types are appended to histories, of others only counted; both are attributed to the
+answers they name. A wrong entry does not stop the others, and sending the same events again changes
+nothing. Knows nothing of HTTP or Redis commands.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from pydantic import ValidationError
+
+from service.histories.store import HistoryStore, Stored
+from service.schemas import Event, EventsResponse, RejectedEvent, field_name
+from service.telemetry import Metrics
+
+
+async def store_events(
+    entries: Sequence[Event | ValidationError],
+    histories: HistoryStore,
+    metrics: Metrics,
+    *,
+    event_types: Sequence[str],
+    counted_event_types: Sequence[str],
+) -> EventsResponse:
+    """Store the valid events, in the order given.
+
+    event_types: those that belong into a history; counted_event_types: those that do not, and are
+    accepted all the same (a type in both enters the history). Raises HistoryUnavailable; then some
+    events may be stored, and repeating the call stores the rest.
+    """
+    started = time.perf_counter()
+    counted = [event_type for event_type in counted_event_types if event_type not in event_types]
+    events: list[Event] = []
+    rejected: list[RejectedEvent] = []
+    for index, entry in enumerate(entries):
+        if isinstance(entry, ValidationError):
+            message = _first_message(entry)
+            rejected.append(RejectedEvent(index=index, code="invalid_event", message=message))
+        elif entry.event_type not in [*event_types, *counted]:
+            message = f"event_type must be one of {', '.join([*event_types, *counted])}"
+            rejected.append(RejectedEvent(index=index, code="unknown_event_type", message=message))
+        elif entry.item_ids and entry.event_type not in counted:
+            message = "item_ids: an event that enters the history has one item_id"
+            rejected.append(RejectedEvent(index=index, code="invalid_event", message=message))
+        else:
+            events.append(entry)
+    stored = await histories.append(events, counted) if events else []
+    for event, fate in zip(events, stored, strict=True):
+        _count(event.event_type, fate, metrics)
+    metrics.events.labels("other", "rejected").inc(len(rejected))
+    accepted = sum(fate.is_new for fate in stored)
+    return EventsResponse(
+        accepted=accepted,
+        duplicates=len(stored) - accepted,
+        attributed=sum(fate.attribution is not None for fate in stored),
+        rejected=rejected,
+        took_ms=round(1000 * (time.perf_counter() - started), 3),
+    )
+
+
+def _count(event_type: str, stored: Stored, metrics: Metrics) -> None:
+    metrics.events.labels(event_type, "accepted" if stored.is_new else "duplicate").inc()
+    if found := stored.attribution:
+        labels = (event_type, found.bundle, found.variant)
+        metrics.attributed_events.labels(*labels).inc()
+        metrics.hit_recommendations.labels(*labels).inc(found.is_first)
+        metrics.attribution_rank.labels(event_type).observe(found.rank)
+
+
+def _first_message(error: ValidationError) -> str:
+    """Where and what, of the first of the errors; never the value."""
+    first = error.errors(include_input=False, include_url=False, include_context=False)[0]
+    name = field_name(first["loc"])
+    return f"{name}: {first['msg']}" if name else first["msg"]

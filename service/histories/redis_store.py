@@ -1,0 +1,419 @@
+"""The history store in Redis: histories, marks of events, answers just given, items that changed.
+
+The only module that knows the keys and the commands. Inside Redis, and nowhere else, the newest
+item of a history comes first. Every call has the store's own timeout and raises HistoryUnavailable
+without an answer; repeating it is then safe. A store that fails again and again is not asked for a
+while (`service.histories.breaker`). Which server is asked: `service.histories.connections`; what
+its errors mean: `service.histories.trouble`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Collection, Coroutine, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from service.errors import HistoryUnavailable
+from service.histories.breaker import Breaker, BreakerState
+from service.histories.connections import Command, StoreConnection
+from service.histories.store import Attribution, Shown, Stored
+from service.histories.store_url import parse_store_url
+from service.histories.trouble import Troubles, reason_of, rights_reason
+from service.schemas import Event
+from service.telemetry import Metrics
+
+MARK_TTL_S = 24 * 60 * 60  # how long a repeated event_id is recognised, and an answer remembered
+MAX_ANSWERS = 20  # remembered of a user
+
+# Each script reads, plans its writes, and carries them out at the end, all or none: nothing undoes
+# the first writes of a script that fails at a later one. What could fail later is asked before: the
+# header lets the store refuse a whole script when its memory is full, it is read-only or cannot
+# save; `commit` asks whether the user may run every command; reads find keys of another type.
+WRITES = """#!lua
+local writes = {}
+local function write(...) writes[#writes + 1] = {...} end
+local function commit()
+  for _, command in ipairs(writes) do
+    if not redis.acl_check_cmd(unpack(command)) then
+      return redis.error_reply("NOPERM no permissions to run the '" .. command[1] .. "' command")
+    end
+  end
+  for _, command in ipairs(writes) do redis.call(unpack(command)) end
+end
+"""
+READS = "#!lua flags=no-writes\n"
+
+# KEYS history, marks, shown; ARGV event_id, history_cap (0: the event does not enter the history),
+# history_ttl_s, mark_ttl_s, start of the answer it names ('' for none), the mark of that answer's
+# first event of this type, item_ids. 0 = a duplicate, 1 = stored, or bundle, variant, rank and
+# whether it is the first. The clock is the server's, so that replicas of the service agree.
+# The marks are written when all else is: an event without its mark would be stored again.
+APPEND = (
+    WRITES
+    + r"""
+local now = tonumber(redis.call('TIME')[1])
+local cap, ttl = tonumber(ARGV[2]), tonumber(ARGV[4])
+local function is_marked(name)
+  local at = redis.call('ZSCORE', KEYS[2], name)
+  return at and tonumber(at) > now - ttl
+end
+local function attributed()
+  local is_wanted = {}
+  for i = 7, #ARGV do is_wanted[ARGV[i]] = true end
+  for _, text in ipairs(redis.call('LRANGE', KEYS[3], 0, -1)) do
+    if string.sub(text, 1, #ARGV[5]) == ARGV[5] then
+      local shown = cjson.decode(text)
+      if shown.at + ttl < now then return nil end
+      for rank, item_id in ipairs(shown.item_ids) do
+        if is_wanted[item_id] then return {shown.bundle, shown.variant, rank, 0} end
+      end
+      return nil
+    end
+  end
+end
+
+if is_marked(ARGV[1]) then return 0 end
+if cap > 0 then
+  write('LPUSH', KEYS[1], ARGV[7])
+  write('LTRIM', KEYS[1], 0, cap - 1)
+  write('EXPIRE', KEYS[1], ARGV[3])
+end
+local mark = {'ZADD', KEYS[2], now, ARGV[1]}
+local reply = ARGV[5] ~= '' and attributed() or 1
+local first = '\255' .. ARGV[6] -- No event_id looks like this one: \255 is in no UTF-8 text.
+if reply ~= 1 and not is_marked(first) then
+  reply[4] = 1
+  mark[5], mark[6] = now, first
+end
+write('ZREMRANGEBYSCORE', KEYS[2], '-inf', now - ttl)
+write(unpack(mark))
+write('EXPIRE', KEYS[2], ttl)
+return commit() or reply
+"""
+)
+
+# KEYS shown; ARGV an answer, index of the oldest one that stays, how long all stay. One command in
+# the place of three: this is done for every recommendation. A repeated call changes nothing.
+REMEMBER = (
+    WRITES
+    + """
+if redis.call('LPOS', KEYS[1], ARGV[1]) then return 0 end
+write('LPUSH', KEYS[1], ARGV[1])
+write('LTRIM', KEYS[1], 0, ARGV[2])
+write('EXPIRE', KEYS[1], ARGV[3])
+return commit() or 1
+"""
+)
+
+# KEYS order, items; ARGV an item_id, its entry, and so on. Every change gets a number of
+# its own, so that a reader can go on from any of them; of an item only the last is kept. Numbers
+# are microseconds of the server's clock, so that one that lost some writes gives none out again.
+# A number is written after its entry: whoever reads the number finds it.
+WRITE_ITEMS = (
+    WRITES
+    + """
+local time = redis.call('TIME')
+local last = redis.call('ZRANGE', KEYS[1], -1, -1, 'WITHSCORES')[2] or '0'
+local number = math.max(tonumber(last), time[1] * 1000000 + time[2])
+for i = 1, #ARGV, 2 do
+  number = number + 1
+  write('HSET', KEYS[2], ARGV[i], ARGV[i + 1])
+  write('ZADD', KEYS[1], string.format('%.0f', number), ARGV[i])
+end
+return commit() or 1
+"""
+)
+
+# KEYS order. The number of the last change.
+ITEMS_VERSION = READS + "return redis.call('ZRANGE', KEYS[1], -1, -1, 'WITHSCORES')[2] or '0'"
+
+# KEYS order, items; ARGV the number of the last change that is known, how many to read.
+# Item_ids, each before its number; then their entries.
+READ_ITEMS = (
+    READS
+    + """
+local changes = redis.call(
+  'ZRANGEBYSCORE', KEYS[1], '(' .. ARGV[1], '+inf', 'WITHSCORES', 'LIMIT', 0, ARGV[2])
+local ids = {}
+for i = 1, #changes, 2 do ids[#ids + 1] = changes[i] end
+if #ids == 0 then return {changes, {}} end
+return {changes, redis.call('HMGET', KEYS[2], unpack(ids))}
+"""
+)
+# KEYS some; ARGV commands. Those that the user may not run with such keys.
+CHECK = (
+    READS
+    + """
+local denied = {}
+for _, command in ipairs(ARGV) do
+  if not redis.acl_check_cmd(command, KEYS[1], KEYS[2], KEYS[3]) then
+    denied[#denied + 1] = command
+  end
+end
+return denied
+"""
+)
+# What the scripts run, and what is run beside them; EVAL has shown itself when CHECK answers.
+RIGHTS = {"DEL", "EXPIRE", "HMGET", "HSET", "LPOS", "LPUSH", "LRANGE", "LTRIM", "TIME", "ZADD"}
+RIGHTS |= {"ZRANGE", "ZRANGEBYSCORE", "ZREMRANGEBYSCORE", "ZSCORE"}
+ITEMS_AT_ONCE = 100  # changes that are read in one call: their embeddings may be large
+
+
+def history_key(user_id: str) -> str:
+    """The list of a user's items. The braces keep a user's keys on one cluster slot."""
+    return f"unmask:history:{{{user_id}}}"
+
+
+def marks_key(user_id: str) -> str:
+    """The sorted set of a user's recent event_ids, by time; also, which answers had a hit."""
+    return f"unmask:marks:{{{user_id}}}"
+
+
+def shown_key(user_id: str) -> str:
+    """The list of the last answers a user got, as JSON, the newest first."""
+    return f"unmask:recs:{{{user_id}}}"
+
+
+def _items_keys(name: str) -> tuple[str, str]:
+    """The sorted set of a bundle's items by the number of their last change, and the hash of these
+    changes."""
+    return f"unmask:items-order:{{{name}}}", f"unmask:items:{{{name}}}"
+
+
+class RedisHistoryStore:
+    """Histories in Redis-compatible servers. Make it inside the event loop that uses it.
+
+    url, replica_url: see `service.histories.store_url`; replica_reads: reads may go to the replicas
+    that a cluster or sentinels name. Raises ValueError for a URL that cannot be read.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        metrics: Metrics,
+        *,
+        timeout_s: float,
+        pool_size: int,
+        history_cap: int,
+        history_ttl_s: int,
+        replica_url: str | None = None,
+        replica_reads: bool = False,
+    ) -> None:
+        self._connection = StoreConnection(
+            parse_store_url(url),
+            timeout_s=timeout_s,
+            pool_size=pool_size,
+            replica_url=parse_store_url(replica_url) if replica_url else None,
+            replica_reads=replica_reads,
+            on_replica_error=self._note_replica,
+        )
+        self._replica_errors = metrics.redis_errors.labels("read", "replica")
+        self._breaker = Breaker()
+        self._troubles = Troubles()
+        self._tasks: set[asyncio.Task[list[Any]]] = set()
+        self._metrics = metrics
+        metrics.redis_breaker_state.set_function(lambda: self._breaker.state)
+        self._timeout_s = timeout_s
+        self._history_cap = history_cap
+        self._history_ttl_s = history_ttl_s
+
+    async def read(self, user_id: str, limit: int | None = None) -> list[str]:
+        last = -1 if limit is None else limit - 1
+        reading = self._connection.read([_list(history_key(user_id), last)])
+        [newest_first] = await self._call("read", reading)
+        return newest_first[::-1]  # type: ignore[no-any-return]
+
+    async def read_page(
+        self, user_id: str, recommendation_id: str
+    ) -> tuple[list[str], Shown | None]:
+        commands = [_list(history_key(user_id)), _list(shown_key(user_id))]
+        reading = self._connection.run(commands)
+        newest_first, answers = await self._call("read_page", reading)
+        start = _start_of_json(recommendation_id)
+        found = next((text for text in answers if text.startswith(start)), None)
+        return newest_first[::-1], _from_json(found) if found else None
+
+    async def remember(self, answers: Sequence[tuple[str, Shown]]) -> None:
+        commands = [
+            Command(key, ("EVAL", REMEMBER, 1, key, _to_json(shown), MAX_ANSWERS - 1, MARK_TTL_S))
+            for key, shown in ((shown_key(user_id), shown) for user_id, shown in answers)
+        ]
+        await self._call("remember", self._connection.run(commands))
+
+    async def append(
+        self, events: Sequence[Event], counted_event_types: Collection[str] = ()
+    ) -> list[Stored]:
+        commands = [
+            self._append(event, event.event_type in counted_event_types) for event in events
+        ]
+        replies = await self._call("append", self._connection.run(commands))
+        return [_stored(reply) for reply in replies]
+
+    async def erase(self, user_id: str) -> None:
+        keys = (history_key(user_id), marks_key(user_id), shown_key(user_id))
+        await self._call("erase", self._connection.run([Command(keys[0], ("DEL", *keys))]))
+
+    async def write_items(self, name: str, entries: Mapping[str, str]) -> None:
+        keys = _items_keys(name)
+        parts = [part for entry in entries.items() for part in entry]
+        command = Command(keys[0], ("EVAL", WRITE_ITEMS, len(keys), *keys, *parts))
+        await self._call("write_items", self._connection.run([command]))
+
+    async def read_items(self, name: str, after: int) -> tuple[int, dict[str, str]]:
+        keys = _items_keys(name)
+        command = Command(keys[0], ("EVAL", READ_ITEMS, len(keys), *keys, after, ITEMS_AT_ONCE))
+        [reply] = await self._call("read_items", self._connection.run([command]))
+        changes, entries = reply
+        last = int(changes[-1]) if changes else after
+        return last, dict(zip(changes[::2], entries, strict=True))
+
+    async def items_version(self, name: str) -> int:
+        order, _ = _items_keys(name)
+        reading = self._connection.run([Command(order, ("EVAL", ITEMS_VERSION, 1, order))])
+        [number] = await self._call("items_version", reading)
+        return int(number)
+
+    async def check(self) -> None:
+        """Open a connection; log what the store's user may not do. Raises HistoryUnavailable."""
+        keys = (history_key("check"), *_items_keys("check"))
+        command = Command(keys[0], ("EVAL", CHECK, len(keys), *keys, *sorted(RIGHTS)))
+        [denied] = await self._call("check", self._connection.run([command]))
+        if denied:
+            self._troubles.seen(rights_reason(denied))
+
+    @property
+    def is_down(self) -> bool:
+        """Whether the store has failed so often that it is not asked for now."""
+        return self._breaker.state is not BreakerState.CLOSED
+
+    async def close(self) -> None:
+        """Close the connections."""
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        await self._connection.close()
+
+    def _append(self, event: Event, is_counted: bool) -> Command:
+        keys = (history_key(event.user_id), marks_key(event.user_id), shown_key(event.user_id))
+        named = event.recommendation_id
+        arguments: tuple[str | int, ...] = (
+            event.event_id,
+            0 if is_counted else self._history_cap,
+            self._history_ttl_s,
+            MARK_TTL_S,
+            _start_of_json(named) if named else "",
+            f"{event.event_type} {named}",
+            *event.all_item_ids,
+        )
+        return Command(keys[0], ("EVAL", APPEND, len(keys), *keys, *arguments))
+
+    def _note_replica(self, error: Exception) -> None:
+        self._replica_errors.inc()
+        self._troubles.seen(f"a replica that is read does not serve: {reason_of(error)}")
+
+    async def _call(self, operation: str, work: Coroutine[Any, Any, list[Any]]) -> list[Any]:
+        """The replies, within the timeout. Raises HistoryUnavailable."""
+        if not self._breaker.admits():
+            work.close()
+            self._metrics.redis_errors.labels(operation, "breaker_open").inc()
+            raise HistoryUnavailable("the history store has failed repeatedly; try again")
+        started = time.perf_counter()
+        told = self._breaker.gave_up
+        try:
+            replies = await self._limited(work)
+            told = self._breaker.succeeded
+            self._troubles.answered()
+            return replies
+        except (RedisError, OSError, UnicodeDecodeError) as error:
+            kind = (  # OSError: asyncio's TimeoutError, and a lost socket
+                "timeout"
+                if isinstance(error, TimeoutError | RedisTimeoutError)
+                else "connection"
+                if isinstance(error, OSError | RedisConnectionError)
+                else "response"
+            )
+            told = self._breaker.succeeded if kind == "response" else self._breaker.failed
+            self._metrics.redis_errors.labels(operation, kind).inc()
+            self._troubles.seen(reason_of(error))
+            raise HistoryUnavailable("the history store did not answer; try again") from error
+        finally:
+            told()
+            seconds = time.perf_counter() - started
+            self._metrics.redis_operation_duration.labels(operation).observe(seconds)
+
+    async def _limited(self, work: Coroutine[Any, Any, list[Any]]) -> list[Any]:
+        """Raises TimeoutError, on time whatever the work does about being cancelled.
+
+        Where the event loop itself was late, the reply may be there and unread, and the store is
+        not to blame: it is waited for as much longer as the loop was late, at most the timeout.
+
+        Now and then it goes on until its socket's timeout: in Python 3.11 asyncio.wait_for, which
+        redis-py sends with, may lose a cancellation.
+        """
+        loop = asyncio.get_running_loop()
+        due = loop.time() + self._timeout_s
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._forget)
+        try:
+            await asyncio.wait([task], timeout=self._timeout_s)
+            if not task.done():
+                await asyncio.wait([task], timeout=min(loop.time() - due, self._timeout_s))
+            if task.done():
+                return task.result()
+            raise TimeoutError
+        finally:
+            task.cancel()
+
+    def _forget(self, task: asyncio.Task[list[Any]]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # nobody may have waited for it
+
+
+def _list(key: str, last: int = -1) -> Command:
+    return Command(key, ("LRANGE", key, 0, last))
+
+
+def _stored(reply: Any) -> Stored:
+    if reply in (0, 1):
+        return Stored(reply == 1)
+    bundle, variant, rank, is_first = reply
+    return Stored(True, Attribution(bundle, variant, rank, is_first == 1))
+
+
+# The id comes first, so that an answer is found without reading the others' JSON. ensure_ascii is
+# off so that an item_id in it has the bytes it has in an event.
+_json = partial(json.dumps, ensure_ascii=False, separators=(",", ":"))
+
+
+def _to_json(shown: Shown) -> str:
+    return _json(
+        {
+            "recommendation_id": shown.recommendation_id,
+            "at": int(time.time()),
+            "bundle": shown.bundle,
+            "variant": shown.variant,
+            "item_ids": shown.item_ids,
+            "before": shown.before,
+        }
+    )
+
+
+def _start_of_json(recommendation_id: str) -> str:
+    return _json({"recommendation_id": recommendation_id})[:-1] + ","
+
+
+def _from_json(text: str) -> Shown | None:
+    """None for an answer of more than a day ago: the list lives on while answers are added."""
+    fields = json.loads(text)
+    if fields.pop("at") + MARK_TTL_S < time.time():
+        return None
+    item_ids, before = tuple(fields.pop("item_ids")), tuple(fields.pop("before"))
+    return Shown(**fields, item_ids=item_ids, before=before)

@@ -1,0 +1,268 @@
+"""The HTTP side of what clients use: routes and their statuses.
+
+`create_app` is the wiring, `Routes` has one method per route. What a request means is decided in
+the recommender and the history store, which error is which status in `service.http.error_map`, and
+what operators use is in `service.http.operator_routes`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Annotated, Any, TypeVar
+
+from fastapi import FastAPI, Path, Query, Request, Response
+from pydantic import BaseModel
+
+from service import errors, schemas
+from service.histories import store_events
+from service.http.admission.doors import Doors, bearer_key_of
+from service.http.admission.gate import Gate
+from service.http.admission.keys import Keys
+from service.http.bulk import Bulk
+from service.http.error_map import add_handlers, context_of
+from service.http.intake import Intake
+from service.http.middleware import ASGIApp, Envelope, RequestContext
+from service.http.operator_routes import add_admin_routes, add_health_routes
+from service.http.preconditions import BEARER, Guard, guarded, require_json
+from service.lifecycle import VERSION, Lifecycle
+from service.recommending import similar_items
+from service.schemas import (
+    EventsRequest,
+    EventsResponse,
+    ItemResponse,
+    SimilarRequest,
+    SimilarResponse,
+)
+
+UserIdPath = Annotated[schemas.UserId, Path()]
+ItemIdPath = Annotated[schemas.ItemId, Path()]
+T = TypeVar("T")
+
+
+def create_app(lifecycle: Lifecycle) -> ASGIApp:
+    """The ASGI application of one process. Serving it runs `lifecycle`."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async with lifecycle.running():
+            yield
+
+    app = FastAPI(
+        title="Unmask",
+        version=VERSION,
+        lifespan=lifespan,
+        redoc_url=None,
+        redirect_slashes=False,  # a redirect would not have the error body
+    )
+    settings = lifecycle.settings
+    keys = Keys(settings.api_keys, settings.admin_keys, settings.rate_limit)
+
+    def client_key(request: Request) -> None:
+        keys.check_client(bearer_key_of(request.scope))
+
+    def admin_key(request: Request) -> None:
+        keys.check_admin(bearer_key_of(request.scope))
+
+    is_open = not (settings.api_keys or settings.rate_limit)
+    client_roots = add_client_routes(app, Routes(lifecycle, keys), [] if is_open else [client_key])
+    if settings.admin_keys:
+        add_admin_routes(app, lifecycle, admin_key)
+    add_health_routes(app, lifecycle)
+    app.add_middleware(Intake, metrics=lifecycle.metrics)
+    add_handlers(app)
+    gate = Gate(settings.slo_ms / 1000, settings.max_inflight)
+    return Envelope(
+        app,
+        lifecycle.metrics,
+        gate,
+        door_of=Doors(keys, gate, client_roots).door_of,
+        is_draining=lambda: lifecycle.draining,
+        traces=lifecycle.traces,
+    )
+
+
+def add_client_routes(app: FastAPI, routes: Routes, guards: Sequence[Guard]) -> set[str]:
+    """What clients use; every status that a route may answer with is declared.
+
+    Returns the first parts of their paths.
+    """
+    roots = set()
+
+    def route(
+        method: str,
+        path: str,
+        handler: Callable[..., Any],
+        *statuses: int,
+        model: type[BaseModel] | None = None,
+    ) -> None:
+        roots.add(path.split("/")[1])
+        posted = [require_json] if method == "POST" else []
+        own = {*statuses, 400, 422, 429, 500}
+        own |= {408, 413, 415} if method == "POST" else set()
+        own |= {401} if guards else set()
+        responses: dict[int | str, dict[str, Any]] = {200: {"model": model}} if model else {}
+        responses |= {status: {"model": schemas.ErrorResponse} for status in sorted(own)}
+        for one in (method, "HEAD") if method == "GET" else (method,):
+            app.router.add_api_route(
+                path,
+                handler,
+                methods=[one],
+                status_code=204 if method == "DELETE" else 200,
+                responses=responses,
+                dependencies=[BEARER] if guards else [],
+                include_in_schema=one == method,
+                route_class_override=guarded(*guards, *posted),
+            )
+
+    answer, answers = schemas.RecommendResponse, schemas.BatchResponse
+    route("POST", "/recommend", routes.recommend, 404, 503, 504, model=answer)
+    route("POST", "/recommend/batch", routes.recommend_batch, 503, model=answers)
+    route("POST", "/events", routes.events, 503)
+    route("GET", "/users/{user_id}/history", routes.history, 503)
+    route("DELETE", "/users/{user_id}/history", routes.erase, 503)
+    # An item_id may have slashes in it, so the longer path comes first.
+    route("POST", "/items/{item_id:path}/similar", routes.similar, 404, 503)
+    route("GET", "/items/{item_id:path}", routes.item, 404, 503)
+    return roots
+
+
+class Routes:
+    """One method per route."""
+
+    def __init__(self, lifecycle: Lifecycle, keys: Keys) -> None:
+        self._lifecycle = lifecycle
+        self._keys = keys
+        self._settings = lifecycle.settings
+        self._metrics = lifecycle.metrics
+        self._salt = lifecycle.settings.log_salt.get_secret_value().encode()
+
+    async def recommend(self, body: schemas.RecommendRequest, request: Request) -> Response:
+        """Recommend k items to a user, best first."""
+        context = context_of(request)
+        context.log.update(user_hash=self._hash(body.user_id), k=body.k)
+        recommender = self._lifecycle.recommender
+        assignment = recommender.assign(body)
+        context.bundle, context.variant = assignment.resident.ref, assignment.label
+        work = recommender.recommend(body, assignment, context.received)
+        answer = await unless_disconnected(request, work)
+        report(answer, context)
+        return json_answer(answer)
+
+    async def recommend_batch(self, body: schemas.BatchRequest, request: Request) -> Response:
+        """Answer several requests, in their order; each has a status of its own."""
+        context = context_of(request)
+        context.log.update(requests=len(body.requests))
+        recommender = self._lifecycle.recommender
+        self._keys.charge(bearer_key_of(request.scope), len(body.requests) - 1)
+        bulk = Bulk(recommender, self._metrics, context)
+        return json_answer(await unless_disconnected(request, bulk.answer(body)))
+
+    async def events(self, body: EventsRequest) -> EventsResponse:
+        """Append events to the histories of their users. Safe to repeat."""
+        return await store_events(
+            body.events,
+            self._lifecycle.histories,
+            self._metrics,
+            event_types=self._settings.history_event_types,
+            counted_event_types=self._settings.counted_event_types,
+        )
+
+    async def history(
+        self,
+        user_id: UserIdPath,
+        limit: Annotated[
+            int | None, Query(ge=1, le=schemas.MAX_HISTORY_LIMIT, description="Only the newest.")
+        ] = None,
+    ) -> schemas.HistoryResponse:
+        """The stored items of a user, oldest to newest."""
+        item_ids = await self._lifecycle.histories.read(user_id, limit)
+        return schemas.HistoryResponse(user_id=user_id, history=item_ids)
+
+    async def erase(self, user_id: UserIdPath) -> Response:
+        """Forget a user."""
+        await self._lifecycle.erase(user_id)
+        return Response(status_code=204)
+
+    async def item(self, item_id: ItemIdPath) -> ItemResponse:
+        """An item of the active bundle."""
+        bundle = self._lifecycle.residents.active.bundle
+        row = self._row_of(item_id)
+        item, sid = bundle.items[row], bundle.catalogue.codes[row]
+        same = bundle.decoder.trie.rows_with(sid).tolist()
+        return ItemResponse(
+            item_id=item.item_id,
+            title=item.title,
+            categories=list(item.categories),
+            sid=sid.tolist(),
+            popularity_rank=row + 1,
+            same_sid=[bundle.items[other].item_id for other in same if other != row],
+            bundle=bundle.manifest.ref,
+        )
+
+    async def similar(self, item_id: ItemIdPath, body: SimilarRequest) -> SimilarResponse:
+        """Items of the active bundle that share codes with an item; the network is not asked."""
+        bundle = self._lifecycle.residents.active.bundle
+        row = self._row_of(item_id)
+        similar = await asyncio.to_thread(similar_items, bundle, row, body.k)
+        return SimilarResponse(item_id=item_id, similar=similar, bundle=bundle.manifest.ref)
+
+    def _row_of(self, item_id: str) -> int:
+        rows = self._lifecycle.residents.active.bundle.catalogue.rows_of([item_id])
+        if not len(rows):
+            raise errors.ItemNotFound("the active bundle has no such item")
+        return int(rows[0])
+
+    def _hash(self, user_id: str) -> str:
+        return hashlib.blake2b(user_id.encode(), key=self._salt, digest_size=6).hexdigest()
+
+
+def json_answer(answer: BaseModel) -> Response:
+    """An answer as it is: FastAPI would validate it once more."""
+    return Response(answer.model_dump_json(), media_type="application/json")
+
+
+def report(answer: schemas.RecommendResponse, context: RequestContext) -> None:
+    """Put what gateways and operators want to see into headers and the log line."""
+    timings = answer.timings_ms
+    context.timings_ms, context.degraded = timings, answer.degraded
+    context.headers["X-Unmask-Bundle"] = answer.bundle
+    context.headers["Server-Timing"] = ", ".join(f"{name};dur={ms}" for name, ms in timings.items())
+    if answer.degraded:
+        context.headers["X-Unmask-Degraded"] = ",".join(answer.degraded_reasons)
+    context.log.update(
+        bundle=answer.bundle,
+        variant=context.variant,
+        served_by=answer.served_by,
+        degraded_reasons=answer.degraded_reasons,
+        n_items=len(answer.items),
+        timings_ms=timings,
+    )
+    if answer.decoding:
+        context.log.update(schedule=answer.decoding.schedule, nfe=answer.decoding.nfe)
+
+
+async def unless_disconnected(request: Request, work: Awaitable[T]) -> T:
+    """Do `work`, cancelled when the client goes away: FastAPI itself would do it to its end."""
+    task = asyncio.current_task()
+    assert task is not None
+    has_gone = False
+
+    async def wait_for_disconnect() -> None:
+        nonlocal has_gone
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        has_gone = True
+        task.cancel()
+
+    watching = asyncio.create_task(wait_for_disconnect())
+    try:
+        return await work
+    except asyncio.CancelledError:
+        if not has_gone or task.uncancel():
+            raise
+        raise errors.ClientDisconnected("the client closed the connection") from None
+    finally:
+        watching.cancel()

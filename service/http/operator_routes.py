@@ -1,0 +1,241 @@
+"""The HTTP side of what operators use: health, facts, metrics, bundles in memory, new items.
+
+Health, facts and metrics are open; everything else is there only when UNMASK_ADMIN_KEYS is set.
+What an operation means is decided in the lifecycle and its residents.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Path, Response
+
+from service import schemas
+from service.bundles import REFERENCE, Bundle
+from service.http.preconditions import BEARER, Guard, WholePathRoute, guarded, require_json
+from service.lifecycle import VERSION, Lifecycle
+from service.loading import Resident
+from service.schemas import MAX_BEAM_WIDTH, MAX_K, ErrorResponse, ItemsRequest, ItemsResponse
+from service.telemetry import METRICS_CONTENT_TYPE
+
+SHARE = 5
+BundleRef = Annotated[str, Path(max_length=200, pattern=f"^{REFERENCE.pattern}$")]
+
+
+def add_health_routes(app: FastAPI, lifecycle: Lifecycle) -> None:
+    """Health, facts and metrics."""
+    routes = HealthRoutes(lifecycle)
+
+    def route(path: str, handler: Callable[..., Any], *aliases: str, **declared: Any) -> None:
+        for own in (path, *aliases):
+            for method in ("GET", "HEAD"):
+                app.router.add_api_route(
+                    own,
+                    handler,
+                    methods=[method],
+                    include_in_schema=(own, method) == (path, "GET"),
+                    route_class_override=WholePathRoute,
+                    **declared,
+                )
+
+    failed: dict[int, Any] = {500: {"model": ErrorResponse}}
+    route("/info", routes.info, responses=failed)
+    route("/models", routes.models, responses=failed)
+    route("/health/live", routes.live, "/livez", responses={503: {"model": schemas.Liveness}})
+    route("/health/ready", routes.ready, "/readyz", responses={503: {"model": schemas.Readiness}})
+    text = {"content": {METRICS_CONTENT_TYPE: {"schema": {"type": "string"}}}}
+    route("/metrics", routes.metrics, response_class=MetricsResponse, responses={200: text})
+
+
+def add_admin_routes(app: FastAPI, lifecycle: Lifecycle, admin_key: Guard) -> None:
+    """What needs an administrator's key."""
+    routes = AdminRoutes(lifecycle)
+
+    def route(path: str, handler: Callable[..., Any], *statuses: int, has_body: bool) -> None:
+        body_statuses = (408, 413, 415) if has_body else ()
+        app.router.add_api_route(
+            f"/admin/{path}",
+            handler,
+            methods=["POST"],
+            responses={
+                status: {"model": ErrorResponse}
+                for status in sorted({400, 401, 403, 422, 429, 500, *body_statuses, *statuses})
+            },
+            dependencies=[BEARER],
+            route_class_override=guarded(admin_key, *([require_json] if has_body else [])),
+        )
+
+    route("bundles/rollback", routes.rollback, 409, 503, has_body=False)
+    route("bundles/{bundle}/load", routes.load, 404, 409, 503, 504, has_body=True)
+    route("bundles/{bundle}/activate", routes.activate, 409, 503, has_body=False)
+    route("bundles/{bundle}/unload", routes.unload, 409, 503, has_body=False)
+    route("items", routes.items, 502, 503, has_body=True)
+    route("drain", routes.drain, has_body=False)
+
+
+class MetricsResponse(Response):
+    """The text format of Prometheus."""
+
+    media_type = METRICS_CONTENT_TYPE
+
+
+class Shared:
+    """A text that takes a while to make: in a thread, one at a time, for all who asked before.
+
+    However many ask, making it takes at most one `SHARE`th of a processor. Nobody gets a text that
+    was begun before he asked.
+    """
+
+    def __init__(self, make: Callable[[], bytes]) -> None:
+        self._make = make
+        self._making = asyncio.Lock()
+        self._free_at = 0.0  # time.monotonic()
+        self._next: asyncio.Task[bytes] | None = None  # not begun yet
+
+    async def get(self) -> bytes:
+        """The text, made from now on."""
+        if self._next is None:
+            self._next = asyncio.create_task(self._made())
+        return await asyncio.shield(self._next)
+
+    async def _made(self) -> bytes:
+        async with self._making:
+            await asyncio.sleep(self._free_at - time.monotonic())
+            self._next = None
+            text, seconds = await asyncio.to_thread(self._timed)
+            self._free_at = time.monotonic() + (SHARE - 1) * seconds
+            return text
+
+    def _timed(self) -> tuple[bytes, float]:
+        started = time.thread_time()
+        text = self._make()
+        return text, time.thread_time() - started
+
+
+class HealthRoutes:
+    """One method per route."""
+
+    def __init__(self, lifecycle: Lifecycle) -> None:
+        self._lifecycle = lifecycle
+        self._metrics_text = Shared(lifecycle.metrics.text)
+
+    async def info(self) -> schemas.Info:
+        """What runs here, and its limits."""
+        lifecycle, settings = self._lifecycle, self._lifecycle.settings
+        bundle = lifecycle.bundle
+        return schemas.Info(
+            version=VERSION,
+            bundle=bundle_info_of(bundle) if bundle else None,
+            limits=schemas.Limits(
+                max_k=MAX_K,
+                max_beam_width=min(MAX_BEAM_WIDTH, settings.max_queue_rows),
+                max_queue_rows=settings.max_queue_rows,
+                max_inflight=settings.max_inflight,
+                default_timeout_ms=settings.default_timeout_ms,
+                slo_ms=settings.slo_ms,
+                history_cap=settings.history_cap,
+                history_event_types=list(settings.history_event_types),
+            ),
+            history_store="redis" if settings.redis_url else "embedded",
+            ort_threads=settings.ort_threads,
+        )
+
+    async def models(self) -> schemas.Models:
+        """The bundles in memory."""
+        return models_of(self._lifecycle)
+
+    async def live(self, response: Response) -> schemas.Liveness:
+        """200 unless only a restart helps."""
+        reasons = self._lifecycle.not_live
+        if not reasons:
+            return schemas.Liveness(status="live", reasons=[], cure=None)
+        response.status_code = 503
+        cure = "restart the process; its log says what went wrong"
+        return schemas.Liveness(status="not_live", reasons=reasons, cure=cure)
+
+    async def ready(self, response: Response) -> schemas.Readiness:
+        """200 when requests are welcome."""
+        reasons = self._lifecycle.not_ready
+        if not reasons:
+            return schemas.Readiness(status="ready", reasons=[])
+        response.status_code = 503
+        return schemas.Readiness(status="not_ready", reasons=reasons)
+
+    async def metrics(self) -> MetricsResponse:
+        """What Prometheus reads."""
+        return MetricsResponse(await self._metrics_text.get())
+
+
+class AdminRoutes:
+    """One method per route."""
+
+    def __init__(self, lifecycle: Lifecycle) -> None:
+        self._lifecycle = lifecycle
+        self._residents = lifecycle.residents
+
+    async def load(self, bundle: BundleRef, body: schemas.LoadRequest) -> schemas.Models:
+        """Verify, load and prime a bundle beside the active one."""
+        await self._lifecycle.load(bundle, shadow_fraction=body.shadow_fraction)
+        return models_of(self._lifecycle)
+
+    async def activate(self, bundle: BundleRef) -> schemas.Models:
+        """Answer from a bundle in memory from now on."""
+        await self._residents.activate(bundle)
+        return models_of(self._lifecycle)
+
+    async def unload(self, bundle: BundleRef) -> schemas.Models:
+        """Forget a bundle in memory that is not in use."""
+        await self._residents.unload(bundle)
+        return models_of(self._lifecycle)
+
+    async def rollback(self) -> schemas.Models:
+        """Answer from the bundle before the active one."""
+        await self._residents.rollback()
+        return models_of(self._lifecycle)
+
+    async def items(self, body: ItemsRequest) -> ItemsResponse:
+        """Add items to the active bundle and remove others; kept for the next start."""
+        return await self._lifecycle.changes.change(body)
+
+    async def drain(self) -> schemas.Drained:
+        """Be not ready from now on, and go on answering: for a hook before SIGTERM."""
+        self._lifecycle.draining = True
+        return schemas.Drained(status="draining")
+
+
+def bundle_info_of(bundle: Bundle) -> schemas.BundleInfo:
+    """A bundle as it is now: items may have come and gone since it was written."""
+    manifest = bundle.manifest
+    fields = manifest.model_dump(include=set(schemas.BundleInfo.model_fields))
+    return schemas.BundleInfo(
+        **fields
+        | {
+            "num_items": bundle.catalogue.num_items,
+            "num_items_in_bundle": manifest.num_items,
+        }
+    )
+
+
+def models_of(lifecycle: Lifecycle) -> schemas.Models:
+    """The bundles in memory, as JSON."""
+    residents = lifecycle.residents
+
+    def info(resident: Resident) -> schemas.ResidentInfo:
+        manifest = resident.bundle.manifest
+        is_candidate = resident is residents.candidate
+        return schemas.ResidentInfo(
+            bundle=resident.ref,
+            digest=manifest.digest,
+            is_signed=manifest.signature is not None,
+            roles=residents.roles(resident),
+            num_items=resident.bundle.catalogue.num_items,
+            decoding=schemas.DefaultDecoding.model_validate(manifest.decoding),
+            shadow_fraction=residents.shadow_fraction if is_candidate else None,
+        )
+
+    return schemas.Models(
+        configured=lifecycle.configured, residents=[info(one) for one in residents.all]
+    )

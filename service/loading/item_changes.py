@@ -1,0 +1,285 @@
+"""Items that come and go while the service runs: added by their embeddings, or removed.
+
+A change is written to the history store first, then made in every bundle in memory that has the
+name, and made again after every start and load; the other replicas follow within seconds. Changes
+are numbered, and a bundle knows the last one that it has: only those after it are read. Repeating
+one changes no item: what is there with the same title and categories stays as it is. Knows nothing
+of HTTP routes or Redis commands.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+from pydantic import SecretStr
+
+from service.bundles import CONTENT_TEXT, Bundle, ContentPart, Item, text_of
+from service.decoding.catalogue import unhurried
+from service.errors import EmbedderUnfit, HistoryUnavailable, InvalidRequest, RequestError
+from service.histories import HistoryStore
+from service.loading.embedder import LARGEST, Embedder, TextRefused
+from service.loading.loaded_bundles import Residents
+from service.schemas import ItemsRequest, ItemsResponse, NewItem
+
+FOLLOW_EVERY_S = 5.0
+MADE_AT_ONCE = 10_000  # changes: more would take much memory while they are on their way
+REMOVED = ""
+
+log = structlog.get_logger()
+
+
+class ItemChanges:
+    """The changes to the items of the bundles in memory, by the bundles' names.
+
+    embedder_url: of a server that answers POST /embed as Text Embeddings Inference does; None = new
+        items must bring their embeddings
+    """
+
+    def __init__(
+        self, residents: Residents, store: HistoryStore, embedder_url: SecretStr | None = None
+    ) -> None:
+        self._residents = residents
+        self._store = store
+        self._embedder = Embedder(embedder_url) if embedder_url else None
+        self._replaying = asyncio.Lock()
+
+    async def change(self, request: ItemsRequest) -> ItemsResponse:
+        """Add and remove items, for good. An item that is there already is replaced.
+
+        Raises InvalidRequest, EmbedderUnfit, EmbedderUnavailable, or HistoryUnavailable; after the
+        last two repeat it.
+        """
+        before = self._residents.active.bundle
+        name, catalogue = before.manifest.name, before.catalogue
+        embeddings = await self._embeddings(request.add, before)
+        entries = dict.fromkeys(request.remove, REMOVED) | {
+            item.item_id: _entry(item, embedding)
+            for item, embedding in zip(request.add, embeddings, strict=True)
+        }
+        added = {item.item_id for item in request.add}
+        removed = {item_id for item_id in request.remove if item_id not in added}
+        num_removed = len(catalogue.rows_of(removed))
+        if not added and num_removed == catalogue.num_items:
+            raise InvalidRequest("no item would be left", param="remove")
+        if entries:
+            await self._store.write_items(name, entries)
+        await self.replay()
+        after = self._residents.active.bundle
+        return ItemsResponse(
+            bundle=after.manifest.ref,
+            added=len(added) - len(catalogue.rows_of(added)),
+            removed=num_removed,
+            num_items=after.catalogue.num_items,
+        )
+
+    async def replay(self) -> None:
+        """Make all changes that are written, where they are not made yet.
+
+        Raises HistoryUnavailable; `follow` tries again.
+        """
+        async with self._replaying:
+            while portions := await self._portions():
+                await self._residents.change(partial(_with_portions, portions=portions))
+
+    async def _portions(self) -> list[Portion]:
+        """The next changes that some bundle lacks, for each name."""
+        bundles = [resident.bundle for resident in self._residents.all]
+        names = sorted({bundle.manifest.name for bundle in bundles})
+        portions = [
+            await self._portion(name, [one for one in bundles if one.manifest.name == name])
+            for name in names
+        ]
+        return [portion for portion in portions if any(map(portion.is_next_of, bundles))]
+
+    async def _portion(self, name: str, bundles: Sequence[Bundle]) -> Portion:
+        """What comes after the changes that all these bundles have."""
+        newest = await self._store.items_version(name)
+        after = version = min(_version_of(bundle, newest) for bundle in bundles)
+        entries: dict[str, str] = {}
+        more = after < newest
+        while more and len(entries) < MADE_AT_ONCE:
+            try:
+                version, read = await self._store.read_items(name, version)
+            except HistoryUnavailable:
+                if not entries:
+                    raise
+                break  # first make those that came
+            entries |= read
+            more = bool(read)
+        return Portion(name, after, version, newest, entries)
+
+    async def follow(self) -> None:
+        """Until it is cancelled: make what other replicas have written."""
+        while True:
+            try:
+                await self.replay()
+            except RequestError as error:
+                log.warning("items_not_followed", reason=str(error))
+            except Exception:  # this task must not end
+                log.exception("items_not_followed")
+            await asyncio.sleep(FOLLOW_EVERY_S)
+
+    async def _embeddings(self, items: Sequence[NewItem], bundle: Bundle) -> list[list[float]]:
+        """Of each item: what it brings, else what the embedder makes of its text."""
+        if not items:
+            return []
+        content = bundle.manifest.content
+        if content is None:
+            message = "this bundle takes no new items: it was trained without --embeddings"
+            raise InvalidRequest(message, param="add")
+        missing = [place for place, item in enumerate(items) if item.embedding is None]
+        found: list[list[float]] = [item.embedding or [] for item in items]
+        if missing:
+            embedded = await self._embedded(items, missing, content)
+            for place, embedding in zip(missing, embedded, strict=True):
+                found[place] = embedding
+        for place, embedding in enumerate(found):
+            if len(embedding) != content.embedding_dims:
+                message = f"embeddings must have {content.embedding_dims} numbers"
+                raise InvalidRequest(message, param=f"add.{place}.embedding")
+            if max(map(abs, embedding)) > LARGEST:
+                message = "embeddings must be of numbers that float32 can hold"
+                raise InvalidRequest(message, param=f"add.{place}.embedding")
+        return found
+
+    async def _embedded(
+        self, items: Sequence[NewItem], missing: Sequence[int], content: ContentPart
+    ) -> list[list[float]]:
+        """missing: places of the items without an embedding"""
+        if self._embedder is None:
+            message = "an embedding is needed, as UNMASK_EMBEDDER_URL is not set"
+            raise InvalidRequest(message, param=f"add.{missing[0]}.embedding")
+        texts = [text_of(_item(items[place])) for place in missing]
+        for place, text in zip(missing, texts, strict=True):
+            if not text.strip():
+                message = "an item without an embedding needs a title or categories to embed"
+                raise InvalidRequest(message, param=f"add.{place}.title")
+        try:
+            embedded = await self._embedder.embed(texts)
+        except TextRefused as error:
+            message = "the embedder does not take this title with these categories"
+            param = f"add.{missing[error.place]}.title"
+            raise InvalidRequest(message, param=param) from error
+        if (dims := len(embedded.embeddings[0])) != content.embedding_dims:
+            raise EmbedderUnfit(
+                f"the embedder cannot be used: its embeddings have {dims} numbers, this bundle's "
+                f"{content.embedding_dims}; let it run the model the bundle was trained with"
+                + (f", {content.model}" if content.model else "")
+            )
+        if content.text is None:
+            log.warning("content_text_unknown", taken=CONTENT_TEXT)
+        if content.model and embedded.model and _last(content.model) != _last(embedded.model):
+            log.warning("embedder_of_another_model", bundle=content.model, embedder=embedded.model)
+        return embedded.embeddings
+
+
+def _last(model: str) -> str:
+    """`minilm` for `Some-Org/MiniLM` and for the folder `/models/minilm`."""
+    return model.rstrip("/").rpartition("/")[2].lower()
+
+
+@dataclass(frozen=True)
+class Portion:
+    """Changes to the bundles of one name: those numbered from after + 1 to version.
+
+    newest: number of the last one that the store had
+    entries: by item_id, REMOVED or what `_entry` wrote; of an item only the last change
+    """
+
+    name: str
+    after: int
+    version: int
+    newest: int
+    entries: Mapping[str, str]
+
+    def is_next_of(self, bundle: Bundle) -> bool:
+        """Whether these changes bring a bundle further, and it has all before them."""
+        return (
+            bundle.manifest.name == self.name
+            and bundle.items_version != self.version
+            and self.after <= _version_of(bundle, self.newest) <= self.version
+        )
+
+
+def _version_of(bundle: Bundle, newest: int) -> int:
+    """How far a bundle has the changes of a store that has so many.
+
+    One that has more is to get all of them again: the store has lost some.
+    """
+    return bundle.items_version if bundle.items_version <= newest else 0
+
+
+def _with_portions(bundle: Bundle, portions: Iterable[Portion]) -> Bundle:
+    for portion in portions:
+        if portion.is_next_of(bundle):
+            changed = with_changes(bundle, portion.entries)
+            return replace(changed, items_version=portion.version)
+    return bundle
+
+
+def with_changes(bundle: Bundle, entries: Mapping[str, str]) -> Bundle:
+    """A bundle with the changes made that it does not have; itself when it has them all.
+
+    entries: by item_id, REMOVED or what `_entry` wrote. A bundle of other embeddings gets no items.
+    """
+    content = bundle.manifest.content
+    gone: list[str] = []
+    new: dict[str, tuple[Item, NDArray[np.float32]]] = {}
+    for item_id, entry in unhurried(entries.items()):
+        [row] = bundle.catalogue.rows_of([item_id]).tolist() or [None]
+        if entry == REMOVED:
+            gone += [] if row is None else [item_id]
+            continue
+        item, embedding = _item_of(item_id, entry)
+        if row is not None and bundle.items[row] == item:
+            continue
+        if content is None or content.embedding_dims != len(embedding):
+            log.warning("item_not_added", bundle=bundle.manifest.ref, reason="other embeddings")
+            continue
+        gone += [] if row is None else [item_id]
+        new[item_id] = item, embedding
+    return _replaced(bundle, gone, new)
+
+
+def _replaced(
+    bundle: Bundle, gone: Sequence[str], new: Mapping[str, tuple[Item, NDArray[np.float32]]]
+) -> Bundle:
+    """A bundle without items that it has, and with new ones. One is there all the time."""
+    if len(gone) == bundle.catalogue.num_items:
+        *gone, last = gone
+        others = {item_id: item for item_id, item in new.items() if item_id != last}
+        bundle = _replaced(bundle, gone, others)
+        if bundle.catalogue.num_items == 1:
+            log.error("item_not_removed", bundle=bundle.manifest.ref, reason="it is the only one")
+            return bundle
+        gone, new = [last], {last: new[last]} if last in new else {}
+    if gone:
+        bundle = bundle.without_items(gone)
+    if new:
+        items, embeddings = zip(*new.values(), strict=True)
+        bundle = bundle.with_items(items, np.stack(embeddings))
+    return bundle
+
+
+def _item(new: NewItem) -> Item:
+    return Item(new.item_id, new.title, tuple(new.categories))
+
+
+def _entry(item: NewItem, embedding: Sequence[float]) -> str:
+    packed = base64.b64encode(np.asarray(embedding, np.float32).tobytes()).decode()
+    fields = {"title": item.title, "categories": item.categories, "embedding": packed}
+    return json.dumps(fields, ensure_ascii=False)
+
+
+def _item_of(item_id: str, entry: str) -> tuple[Item, NDArray[np.float32]]:
+    fields = json.loads(entry)
+    item = Item(item_id, fields["title"], tuple(fields["categories"]))
+    return item, np.frombuffer(base64.b64decode(fields["embedding"]), np.float32)

@@ -1,0 +1,102 @@
+"""Priming: a bundle decodes its recorded requests before the first client's.
+
+So no client meets a cold start, a graph that takes shorter histories than the manifest says is
+found out, and the latency model has seen batches of every size. Knows nothing of queues.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from math import inf
+from typing import get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.batching import LatencyModel, Work
+from service.bundles import Bundle, ladder_of
+from service.decoding import Decoder, Job, Ranking, Schedule
+from service.errors import BundleInvalid, BundleLoadTimedOut
+
+SIZES = (1, 2, 4, 8, 16)
+MAX_RUNGS = 4
+
+
+def prime(bundle: Bundle, latency: LatencyModel, until: float = inf) -> None:
+    """Decode held-out histories in batches of the usual sizes, by every rung of the ladder.
+
+    Twice, and the second times are what `latency` learns; before that one history of full length,
+    by what the default never calls. until: of time.monotonic(), when nobody waits any more.
+    Raises BundleInvalid when decoding fails, BundleLoadTimedOut when it is too late.
+    """
+    manifest = bundle.manifest
+    decoder = replace(bundle.decoder, encoder_cache=0)  # every batch is to run the encoder
+    histories = [bundle.catalogue.rows_of(user.history) for user in bundle.held_out[:16]]
+    histories = [rows for rows in histories if len(rows)] or [np.zeros(1, np.int32)]
+    rungs = ladder_of(manifest)[:MAX_RUNGS]
+    batches = []
+    for size in SIZES:
+        for rung in rungs:
+            schedule = Schedule.from_params(
+                num_subspaces=manifest.num_subspaces, r_warm=rung.r_warm, m_par=rung.m_par
+            )
+            job = Job(
+                histories[0],
+                rung.beam_width,
+                schedule,
+                rung.beam_width,
+                finish_rows=rung.finish_rows,
+                ranking=rung.ranking,
+            )
+            batches.append(
+                [replace(job, history=histories[i % len(histories)]) for i in range(size)]
+            )
+    longest = np.resize(histories[0], manifest.history_length)  # repeats the rows
+    width = manifest.decoding.beam_width
+    try:
+        _check(bundle, decoder, [replace(batches[0][0], history=longest)])
+        _check(bundle, decoder, _rare_jobs(bundle, longest, width))
+        for is_timed in (False, True):
+            for batch in batches:
+                if time.monotonic() > until:
+                    raise BundleLoadTimedOut(f"bundle {manifest.ref} was not primed in time")
+                started = time.perf_counter()
+                _check(bundle, decoder, batch)
+                if is_timed:
+                    work = Work.together(map(Work.of_job, batch))
+                    latency.observe(work, time.perf_counter() - started)
+    except BundleLoadTimedOut:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise BundleInvalid(f"bundle {manifest.ref} cannot decode: {reason}") from error
+
+
+def _check(bundle: Bundle, decoder: Decoder, jobs: Sequence[Job]) -> None:
+    for job, answer in zip(jobs, decoder.decode(jobs)[0], strict=True):
+        left = bundle.catalogue.num_items if job.allowed is None else len(job.allowed)
+        if len(answer.rows) < min(job.k, left):
+            raise ValueError("a held-out user gets too few items")
+        if not np.isfinite(answer.scores).all():
+            raise ValueError("a held-out user gets scores that are no numbers")
+
+
+def _rare_jobs(bundle: Bundle, history: NDArray[np.int32], width: int) -> list[Job]:
+    """Jobs that need compiled code which the bundle's default schedule may not."""
+    num_items, num_subspaces = bundle.catalogue.num_items, bundle.catalogue.num_subspaces
+    schedules = [
+        Schedule.from_params(
+            num_subspaces=num_subspaces, r_warm=r_warm, m_par=min(m_par, num_subspaces)
+        )
+        for r_warm, m_par in [(0, 1), (0, 2), (0, num_subspaces), (1, 2), (1, num_subspaces)]
+    ]
+    few = np.arange(max(1, num_items // 4), dtype=np.int32)
+    most = np.arange(max(1, num_items - num_items // 4), dtype=np.int32)
+    return [
+        Job(history, width, schedule, width, ranking=ranking, allowed=allowed)
+        for schedule in schedules
+        for ranking in get_args(Ranking)
+        for allowed in (None, few, most)
+    ]

@@ -1,0 +1,92 @@
+"""An A/B experiment: which users get which variant of decoding or bundle.
+
+A variant is drawn by the hash of salt and user_id: the same user gets the same variant from every
+replica, with nothing stored, and another salt shuffles anew. Read from a TOML file; knows nothing
+of requests or bundles in memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tomllib
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
+
+from service.bundles import REFERENCE, one_line
+from service.errors import SettingsInvalid
+from service.schemas import MAX_BEAM_WIDTH
+
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,32}$")]
+DEFAULT = "default"  # the variant of a request outside any experiment
+PINNED = "pinned"  # of one that chose its own decoding
+MAX_VARIANTS = 8
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Variant(_Model):
+    """What its users get; what is not said is as for everybody.
+
+    bundle: name@version, kept in memory beside the active one
+    """
+
+    name: Name
+    weight: float = Field(gt=0)
+    bundle: Annotated[str, StringConstraints(pattern=f"^{REFERENCE.pattern}$")] | None = None
+    r_warm: int | None = Field(None, ge=0)
+    m_par: int | None = Field(None, ge=1)
+    beam_width: int | None = Field(None, ge=1, le=MAX_BEAM_WIDTH)
+
+    @property
+    def decoding(self) -> dict[str, int]:
+        """What it says of decoding."""
+        asked = {"r_warm": self.r_warm, "m_par": self.m_par, "beam_width": self.beam_width}
+        return {name: value for name, value in asked.items() if value is not None}
+
+
+class Experiment(_Model):
+    """Variants and the shares of the users they get, by weight."""
+
+    name: Name
+    salt: str
+    variants: tuple[Variant, ...] = Field(min_length=2, max_length=MAX_VARIANTS)
+
+    @model_validator(mode="after")
+    def _names_are_distinct(self) -> Self:
+        names = [variant.name for variant in self.variants]
+        if len(set(names)) < len(names) or {DEFAULT, PINNED} & set(names):
+            raise ValueError(f"variants need distinct names other than {DEFAULT} and {PINNED}")
+        return self
+
+    def variant_of(self, user_id: str) -> Variant:
+        """The user's variant, always the same."""
+        digest = hashlib.blake2b(f"{self.salt}\0{user_id}".encode(), digest_size=8).digest()
+        place = int.from_bytes(digest) / 2**64 * sum(variant.weight for variant in self.variants)
+        for variant in self.variants:
+            place -= variant.weight
+            if place < 0:
+                return variant
+        return self.variants[-1]
+
+
+def load_experiment(path: Path) -> Experiment:
+    """Read an experiment from its TOML file. Raises SettingsInvalid with one sentence."""
+    try:
+        return Experiment.model_validate(tomllib.loads(path.read_text()))
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise SettingsInvalid(f"experiment {path}: {where}: {first['msg']}") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise SettingsInvalid(f"experiment {path}: {one_line(error)}") from error

@@ -1,0 +1,111 @@
+"""From catalogue rows back to items: titles, scores, explanations, and the popular items.
+
+Knows one bundle at a time; nothing of requests' deadlines, queues or stores.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.bundles import Bundle
+from service.decoding import Decoded, Trajectory
+from service.schemas import CodesInCommon, Explanation, RecommendedItem
+
+Rows = NDArray[np.int32]
+MAX_IN_COMMON = 5
+
+
+def decoded_items(
+    bundle: Bundle, decoded: Decoded, history: Rows, *, metadata: bool
+) -> list[RecommendedItem]:
+    """The items of an answer, explained where it has a trajectory. history: oldest to newest."""
+    scores = decoded.scores.tolist()
+    explanations: list[Explanation] | list[None] = [None] * len(scores)
+    if decoded.trajectory is not None:
+        explanations = _explanations(bundle, decoded, decoded.trajectory, history)
+    return [
+        _item(bundle, row, rank, round(score, 4), explanation, metadata=metadata)
+        for rank, (row, score, explanation) in enumerate(
+            zip(decoded.rows.tolist(), scores, explanations, strict=True), start=1
+        )
+    ]
+
+
+def popular_items(
+    bundle: Bundle, k: int, excluded: Rows, allowed: Rows | None, *, metadata: bool
+) -> list[RecommendedItem]:
+    """The k most popular of the allowed items. excluded: distinct rows, so that enough are left."""
+    first = k + len(excluded)  # rows are ordered by popularity
+    rows = np.arange(min(first, bundle.catalogue.num_items), dtype=np.int32)
+    if allowed is not None:
+        rows = allowed[:first]
+    rows = rows[~np.isin(rows, excluded)][:k]
+    return [
+        _item(bundle, row, rank, None, None, metadata=metadata)
+        for rank, row in enumerate(rows.tolist(), start=1)
+    ]
+
+
+def similar_items(bundle: Bundle, row: int, k: int) -> list[CodesInCommon]:
+    """The k other items that share most codes with a row, the more popular first."""
+    codes = bundle.catalogue.codes
+    in_common = (codes == codes[row]).sum(axis=1, dtype=np.int16)
+    in_common[row] = 0
+    most = min(k, len(in_common))
+    fewest = max(1, int(np.partition(in_common, -most)[-most]))  # so that few rows are sorted
+    rows = np.flatnonzero(in_common >= fewest).astype(np.int32)
+    return most_codes_in_common(bundle, row, rows, k)
+
+
+def most_codes_in_common(bundle: Bundle, row: int, among: Rows, most: int) -> list[CodesInCommon]:
+    """Those of the rows `among` that share a code with a row, most codes first, then in order."""
+    codes = bundle.catalogue.codes
+    in_common = (codes[among] == codes[row]).sum(axis=1)
+    best = np.argsort(-in_common, kind="stable")[:most]
+    return [
+        CodesInCommon(item_id=bundle.items[among[place]].item_id, codes=int(in_common[place]))
+        for place in best.tolist()
+        if in_common[place]
+    ]
+
+
+def _item(
+    bundle: Bundle,
+    row: int,
+    rank: int,
+    score: float | None,
+    explanation: Explanation | None,
+    *,
+    metadata: bool,
+) -> RecommendedItem:
+    item = bundle.items[row]
+    return RecommendedItem(
+        item_id=item.item_id,
+        title=item.title,
+        rank=rank,
+        score=score,
+        sid=bundle.catalogue.codes[row].tolist(),
+        categories=list(item.categories) if metadata else None,
+        explanation=explanation,
+    )
+
+
+def _explanations(
+    bundle: Bundle, decoded: Decoded, trajectory: Trajectory, history: Rows
+) -> list[Explanation]:
+    newest_first = np.array(list(dict.fromkeys(history[::-1].tolist())), np.int32)
+    return [
+        Explanation(
+            filled_by_call=trajectory.filled[place].tolist(),
+            log_probs=_finite(trajectory.log_probs[place]),
+            survivors=trajectory.survivors[place].tolist(),
+            beam_scores=_finite(trajectory.beam_scores[place]),
+            history_in_common=most_codes_in_common(bundle, row, newest_first, MAX_IN_COMMON),
+        )
+        for place, row in enumerate(decoded.rows.tolist())
+    ]
+
+
+def _finite(values: NDArray[np.float32]) -> list[float | None]:
+    return [round(value, 4) if np.isfinite(value) else None for value in values.tolist()]

@@ -1,0 +1,103 @@
+"""From a request and a history to the decode work of one bundle: item ids become rows.
+
+Knows nothing of where histories come from, of queues or of answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.bundles import ATTRIBUTES, Bundle
+from service.decoding import Job
+from service.errors import InvalidRequest
+from service.histories import Shown
+from service.recommending.planning import Plan
+from service.schemas import HistorySource, RecommendRequest
+
+Rows = NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class UserHistory:
+    """item_ids: oldest to newest; shown: the answer that a next page goes on from."""
+
+    source: HistorySource
+    item_ids: Sequence[str]
+    shown: Shown | None = None
+
+    @property
+    def before(self) -> tuple[str, ...]:
+        """All items of the pages before."""
+        return (*self.shown.before, *self.shown.item_ids) if self.shown else ()
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """What a request means for one bundle.
+
+    history:  (n,) int32, oldest to newest, the items that the bundle knows
+    excluded: (m,) int32, distinct rows not to return
+    allowed:  (l,) int32, ascending rows that the filter leaves; None = all
+    """
+
+    history: Rows
+    excluded: Rows
+    allowed: Rows | None
+
+    @classmethod
+    async def look_up(
+        cls, request: RecommendRequest, history: UserHistory, bundle: Bundle
+    ) -> Inputs:
+        """Look everything up; a filter, which may leave millions of rows, in a thread."""
+        if request.filter:
+            return await asyncio.to_thread(cls._of, request, history, bundle)
+        return cls._of(request, history, bundle)
+
+    @classmethod
+    def _of(cls, request: RecommendRequest, history: UserHistory, bundle: Bundle) -> Inputs:
+        rows_of = bundle.catalogue.rows_of
+        rows = rows_of(history.item_ids)
+        excluded = set(rows_of([*request.exclude_items, *history.before]).tolist())
+        if request.exclude_seen:
+            excluded.update(rows.tolist())
+        allowed = bundle.attributes.allowed(request.filter) if request.filter else None
+        return cls(rows, np.fromiter(excluded, np.int32, len(excluded)), allowed)
+
+    def short_because(self, k: int, num_items: int) -> str:
+        """Why an answer has fewer than k items, as the metric calls it."""
+        left = num_items if self.allowed is None else len(self.allowed)
+        if left < k:
+            return "catalogue" if self.allowed is None else "filter"
+        num_taken = len(self.excluded)
+        if self.allowed is not None:
+            places = np.searchsorted(self.allowed, self.excluded)
+            found = self.allowed[np.minimum(places, left - 1)] == self.excluded
+            num_taken = int(np.count_nonzero(found))
+        return "exclusions" if left - num_taken < k else "beam"
+
+    def job(self, request: RecommendRequest, plan: Plan) -> Job:
+        """The work."""
+        return Job(
+            self.history,
+            request.k,
+            plan.schedule,
+            plan.decoding.beam_width,
+            self.excluded,
+            finish_rows=plan.decoding.finish_rows,
+            ranking=plan.decoding.ranking,
+            allowed=self.allowed,
+            explain=request.explain,
+        )
+
+
+def check_filter(request: RecommendRequest) -> None:
+    """Raise InvalidRequest for an attribute that items do not have."""
+    if unknown := request.filter.keys() - ATTRIBUTES.keys():
+        known = ", ".join(ATTRIBUTES)
+        message = f"items have no such attribute; filter by: {known}"
+        raise InvalidRequest(message, param=f"filter.{min(unknown)}")

@@ -1,0 +1,76 @@
+"""How a request is decoded: as it asks, or by the best schedule that is foretold to be in time.
+
+`schedule="auto"` takes the first rung of the bundle's ladder (`service.bundles.ladder`) that makes
+the deadline. Knows nothing of queues: the forecast is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from service.batching import Work
+from service.bundles import DecodingDefaults
+from service.decoding import Schedule
+from service.errors import InvalidRequest
+from service.schemas import RecommendRequest
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Settings of the decoder for one request; `adjusted` when "auto" took less than the best."""
+
+    decoding: DecodingDefaults
+    schedule: Schedule
+    adjusted: bool = False
+
+    @property
+    def work(self) -> Work:
+        """What decoding it takes."""
+        return Work.of(self.schedule, self.decoding.beam_width)
+
+
+def fixed_plan(request: RecommendRequest, decoding: DecodingDefaults, num_subspaces: int) -> Plan:
+    """What the request asks for, and where it asks for nothing `decoding`.
+
+    Raises InvalidRequest where the bundle's SIDs are too short for it.
+    """
+    asked = {
+        name: value
+        for name in DecodingDefaults.model_fields
+        if (value := getattr(request, name)) is not None
+    }
+    decoding = decoding.model_copy(update=asked)
+    if request.beam_width is None:
+        decoding = decoding.wide_enough(request.k)
+    for param in ("r_warm", "m_par"):
+        if getattr(decoding, param) > num_subspaces:
+            message = f"{param} must be at most {num_subspaces}, the bundle's num_subspaces"
+            raise InvalidRequest(message, param=param)
+    return _plan(decoding, num_subspaces)
+
+
+def plan_in_time(
+    ladder: Sequence[DecodingDefaults],
+    num_subspaces: int,
+    k: int,
+    seconds: Callable[[Plan], float],
+    within_s: float,
+) -> Plan:
+    """The first rung foretold to be in time, else the fastest.
+
+    seconds: until a plan would be answered; within_s: that it may take
+    """
+    plans = [_plan(rung.wide_enough(k), num_subspaces) for rung in ladder]
+    for plan in plans:
+        if seconds(plan) <= within_s:
+            return plan if plan is plans[0] else Plan(plan.decoding, plan.schedule, adjusted=True)
+    fastest = min(plans, key=seconds)
+    return Plan(fastest.decoding, fastest.schedule, adjusted=fastest is not plans[0])
+
+
+def _plan(decoding: DecodingDefaults, num_subspaces: int) -> Plan:
+    schedule = Schedule.from_params(
+        num_subspaces=num_subspaces, r_warm=decoding.r_warm, m_par=decoding.m_par
+    )
+    return Plan(decoding, schedule)

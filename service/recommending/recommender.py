@@ -1,0 +1,327 @@
+"""The story of one request: history in, items out. Read `Recommender.recommend` first.
+
+Speaks item ids outside and catalogue rows inside. Knows nothing of HTTP or Redis commands; decoding
+happens in the MicroBatcher. Times are seconds of time.monotonic() until they are reported.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+
+from service.batching import Answer, MicroBatcher
+from service.decoding import Decoded
+from service.errors import (
+    DeadlineExceeded,
+    DecodeFailed,
+    HistoryUnavailable,
+    InvalidRequest,
+    RecommendationNotFound,
+)
+from service.histories import HistoryStore, Remembering, Shown
+from service.loading import Resident, Residents
+from service.recommending.experiment import DEFAULT, PINNED, Experiment, Variant
+from service.recommending.item_mapping import decoded_items, popular_items
+from service.recommending.jobs import Inputs, UserHistory, check_filter
+from service.recommending.planning import Plan, fixed_plan, plan_in_time
+from service.recommending.shadow import Shadow
+from service.schemas import (
+    DegradedReason,
+    RecommendedItem,
+    RecommendRequest,
+    RecommendResponse,
+    UsedDecoding,
+    UsedHistory,
+    UsedVariant,
+)
+from service.settings import Fallback
+from service.telemetry import Metrics, uuid7
+
+MAX_ITEMS_BEFORE = 1000
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What holds for requests that say nothing else; see `service.settings`."""
+
+    default_timeout_s: float
+    slo_s: float
+    fallback: Fallback
+    adaptive_schedule: bool
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """The bundle that answers a request, its variant if there is one, and the variant's label."""
+
+    resident: Resident
+    variant: Variant | None
+    label: str
+
+
+class Recommender:
+    """Answers requests from the bundles in memory."""
+
+    def __init__(
+        self,
+        residents: Residents,
+        histories: HistoryStore,
+        answers: Remembering,
+        batcher: MicroBatcher,
+        metrics: Metrics,
+        policy: Policy,
+        shadow: Shadow,
+        experiment: Experiment | None = None,
+    ) -> None:
+        self._residents = residents
+        self._histories = histories
+        self._answers = answers
+        self._batcher = batcher
+        self._metrics = metrics
+        self._policy = policy
+        self._shadow = shadow
+        self._experiment = experiment
+        self._begun: set[tuple[str, str]] = set()  # bundles and labels that metrics know
+
+    def assign(self, request: RecommendRequest) -> Assignment:
+        """Choose who answers, by the experiment that runs. Raises NotReady."""
+        assignment = self._assignment(request)
+        begun = assignment.resident.ref, assignment.label
+        if begun not in self._begun:
+            self._begun.add(begun)
+            self._metrics.begin_outcomes(*begun)
+        return assignment
+
+    def _assignment(self, request: RecommendRequest) -> Assignment:
+        resident = self._residents.active
+        if request.pins_decoding:
+            return Assignment(resident, None, PINNED)
+        if self._experiment is None:
+            return Assignment(resident, None, DEFAULT)
+        if request.schedule == "auto":  # no variant's decoding, so not one of its users
+            return Assignment(resident, None, PINNED)
+        variant = self._experiment.variant_of(request.user_id)
+        if variant.bundle:
+            resident = self._residents.of(variant.bundle)
+        return Assignment(resident, variant, variant.name)
+
+    async def recommend(
+        self,
+        request: RecommendRequest,
+        assignment: Assignment,
+        received: float,
+        *,
+        in_bulk: bool = False,
+    ) -> RecommendResponse:
+        """The k best items for a user; the popular ones when there is no history to go by.
+
+        received: when the request arrived; the deadline counts from then.
+        in_bulk: one of many of one call, which has a deadline and no SLO.
+        Raises InvalidRequest, Overloaded, DeadlineExceeded, DecodeFailed, NotReady,
+        RecommendationNotFound, or HistoryUnavailable where nothing else will do.
+        """
+        resident = assignment.resident
+        check_filter(request)
+        timeout_s = self._policy.default_timeout_s
+        deadline = received + (request.timeout_ms / 1000 if request.timeout_ms else timeout_s)
+        due = deadline if in_bulk else min(deadline, received + self._policy.slo_s)
+        plan = self._plan(request, assignment, due, in_bulk=in_bulk)
+        engine, width = resident.engine, plan.decoding.beam_width
+        self._batcher.admit(engine, plan.work, width, deadline, in_bulk=in_bulk)
+        stages: dict[str, float] = {}
+        reasons: list[DegradedReason] = []
+        async with _until(deadline):
+            with _timed(stages, "history"):
+                history = await self._history_of(request)
+            inputs = await Inputs.look_up(request, history, resident.bundle)
+        answer = None
+        if len(inputs.history):
+            try:
+                async with _until(deadline):
+                    job = inputs.job(request, plan)
+                    answer = await self._batcher.submit(engine, job, deadline, in_bulk=in_bulk)
+            except (DecodeFailed, DeadlineExceeded) as error:
+                if self._policy.fallback != "all":
+                    raise
+                reasons.append("decode_failed" if isinstance(error, DecodeFailed) else "deadline")
+        if answer:
+            num_items = resident.bundle.catalogue.num_items
+            count_decoded(self._metrics, answer.decoded, plan, num_items)
+        with _timed(stages, "map"):
+            items = _items(request, resident, inputs, answer)
+        reasons += _reasons(history, inputs, plan, answer)
+        response = RecommendResponse(
+            recommendation_id=str(uuid7()),
+            user_id=request.user_id,
+            served_by="model" if answer else "popular",
+            degraded=bool(reasons),
+            degraded_reasons=reasons,
+            bundle=resident.ref,
+            experiment=self._used_variant(assignment.label),
+            items=items,
+            decoding=_used_decoding(plan, answer) if answer else None,
+            history=UsedHistory(
+                source=history.source,
+                length=len(history.item_ids),
+                unknown_items=len(history.item_ids) - len(inputs.history),
+            ),
+            timings_ms=_timings_ms(stages, answer, time.monotonic() - received),
+        )
+        self._observe(response, is_filtered=bool(request.filter), in_bulk=in_bulk)
+        if len(items) < request.k:
+            num_items = resident.bundle.catalogue.num_items
+            self._metrics.short_lists.labels(inputs.short_because(request.k, num_items)).inc()
+        self._remember(response, history, assignment.label)
+        if answer:
+            self._shadow.follow(request, history, response)
+        return response
+
+    def _used_variant(self, label: str) -> UsedVariant | None:
+        return UsedVariant(name=self._experiment.name, variant=label) if self._experiment else None
+
+    def _plan(
+        self, request: RecommendRequest, assignment: Assignment, due: float, *, in_bulk: bool
+    ) -> Plan:
+        """due: when "auto" should have its answer. Who is in an experiment gets what it says."""
+        resident, variant = assignment.resident, assignment.variant
+        num_subspaces = resident.bundle.catalogue.num_subspaces
+        is_adaptive = self._policy.adaptive_schedule and self._experiment is None
+        if request.schedule != "auto" and (request.pins_decoding or not is_adaptive):
+            asked = variant.decoding if variant else {}
+            decoding = resident.bundle.manifest.decoding.model_copy(update=asked)
+            return fixed_plan(request, decoding, num_subspaces)
+
+        def seconds(plan: Plan) -> float:
+            """Waiting counts three times: at half the SLO the gate shuts, and quality is to bend
+            before."""
+            width = plan.decoding.beam_width
+            forecast = self._batcher.forecast(resident.engine, plan.work, width, in_bulk=in_bulk)
+            return forecast.total_s + (0 if in_bulk else 2 * forecast.wait_s)
+
+        within_s = due - time.monotonic()
+        return plan_in_time(resident.ladder, num_subspaces, request.k, seconds, within_s)
+
+    async def _history_of(self, request: RecommendRequest) -> UserHistory:
+        user_id, after = request.user_id, request.after
+        try:
+            if after is not None:
+                item_ids, shown = await self._histories.read_page(user_id, after)
+                shown = shown or self._answers.pending(user_id, after)
+                if shown is None:
+                    raise RecommendationNotFound(
+                        "this user's answer is not remembered (for a day, and the last 20); "
+                        "ask without `after`"
+                    )
+                if len(shown.before) + len(shown.item_ids) > MAX_ITEMS_BEFORE:
+                    message = f"the pages before hold more than {MAX_ITEMS_BEFORE} items"
+                    raise InvalidRequest(message, param="after")
+                if request.history is not None:
+                    return UserHistory("request", request.history, shown)
+                return UserHistory("store", item_ids, shown)
+            if request.history is not None:
+                return UserHistory("request", request.history)
+            return UserHistory("store", await self._histories.read(user_id))
+        except HistoryUnavailable:
+            if self._policy.fallback == "off" or after is not None:
+                raise
+            return UserHistory("unavailable", [])
+
+    def _remember(self, response: RecommendResponse, history: UserHistory, label: str) -> None:
+        """So that events that name the answer are attributed to it, and a next page goes on."""
+        shown = Shown(
+            response.recommendation_id,
+            response.bundle,
+            label,
+            tuple(item.item_id for item in response.items),
+            history.before,
+        )
+        self._answers.note(response.user_id, shown)
+
+    def _observe(self, response: RecommendResponse, *, is_filtered: bool, in_bulk: bool) -> None:
+        metrics, history = self._metrics, response.history
+        timings_s = {stage: ms / 1000 for stage, ms in response.timings_ms.items()}
+        metrics.filtered_requests.inc(is_filtered)
+        if response.decoding and response.decoding.adjusted:
+            metrics.schedule_adjusted.inc()
+        total_s = timings_s.pop("total")
+        if not in_bulk:
+            metrics.recommend_duration.labels(response.served_by).observe(total_s)
+        for stage, seconds in timings_s.items():
+            metrics.stage_duration.labels(stage).observe(seconds)
+        for reason in response.degraded_reasons:
+            metrics.fallbacks.labels(reason).inc()
+        metrics.history_length.labels(history.source).observe(history.length)
+        metrics.unknown_history_items.inc(history.unknown_items)
+        metrics.items_returned.observe(len(response.items))
+
+
+def count_decoded(metrics: Metrics, decoded: Decoded, plan: Plan, num_items: int) -> None:
+    """What the search did for an answer, and whether it kept its promise."""
+    rows = decoded.rows.tolist()
+    metrics.nfe.observe(decoded.nfe)
+    metrics.nfe_saved.inc(plan.schedule.nfe - decoded.nfe)
+    metrics.survivors.observe(decoded.survivors)
+    metrics.invalid_sids.inc(len(rows) - len({row for row in rows if 0 <= row < num_items}))
+
+
+def _items(
+    request: RecommendRequest, resident: Resident, inputs: Inputs, answer: Answer | None
+) -> list[RecommendedItem]:
+    bundle, metadata = resident.bundle, request.metadata
+    if answer is None:
+        return popular_items(bundle, request.k, inputs.excluded, inputs.allowed, metadata=metadata)
+    return decoded_items(bundle, answer.decoded, inputs.history, metadata=metadata)
+
+
+def _reasons(
+    history: UserHistory, inputs: Inputs, plan: Plan, answer: Answer | None
+) -> list[DegradedReason]:
+    """Why the answer is less than it could be."""
+    if history.source == "unavailable":
+        return ["history_unavailable"]
+    if history.item_ids and not len(inputs.history):
+        return ["history_unknown"]
+    return ["schedule_reduced"] if answer and plan.adjusted else []
+
+
+def _used_decoding(plan: Plan, answer: Answer) -> UsedDecoding:
+    return UsedDecoding(
+        **plan.decoding.model_dump(),
+        schedule=list(plan.schedule.steps),
+        nfe=answer.decoded.nfe,
+        adjusted=plan.adjusted,
+    )
+
+
+@asynccontextmanager
+async def _until(deadline: float) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(deadline - time.monotonic()):
+            yield
+    except TimeoutError:
+        raise DeadlineExceeded("the deadline passed") from None
+
+
+@contextmanager
+def _timed(stages: dict[str, float], stage: str) -> Iterator[None]:
+    started = time.perf_counter()
+    try:
+        yield
+    finally:
+        stages[stage] = time.perf_counter() - started
+
+
+def _timings_ms(stages: dict[str, float], answer: Answer | None, total: float) -> dict[str, float]:
+    batch = {}
+    if answer:
+        batch = {
+            "queue": answer.queue_s,
+            "encode": answer.timings.encode_s,
+            "denoise": answer.timings.denoise_s,
+            "search": answer.timings.search_s,
+        }
+    seconds = {"history": stages["history"], **batch, "map": stages["map"], "total": total}
+    return {stage: round(1000 * value, 3) for stage, value in seconds.items()}

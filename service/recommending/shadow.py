@@ -1,0 +1,79 @@
+"""Shadow mode: the candidate bundle answers a share of the requests too, and nobody sees it.
+
+Only when nothing else is to be decoded, so that it is the first to go under load. Tells how many of
+an answer's items the candidate's own default finds. Knows nothing of users or HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+
+from service.batching import MicroBatcher
+from service.bundles import DecodingDefaults
+from service.errors import RequestError
+from service.loading import Resident, Residents
+from service.recommending.jobs import Inputs, UserHistory
+from service.recommending.planning import fixed_plan
+from service.schemas import RecommendRequest, RecommendResponse
+from service.tasks import ended
+from service.telemetry import Metrics
+
+TIMEOUT_S = 5.0
+SETTLE_S = 0.002
+AS_ITS_DEFAULT = {**dict.fromkeys(DecodingDefaults.model_fields), "explain": False}
+
+
+class Shadow:
+    """Make it inside the event loop."""
+
+    def __init__(self, residents: Residents, batcher: MicroBatcher, metrics: Metrics) -> None:
+        self._residents = residents
+        self._batcher = batcher
+        self._metrics = metrics
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def follow(
+        self, request: RecommendRequest, history: UserHistory, response: RecommendResponse
+    ) -> None:
+        """Let the candidate answer too, if its share says so; returns at once."""
+        candidate, share = self._residents.candidate, self._residents.shadow_fraction
+        if candidate is None or not response.items or random.random() >= share:
+            return
+        task = asyncio.create_task(self._compare(candidate, request, history, response))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def stop(self) -> None:
+        """Drop what still runs."""
+        await ended(self._tasks)
+
+    async def _compare(
+        self,
+        candidate: Resident,
+        request: RecommendRequest,
+        history: UserHistory,
+        response: RecommendResponse,
+    ) -> None:
+        result = "failed"
+        try:
+            await asyncio.sleep(SETTLE_S)  # the batch that has just answered is ending
+            if not self._batcher.is_idle:
+                result = "skipped"
+                return
+            bundle = candidate.bundle
+            asked = request.model_copy(update=AS_ITS_DEFAULT)
+            plan = fixed_plan(asked, bundle.manifest.decoding, bundle.catalogue.num_subspaces)
+            inputs = await Inputs.look_up(asked, history, bundle)
+            job = inputs.job(asked, plan)
+            deadline = time.monotonic() + TIMEOUT_S
+            answer = await self._batcher.submit(candidate.engine, job, deadline)
+            found = {bundle.items[row].item_id for row in answer.decoded.rows.tolist()}
+            hits = sum(item.item_id in found for item in response.items)
+            self._metrics.shadow_overlap.observe(hits / len(response.items))
+            result = "compared"
+        except RequestError:
+            pass  # the metric tells
+        finally:
+            self._metrics.shadow_requests.labels(result).inc()

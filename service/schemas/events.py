@@ -1,0 +1,90 @@
+"""What events look like in JSON, and what became of them.
+
+As in `service.schemas.recommend`, unknown fields are refused. Knows nothing of HTTP or the store.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
+
+from service.schemas.recommend import Answered, Body, ItemId, UserId, or_why_not
+
+MAX_TIMESTAMP_S = 10**11  # the year 5138; below today's milliseconds
+
+
+class Event(Body):
+    """Something a user did with an item, or saw. `timestamp` and `value` are not used yet.
+
+    An event that names the `recommendation_id` of an answer of the last day, and an item in it, is
+    attributed to that answer. A history is in the order in which its events arrive.
+    """
+
+    event_id: str = Field(
+        min_length=1,
+        max_length=128,
+        description="The client's name for the event; repeating it within a day changes nothing.",
+    )
+    user_id: UserId
+    item_id: ItemId | None = Field(None, description="The item; either this or `item_ids`.")
+    item_ids: list[ItemId] | None = Field(
+        None,
+        min_length=1,
+        max_length=100,
+        description="The items of an event that does not enter the history, e.g. an impression.",
+    )
+    event_type: str = Field(min_length=1, max_length=64, description="e.g. click, purchase")
+    timestamp: float | None = Field(
+        None,
+        ge=0,
+        lt=MAX_TIMESTAMP_S,
+        description="When it happened, in Unix seconds; not used, the order is that of arrival.",
+    )
+    value: float | None = Field(
+        None, allow_inf_nan=False, description="A rating or a price, say; not used yet."
+    )
+    recommendation_id: str | None = Field(
+        None, min_length=1, max_length=128, description="The answer that showed the item."
+    )
+
+    @property
+    def all_item_ids(self) -> list[str]:
+        """The items, one or more."""
+        return self.item_ids or [self.item_id or ""]
+
+    @model_validator(mode="after")
+    def _has_item_id_or_item_ids(self) -> Self:
+        if (self.item_id is None) == (self.item_ids is None):
+            raise PydanticCustomError("item_id", "either item_id or item_ids must be given")
+        return self
+
+
+class EventsRequest(Body):
+    """Events, appended in the order given. A wrong event does not stop the others."""
+
+    events: list[Annotated[Event | ValidationError, or_why_not(Event)]] = Field(
+        min_length=1, max_length=100
+    )
+
+
+class RejectedEvent(Answered):
+    """An event that was not stored; `index` is its place in the request."""
+
+    index: int
+    code: Literal["invalid_event", "unknown_event_type"]
+    message: str
+
+
+class EventsResponse(Answered):
+    """accepted + duplicates + len(rejected) is the number of events sent.
+
+    `attributed` of the accepted ones name an answer that is remembered and an item in it.
+    """
+
+    accepted: int
+    duplicates: int
+    attributed: int
+    rejected: list[RejectedEvent]
+    took_ms: float

@@ -1,0 +1,81 @@
+"""JSON about items: one of them, those like it, and changes to them.
+
+As in `service.schemas.recommend`, unknown fields are refused. Knows nothing of HTTP.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from service.schemas.recommend import (
+    WHOLE,
+    Answered,
+    AttributeValue,
+    Body,
+    CodesInCommon,
+    ItemId,
+    NewItemId,
+)
+
+MAX_SIMILAR = 100
+
+
+class ItemResponse(Answered):
+    """An item of the active bundle.
+
+    popularity_rank: from 1, the most popular; same_sid: other items with the same semantic ID
+    """
+
+    item_id: str
+    title: str
+    categories: list[str]
+    sid: list[int]
+    popularity_rank: int
+    same_sid: list[str]
+    bundle: str
+
+
+class SimilarRequest(Body):
+    """Ask for the items most like another one."""
+
+    k: Annotated[int, Field(ge=1, le=MAX_SIMILAR), WHOLE] = Field(10, description="How many items.")
+
+
+class SimilarResponse(Answered):
+    """Items that share codes with the item, most first, then by popularity."""
+
+    item_id: str
+    similar: list[CodesInCommon]
+    bundle: str
+
+
+class NewItem(Body):
+    """An item to add: with its embedding, or where an embedder is set with what it embeds."""
+
+    item_id: NewItemId
+    title: str = Field(max_length=1000)
+    categories: list[AttributeValue] = Field([], max_length=50)
+    embedding: list[Annotated[float, Field(allow_inf_nan=False)]] | None = Field(
+        None,
+        max_length=8192,
+        description="As the training items' content embeddings; without it the text "
+        '"title. categories" is embedded.',
+    )
+
+
+class ItemsRequest(Body):
+    """Items to add to the active bundle, and to remove from it."""
+
+    add: list[NewItem] = Field([], max_length=100)
+    remove: list[ItemId] = Field([], max_length=1000)
+
+
+class ItemsResponse(Answered):
+    """What changed, and how many items the bundle has now."""
+
+    bundle: str
+    added: int
+    removed: int
+    num_items: int

@@ -1,0 +1,127 @@
+"""JSON for whoever operates the service: health, facts, bundles in memory.
+
+As in `service.schemas.recommend`, unknown fields are refused. Knows nothing of HTTP.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import ConfigDict, Field
+
+from service.decoding import Ranking
+from service.schemas.recommend import Answered, Body
+
+Role = Literal["active", "previous", "candidate", "experiment"]
+
+
+class DefaultDecoding(Answered):
+    """What a request gets that asks for nothing else."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    r_warm: int
+    m_par: int
+    beam_width: int
+    ranking: Ranking
+    finish_rows: int
+
+
+class LoadRequest(Body):
+    """How a bundle is to be loaded."""
+
+    shadow_fraction: float = Field(
+        0.0, ge=0, le=1, description="Share of the requests that it answers too, unseen."
+    )
+
+
+class ResidentInfo(Answered):
+    """A bundle in memory. role: active, previous, candidate or experiment; it may have several.
+
+    digest: of its manifest, and so of all its files; null in bundles written before there was one
+    """
+
+    bundle: str
+    digest: str | None
+    is_signed: bool
+    roles: list[Role]
+    num_items: int
+    decoding: DefaultDecoding
+    shadow_fraction: float | None
+
+
+class Models(Answered):
+    """The bundles in memory; `configured` is what UNMASK_BUNDLE would load at a restart."""
+
+    configured: str | None
+    residents: list[ResidentInfo]
+
+
+class Drained(Answered):
+    """The process takes no more requests soon."""
+
+    status: Literal["draining"]
+
+
+class Liveness(Answered):
+    """Whether to restart the process, and why."""
+
+    status: Literal["live", "not_live"]
+    reasons: list[str]
+    cure: str | None
+
+
+class Readiness(Answered):
+    """Whether to send requests, and why not."""
+
+    status: Literal["ready", "not_ready"]
+    reasons: list[str]
+
+
+class ContentInfo(Answered):
+    """What embeddings of new items must be like. text, model: what of an item was embedded, and by
+    what; null when nobody said."""
+
+    embedding_dims: int
+    text: str | None
+    model: str | None
+
+
+class BundleInfo(Answered):
+    """The bundle that is served. num_items: now; num_items_in_bundle: before items came and went;
+    content: null when it takes no new items"""
+
+    name: str
+    version: str
+    created_at: str
+    digest: str | None
+    num_items: int
+    num_items_in_bundle: int
+    num_subspaces: int
+    num_codes: int
+    history_length: int
+    decoding: DefaultDecoding
+    content: ContentInfo | None
+
+
+class Limits(Answered):
+    """Bounds a client should know."""
+
+    max_k: int
+    max_beam_width: int
+    max_queue_rows: int
+    max_inflight: int
+    slo_ms: int
+    default_timeout_ms: int
+    history_cap: int
+    history_event_types: list[str]
+
+
+class Info(Answered):
+    """What is running; `bundle` is null until one is loaded."""
+
+    version: str
+    bundle: BundleInfo | None
+    limits: Limits
+    history_store: Literal["embedded", "redis"]
+    ort_threads: int

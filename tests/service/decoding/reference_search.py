@@ -1,0 +1,453 @@
+"""Both searches again, as plainly as they can be written: one job, Python lists, no tricks.
+
+What `service.decoding.search.beam_search` and `service.decoding.search.unconstrained` must equal. A
+beam is a partial SID with the list of rows that agree with it; everything about it is recomputed
+from those rows. Slow, and meant to be.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
+from itertools import pairwise, product
+
+import numpy as np
+import pytest
+from hashed_denoiser import HashedDenoiser
+
+from service.decoding.catalogue.catalogue import Catalogue
+from service.decoding.catalogue.neighbour_prior import NeighbourPrior
+from service.decoding.job import Decoded, Job
+from service.decoding.network.denoiser import Histories
+
+FAR_APART = 1e-4  # of scores: rounding cannot change which is the higher
+
+
+@dataclass
+class Beam:
+    """A partial SID, the rows that agree with it, its score, and how it came about.
+
+    filled: by position the call that filled it and the log-prob of its code there
+    survivors, scores: after each call
+    """
+
+    sid: tuple[int, ...]
+    rows: list[int]
+    score: float
+    filled: dict[int, tuple[int, float]] = field(default_factory=dict)
+    survivors: list[int] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
+
+
+@dataclass
+class Reference:
+    """`closest_call` is the smallest gap between what was chosen and what was not.
+
+    A gap far below 1e-4 may be decided either way by rounding, so it cannot be compared. Things
+    that are equal for a reason, not by chance, are no close call: rounding treats them alike.
+    nfe: steps that could change an answer; ranked by rows, none can once every beam is one SID.
+    found: each of the rows as a beam of its SID's rows, with its own score at last.
+    survivors: rows of the beams among which the answer was chosen.
+    """
+
+    rows: list[int]
+    scores: list[float]
+    closest_call: float
+    nfe: int
+    found: list[Beam]
+    survivors: int
+
+
+def reference_decode(
+    job: Job,
+    catalogue: Catalogue,
+    denoiser: HashedDenoiser,
+    *,
+    ranking: str,
+    confidence: str = "legal",
+    prior: NeighbourPrior | None = None,
+) -> Reference:
+    codes = catalogue.codes.tolist()
+    biases = reference_biases(job, catalogue, denoiser, prior)
+    if ranking == "rows":
+        return _decode_by_rows(job, codes, biases, catalogue, denoiser)
+    return _decode_by_path(job, codes, biases, catalogue, denoiser, confidence, ranking)
+
+
+def num_compared(answers: Sequence[Decoded], expected: Sequence[Reference]) -> int:
+    """Compare answers with the reference where rounding decides nothing; how many that are."""
+    compared = 0
+    for answer, reference in zip(answers, expected, strict=True):
+        if reference.closest_call > FAR_APART:
+            compared += 1
+            assert answer.rows.tolist() == reference.rows
+            assert answer.survivors == reference.survivors
+            assert answer.scores.tolist() == pytest.approx(reference.scores, abs=1e-5)
+    return compared
+
+
+def assert_same_trajectories(answer: Decoded, reference: Reference) -> None:
+    """Of an answer that is the reference's."""
+    found, trajectory = reference.found, answer.trajectory
+    assert trajectory is not None
+    positions = range(trajectory.filled.shape[1])
+    filled = [[beam.filled[position] for position in positions] for beam in found]
+    assert trajectory.filled.tolist() == [[call for call, _ in own] for own in filled]
+    log_probs = [[log_prob for _, log_prob in own] for own in filled]
+    assert trajectory.survivors.tolist() == [beam.survivors for beam in found]
+    for ours, theirs in zip(trajectory.log_probs.tolist(), log_probs, strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-5, nan_ok=True)
+    for ours, beam in zip(trajectory.beam_scores.tolist(), found, strict=True):
+        assert ours == pytest.approx(beam.scores, abs=1e-5)
+
+
+def reference_biases(
+    job: Job, catalogue: Catalogue, denoiser: HashedDenoiser, prior: NeighbourPrior | None
+) -> list[float]:
+    """What every row's score gains beside its codes."""
+    history = job.history.tolist()
+    biases = [0.0] * catalogue.num_items
+    if prior is not None:
+        memory = [0.0] * catalogue.num_items
+        for age, item in enumerate(history[::-1][: prior.history_length]):
+            pairs = zip(prior.neighbours[item], prior.affinities[item], strict=True)
+            for row, affinity in pairs:
+                memory[row] += prior.decay**age * float(affinity)
+        biases = [prior.weight * math.log(1 + strength / prior.scale) for strength in memory]
+    for row in set(history):
+        biases[row] += denoiser.repeat_bias
+    return biases
+
+
+def _decode_by_path(
+    job: Job,
+    codes: list[list[int]],
+    biases: list[float],
+    catalogue: Catalogue,
+    denoiser: HashedDenoiser,
+    confidence: str,
+    ranking: str,
+) -> Reference:
+    """A partial SID is worth the log-probs of its filled positions, and by the ranking "best" those
+    of the best completion too, with its bias; else biases join at the end.
+    """
+    beams = _root(job, codes, denoiser)
+    closest_call = math.inf
+    scores: dict[int, float] = {}
+    ends: dict[int, Beam] = {}
+    for number, step in enumerate(job.schedule.steps, start=1):
+        is_last = _is_last(number, job, beams)
+        children = []
+        for beam in beams:
+            log_probs = log_probs_of(job, catalogue, denoiser, beam.sid)
+            masked = _masked(beam.sid, denoiser)
+            completions = _completions(beam.rows, codes, biases, masked, log_probs)
+            if is_last:
+                scores |= {row: beam.score + completions[row] for row in beam.rows}
+                ends |= _ends(beam, codes, log_probs, masked, number)
+                continue
+            if confidence == "raw":
+                chosen = _most_confident(masked, log_probs, step)
+            else:
+                legal = {p: {codes[row][p] for row in beam.rows} for p in masked}
+                chosen, gap = _most_confident_legally(legal, log_probs, step)
+                closest_call = min(closest_call, gap)
+            for child in _children(beam, codes, log_probs, chosen, number):
+                best = beam.score + max(completions[row] for row in child.rows)
+                children.append((best if ranking == "best" else child.score, child))
+        if is_last:
+            break
+        # Stable: equal children stay in the order of their parents, then of their first rows.
+        children.sort(key=lambda child: -child[0])
+        if len(children) > job.beam_width:
+            (last, _), (first_out, _) = children[job.beam_width - 1 : job.beam_width + 1]
+            if ranking == "best":
+                closest_call = min(closest_call, last - first_out)
+        beams = [child for _, child in children[: job.beam_width]]
+    rows, best, closest = _best(scores, codes, biases, job.k)
+    # Without biases every sum is exact, and a tie is a tie.
+    closest = min(closest_call, closest) if any(biases) else closest_call
+    found = _found(rows, best, ends)
+    return Reference(rows, best, closest, number if beams else 0, found, _num_rows(beams))
+
+
+def _decode_by_rows(
+    job: Job,
+    codes: list[list[int]],
+    biases: list[float],
+    catalogue: Catalogue,
+    denoiser: HashedDenoiser,
+) -> Reference:
+    """A partial SID is worth the log of the probability that one of its rows is the next item."""
+    beams = _root(job, codes, denoiser)
+    closest_call = math.inf
+    scores: dict[int, float] = {}
+    ends: dict[int, Beam] = {}
+    nfe = 0
+    for number, step in enumerate(job.schedule.steps, start=1):
+        decided = all(len({tuple(codes[row]) for row in beam.rows}) == 1 for beam in beams)
+        if beams and (number == 1 or not decided):
+            nfe = number
+        is_last = _is_last(number, job, beams)
+        children, scores, ends = [], {}, {}
+        for beam in beams:
+            log_probs = log_probs_of(job, catalogue, denoiser, beam.sid)
+            masked = _masked(beam.sid, denoiser)
+            logits = _completions(beam.rows, codes, biases, masked, log_probs)
+            mass = log_sum_exp(list(logits.values()))
+            of_rows = {row: beam.score + logit - mass for row, logit in logits.items()}
+            scores |= of_rows
+            if is_last:
+                ends |= _ends(beam, codes, log_probs, masked, number)
+                continue
+            shares = {row: math.exp(logit - mass) for row, logit in logits.items()}
+            chosen, gap = _most_confident_by_rows(masked, codes, shares, step)
+            closest_call = min(closest_call, gap)
+            for sid, rows in _groups(beam.rows, codes, chosen):
+                child = _child(beam, log_probs, chosen, sid, rows, number)
+                child.score = child.scores[-1] = log_sum_exp([of_rows[row] for row in rows])
+                if len({tuple(codes[row]) for row in rows}) == 1:
+                    _decide(child, number)
+                children.append(child)
+        if is_last:
+            break
+        beams = sorted(children, key=lambda child: -child.score)
+        if len(beams) > job.beam_width:
+            last, first_out = beams[job.beam_width - 1 : job.beam_width + 1]
+            closest_call = min(closest_call, last.score - first_out.score)
+            beams = beams[: job.beam_width]
+    rows, best, closest = _best(scores, codes, biases, job.k)
+    found = _found(rows, best, ends)
+    for end in found:
+        del end.survivors[nfe:], end.scores[nfe:]
+    for end, score in zip(found, best, strict=True):
+        end.scores[-1] = score
+    return Reference(rows, best, min(closest_call, closest), nfe, found, _num_rows(beams))
+
+
+def _ends(
+    beam: Beam,
+    codes: list[list[int]],
+    log_probs: list[list[float]],
+    masked: list[int],
+    number: int,
+) -> dict[int, Beam]:
+    """What each of a beam's rows ends as if all its masked positions are filled now."""
+    groups = _children(beam, codes, log_probs, masked, number)
+    return {row: end for end in groups for row in end.rows}
+
+
+def _decide(beam: Beam, number: int) -> None:
+    """The beam's rows share one SID: what is masked follows, and no log-prob of it counts."""
+    for position in range(len(beam.sid)):
+        beam.filled.setdefault(position, (number, math.nan))
+
+
+def _found(rows: list[int], scores: list[float], ends: dict[int, Beam]) -> list[Beam]:
+    """The ends of these rows, each a copy with the row's score as its last one."""
+    found = [deepcopy(ends[row]) for row in rows]
+    for end, score in zip(found, scores, strict=True):
+        end.score = end.scores[-1] = score
+    return found
+
+
+def _best(
+    scores: dict[int, float], codes: list[list[int]], biases: list[float], k: int
+) -> tuple[list[int], list[float], float]:
+    """The k best rows, ties by row, their scores and the closest call.
+
+    Rows of one SID and one bias tie for a reason.
+    """
+    found = sorted((-score, row) for row, score in scores.items())
+    closest_call = math.inf
+    for (better, row), (worse, other) in pairwise(found[: k + 1]):
+        if codes[row] != codes[other] or biases[row] != biases[other]:
+            closest_call = min(closest_call, worse - better)
+    found = found[:k]
+    return [row for _, row in found], [-score for score, _ in found], closest_call
+
+
+def reference_unconstrained(
+    job: Job, catalogue: Catalogue, denoiser: HashedDenoiser
+) -> tuple[list[Beam], bool]:
+    """MDGR sec. 4.4 with the whole product of codes written out, and whether children tied.
+
+    The beams are finished SIDs, each with its rows; which of tied children live is not specified.
+    """
+    tied = False
+    beams = [Beam((denoiser.num_codes,) * denoiser.num_subspaces, [], 0.0)]
+    for number, step in enumerate(job.schedule.steps, start=1):
+        children = []
+        for beam in beams:
+            log_probs = log_probs_of(job, catalogue, denoiser, beam.sid)
+            chosen = _most_confident(_masked(beam.sid, denoiser), log_probs, step)
+            for codes in product(range(denoiser.num_codes), repeat=step):
+                children.append(_child(beam, log_probs, chosen, codes, [], number))
+        children.sort(key=lambda child: -child.score)
+        best = children[: job.beam_width + 1]
+        tied = tied or any(left.score == right.score for left, right in pairwise(best))
+        beams = best[: job.beam_width]
+    for beam in beams:
+        beam.rows = [row for row, sid in enumerate(catalogue.codes.tolist()) if (*sid,) == beam.sid]
+    return beams, tied
+
+
+def exhaustive_scores(job: Job, catalogue: Catalogue, denoiser: HashedDenoiser) -> list[float]:
+    """Every row's score after one call on the fully masked SID, all positions independent."""
+    root = (denoiser.num_codes,) * catalogue.num_subspaces
+    log_probs = log_probs_of(job, catalogue, denoiser, root)
+    return [
+        sum(log_probs[position][code] for position, code in enumerate(sid))
+        for sid in catalogue.codes.tolist()
+    ]
+
+
+def best_rows(scores: list[float], job: Job) -> list[int]:
+    """The k best rows of those a job allows, ties by row."""
+    return sorted(allowed_rows(job, len(scores)), key=lambda row: (-scores[row], row))[: job.k]
+
+
+def allowed_rows(job: Job, num_items: int) -> list[int]:
+    """Rows that a job's filter and exclusions leave, ascending."""
+    rows = range(num_items) if job.allowed is None else job.allowed.tolist()
+    return [row for row in rows if row not in set(job.excluded.tolist())]
+
+
+def log_sum_exp(values: list[float]) -> float:
+    highest = max(values)
+    return math.log(math.fsum(math.exp(value - highest) for value in values)) + highest
+
+
+def _is_last(number: int, job: Job, beams: list[Beam]) -> bool:
+    return number == job.schedule.nfe or _num_rows(beams) <= job.finish_rows
+
+
+def _num_rows(beams: list[Beam]) -> int:
+    return sum(len(beam.rows) for beam in beams)
+
+
+def _completions(
+    rows: list[int],
+    codes: list[list[int]],
+    biases: list[float],
+    masked: list[int],
+    log_probs: list[list[float]],
+) -> dict[int, float]:
+    """What each row's score gains if all masked positions are filled as it has them."""
+    return {
+        row: sum(log_probs[position][codes[row][position]] for position in masked) + biases[row]
+        for row in rows
+    }
+
+
+def _root(job: Job, codes: list[list[int]], denoiser: HashedDenoiser) -> list[Beam]:
+    allowed = allowed_rows(job, len(codes))
+    return [Beam((denoiser.num_codes,) * denoiser.num_subspaces, allowed, 0.0)] if allowed else []
+
+
+def log_probs_of(
+    job: Job, catalogue: Catalogue, denoiser: HashedDenoiser, sid: tuple[int, ...]
+) -> list[list[float]]:
+    newest = job.history[-denoiser.history_length :]
+    codes, vectors = catalogue.codes[newest][None], catalogue.vectors[newest][None]
+    mask = np.ones((1, len(newest)), dtype=np.bool_)
+    if not len(newest):
+        codes = np.full((1, 1, catalogue.num_subspaces), denoiser.num_codes, np.uint16)
+        vectors = np.zeros((1, 1, catalogue.vectors.shape[1]), np.float16)
+        mask = np.zeros((1, 1), dtype=np.bool_)
+    memory = denoiser.encode(Histories(codes, vectors, mask))
+    partial_sids = np.array([[sid]], dtype=np.uint16)
+    masked = _masked(sid, denoiser)
+    answer = denoiser.denoise(memory, partial_sids, np.array([[masked]]))[0, 0]
+    log_probs: list[list[float]] = [[] for _ in sid]  # nothing is known of filled positions
+    for position, of_codes in zip(masked, answer.tolist(), strict=True):
+        log_probs[position] = of_codes
+    return log_probs
+
+
+def _masked(sid: tuple[int, ...], denoiser: HashedDenoiser) -> list[int]:
+    return [position for position, code in enumerate(sid) if code == denoiser.num_codes]
+
+
+def _most_confident(masked: list[int], log_probs: list[list[float]], step: int) -> list[int]:
+    return sorted(sorted(masked, key=lambda position: (-max(log_probs[position]), position))[:step])
+
+
+def _most_confident_legally(
+    legal: dict[int, set[int]], log_probs: list[list[float]], step: int
+) -> tuple[list[int], float]:
+    """As above over the legal codes, forced positions last; and how close the choice was."""
+    ranked = []
+    for position, codes in legal.items():
+        # Sorted, so that positions with the same log-probs get exactly the same confidence.
+        candidates = sorted(log_probs[position][code] for code in codes)
+        mass = math.fsum(math.exp(log_prob - candidates[-1]) for log_prob in candidates)
+        ranked.append((len(codes) == 1, math.log(mass), position))
+    ranked.sort()
+    gap = math.inf
+    if step < len(ranked) and not ranked[step][0]:
+        gap = ranked[step][1] - ranked[step - 1][1]
+    return sorted(position for _, _, position in ranked[:step]), gap
+
+
+def _most_confident_by_rows(
+    masked: list[int], codes: list[list[int]], shares: dict[int, float], step: int
+) -> tuple[list[int], float]:
+    """Positions by the share of the rows of their most probable code, forced positions last.
+
+    Positions whose most probable codes have the same rows are equally sure for a reason.
+    """
+    ranked = []
+    for position in masked:
+        groups = [rows for _, rows in _groups(list(shares), codes, [position])]
+        share, rows = max((sum(shares[row] for row in rows), rows) for rows in groups)
+        ranked.append((len(groups) == 1, -share, position, rows))
+    ranked.sort()
+    gap = math.inf
+    for _, share, _, rows in ranked[:step]:
+        for forced, other_share, _, other_rows in ranked[step:]:
+            if not forced and rows != other_rows:
+                gap = min(gap, other_share - share)
+    return sorted(position for _, _, position, _ in ranked[:step]), gap
+
+
+def _groups(
+    rows: list[int], codes: list[list[int]], chosen: list[int]
+) -> list[tuple[tuple[int, ...], list[int]]]:
+    """Rows by their codes at the chosen positions, lower codes first."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for row in rows:
+        groups.setdefault(tuple(codes[row][position] for position in chosen), []).append(row)
+    return list(groups.items())  # the lower first row first
+
+
+def _children(
+    beam: Beam,
+    codes: list[list[int]],
+    log_probs: list[list[float]],
+    chosen: list[int],
+    number: int,
+) -> list[Beam]:
+    """One child per code tuple that the beam's rows have at the chosen positions."""
+    groups = _groups(beam.rows, codes, chosen)
+    return [_child(beam, log_probs, chosen, *group, number) for group in groups]
+
+
+def _child(
+    beam: Beam,
+    log_probs: list[list[float]],
+    chosen: list[int],
+    codes: tuple[int, ...],
+    rows: list[int],
+    number: int,
+) -> Beam:
+    """number: that of the call; what is filled already, as in a decided beam, stays as it was."""
+    sid, score, filled = list(beam.sid), beam.score, dict(beam.filled)
+    for position, code in zip(chosen, codes, strict=True):
+        sid[position] = code
+        score += log_probs[position][code]
+        filled.setdefault(position, (number, log_probs[position][code]))
+    survivors, scores = [*beam.survivors, len(rows)], [*beam.scores, score]
+    return Beam(tuple(sid), rows, score, filled, survivors, scores)

@@ -1,0 +1,259 @@
+"""Histories against a real Valkey over a real socket."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+
+import pytest
+import redis
+from stores import event, shown, with_store
+
+from service.errors import HistoryUnavailable
+from service.histories.breaker import FAILURES
+from service.histories.redis_store import (
+    MARK_TTL_S,
+    MAX_ANSWERS,
+    RedisHistoryStore,
+    history_key,
+    marks_key,
+    shown_key,
+)
+from service.histories.store import Attribution, Stored
+from service.schemas.events import Event
+from service.telemetry.metrics import Metrics
+
+NEW, OLD = Stored(True), Stored(False)
+
+
+def test_items_come_back_oldest_to_newest(redis_url: str) -> None:
+    async def use(store: RedisHistoryStore) -> None:
+        assert await store.read("h-order") == []
+        assert await store.append([event("h-order", item) for item in "abc"]) == [NEW] * 3
+        assert await store.append([event("h-order", "d")]) == [NEW]
+        assert await store.read("h-order") == ["a", "b", "c", "d"]
+        assert await store.read("h-order", 2) == ["c", "d"]
+
+    with_store(redis_url, use)
+
+
+def test_a_repeated_event_changes_nothing(redis_url: str) -> None:
+    async def use(store: RedisHistoryStore) -> None:
+        first = event("h-twice", "a", "e1")
+        assert await store.append([first, first]) == [NEW, OLD]
+        assert await store.append([first]) == [OLD]
+        assert await store.append([event("h-twice", "a", "e2")]) == [NEW]
+        assert await store.append([event("h-other", "a", "e1")]) == [NEW]
+        assert await store.read("h-twice") == ["a", "a"]
+
+    with_store(redis_url, use)
+
+
+def test_a_mark_is_forgotten_after_a_day(redis_url: str) -> None:
+    server = redis.Redis.from_url(redis_url)
+
+    async def use(store: RedisHistoryStore) -> None:
+        await store.append([event("h-mark", "a", "e1")])
+        assert 0 < server.ttl(marks_key("h-mark")) <= MARK_TTL_S
+        server.zadd(marks_key("h-mark"), {"e1": time.time() - MARK_TTL_S - 1})
+        assert await store.append([event("h-mark", "a", "e1")]) == [NEW]
+
+    with_store(redis_url, use)
+    server.close()
+
+
+def test_a_history_is_capped_and_expires(redis_url: str) -> None:
+    async def use(store: RedisHistoryStore) -> None:
+        await store.append([event("h-cap", str(n)) for n in range(5)])
+        assert await store.read("h-cap") == ["2", "3", "4"]
+
+    with_store(redis_url, use, cap=3, ttl_s=77)
+    with redis.Redis.from_url(redis_url) as server:
+        assert 0 < server.ttl(history_key("h-cap")) <= 77
+        assert server.lrange(history_key("h-cap"), 0, 0) == [b"4"]  # newest first in there
+
+
+def test_erasing_leaves_no_key(redis_url: str) -> None:
+    async def use(store: RedisHistoryStore) -> None:
+        await store.append([event("h-gone", "a")])
+        await store.remember([("h-gone", shown("r1", "a"))])
+        await store.erase("h-gone")
+        await store.erase("h-gone")
+        assert await store.read("h-gone") == []
+
+    with_store(redis_url, use)
+    with redis.Redis.from_url(redis_url) as server:
+        assert server.keys("*h-gone*") == []
+
+
+@pytest.mark.parametrize("strange", ["Zoë 🦊", "a b", 'quote"', "new\nline", "*", "日本語" * 40])
+def test_any_text_is_an_item(redis_url: str, strange: str) -> None:
+    async def use(store: RedisHistoryStore) -> None:
+        await store.append([event("h-text", strange)])
+        assert (await store.read("h-text"))[-1] == strange
+
+    with_store(redis_url, use)
+
+
+def test_a_stalled_server_costs_the_timeout_and_no_more(redis_url: str) -> None:
+    metrics = Metrics()
+    with redis.Redis.from_url(redis_url) as server:
+        pid = server.info("server")["process_id"]
+
+    async def use(store: RedisHistoryStore) -> None:
+        await store.append([event("h-stall", "a")])
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(HistoryUnavailable):
+                await store.append([event("h-stall", "b")])
+            for _ in range(FAILURES - 1):  # as many as the pool has connections
+                started = time.monotonic()
+                with pytest.raises(HistoryUnavailable):
+                    await store.read("h-stall")
+                assert time.monotonic() - started < 1.5
+            started = time.monotonic()
+            for _ in range(100):  # from now on it is not even asked
+                with pytest.raises(HistoryUnavailable, match="repeatedly"):
+                    await store.read("h-stall")
+            assert time.monotonic() - started < 0.2
+            assert metrics.registry.get_sample_value("unmask_redis_breaker_state") == 2
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        while True:  # and it recovers by itself, with its own answers on each connection
+            try:
+                item_ids = await store.read("h-stall")
+                break
+            except HistoryUnavailable:
+                await asyncio.sleep(0.05)
+        assert item_ids in (["a"], ["a", "b"])  # the server may carry out what it was sent
+        assert metrics.registry.get_sample_value("unmask_redis_breaker_state") == 0
+
+    with_store(redis_url, use, timeout_s=0.2, metrics=metrics)
+    failed = metrics.registry.get_sample_value(
+        "unmask_redis_errors_total", {"operation": "read", "kind": "timeout"}
+    )
+    assert failed == FAILURES - 1
+
+
+def test_a_server_is_not_blamed_for_a_late_event_loop(redis_url: str) -> None:
+    """The reply has come, and nobody could read it: that is no failure of the store."""
+
+    async def use(store: RedisHistoryStore) -> None:
+        await store.append([event("h-late", "a")])
+        for _ in range(3 * FAILURES):
+            asyncio.get_running_loop().call_soon(time.sleep, 0.15)
+            assert await store.read("h-late") == ["a"]
+
+    with_store(redis_url, use, timeout_s=0.05)
+
+
+def test_no_server_is_unavailable_at_once() -> None:
+    metrics = Metrics()
+
+    async def use(store: RedisHistoryStore) -> None:
+        started = time.monotonic()
+        with pytest.raises(HistoryUnavailable, match="try again"):
+            await store.read("anyone")
+        assert time.monotonic() - started < 1
+
+    with_store("unix:///nowhere/valkey.sock", use, metrics=metrics)
+    labels = {"operation": "read", "kind": "connection"}
+    assert metrics.registry.get_sample_value("unmask_redis_errors_total", labels) == 1
+
+
+def test_a_server_that_refuses_is_unavailable(redis_url: str) -> None:
+    async def use(store: RedisHistoryStore) -> None:
+        for _ in range(FAILURES + 1):  # it does answer, so the breaker stays closed
+            with pytest.raises(HistoryUnavailable, match="did not answer"):
+                await store.read("h-wrong-type")
+
+    with redis.Redis.from_url(redis_url) as server:
+        server.set(history_key("h-wrong-type"), "not a list")
+    with_store(redis_url, use)
+
+
+# --- answers and what comes of them ---------------------------------------------------------------
+
+
+def test_an_answer_is_read_with_the_history(redis_url: str) -> None:
+    async def use(store: RedisHistoryStore) -> None:
+        await store.append([event("r-page", "a"), event("r-page", "b")])
+        first, second = shown("r1", "c", 'é\n"x'), shown("r2", "e", before=("c", "d"))
+        await store.remember([("r-page", first), ("r-page", second), ("r-other", first)])
+        assert await store.read_page("r-page", "r1") == (["a", "b"], first)
+        assert await store.read_page("r-page", "r2") == (["a", "b"], second)
+        assert await store.read_page("r-page", "r") == (["a", "b"], None)
+        assert await store.read_page("r-nobody", "r1") == ([], None)
+
+    with_store(redis_url, use)
+
+
+def test_only_the_last_answers_of_a_day_are_remembered(redis_url: str) -> None:
+    async def use(store: RedisHistoryStore) -> None:
+        await store.remember([("r-many", shown(f"r{n}", "a")) for n in range(MAX_ANSWERS + 1)])
+        assert (await store.read_page("r-many", "r0"))[1] is None
+        assert (await store.read_page("r-many", "r1"))[1] == shown("r1", "a")
+        with redis.Redis.from_url(redis_url, decode_responses=True) as server:
+            assert 0 < server.ttl(shown_key("r-many")) <= MARK_TTL_S
+            newest = server.lindex(shown_key("r-many"), 0)
+            at = int(newest.partition('"at":')[2].partition(",")[0])
+            old = newest.replace(str(at), str(at - MARK_TTL_S - 2))
+            server.lset(shown_key("r-many"), 0, old)  # kept alive by a newer one, say
+        assert await store.read_page("r-many", f"r{MAX_ANSWERS}") == ([], None)
+        late = event("r-many", "a", recommendation_id=f"r{MAX_ANSWERS}")
+        assert await store.append([late]) == [NEW]
+
+    with_store(redis_url, use)
+
+
+def test_an_event_is_attributed_to_the_answer_it_names(redis_url: str) -> None:
+    async def use(store: RedisHistoryStore) -> list[Stored]:
+        await store.remember([("at", shown("r1", "a", "b")), ("at", shown("r2", "Zoë 🦊", "a"))])
+        named = {"recommendation_id": "r1"}
+        return await store.append(
+            [
+                event("at", "b", "e1", **named),
+                event("at", "a", "e2", **named),
+                event("at", "a", "e2", **named),
+                event("at", "a", "e3", event_type="purchase", **named),
+                event("at", "c", "e4", **named),
+                event("at", "a", "e5"),
+                event("at", "a", "e6", recommendation_id="r"),
+                event("at", "Zoë 🦊", "e7", recommendation_id="r2"),
+                event("at-other", "a", "e8", **named),
+            ]
+        )
+
+    def hit(rank: int, is_first: bool) -> Stored:
+        return Stored(True, Attribution("tiny@1", "b", rank, is_first))
+
+    assert with_store(redis_url, use) == [
+        hit(2, True),
+        hit(1, False),
+        OLD,  # never twice
+        hit(1, True),  # the first purchase
+        NEW,
+        NEW,
+        NEW,
+        hit(1, True),
+        NEW,
+    ]
+
+
+def test_a_counted_event_is_attributed_and_enters_no_history(redis_url: str) -> None:
+    async def use(store: RedisHistoryStore) -> None:
+        await store.remember([("h-seen", shown("r1", "a", "b", "c"))])
+        seen = Event(
+            event_id="i1",
+            user_id="h-seen",
+            item_ids=["x", "c", "b"],
+            event_type="impression",
+            recommendation_id="r1",
+        )
+        expected = Stored(True, Attribution("tiny@1", "b", 2, True))
+        assert await store.append([seen, seen], ["impression"]) == [expected, OLD]
+        assert await store.read("h-seen") == []
+
+    with_store(redis_url, use)

@@ -1,0 +1,182 @@
+"""A load that hangs stops nothing else: bundles are swapped, items change, another load begins."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import signal
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from running_service import service_process, wait_until
+from tiny_bundle import NUM_ITEMS, write_tiny_bundle
+
+from service.batching.lanes import Engine
+from service.bundles.bundle import Bundle
+from service.errors import BundleConflict, BundleLoadTimedOut
+from service.http.error_map import status_and_body
+from service.loading.loaded_bundles import Resident, Residents
+from service.telemetry.metrics import Metrics
+from service.telemetry.pauses import NEVER
+
+ADMIN = {"Authorization": "Bearer an-admin-key"}
+SOON_S = 0.05  # until a load of these tests is given up
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("hanging")
+    for version in "123":
+        write_tiny_bundle(folder / "shop" / version, name="shop", version=version)
+    return folder
+
+
+@pytest.fixture
+def go_on() -> Iterator[threading.Event]:
+    """What a disk that hangs waits for."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+def run(story: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(story, 60))
+
+
+def loader(go_on: threading.Event, hanging: str) -> Callable[[Path], Resident]:
+    def load(path: Path) -> Resident:
+        if path.name in hanging:
+            assert go_on.wait(60)
+        bundle = Bundle.load(path)
+        return Resident(bundle, Engine(bundle.decoder.decode))
+
+    return load
+
+
+async def two_in_memory(residents: Residents, store: Path) -> None:
+    await residents.start(store / "shop" / "1")
+    await residents.load(store / "shop" / "2", "shop@2")
+
+
+def test_bundles_are_swapped_and_items_change_while_a_load_hangs(
+    store: Path, go_on: threading.Event
+) -> None:
+    async def story() -> None:
+        residents = Residents(loader(go_on, "3"), Metrics())
+        await two_in_memory(residents, store)
+        loading = asyncio.create_task(residents.load(store / "shop" / "3", "shop@3"))
+        await asyncio.sleep(0)
+        assert (await residents.activate("shop@2")).ref == "shop@2"
+        await residents.change(lambda bundle: bundle.without_items(["item-5"]))
+        assert residents.active.bundle.catalogue.num_items == NUM_ITEMS - 1
+        assert (await residents.rollback()).ref == "shop@1"
+        assert residents.active.bundle.catalogue.num_items == NUM_ITEMS - 1
+        await residents.unload("shop@2")
+        with pytest.raises(BundleConflict, match="another bundle is being loaded") as refused:
+            await residents.load(store / "shop" / "2", "shop@2")
+        assert refused.value.code == "bundle_busy"
+        go_on.set()
+        assert (await loading).ref == "shop@3"
+        assert residents.candidate is not None
+        assert residents.candidate.bundle.catalogue.num_items == NUM_ITEMS  # `replay` follows
+
+    run(story())
+
+
+def test_a_bundle_may_be_activated_while_items_change(store: Path, go_on: threading.Event) -> None:
+    async def story() -> None:
+        residents = Residents(loader(go_on, ""), Metrics())
+        await two_in_memory(residents, store)
+
+        def change(bundle: Bundle) -> Bundle:
+            assert go_on.wait(60)
+            return bundle.without_items(["item-5"])
+
+        changing = asyncio.create_task(residents.change(change))
+        await asyncio.sleep(0)
+        await residents.activate("shop@2")
+        await residents.unload("shop@1")
+        go_on.set()
+        await changing
+        assert residents.active.ref == "shop@2"
+        assert residents.active.bundle.catalogue.num_items == NUM_ITEMS - 1
+        assert [one.ref for one in residents.all] == ["shop@2"]  # what was unloaded stays so
+
+    run(story())
+
+
+def test_a_load_is_given_up_and_another_one_may_begin(store: Path, go_on: threading.Event) -> None:
+    async def story() -> None:
+        before = gc.get_threshold()
+        residents = Residents(loader(go_on, "23"), Metrics(), SOON_S)
+        residents._patience.limit_s = 60
+        await residents.start(store / "shop" / "1")
+        residents._patience.limit_s = SOON_S
+        for version in "23":
+            with pytest.raises(BundleLoadTimedOut, match="was not loaded in"):
+                await residents.load(store / "shop" / version, f"shop@{version}")
+            assert gc.get_threshold() == before  # nor does what is given up hold off the collector
+        assert NEVER not in before
+        # Threads cannot be killed: only so many may hang.
+        with pytest.raises(BundleConflict, match="2 loads that were given up still hang") as full:
+            await residents.load(store / "shop" / "2", "shop@2")
+        assert full.value.code == "bundle_busy"
+        go_on.set()
+        while residents._patience.num_given_up:
+            await asyncio.sleep(0.01)
+        assert [one.ref for one in residents.all] == ["shop@1"]  # what came late is dropped
+        residents._patience.limit_s = 60
+        assert (await residents.load(store / "shop" / "2", "shop@2")).ref == "shop@2"
+
+    run(story())
+
+
+def test_a_load_that_is_given_up_is_a_504() -> None:
+    error = BundleLoadTimedOut("the bundle was not loaded in 600 s")
+    status, body = status_and_body(error, "an id")
+    assert (status, body.error.code, body.error.retryable) == (504, "bundle_load_timeout", False)
+
+
+def test_a_process_with_a_load_that_hangs_goes_on_and_ends(
+    store: Path, redis_url: str, tmp_path: Path
+) -> None:
+    """Its network is so slow that priming takes many minutes."""
+    slow = store / "shop" / "slow"
+    write_tiny_bundle(slow, name="shop", version="slow", created_at="2025", work=2500)
+    with ThreadPoolExecutor(1) as pool:
+        with service_process(
+            tmp_path,
+            bundles_dir=store,
+            bundle="shop@1",
+            redis_url=redis_url,
+            redis_timeout_ms=5000,
+            admin_keys="an-admin-key",
+            shutdown_timeout_s=0,
+        ) as service:
+            service.client.headers.update(ADMIN)
+
+            def admin(path: str, body: Any = None) -> httpx.Response:
+                return service.client.post(f"/admin/{path}", json=body, timeout=120)
+
+            def is_busy() -> bool:  # one that is active is not loaded again
+                return admin("bundles/shop@1/load", {}).status_code == 409
+
+            assert admin("bundles/shop@2/load", {}).status_code == 200
+            loading = pool.submit(admin, "bundles/shop@slow/load", {})
+            wait_until(is_busy, 30)
+            assert admin("bundles/shop@2/activate").status_code == 200
+            assert admin("bundles/rollback").status_code == 200
+            assert admin("bundles/shop@2/unload").status_code == 200
+            assert admin("items", {"remove": ["item-5"]}).json()["removed"] == 1
+            info = service.client.get("/info").json()["bundle"]
+            assert (info["num_items"], info["num_items_in_bundle"]) == (NUM_ITEMS - 1, NUM_ITEMS)
+            for one in service.client.get("/models").json()["residents"]:
+                assert (len(one["digest"]), one["is_signed"]) == (64, False)
+            assert not loading.done()
+        assert service.wait() == -signal.SIGTERM
+        assert loading.exception() or loading.result().status_code >= 500

@@ -1,0 +1,227 @@
+"""Changes of items in a real Valkey, and the bundles in memory that follow them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import redis
+from running_valkey import Server, running
+from stores import with_store
+from tiny_bundle import EMBEDDING_DIMS, write_tiny_bundle
+
+from service.batching.lanes import Engine
+from service.bundles.bundle import Bundle
+from service.errors import HistoryUnavailable
+from service.histories import redis_store as redis_history
+from service.histories.redis_store import ITEMS_AT_ONCE, RedisHistoryStore
+from service.loading import item_changes
+from service.loading.item_changes import ItemChanges, Portion, with_changes
+from service.loading.loaded_bundles import Resident, Residents
+from service.schemas.items import ItemsRequest, NewItem
+from service.telemetry.metrics import Metrics
+
+
+def test_changes_are_read_in_order_and_in_portions(url: str) -> None:
+    async def use(store: RedisHistoryStore) -> None:
+        assert await store.items_version("x") == 0
+        assert await store.read_items("x", 0) == (0, {})
+        many = {f"item-{n}": f"first {n}" for n in range(2 * ITEMS_AT_ONCE + 10)}
+        await store.write_items("x", many)
+        await store.write_items("x", {"item-3": "second", "ünïcode": ""})
+        await store.write_items("other", {"elsewhere": ""})
+        newest = await store.items_version("x")
+        assert abs(newest / 10**6 - time.time()) < 60  # microseconds of the clock
+        found, version, portions = {}, 0, 0
+        while True:
+            before = version
+            version, more = await store.read_items("x", before)
+            if not more:
+                break
+            assert before < version <= newest
+            assert len(more) <= ITEMS_AT_ONCE
+            found |= more
+            portions += 1
+        assert portions == 3
+        assert found == many | {"item-3": "second", "ünïcode": ""}
+        assert version == newest
+        assert list(found)[-2:] == ["item-3", "ünïcode"]  # of an item only the last change
+        assert await store.read_items("x", newest - 1) == (newest, {"ünïcode": ""})
+
+    with_store(url, use)
+
+
+def item(name: str, seed: int = 0) -> NewItem:
+    embedding = np.random.default_rng(seed).normal(size=EMBEDDING_DIMS).tolist()
+    return NewItem(item_id=name, title=name, embedding=embedding)
+
+
+def has(bundle: Bundle, *item_ids: str) -> list[bool]:
+    return [len(bundle.catalogue.rows_of([item_id])) == 1 for item_id in item_ids]
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> Iterator[str]:
+    """An empty store: other tests change the items of bundles of this name."""
+    valkey = Server(tmp_path / "valkey", {"save": '""'})
+    with running(valkey):
+        yield valkey.url
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for version in ("1", "2"):
+        write_tiny_bundle(tmp_path / "shop" / version, name="shop", version=version)
+    return tmp_path / "shop"
+
+
+async def started(path: Path) -> Residents:
+    """The bundles in the memory of a process."""
+
+    def load(path: Path) -> Resident:
+        bundle = Bundle.load(path)
+        return Resident(bundle, Engine(bundle.decoder.decode))
+
+    residents = Residents(load, Metrics())
+    await residents.start(path)
+    return residents
+
+
+def test_every_bundle_catches_up_from_where_it_is(
+    folder: Path, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(item_changes, "MADE_AT_ONCE", 150)
+
+    async def use(store: RedisHistoryStore) -> None:
+        residents = await started(folder / "1")
+        changes = ItemChanges(residents, store)
+        for start in range(0, 400, 100):
+            added = [item(f"new-{n}", n) for n in range(start, start + 100)]
+            answer = await changes.change(ItemsRequest(add=added, remove=["item-3"]))
+            assert answer.added == 100
+        await changes.change(ItemsRequest(remove=["new-399"]))
+        expected = [True, True, False, False]
+        names = ("new-0", "new-398", "new-399", "item-3")
+        assert has(residents.active.bundle, *names) == expected
+
+        # One that is loaded later, and another process, have more than a portion to catch up.
+        await residents.load(folder / "2", "shop@2")
+        others = await started(folder / "1")
+        follower = ItemChanges(others, store)
+        for one in (changes, follower):
+            await one.replay()
+        bundles = [resident.bundle for resident in (*residents.all, *others.all)]
+        assert len(bundles) == 3
+        for bundle in bundles:
+            assert has(bundle, *names) == expected
+            assert bundle.catalogue.num_items == bundles[0].catalogue.num_items
+            assert bundle.items_version == await store.items_version("shop")
+
+        # Nothing is made, nor read, twice.
+        before = others.active
+        await follower.replay()
+        assert others.active is before
+        await changes.change(ItemsRequest(remove=["item-4"]))
+        await follower.replay()
+        assert has(others.active.bundle, "item-4", "item-5") == [False, True]
+
+        # The store loses everything; what comes next has numbers that were never used.
+        redis.Redis.from_url(url).flushall()
+        await follower.replay()
+        assert others.active.bundle.items_version == 0
+        await changes.change(ItemsRequest(add=[item("late")]))
+        await follower.replay()
+        for one in (residents, others):
+            assert has(one.active.bundle, "late", "new-0", "item-4") == [True, True, False]
+            assert one.active.bundle.items_version == await store.items_version("shop")
+
+    with_store(url, use)
+
+
+def test_a_bundle_that_comes_between_reading_and_making_misses_nothing(
+    folder: Path, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def use(store: RedisHistoryStore) -> None:
+        residents = await started(folder / "1")
+        changes = ItemChanges(residents, store)
+        await changes.change(ItemsRequest(remove=["item-1"]))
+        await store.write_items("shop", {"item-2": item_changes.REMOVED})
+        read = store.read_items
+
+        async def read_and_load(name: str, after: int) -> tuple[int, dict[str, str]]:
+            found = await read(name, after)
+            await residents.load(folder / "2", "shop@2")
+            return found
+
+        monkeypatch.setattr(store, "read_items", read_and_load)
+        await changes.replay()
+        assert len(residents.all) == 2
+        for resident in residents.all:
+            assert has(resident.bundle, "item-1", "item-2", "item-3") == [False, False, True]
+
+    with_store(url, use)
+
+
+def test_what_came_before_the_store_fell_silent_is_made(
+    folder: Path, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def use(store: RedisHistoryStore) -> None:
+        residents = await started(folder / "1")
+        await store.write_items("shop", dict.fromkeys(("item-1", "item-2"), item_changes.REMOVED))
+        monkeypatch.setattr(redis_history, "ITEMS_AT_ONCE", 1)
+        changes, read, calls = ItemChanges(residents, store), store.read_items, 0
+
+        async def read_once(name: str, after: int) -> tuple[int, dict[str, str]]:
+            nonlocal calls
+            calls += 1
+            if calls > 1:
+                raise HistoryUnavailable("silent")
+            return await read(name, after)
+
+        monkeypatch.setattr(store, "read_items", read_once)
+        with pytest.raises(HistoryUnavailable):
+            await changes.replay()
+        assert has(residents.active.bundle, "item-1", "item-2") == [False, True]
+        monkeypatch.setattr(store, "read_items", read)
+        await changes.replay()
+        assert has(residents.active.bundle, "item-1", "item-2") == [False, False]
+
+    with_store(url, use)
+
+
+def entries_of(*items: NewItem) -> dict[str, str]:
+    return {one.item_id: item_changes._entry(one, one.embedding or []) for one in items}
+
+
+def test_all_items_may_be_replaced_in_one_portion(folder: Path) -> None:
+    bundle = Bundle.load(folder / "1")
+    old = [one.item_id for one in bundle.items]
+    removed = dict.fromkeys(old, item_changes.REMOVED)
+    for entries, expected in (
+        (entries_of(item("new")) | removed, ["new"]),
+        (removed | entries_of(item(old[-1], 5), item("new")), ["new", old[-1]]),
+        (removed, old[-1:]),  # there is no catalogue without items
+        (entries_of(*map(item, old)), old),
+    ):
+        changed = with_changes(bundle, entries)
+        assert sorted(one.item_id for one in changed.items) == sorted(expected)
+        assert [one.item_id for one in changed.items] == list(changed.catalogue.item_ids)
+
+
+@pytest.mark.parametrize(
+    ("portion", "versions"),
+    [
+        (Portion("shop", 3, 7, 9, {}), {3, 4, 5, 6}),  # who has less would miss some
+        (Portion("shop", 0, 2, 2, {}), {0, 1, 3, 4, 5, 6, 7, 8}),  # more than the store has now
+        (Portion("shop", 0, 0, 0, {}), {1, 2, 3, 4, 5, 6, 7, 8}),
+        (Portion("shelf", 0, 8, 8, {}), set()),
+    ],
+)
+def test_who_a_portion_is_for(folder: Path, portion: Portion, versions: set[int]) -> None:
+    bundle = Bundle.load(folder / "1")
+    at = {version: replace(bundle, items_version=version) for version in range(9)}
+    assert {version for version in at if portion.is_next_of(at[version])} == versions

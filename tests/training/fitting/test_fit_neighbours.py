@@ -1,0 +1,222 @@
+"""The neighbour prior of a bundle: what is kept of the affinities, and how it is weighed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from logs import log_of
+
+from service.decoding import Catalogue, Decoder, Histories, Schedule, SidTrie
+from training.config import NeighboursConfig
+from training.data.embeddings import item_affinities
+from training.data.interactions import Split, leave_last_out
+from training.fitting.neighbour_prior import fit_priors, likeness, weigh_prior
+
+NUM_ITEMS = 40
+CONFIG = NeighboursConfig(num_neighbours=8, likeness_weights=(0.0,))
+UNLIKE = np.zeros((NUM_ITEMS, 2), np.float16)  # of items that are like nothing
+ONE_CALL = Schedule((1,))
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    histories=st.lists(st.lists(st.integers(0, 5), max_size=8), min_size=1, max_size=6),
+    num_neighbours=st.integers(1, 9),
+)
+def test_the_strongest_neighbours_are_kept_ties_by_row(
+    histories: list[list[int]], num_neighbours: int
+) -> None:
+    log = log_of(histories)
+    config = NeighboursConfig(num_neighbours=num_neighbours, likeness_weights=(0.0,))
+    prior = fit_priors(log, UNLIKE[:7], config)[0.0]
+    affinity = item_affinities(
+        log, window=config.window, transition_weight=config.transition_weight
+    ).toarray()
+    assert prior.neighbours.shape == (7, min(num_neighbours, 7))
+    for item, strengths in enumerate(affinity):
+        strongest = sorted(np.flatnonzero(strengths), key=lambda row: (-strengths[row], row))
+        strongest = strongest[:num_neighbours]
+        assert prior.neighbours[item, : len(strongest)].tolist() == strongest
+        kept = prior.affinities[item]
+        assert np.array_equal(kept[: len(strongest)], strengths[strongest].astype(np.float16))
+        assert not kept[len(strongest) :].any()
+    positive = prior.affinities[prior.affinities > 0]
+    assert prior.scale == pytest.approx(np.median(positive) if len(positive) else 1, rel=1e-3)
+    assert prior.weight == 1
+    assert prior.decay == config.decays[0]
+    assert prior.history_length == config.history_length
+
+
+def test_an_item_without_an_interaction_calls_for_nothing() -> None:
+    prior = fit_priors(log_of([[0, 1], [1, 0], [3]]), UNLIKE[:7], CONFIG)[0.0]
+    assert not prior.affinities[[2, 3, 6]].any()
+    assert prior.neighbours[0][prior.affinities[0] > 0].tolist() == [1]
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    vectors=st.lists(st.lists(st.integers(-2, 2), min_size=3, max_size=3), min_size=1, max_size=12),
+    num_alike=st.integers(0, 12),
+)
+def test_likeness_is_the_cubed_cosine_of_the_nearest_others(
+    vectors: list[list[int]], num_alike: int
+) -> None:
+    found = likeness(np.array(vectors, np.float16), num_alike).toarray()
+    for item, vector in enumerate(vectors):
+        cosines = [_cosine(vector, other) for other in vectors]
+        others = sorted(
+            (c for at, c in enumerate(cosines) if at != item and c > 1e-6), reverse=True
+        )
+        kept = sorted(found[item][found[item] > 1e-9] ** (1 / 3), reverse=True)
+        assert found[item, item] == 0
+        # An item that equals many others may be crowded out of its own list, or one of them.
+        assert min(len(others), num_alike) - 1 <= len(kept) <= min(len(others), num_alike + 1)
+        assert kept == pytest.approx(others[: len(kept)], abs=1e-3)
+        for other in np.flatnonzero(found[item]):
+            assert found[item, other] == pytest.approx(cosines[other] ** 3, abs=1e-5)
+
+
+def _cosine(vector: list[int], other: list[int]) -> float:
+    norms = float(np.linalg.norm(vector) * np.linalg.norm(other))
+    return float(np.dot(vector, other)) / norms if norms else 0.0
+
+
+def test_an_item_nobody_bought_is_known_by_what_it_is_like() -> None:
+    log = log_of([[0, 1], [1, 0], [3]])
+    vectors = np.eye(7, dtype=np.float32)
+    vectors[6] = vectors[0] + 0.1 * vectors[1]  # item 6 was never bought, and is nearly item 0
+    config = CONFIG.model_copy(update={"likeness_weights": (0.0, 2.0)})
+    without, with_likeness = fit_priors(log, vectors, config).values()
+    assert not without.affinities[6].any()
+    assert with_likeness.neighbours[6, 0] == 0
+    assert with_likeness.affinities[6, 0] == pytest.approx(2 * without.scale, rel=0.05)
+    strongest = dict(zip(with_likeness.neighbours[0], with_likeness.affinities[0], strict=True))
+    assert strongest[6] == pytest.approx(2 * without.scale, rel=0.05)
+    assert strongest[1] == without.affinities[0].max()
+
+
+def test_likeness_is_found_among_very_many_items_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.fitting.neighbour_prior.MOST_COMPARED", 500)
+    vectors = np.random.default_rng(0).standard_normal((2000, 8)).astype(np.float32)
+    vectors[1::2] = vectors[::2] + 0.01  # pairs
+    found = likeness(vectors, 4)
+    nearest = np.asarray(found.argmax(axis=1)).ravel()
+    assert np.mean(nearest == np.arange(2000) ^ 1) > 0.95
+
+
+def test_the_likeness_weight_is_chosen_too() -> None:
+    """The next item is always the one that is like the newest, and nobody ever bought it."""
+    split = _circle()
+    angles = np.arange(NUM_ITEMS) * 2 * np.pi / NUM_ITEMS
+    vectors = np.stack((np.cos(angles), np.sin(angles)), axis=1)
+    silent = fit_priors(split.train, UNLIKE, CONFIG)[0.0]
+    silent = replace(silent, affinities=np.zeros_like(silent.affinities))
+    config = CONFIG.model_copy(update={"likeness_weights": (0.0, 1.0)})
+    known = fit_priors(log_of([[0]], NUM_ITEMS), vectors, config)[1.0]
+    priors = {0.0: silent, 1.0: known}
+    config = config.model_copy(update={"likeness_weights": (1.0, 0.0)})
+    best, trials = weigh_prior(
+        _decoder(_Network(None)), priors, split.validation, ONE_CALL, config, exclude_seen=False
+    )
+    assert best.weight > 0
+    assert np.array_equal(best.affinities, known.affinities)
+    assert {trial["likeness_weight"] for trial in trials} == {0.0, 1.0}
+
+
+class _Network:
+    """One code an item; expects the item that is `step` rows behind the newest, or nothing."""
+
+    num_subspaces, num_codes, history_length, repeat_bias = 1, NUM_ITEMS, 4, 0.0
+
+    def __init__(self, step: int | None) -> None:
+        self.step = step
+
+    def encode(self, histories: Histories) -> np.ndarray:
+        newest = histories.mask.sum(axis=1) - 1
+        return histories.codes[np.arange(len(newest)), newest, 0]
+
+    def select(self, memory: np.ndarray, jobs: np.ndarray) -> np.ndarray:
+        return memory[jobs]
+
+    def denoise(
+        self, memory: np.ndarray, partial_sids: np.ndarray, positions: np.ndarray
+    ) -> np.ndarray:
+        logits = np.zeros((len(memory), NUM_ITEMS))
+        if self.step is not None:
+            logits[np.arange(len(memory)), (memory + self.step) % NUM_ITEMS] = 1
+        log_probs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+        return np.broadcast_to(log_probs[:, None, None], (*positions.shape, NUM_ITEMS)).astype(
+            np.float32
+        )
+
+
+def _circle() -> Split:
+    """Users who walk over the items in order, each from somewhere."""
+    starts = np.random.default_rng(0).permutation(NUM_ITEMS)
+    return leave_last_out(
+        log_of([((start + np.arange(6)) % NUM_ITEMS).tolist() for start in starts], NUM_ITEMS)
+    )
+
+
+def _decoder(network: _Network) -> Decoder:
+    codes = np.arange(NUM_ITEMS, dtype=np.uint16)[:, None]
+    catalogue = Catalogue(
+        tuple(map(str, range(NUM_ITEMS))), codes, NUM_ITEMS, np.zeros(NUM_ITEMS, np.int64)
+    )
+    return Decoder(SidTrie(catalogue), network)
+
+
+def test_a_prior_that_knows_more_than_the_network_is_weighed_in() -> None:
+    split = _circle()
+    fitted = fit_priors(split.train, UNLIKE, CONFIG)[0.0]
+    best, trials = weigh_prior(
+        _decoder(_Network(None)),
+        {0.0: fitted},
+        split.validation,
+        ONE_CALL,
+        CONFIG,
+        exclude_seen=False,
+    )
+    assert best.weight > 0
+    assert best.weight in CONFIG.weights
+    assert best.decay in CONFIG.decays
+    assert best.scale in [share * fitted.scale for share in CONFIG.scales]
+    assert np.array_equal(best.neighbours, fitted.neighbours)
+    settings = {"likeness_weight", "weight", "scale", "decay"}
+    assert all(trial.keys() == {*settings, "ndcg@10"} for trial in trials)
+    (chosen,) = [
+        trial["ndcg@10"]
+        for trial in trials
+        if (trial["weight"], trial["scale"] * fitted.scale, trial["decay"])
+        == (best.weight, best.scale, best.decay)
+    ]
+    assert chosen == max(trial["ndcg@10"] for trial in trials) > 0.9
+    assert trials[0]["weight"] == 0
+    assert trials[0]["ndcg@10"] < 0.3
+    tried = [(trial["weight"], trial["scale"], trial["decay"]) for trial in trials]
+    assert len(set(tried)) == len(tried)
+
+
+def test_a_prior_that_is_noise_or_adds_nothing_is_switched_off() -> None:
+    split = _circle()
+    fitted = fit_priors(split.train, UNLIKE, CONFIG)[0.0]
+    random = np.random.default_rng(1)
+    noise = replace(
+        fitted, neighbours=random.integers(0, NUM_ITEMS, fitted.neighbours.shape).astype(np.int32)
+    )
+    silent = replace(fitted, affinities=np.zeros_like(fitted.affinities))
+    for network, prior in ((_Network(1), noise), (_Network(1), silent), (_Network(None), silent)):
+        best, trials = weigh_prior(
+            _decoder(network),
+            {0.0: prior},
+            split.validation,
+            ONE_CALL,
+            CONFIG,
+            exclude_seen=False,
+        )
+        assert best.weight == 0
+        assert [trial["weight"] for trial in trials] == sorted(CONFIG.weights)

@@ -1,0 +1,274 @@
+"""The paper's tables from one command: which systems are compared, in which order.
+
+One run of the pipeline in `<out>/unmask` and the baselines on the same split; on request more seeds
+(`<out>/seeds`), ablations (`<out>/ablations`) and thinned training data (`<out>/density`). Ranks
+are kept in `<out>/ranks`, so a second call goes on where the first was cut off. The document is
+written after every table. Knows nothing of fitting, ranking or table layout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from training.baselines import BERT4RecConfig, SASRecConfig
+from training.comparison.document import Comparison, Origin
+from training.comparison.mdgr_tables import (
+    ABLATIONS,
+    ONE_CALL,
+    PAPER,
+    RANDOM_CHOICE,
+    SCHEDULES,
+    reseeded,
+)
+from training.comparison.ranked_systems import FinishedRun, RankedSystems
+from training.comparison.table import Row
+from training.config import ComparisonTable, RunConfig, ScheduleConfig
+from training.data import Dataset, thin
+from training.evaluation import RanksStore, SystemRanks
+
+DROPPED = (0.25, 0.5, 0.75)
+MAIN_TABLES: frozenset[ComparisonTable] = frozenset(
+    {ComparisonTable.SYSTEMS, ComparisonTable.SCHEDULES, ComparisonTable.LENGTHS}
+)
+LENGTHS = ((1, 3), (4, 6), (7, 12), (13, None))  # items of a history
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a comparison holds beside the run, its schedules and the counting baselines.
+
+    seeds: how many, the configured one first; with more than one they have a table of their own
+    """
+
+    sasrec: SASRecConfig
+    bert4rec: BERT4RecConfig
+    seeds: int = 1
+    tables: frozenset[ComparisonTable] = MAIN_TABLES
+
+
+def compare(
+    config: RunConfig, dataset: Dataset, out: Path, console: Console, *, plan: Plan, origin: Origin
+) -> dict[str, Any]:
+    """Run what is missing, rank all systems on all test users, write the tables; their headline.
+
+    dataset: as loaded with `config.interactions`
+    """
+    contest = _Contest(config, dataset, out, console, plan)
+    comparison = Comparison(
+        origin,
+        dataset,
+        contest.run.bundle.manifest,
+        plan.seeds,
+        config.evaluation.exclude_seen,
+    )
+    tables: dict[str, Callable[[], Iterator[Row]]] = {
+        "systems": contest.systems,
+        "schedules": contest.schedules,
+        "lengths": contest.history_lengths,
+        "seeds": contest.seeds,
+        "ablations": contest.ablations,
+        "density": contest.density,
+    }
+    for table, rows in tables.items():
+        if table in plan.tables or (table == "seeds" and plan.seeds > 1):
+            comparison.tables[table] = list(rows())
+            comparison.write(out)
+            if table == "schedules" and "systems" in comparison.tables:
+                comparison.draw(out)
+    return {
+        "out": str(out),
+        "bundle": comparison.manifest.ref,
+        "users": len(dataset.split.test),
+        "exclude_seen": config.evaluation.exclude_seen,
+        "rows": {table: len(rows) for table, rows in comparison.tables.items()},
+        "recall@10": {
+            row.system: round(row.recall, 5) for row in comparison.tables.get("systems", ())
+        },
+    }
+
+
+class _Contest:
+    """One configuration on one data set: its run, and the rows of each table."""
+
+    def __init__(
+        self, config: RunConfig, dataset: Dataset, out: Path, console: Console, plan: Plan
+    ) -> None:
+        self.config, self.dataset, self.out, self.console = config, dataset, out, console
+        self.plan = plan
+        self.run = FinishedRun.of(config, dataset, out / "unmask", console)
+        store = RanksStore(out / "ranks", console)
+        exclude_seen = config.evaluation.exclude_seen
+        self.ranked = RankedSystems(
+            dataset, store, config.evaluation.batch, exclude_seen=exclude_seen
+        )
+
+    def systems(self) -> Iterator[Row]:
+        """The bundle's schedule, one call and the paper's, prior on and off; then baselines."""
+        full = self._unmask(self.run.default)
+        for asked in self._distinct(self.run.default, ONE_CALL, PAPER):
+            for prior in (True, False):
+                ranks = self._unmask(asked, prior=prior)
+                name = self._name(asked, prior=prior)
+                yield Row(name, "", ranks, None if ranks is full else full)
+        for name, ranks in self._baselines():
+            yield Row(name, "", ranks, full)
+
+    def schedules(self) -> Iterator[Row]:
+        """MDGR's Table 3 and the schedules of fewest calls, each without and with the prior."""
+        published = dict(SCHEDULES)
+        of_paper = published[PAPER]
+        assert of_paper is not None
+        for prior in (False, True):
+            reference = self._unmask(PAPER, prior=prior, shipped=False)
+            for asked in self._distinct(*published):
+                ranks = self._unmask(asked, prior=prior, shipped=False)
+                recall = published[asked]
+                yield Row(
+                    _unmask_name(prior),
+                    self._params(asked),
+                    ranks,
+                    None if ranks is reference else reference,
+                    "" if recall is None else f"{100 * (recall / of_paper - 1):+.1f} %",
+                )
+
+    def history_lengths(self) -> Iterator[Row]:
+        """recall@10 of four systems for users of short and long histories."""
+        test = self.dataset.split.test
+        lengths = test.ends - test.starts
+        systems = {
+            "Unmask": self._unmask(self.run.default),
+            "Unmask, prior off": self._unmask(self.run.default, prior=False),
+            "sequential memory": self.ranked.sequential_memory(),
+            "SASRec": self.ranked.sequence_model("sasrec", self.plan.sasrec),
+        }
+        full = systems["Unmask"]
+        for name, ranks in systems.items():
+            for least, most in LENGTHS:
+                chosen = (lengths >= least) & (lengths <= (most or lengths.max()))
+                if chosen.any():
+                    setting = f"{least}-{most} items" if most else f"{least}+ items"
+                    reference = None if ranks is full else full.of_users(chosen)
+                    yield Row(name, setting, ranks.of_users(chosen), reference)
+
+    def seeds(self) -> Iterator[Row]:
+        """The systems that draw random numbers, with other seeds, all decoded as the first is."""
+        for number in range(self.plan.seeds):
+            ranked, run = self.ranked, self.run
+            if number:
+                config = reseeded(self.config, number)
+                folder = self.out / "seeds" / str(config.fit.seed)
+                run = FinishedRun.of(config, self.dataset, folder, self.console)
+                run = run.at_default_of(self.run)
+                ranked = replace(self.ranked, prefix=f"seed-{config.fit.seed}-")
+            setting = f"seed {self.config.fit.seed + number}"
+            for prior in (True, False):
+                ranks = ranked.unmask(run, run.default, prior=prior, both=True)
+                yield Row(_unmask_name(prior), setting, ranks)
+            for name, model in (("SASRec", self.plan.sasrec), ("BERT4Rec", self.plan.bert4rec)):
+                other = model.model_copy(update={"seed": model.seed + number})
+                yield Row(name, setting, ranked.sequence_model(name.lower(), other))
+
+    def ablations(self) -> Iterator[Row]:
+        """The run as it is, then each ablation that is one; prior off, one call and the paper's."""
+        asked_as = self._distinct(ONE_CALL, PAPER)
+        base = {asked: self._unmask(asked, prior=False, shipped=False) for asked in asked_as}
+        for asked, ranks in base.items():
+            yield Row("as it is", self._asked(asked), ranks)
+        for ablation in ABLATIONS:
+            config = ablation.config(self.config)
+            if config is None:
+                continue
+            slug = ablation.name.replace(" ", "_")
+            run = FinishedRun.of(config, self.dataset, self.out / "ablations" / slug, self.console)
+            for asked, reference in base.items():
+                ranks = self.ranked.unmask(
+                    run,
+                    asked,
+                    prior=False,
+                    both=asked == ONE_CALL,
+                    name=f"ablation-{slug}",
+                    shipped=False,
+                )
+                yield Row(ablation.name, self._asked(asked), ranks, reference, ablation.published)
+        if PAPER in base:
+            ranks = self.ranked.unmask(
+                self.run,
+                PAPER,
+                prior=False,
+                both=False,
+                confidence="random",
+                shipped=False,
+            )
+            name, published = RANDOM_CHOICE.name, RANDOM_CHOICE.published
+            yield Row(name, self._asked(PAPER), ranks, base[PAPER], published)
+
+    def density(self) -> Iterator[Row]:
+        """Unmask, SASRec and the memory with less to learn from."""
+        reference = self._thinned(self.ranked, self.run)
+        for name, ranks in reference.items():
+            yield Row(name, "nothing", ranks)
+        for dropped in DROPPED:
+            dataset = thin(self.dataset, dropped)
+            percent = f"{100 * dropped:.0f}"
+            ranked = replace(self.ranked, dataset=dataset, prefix=f"density-{percent}-")
+            folder = self.out / "density" / percent
+            run = FinishedRun.of(self.config, dataset, folder, self.console)
+            left = dataset.split.train.num_interactions / self.dataset.split.train.num_interactions
+            for name, ranks in self._thinned(ranked, run).items():
+                setting = f"{percent} % ({100 * left:.0f} % are left)"
+                yield Row(name, setting, ranks, reference[name])
+
+    def _thinned(self, ranked: RankedSystems, run: FinishedRun) -> dict[str, SystemRanks]:
+        return {
+            "Unmask": ranked.unmask(run, run.default, prior=True, both=True),
+            "Unmask, prior off": ranked.unmask(run, run.default, prior=False, both=True),
+            "SASRec": ranked.sequence_model("sasrec", self.plan.sasrec),
+            "sequential memory": ranked.sequential_memory(),
+        }
+
+    def _baselines(self) -> Iterator[tuple[str, SystemRanks]]:
+        ranked, plan = self.ranked, self.plan
+        yield "popularity", ranked.popularity()
+        yield "item kNN", ranked.item_knn()
+        by_text = ranked.text_knn()
+        if by_text is not None:
+            yield "text kNN", by_text
+        yield "sequential memory", ranked.sequential_memory()
+        yield f"SASRec ({plan.sasrec.loss})", ranked.sequence_model("sasrec", plan.sasrec)
+        yield "BERT4Rec", ranked.sequence_model("bert4rec", plan.bert4rec)
+
+    def _unmask(
+        self, asked: ScheduleConfig, *, prior: bool = True, shipped: bool = True
+    ) -> SystemRanks:
+        """Ranks of the run at a schedule; the main ones at both settings of `exclude_seen`."""
+        main = [self.run.schedule(one) for one in (self.run.default, ONE_CALL, PAPER)]
+        both = self.run.schedule(asked) in main
+        return self.ranked.unmask(self.run, asked, prior=prior, both=both, shipped=shipped)
+
+    def _distinct(self, *asked: ScheduleConfig) -> list[ScheduleConfig]:
+        """Those that make different schedules for SIDs of this length, the first of each."""
+        distinct = {self.run.schedule(one): one for one in reversed(asked)}
+        return [one for one in asked if distinct[self.run.schedule(one)] is one]
+
+    def _params(self, asked: ScheduleConfig) -> str:
+        return str(asked.params(self.run.bundle.catalogue.num_subspaces))
+
+    def _asked(self, asked: ScheduleConfig) -> str:
+        return "one call" if asked == ONE_CALL else self._params(asked)
+
+    def _name(self, asked: ScheduleConfig, *, prior: bool) -> str:
+        schedule = self.run.schedule(asked)
+        said = [f"Unmask {self._params(asked)}"]
+        said += ["one call"] * (schedule.nfe == 1)
+        said += ["the paper's schedule"] * (schedule == self.run.schedule(PAPER))
+        full = prior and schedule == self.run.schedule(self.run.default)
+        return ", ".join([*said, *["prior off"] * (not prior)]) + ": full system" * full
+
+
+def _unmask_name(prior: bool) -> str:
+    return "Unmask" if prior else "Unmask, prior off"

@@ -1,0 +1,200 @@
+"""The comparison as a document: where it comes from, by which protocol, then its tables.
+
+comparison.md    for readers                  comparison.csv          every row, the same columns
+comparison.png   and .svg, the picture
+Knows rows; has no figure of its own but those of the machine and the data.
+"""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from joblib import cpu_count
+
+from service.bundles import HISTORY_CAP, Manifest
+from training.comparison.plot import plot_comparison
+from training.comparison.table import (
+    Row,
+    ablations_table,
+    csv_text,
+    density_table,
+    lengths_table,
+    schedules_table,
+    seeds_table,
+    systems_table,
+)
+from training.data import Dataset
+from training.evaluation import LONG, SHORT, setting_name, targets_seen
+
+SERVED_OTHERWISE = "as the service answers requests that say exclude_seen: false"
+
+TABLES: dict[str, tuple[str, Callable[[Sequence[Row]], str], str]] = {
+    "systems": (
+        "Systems",
+        systems_table,
+        "Differences are to the first row, over the same users, ± one standard error; a verdict "
+        "other than tie needs two. Minutes: from interactions to a model that answers, choices on "
+        "validation included. Parameters: weights and stored similarities. One call scores every "
+        "item with the log-probabilities of a single denoiser call, as RPG does.",
+    ),
+    "schedules": (
+        "Schedules",
+        schedules_table,
+        "All with the same network, each against (4, 2) with the same prior. MDGR's change is that "
+        "of recall@10 against (4, 2) in its Table 3: SIDs of 8 positions, industry data. "
+        "Milliseconds are of encoder, denoiser and search in batches, on a machine that may have "
+        "been busy.",
+    ),
+    "lengths": (
+        "Users by length of their history",
+        lengths_table,
+        "recall@10 ± one standard error by the number of items in the history at test.",
+    ),
+    "seeds": (
+        "Seeds",
+        seeds_table,
+        "Runs that differ only in the seeds of vectors, codebook and fit, all decoded at the "
+        "defaults of the first; sd with n - 1; gap = largest minus smallest. A difference below "
+        "the gap is no finding, whatever its verdict. All other tables are of the first seed.",
+    ),
+    "ablations": (
+        "Ablations",
+        ablations_table,
+        "Each is a run of its own with one thing changed, prior off, against the run as it is with "
+        "the prior off; random position choice is the same run decoded in another way. ± is one "
+        "paired standard error over users, of one seed: it does not hold the noise between two "
+        "fits. The position loss fits no repeat bias and ranks partial SIDs by their path, so read "
+        "its row with seen items excluded. "
+        "MDGR's changes of recall@5 / ndcg@5 (its Table 4) are of the authors' industry data: "
+        "other data, other sizes, a direction at most.",
+    ),
+    "density": (
+        "Less training data",
+        density_table,
+        "A random share of every user's training interactions dropped, at least two left, one draw "
+        "for all systems; histories at validation and test are whole.",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a comparison comes from: the data's name, the preset's, the command line as given."""
+
+    data: str
+    preset: str
+    command: str
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """All that is written. tables: rows by key of TABLES, in the order of the document."""
+
+    origin: Origin
+    dataset: Dataset
+    manifest: Manifest
+    seeds: int
+    exclude_seen: bool
+    tables: dict[str, list[Row]] = field(default_factory=dict)
+
+    def write(self, out: Path) -> None:
+        """Write document and CSV with the tables there are."""
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "comparison.md").write_text(self.markdown())
+        (out / "comparison.csv").write_text(csv_text(dict(self.tables)))
+
+    def draw(self, out: Path) -> None:
+        """Write the pictures of systems and schedules, which must be there."""
+        files = [out / f"comparison.{suffix}" for suffix in ("png", "svg")]
+        plot_comparison(self.tables["systems"], self.tables["schedules"], files)
+
+    def markdown(self) -> str:
+        """The document."""
+        parts = [f"# Comparison on {self.origin.data}", self._head(), self._protocol()]
+        for name, rows in self.tables.items():
+            title, table, sentence = TABLES[name]
+            parts += [f"## {title}", sentence, table(rows)]
+            notes = [f"- {row.system}: {row.ranks.note}" for row in rows if row.ranks.note]
+            if name == "systems":
+                parts.append("\n".join(notes))
+                if "schedules" in self.tables:  # the picture needs both
+                    parts.append("![recall@10 of the systems](comparison.svg)")
+        return "\n\n".join(part for part in parts if part) + "\n"
+
+    def _head(self) -> str:
+        split, origin = self.dataset.split, self.origin
+        facts = {
+            "data": f"{origin.data}: {split.train.num_users:,} users, {split.train.num_items:,} "
+            f"items, {len(split.test.rows):,} interactions; {len(split.test):,} test users",
+            "preset": origin.preset,
+            "command": f"`{origin.command}`",
+            "written": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+            "machine": _machine(),
+            "commit": _commit(),
+            "bundle": self.manifest.ref,
+        }
+        return "\n".join(f"- {name}: {fact}" for name, fact in facts.items() if fact)
+
+    def _protocol(self) -> str:
+        manifest, default = self.manifest, self.manifest.decoding
+        repeated = int(targets_seen(self.dataset.split.test).sum())
+        seeds = "one seed" if self.seeds == 1 else f"{self.seeds} seeds"
+        return (
+            "Protocol: leave-last-out (a user's last item is the target, the last but one is for "
+            "validation, which alone chooses checkpoints, schedule, prior and decay); all test "
+            "users; the whole catalogue is ranked, cold items too, item-level unless marked SID; "
+            f"{setting_name(exclude_seen=self.exclude_seen)} unless said, "
+            f"{'as the service answers by default' if self.exclude_seen else SERVED_OTHERWISE}, "
+            f"in all choices on validation too; of a history all see the newest {HISTORY_CAP} "
+            f"items at most, which the service keeps; {seeds}. Unmask's encoder sees the newest "
+            f"{manifest.history_length} items and answers through the production decoder: as a "
+            f"full system with beam_width {default.beam_width}, ranking {default.ranking}, "
+            f"finish_rows {default.finish_rows}, chosen on validation too; at other schedules, and "
+            "wherever schedules or ablations are compared, with the widest beam that was tried, "
+            f"the ranking the network is trained for, and no early end. Its figures @{LONG} are of "
+            f"requests for {LONG} items, all others of requests for {SHORT}; narrower beams are "
+            "widened to that, as in the service.\n\n"
+            "Unmask learns how likely users come back to an item of their history (repeat bias "
+            f"{manifest.repeat_bias:+.2f} on this data), the baselines do not: with nothing "
+            "excluded that is an advantage of its own. "
+            f"Of {repeated:,} of {len(self.dataset.split.test):,} test users the history holds the "
+            "target already: with seen items excluded these are unreachable for all."
+        )
+
+
+def _machine() -> str:
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                model = value.strip()
+                break
+    return f"{model}, {cpu_count()} cores"
+
+
+def _commit() -> str:
+    """The commit of this code, empty outside a repository."""
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", *arguments],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    try:
+        commit = git("rev-parse", "--short", "HEAD")
+        changed = bool(commit) and bool(git("status", "--porcelain", "--untracked-files=no"))
+    except FileNotFoundError:  # no git
+        return ""
+    return commit + ", with uncommitted changes" * changed

@@ -1,0 +1,258 @@
+"""Item vectors: content of the items joined with collaborative factors of the interactions.
+
+Everything is fitted on items of training interactions, then applied to all items, so a new item
+gets its vector the same way as a cold one. `embed` runs on one thread, because the last bits of a
+sum depend on the number of threads: same input and seed, same output. Knows nothing of codes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+from sklearn.decomposition import PCA
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.utils.extmath import randomized_svd
+from threadpoolctl import threadpool_limits
+
+from service.bundles import Item, text_of
+from service.decoding import ContentProjection
+from training.config import EmbeddingsConfig
+from training.data.interactions import Dataset, Interactions
+from training.errors import ConfigError, DataError
+
+SVD_POWER_ITERATIONS = 7
+MAX_TERMS = 50_000
+MOST_PAIRED = 1000  # newest interactions of a user that are paired: pairs grow with their square
+
+
+class ItemVectors(NamedTuple):
+    """Vectors of all items.
+
+    vectors: (num_items, d) float32, content first
+    content: what makes the content part from an embedding; None when there is no content, or none
+             that a new item's embedding can be compared with
+    source:  a sentence that says what the vectors hold
+    embeddings: (num_items, embedding_dims) float32, the content before it was projected, zeros for
+             an item without; no columns without content
+    """
+
+    vectors: NDArray[np.float32]
+    content: ContentProjection | None
+    source: str
+    embeddings: NDArray[np.float32]
+
+
+class Content(NamedTuple):
+    """What the items are about.
+
+    embeddings: (num_items, d) float32, zeros for an item without; None if no item seen has any
+    source:     a sentence that says where they are from
+    repeatable: new items can be embedded the same way once training is over
+    """
+
+    embeddings: NDArray[np.float32] | None
+    source: str
+    repeatable: bool
+
+
+def embed(dataset: Dataset, config: EmbeddingsConfig) -> ItemVectors:
+    """Vectors of all items.
+
+    Without content they are the collaborative factors alone. Raises DataError when
+    `config.collaborative_dims` is 0 as well.
+    """
+    seen = dataset.split.train.popularity() > 0
+    content, factors, said = Content(None, "", False), None, []
+    with threadpool_limits(1):
+        if config.content_dims:
+            content = content_embeddings(dataset.items, dataset.embeddings, seen, config)
+            if content.embeddings is None and not config.collaborative_dims:
+                raise DataError(
+                    f"there is {content.source}; give --items with titles, or --embeddings, or "
+                    "set embeddings.collaborative_dims above 0"
+                )
+            said.append(content.source)
+        if config.collaborative_dims:
+            factors = collaborative_factors(dataset.split.train, config)
+            said.append(
+                f"collaborative: {factors.shape[1]} factors of co-occurrence and transitions, "
+                f"{config.collaborative_weight:.0%} of the squared norm"
+            )
+        vectors, projection = item_vectors(content.embeddings, factors, seen, config)
+    embeddings = content.embeddings
+    if embeddings is None:
+        embeddings = np.empty((len(vectors), 0), np.float32)
+    projection = projection if content.repeatable else None
+    return ItemVectors(vectors, projection, "; ".join(said), embeddings)
+
+
+def content_embeddings(
+    items: Sequence[Item],
+    embeddings: NDArray[np.float32] | None,
+    seen: NDArray[np.bool_],
+    config: EmbeddingsConfig,
+) -> Content:
+    """What the items are about.
+
+    The given embeddings (num_items, d); else sentence-transformers with `config.text_model` if it
+    is installed and loads; else TF-IDF and a truncated SVD fitted on the items that `seen`
+    (num_items,) marks. An item without text gets zeros.
+    """
+    if embeddings is not None:
+        source = f"content: the given embeddings, {embeddings.shape[1]} dimensions"
+        return Content(embeddings, source, True)
+    texts = [text_of(item) for item in items]
+    has_text = np.array([bool(text) for text in texts])
+    if not (has_text & seen).any():
+        because = "no item with training interactions has a title or categories"
+        return Content(None, f"no content, because {because}", False)
+    found, reason = _encode_texts(texts, config.text_model)
+    if found is not None:
+        found[~has_text] = 0
+        return Content(found, f"content: {config.text_model}, {found.shape[1]} dimensions", True)
+    found = _tfidf_svd(texts, has_text & seen, config)
+    if found is None:
+        return Content(None, "no content, because titles and categories hold no words", False)
+    source = f"content: TF-IDF and SVD, {found.shape[1]} dimensions, because {reason}"
+    return Content(found, source, False)
+
+
+def item_affinities(
+    train: Interactions, *, window: int, transition_weight: float
+) -> sparse.csr_array:
+    """How much item i calls for item j, (num_items, num_items) sparse float32, zero diagonal.
+
+        affinity[i, j] = (users with both + transition_weight * transitions) / sqrt(pop_i * pop_j)
+
+    users with both: see `users_with_both`
+    transitions: each time j follows i at a distance of d <= window positions adds 1 / d.
+    Row i is directed forward in time; items without a training interaction have empty rows.
+    """
+    shape = (train.num_items, train.num_items)
+    users, rows = train.users_of_interactions(), train.rows
+    affinity = users_with_both(train)
+    for distance in range(1, window + 1):
+        same_user = users[:-distance] == users[distance:]
+        pairs = rows[:-distance][same_user], rows[distance:][same_user]
+        weights = np.full(len(pairs[0]), transition_weight / distance, np.float32)
+        affinity = affinity + sparse.csr_array((weights, pairs), shape=shape)
+    scale = sparse.diags_array(1 / np.sqrt(np.maximum(train.popularity(), 1)).astype(np.float32))
+    affinity = sparse.csr_array(scale @ affinity @ scale)
+    affinity.setdiag(0)
+    affinity.eliminate_zeros()
+    affinity.sort_indices()
+    return affinity
+
+
+def users_with_both(train: Interactions) -> sparse.csr_array:
+    """Users who had items i and j, (num_items, num_items) sparse float32; i and i: who had i.
+
+    Looks at each user's newest MOST_PAIRED interactions. An item had twice is one user.
+    """
+    stops = np.repeat(train.indptr[1:], train.lengths())
+    newest = stops - np.arange(train.num_interactions) <= MOST_PAIRED
+    users, rows = train.users_of_interactions()[newest], train.rows[newest]
+    had = sparse.csr_array(
+        (np.ones(len(rows), np.float32), (users, rows)), shape=(train.num_users, train.num_items)
+    )
+    had.data[:] = 1
+    return sparse.csr_array(had.T @ had)
+
+
+def collaborative_factors(train: Interactions, config: EmbeddingsConfig) -> NDArray[np.float32]:
+    """Factors of the symmetric item affinities, (num_items, collaborative_dims) float32.
+
+    Truncated SVD U S V^T -> rows of U sqrt(S), L2-normalised. Items without an affinity get zeros.
+    Fewer columns only if there are fewer items.
+    """
+    affinity = item_affinities(
+        train, window=config.window, transition_weight=config.transition_weight
+    )
+    left, singular, _ = randomized_svd(
+        (affinity + affinity.T) / 2,
+        n_components=min(config.collaborative_dims, train.num_items),
+        n_iter=SVD_POWER_ITERATIONS,
+        random_state=config.seed,
+    )
+    factors = left * np.sqrt(singular)
+    factors[np.diff(affinity.indptr) + np.diff(affinity.tocsc().indptr) == 0] = 0
+    return normalised(factors)
+
+
+def item_vectors(
+    content: NDArray[np.float32] | None,
+    factors: NDArray[np.float32] | None,
+    seen: NDArray[np.bool_],
+    config: EmbeddingsConfig,
+) -> tuple[NDArray[np.float32], ContentProjection | None]:
+    """Join content and collaborative factors into (num_items, d) float32.
+
+    Content is centred, brought to `config.content_dims` by PCA (both fitted on the items that
+    `seen` marks) and L2-normalised, by the projection that is returned too. The collaborative part
+    holds `config.collaborative_weight` of the squared norm of an item that has both; an item
+    lacking one part has zeros there. Raises ConfigError when there is neither part.
+    """
+    weight = config.collaborative_weight
+    if content is None:
+        if factors is None:
+            raise ConfigError(
+                "set embeddings.content_dims or embeddings.collaborative_dims above 0"
+            )
+        return factors, None
+    fitted = content[content.any(axis=1) & seen]
+    if not len(fitted):
+        raise DataError("no item with training interactions has a content embedding")
+    pca = PCA(min(config.content_dims, *fitted.shape), svd_solver="full").fit(fitted)
+    mean, components = pca.mean_.astype(np.float32), pca.components_.astype(np.float32)
+    projection = ContentProjection(mean, components, 1.0 if factors is None else 1 - weight)
+    parts = [projection.vectors_of(content)]
+    if factors is not None:
+        parts.append((factors * np.sqrt(weight)).astype(np.float32))
+    return np.concatenate(parts, axis=1), projection
+
+
+def _encode_texts(texts: list[str], model: str) -> tuple[NDArray[np.float32] | None, str]:
+    """Encode with sentence-transformers; or None and the reason, as the end of a sentence."""
+    if find_spec("sentence_transformers") is None:
+        return None, (
+            "no embeddings were given and sentence-transformers is not installed "
+            "(pip install 'unmask[text]', or in a checkout -e '.[text]')"
+        )
+    from sentence_transformers import SentenceTransformer  # an extra; slow to import
+
+    try:
+        encoder = SentenceTransformer(model)
+    except Exception as error:  # offline, unknown name, broken cache: it has no common base class
+        return None, f"the text model {model} did not load ({type(error).__name__})"
+    return encoder.encode(texts, normalize_embeddings=True).astype(np.float32), ""
+
+
+def _tfidf_svd(
+    texts: list[str], fitted: NDArray[np.bool_], config: EmbeddingsConfig
+) -> NDArray[np.float32] | None:
+    """Vectors of all texts; None when those to fit on hold no words."""
+    vectorizer = TfidfVectorizer(sublinear_tf=True, max_features=MAX_TERMS)
+    try:
+        vectorizer.fit([text for text, fit in zip(texts, fitted, strict=True) if fit])
+    except ValueError:  # only single letters or punctuation
+        return None
+    terms = vectorizer.transform(texts)
+    _, _, axes = randomized_svd(
+        terms[fitted],
+        n_components=min(config.content_dims, terms.shape[1], int(fitted.sum())),
+        n_iter=SVD_POWER_ITERATIONS,
+        random_state=config.seed,
+    )
+    return normalised(terms @ axes.T)
+
+
+def normalised(vectors: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Rows divided by their L2 norm; rows of zeros stay zero."""
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    directions = np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0)
+    return directions.astype(np.float32, copy=False)

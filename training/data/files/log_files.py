@@ -1,0 +1,103 @@
+"""The file of interactions: who had which item, in which order.
+
+Order comes from `position` or `timestamp`; where the two contradict each other the file is refused
+and not read backwards. Knows nothing of rows and splits.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+
+from training.config import InteractionsConfig
+from training.data.files.columns import id_column
+from training.data.files.table import Table, shown
+from training.data.files.table_files import read_table
+from training.data.files.times import position_column, time_column
+from training.errors import DataError
+
+# Columns that may mean that lines do not all count alike. They do.
+LIKE_WEIGHTS = ("event_type", "event", "action", "rating", "weight", "quantity")
+
+
+def read_log(path: Path, config: InteractionsConfig, notes: list[str]) -> pl.DataFrame:
+    """Read a parquet, CSV or JSON-lines file: `user_id`, `item_id`, `position` or `timestamp`.
+
+    Ids become strings as they are written ("007" stays "007"). A user's items are ordered by
+    `position` if there is one (its values must differ within a user), else by `timestamp` (equal
+    ones keep the order of the file); `config.order_by` says otherwise. Sentences about how the
+    file was read go to `notes`.
+    Returns user_id, item_id, order (what a user's lines are ordered by); by user, each user's items
+    oldest to newest.
+    Raises DataError with the line for what cannot be read or has two meanings.
+    """
+    table = read_table(
+        path, {"user_id": "id", "item_id": "id", "position": "order", "timestamp": "order"}
+    )
+    table.require(["user_id", "item_id", *filter(None, [config.order_by])])
+    orders = [name for name in ("position", "timestamp") if name in table.columns]
+    if not orders:
+        table.require(["position or timestamp"])
+    notes.extend(table.notes)
+    order = config.order_by or orders[0]
+    frame = pl.DataFrame(
+        {
+            "user_id": id_column(table, "user_id", notes),
+            "item_id": id_column(table, "item_id", notes),
+            "order": (
+                position_column(table)
+                if order == "position"
+                else time_column(table, config.time_format, notes)
+            ),
+        }
+    ).with_row_index("row")
+    frame = frame.sort("user_id", "order", maintain_order=True)
+    same_user = frame["user_id"] == frame["user_id"].shift()
+    if order == "position":
+        repeated = same_user & (frame["order"] == frame["order"].shift())
+        if repeated.any():
+            row, user_id, _, position = frame.row(repeated.arg_max() or 0)
+            table.refuse(row, f"user {user_id} has position {position} more than once")
+    if len(orders) == 2:
+        if config.order_by is None:
+            _check_agreement(table, frame, config.time_format)
+        unused = orders[order == orders[0]]
+        notes.append(f"{path.name}: ordered by {order}; the column {unused} is not used")
+    if weights := [name for name in table.others if name.strip().lower() in LIKE_WEIGHTS]:
+        notes.append(
+            f"{path.name}: {', '.join(map(shown, weights))} is not used; every line counts alike, "
+            "so leave out the lines that are no interactions"
+        )
+    return frame.select("user_id", "item_id", "order")
+
+
+def _check_agreement(table: Table, frame: pl.DataFrame, time_format: str | None) -> None:
+    """Refuse a log whose timestamps contradict its positions; times that are absent say nothing.
+
+    frame: row, user_id; in the order of the positions
+    """
+    there = table.columns["timestamp"].is_not_null()
+    if table.columns["timestamp"].dtype.is_float():
+        there &= table.columns["timestamp"].is_not_nan()
+    if not there.any():
+        return
+    timed = table.at(there)
+    try:
+        times = time_column(timed, time_format, [])
+    except DataError:
+        return  # they are not used
+    rows = there.arg_true().to_frame("row").with_columns(time=times)
+    frame = frame.join(rows, on="row", how="inner", maintain_order="left")
+    back = (frame["user_id"] == frame["user_id"].shift()) & (frame["time"] < frame["time"].shift())
+    if back.any():
+        later = back.arg_max() or 0
+        row, before = frame["row"][later], frame["row"][later - 1]
+        position, timestamp = table.columns["position"], table.columns["timestamp"]
+        table.refuse(
+            row,
+            f"position {position[row]} of user {shown(frame['user_id'][later])} comes after "
+            f"position {position[before]} in {table.place(before)}, but its timestamp "
+            f"{shown(timestamp[row])} before {shown(timestamp[before])}; say "
+            "--set interactions.order_by=position or --set interactions.order_by=timestamp",
+        )

@@ -1,0 +1,284 @@
+"""CSV and JSON lines, read line by line, so that memory holds the wanted columns and one line.
+
+The standard library reads both: it knows the line of every value, refuses a quote that does not
+pair up, and leaves a field that nobody asked for. Files may be compressed with gzip. Knows nothing
+of what the columns mean.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from decimal import Decimal
+from itertools import chain
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import polars as pl
+
+from training.data.files.table import Kind, Table, match_names, plain_name, shown
+from training.errors import DataError
+
+SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+CHUNK_ROWS = 50_000
+MAX_LINE_BYTES = 16 * 2**20
+MAX_OTHERS = 1000  # names of unwanted columns that are remembered; there may be one for each line
+LARGEST_EXACT = 2**53  # floats count whole numbers one by one up to here
+NOT_TEXT = {
+    b"PK\x03\x04": "a zip archive or an Excel file; save its sheet as CSV (UTF-8)",
+    b"\xd0\xcf\x11\xe0": "an Excel file; save its sheet as CSV (UTF-8)",
+    b"PAR1": "a parquet file; give it the suffix .parquet",
+    b"\xff\xfe": "UTF-16; save it as UTF-8",
+    b"\xfe\xff": "UTF-16; save it as UTF-8",
+}
+
+
+class _Float(str):
+    """A number with a point or an exponent, as it is written in JSON."""
+
+
+class _Twice(ValueError):
+    """A field that is wanted is there more than once."""
+
+
+class _Columns:
+    """Wanted columns that grow by chunks of rows."""
+
+    def __init__(self, path: Path, names: Sequence[str]) -> None:
+        self._path, self._names = path, list(names)
+        self._chunks: dict[str, list[pl.Series]] = {name: [] for name in self._names}
+        self._lines: list[pl.Series] = []
+
+    def append(self, rows: list[tuple[str | None, ...]], lines: list[int]) -> None:
+        for name, values in zip(self._names, zip(*rows, strict=True), strict=False):
+            try:
+                series = pl.Series(name, values, dtype=pl.String)
+            except UnicodeEncodeError:
+                row = next(row for row, value in enumerate(values) if value and not _is_text(value))
+                raise DataError(
+                    f"{self._path}, line {lines[row]}: {name} {shown(values[row])} holds half of a "
+                    "surrogate pair, which is no character"
+                ) from None
+            self._chunks[name].append(series)
+        self._lines.append(pl.Series(lines, dtype=pl.Int64))
+
+    def column(self, name: str) -> pl.Series:
+        return pl.concat(self._chunks[name] or [pl.Series(name, [], dtype=pl.String)])
+
+    def lines(self) -> pl.Series:
+        return pl.concat(self._lines or [pl.Series([], dtype=pl.Int64)])
+
+
+def read_csv(path: Path, wanted: Mapping[str, Kind]) -> Table:
+    """Read a CSV whose fields are separated by commas, semicolons, tabs or bars.
+
+    The separator is the one by which the first line names the most wanted columns. Raises
+    DataError with the line for quotes that do not pair up and lines with other numbers of fields.
+    """
+    lines = _lines(path)
+    header = next(lines, "")
+    separator = max(SEPARATORS, key=lambda each: len(_known(header, each, wanted)))
+    reader = csv.reader(chain([header], lines), delimiter=separator, strict=True)
+    records = _records(reader, path)
+    _, names = next(records, (1, []))
+    found, notes = match_names(names, wanted, path)
+    if separator != ",":
+        notes = (*notes, f"{path.name}: fields are separated by {SEPARATORS[separator]}")
+    columns, indices = _Columns(path, list(found)), list(found.values())
+    rows: list[tuple[str | None, ...]] = []
+    places: list[int] = []
+    for line, record in records:
+        if len(record) != len(names):
+            raise DataError(
+                f"{path}, line {line}: {len(record)} fields, but the first line names {len(names)} "
+                "columns; a field that holds the separator needs quotes around it"
+            )
+        rows.append(tuple(record[index] or None for index in indices))
+        places.append(line)
+        if len(rows) == CHUNK_ROWS:
+            columns.append(rows, places)
+            rows, places = [], []
+    columns.append(rows, places)
+    return Table(
+        path,
+        {name: columns.column(name) for name in found},
+        tuple(names[i] for i in range(len(names)) if i not in indices)[:MAX_OTHERS],
+        columns.lines(),
+        notes,
+    )
+
+
+def read_json_lines(path: Path, wanted: Mapping[str, Kind]) -> Table:
+    """Read a file with one JSON object a line; of each only the wanted fields are kept.
+
+    Numbers become text as they are written, lists of a `list` column JSON text. Raises DataError
+    with the line for what is no object and for fields of another kind than wanted.
+    """
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        """An object, whose last field of a name would win silently."""
+        record = dict(pairs)
+        if len(record) < len(pairs):
+            names = [name for name, _ in pairs]
+            if twice := [name for name in record if name in wanted and names.count(name) > 1]:
+                raise _Twice(f"there are two fields {twice[0]}")
+        return record
+
+    decoder = json.JSONDecoder(
+        parse_float=_Float, parse_constant=lambda _: None, object_pairs_hook=once
+    )
+    known: dict[str, str | None] = {}  # wanted column of each name seen
+    spelt: dict[str, str] = {}
+    columns = _Columns(path, list(wanted))
+    rows: list[tuple[str | None, ...]] = []
+    places: list[int] = []
+    for line, text in enumerate(_lines(path), 1):
+        if not text.strip():
+            continue
+        try:
+            record = decoder.decode(text)
+        except _Twice as twice:
+            raise DataError(f"{path}, line {line}: {twice}") from None
+        except (ValueError, RecursionError) as error:
+            what = error.msg if isinstance(error, json.JSONDecodeError) else "too large or too deep"
+            raise DataError(
+                f"{path}, line {line}: not JSON ({what}); write one object a line"
+            ) from None
+        if not isinstance(record, dict):
+            raise DataError(f"{path}, line {line}: not an object; write one JSON object a line")
+        values: dict[str, str | None] = {}
+        for name, value in record.items():
+            if name in known:
+                column = known[name]
+            else:
+                column = plain if (plain := plain_name(name)) in wanted else None
+                if column or len(known) < MAX_OTHERS:
+                    known[name] = column
+                if column:
+                    spelt.setdefault(column, name)
+            if column:
+                if column in values:
+                    raise DataError(f"{path}, line {line}: there are two fields {column}")
+                try:
+                    values[column] = _text_of(value, wanted[column])
+                except ValueError as error:
+                    raise DataError(f"{path}, line {line}: {column} {error}") from None
+        rows.append(tuple(values.get(column) for column in wanted))
+        places.append(line)
+        if len(rows) == CHUNK_ROWS:
+            columns.append(rows, places)
+            rows, places = [], []
+    columns.append(rows, places)
+    return Table(
+        path,
+        {name: columns.column(name) for name in wanted if name in spelt},
+        tuple(name for name, column in known.items() if column is None),
+        columns.lines(),
+        tuple(
+            f"{path.name}: the field {shown(name)} is read as {column}"
+            for column, name in spelt.items()
+            if name != column
+        ),
+    )
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """Lines of a text file in UTF-8, with their ends; without the mark some programs begin with."""
+    with path.open("rb") as opened:
+        begins = opened.read(4)
+        opened.seek(0)
+        for mark, what in NOT_TEXT.items():
+            if begins.startswith(mark):
+                raise DataError(f"{path} is {what}")
+        is_gzip = begins.startswith(b"\x1f\x8b")
+        file = cast(BinaryIO, gzip.GzipFile(fileobj=opened)) if is_gzip else opened
+        number = 0
+        try:
+            while line := file.readline(MAX_LINE_BYTES):
+                number += 1
+                if len(line) == MAX_LINE_BYTES:
+                    raise DataError(
+                        f"{path}, line {number}: longer than {MAX_LINE_BYTES // 2**20} MiB"
+                    )
+                if number == 1:
+                    line = line.removeprefix(b"\xef\xbb\xbf")
+                yield line.decode()
+        except UnicodeDecodeError as error:
+            before = shown(error.object[: error.start].decode()[-20:])
+            raise DataError(
+                f"{path}, line {number}: byte {error.object[error.start]:#04x} after {before} is "
+                "not UTF-8; save the file as UTF-8"
+            ) from None
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise DataError(f"{path} is damaged after line {number}: {error}") from error
+
+
+def _known(header: str, separator: str, wanted: Mapping[str, Kind]) -> set[str]:
+    try:
+        names = next(csv.reader([header], delimiter=separator), [])
+    except csv.Error:
+        return set()
+    return {plain_name(name) for name in names} & wanted.keys()
+
+
+def _records(reader: Any, path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Records of a CSV that are not blank, with the line each begins at."""
+    while True:
+        line = reader.line_num + 1
+        try:
+            record = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            if "new-line character" in str(error):
+                raise DataError(
+                    f"{path}, line {line}: holds a carriage return without a line feed; save the "
+                    "file with the line ends of Unix or Windows"
+                ) from None
+            raise DataError(
+                f"{path}, line {line}: cannot be read as CSV from here ({error}); look for a quote "
+                "without its partner, and write a quote inside a field twice"
+            ) from None
+        if record:
+            yield line, record
+
+
+def _text_of(value: object, kind: Kind) -> str | None:
+    """A JSON value as text. Raises ValueError with the end of a sentence."""
+    match value:
+        case None:
+            return None
+        case bool():
+            raise ValueError(f"is {str(value).lower()}, not text")
+        case _Float() if kind == "id":
+            number = Decimal(value)
+            if abs(number) > LARGEST_EXACT or number != number.to_integral_value():
+                raise ValueError(f"{shown(value)} is neither text nor a whole number")
+            return str(int(number))
+        case str():
+            return str(value) or None
+        case int():
+            return str(value)
+        case list() if kind == "list":
+            return json.dumps(_quoted(value), ensure_ascii=False)
+    raise ValueError(f"is {'a list' if isinstance(value, list) else 'an object'}, not text")
+
+
+def _quoted(value: object) -> object:
+    """A list with text for numbers and without gaps: as text it is a list and nothing else."""
+    if isinstance(value, list):
+        return [_quoted(each) for each in value if each is not None]
+    if isinstance(value, bool | dict):
+        raise ValueError("holds objects or truth values; write a list of text")
+    return str(value).removesuffix(".0") if isinstance(value, _Float) else str(value)
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,124 @@
+"""Histories cut into segments: one causal encoder pass each, a sample at every item but the first.
+
+    a history  A B C D      one segment: inputs A B C, targets B C D
+    longer than history_length + 1 (here 3 + 1)
+    A B C D E F G           A B C D: targets B C D;  C D E F: E F;  D E F G: G
+
+A later segment repeats items of the one before, so that each of its targets has at least
+`history_length / 2` items before it. Knows nothing of codes or networks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from service.bundles import HISTORY_CAP
+from training.data.interactions import Interactions
+
+BUCKET_SAMPLES = 8192  # segments of about so many samples are sorted by length together
+
+
+@dataclass(frozen=True, eq=False)
+class Segments:
+    """Segment s is `rows[starts[s]:ends[s]]`; its targets begin at `firsts[s]`.
+
+    rows: (num_interactions,) int32, of the Interactions (not a copy)
+    begins: where its user's interactions begin
+    begins, starts, firsts, ends: (num_segments,) int64, begins <= starts < firsts < ends
+    """
+
+    rows: NDArray[np.int32]
+    begins: NDArray[np.int64]
+    starts: NDArray[np.int64]
+    firsts: NDArray[np.int64]
+    ends: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, train: Interactions, history_length: int) -> Segments:
+        """Every interaction but a user's first is the target of exactly one segment."""
+        begins, starts, firsts, ends = [], [], [], []
+        stride = max(1, history_length // 2)
+        for begin, end in zip(train.indptr[:-1].tolist(), train.indptr[1:].tolist(), strict=True):
+            if end - begin < 2:
+                continue
+            first, stop = begin + 1, min(end, begin + history_length + 1)
+            while first < end:
+                begins.append(begin)
+                starts.append(max(begin, stop - history_length - 1))
+                firsts.append(first)
+                ends.append(stop)
+                first, stop = stop, min(end, stop + stride)
+        arrays = (np.array(bounds, np.int64) for bounds in (begins, starts, firsts, ends))
+        return cls(train.rows, *arrays)
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    @property
+    def num_samples(self) -> int:
+        """Targets of all segments."""
+        return int((self.ends - self.firsts).sum())
+
+    def num_samples_of(self, chosen: NDArray[np.intp]) -> int:
+        """Targets of some segments."""
+        return int((self.ends[chosen] - self.firsts[chosen]).sum())
+
+    def minibatches(self, size: int, generator: torch.Generator) -> Iterator[NDArray[np.intp]]:
+        """Every segment once, in random order, in minibatches of about `size` samples.
+
+        Segments of one minibatch are of similar length, so that little of it is filler.
+        """
+        order = torch.randperm(len(self), generator=generator).numpy()
+        samples, lengths = self.ends - self.firsts, self.ends - self.starts
+        minibatches = []
+        for bucket in _split(order, samples, size * max(1, BUCKET_SAMPLES // size)):
+            bucket = bucket[np.argsort(lengths[bucket], kind="stable")]
+            minibatches += _split(bucket, samples, size)
+        for index in torch.randperm(len(minibatches), generator=generator).tolist():
+            yield minibatches[index]
+
+    def arrays(
+        self, chosen: NDArray[np.intp], filler: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Rows of some segments, (n, length + 1) with filler at the end, and which are targets.
+
+        The second array, (n, length), marks the inputs whose next item is a target.
+        """
+        lengths = self.ends[chosen] - self.starts[chosen]
+        place = np.arange(lengths.max())
+        inside = place < lengths[:, None]
+        rows = np.full(inside.shape, filler, np.int64)
+        rows[inside] = self.rows[(self.starts[chosen][:, None] + place)[inside]]
+        firsts = (self.firsts - self.starts)[chosen]
+        return rows, (inside & (place >= firsts[:, None]))[:, 1:]
+
+    def seen(
+        self, chosen: NDArray[np.intp], segment: NDArray[np.int64], place: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Rows among the newest HISTORY_CAP up to an input, and the sample of each.
+
+        Sample i is the input at `place[i]` of segment `chosen[segment[i]]`. No pair comes twice.
+        """
+        ends = self.starts[chosen][segment] + place + 1
+        begins = np.maximum(self.begins[chosen][segment], ends - HISTORY_CAP)
+        lengths = ends - begins
+        sample = np.repeat(np.arange(len(segment)), lengths)
+        within = np.arange(len(sample)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        num_rows = int(self.rows.max()) + 1
+        pairs = np.unique(sample * num_rows + self.rows[begins[sample] + within])
+        return pairs % num_rows, pairs // num_rows
+
+
+def _split(
+    order: NDArray[np.intp], samples: NDArray[np.int64], size: int
+) -> list[NDArray[np.intp]]:
+    """Cut `order` into parts of nearly equal numbers of samples, about `size`; none is empty."""
+    total = int(samples[order].sum())
+    num_parts = max(1, round(total / size))
+    part = (np.cumsum(samples[order]) - 1) * num_parts // total
+    return np.split(order, np.flatnonzero(np.diff(part)) + 1)

@@ -1,0 +1,210 @@
+"""The settings a request may choose, measured on validation users: which become the default?
+
+Each point of the grid, an (r_warm, m_par, beam_width, ranking, finish_rows), ranks the targets of
+the same users, so that differences in recall are paired, with seen items excluded as in the
+service; some of these users are then decoded one by one on one thread, all points taking turns, so
+that a machine that slows down slows all of them. The default is the fastest point that is as good
+as the best. Knows decoders and windows, no files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+from joblib import cpu_count
+from numpy.typing import NDArray
+
+from service.bundles import DecodingDefaults
+from service.decoding import Decoder, Ranking, Schedule
+from training.config import EvaluationConfig
+from training.data import Windows
+from training.evaluation.evaluation import draw_windows, ndcg_at, ranks_at, recall_at, schedule_of
+
+K = 10
+TIMING_ROUNDS = 3
+NEAR_TIE = 1.1  # times that differ by less than this factor are the machine's noise
+
+
+@dataclass(frozen=True)
+class GridPoint:
+    """What a setting costs and finds.
+
+    milliseconds: of a user decoded alone on one thread, all stages. behind, error: how much recall
+    it loses against the best point of the grid, and the standard error of that paired difference
+    """
+
+    decoding: DecodingDefaults
+    steps: tuple[int, ...]
+    nfe: float
+    recall: float
+    ndcg: float
+    milliseconds: float
+    behind: float
+    error: float
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            **self.decoding.model_dump(),
+            "steps": list(self.steps),
+            "nfe": round(self.nfe, 3),
+            "recall@10": round(self.recall, 5),
+            "ndcg@10": round(self.ndcg, 5),
+            "milliseconds": round(self.milliseconds, 3),
+            "behind": round(self.behind, 5),
+            "error": round(self.error, 5),
+        }
+
+
+@dataclass(frozen=True)
+class Grid:
+    """All points; `chosen` is the place of the one to ship.
+
+    exclude_seen: whether items of the histories were left out of the answers
+    """
+
+    exclude_seen: bool
+    users: int
+    timing_users: int
+    points: tuple[GridPoint, ...]
+    chosen: int
+
+    @property
+    def default(self) -> DecodingDefaults:
+        """The setting to ship."""
+        return self.points[self.chosen].decoding
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "exclude_seen": self.exclude_seen,
+            "users": self.users,
+            "timing_users": self.timing_users,
+            "chosen": self.chosen,
+            "points": [point.as_json() for point in self.points],
+        }
+
+
+def measure_grid(
+    decoder: Decoder,
+    validation: Windows,
+    config: EvaluationConfig,
+    trained_for: Ranking,
+    *,
+    advance: Callable[[str, int, int], None] = lambda stage, done, total: None,
+) -> Grid:
+    """Measure the grid of a configuration and choose its point.
+
+    trained_for: the ranking of the network's objective. advance: (what is done, how far, of how
+    much) after every point.
+    """
+    catalogue = decoder.trie.catalogue
+    points = grid_of(config, catalogue.num_subspaces, catalogue.num_items, trained_for)
+    windows = draw_windows(validation, config.schedule_users, seed=0)
+    timed = draw_windows(windows, config.timing_users, seed=0)
+    found = []
+    for done, point in enumerate(points, start=1):
+        asked = {"k": K, "batch": config.batch, "workers": cpu_count()}
+        found.append(ranks_at(windows, decoder, point, exclude_seen=config.exclude_seen, **asked))
+        advance("ranked", done, len(points))
+    milliseconds = np.zeros((TIMING_ROUNDS, len(points)))
+    for turn in range(TIMING_ROUNDS):
+        for place, point in enumerate(points):
+            one_by_one = {"k": K, "batch": 1, "workers": 1, "exclude_seen": config.exclude_seen}
+            alone = ranks_at(timed, decoder, point, **one_by_one)
+            milliseconds[turn, place] = sum(alone.milliseconds.values())
+        advance("timed", turn + 1, TIMING_ROUNDS)
+    medians = np.median(milliseconds, axis=0)
+    hits = np.stack([one.item <= K for one in found])
+    behind, errors = differences_to_best(hits)
+    chosen = best_point(hits, medians.tolist(), [one.nfe for one in found])
+    return Grid(
+        config.exclude_seen,
+        len(windows),
+        len(timed),
+        tuple(
+            GridPoint(
+                point,
+                schedule_of(point, catalogue.num_subspaces).steps,
+                found[place].nfe,
+                recall_at(found[place].item, K),
+                ndcg_at(found[place].item, K),
+                float(medians[place]),
+                float(behind[place]),
+                float(errors[place]),
+            )
+            for place, point in enumerate(points)
+        ),
+        chosen,
+    )
+
+
+def grid_of(
+    config: EvaluationConfig, num_subspaces: int, num_items: int, trained_for: Ranking
+) -> list[DecodingDefaults]:
+    """The points of a configuration that can differ.
+
+    Where one call scores every row, by its schedule or because all rows are few enough, nothing
+    else matters: one point stands for all, with the widest beam, the ranking the network is trained
+    for and no early end, for requests that ask for another schedule.
+    """
+    widest = max(config.beam_widths)
+    ranking = trained_for if trained_for in config.rankings else config.rankings[0]
+    points: dict[object, DecodingDefaults] = {}
+    for r_warm, m_par in schedules_of(config, num_subspaces):
+        schedule = Schedule.from_params(num_subspaces=num_subspaces, r_warm=r_warm, m_par=m_par)
+        for beam_width, asked, finish_rows in product(
+            config.beam_widths, config.rankings, config.finish_rows
+        ):
+            point = DecodingDefaults(
+                r_warm=r_warm,
+                m_par=m_par,
+                beam_width=beam_width,
+                ranking=asked,
+                finish_rows=finish_rows,
+            )
+            one_call = schedule.nfe == 1 or finish_rows >= num_items
+            if one_call:
+                point = DecodingDefaults(
+                    r_warm=0, m_par=num_subspaces, beam_width=widest, ranking=ranking
+                )
+            points.setdefault("one call" if one_call else point, point)
+    return list(points.values())
+
+
+def schedules_of(config: EvaluationConfig, num_subspaces: int) -> list[tuple[int, int]]:
+    """The (r_warm, m_par) pairs that make different schedules for this SID length."""
+    distinct: dict[tuple[int, ...], tuple[int, int]] = {}
+    for entry in config.schedules:
+        r_warm, m_par = entry.params(num_subspaces)
+        schedule = Schedule.from_params(num_subspaces=num_subspaces, r_warm=r_warm, m_par=m_par)
+        distinct.setdefault(schedule.steps, (r_warm, m_par))
+    return list(distinct.values())
+
+
+def differences_to_best(
+    hits: NDArray[np.bool_],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """By how much each point is behind the best, and the standard error of that.
+
+    hits: (points, users), whether a target was found; the users are the same, the errors paired.
+    """
+    best = hits[hits.mean(axis=1).argmax()]
+    difference = best.astype(np.float64) - hits
+    return difference.mean(axis=1), difference.std(axis=1) / np.sqrt(hits.shape[1])
+
+
+def best_point(hits: NDArray[np.bool_], milliseconds: Sequence[float], nfe: Sequence[float]) -> int:
+    """Place of the fastest point whose recall is within two standard errors of the best one's.
+
+    Two, because the best of many points is partly the luckiest. Of points nearly as fast as it,
+    that of the fewest denoiser calls, then of the highest recall.
+    """
+    behind, errors = differences_to_best(hits)
+    as_good = np.flatnonzero(behind <= 2 * errors).tolist()
+    fastest = min(milliseconds[place] for place in as_good)
+    near = [place for place in as_good if milliseconds[place] <= NEAR_TIE * fastest]
+    best: int = min(near, key=lambda place: (nfe[place], behind[place], milliseconds[place]))
+    return best

@@ -1,0 +1,116 @@
+"""Ranks of compared systems on disk: what did not change is never ranked again.
+
+One `<name>.npz` a system: the ranks of all test users, what tables say beside them, and a key, the
+hash of everything the ranks depend on. Another key means another answer, so the file is made anew;
+delete it to have it made anew after a change of the code. Knows no model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import zipfile
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+
+from training.evaluation.evaluation import recall_at
+
+TargetRanks = NDArray[np.int32]
+
+
+@dataclass(frozen=True, eq=False)
+class SystemRanks:
+    """How one system did, user by user; ranks as in `training.evaluation.evaluation.Ranks`.
+
+    item, sid: (num_users,) int32: rank of the target and of its SID, at the setting of the
+        headline; exclude_seen: whether items of the history are left out there
+    other: rank of the target at the other setting. None where it was not measured
+    long: item of requests for LONG items, where that takes another search; else None
+    parameters: weights and stored similarities. minutes: from interactions to a model that answers.
+    nfe, milliseconds: denoiser calls and time a user, of systems that decode. note: for the reader.
+    """
+
+    item: TargetRanks
+    other: TargetRanks | None = None
+    sid: TargetRanks | None = None
+    long: TargetRanks | None = None
+    exclude_seen: bool = True
+    parameters: int = 0
+    minutes: float = 0.0
+    nfe: float | None = None
+    milliseconds: float | None = None
+    note: str = ""
+
+    def of_users(self, chosen: NDArray[np.bool_]) -> SystemRanks:
+        """The same for some of the users; chosen: (num_users,) bool."""
+        return replace(
+            self,
+            item=self.item[chosen],
+            other=None if self.other is None else self.other[chosen],
+            sid=None if self.sid is None else self.sid[chosen],
+            long=None if self.long is None else self.long[chosen],
+        )
+
+    def save(self, file: Path, key: str) -> None:
+        """Write to `file` under a temporary name, renamed last."""
+        values = vars(self)
+        arrays: dict[str, Any] = {
+            name: value for name, value in values.items() if isinstance(value, np.ndarray)
+        }
+        meta = {name: values[name] for name in values.keys() - arrays.keys()}
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if file.is_dir():
+            shutil.rmtree(file)
+        temporary = file.with_suffix(".part")
+        with temporary.open("wb") as opened:
+            np.savez_compressed(opened, meta=np.array(json.dumps({"key": key, **meta})), **arrays)
+        temporary.replace(file)
+
+    @classmethod
+    def load(cls, file: Path, key: str) -> SystemRanks | None:
+        """Read what `save` wrote; None when it is not there, is damaged, or has another key."""
+        try:
+            # Opened here: np.load leaves a file open that it cannot read.
+            with file.open("rb") as opened, np.load(opened, allow_pickle=False) as stored:
+                arrays: dict[str, Any] = {name: stored[name] for name in stored.files}
+            meta = json.loads(str(arrays.pop("meta")))
+            return cls(**arrays, **meta) if meta.pop("key") == key else None
+        except (OSError, ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile, zlib.error):
+            return None  # made again, under the same name
+
+
+@dataclass(frozen=True)
+class RanksStore:
+    """A folder of ranks, read once."""
+
+    folder: Path
+    console: Console
+    _held: dict[tuple[str, str], SystemRanks] = field(default_factory=dict)
+
+    def ranks_of(
+        self, name: str, inputs: Sequence[str], make: Callable[[], SystemRanks]
+    ) -> SystemRanks:
+        """The stored ranks of `name` if they were made of these inputs, else those of `make`."""
+        key = hashlib.sha256("\n".join(inputs).encode()).hexdigest()
+        if (name, key) in self._held:
+            return self._held[name, key]
+        file = self.folder / f"{name}.npz"
+        found = SystemRanks.load(file, key)
+        said = "ranked before"
+        if found is None:
+            self.console.print(name, style="bold", markup=False)
+            found = make()
+            found.save(file, key)
+            said = f"ranked {len(found.item):,} test users"
+        recall = recall_at(found.item, 10)
+        self.console.print(f"{name}: {said}, recall@10 {recall:.4f}", markup=False)
+        self._held[name, key] = found
+        return found

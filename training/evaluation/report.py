@@ -1,0 +1,283 @@
+"""The report of a bundle: schedules and baselines on test users, the grid on validation users.
+
+evaluation/report.json   every figure        evaluation/report.md   the same as tables
+evaluation/ranks.jsonl   {"user_id", "rank", "exclude_seen"} of each test user at the bundle's
+                         decoding defaults, null beyond the SHORT items asked for (LONG where one
+                         search does both)
+
+Figures are of what is served, items of the history left out (`evaluation.exclude_seen`), unless
+their name says the other setting.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from joblib import cpu_count
+from rich.console import Console
+from rich.progress import Progress
+
+from service.bundles import HISTORY_CAP, Bundle, DecodingDefaults
+from service.decoding import Schedule
+from training.config import EvaluationConfig
+from training.data import Dataset
+from training.errors import DataError
+from training.evaluation.decoding_grid import schedules_of
+from training.evaluation.evaluation import (
+    CUTOFFS,
+    LONG,
+    NOT_FOUND,
+    SHORT,
+    AsServed,
+    draw_windows,
+    invalid_sid_shares,
+    metrics,
+    popularity_ranks,
+    ranks_as_served,
+    requests_of,
+    schedule_of,
+    setting_name,
+    targets_seen,
+)
+
+
+def check_data(bundle: Bundle, dataset: Dataset) -> None:
+    """Raise DataError when the bundle was not made from this data."""
+    if tuple(bundle.catalogue.item_ids) != tuple(dataset.split.train.item_ids):
+        raise DataError(
+            f"bundle {bundle.manifest.ref} has another catalogue than this data; "
+            "use the data, core, cold_items and collapse_repeats it was trained with"
+        )
+
+
+def evaluate_bundle(
+    bundle: Bundle,
+    dataset: Dataset,
+    config: EvaluationConfig,
+    folder: Path,
+    console: Console,
+    *,
+    grid: dict[str, Any],
+) -> dict[str, Any]:
+    """Evaluate on test users through the production decoder; write the report, return its headline.
+
+    Schedules other than the default run to their ends, all else as the bundle's default is; beams
+    are as many as the service has for requests of SHORT and of LONG items.
+    grid: `Grid.as_json` of the validation users, reported as it is
+    Raises DataError when the bundle was not made from this data.
+    """
+    check_data(bundle, dataset)
+    num_subspaces = bundle.catalogue.num_subspaces
+    windows = draw_windows(dataset.split.test, config.users, seed=0)
+    default = bundle.manifest.decoding
+    if config.beam_width:
+        default = default.model_copy(update={"beam_width": config.beam_width})
+    settings = _settings(config, default, num_subspaces)
+    without_prior = replace(bundle.decoder, prior=None)
+    served, other = config.exclude_seen, _other(config.exclude_seen)
+    variants = {
+        f"default_{other}": (bundle.decoder, not served),
+        "default_prior_off": (without_prior, served),
+        f"default_prior_off_{other}": (without_prior, not served),
+    }
+    with Progress(console=console) as progress:
+        asked = [*settings, *[default] * len(variants)]
+        num_searches = sum(len(requests_of(one, num_subspaces)) for one in asked)
+        task = progress.add_task("test users", total=len(windows) * num_searches)
+        options: dict[str, Any] = {
+            "batch": config.batch,
+            "workers": cpu_count(),
+            "advance": lambda users: progress.advance(task, users),
+        }
+        found = [
+            ranks_as_served(windows, bundle.decoder, one, exclude_seen=served, **options)
+            for one in settings
+        ]
+        of_variants = {
+            name: ranks_as_served(windows, decoder, default, exclude_seen=exclude_seen, **options)
+            for name, (decoder, exclude_seen) in variants.items()
+        }
+    constrained, unconstrained = invalid_sid_shares(
+        draw_windows(windows, config.invalid_sid_users, seed=0),
+        bundle.decoder,
+        Schedule((1,) * num_subspaces),
+        beam_width=default.wide_enough(SHORT).beam_width,
+        ranking=default.ranking,
+        batch=config.batch,
+    )
+    of_default = found[settings.index(default)]
+    report = {
+        "bundle": bundle.manifest.ref,
+        "precision": bundle.precision,
+        "users": len(windows),
+        "exclude_seen": served,
+        "targets_seen": int(targets_seen(windows).sum()),
+        "default": {**default.model_dump(), **_item_metrics(of_default)},
+        **{name: _item_metrics(one) for name, one in of_variants.items()},
+        "popularity": metrics(popularity_ranks(windows, k=LONG, exclude_seen=served)),
+        "repeated_items": sum(_repeated(one) for one in found),
+        "invalid_sid_users": min(config.invalid_sid_users, len(windows)),
+        "invalid_sid_share": constrained,
+        "invalid_sid_share_unconstrained": round(unconstrained, 4),
+        "schedules": [
+            _line(one, ranks, num_subspaces) for one, ranks in zip(settings, found, strict=True)
+        ],
+        "grid": grid,
+        "collisions": bundle.manifest.facts.get("collisions"),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    (folder / "report.md").write_text(_markdown(report))
+    user_ids = dataset.split.train.user_ids
+    with (folder / "ranks.jsonl").open("w") as file:
+        for user, rank in zip(windows.users, of_default.short.item.tolist(), strict=True):
+            place = None if rank == NOT_FOUND else rank
+            line = {"user_id": user_ids[user], "rank": place, "exclude_seen": served}
+            file.write(json.dumps(line) + "\n")
+    console.print(_markdown(report), markup=False, soft_wrap=True)
+    return {name: value for name, value in report.items() if name not in ("schedules", "grid")}
+
+
+def _settings(
+    config: EvaluationConfig, default: DecodingDefaults, num_subspaces: int
+) -> list[DecodingDefaults]:
+    """The default at every schedule, to its end, and the default itself."""
+    settings = [
+        default.model_copy(update={"r_warm": r_warm, "m_par": m_par, "finish_rows": 0})
+        for r_warm, m_par in schedules_of(config, num_subspaces)
+    ]
+    return settings if default in settings else [*settings, default]
+
+
+def _line(setting: DecodingDefaults, found: AsServed, num_subspaces: int) -> dict[str, Any]:
+    milliseconds = found.short.milliseconds
+    return {
+        **setting.model_dump(),
+        "steps": list(schedule_of(setting, num_subspaces).steps),
+        "nfe": found.short.nfe,
+        "item": _item_metrics(found),
+        "sid": metrics(found.short.sid, found.long.sid),
+        "repeated_items": _repeated(found),
+        "milliseconds": {stage: round(value, 3) for stage, value in milliseconds.items()},
+    }
+
+
+def _item_metrics(found: AsServed) -> dict[str, float]:
+    return metrics(found.short.item, found.long.item)
+
+
+def _repeated(found: AsServed) -> int:
+    return sum(one.repeated for one in {found.short, found.long})
+
+
+def _markdown(report: dict[str, Any]) -> str:
+    names = [f"{name}@{k}" for k in CUTOFFS for name in ("recall", "ndcg")]
+    header = ["schedule", "steps", "finish", "NFE", *names, "SID " + names[2], "repeated"]
+    rows = [
+        [
+            f"({line['r_warm']}, {line['m_par']})",
+            "+".join(map(str, line["steps"])),
+            str(line["finish_rows"]),
+            f"{line['nfe']:.3g}",
+            *(f"{line['item'][name]:.4f}" for name in names),
+            f"{line['sid']['recall@10']:.4f}",
+            str(line["repeated_items"]),
+            f"{sum(line['milliseconds'].values()):.2f}",
+        ]
+        for line in report["schedules"]
+    ]
+    served, other = report["exclude_seen"], _other(report["exclude_seen"])
+    for label, key in (
+        ("default, prior off", "default_prior_off"),
+        ("popularity", "popularity"),
+        (f"default, {setting_name(exclude_seen=not served)}", f"default_{other}"),
+        (
+            f"default, prior off, {setting_name(exclude_seen=not served)}",
+            f"default_prior_off_{other}",
+        ),
+    ):
+        values = [f"{report[key][name]:.4f}" for name in names]
+        rows.append([label, "", "", "", *values, "", "", ""])
+    default = report["default"]
+    return (
+        f"# {report['bundle']}, {report['precision']}\n\n"
+        f"{_headline(report)}\n\n"
+        f"{report['users']:,} test users, whole catalogue, item-level unless marked SID; "
+        f"{setting_name(exclude_seen=served)} unless said; of a history the newest {HISTORY_CAP} "
+        f"items, which the service keeps. Default: {_said(default)}. Other schedules run to their "
+        f"ends. Figures @{LONG} are of requests for {LONG} items, all others of requests for "
+        f"{SHORT}; a narrower beam_width is widened to that, as in the service.\n\n"
+        f"{_table([*header, 'ms/user'], rows)}\n\n"
+        f"Invalid SIDs, {report['invalid_sid_users']:,} users, one position a step: of the partial "
+        f"SIDs of this search {100 * report['invalid_sid_share']:g} %; of the SIDs that an "
+        f"unconstrained one ends at {100 * report['invalid_sid_share_unconstrained']:.1f} %.\n\n"
+        f"{_grid_markdown(report['grid'])}"
+    )
+
+
+def _grid_markdown(grid: dict[str, Any]) -> str:
+    header = ["schedule", "beam_width", "ranking", "finish_rows", "NFE", "recall@10", "ndcg@10"]
+    header += ["behind the best", "ms/user", ""]
+    rows = [
+        [
+            f"({point['r_warm']}, {point['m_par']})",
+            str(point["beam_width"]),
+            point["ranking"],
+            str(point["finish_rows"]),
+            f"{point['nfe']:.3g}",
+            f"{point['recall@10']:.4f}",
+            f"{point['ndcg@10']:.4f}",
+            f"{point['behind']:.4f} ± {point['error']:.4f}",
+            f"{point['milliseconds']:.2f}",
+            "chosen" * (place == grid["chosen"]),
+        ]
+        for place, point in enumerate(grid["points"])
+    ]
+    return (
+        f"## Choosing the default\n\n{grid['users']:,} validation users, "
+        f"{setting_name(exclude_seen=grid.get('exclude_seen', False))}; ms/user of "
+        f"{grid['timing_users']:,} of them, decoded one by one on one thread. Chosen is the "
+        "fastest point at most two standard errors behind the best, of near ties the one of fewest "
+        f"denoiser calls: {_said(grid['points'][grid['chosen']])}.\n\n{_table(header, rows)}\n"
+    )
+
+
+def _headline(report: dict[str, Any]) -> str:
+    """The figures of what is served, and what can never be found there."""
+    default, served = report["default"], report["exclude_seen"]
+    sentences = [
+        f"recall@{SHORT} **{default[f'recall@{SHORT}']:.4f}**, ndcg@{SHORT} "
+        f"{default[f'ndcg@{SHORT}']:.4f}, {setting_name(exclude_seen=served)}: "
+        + (
+            "so the service answers unless a request says `exclude_seen: false`."
+            if served
+            else "so the service answers requests that say `exclude_seen: false`, and no others."
+        )
+    ]
+    if seen := report["targets_seen"]:
+        sentences.append(
+            f"Of {seen:,} of the {report['users']:,} users the history holds the target already; "
+            "with seen items excluded none of these is ever found."
+        )
+    return " ".join(sentences)
+
+
+def _other(exclude_seen: bool) -> str:
+    """The setting that is not the headline's, as keys of the report have it."""
+    return "nothing_excluded" if exclude_seen else "seen_excluded"
+
+
+def _said(decoding: dict[str, Any]) -> str:
+    return (
+        f"schedule ({decoding['r_warm']}, {decoding['m_par']}), beam_width "
+        f"{decoding['beam_width']}, ranking {decoding['ranking']}, finish_rows "
+        f"{decoding['finish_rows']}"
+    )
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -1,0 +1,59 @@
+"""A model under training as a `Denoiser`, so that validation runs the production decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from service.decoding import Histories
+from training.families.mdgr.model import MaskedDiffusionModel
+
+
+class TorchDenoiser:
+    """Wraps a model in eval mode; float32, no gradients. Its memory: (jobs, width)."""
+
+    def __init__(self, model: MaskedDiffusionModel) -> None:
+        self.model = model
+        self.num_subspaces = model.num_subspaces
+        self.num_codes = model.num_codes
+        self.history_length = model.config.history_length
+
+    @property
+    def repeat_bias(self) -> float:
+        return self.model.repeat_bias.item()
+
+    @torch.inference_mode()
+    def encode(self, histories: Histories) -> Tensor:
+        states = self.model.encode(
+            torch.from_numpy(histories.codes.astype(np.int64)),
+            torch.from_numpy(histories.vectors.astype(np.float32)),
+            newest_place(torch.from_numpy(histories.mask)),
+        )
+        return states[:, 0]
+
+    def select(self, memory: Tensor, jobs: NDArray[np.intp]) -> Tensor:
+        return memory[torch.from_numpy(jobs)]
+
+    def join(self, memories: Sequence[Tensor]) -> Tensor:
+        return torch.cat(list(memories))
+
+    @torch.inference_mode()
+    def denoise(
+        self, memory: Tensor, partial_sids: NDArray[np.uint16], positions: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        logits = self.model.denoise(
+            torch.from_numpy(partial_sids.astype(np.int64)), memory, torch.from_numpy(positions)
+        )
+        return logits.log_softmax(dim=-1).numpy()
+
+
+def newest_place(mask: Tensor) -> Tensor:
+    """Where each history's last item is; the first filler item where there is none.
+
+    mask: (jobs, length) bool. Returns (jobs, 1) int64.
+    """
+    return (mask.sum(dim=1, keepdim=True) - 1).clamp(min=0)

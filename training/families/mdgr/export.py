@@ -1,0 +1,176 @@
+"""Export of a trained network to the two ONNX graphs a bundle ships, with a parity check.
+
+encoder.onnx: history -> memory, once per request
+decoder.onnx: partial SIDs, positions asked for, memory -> log-probs there
+Names, types and shapes are those of `service.decoding.network.onnx_denoiser`.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from itertools import chain
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from service.decoding import Histories
+from service.decoding.network import (
+    DECODER_INPUTS,
+    DECODER_OUTPUTS,
+    ENCODER_INPUTS,
+    ENCODER_OUTPUTS,
+    OnnxDenoiser,
+    masked_positions,
+)
+from training.errors import FitDiverged, TrainingError
+from training.families.mdgr.denoiser import TorchDenoiser, newest_place
+from training.families.mdgr.model import MaskedDiffusionModel
+
+PARITY_TOLERANCE = 1e-4  # largest difference in log-probs between torch and ONNX Runtime
+PARITY_SHAPES = ((1, 1, 1), (2, 3, 5), (5, 7, 20))  # (jobs, beams, history length)
+
+
+class _EncoderGraph(nn.Module):
+    def __init__(self, model: MaskedDiffusionModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, codes: Tensor, vectors: Tensor, mask: Tensor) -> Tensor:
+        vectors = vectors.to(torch.float32)
+        state = self.model.encode(codes.to(torch.int64), vectors, newest_place(mask))[:, 0]
+        if self.model.vector_projection is None:
+            state = state + 0 * vectors.sum()  # of no numbers: keeps the input in the graph
+        return state
+
+
+class _DecoderGraph(nn.Module):
+    def __init__(self, model: MaskedDiffusionModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, partial_sids: Tensor, positions: Tensor, memory: Tensor) -> Tensor:
+        logits = self.model.denoise(partial_sids.to(torch.int64), memory, positions)
+        return logits.log_softmax(dim=-1)
+
+
+def export_graphs(model: MaskedDiffusionModel) -> tuple[bytes, bytes, float]:
+    """Export and compare with torch on random inputs of several shapes.
+
+    Returns encoder.onnx, decoder.onnx and the largest difference in log-probs seen.
+    Raises TrainingError when it exceeds PARITY_TOLERANCE, FitDiverged for parameters like nan.
+    """
+    model = model.eval()
+    if not all(bool(tensor.isfinite().all()) for tensor in model.parameters()):
+        raise FitDiverged(
+            "a parameter of the network is not finite, so it is not exported: fit it again with a "
+            "smaller fit.learning_rate"
+        )
+    codes = torch.full((3, 4, model.num_subspaces), model.num_codes, dtype=torch.uint16)
+    vectors = torch.zeros(3, 4, model.vector_dims, dtype=torch.float16)
+    mask, memory = torch.ones(3, 4, dtype=torch.bool), torch.zeros(3, model.config.width)
+    encoder = _export(
+        _EncoderGraph(model),
+        (codes, vectors, mask),
+        ({0: "jobs", 1: "length"},) * 3,
+        tuple(ENCODER_INPUTS),
+        tuple(ENCODER_OUTPUTS),
+    )
+    decoder = _export(
+        _DecoderGraph(model),
+        (codes, torch.zeros(3, 4, 2, dtype=torch.int64), memory),
+        ({0: "jobs", 1: "beams"}, {0: "jobs", 1: "beams", 2: "asked"}, {0: "jobs"}),
+        tuple(DECODER_INPUTS),
+        tuple(DECODER_OUTPUTS),
+    )
+    return encoder, decoder, _parity(model, encoder, decoder)
+
+
+def _export(
+    graph: nn.Module,
+    inputs: tuple[Tensor, ...],
+    dynamic_shapes: tuple[dict[int, str], ...],
+    input_names: tuple[str, ...],
+    output_names: tuple[str, ...],
+) -> bytes:
+    level = logging.getLogger("torch.onnx").level
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                graph.eval(),
+                inputs,
+                dynamo=True,
+                verbose=False,
+                dynamic_shapes=dynamic_shapes,
+                input_names=input_names,
+                output_names=output_names,
+            )
+    finally:
+        logging.getLogger("torch.onnx").setLevel(level)
+    assert program is not None
+    return _without_traces(program.model_proto).SerializeToString()
+
+
+def _without_traces(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same graph without what the exporter notes beside it: file paths and stack traces.
+
+    They would carry the paths of the machine that trained into every bundle.
+    """
+    graph = model.graph
+    noted = (graph.node, graph.input, graph.output, graph.value_info, graph.initializer)
+    for entry in (model, graph, *chain.from_iterable(noted)):
+        entry.ClearField("metadata_props")
+        entry.ClearField("doc_string")
+    return model
+
+
+def _parity(model: MaskedDiffusionModel, encoder: bytes, decoder: bytes) -> float:
+    """Largest difference in log-probs between torch and ONNX Runtime."""
+    sizes = {
+        "num_subspaces": model.num_subspaces,
+        "num_codes": model.num_codes,
+        "history_length": model.config.history_length,
+        "repeat_bias": model.repeat_bias.item(),
+    }
+    denoisers = (TorchDenoiser(model), OnnxDenoiser(encoder, decoder, **sizes))
+    random = np.random.default_rng(0)
+    largest = 0.0
+    for jobs, beams, length in PARITY_SHAPES:
+        length = min(length, model.config.history_length)
+        shape = (jobs, length, model.num_subspaces)
+        history = random.integers(0, model.num_codes, shape).astype(np.uint16)
+        mask = np.arange(length) < random.integers(0, length + 1, (jobs, 1))
+        vectors = random.standard_normal((jobs, length, model.vector_dims)).astype(np.float16)
+        history[~mask], vectors[~mask] = model.num_codes, 0
+        sids, positions = _masked_sids(random, (jobs, beams, model.num_subspaces), model.num_codes)
+        given, exported = (
+            denoiser.denoise(denoiser.encode(Histories(history, vectors, mask)), sids, positions)
+            for denoiser in denoisers
+        )
+        largest = float(np.maximum(largest, np.abs(given - exported).max()))  # nan stays nan
+    if not largest <= PARITY_TOLERANCE:
+        raise TrainingError(
+            f"the exported graphs differ from the network by {largest:.2g} in log-probs; "
+            f"at most {PARITY_TOLERANCE} is accepted"
+        )
+    return largest
+
+
+def _masked_sids(
+    random: np.random.Generator, shape: tuple[int, int, int], num_codes: int
+) -> tuple[NDArray[np.uint16], NDArray[np.int64]]:
+    """Partial SIDs of which each beam has its own positions masked, one at least, and those.
+
+    shape: (jobs, beams, num_subspaces)
+    """
+    *_, num_subspaces = shape
+    order = random.permuted(np.broadcast_to(np.arange(num_subspaces), shape), axis=-1)
+    num_masked = random.integers(1, num_subspaces + 1, (*shape[:2], 1))
+    masked = order < num_masked
+    sids = np.where(masked, num_codes, random.integers(0, num_codes, shape)).astype(np.uint16)
+    return sids, masked_positions(sids, num_codes)

@@ -1,0 +1,77 @@
+"""How fast training goes on this machine: samples a second and the share of the GEMM peak reached.
+
+Times real steps on real minibatches, in rounds, beside square matrix products of the same type and
+threads. Changes nothing on disk.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from typing import Any
+
+import torch
+from joblib import cpu_count
+from torch.utils.flop_counter import FlopCounterMode
+
+from service.decoding import SidTrie
+from training.config import RunConfig
+from training.data import Split
+from training.fitting.training_loop import Trainer, model_for
+
+PEAK_SIZE = 2048  # rows and columns of the matrices of the peak
+
+
+def step_time(
+    split: Split, trie: SidTrie, config: RunConfig, *, steps: int = 20, rounds: int = 3
+) -> dict[str, Any]:
+    """Median over rounds of `steps` steps each, after one round that does not count.
+
+    Matrix products only are counted as work; rows of the catalogue softmax are gathered and not.
+    """
+    threads = config.fit.threads or cpu_count()
+    torch.set_num_threads(threads)
+    torch.manual_seed(config.fit.seed)
+    model = model_for(trie.catalogue, config.model)
+    trainer = Trainer(model, split, trie, config.masking, config.fit)
+    size = config.fit.minibatch
+    minibatches = list(
+        itertools.islice(
+            itertools.cycle(trainer.segments.minibatches(size, trainer.generator)), steps
+        )
+    )
+    with FlopCounterMode(display=False) as counter:
+        for minibatch in minibatches:
+            trainer.step(minibatch)
+    seconds = []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        for minibatch in minibatches:
+            trainer.step(minibatch)
+        seconds.append((time.perf_counter() - started) / steps)
+    samples = sum(trainer.segments.num_samples_of(minibatch) for minibatch in minibatches) / steps
+    step = statistics.median(seconds)
+    peak = _gemm_peak(torch.bfloat16 if trainer.autocast else torch.float32)
+    flops = counter.get_total_flops() / steps
+    return {
+        "threads": threads,
+        "type": "bf16" if trainer.autocast else "fp32",
+        "seconds_per_step": round(step, 4),
+        "seconds_per_step_range": [round(min(seconds), 4), round(max(seconds), 4)],
+        "samples_per_second": round(samples / step),
+        "gigaflops_per_second": round(flops / step / 1e9, 1),
+        "gemm_peak_gigaflops_per_second": round(peak / 1e9, 1),
+        "share_of_gemm_peak": round(flops / step / peak, 3),
+    }
+
+
+def _gemm_peak(dtype: torch.dtype) -> float:
+    """Flops a second of the best of five square matrix products."""
+    left, right = torch.randn(2, PEAK_SIZE, PEAK_SIZE).to(dtype)
+    times = []
+    for _ in range(6):
+        started = time.perf_counter()
+        left @ right
+        times.append(time.perf_counter() - started)
+    return 2 * PEAK_SIZE**3 / min(times[1:])

@@ -1,0 +1,400 @@
+"""Training of the network: minibatches, optimiser, learning-rate schedule, validation, checkpoints.
+
+Validation asks the production decoder, by default in one call, every row scored exactly. A
+checkpoint is written after every epoch; a run that was cut off continues from it and ends bit for
+bit where an uninterrupted one would. A checkpoint that is damaged, or of other inputs, is said to
+be, and the fit starts anew. A loss that is not finite ends the fit with a sentence. Knows nothing
+of files but its own stage folder.
+
+fit/checkpoint.pt   model, averaged and best weights, optimiser, random states, validations, key
+fit/scalars.jsonl   one JSON object a logged step: {"step", "epoch", "loss", ...}
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from joblib import cpu_count
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from service.decoding import Catalogue, Decoder, Schedule, SidTrie
+from training.checkpoint import read_checkpoint, write_checkpoint
+from training.config import FitConfig, MaskingConfig, ModelConfig
+from training.data import Segments, Split
+from training.errors import DataError, FitDiverged
+from training.evaluation import draw_windows, ranks, recall_at
+from training.families.mdgr import (
+    CatalogueSoftmax,
+    MaskedDiffusionModel,
+    Repeats,
+    TorchDenoiser,
+    draw_mask,
+    position_loss,
+)
+from training.stages import remove
+
+LOG_EVERY = 20  # steps
+MOST_EPOCHS = 200  # unless asked for: few samples are seen often enough
+REPEAT_BIAS_RATE = 30.0  # times the learning rate: one scalar has several nats to go
+
+
+@dataclass
+class FitState:
+    """Everything but tensors that a resumed run needs, and what the run reports at its end."""
+
+    epoch: int = 0
+    step: int = 0
+    seconds_fitting: float = 0.0
+    best_recall: float = -1.0
+    best_epoch: int = 0
+    without_gain: int = 0
+    validations: list[dict[str, float]] = field(default_factory=list)
+
+
+def fit(
+    split: Split,
+    trie: SidTrie,
+    folder: Path,
+    *,
+    model_config: ModelConfig,
+    masking: MaskingConfig,
+    config: FitConfig,
+    console: Console,
+    exclude_seen: bool = True,
+    key: str = "",
+    stop_after_epochs: int | None = None,
+) -> tuple[MaskedDiffusionModel, FitState]:
+    """Train, or continue training, and return the model of the best validation recall@10.
+
+    trie: the catalogue's; folder: the stage folder (checkpoint, scalar log).
+    exclude_seen: of the lists that checkpoints are compared by
+    key: of all that the fit depends on; a checkpoint with another one is not gone on from
+    stop_after_epochs: leave the loop early, as an interruption would (the checkpoint stays).
+    Raises FitDiverged when a loss or a parameter is not finite any more.
+    """
+    torch.set_num_threads(config.threads or cpu_count())
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint = folder / "checkpoint.pt"
+
+    def beginning() -> Trainer:
+        torch.manual_seed(config.seed)
+        model = model_for(trie.catalogue, model_config)
+        return Trainer(model, split, trie, masking, config, exclude_seen=exclude_seen)
+
+    trainer = beginning()
+    snapshot = read_checkpoint(checkpoint, key, console)
+    if snapshot is not None:
+        try:
+            trainer.restore(snapshot)
+        except (KeyError, TypeError, ValueError, RuntimeError):
+            console.print(f"{checkpoint.name} was written by another version: the fit starts anew")
+            trainer, snapshot = beginning(), None  # part of it may have been restored
+    if snapshot is None:
+        remove(checkpoint)
+        num_samples = trainer.segments.num_samples
+        console.print(f"{trainer.epochs} epochs of {num_samples:,} samples (or set fit.epochs)")
+    elif not trainer.finished:
+        console.print(f"resumed after epoch {trainer.state.epoch} of {trainer.epochs}")
+    model = trainer.model
+    progress = Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=trainer.finished,
+    )
+    log_file = folder / "scalars.jsonl"
+    _cut_after(trainer.state.step, log_file)
+    with progress, log_file.open("a", buffering=1) as log:
+        task = progress.add_task("fit", total=1.0, completed=trainer.progress)
+        while not trainer.finished:
+            if stop_after_epochs is not None and trainer.state.epoch >= stop_after_epochs:
+                break
+            for scalars in trainer.epoch():
+                progress.update(task, completed=trainer.progress)
+                if scalars:
+                    log.write(json.dumps(scalars) + "\n")
+            if "recall@10" in scalars:
+                console.print(
+                    f"epoch {trainer.state.epoch}: loss {scalars['loss']:.3f}, "
+                    f"validation recall@10 {scalars['recall@10']:.4f}"
+                )
+            write_checkpoint(checkpoint, {**trainer.snapshot(), "key": key})
+    model.load_state_dict(trainer.best)
+    return model.eval(), trainer.state
+
+
+def load_best(folder: Path, catalogue: Catalogue, config: ModelConfig) -> MaskedDiffusionModel:
+    """The model of the best validation recall@10 of a finished `fit` in this folder."""
+    model = model_for(catalogue, config)
+    model.load_state_dict(torch.load(folder / "checkpoint.pt", weights_only=True)["best"])
+    return model.eval()
+
+
+def model_for(catalogue: Catalogue, config: ModelConfig) -> MaskedDiffusionModel:
+    """An untrained model of the catalogue's sizes."""
+    return MaskedDiffusionModel(
+        config,
+        num_subspaces=catalogue.num_subspaces,
+        num_codes=catalogue.num_codes,
+        vector_dims=catalogue.vectors.shape[1],
+    )
+
+
+class Trainer:
+    """One run's model, optimiser, samples and state.
+
+    epochs: of the whole run; progress: the share of it that is done
+    """
+
+    def __init__(
+        self,
+        model: MaskedDiffusionModel,
+        split: Split,
+        trie: SidTrie,
+        masking: MaskingConfig,
+        config: FitConfig,
+        *,
+        exclude_seen: bool = True,
+    ) -> None:
+        self.model, self.trie, self.masking, self.config = model, trie, masking, config
+        self.exclude_seen = exclude_seen
+        self.segments = Segments.of(split.train, model.config.history_length)
+        if not len(self.segments):
+            raise DataError("no user has two training items, so there is no next item to learn")
+        self.validation = draw_windows(split.validation, config.validation_users, config.seed)
+        catalogue = trie.catalogue
+        filler_codes = np.full((1, catalogue.num_subspaces), catalogue.num_codes)
+        self.codes = torch.from_numpy(
+            np.concatenate((catalogue.codes, filler_codes)).astype(np.int64)
+        )
+        filler_vector = np.zeros((1, catalogue.vectors.shape[1]), np.float16)
+        self.vectors = torch.from_numpy(np.concatenate((catalogue.vectors, filler_vector)))
+        self.catalogue_softmax = CatalogueSoftmax(trie, sampled_rows=config.sampled_rows)
+        self.averaged = copy.deepcopy(model).eval()
+        self.optimizer = torch.optim.AdamW(
+            _parameter_groups(model, config.weight_decay),
+            lr=config.learning_rate,
+            betas=(0.9, 0.98),
+            fused=True,
+        )
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self.state = FitState()
+        self.best: dict[str, Tensor] = _copy(model)
+        enough = round(config.samples / self.segments.num_samples)
+        self.epochs = config.epochs or min(max(2, enough), MOST_EPOCHS)
+        self.progress = 0.0
+        self.autocast = config.bf16 and torch.cpu._is_avx512_bf16_supported()
+
+    @property
+    def finished(self) -> bool:
+        patience_ended = (
+            self.state.without_gain >= self.config.patience
+            and self.state.epoch >= self.config.early_stop_from * self.epochs
+        )
+        return self.state.epoch >= self.epochs or patience_ended
+
+    def epoch(self) -> Iterator[dict[str, float]]:
+        """Train one epoch; yields after each step, with scalars every LOG_EVERY and at its end."""
+        started = time.monotonic()
+        losses = []
+        minibatches = list(self.segments.minibatches(self.config.minibatch, self.generator))
+        for done, chosen in enumerate(minibatches, start=1):
+            losses.append(self.step(chosen))
+            self.progress = (self.state.epoch + done / len(minibatches)) / self.epochs
+            if self.state.step % LOG_EVERY == 0:
+                yield self._scalars(losses[-LOG_EVERY:])
+            else:
+                yield {}
+        self.check_finite()
+        self.state.epoch += 1
+        scalars = self._scalars(losses)
+        last = self.state.epoch == self.epochs
+        if last or self.state.epoch % self.config.validate_every_epochs == 0:
+            scalars |= self._validate()
+        self.state.seconds_fitting += time.monotonic() - started
+        yield scalars | {"seconds": round(self.state.seconds_fitting, 1)}
+
+    def snapshot(self) -> dict[str, Any]:
+        """All that `restore` needs; only tensors and plain values, so it loads without pickle."""
+        return {
+            "model": self.model.state_dict(),
+            "averaged": self.averaged.state_dict(),
+            "best": self.best,
+            "optimizer": self.optimizer.state_dict(),
+            "state": asdict(self.state),
+            "generator": self.generator.get_state(),
+            "torch_generator": torch.get_rng_state(),
+        }
+
+    def restore(self, snapshot: dict[str, Any]) -> None:
+        self.model.load_state_dict(snapshot["model"])
+        self.averaged.load_state_dict(snapshot["averaged"])
+        self.best = snapshot["best"]
+        self.optimizer.load_state_dict(snapshot["optimizer"])
+        self.state = FitState(**snapshot["state"])
+        self.progress = self.state.epoch / self.epochs
+        self.generator.set_state(snapshot["generator"])
+        torch.set_rng_state(snapshot["torch_generator"])
+
+    def step(self, chosen: NDArray[np.intp]) -> float:
+        """Train on some segments; returns the loss."""
+        config, state = self.config, self.state
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.progress, config) * group["rate"]
+        rows, is_target = map(torch.from_numpy, self.segments.arrays(chosen, len(self.codes) - 1))
+        inputs, targets = rows[:, :-1], rows[:, 1:]
+        full, partial = (
+            is_target & (torch.rand(is_target.shape, generator=self.generator) < share)
+            for share in (self.masking.full_share, self.masking.partial_share)
+        )
+        # Samples: those with all positions masked, then those with some; one target may give both.
+        segment, place = torch.cat((full.nonzero(), partial.nonzero())).unbind(dim=1)
+        target_rows = targets[segment, place]
+        seen = map(torch.from_numpy, self.segments.seen(chosen, segment.numpy(), place.numpy()))
+        target_codes = self.codes[target_rows]
+        masked = torch.ones_like(target_codes, dtype=torch.bool)
+        some = slice(int(full.sum()), None)
+        if partial.any():
+            masked[some] = draw_mask(
+                self.codes[inputs[segment[some]]],
+                torch.arange(inputs.shape[1]) <= place[some, None],
+                target_codes[some],
+                progress=self.progress,
+                config=self.masking,
+                generator=self.generator,
+            )
+        partial_sids = torch.where(masked, self.model.num_codes, target_codes)
+        self.model.train()
+        with torch.autocast("cpu", torch.bfloat16) if self.autocast else nullcontext():
+            states = self.model.encode(self.codes[inputs], self.vectors[inputs].float())
+            logits = self.model.denoise(partial_sids[:, None], states[segment, place])
+        logits = logits[:, 0].float()
+        loss = torch.zeros(())
+        if config.position_weight:
+            loss = loss + config.position_weight * position_loss(
+                logits, target_codes, masked, label_smoothing=config.label_smoothing
+            )
+        if config.catalogue_weight:
+            loss = loss + config.catalogue_weight * self.catalogue_softmax.loss(
+                logits, target_rows, masked, Repeats(*seen, self.model.repeat_bias)
+            )
+        if not math.isfinite(value := float(loss.detach())):
+            raise self._diverged(f"the loss is {value}")
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
+        self.optimizer.step()
+        state.step += 1
+        self._average()
+        return value
+
+    def check_finite(self) -> None:
+        """Raise FitDiverged when a parameter is not finite: no loss has told of the last step."""
+        if not all(bool(tensor.isfinite().all()) for tensor in self.averaged.parameters()):
+            raise self._diverged("a parameter of the network is not finite")
+
+    def _diverged(self, what: str) -> FitDiverged:
+        rate = self.config.learning_rate
+        return FitDiverged(
+            f"the fit has diverged: {what} in epoch {self.state.epoch + 1}, at step "
+            f"{self.state.step + 1}, at a learning rate of "
+            f"{self.optimizer.param_groups[0]['lr']:.3g}. No bundle is made. Try a smaller step: "
+            f"--set fit.learning_rate={rate / 5:.1g} (it is {rate:g}), or a smaller fit.clip_norm"
+        )
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        """Move the averaged weights; early on they average fewer steps."""
+        decay = min(self.config.ema_decay, self.state.step / (self.state.step + 10))
+        torch._foreach_lerp_(
+            list(self.averaged.parameters()), list(self.model.parameters()), 1 - decay
+        )
+
+    def _validate(self) -> dict[str, float]:
+        num_subspaces = self.model.num_subspaces
+        r_warm, m_par = self.config.validation_schedule.params(num_subspaces)
+        found = ranks(
+            self.validation,
+            Decoder(self.trie, TorchDenoiser(self.averaged)),
+            Schedule.from_params(num_subspaces=num_subspaces, r_warm=r_warm, m_par=m_par),
+            k=10,
+            beam_width=self.config.validation_beam_width,
+            ranking=self.config.ranking,
+            exclude_seen=self.exclude_seen,
+        )
+        recall = recall_at(found.item, 10)
+        self.state.validations.append({"epoch": self.state.epoch, "recall@10": recall})
+        if recall > self.state.best_recall:
+            self.state.best_recall, self.state.best_epoch = recall, self.state.epoch
+            self.state.without_gain = 0
+            self.best = _copy(self.averaged)
+        else:
+            self.state.without_gain += 1
+        return {"recall@10": recall}
+
+    def _scalars(self, losses: list[float]) -> dict[str, float]:
+        return {
+            "step": self.state.step,
+            "epoch": self.state.epoch,
+            "loss": sum(losses) / len(losses),
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+        }
+
+
+def learning_rate(progress: float, config: FitConfig) -> float:
+    """Linear ramp over `ramp_share` of the steps, then a cosine down to `final_learning_rate`."""
+    if progress < config.ramp_share:
+        return config.learning_rate * (progress / config.ramp_share + 1e-3)
+    decayed = (progress - config.ramp_share) / (1 - config.ramp_share)
+    floor = config.final_learning_rate
+    return config.learning_rate * (floor + (1 - floor) * (1 + math.cos(math.pi * decayed)) / 2)
+
+
+def _parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Weight decay for matrices only; a learning rate of its own for the scalar repeat bias."""
+    parameters = list(model.parameters())
+    kinds = (
+        ([p for p in parameters if p.ndim > 1], weight_decay, 1.0),
+        ([p for p in parameters if p.ndim == 1], 0.0, 1.0),
+        ([p for p in parameters if p.ndim == 0], 0.0, REPEAT_BIAS_RATE),
+    )
+    return [{"params": p, "weight_decay": decay, "rate": rate} for p, decay, rate in kinds]
+
+
+def _cut_after(step: int, log_file: Path) -> None:
+    """Leave out of a scalar log what later steps wrote, and lines that are not whole."""
+    if log_file.is_dir():
+        remove(log_file)
+    text = log_file.read_bytes().decode(errors="replace") if log_file.exists() else ""
+    lines = text.splitlines(keepends=True)
+    kept = [line for line in lines if line.endswith("\n") and _step_of(line) <= step]
+    if len(kept) < len(lines):
+        part = log_file.with_suffix(".part")
+        part.write_text("".join(kept))
+        part.replace(log_file)
+
+
+def _step_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
+def _copy(model: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}
