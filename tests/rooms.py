@@ -50,9 +50,9 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "evaluation families",
         "codebooks",
         "data",
-        "preset",
-        "config",
-        "errors",
+        "preset checkpoint",
+        "config stages",
+        "errors printing",
     ),
 }
 

@@ -336,7 +336,10 @@ def metrics_table() -> str:
 
 @pytest.mark.parametrize(
     ("document", "table"),
-    [("docs/settings.md", settings_table()), ("docs/metrics.md", metrics_table())],
+    [
+        ("docs/reference/settings.md", settings_table()),
+        ("docs/reference/metrics.md", metrics_table()),
+    ],
 )
 def test_generated_tables_are_current(document: str, table: str) -> None:
     path = ROOT / document

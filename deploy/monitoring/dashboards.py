@@ -1,8 +1,9 @@
 """The Grafana dashboards, in one place: `python -m deploy.monitoring.dashboards` writes their JSON.
 
 A panel is a title, what it tells, a unit and its queries; everything else of Grafana's model is the
-same for all of them and is said once, at the end. Queries name metrics of docs/metrics.md and
-rules/recording.yml; tests run each of them against a real Prometheus. Not loaded in a real Grafana.
+same for all of them and is said once, at the end. Queries name metrics of docs/reference/metrics.md
+and rules/recording.yml; tests run each of them against a real Prometheus. Not loaded in a real
+Grafana.
 """
 
 from __future__ import annotations
@@ -247,7 +248,7 @@ OVERVIEW = Board(
         [
             Panel(
                 "Degraded answers by reason",
-                "docs/operating.md says what each reason means.",
+                "docs/how-to/operate.md says what each reason means.",
                 "reqps",
                 {"{{reason}}": rate("unmask_fallbacks_total", "reason")},
                 "stacked",

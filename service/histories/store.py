@@ -7,7 +7,7 @@ it and holds one of its items is attributed to it. Knows nothing of Redis.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -83,19 +83,4 @@ class HistoryStore(Protocol):
 
     async def erase(self, user_id: str) -> None:
         """Forget the user; nothing happens when there is nothing to forget."""
-        ...
-
-    async def write_items(self, name: str, entries: Mapping[str, str]) -> None:
-        """Keep the changes to the items of bundles of that name, by item_id, for good."""
-        ...
-
-    async def read_items(self, name: str, after: int) -> tuple[int, dict[str, str]]:
-        """The next changes after that version, by item_id, and the version that they bring to.
-
-        Few enough for one call; none when there are no more. Of an item only its last change.
-        """
-        ...
-
-    async def items_version(self, name: str) -> int:
-        """The version that all changes bring to; 0 when nothing was ever changed."""
         ...

@@ -19,7 +19,7 @@ from redis.exceptions import InvalidResponse, RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 CALM_S = 10.0  # a trouble that has not shown for so long is over when the store answers
-RIGHTS = "give it the rights that docs/operating.md lists under History store"
+RIGHTS = "give it the rights that docs/how-to/operate.md lists under History store"
 TOO_OLD = (
     "it lacks what the service needs: Redis 7.0 or newer, or Valkey, and no proxy that speaks only "
     "a part of its language"
@@ -86,10 +86,14 @@ def rights_reason(commands: list[str]) -> str:
 def _reason_of_one(error: BaseException) -> str | None:
     if isinstance(error, ssl.SSLCertVerificationError):
         what = error.verify_message
-        return f"its certificate is not accepted ({what}): see ssl_ca_certs in docs/operating.md"
+        return (
+            f"its certificate is not accepted ({what}): see ssl_ca_certs in docs/how-to/operate.md"
+        )
     if isinstance(error, ssl.SSLError):
         if "CERTIFICATE_REQUIRED" in str(error.reason):
-            return "it wants a certificate of the client: see ssl_certfile in docs/operating.md"
+            return (
+                "it wants a certificate of the client: see ssl_certfile in docs/how-to/operate.md"
+            )
         return f"TLS fails ({error.reason}): rediss:// is for a port with TLS, redis:// for others"
     if isinstance(error, socket.gaierror):
         return "the name of its host is not known: is it right, does DNS answer?"

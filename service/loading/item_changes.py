@@ -15,6 +15,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Protocol
 
 import numpy as np
 import structlog
@@ -24,7 +25,6 @@ from pydantic import SecretStr
 from service.bundles import CONTENT_TEXT, Bundle, ContentPart, Item, text_of
 from service.decoding.catalogue import unhurried
 from service.errors import EmbedderUnfit, HistoryUnavailable, InvalidRequest, RequestError
-from service.histories import HistoryStore
 from service.loading.embedder import LARGEST, Embedder, TextRefused
 from service.loading.loaded_bundles import Residents
 from service.schemas import ItemsRequest, ItemsResponse, NewItem
@@ -36,6 +36,25 @@ REMOVED = ""
 log = structlog.get_logger()
 
 
+class ChangeStore(Protocol):
+    """Keeps changes of items for all replicas. Every method may raise HistoryUnavailable."""
+
+    async def write_items(self, name: str, entries: Mapping[str, str]) -> None:
+        """Keep the changes to the items of bundles of that name, by item_id, for good."""
+        ...
+
+    async def read_items(self, name: str, after: int) -> tuple[int, dict[str, str]]:
+        """The next changes after that version, by item_id, and the version that they bring to.
+
+        Few enough for one call; none when there are no more. Of an item only its last change.
+        """
+        ...
+
+    async def items_version(self, name: str) -> int:
+        """The version that all changes bring to; 0 when nothing was ever changed."""
+        ...
+
+
 class ItemChanges:
     """The changes to the items of the bundles in memory, by the bundles' names.
 
@@ -44,7 +63,7 @@ class ItemChanges:
     """
 
     def __init__(
-        self, residents: Residents, store: HistoryStore, embedder_url: SecretStr | None = None
+        self, residents: Residents, store: ChangeStore, embedder_url: SecretStr | None = None
     ) -> None:
         self._residents = residents
         self._store = store

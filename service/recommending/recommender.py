@@ -30,6 +30,7 @@ from service.recommending.planning import Plan, fixed_plan, plan_in_time
 from service.recommending.shadow import Shadow
 from service.schemas import (
     DegradedReason,
+    Fallback,
     RecommendedItem,
     RecommendRequest,
     RecommendResponse,
@@ -37,7 +38,6 @@ from service.schemas import (
     UsedHistory,
     UsedVariant,
 )
-from service.settings import Fallback
 from service.telemetry import Metrics, uuid7
 
 MAX_ITEMS_BEFORE = 1000

@@ -26,6 +26,7 @@ from pydantic_core import PydanticCustomError
 
 from service.decoding import Ranking
 
+Fallback = Literal["history", "off", "all"]  # when popular items answer: see UNMASK_FALLBACK
 HistorySource = Literal["store", "request", "unavailable"]
 DegradedReason = Literal[
     "history_unavailable", "history_unknown", "schedule_reduced", "decode_failed", "deadline"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
 from service.errors import SettingsInvalid
+from service.lifecycle import check_stores
 from service.settings import Settings, available_cpus, load_settings, sentence_of
 
 
@@ -16,6 +18,13 @@ from service.settings import Settings, available_cpus, load_settings, sentence_o
 def _no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in Settings.model_fields:
         monkeypatch.delenv(f"UNMASK_{name.upper()}", raising=False)
+
+
+def checked(arguments: Sequence[str] = ()) -> Settings:
+    """The settings, as `python -m service` takes them."""
+    settings = load_settings(arguments)
+    check_stores(settings)
+    return settings
 
 
 def test_flag_beats_variable_beats_default(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,7 +92,7 @@ def test_a_wrong_setting_is_a_sentence(
 ) -> None:
     monkeypatch.setenv(variable, value)
     with pytest.raises(SettingsInvalid) as caught:
-        load_settings()
+        checked()
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -104,9 +113,10 @@ def test_an_absurd_value_is_refused_in_a_sentence_or_can_be_used(
     for value in NUMBERS + TEXTS:
         try:
             settings = Settings(**{name: value})
-        except ValidationError as error:
+            check_stores(settings)
+        except (ValidationError, SettingsInvalid) as error:
             refused.append(value)
-            sentence = sentence_of(error)
+            sentence = str(error) if isinstance(error, SettingsInvalid) else sentence_of(error)
             assert sentence.startswith(f"UNMASK_{name.upper()} ({flag}) is wrong: ")
             assert sentence.isprintable()
             assert len(sentence) < 400
@@ -119,7 +129,7 @@ def test_an_absurd_value_is_refused_in_a_sentence_or_can_be_used(
     monkeypatch.setenv(f"UNMASK_{name.upper()}", refused[-1])
     for arguments in ([], [f"{flag}={refused[0]}"]):
         with pytest.raises(SettingsInvalid, match=f"UNMASK_{name.upper()} .* is wrong"):
-            load_settings(arguments)
+            checked(arguments)
 
 
 def test_an_empty_list_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,10 +145,10 @@ def test_an_empty_list_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_replica_belongs_to_one_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UNMASK_REDIS_REPLICA_URL", "redis://replica")
-    assert load_settings(["--redis-url", "redis://primary"]).redis_replica_url
+    assert checked(["--redis-url", "redis://primary"]).redis_replica_url
     for url in ("redis+cluster://a,b", "redis+sentinel://a/shop"):
         with pytest.raises(SettingsInvalid, match="must each name one server"):
-            load_settings(["--redis-url", url])
+            checked(["--redis-url", url])
 
 
 def test_the_variable_of_the_data_sets_is_tolerated(monkeypatch: pytest.MonkeyPatch) -> None:

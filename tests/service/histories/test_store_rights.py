@@ -167,7 +167,7 @@ def test_missing_rights_are_named_at_the_start(
     finally:
         set_user(server, "+ltrim", "+del")
     [line] = [line for line in capfd.readouterr().out.splitlines() if "history_store" in line]
-    assert "its user may not run del, ltrim: give it the rights that docs/operating.md" in line
+    assert "its user may not run del, ltrim: give it the rights that docs/how-to/operate.md" in line
 
 
 def test_the_documented_rights_are_enough_for_a_cluster(
