@@ -1,12 +1,13 @@
 """Offline training: from interactions to a bundle.
 
-Reading order: `pipeline` (the stages in order) and `stages` (when one is done), then the stages:
-`interactions` (reads, filters, splits; `repeats` are collapsed), `embeddings`, `codebook`,
-`segments`, `model`, `masking`, `objective`, `fit` and its `checkpoint`, `export`, `neighbours`,
-`grid`, `precision` (8-bit graphs, which `quantise` makes), `evaluation`, `report`.
-`config` holds one section per stage, `preset` fills it. Beside them: `compare` ranks ablations and
-the models in `baselines` on the same users, `step_time` measures training, `synthetic` makes a
-world with a known answer, `raw_formats` and `fetch` bring public data sets.
+Rooms, in the order of a run (docs/structure.md has the picture): `data` reads files and splits
+them; `codebooks` makes semantic IDs; `families` are the kinds of networks; `fitting` trains them;
+`evaluation` ranks test users and chooses the default setting; `bundling` makes 8-bit graphs and
+promotes. `baselines` are the models to beat, `comparison` puts systems side by side.
+
+Reading order: `pipeline` (the stages in order) with `stages` (what is done is not done again) and
+`checkpoint`, `config` and `preset` (what can be set), then the rooms. `printing` and `errors` are
+what people see; `__main__` is the command line.
 """
 
 import os

@@ -1,6 +1,7 @@
 """From item vectors to semantic IDs: fits a codebook and reports how SIDs collide.
 
-The fitted `Codebook` itself belongs to the kernel, because the service encodes new items with it.
+Reading order: `codebook`. The fitted `Codebook` itself belongs to the kernel, because the service
+encodes new items with it.
 """
 
 from training.codebooks.codebook import CollisionReport, fit_codebook, load_codebook, save_codebook
