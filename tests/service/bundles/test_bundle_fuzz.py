@@ -27,12 +27,13 @@ from tiny_bundle import DECODER, ENCODER, edit_manifest, replace_file, write_tin
 from service.batching.latency_model import LatencyModel
 from service.bundles.bundle import Bundle
 from service.bundles.items import Item
+from service.bundles.ladder import ladder_of
 from service.decoding import Job
 from service.errors import BundleInvalid
 from service.http.operator_routes import bundle_info_of
 from service.loading.priming import prime
 from service.recommending.item_mapping import decoded_items, popular_items, similar_items
-from service.recommending.planning import ladder_of, plan_in_time
+from service.recommending.planning import plan_in_time
 from service.schemas.recommend import RecommendRequest
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "60"))
