@@ -106,7 +106,7 @@ def test_biases_of_repeats_and_of_excluded_rows() -> None:
     expected = [called[0] - 1.5, -np.inf, called[2], called[3] - 1.5]
     assert biases.values.tolist() == pytest.approx(expected)
     assert biases.num_excluded == 1
-    assert biases.touched[-1] == 1
+    assert biases.biased_rows[-1] == 1
 
     biases.fill(job_of(schedule=schedule, history=[2]), None, -1.5)
     assert biases.values.tolist() == [0, 0, -1.5, 0]

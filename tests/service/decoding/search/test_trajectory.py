@@ -25,7 +25,7 @@ from service.decoding.catalogue.catalogue import Catalogue
 from service.decoding.catalogue.trie import SidTrie
 from service.decoding.job import Confidence, Decoded, Job, Ranking, Trajectory
 from service.decoding.schedule import Schedule
-from service.decoding.search import narrowing
+from service.decoding.search import steps
 from service.decoding.search.beam_search import decode
 
 RANKINGS: tuple[Ranking, ...] = get_args(Ranking)
@@ -45,7 +45,7 @@ def posting_lists(monkeypatch: pytest.MonkeyPatch) -> None:
 
     Which of their beams are decided it does not look at: all are asked, and tell the same.
     """
-    monkeypatch.setattr(narrowing, "FEW_ROWS", 0)
+    monkeypatch.setattr(steps, "FEW_ROWS", 0)
 
 
 def denoiser_for(catalogue: Catalogue, seed: int, repeat_bias: float = 0.0) -> HashedDenoiser:
