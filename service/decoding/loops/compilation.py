@@ -24,7 +24,8 @@ from numba.core.caching import (
     UserProvidedCacheLocator,
 )
 
-SOURCES = sorted(Path(__file__).parents[1].rglob("*.py"))
+KERNEL = Path(__file__).parents[1]
+SOURCES = sorted(KERNEL.rglob("*.py"))
 KERNEL_STAMP = hashlib.sha256(b"".join(source.read_bytes() for source in SOURCES)).hexdigest()
 
 Function = TypeVar("Function", bound=Callable[..., object])

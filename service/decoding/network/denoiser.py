@@ -80,7 +80,7 @@ class Denoiser(Protocol):
 
     The code `num_codes` is MASK. `repeat_bias` is added to the score of an item that the history
     holds
-    already: a network that sees codes alone cannot tell this item from items with the same codes.
+    already: a network that sees codes alone takes items with the same codes for one item.
     """
 
     num_subspaces: int
@@ -108,7 +108,7 @@ class Denoiser(Protocol):
     ) -> NDArray[np.float32]:
         """Log-probs of every code at the given masked positions.
 
-        A beam's difficulty, which the network is told, is the number of its MASKs.
+        A beam's difficulty, an input of the network, is the number of its MASKs.
 
         partial_sids: (jobs, beams, num_subspaces) uint16, MASK where not yet filled
         positions:    (jobs, beams, n) int64, a beam's masked positions, ascending. n is the largest

@@ -1,7 +1,7 @@
 """One step of one job, for either kind of beam: its best children, or its best rows.
 
-Beams that own posting lists keep them until a step needs more than the lists can tell; all other
-beams own rows. No loops here: those are compiled, in `rows` and `posting_lists`.
+Beams that own posting lists keep them until a step needs the rows' codes in memory of their own;
+all other beams own rows. No loops here: those are compiled, in `rows` and `posting_lists`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """A beam's confidence in each masked position, and which positions it fills for this reason.
 
-A position with only one legal code comes after all others: to fill it tells the denoiser nothing
-new. A code is legal if one of the beam's rows has it. Knows nothing of biases or scores of beams.
+A position with only one legal code comes after all others: its code follows from the codes that are
+filled already, so the denoiser learns nothing new from it. A code is legal if one of the beam's
+rows has it. Knows nothing of biases or scores of beams.
 
 codes: (num_items, num_subspaces) uint16    rows: a beam's rows, (n,) int32
 positions: the beam's masked positions, ascending; `place` is an index into them

@@ -63,8 +63,8 @@ def expand(
     sids, beam_scores, starts, rows, biases, call_index, _ = beams
     num_beams, num_subspaces = sids.shape
     num_codes = log_probs.shape[2]
-    # Ranked by path, a child that fills one position needs no sum over its rows: its code tells
-    # its score, and the rows only tell which codes there are.
+    # Ranked by path, a child that fills one position needs no sum over its rows: its code gives
+    # its score, and the rows only show which codes there are.
     by_code_alone = ranking == PATH and width == 1
     capacity = min(len(rows), num_beams * num_codes) if by_code_alone else len(rows)
     child_first = np.empty(capacity, np.int64)  # index of a child's first survivor

@@ -1,4 +1,4 @@
-"""What catalogues that grew one from another share, and what they must not see of each other."""
+"""Arrays, lists and indices that catalogues share: each catalogue sees its own items only."""
 
 import time
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""A call asks about as many beams as there are, however differently they are spread over jobs."""
+"""A call has about as many places as there are beams, whichever jobs these belong to."""
 
 from __future__ import annotations
 

@@ -148,7 +148,7 @@ def test_ties_go_to_the_lower_position_then_parent_then_row(
 def test_long_posting_lists_give_the_answers_of_copied_rows(
     taken: Taken, steps: tuple[int, ...], num_excluded: int, confidence: Confidence
 ) -> None:
-    """Lists of some thousand rows: several blocks, saturated counts, beams that are passed over."""
+    """Lists of some thousand rows: several blocks, counts of 255 or more, skipped beams."""
     random = np.random.default_rng(num_excluded)
     codes = random.zipf(1.5, (9_000, 6)) % 11
     codes[1::2, 2:] = codes[::2, 2:]  # SIDs of the same codes at most positions
@@ -189,7 +189,7 @@ def test_long_posting_lists_give_the_answers_of_copied_rows(
 @pytest.mark.parametrize("num_items", [254, 255, 256, 300])
 @pytest.mark.parametrize("num_left", [0, 1, 2])
 def test_a_pair_of_many_items_may_lose_all_of_them(num_items: int, num_left: int) -> None:
-    """A count of 255 says nothing of how many there are; 255 excluded rows may be all of them."""
+    """A count of 255 may stand for any larger number; 255 excluded rows may be all of them."""
     codes = [*[[0, 0, 0]] * num_items, [0, 1, 0], [1, 1, 1], [1, 0, 1]]
     catalogue = catalogue_of(codes, num_codes=2)
     denoiser = HashedDenoiser(3, 2, seed=3)
@@ -204,7 +204,7 @@ def test_a_pair_of_many_items_may_lose_all_of_them(num_items: int, num_left: int
 
 @pytest.mark.parametrize("steps", [(1, 1, 1), (1, 2)])
 def test_what_the_denoiser_rules_out_is_left_out(steps: tuple[int, ...]) -> None:
-    """A log-probability of -inf is no score, and nan none at all."""
+    """A log-probability of -inf is no score, and neither is nan."""
     codes = [[number >> 2, number >> 1 & 1, number & 1] for number in range(8)]
     catalogue = catalogue_of(codes, num_codes=2)
 
