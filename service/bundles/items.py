@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import AfterValidator, ConfigDict, Field, StringConstraints, TypeAdapter
 
-from service.decoding.catalogue import unhurried
+from service.decoding.catalogue import with_pauses
 
 Rows = NDArray[np.int32]
 
@@ -129,7 +129,7 @@ class AttributeIndex:
 
     def with_items(self, items: Sequence[Item]) -> Self:
         """The index with these items behind its own, made without haste: `Catalogue.with_items`."""
-        return self._with(items, unhurried)
+        return self._with(items, with_pauses)
 
     def _with(
         self, items: Sequence[Item], pace: Callable[[Sequence[Item]], Iterator[Item]]

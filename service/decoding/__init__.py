@@ -1,10 +1,9 @@
-"""The kernel: any-order, always-valid beam search over semantic IDs. Service and evaluation share
-it.
+"""The kernel: any-order beam search over semantic IDs. Service and evaluation both use it.
 
-A request is a `Job`. `decode` encodes the histories of a batch once. Then, per step: one `Denoiser`
-call for all beams of all jobs; each beam picks the positions it is most sure of; the `SidTrie` says
-which codes of these any item has; the best `beam_width` children stay. A beam owns the catalogue
-rows that agree with its codes, so no step can leave the catalogue.
+A request is a `Job`. `decode` encodes the histories of a batch once. Each step then calls the
+`Denoiser` once, for all beams of all jobs. Each beam fills the positions that it is most confident
+of. The `SidTrie` says which codes the items have there. The best `beam_width` children stay. A beam
+owns the catalogue rows that agree with its codes, so no step can leave the catalogue.
 
 Imports numpy, numba (with llvmlite) and onnxruntime only. No logging, no metrics, no environment.
 

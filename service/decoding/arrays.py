@@ -1,4 +1,7 @@
-"""Types of the kernel's arrays, one name each. Rows are int32 indices into the catalogue."""
+"""Types of the kernel's arrays, one name each. Knows nothing of what is done with them.
+
+Rows are int32 indices into the catalogue; codes are uint16, and MASK is num_codes.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""All that decoding needs, as one value: what the service and offline evaluation share."""
+"""A catalogue, its network and its prior as one value: service and offline evaluation share it.
+
+Changes nothing in place: a decoder with more or fewer items is another decoder. Knows nothing of
+bundles, users or HTTP.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +20,14 @@ from service.decoding.search import decode
 
 @dataclass(frozen=True, eq=False)
 class Decoder:
-    """A catalogue, the network that was trained for it, and what is known beside it.
+    """A catalogue (as a trie), the network that was trained for it, and the neighbour prior.
 
-    The fields are the arguments of `decode`; `dataclasses.replace` gives one without a prior.
+    The fields are the arguments of `decode`. `dataclasses.replace(decoder, prior=None)` gives a
+    decoder without a prior.
 
-    encoder_cache: how many encoded histories are kept; 0 = none, each is encoded for every request.
-        A decoder made from another one, by `replace` or with other items, starts an empty cache.
+    encoder_cache: how many encoded histories are kept; 0 = none, every request is encoded.
+        A decoder that is made from another one, by `replace` or with other items, starts with an
+        empty cache.
     """
 
     trie: SidTrie
@@ -52,10 +58,12 @@ class Decoder:
     def with_items(
         self, item_ids: Sequence[str], embeddings: NDArray[np.floating], codebook: Codebook
     ) -> Decoder:
-        """A decoder that knows these items too; this one stays as it is, and answers meanwhile.
+        """A decoder that knows these items too. This one does not change and can go on answering.
 
-        embeddings: (n, embedding_dims) content embeddings. The prior knows nothing of new items.
-        Raises ValueError when the codebook takes no such embeddings or an item is there already.
+        embeddings: (n, embedding_dims) content embeddings, one per item. The prior says nothing
+            about new items.
+        Raises ValueError when the codebook does not accept such embeddings, or when an item is
+        there already.
         """
         catalogue = self.trie.catalogue
         if len(embeddings) != len(item_ids):
@@ -68,9 +76,10 @@ class Decoder:
         return replace(self, trie=self.trie.with_items(catalogue))
 
     def without_items(self, item_ids: Collection[str]) -> Decoder:
-        """A decoder that never returns these items; this one stays as it is.
+        """A decoder that never returns these items. This one does not change.
 
-        Rows are numbered anew. Unknown item_ids are ignored; raises ValueError when none is left.
+        Later rows move up, so rows get new numbers. Unknown item_ids are ignored. Raises ValueError
+        when no item is left.
         """
         catalogue = self.trie.catalogue
         removed = catalogue.rows_of(item_ids)

@@ -1,6 +1,7 @@
 """What goes into the search and what comes out: jobs, answers, timings. Data only.
 
-Rows are int32 indices into the catalogue; histories run from oldest to newest.
+Rows are int32 indices into the catalogue. Histories run from oldest to newest. Knows nothing of
+item ids, users or how the search works.
 """
 
 from __future__ import annotations
@@ -28,13 +29,14 @@ class Job:
     """One request's decode work.
 
     history:  (n,) int32 rows, oldest to newest; the denoiser sees the newest `history_length`
+    k:        how many items are wanted
     excluded: (m,) int32 rows that must not be returned; the search starts without them
-    allowed:  (n,) int32 rows the answer may come from, ascending and distinct; None = all
-    finish_rows: once the beams own at most this many rows, all are scored and the search ends; 0 =
-        the schedule is followed to its end
-    ranking: what a partial SID is worth, see `decode`
-    is_cancelled: asked between steps; once true the job is dropped
-    explain: whether the answer says how its rows were found
+    allowed:  (n,) int32 rows that the answer may contain, ascending and distinct; None = all
+    finish_rows: once the beams own at most this many rows, all of them are scored and the search
+        ends; 0 = the schedule is followed to its end
+    ranking:  how beams are compared, see `decode`
+    is_cancelled: called between steps; once it returns true the job is dropped
+    explain:  whether the answer says how its rows were found (`Trajectory`)
     """
 
     history: Rows
@@ -55,16 +57,17 @@ class Trajectory:
 
     Denoiser calls are counted from 1.
 
-    filled: (n, num_subspaces) uint8, the call that filled the position: the one in which the item's
-        beam chose it. What was not chosen was settled at once: by the call that left the beam
-        decided, which is not asked again (`Beams.in_call`), for the rest follows from its rows;
-        else by the last one, which scores whatever is masked for every survivor.
+    filled: (n, num_subspaces) uint8, the call that filled each position. If the item's beam chose
+        the position, it is the call in which it did. Positions that were not chosen are settled
+        together. If a call left the beam decided (`Beams.call_index`), that call settles them: the
+        beam's rows share one SID, and no later call includes the beam. Else the last call settles
+        them: it scores all masked positions of every surviving row.
     log_probs: (n, num_subspaces) float32, the denoiser's log-prob of the item's code in that call;
         NaN where a decided beam left no choice
-    survivors: (n, nfe) int32, catalogue rows that the item's beam owned after each call; after the
-        last one no position is masked, so these are the allowed items that share its SID
-    beam_scores: (n, nfe) float32, the beam's score after each call, as `Beams` has it (by the
-        ranking "best" that of its path); after the last one the item's own
+    survivors: (n, nfe) int32, catalogue rows that the item's beam owned after each call. After the
+        last call no position is masked, so these are the allowed items that share its SID
+    beam_scores: (n, nfe) float32, the beam's score after each call, as in `Beams` (by the ranking
+        "best", the score of its path); after the last call the item's own score
     """
 
     filled: NDArray[np.uint8]
@@ -78,10 +81,11 @@ class Decoded:
     """The answer to a job.
 
     rows:   (n,) int32, n <= k, best first; n = min(k, allowed items) when beam_width >= k
-    scores: (n,) float32, log-probability of the item (see `decode`), never increasing
+    scores: (n,) float32, log-probability of each item (see `decode`), never increasing
     nfe:    denoiser calls used; ranked by rows, the search ends when every beam is decided
-    survivors: rows that the beams still owned when these were chosen among them; where the first
-        call is the last, all that are allowed
+    cancelled: whether the job was dropped; it has no rows then
+    survivors: rows that the beams still owned when the answer was chosen among them. If the first
+        call is the last, these are all allowed rows
     trajectory: how the rows were found, if the job asked for it; else None
     """
 
@@ -97,7 +101,10 @@ class Decoded:
 class Timings:
     """Where a batch's time went, in seconds.
 
-    cache_hits, cache_misses: histories that the encoder cache had, or had not; 0 without a cache
+    encode_s, denoise_s: inside the network
+    search_s: all the rest of `decode`
+    cache_hits, cache_misses: histories that the encoder cache had, or did not have; 0 without a
+        cache
     """
 
     encode_s: float

@@ -1,7 +1,7 @@
-"""How many positions each decode step fills: the quality-for-latency knob as a value object.
+"""How many positions each decode step fills: the setting that trades quality for latency.
 
-Knows nothing of beams or networks. `r_warm` steps fill one position each, later steps `m_par`
-(MDGR sec. 4.4, Eq. 16); the last step fills whatever is left.
+`r_warm` steps fill one position each, later steps fill `m_par` (MDGR sec. 4.4, Eq. 16). The last
+step fills the positions that are left. Knows nothing of beams or networks.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from pydantic import SecretStr
 
 from service.bundles import CONTENT_TEXT, Bundle, ContentPart, Item, text_of
-from service.decoding.catalogue import unhurried
+from service.decoding.catalogue import with_pauses
 from service.errors import EmbedderUnfit, HistoryUnavailable, InvalidRequest, RequestError
 from service.loading.embedder import LARGEST, Embedder, TextRefused
 from service.loading.loaded_bundles import Residents
@@ -252,7 +252,7 @@ def with_changes(bundle: Bundle, entries: Mapping[str, str]) -> Bundle:
     content = bundle.manifest.content
     gone: list[str] = []
     new: dict[str, tuple[Item, NDArray[np.float32]]] = {}
-    for item_id, entry in unhurried(entries.items()):
+    for item_id, entry in with_pauses(entries.items()):
         [row] = bundle.catalogue.rows_of([item_id]).tolist() or [None]
         if entry == REMOVED:
             gone += [] if row is None else [item_id]

@@ -4,7 +4,7 @@ Says which items exist and which agree with a partial SID. Knows no network, no 
 
 Reading order: `catalogue` (codes, item ids, vectors), `trie` (posting lists), `code_pairs` (which
 two codes occur together), `codebook` (from an embedding to a SID), `neighbour_prior` (which items
-follow which), then how catalogues grow while others read: `growing_arrays`, `yielding`.
+follow which). Then how a catalogue grows while others read: `growing_arrays`, `pauses`.
 """
 
 from service.decoding.catalogue import code_pairs
@@ -13,8 +13,8 @@ from service.decoding.catalogue.code_pairs import Pairs
 from service.decoding.catalogue.codebook import Codebook, ContentProjection
 from service.decoding.catalogue.growing_arrays import SharedList
 from service.decoding.catalogue.neighbour_prior import NeighbourPrior
+from service.decoding.catalogue.pauses import with_pauses
 from service.decoding.catalogue.trie import SidTrie
-from service.decoding.catalogue.yielding import unhurried
 
 __all__ = [
     "Catalogue",
@@ -25,5 +25,5 @@ __all__ = [
     "SharedList",
     "SidTrie",
     "code_pairs",
-    "unhurried",
+    "with_pauses",
 ]

@@ -1,9 +1,9 @@
 """The catalogue: every item with its SID, as arrays indexed by row.
 
-Rows are ordered by popularity (training interactions, most first), then `item_id`. So items of
-equal score come out more popular first when ties go to the lower row, and the first rows are the
-popular items. Items added later have no popularity and the last rows. Knows nothing of titles,
-users or networks.
+Rows are ordered by popularity (training interactions, most first), then by `item_id`. So the first
+rows are the popular items, and ties that go to the lower row go to the more popular item. Items
+that are added later have no popularity and get the last rows. Knows nothing of titles, users or
+networks.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.decoding.catalogue.growing_arrays import SharedIndex, SharedList, SharedRows
-from service.decoding.catalogue.yielding import unhurried
+from service.decoding.catalogue.pauses import with_pauses
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,8 +26,9 @@ class Catalogue:
     codes:      (num_items, num_subspaces) uint16, each below num_codes
     popularity: (num_items,) int64, training interactions of each row, never increasing
     vectors:    (num_items, d) float16, what the encoder sees beside codes; none given = d is 0
-    row_of:     row of each item_id; none given = made of item_ids, which must then be distinct.
-        Shared by all catalogues that grew from it, and without the items that they got
+    row_of:     row of each item_id. None given = made of item_ids, which must then be distinct.
+        Catalogues that grew from this one share it; it does not hold the items that were added to
+        them
     Raises ValueError when the arrays do not fit together.
     """
 
@@ -37,7 +38,7 @@ class Catalogue:
     popularity: NDArray[np.int64]
     vectors: NDArray[np.float16] = field(default_factory=lambda: np.empty((0, 0), np.float16))
     row_of: Mapping[str, int] = field(default_factory=dict, repr=False)
-    _room: _Room | None = field(init=False, repr=False, default=None)
+    _shared: _SharedArrays | None = field(init=False, repr=False, default=None)
 
     def __post_init__(self) -> None:
         if self.codes.ndim != 2 or self.codes.dtype != np.uint16:
@@ -80,15 +81,15 @@ class Catalogue:
 
     def _known_rows(self, item_ids: Iterable[str]) -> Iterator[int]:
         end, row_of = self.num_items, self.row_of.get
-        added = self._room.added.row_of.get if self._room else _NOTHING_ADDED.get
+        added = self._shared.added.row_of.get if self._shared else _NOTHING_ADDED.get
         for item_id in item_ids:
             row = row_of(item_id, added(item_id, end))
             if row < end:
                 yield row
 
     def with_room(self) -> Catalogue:
-        """The same, copied once, so that `with_items` need not copy what is there."""
-        return self if self._room else self._in_room(_Room.of(self))
+        """The same items, copied once into arrays with room: `with_items` then copies nothing."""
+        return self if self._shared else self._over(_SharedArrays.of(self))
 
     def with_items(
         self,
@@ -96,10 +97,10 @@ class Catalogue:
         codes: NDArray[np.uint16],
         vectors: NDArray[np.float16] | None = None,
     ) -> Catalogue:
-        """A catalogue with these items behind its own rows, whose numbers stay the same.
+        """A catalogue with these items behind its own rows. Its own rows keep their numbers.
 
-        Fields as those of the class; only what is new is checked. Raises ValueError when it does
-        not fit, or when an item is there already.
+        Arguments are as the fields of the class. Only the new items are checked. Raises ValueError
+        when they do not fit, or when an item is there already.
         """
         if not item_ids:
             return self
@@ -111,21 +112,21 @@ class Catalogue:
             raise ValueError(f"codes must be of {self.num_subspaces} subspaces")
         if new.vectors.shape[1] != self.vectors.shape[1]:
             raise ValueError(f"vectors must have {self.vectors.shape[1]} dimensions")
-        if len(known := self.rows_of(unhurried(item_ids))):
+        if len(known := self.rows_of(with_pauses(item_ids))):
             raise ValueError(f"item {self.item_ids[known[0]]!r} is in the catalogue already")
-        room = self._room or _Room.of(self)
-        return self._in_room(room.with_items(self.num_items, new))
+        shared = self._shared or _SharedArrays.of(self)
+        return self._over(shared.with_items(self.num_items, new))
 
-    def _in_room(self, room: _Room) -> Catalogue:
-        length = len(room.item_ids)
+    def _over(self, shared: _SharedArrays) -> Catalogue:
+        length = len(shared.item_ids)
         return _assembled(
-            item_ids=room.item_ids,
-            codes=room.codes.first(length),
+            item_ids=shared.item_ids,
+            codes=shared.codes.first(length),
             num_codes=self.num_codes,
-            popularity=room.popularity.first(length),
-            vectors=room.vectors.first(length),
+            popularity=shared.popularity.first(length),
+            vectors=shared.vectors.first(length),
             row_of=self.row_of,
-            _room=room,
+            _shared=shared,
         )
 
     def without_items(self, item_ids: Collection[str]) -> Catalogue:
@@ -147,13 +148,16 @@ class Catalogue:
             popularity=self.popularity.take(kept, axis=0),
             vectors=self.vectors.take(kept, axis=0),
             row_of={item_id: row for row, item_id in enumerate(left)},
-            _room=None,
+            _shared=None,
         )
 
 
 @dataclass(frozen=True)
-class _Room:
-    """What a catalogue shares with those that grow from it. added: what `row_of` does not hold"""
+class _SharedArrays:
+    """The arrays that a catalogue shares with those that grow from it.
+
+    added: rows of the items that `row_of` does not hold
+    """
 
     item_ids: SharedList[str]
     codes: SharedRows
@@ -162,7 +166,7 @@ class _Room:
     added: SharedIndex
 
     @classmethod
-    def of(cls, catalogue: Catalogue) -> _Room:
+    def of(cls, catalogue: Catalogue) -> _SharedArrays:
         return cls(
             SharedList(catalogue.item_ids),
             SharedRows(catalogue.codes),
@@ -171,8 +175,8 @@ class _Room:
             SharedIndex({}, catalogue.num_items),
         )
 
-    def with_items(self, seen: int, new: Catalogue) -> _Room:
-        return _Room(
+    def with_items(self, seen: int, new: Catalogue) -> _SharedArrays:
+        return _SharedArrays(
             self.item_ids.with_items(new.item_ids),
             self.codes.with_rows(seen, new.codes),
             self.popularity.with_rows(seen, new.popularity),
@@ -185,7 +189,7 @@ _NOTHING_ADDED: Mapping[str, int] = {}
 
 
 def _assembled(**fields: object) -> Catalogue:
-    """A catalogue of parts that were checked before: a million rows need not be checked again."""
+    """A catalogue of parts that were checked before: checking a million rows again takes long."""
     catalogue = object.__new__(Catalogue)
     for name, value in fields.items():
         object.__setattr__(catalogue, name, value)

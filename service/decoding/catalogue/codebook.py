@@ -1,9 +1,9 @@
-"""The frozen codebook: content embeddings become item vectors, item vectors become SIDs.
+"""The frozen codebook: content embeddings become item vectors, and item vectors become SIDs.
 
-Training fits it and encodes with it; the bundle keeps it, so a new item gets the vector and the
+Training fits it and encodes with it, and the bundle keeps it. So a new item gets the vector and the
 SID that a cold item of training got. The last bits of a matrix product depend on its shape, threads
-and machine: products here are of float64, far below what float32 and a choice of codes can tell.
-Knows nothing of items or files.
+and machine. So products here are of float64: such differences are too small to change a float32
+number or a code. Knows nothing of items or files.
 
 embeddings: (n, embedding_dims)    vectors: (n, d) float32    codes: (n, num_subspaces) uint16
 """
@@ -16,16 +16,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-CHUNK_ROWS = 1024  # rows worked at a time: bounds memory, and few calls wait for the GIL
+CHUNK_ROWS = 1024  # rows at a time: limits memory, and only a few calls wait for the GIL
 
 Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
 class ContentProjection:
-    """What turns a content embedding into the content part of an item vector.
+    """Turns a content embedding into the content part of an item vector.
 
-    mean:       (embedding_dims,) float32, what is taken off first
+    mean:       (embedding_dims,) float32, subtracted first
     components: (content_dims, embedding_dims) float32, the principal axes
     weight:     share of the content part in the squared norm of a vector that has all parts
     Raises ValueError when the arrays do not fit together.
@@ -73,12 +73,13 @@ class ContentProjection:
 
 @dataclass(frozen=True, eq=False)
 class Codebook:
-    """Rotation and centroids of all subspaces, and what makes the vectors they encode.
+    """Rotation and centroids of all subspaces, and the projection that makes vectors of embeddings.
 
-    rotation:  (d, num_subspaces * d_sub) float32 with orthonormal rows; wider than high when d is
-               not divisible by num_subspaces (the vectors are then padded with zeros)
+    rotation:  (d, num_subspaces * d_sub) float32 with orthonormal rows. It has more columns than
+        rows
+               when d is not divisible by num_subspaces: the vectors are then padded with zeros
     centroids: (num_subspaces, num_codes, d_sub) float32
-    content:   of the first dimensions of a vector; None when no embedding can be turned into them
+    content:   makes the first dimensions of a vector; None when no embedding can be projected
     Raises ValueError when the arrays do not fit together.
     """
 
@@ -112,8 +113,8 @@ class Codebook:
     def vectors_of(self, embeddings: NDArray[np.floating]) -> Floats:
         """Vectors of items that have content and no interactions yet: (n, d) float32.
 
-        embeddings: (n, embedding_dims), made as training's were. The collaborative part is zeros.
-        Raises ValueError as `ContentProjection.vectors_of`, or when there is no projection.
+        embeddings: (n, embedding_dims), made as in training. The collaborative part is zeros.
+        Raises ValueError as `ContentProjection.vectors_of` does, or when there is no projection.
         """
         if self.content is None:
             raise ValueError(
@@ -148,7 +149,7 @@ class Codebook:
 
 
 def _chunks(rows: NDArray[np.floating]) -> Iterator[tuple[slice, NDArray[np.float64]]]:
-    """CHUNK_ROWS rows at a time, of float32 numbers in float64, and which they are."""
+    """CHUNK_ROWS rows at a time, rounded to float32 and given as float64, with their slice."""
     for start in range(0, len(rows), CHUNK_ROWS):
         part = slice(start, start + CHUNK_ROWS)
         yield part, rows[part].astype(np.float32).astype(np.float64)

@@ -1,9 +1,9 @@
-"""The neighbour prior: which items usually follow those of the history, as a sparse memory.
+"""The neighbour prior: which items usually follow the items of a history, as a sparse memory.
 
-Fitted by counting (training/fitting/neighbour_prior.py), it knows exact pairs of items, where a
-network that sees codes knows tastes; the two make different mistakes. Its score is added to the row
-scores of the search: it steers the beams of the ranking by rows, and orders items that share a SID.
-Knows no codes.
+Fitted by counting (training/fitting/neighbour_prior.py). It knows exact pairs of items. A network
+that sees codes knows tastes. The two make different mistakes. The prior's score is added to the
+scores of rows in the search: ranked by rows it steers the beams, and it orders items that share a
+SID. Knows no codes.
 
 neighbours: (num_rows, num_neighbours) int32 rows    affinities: the same shape, float16, 0 = none
 """
@@ -18,16 +18,16 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, eq=False)
 class NeighbourPrior:
-    """What a history says of catalogue rows.
+    """What a history says about catalogue rows.
 
-    neighbours: (num_rows, num_neighbours) int32, rows that follow the item of that row
-    affinities: (num_rows, num_neighbours) float16 >= 0, how strongly; 0 fills up
-    history_length: newest items of a history that are looked up
-    decay:  weight of an item against the next newer one, in (0, 1]
-    scale:  memory at which a row gains weight * log 2
-    weight: how much is added: weight * log(1 + memory / scale); 0 = the prior is off
-    The items that were counted are the first num_rows rows of the catalogue; nothing is known of
-    rows behind them. Raises ValueError when the arrays do not fit together.
+    neighbours: (num_rows, num_neighbours) int32, rows that follow the item of each row
+    affinities: (num_rows, num_neighbours) float16 >= 0, how strongly; 0 where there are fewer
+    history_length: how many of the newest items of a history are looked up
+    decay:  weight of an item relative to the next newer one, in (0, 1]
+    scale:  the memory at which a row gains weight * log 2
+    weight: a row gains weight * log(1 + memory / scale); 0 = the prior is off
+    The items that were counted are the first num_rows rows of the catalogue. The prior says nothing
+    about later rows. Raises ValueError when the arrays do not fit together.
     """
 
     neighbours: NDArray[np.int32]

@@ -1,10 +1,10 @@
 """The any-order SID trie: a node is the set of catalogue rows that agree with a partial SID.
 
-Masked diffusion fills positions in whatever order confidence suggests, so there is no prefix to
-walk: every node is found by filtering the rows of the one above, which shrink by two orders of
-magnitude with the first code. Its root's children are its postings, per (position, code) in CSR
-form. Of the children of those it knows how many rows they have, where the catalogue is large enough
-for a table of pairs. Knows nothing of scores or beams.
+Masked diffusion fills positions in the order of confidence, so there is no prefix to follow. A node
+is found by filtering the rows of its parent; the first code alone makes them about a hundred times
+fewer. The rows with one code are stored: they are its posting list. Where the catalogue is large
+enough for a table of pairs, the number of rows with two codes is stored too. Knows nothing of
+scores or beams.
 """
 
 from __future__ import annotations
@@ -18,23 +18,24 @@ from service.decoding.catalogue.catalogue import Catalogue
 from service.decoding.catalogue.code_pairs import (
     BYTES_PER_ITEM,
     Pairs,
-    pairs_of,
-    pairs_pay,
-    pairs_with,
+    count_pairs,
+    is_affordable,
+    with_more_items,
 )
 from service.decoding.loops import compiled
 
 
 class SidTrie:
-    """The catalogue, and the root's postings: `rows[p, indptr[p, c]:indptr[p, c + 1]]` have code c
-    at position p.
+    """The catalogue's codes and posting lists.
+
+    `rows[p, indptr[p, c]:indptr[p, c + 1]]` are the rows with code c at position p (CSR form).
 
     codes:  (num_items, num_subspaces) uint16, those of the catalogue
     indptr: (num_subspaces, num_codes + 1) int64, where each code's posting list begins
     rows:   (num_subspaces, num_items) int32, all posting lists, ascending within a code
     num_legal: (num_subspaces,) int64, how many codes any item has at each position
-    pairs: see `service.decoding.catalogue.code_pairs`; None where they do not pay
-    scratch: arrays of searches that are over, for the next ones; the trie does not look at them
+    pairs:  the table of `service.decoding.catalogue.code_pairs`; None where it is too large
+    scratch: arrays that searches keep here for the next ones; the trie does not read them
     """
 
     def __init__(
@@ -45,15 +46,15 @@ class SidTrie:
         *,
         pair_bytes_per_item: float = BYTES_PER_ITEM,
     ) -> None:
-        """postings: the catalogue's indptr and rows where they are known; else they are made.
-        pairs: its table of pairs where that is known; else it is made if it pays
-        pair_bytes_per_item: what the table may cost at most, for it to pay
+        """postings: the catalogue's indptr and rows if they are known; else they are made.
+        pairs: its table of pairs if that is known; else it is made if it is affordable
+        pair_bytes_per_item: the most that the table may cost
         """
         self.catalogue = catalogue
         self.codes = catalogue.codes
         self.pair_bytes_per_item = pair_bytes_per_item
-        if pairs is None and pairs_pay(catalogue, pair_bytes_per_item):
-            pairs = pairs_of(self.codes, catalogue.num_codes)
+        if pairs is None and is_affordable(catalogue, pair_bytes_per_item):
+            pairs = count_pairs(self.codes, catalogue.num_codes)
         self.pairs = pairs
         if postings is None:
             none = np.zeros((catalogue.num_subspaces, catalogue.num_codes + 1), np.int64)
@@ -69,13 +70,13 @@ class SidTrie:
         return np.diff(self.indptr, axis=1)
 
     def with_items(self, catalogue: Catalogue) -> SidTrie:
-        """The trie of a catalogue whose first rows are this one's: `Catalogue.with_items`.
+        """The trie of a catalogue that grew from this one's: `Catalogue.with_items`.
 
-        New rows are the largest, so each goes to the end of its code's posting list.
+        New rows have the highest numbers, so each goes to the end of its code's posting list.
         """
         new = catalogue.codes[len(self.codes) :]
         postings = _postings_with(self.indptr, self.rows, new)
-        pairs = self.pairs if self.pairs is None else pairs_with(self.pairs, new)
+        pairs = self.pairs if self.pairs is None else with_more_items(self.pairs, new)
         return SidTrie(catalogue, postings, pairs, pair_bytes_per_item=self.pair_bytes_per_item)
 
     def without_items(self, catalogue: Catalogue) -> SidTrie:
@@ -83,7 +84,10 @@ class SidTrie:
         return SidTrie(catalogue, pair_bytes_per_item=self.pair_bytes_per_item)
 
     def rows_with(self, sid: NDArray[np.uint16]) -> NDArray[np.int32]:
-        """(n,) rows, ascending, that have a whole SID, (num_subspaces,): few are looked at."""
+        """(n,) rows, ascending, that have this whole SID, (num_subspaces,).
+
+        Reads the shortest posting list of its codes.
+        """
         positions = np.arange(len(sid))
         starts, stops = self.indptr[positions, sid], self.indptr[positions, sid + 1]
         shortest = int(np.argmin(stops - starts))
@@ -97,7 +101,7 @@ def _postings_with(
 ) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
     """The postings with the rows of (n, num_subspaces) new codes at the ends of their lists.
 
-    A counting sort of the new rows, once per position; new rows are larger than those there.
+    A counting sort of the new rows, once per position. New rows have higher numbers than old ones.
     """
     num_subspaces, num_items = rows.shape
     num_new = len(new_codes)

@@ -1,4 +1,4 @@
-"""Compiled building blocks: how a loop becomes machine code, and the loops that many modules need.
+"""Compiled building blocks: how a loop becomes machine code, and loops that many modules need.
 
 Pure functions of arrays, without bounds checks. Knows nothing of items or beams.
 
@@ -7,14 +7,14 @@ Reading order: `compilation`, `softmax`, `heap`, `prefetching`.
 
 from service.decoding.loops import heap
 from service.decoding.loops.compilation import compiled
-from service.decoding.loops.prefetching import AHEAD, prefetch
-from service.decoding.loops.softmax import BLOCK, exponentials, highest_of
+from service.decoding.loops.prefetching import ROWS_AHEAD, prefetch
+from service.decoding.loops.softmax import BLOCK, exponentiate, highest_of
 
 __all__ = [
-    "AHEAD",
     "BLOCK",
+    "ROWS_AHEAD",
     "compiled",
-    "exponentials",
+    "exponentiate",
     "heap",
     "highest_of",
     "prefetch",

@@ -1,10 +1,12 @@
 """Compilation of the kernel's loops to machine code, which runs without the interpreter's lock.
 
-Compiled functions are pure, take arrays and numbers, check no bounds, and are compiled when first
-called with arguments of some types; the machine code is cached beside the source file, or where
-NUMBA_CACHE_DIR says, and made anew after any change to the kernel. A folder there that cannot be
-written came with an image: it is read. What it lacks (it holds code for one processor, and numba
-asks by the processor's name and features) is compiled and not kept.
+Compiled functions are pure, take arrays and numbers, and check no bounds. Each is compiled when it
+is first called with arguments of some types. The machine code is cached beside the source file, or
+in NUMBA_CACHE_DIR. It is compiled again after any change to a source file of the kernel.
+
+A cache folder that cannot be written came with an image. It is read, and nothing is added: code
+that it lacks is compiled and not kept. (It holds code for one processor; numba looks it up by the
+processor's name and features.)
 """
 
 from __future__ import annotations
@@ -22,19 +24,23 @@ from numba.core.caching import (
     UserProvidedCacheLocator,
 )
 
-SOURCES = sorted(Path(__file__).parents[1].rglob("*.py"))
+KERNEL = Path(__file__).parents[1]
+SOURCES = sorted(KERNEL.rglob("*.py"))
 KERNEL_STAMP = hashlib.sha256(b"".join(source.read_bytes() for source in SOURCES)).hexdigest()
 
 Function = TypeVar("Function", bound=Callable[..., object])
 
 
 def compiled(function: Function) -> Function:
-    """The function as machine code, with IEEE arithmetic: x / 0 is inf or nan, nothing raises."""
+    """The function as machine code. IEEE arithmetic: x / 0 is inf or nan and raises nothing."""
     return _compiled(function, fastmath=False)
 
 
 def compiled_in_any_order(function: Function) -> Function:
-    """As above, but sums and maxima are taken in any order, so that loops become SIMD; no nan."""
+    """As `compiled`, but sums and maxima may be taken in any order, so that loops become SIMD code.
+
+    The arguments must hold no nan.
+    """
     return _compiled(function, fastmath={"reassoc", "nsz", "contract", "nnan"})
 
 
@@ -45,9 +51,10 @@ def _compiled(function: Function, fastmath: bool | set[str]) -> Function:
     for cache in caches:
         try:
             found._cache = cache(function)
-        except RuntimeError:  # there is no such place
+        except RuntimeError:  # there is no such folder
             continue
-        # Numba looks at the function's own file only; what it calls may have changed in another.
+        # Numba looks at the function's own file only. The function may call others, whose files
+        # may have changed: so the stamp is a hash of all files of the kernel.
         found._cache._cache_file._source_stamp = KERNEL_STAMP
         break
     return cast("Function", found)  # without a cache every process compiles for itself
@@ -68,4 +75,4 @@ class _ReadOnlyCache(FunctionCache):
     _impl_class = _ReadOnlyCacheImpl
 
     def save_overload(self, *_: object) -> None:
-        """Nothing can be kept."""
+        """Keep nothing."""

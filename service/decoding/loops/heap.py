@@ -1,7 +1,8 @@
-"""The best few of many scored things in one pass: a bounded heap over two arrays.
+"""The best entries of many, in one pass: a heap of limited size in two arrays.
 
-A thing is a score and a number that decides ties, the lower the better. The worst of those kept is
-at the top, so that a thing that does not belong costs one comparison.
+An entry is a score and a number. The higher score is better; of equal scores, the lower number. The
+worst entry that is kept is on top, so an entry that does not belong costs one comparison. Knows
+nothing of what scores and numbers mean.
 
 scores: (capacity,) float64    numbers: (capacity,) int64    size: how many are kept so far
 """
@@ -19,7 +20,7 @@ Numbers = NDArray[np.int64]
 
 @compiled
 def push(scores: Scores, numbers: Numbers, size: int, score: float, number: int) -> int:
-    """Keep the thing if it is among the best so far; returns the new size."""
+    """Keep the entry if it is among the best so far; returns the new size."""
     capacity = len(scores)
     if size < capacity:
         at = size
@@ -47,7 +48,7 @@ def sort(scores: Scores, numbers: Numbers, size: int) -> None:
 
 @compiled
 def _sift_down(scores: Scores, numbers: Numbers, size: int, score: float, number: int) -> None:
-    """Put a thing in the place of the top one."""
+    """Put an entry in the place of the top one."""
     at = 0
     while True:
         below = 2 * at + 1

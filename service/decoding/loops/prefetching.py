@@ -1,7 +1,7 @@
-"""A hint to the processor: these rows of an array will be read soon.
+"""A hint to the processor: this row of an array will be read soon.
 
-Rows of a posting list are far apart, each read is a wait for main memory. A processor that is told
-some rows ahead has many of them under way at once. A hint changes nothing but time.
+Rows of a posting list are far apart in memory, and each read waits for main memory. With a hint
+some rows ahead, the processor fetches many rows at once. A hint changes time and nothing else.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-AHEAD = 48  # rows between a hint and its use: time enough for memory, few enough for the L1 cache
+# Rows between a hint and its use: enough time for main memory, few enough for the L1 cache.
+ROWS_AHEAD = 48
 
-READ, KEEP_CLOSE, DATA = 0, 3, 1  # LLVM's names for what the hint is about are these numbers
+READ, KEEP_CLOSE, DATA = 0, 3, 1  # arguments of LLVM's llvm.prefetch
 
 
 def _prefetch(_context: Any, array: Any, row: Any) -> Any:
-    """Have the first cache line of array[row] fetched. Called from compiled code only."""
+    """Fetch the first cache line of array[row]. Called from compiled code only."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         array_type, _ = signature.args

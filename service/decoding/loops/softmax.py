@@ -1,6 +1,6 @@
-"""Exponentials of many float32 numbers at once, as SIMD code, to about 1e-7 of each.
+"""Exponentials of many float32 numbers at once, as SIMD code, with a relative error of about 1e-7.
 
-None comes out below 1e-38, which is exp(-87.3).
+No result is below 1e-38, which is exp(-87.3). Knows nothing of what the numbers mean.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ import numpy as np
 from service.decoding.arrays import Floats
 from service.decoding.loops.compilation import compiled, compiled_in_any_order
 
-BLOCK = 1024  # values passed over at a time: they stay in L1, and float32 sums stay exact enough
+BLOCK = 1024  # values a pass works on: they stay in the L1 cache, and float32 sums stay exact
 
 
 @compiled_in_any_order
 def highest_of(values: Floats) -> float:
-    """The largest of at least one number."""
+    """The largest of one or more numbers."""
     highest: float = values[0]
     for value in values:
         highest = value if value > highest else highest
@@ -23,21 +23,22 @@ def highest_of(values: Floats) -> float:
 
 
 @compiled
-def exponentials(values: Floats, highest: float) -> float:
-    """Make them exp(value - highest), none being above `highest`; returns their sum.
+def exponentiate(values: Floats, highest: float) -> float:
+    """Replace each value by exp(value - highest); returns the sum. No value may be above `highest`.
 
-    In place: with a second array to write to, SIMD code asks how far it lies from the first, which
-    is chance, and sums in another order where it is near.
+    In place: with a second array to write to, SIMD code depends on the distance between the two
+    arrays in memory. That distance is chance, and where it is small, sums are taken in another
+    order.
     """
     total = 0.0
     for start in range(0, len(values), BLOCK):
-        total += _exponentials(values[start : start + BLOCK], highest)
+        total += _exponentiate(values[start : start + BLOCK], highest)
     return total
 
 
 @compiled_in_any_order
-def _exponentials(values: Floats, highest: float) -> float:
-    """2 ** x by Taylor's series around the nearest integer, in a form that becomes SIMD."""
+def _exponentiate(values: Floats, highest: float) -> float:
+    """2 ** x by Taylor's series around the nearest integer, in a form that becomes SIMD code."""
     total = np.float32(0)
     top = np.float32(highest)
     for i in range(len(values)):

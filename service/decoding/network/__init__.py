@@ -1,10 +1,10 @@
 """The network: encodes a history once, then gives log-probs for masked positions.
 
-`Denoiser` is the protocol that the search drives; ONNX Runtime, a torch module in training and a
+`Denoiser` is the protocol that the search calls. ONNX Runtime, a torch module in training and a
 random test double all fulfil it. Knows no trie and no beams.
 
-Reading order: `denoiser` (the protocol), `onnx_denoiser`, `gather_graph` (an ONNX graph made here),
-`encoder_cache` (a history that did not change is not encoded again).
+Reading order: `denoiser` (the protocol), `onnx_denoiser`, `gather_graph` (a small ONNX graph, made
+here), `encoder_cache` (a history that did not change is not encoded again).
 """
 
 from service.decoding.network.denoiser import Denoiser, Histories, list_masked, masked_positions

@@ -1,7 +1,7 @@
 """What the search needs from a network: encode histories once, then denoise partial SIDs.
 
-A protocol, so that ONNX Runtime, a torch module under training and a random test double drive the
-same search. Implementations know nothing of beams' scores or tries.
+A protocol, so that ONNX Runtime, a torch module in training and a random test double all serve the
+same search. Implementations know nothing of tries or of the scores of beams.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ from service.decoding.loops import compiled
 
 @compiled
 def list_masked(sid: NDArray[np.uint16], mask: int, positions: NDArray[np.int64]) -> None:
-    """Fill in a partial SID's masked positions, ascending: as many as fit, or the last repeated."""
+    """Fill in a partial SID's masked positions, ascending.
+
+    positions: (n,) if more are masked, the first n; if fewer are, the last one is repeated
+    """
     found = 0
     for position in range(len(sid)):
         if found < len(positions) and sid[position] == mask:
@@ -29,10 +32,10 @@ def list_masked(sid: NDArray[np.uint16], mask: int, positions: NDArray[np.int64]
 
 @compiled
 def masked_positions(sids: NDArray[np.uint16], mask: int) -> NDArray[np.int64]:
-    """The positions to ask a denoiser for, as `Denoiser.denoise` wants them.
+    """The masked positions of partial SIDs, as `Denoiser.denoise` wants them.
 
-    sids: (jobs, beams, num_subspaces) uint16, each with a MASK
-    Returns (jobs, beams, n) int64, n the most masked positions of any beam.
+    sids: (jobs, beams, num_subspaces) uint16, each with at least one MASK
+    Returns (jobs, beams, n) int64; n is the largest number of masked positions of any beam.
     """
     num_jobs, num_beams, _ = sids.shape
     most = 0
@@ -75,8 +78,9 @@ class Histories(NamedTuple):
 class Denoiser(Protocol):
     """Predicts the codes at masked positions of partial SIDs, given encoded histories.
 
-    The code `num_codes` is MASK. `repeat_bias` is what the score of an item gains when the history
-    holds it already; with codes alone a network cannot tell it from its likes.
+    The code `num_codes` is MASK. `repeat_bias` is added to the score of an item that the history
+    holds
+    already: a network that sees codes alone takes items with the same codes for one item.
     """
 
     num_subspaces: int
@@ -85,11 +89,11 @@ class Denoiser(Protocol):
     repeat_bias: float
 
     def encode(self, histories: Histories) -> Any:
-        """Encode histories of at most `history_length` items; `denoise` gets the result back."""
+        """Encode histories of at most `history_length` items. `denoise` gets the result."""
         ...
 
     def select(self, memory: Any, jobs: NDArray[np.intp]) -> Any:
-        """The memory of some of the jobs, in the order given; one may be there several times."""
+        """The memory of some of the jobs, in the order given; the same job may be there twice."""
         ...
 
     def join(self, memories: Sequence[Any]) -> Any:
@@ -102,14 +106,15 @@ class Denoiser(Protocol):
         partial_sids: NDArray[np.uint16],
         positions: NDArray[np.int64],
     ) -> NDArray[np.float32]:
-        """Log-probs of every code at the masked positions asked for.
+        """Log-probs of every code at the given masked positions.
 
-        A beam's difficulty, which the network is told, is the number of its MASKs.
+        A beam's difficulty, an input of the network, is the number of its MASKs.
 
         partial_sids: (jobs, beams, num_subspaces) uint16, MASK where not yet filled
-        positions:    (jobs, beams, n) int64, a beam's masked positions, ascending; n is the most
-                      that any beam has, one with fewer repeats its last. Answers to the repeats
-                      mean nothing. A place without a beam holds MASKs, and asks for position 0.
+        positions:    (jobs, beams, n) int64, a beam's masked positions, ascending. n is the largest
+                      number of any beam; a beam with fewer repeats its last one, and results for
+                      the repeats mean nothing. A place without a beam holds MASKs, and its
+                      positions are 0.
         Returns (jobs, beams, n, num_codes) float32.
         """
         ...

@@ -1,9 +1,9 @@
-"""Histories that were encoded already: a repeated request skips the encoder.
+"""Histories that were encoded before: for these, a request skips the encoder.
 
-Keyed by the exact rows the encoder sees, and so good for one network and one numbering of rows:
-every `Decoder` has a cache of its own, and another bundle is another decoder. Memories stay where
-the denoiser keeps them, one job each; it alone knows what they are. Several threads may use one
-cache. Knows nothing of users or metrics.
+The key is the exact rows that the encoder sees. So a cache is valid for one network and one
+numbering of rows, and every `Decoder` has its own. Memories stay where the denoiser keeps them, one
+job each; the cache does not look inside. Several threads may use one cache. Knows nothing of users
+or metrics.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from service.decoding.network.denoiser import Denoiser
 
 
 class EncoderCache:
-    """The memories of the last `max_entries` different histories, by when they were used."""
+    """The memories of the `max_entries` different histories that were used last."""
 
     def __init__(self, max_entries: int) -> None:
         """max_entries: 1 or more."""
@@ -40,8 +40,8 @@ class EncoderCache:
     ) -> tuple[Any, int]:
         """The memory of a batch, and how many of its histories were encoded for it.
 
-        histories: (n,) int32 rows each, all that the encoder is to see
-        encode: called at most once, with those not in the cache, each of them once
+        histories: (n,) int32 rows each, all that the encoder sees
+        encode: called at most once, with the histories that are not in the cache, each of them once
         """
         keys = [history.tobytes() for history in histories]
         memories = self._found(keys)
@@ -51,7 +51,7 @@ class EncoderCache:
             if key not in memories
         }
         if missing:
-            encoded = encode(list(missing.values()))  # without the lock: others go on meanwhile
+            encoded = encode(list(missing.values()))  # without the lock, which others may need
             added = {
                 key: denoiser.select(encoded, np.array([place]))
                 for place, key in enumerate(missing)

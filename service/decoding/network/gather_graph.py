@@ -1,11 +1,11 @@
-"""The bytes of a small ONNX graph that picks rows from several matrices: join, then gather.
+"""The bytes of a small ONNX graph that joins several matrices and picks rows of the result.
 
-ONNX Runtime has no call that joins tensors where they are, on a GPU say; it has operators. The
-package onnx, which would write the graph, is not there when serving, so it is written here in
-protobuf's wire format; the numbers are those of the fields in onnx.proto.
+ONNX Runtime has no call that joins tensors on the device where they are, for instance a GPU. It has
+operators that do. The package `onnx`, which writes graphs, is not installed where the service runs.
+So the graph is written here, in protobuf's wire format, with the field numbers of onnx.proto.
 
 part_0 ... part_<n-1>: (rows of each, width) float32
-places:                (m,) int64, rows of all parts, counted through
+places:                (m,) int64, rows of the joined matrix
 picked:                (m, width) float32
 """
 
@@ -16,7 +16,7 @@ FLOAT, INT64, INT_ATTRIBUTE = 1, 7, 2
 
 
 def gather_graph(num_parts: int) -> bytes:
-    """The graph for that many parts."""
+    """The graph for this many parts."""
     parts = [f"part_{n}" for n in range(num_parts)]
     graph = b"".join(
         [
@@ -54,7 +54,7 @@ def _number(field: int, value: int) -> bytes:
 
 
 def _varint(value: int) -> bytes:
-    """Seven bits a byte, the lowest first; the top bit says that more follow."""
+    """Seven bits a byte, the lowest first; the top bit says that more bytes follow."""
     start = []
     while value > 127:
         start.append(value & 127 | 128)

@@ -1,11 +1,11 @@
 """The denoiser that ships: two ONNX graphs run by ONNX Runtime.
 
-`encoder.onnx` turns each history into one vector, once per request; `decoder.onnx` turns partial
-SIDs and that vector into log-probs at the positions asked for, for all beams of all jobs. They read
-the search's own arrays: no dtype is converted on the way in. Knows nothing of files: it is given
-the graphs' bytes.
+`encoder.onnx` turns each history into one vector, once per request. `decoder.onnx` turns partial
+SIDs and that vector into log-probs at given positions, for all beams of all jobs. Both read the
+search's own arrays: no dtype is converted on the way in. Knows nothing of files: it gets the bytes
+of the graphs.
 
-memory: (jobs, width) float32, kept by ONNX Runtime where the graphs run
+memory: (jobs, width) float32, kept by ONNX Runtime on the device where the graphs run
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from service.decoding.network.gather_graph import gather_graph
 _import_error: ImportError | None = None
 try:
     import onnxruntime as ort
-except ImportError as error:  # said by `require_runtime`, in a sentence
+except ImportError as error:  # `require_runtime` reports it in a sentence
     _import_error = error
 
-# Two distributions that write into one folder, so that uninstalling one breaks the other.
+# Two distributions that write into the same folder: uninstalling one breaks the other.
 _DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
 
 Provider = Literal["cpu", "cuda", "tensorrt"]
@@ -44,7 +44,7 @@ DECODER_INPUTS = {
     "memory": "tensor(float)",
 }
 DECODER_OUTPUTS = {"log_probs": "tensor(float)"}
-# How many axes each of them has.
+# How many axes each input and output has.
 _AXES = {
     "history_codes": 3,
     "history_vectors": 3,
@@ -55,7 +55,7 @@ _AXES = {
     "log_probs": 4,
 }
 
-# The one asked for first; the later ones run the operators that it lacks.
+# The requested provider comes first; the others run the operators that it lacks.
 _PROVIDERS: dict[Provider, tuple[str, ...]] = {
     "cpu": ("CPUExecutionProvider",),
     "cuda": ("CUDAExecutionProvider", "CPUExecutionProvider"),
@@ -69,23 +69,24 @@ _NEEDED: dict[Provider, str] = {
 }
 
 
-# Weights in other files are said to be at a "location": ONNX Runtime would open any file it names.
+# A graph with weights in other files names a "location", and ONNX Runtime opens any file there.
 EXTERNAL_DATA = b"location"
 _NUM_PARTS = 16  # memories that are joined in one run on the device
 
 
 class ProviderMissing(ValueError):
-    """ONNX Runtime would run the graphs with another provider than the one asked for."""
+    """ONNX Runtime would run the graphs with another provider than the requested one."""
 
 
 class RuntimeMissing(ValueError):
-    """ONNX Runtime is not installed, or pip says that it is and its files are gone."""
+    """ONNX Runtime is not installed, or pip lists it although its files are gone."""
 
 
 def require_runtime() -> None:
-    """Raise RuntimeMissing, with the commands that cure it, unless ONNX Runtime can run graphs.
+    """Raise RuntimeMissing, which names the commands to run, unless ONNX Runtime can run graphs.
 
-    What uninstalling leaves of the folder is imported without an error: as an empty package.
+    Uninstalling may leave part of the folder behind. Python imports that without an error, as an
+    empty package.
     """
     if _import_error is None and hasattr(ort, "InferenceSession"):
         return
@@ -114,12 +115,12 @@ def require_runtime() -> None:
 class OnnxDenoiser:
     """Runs the two graphs with one provider of ONNX Runtime and an explicit number of threads.
 
-    "cuda" and "tensorrt" have not been run on a GPU yet. Memories then stay on the device;
+    "cuda" and "tensorrt" have not been run on a GPU yet. With these, memories stay on the device.
     TensorRT builds an engine for every new shape of a batch.
 
     Raises ValueError when a graph's inputs, outputs or sizes are not the expected ones,
-    ProviderMissing when ONNX Runtime would run them with another provider than the one asked for,
-    and RuntimeMissing when it is not there.
+    ProviderMissing when ONNX Runtime would run them with another provider than the requested one,
+    and RuntimeMissing when it is not installed.
     """
 
     def __init__(
@@ -135,7 +136,9 @@ class OnnxDenoiser:
         provider: Provider = "cpu",
         names: tuple[str, str] = ("encoder.onnx", "decoder.onnx"),
     ) -> None:
-        """threads: of each graph's operators on the CPU; names: of the two graphs, in errors."""
+        """threads: of each graph's operators on the CPU
+        names: of the two graphs, for error messages
+        """
         require_runtime()
         encoder_name, decoder_name = names
         self.num_subspaces = num_subspaces
@@ -201,17 +204,17 @@ class OnnxDenoiser:
 
 
 class DeviceMemories:
-    """Picks from memories and joins them where they are, without a copy to the host."""
+    """Picks from memories and joins them on their device, without a copy to the host."""
 
     def __init__(self, provider: Provider, device: str) -> None:
         self._session = _session(gather_graph(_NUM_PARTS), "the gather graph", 1, provider)
         self._device = device
 
     def picked(self, parts: Sequence[ort.OrtValue], places: NDArray[np.intp]) -> ort.OrtValue:
-        """Some jobs of at most _NUM_PARTS memories, counted through."""
+        """Some jobs of at most _NUM_PARTS memories. places: indices into the joined memories"""
         places = np.ascontiguousarray(places, np.int64)
         binding = self._session.io_binding()
-        for number in range(_NUM_PARTS):  # the last again and again: those come behind
+        for number in range(_NUM_PARTS):  # the last one fills up; its repeats come behind all
             binding.bind_ortvalue_input(f"part_{number}", parts[min(number, len(parts) - 1)])
         binding.bind_cpu_input("places", places)
         binding.bind_output("picked", self._device)
@@ -241,7 +244,7 @@ def _session(graph: bytes, name: str, threads: int, provider: Provider) -> ort.I
                 graph,
                 options,
                 providers=[entry for entry in wanted if entry in offered],
-                # On the CPU the fused operator is slower than the two it stands for.
+                # On the CPU the fused operator is slower than the two that it replaces.
                 disabled_optimizers=["SkipLayerNormFusion"] if provider == "cpu" else [],
             )
         except Exception as error:  # its exceptions have no common base class of their own
@@ -249,7 +252,7 @@ def _session(graph: bytes, name: str, threads: int, provider: Provider) -> ort.I
         offered = session.get_providers()
         if offered[0] == wanted[0]:
             return session
-    # ONNX Runtime itself would go on with the next best.
+    # ONNX Runtime itself would use the next provider without an error.
     raise ProviderMissing(
         f"{name} cannot run with {wanted[0]}, ONNX Runtime offers {offered}: {_NEEDED[provider]}"
     )
@@ -274,7 +277,7 @@ def _check(
 
 
 def _last_axis(entries: Sequence[ort.NodeArg], entry: str, name: str) -> int:
-    """Its size, which must be a number: other axes may have names."""
+    """The size of an entry's last axis. It must be a number; other axes may have names."""
     [shape] = [one.shape for one in entries if one.name == entry]
     if not isinstance(shape[-1], int):
         raise ValueError(f"{name}: the last axis of {entry} must have a size that is known")

@@ -1,13 +1,15 @@
-"""The search: from the fully masked SID to the k best items, never leaving the catalogue.
+"""The search: from the fully masked SID to the k best items, always inside the catalogue.
 
-Two kinds of beams. A beam that has filled one position owns a posting list, too long to copy:
-`codes` handles those. All others own their surviving rows: `rows` handles them.
+There are two kinds of beams. A beam that has filled one position owns a posting list, which is too
+long to copy: `posting_lists` handles those. All other beams own a list of rows: `rows` handles
+them.
 
-Reading order: `beam_search` (the steps), `beams` (the data), `denoiser_calls` and `decided_beams`
-(what the network is asked), `row_biases` (the neighbour prior and other scores that do not come
-from codes), `narrowing` (from beams to children), then the loops in `rows` (`confidence`,
-`grouping`, `expansion`, `whole_catalogue`) and `codes` (`beams`, `first_step`, `expansion`);
-`trajectories` for explanations; `unconstrained`, the papers' own search, kept for comparison.
+Reading order: `beam_search` (a batch, step by step), `beams` (the data), `denoiser_calls` (the
+network's inputs), `row_biases` (scores that do not come from codes: the neighbour prior, the repeat
+bias, exclusions), `steps` (one step, for either kind of beam). Then the loops in `rows`
+(`confidence`, `grouping`, `expansion`, `whole_catalogue`) and `posting_lists` (`first_step`,
+`scoring`, `second_step`). Apart: `trajectories` (explanations) and `unconstrained` (the papers'
+own search, kept for comparison).
 """
 
 from service.decoding.search.beam_search import decode

@@ -1,10 +1,10 @@
 """Any-order beam search over partial SIDs that only ever visits SIDs of the catalogue.
 
-Per step: one denoiser call for all live beams of all jobs; each beam picks its most confident
-positions; its surviving rows, grouped by their codes there, are its children; the best `beam_width`
-of a job stay. The last step scores every surviving row and returns the `k` best, ties by row. Pure:
-no logging, no metrics, no environment. Knows nothing of users, item ids or HTTP; the loops over
-beams and rows are compiled, in root, scan and what narrowing drives.
+Per step: one denoiser call for all live beams of all jobs. Each beam picks its most confident
+positions. Its surviving rows, grouped by their codes there, are its children. The best `beam_width`
+of a job stay. The last step scores every surviving row and returns the `k` best; ties go to the
+lower row. Pure: no logging, no metrics, no environment. Knows nothing of users, item ids or HTTP.
+The loops over beams and rows are compiled; they are in `posting_lists` and `rows`.
 """
 
 from __future__ import annotations
@@ -20,14 +20,18 @@ from service.decoding.arrays import Floats, Rows
 from service.decoding.catalogue import NeighbourPrior, SidTrie
 from service.decoding.job import Confidence, Decoded, Job, OnAnswer, Timings
 from service.decoding.network import Denoiser, EncoderCache
-from service.decoding.search.beams import Beams, CodeBeams
-from service.decoding.search.codes.first_step import expand_root
+from service.decoding.search.beams import Beams, PostingListBeams
 from service.decoding.search.denoiser_calls import BatchDenoiser
-from service.decoding.search.narrowing import after_root, best_rows, children
+from service.decoding.search.posting_lists.first_step import expand_fully_masked
 from service.decoding.search.row_biases import RowBiases
 from service.decoding.search.rows import expansion
-from service.decoding.search.rows.whole_catalogue import allowed_rows, best_of_all, rows_left
-from service.decoding.search.trajectories import Trail
+from service.decoding.search.rows.whole_catalogue import (
+    allowed_rows,
+    best_of_catalogue,
+    rows_not_excluded,
+)
+from service.decoding.search.steps import after_first_step, best_children, best_rows
+from service.decoding.search.trajectories import TrajectoryRecorder
 
 _RANKINGS = {"path": expansion.PATH, "best": expansion.BEST, "rows": expansion.ROWS}
 _NOTHING = np.empty(0, np.int32), np.empty(0, np.float32)
@@ -47,27 +51,31 @@ def decode(
 ) -> tuple[list[Decoded], Timings]:
     """Decode a batch of jobs; their schedules, widths, lengths and rankings may differ.
 
-    ranking (of a job): what a partial SID is worth. "rows": a row's logit is the sum of its
-        log-probs at masked positions and its bias; a softmax over the beam's rows shares out the
-        beam's probability, and a child has that of its rows. By the chain rule the scores of items
-        are log-probabilities over the allowed catalogue, whatever the schedule. A beam whose rows
-        share one SID is decided: no call can change its score, and none is made for it. "path": the
-        sum of the log-probs of the filled positions (MDGR Eq. 20-22); biases join at the last step.
-        "best": those, and the best completion that one of its rows offers, biases included; scores
-        of items are the same as by path.
-    prior: what else is known of rows. Its scores and, for items the history holds, the denoiser's
-        `repeat_bias` are the biases.
-    confidence: how a beam ranks its masked positions. "legal": the highest probability of a code,
-        over rows or over the codes of surviving rows, as the ranking says; positions with a single
-        legal code last. "raw": over all codes (MDGR Eq. 18), not for "rows". "random": by chance,
-        the same for a history whatever its batch.
-    cache: histories in it are not encoded again.
-    on_answer: called once for each job, in this thread, as soon as its answer is known, with its
-        index in `jobs`, the answer and the timings so far. Its own time counts as the search's;
-        what it raises ends the batch, as any other error does.
-    Ties: the lower position; between children the better parent, then the lower first row; between
-    items the lower row. Raises ValueError when a schedule does not fill num_subspaces positions,
-    or for the confidence "raw" of a job ranked by "rows".
+    ranking (of a job): the score by which beams are compared. A row's bias is what its score gains
+        besides its codes: from the prior and the repeat bias.
+        "rows": a row's logit is the sum of its log-probs at masked positions and its bias. A
+        softmax over the beam's rows divides the beam's probability among them. A child has the
+        probability of its rows. By the chain rule the scores of items are log-probabilities over
+        the allowed catalogue, whatever the schedule. A beam whose rows share one SID is decided: no
+        call can change its score, so none is made for it.
+        "path": the sum of the log-probs of the filled positions (MDGR Eq. 20-22). Biases are added
+        in the last step.
+        "best": as "path", plus the best completion that one of the beam's rows offers, with its
+        bias. Scores of items are the same as by path.
+    prior: the neighbour prior, or None. Its scores are part of the biases. So is the denoiser's
+        `repeat_bias`, for items that the history holds.
+    confidence: how a beam ranks its masked positions. "legal": by the highest probability of a code
+        there, over rows (ranking "rows") or over the codes of surviving rows (other rankings);
+        positions with a single legal code come last. "raw": over all codes (MDGR Eq. 18), not for
+        "rows". "random": by chance; the same for a history in every batch.
+    cache: histories that it holds are not encoded again.
+    on_answer: called once for each job, in this thread, as soon as its answer is known: with the
+        job's index in `jobs`, the answer and the timings so far. Its own time counts as search
+        time. If it raises, the batch ends, as with any other error.
+    Ties: of positions, the lower; of children, the one with the better parent, then with the lower
+    first row; of items, the lower row. Raises ValueError when a schedule does not fill
+    num_subspaces positions, when a job's rows or beam_width are out of range, or for the confidence
+    "raw" of a job that is ranked by "rows".
     """
     batch = _Batch(jobs, trie, denoiser, prior, confidence, cache, on_answer)
     batch.start()
@@ -77,7 +85,7 @@ def decode(
 
 
 def _nothing_left(job: Job, num_items: int) -> bool:
-    """Whether no row is allowed and not excluded; next to no work unless that may be so."""
+    """Whether the job allows no row. Cheap, unless it excludes as many rows as it allows."""
     num_allowed = num_items if job.allowed is None else len(job.allowed)
     if len(job.excluded) < num_allowed:
         return False
@@ -86,23 +94,23 @@ def _nothing_left(job: Job, num_items: int) -> bool:
 
 
 class _Search:
-    """One job's way through its schedule; index: the job's, in the batch."""
+    """One job's way through its schedule. index: the job's place in the batch"""
 
     def __init__(self, index: int, job: Job, trie: SidTrie) -> None:
         self.index = index
         self.job = job
         self.ranking = _RANKINGS[job.ranking]
-        # None until the first step is done: one beam then, of all allowed rows.
-        self.beams: Beams | CodeBeams | None = None
-        self.trail = Trail(job, trie) if job.explain else None
+        # None before the first step: one fully masked beam, which owns all allowed rows.
+        self.beams: Beams | PostingListBeams | None = None
+        self.recorder = TrajectoryRecorder(job, trie) if job.explain else None
         self.finished = False
         self.answer = Decoded(*_NOTHING, 0)
 
-    def go_on(self, beams: Beams | CodeBeams, log_probs: Floats) -> None:
-        """Go on to these children. log_probs: what their parents were told"""
-        self.beams = beams
-        if self.trail is not None:
-            self.trail.go_on(beams, log_probs)
+    def continue_with(self, children: Beams | PostingListBeams, log_probs: Floats) -> None:
+        """Make these children the live beams. log_probs: the denoiser's output for their parents"""
+        self.beams = children
+        if self.recorder is not None:
+            self.recorder.record(children, log_probs)
 
     def finish(
         self,
@@ -112,13 +120,13 @@ class _Search:
         cancelled: bool,
         survivors: int,
     ) -> None:
-        trail = self.trail
-        trajectory = None if trail is None else trail.of_rows(*found, log_probs)
+        recorder = self.recorder
+        trajectory = None if recorder is None else recorder.of_answer(*found, log_probs)
         self.answer = Decoded(*found, nfe, cancelled, trajectory, survivors)
         self.finished = True
 
     def is_last_step(self, nfe: int, num_rows: int) -> bool:
-        """Whether the nfe-th denoiser call is to be the last, with so many rows surviving."""
+        """Whether the nfe-th denoiser call is the last one, with `num_rows` rows surviving."""
         return nfe == self.job.schedule.nfe or num_rows <= self.job.finish_rows
 
 
@@ -155,7 +163,7 @@ class _Batch:
                 raise ValueError('confidence "raw" is of codes, ranking "rows" of legal ones')
 
     def start(self) -> None:
-        """Answer the jobs that there is nothing to decode for; the others are active."""
+        """Answer the jobs that allow no row or want no item; the others become active."""
         for search in self.searches:
             job = search.job
             if job.k > 0 and not _nothing_left(job, len(self.codes)):
@@ -173,23 +181,23 @@ class _Batch:
             return
         if self.nfe == 0:
             self.denoiser.encode([search.job.history for search in self.active])
-        told = self.denoiser.denoise([search.beams for search in self.active])
+        outputs = self.denoiser.denoise([search.beams for search in self.active])
         self.nfe += 1
         if self.nfe == 1:
-            self._first_step([log_probs for log_probs, _ in told])
+            self._first_step([log_probs for log_probs, _ in outputs])
         else:
-            self._later_step(told)
+            self._later_step(outputs)
         for search in self.active:
-            if search.beams is not None and not search.beams.num_in_call and not search.finished:
+            if search.beams is not None and not search.beams.num_undecided and not search.finished:
                 self._finish_decided(search)
         self._keep_unfinished()
 
     def timings(self) -> Timings:
-        """Of the batch so far."""
-        asked = self.denoiser
-        search_s = perf_counter() - self.started - asked.encode_s - asked.denoise_s
-        hits, misses = asked.cache_hits, asked.cache_misses
-        return Timings(asked.encode_s, asked.denoise_s, search_s, hits, misses)
+        """The timings of the batch so far."""
+        calls = self.denoiser
+        search_s = perf_counter() - self.started - calls.encode_s - calls.denoise_s
+        hits, misses = calls.cache_hits, calls.cache_misses
+        return Timings(calls.encode_s, calls.denoise_s, search_s, hits, misses)
 
     def _answer(
         self,
@@ -200,7 +208,7 @@ class _Batch:
         survivors: int = 0,
         cancelled: bool = False,
     ) -> None:
-        """The job's answer is known. log_probs: what its beams were told, if anything"""
+        """Note the job's answer, and report it. log_probs: the last output for its beams, if any"""
         search.finish(found, self.nfe, log_probs, cancelled, survivors)
         if self.on_answer is not None:
             self.on_answer(search.index, search.answer, self.timings())
@@ -210,10 +218,10 @@ class _Batch:
         if len(places) < len(self.active):
             self.active = [self.active[place] for place in places]
             if places:
-                self.denoiser.keep(places)
+                self.denoiser.keep_jobs(places)
 
     def _finish_decided(self, search: _Search) -> None:
-        """Answer a job all of whose beams are decided, or whose rows are all impossible."""
+        """Answer a job whose beams are all decided, or that has no possible row left."""
         assert search.beams is not None
         no_log_probs = np.empty((0, 0, self.trie.catalogue.num_codes), np.float32)
         no_positions = np.empty((0, 0), np.int64)
@@ -222,7 +230,7 @@ class _Batch:
         self._answer(search, best, survivors=search.beams.num_rows)
 
     def _first_step(self, log_probs: Sequence[Floats]) -> None:
-        """One beam per job, which owns all allowed rows."""
+        """The step from the fully masked SID: one beam per job, which owns all allowed rows."""
         num_items, num_subspaces = self.codes.shape
         free = self.trie.scratch
         try:
@@ -230,62 +238,72 @@ class _Batch:
         except IndexError:
             biases = RowBiases(num_items)
         positions = np.arange(num_subspaces)[None]
-        for search, here in zip(self.active, log_probs, strict=True):
+        for search, own_log_probs in zip(self.active, log_probs, strict=True):
             job = search.job
             biases.fill(job, self.prior, self.denoiser.repeat_bias)
             width = job.schedule.steps[0]
-            root = self._root_if_few(job, biases)
-            num_rows = num_items - biases.num_excluded if root is None else len(root.rows)
+            beam = self._filtered_beam(job, biases)
+            num_rows = num_items - biases.num_excluded if beam is None else len(beam.rows)
             if search.is_last_step(1, num_rows):
                 normalised = search.ranking == expansion.ROWS
-                codes, of_rows = self.codes, biases.values
-                if root is not None:
-                    codes, of_rows = self.codes.take(root.rows, axis=0), root.biases
-                rows, scores = best_of_all(codes, of_rows, here[0], job.k, normalised=normalised)
-                found = rows if root is None else root.rows[rows], scores
-                self._answer(search, found, here, survivors=num_rows)
-            elif width == 1 and root is None:
-                of_codes = expand_root(
+                codes, row_biases = self.codes, biases.values
+                if beam is not None:
+                    codes, row_biases = self.codes.take(beam.rows, axis=0), beam.biases
+                rows, scores = best_of_catalogue(
+                    codes, row_biases, own_log_probs[0], job.k, normalised=normalised
+                )
+                found = rows if beam is None else beam.rows[rows], scores
+                self._answer(search, found, own_log_probs, survivors=num_rows)
+            elif width == 1 and beam is None:
+                new_beams = expand_fully_masked(
                     self.codes,
                     self.trie.indptr,
                     self.trie.rows,
                     biases.values,
-                    biases.touched,
+                    biases.biased_rows,
                     biases.num_excluded,
-                    here[0],
+                    own_log_probs[0],
                     (0,) * num_subspaces,
                     job.beam_width,
                     search.ranking,
                     self.confidence,
                     self._drawn(search, 1),
                 )
-                is_last = search.is_last_step(2, of_codes.num_rows)
-                beams = after_root(self.trie, of_codes, job, search.ranking, biases, is_last)
-                search.go_on(beams, here)
+                is_last = search.is_last_step(2, new_beams.num_rows)
+                beams = after_first_step(self.trie, new_beams, job, search.ranking, biases, is_last)
+                search.continue_with(beams, own_log_probs)
             else:
-                if root is None:
-                    root = self._root(*allowed_rows(biases.values, biases.num_excluded))
-                search.go_on(self._expand(search, root, here, positions, width), here)
+                if beam is None:
+                    beam = self._fully_masked_beam(
+                        *allowed_rows(biases.values, biases.num_excluded)
+                    )
+                search.continue_with(
+                    self._expand(search, beam, own_log_probs, positions, width), own_log_probs
+                )
         biases.clear()
         free.append(biases)
 
-    def _root_if_few(self, job: Job, biases: RowBiases) -> Beams | None:
-        """The allowed rows as a beam where a filter leaves few; else none, and biases know all."""
+    def _filtered_beam(self, job: Job, biases: RowBiases) -> Beams | None:
+        """The fully masked beam of a job whose filter allows at most half of the catalogue.
+
+        None for other jobs: they make passes over the whole catalogue, which are cheaper for them.
+        If such a job has a filter, `biases` then exclude all other rows.
+        """
         if job.allowed is None:
             return None
         if 2 * len(job.allowed) <= len(self.codes):
-            return self._root(*rows_left(job.allowed, biases.values))
-        biases.restrict(job.allowed)  # passes over the whole catalogue are cheaper then
+            return self._fully_masked_beam(*rows_not_excluded(job.allowed, biases.values))
+        biases.exclude_all_but(job.allowed)
         return None
 
-    def _root(self, rows: Rows, of_rows: Floats) -> Beams:
-        """The fully masked beam with these rows."""
+    def _fully_masked_beam(self, rows: Rows, row_biases: Floats) -> Beams:
+        """The beam that the search starts from, with these rows and their biases."""
         sids = np.full((1, self.codes.shape[1]), self.trie.catalogue.num_codes, np.uint16)
-        starts, in_call = np.array([0, len(rows)]), np.zeros(1, np.int32)
-        return Beams(sids, np.zeros(1), starts, rows, of_rows, in_call, 1)
+        starts, call_index = np.array([0, len(rows)]), np.zeros(1, np.int32)
+        return Beams(sids, np.zeros(1), starts, rows, row_biases, call_index, 1)
 
-    def _later_step(self, told: Sequence[tuple[Floats, NDArray[np.int64]]]) -> None:
-        for search, (log_probs, positions) in zip(self.active, told, strict=True):
+    def _later_step(self, outputs: Sequence[tuple[Floats, NDArray[np.int64]]]) -> None:
+        for search, (log_probs, positions) in zip(self.active, outputs, strict=True):
             beams = search.beams
             assert beams is not None
             if search.is_last_step(self.nfe, beams.num_rows):
@@ -294,17 +312,19 @@ class _Batch:
                 self._answer(search, best, log_probs, survivors=beams.num_rows)
             else:
                 width = search.job.schedule.steps[self.nfe - 1]
-                search.go_on(self._expand(search, beams, log_probs, positions, width), log_probs)
+                search.continue_with(
+                    self._expand(search, beams, log_probs, positions, width), log_probs
+                )
 
     def _expand(
         self,
         search: _Search,
-        beams: Beams | CodeBeams,
+        beams: Beams | PostingListBeams,
         log_probs: Floats,
         positions: NDArray[np.int64],
         width: int,
     ) -> Beams:
-        return children(
+        return best_children(
             self.trie,
             beams,
             log_probs,
@@ -326,7 +346,7 @@ class _Batch:
 
 
 def _check_rows(job: Job, num_items: int) -> None:
-    """Raise ValueError for what compiled code, which checks no bounds, would read or write at."""
+    """Raise ValueError for rows and widths that would lead compiled code out of its arrays."""
     for rows in (job.history, job.excluded, job.allowed):
         if rows is not None and len(rows) and not 0 <= rows.min() <= rows.max() < num_items:
             raise ValueError(f"a job's rows must be at least 0 and below {num_items}")

@@ -1,9 +1,9 @@
-"""The denoiser as one batch uses it: its active jobs' memories, one call a step, and the time.
+"""The denoiser calls of one batch: one per step for all jobs, with their memories and times.
 
-A call asks of every job as many beams as of any other. Where the jobs' beams are about as many,
-places without a beam fill up the rest. Where they are not, one job of 200 beams would make each of
-its neighbours pay for 200, so that jobs are cut into chunks, and a chunk is to the network a job of
-its own. Knows nothing of scores or rows.
+A call is a rectangle: it has room for equally many beams of every job. If the jobs have about
+equally many beams, empty places fill up the rest. If not, one job of 200 beams would make each of
+its neighbours pay for 200. So jobs are then cut into chunks, and the network sees each chunk as a
+job of its own. Knows nothing of scores or rows.
 """
 
 from __future__ import annotations
@@ -15,15 +15,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service.decoding.arrays import Floats, Integers, Rows
+from service.decoding.arrays import Codes, Floats, Integers, Rows
 from service.decoding.catalogue import Catalogue
-from service.decoding.network import Denoiser, EncoderCache, Histories
-from service.decoding.search.beams import Beams, CodeBeams
-from service.decoding.search.decided_beams import question
+from service.decoding.loops import compiled
+from service.decoding.network import Denoiser, EncoderCache, Histories, list_masked
+from service.decoding.search.beams import Beams, PostingListBeams
 
 
 class BatchDenoiser:
-    """Counts and seconds so far: cache_hits, cache_misses, encode_s, denoise_s."""
+    """Encodes and denoises for one batch.
+
+    cache_hits, cache_misses: histories so far    encode_s, denoise_s: seconds so far
+    """
 
     def __init__(
         self, denoiser: Denoiser, catalogue: Catalogue, cache: EncoderCache | None
@@ -32,7 +35,7 @@ class BatchDenoiser:
         self._catalogue = catalogue
         self._cache = cache
         self._memory: Any = None
-        # The memory of the last call that was cut into chunks, and how many were each job's.
+        # The last call that was cut into chunks: how many each job had, and their memory.
         self._of_chunks: tuple[list[int], Any] | None = None
         self.repeat_bias = denoiser.repeat_bias
         self.cache_hits = self.cache_misses = 0
@@ -49,45 +52,47 @@ class BatchDenoiser:
             self.cache_hits, self.cache_misses = len(newest) - encoded, encoded
         self.encode_s += perf_counter() - started
 
-    def keep(self, places: Sequence[int]) -> None:
-        """Go on with these of the active jobs, in this order. places: at least one"""
+    def keep_jobs(self, places: Sequence[int]) -> None:
+        """Drop all active jobs but these, and put them in this order. places: at least one"""
         if self._memory is not None:
             self._memory = self._denoiser.select(self._memory, np.array(places))
             self._of_chunks = None
 
-    def denoise(self, beams: Sequence[Beams | CodeBeams | None]) -> list[tuple[Floats, Integers]]:
-        """One call; for each job log-probs of the masked positions, and which those are.
+    def denoise(
+        self, beams: Sequence[Beams | PostingListBeams | None]
+    ) -> list[tuple[Floats, Integers]]:
+        """One call; for each job log-probs of the masked positions, and which positions those are.
 
-        beams: of each active job, some in the call; None = only the fully masked one
-        Returns (>= num_in_call, n, num_codes) float32 and (>= num_in_call, n) int64 for each job,
-        see `Denoiser.denoise`; what is behind the beams in the call means nothing.
+        beams: of each active job, not all of them decided; None = the fully masked beam only
+        Returns (>= num_undecided, n, num_codes) float32 and (>= num_undecided, n) int64 for each
+        job, see `Denoiser.denoise`. Entries behind the undecided beams mean nothing.
         """
         num_subspaces, mask = self._catalogue.num_subspaces, self._catalogue.num_codes
         widths, left = [], 1
         for own in beams:
-            widths.append(1 if own is None else own.num_in_call)
+            widths.append(1 if own is None else own.num_undecided)
             num_masked = num_subspaces if own is None else own.sids[0].tolist().count(mask)
             left = max(left, num_masked)
-        chunk = beams_of_a_chunk(widths)
+        chunk = beams_per_chunk(widths)
         chunks = [-(-width // chunk) for width in widths]
         partial_sids = np.empty((sum(chunks), chunk, num_subspaces), np.uint16)
         positions = np.empty((len(partial_sids), chunk, left), np.int64)
-        asked = of_jobs(positions, chunks)
-        for own, of_job, asked_of in zip(beams, of_jobs(partial_sids, chunks), asked, strict=True):
+        job_sids, job_positions = (split_by_job(a, chunks) for a in (partial_sids, positions))
+        for own, own_sids, own_positions in zip(beams, job_sids, job_positions, strict=True):
             if own is None:
-                of_job[:], asked_of[:] = mask, np.arange(num_subspaces)
+                own_sids[:], own_positions[:] = mask, np.arange(num_subspaces)
             else:
-                question(own.sids, own.in_call, mask, of_job, asked_of)
+                _fill_call(own.sids, own.call_index, mask, own_sids, own_positions)
         started = perf_counter()
         memory = self._memory if len(partial_sids) == len(beams) else self._memory_of(chunks)
         log_probs = self._denoiser.denoise(memory, partial_sids, positions)
         self.denoise_s += perf_counter() - started
         if log_probs.shape != (*positions.shape, mask):  # compiled code checks no bounds
             raise ValueError(f"the denoiser's log-probs have the shape {log_probs.shape}")
-        return list(zip(of_jobs(log_probs, chunks), asked, strict=True))
+        return list(zip(split_by_job(log_probs, chunks), job_positions, strict=True))
 
     def _memory_of(self, chunks: list[int]) -> Any:
-        """Each job's memory once for every chunk of it."""
+        """Each job's memory, repeated for each of its chunks."""
         if self._of_chunks is None or self._of_chunks[0] != chunks:
             owners = np.repeat(np.arange(len(chunks)), chunks)
             self._of_chunks = chunks, self._denoiser.select(self._memory, owners)
@@ -98,11 +103,13 @@ class BatchDenoiser:
         return self._denoiser.encode(Histories.of(histories, self._catalogue, length))
 
 
-def beams_of_a_chunk(widths: Sequence[int]) -> int:
-    """All that any job has, unless half of the call would be places without a beam.
+def beams_per_chunk(widths: Sequence[int]) -> int:
+    """How many beams a chunk has: those of the widest job, unless half of the call would be empty.
 
-    Else half of what a job has on average: the last chunk of each job wastes less than that, and
-    less than a third of the call is wasted.
+    Else half of a job's average number of beams. Then the last chunk of each job wastes less than
+    that, and less than a third of the call is wasted.
+
+    widths: undecided beams of each job
     """
     widest, total = max(widths), sum(widths)
     if len(widths) * widest <= 2 * total:
@@ -110,8 +117,10 @@ def beams_of_a_chunk(widths: Sequence[int]) -> int:
     return max(1, total // (2 * len(widths)))
 
 
-def of_jobs(array: NDArray[Any], chunks: Sequence[int]) -> Sequence[NDArray[Any]] | NDArray[Any]:
-    """Each job's part of (chunks, beams, ...), as (beams, ...)."""
+def split_by_job(
+    array: NDArray[Any], chunks: Sequence[int]
+) -> Sequence[NDArray[Any]] | NDArray[Any]:
+    """Each job's part of (chunks, beams, ...), as (beams, ...). chunks: how many each job has"""
     if len(array) == len(chunks):
         return array
     ends = np.cumsum(chunks).tolist()
@@ -119,3 +128,22 @@ def of_jobs(array: NDArray[Any], chunks: Sequence[int]) -> Sequence[NDArray[Any]
         array[end - own : end].reshape(-1, *array.shape[2:])
         for own, end in zip(chunks, ends, strict=True)
     ]
+
+
+@compiled
+def _fill_call(
+    sids: Codes, call_index: NDArray[np.int32], mask: int, partial_sids: Codes, positions: Integers
+) -> None:
+    """Fill in one job's part of a denoiser call.
+
+    sids, call_index: see `Beams`
+    partial_sids: (>= num_undecided, num_subspaces), MASK at the places without a beam
+    positions:    (>= num_undecided, n), a beam's masked positions, the last one repeated; zeros at
+                  the places without a beam
+    """
+    partial_sids[:] = mask
+    positions[:] = 0
+    for beam in range(len(sids)):
+        if call_index[beam] >= 0:
+            partial_sids[call_index[beam]] = sids[beam]
+            list_masked(sids[beam], mask, positions[call_index[beam]])

@@ -1,9 +1,9 @@
-"""What is known of rows beside their codes: a dense scratch array, filled for one job at a time.
+"""Scores that do not come from codes: the neighbour prior, the repeat bias, exclusions.
 
-A row's bias is the neighbour prior's score of it, plus the network's bias for repeats when the
-history holds it, and -inf when the job excludes it. Few rows have one, so filling and clearing
-touch those only. Survivors of the search carry their biases with them; the array serves the first
-step.
+A row's bias is the neighbour prior's score of it, plus the network's repeat bias if the history
+holds it; it is -inf if the job excludes it. Few rows have a bias. So one array over all rows is
+used for one job after the other, and filling and clearing write to those few rows only. It serves
+the first step; later, surviving rows carry their biases with them. Knows no codes and no beams.
 """
 
 from __future__ import annotations
@@ -18,29 +18,30 @@ from service.decoding.loops import compiled
 
 
 class RowBiases:
-    """Biases of all rows for the job that was filled in last.
+    """The biases of all rows, for the job that was filled in last.
 
     values:       (num_items,) float32
-    touched:      (n,) int32, rows whose value may differ from 0, some of them twice
+    biased_rows:  (n,) int32, rows whose value may differ from 0, some of them twice; excluded rows
+        come last, once each
     num_excluded: rows that are excluded
     """
 
     def __init__(self, num_items: int) -> None:
         self.values: Floats = np.zeros(num_items, np.float32)
-        self.touched: Rows = np.empty(0, np.int32)
+        self.biased_rows: Rows = np.empty(0, np.int32)
         self.num_excluded = 0
 
     def fill(self, job: Job, prior: NeighbourPrior | None, repeat_bias: float) -> None:
-        """The biases of this job instead of the last one's."""
+        """Replace the last job's biases by those of this job."""
         self.clear()
         if prior is None or not prior.weight:
             prior = _NO_PRIOR
         newest = job.history[-prior.history_length :]
         most = len(newest) * prior.neighbours.shape[1] + len(job.history) + len(job.excluded)
-        touched = np.empty(most, np.int32)
-        num_touched, self.num_excluded = _fill(
+        biased_rows = np.empty(most, np.int32)
+        num_biased, self.num_excluded = _fill(
             self.values,
-            touched,
+            biased_rows,
             job.history,
             newest,
             prior.neighbours,
@@ -51,31 +52,31 @@ class RowBiases:
             repeat_bias,
             job.excluded,
         )
-        self.touched = touched[:num_touched]
+        self.biased_rows = biased_rows[:num_biased]
 
-    def restrict(self, allowed: Rows) -> None:
+    def exclude_all_but(self, allowed: Rows) -> None:
         """Exclude all other rows too, until cleared. allowed: ascending"""
         others = _exclude_others(self.values, allowed)
-        self.touched = np.concatenate((self.touched, others))
+        self.biased_rows = np.concatenate((self.biased_rows, others))
         self.num_excluded += len(others)
 
     def clear(self) -> None:
-        """All zero again."""
-        self.values[self.touched] = 0
-        self.touched, self.num_excluded = np.empty(0, np.int32), 0
+        """Make all values zero again."""
+        self.values[self.biased_rows] = 0
+        self.biased_rows, self.num_excluded = np.empty(0, np.int32), 0
 
 
 _NO_PRIOR = NeighbourPrior(
     np.empty((0, 0), np.int32), np.empty((0, 0), np.float16), 1, decay=1, scale=1, weight=0
 )
-# What every float16 is as a float32, by its bits: compiled code does not know the type.
+# Every float16 as a float32, indexed by its bits: compiled code has no float16.
 _FLOATS = np.arange(65536, dtype=np.uint16).view(np.float16).astype(np.float32)
 
 
 @compiled
 def _fill(
     values: Floats,
-    touched: Rows,
+    biased_rows: Rows,
     history: Rows,
     newest: Rows,
     neighbours: NDArray[np.int32],
@@ -86,11 +87,11 @@ def _fill(
     repeat_bias: float,
     excluded: Rows,
 ) -> tuple[int, int]:
-    """How many rows were touched and how many are excluded; the excluded come last, once each.
+    """Fill in one job; returns how many rows have a bias and how many are excluded (the last ones).
 
     memory(row) = sum over the newest items, age 0 first: decay ** age * affinity[item, row]
     """
-    num_touched = 0
+    num_biased = 0
     decayed = 1.0
     for item in newest[::-1]:
         if item < len(neighbours):  # later rows were added since the prior was fitted
@@ -99,30 +100,30 @@ def _fill(
                 if strength > 0:
                     row = neighbours[item, place]
                     if values[row] == 0:
-                        touched[num_touched] = row
-                        num_touched += 1
+                        biased_rows[num_biased] = row
+                        num_biased += 1
                     values[row] += strength
         decayed *= decay
-    for row in touched[:num_touched]:
+    for row in biased_rows[:num_biased]:
         values[row] = weight * np.log1p(values[row] / scale)
     if repeat_bias != 0:
         for row in np.unique(history):
-            touched[num_touched] = row
-            num_touched += 1
+            biased_rows[num_biased] = row
+            num_biased += 1
             values[row] += repeat_bias
     num_excluded = 0
     for row in excluded:
         if values[row] != -np.inf:
             values[row] = -np.inf
-            touched[num_touched] = row
-            num_touched += 1
+            biased_rows[num_biased] = row
+            num_biased += 1
             num_excluded += 1
-    return num_touched, num_excluded
+    return num_biased, num_excluded
 
 
 @compiled
 def _exclude_others(values: Floats, allowed: Rows) -> Rows:
-    """The rows between the allowed ones that were not excluded yet and now are."""
+    """Exclude the rows between the allowed ones; returns those that were not excluded before."""
     others = np.empty(len(values) - len(allowed), np.int32)
     found, place = 0, 0
     for row in range(len(values)):

@@ -1,10 +1,10 @@
-"""Where the live beams of one job came from, kept for jobs that ask for an explanation only.
+"""How the live beams of one job came about, recorded for jobs that ask for an explanation.
 
-Every beam has a trajectory so far, and its children go on from there. A child's parent is the one
-beam whose partial SID agrees with its own: two beams differ at a position that both have filled.
-The rows of the answer are the last children. Reads what the search made and leaves it alone.
+Every beam has a trajectory, and its children continue it. A child's parent is the one beam whose
+partial SID agrees with the child's: any two beams differ at a position that both have filled. The
+rows of the answer are the last children. Reads the arrays of the search and changes nothing.
 
-log_probs: (num_in_call, n, num_codes) float32, of one call, see `Denoiser.denoise`
+log_probs: (num_undecided, n, num_codes) float32, of one call, see `Denoiser.denoise`
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from service.decoding.arrays import Codes, Floats, Integers, Rows
 from service.decoding.catalogue import SidTrie
 from service.decoding.job import Job, Trajectory
-from service.decoding.search.beams import Beams, CodeBeams
+from service.decoding.search.beams import Beams, PostingListBeams
 
 
-class Trail:
-    """The trajectories of a job's live beams, of the fully masked one at first."""
+class TrajectoryRecorder:
+    """The trajectories of a job's live beams; at first that is the fully masked beam alone."""
 
     def __init__(self, job: Job, trie: SidTrie) -> None:
         self._job = job
@@ -27,7 +27,7 @@ class Trail:
         self._mask = trie.catalogue.num_codes
         shape = 1, trie.catalogue.num_subspaces
         self._sids: Codes = np.full(shape, self._mask, np.uint16)
-        self._in_call = np.zeros(1, np.int32)
+        self._call_index = np.zeros(1, np.int32)
         self._so_far = Trajectory(
             np.zeros(shape, np.uint8),  # 0 = not yet filled
             np.full(shape, np.nan, np.float32),
@@ -35,19 +35,20 @@ class Trail:
             np.empty((1, 0), np.float32),
         )
 
-    def go_on(self, beams: Beams | CodeBeams, log_probs: Floats) -> None:
-        """Follow the beams to their children. log_probs: what the beams were told"""
+    def record(self, children: Beams | PostingListBeams, log_probs: Floats) -> None:
+        """Continue from the beams to their children. log_probs: the call's output for the beams"""
+        beams = children
         self._so_far = self._after_call(beams.sids, log_probs, beams.rows_each, beams.scores)
-        self._sids, self._in_call = beams.sids, beams.in_call
-        # What a decided beam has not chosen follows from its rows: no call will be asked about it.
+        self._sids, self._call_index = beams.sids, beams.call_index
+        # Masked positions of a decided beam follow from its rows: this call has settled them.
         filled, call = self._so_far.filled, self._so_far.survivors.shape[1]
-        filled[(filled == 0) & (self._in_call < 0)[:, None]] = call
+        filled[(filled == 0) & (self._call_index < 0)[:, None]] = call
 
-    def of_rows(self, rows: Rows, scores: Floats, log_probs: Floats | None) -> Trajectory:
-        """The trajectories of the answer's rows, which beams own.
+    def of_answer(self, rows: Rows, scores: Floats, log_probs: Floats | None) -> Trajectory:
+        """The trajectories of the answer's rows, which the beams own.
 
-        log_probs: what the beams were told in the last call; None if they were made after it, as
-            they are where all are decided
+        log_probs: the last call's output for the beams; None if no call was made after they were
+            (all of them are decided)
         """
         sids = self._trie.codes[rows]
         if log_probs is not None:
@@ -69,7 +70,7 @@ class Trail:
         survivors: NDArray[np.integer],
         scores: NDArray[np.floating],
     ) -> Trajectory:
-        """The trajectories of children, (n, num_subspaces) sids, with what the call adds to them.
+        """The trajectories of children with (n, num_subspaces) sids: their parents' and this call.
 
         survivors, scores: (n,) of the children
         """
@@ -81,7 +82,7 @@ class Trail:
         asked = parents[children]
         places = np.cumsum(self._sids == self._mask, axis=1) - 1  # all masked ones, ascending
         filled_with[fresh] = log_probs[
-            self._in_call[asked], places[asked, positions], sids[children, positions]
+            self._call_index[asked], places[asked, positions], sids[children, positions]
         ]
         return Trajectory(
             filled,
@@ -98,7 +99,7 @@ class Trail:
         return np.nonzero(agree)[1]
 
     def _num_alike(self, rows: Rows) -> Integers:
-        """(n,) how many rows that the job allows have the SID of each of these."""
+        """(n,) for each row, how many rows that the job allows have the same SID."""
         alike = [self._trie.rows_with(sid) for sid in self._trie.codes[rows]]
         every = np.concatenate([np.empty(0, np.int32), *alike])
         allowed = ~np.isin(every, self._job.excluded)

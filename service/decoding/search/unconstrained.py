@@ -1,10 +1,10 @@
-"""MDGR's own search, without a catalogue (sec. 4.4): what the constrained decoder is compared with.
+"""MDGR's own search, without a catalogue (sec. 4.4), to compare the constrained search with.
 
 Every beam fills its m positions of highest raw confidence with the jointly best code tuples, legal
-or not; finished SIDs are looked up afterwards and those that no item has are counted and dropped.
-Evaluation uses it to report the invalid rate; the service never calls it. It does not know the
-trie. Jobs of equal schedule and beam width have equally many beams at every step, so each such
-group is one rectangle `(jobs, beams, ...)` and nothing is padded.
+or not. Finished SIDs are looked up afterwards; those that no item has are counted and dropped.
+Evaluation uses it to report the invalid rate; the service never calls it. Knows no trie. Jobs of
+equal schedule and beam width have equally many beams at every step. So each such group is one
+rectangle `(jobs, beams, ...)`, and nothing is padded.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from service.decoding.schedule import Schedule
 
 @dataclass(frozen=True, eq=False)
 class UnconstrainedDecoded:
-    """The items behind one job's finished SIDs.
+    """The items of one job's finished SIDs.
 
     rows:        (n <= k,) int32, best SID first, items of one SID by row
     scores:      (n,) float32, sum of log-probs
     nfe:         denoiser calls
-    num_sids:    finished SIDs, that is, the beams of the last step
-    num_invalid: those of them that no item has
+    num_sids:    finished SIDs: the beams of the last step
+    num_invalid: how many of them no item has
     """
 
     rows: Rows
@@ -41,7 +41,7 @@ class UnconstrainedDecoded:
 
 
 class SidIndex:
-    """Rows of a SID, found by its bytes: num_codes ** num_subspaces overflows 64 bits."""
+    """Rows of a SID. The key is the SID's bytes: num_codes ** num_subspaces overflows 64 bits."""
 
     def __init__(self, catalogue: Catalogue) -> None:
         self.catalogue = catalogue
@@ -63,9 +63,9 @@ class SidIndex:
 def decode_unconstrained(
     jobs: Sequence[Job], index: SidIndex, denoiser: Denoiser
 ) -> list[UnconstrainedDecoded]:
-    """Decode every job without a catalogue, then look its SIDs up.
+    """Decode every job without a catalogue, then look up its SIDs.
 
-    Rows a job excludes are dropped after the look-up; `is_cancelled` is never asked. Fewer than
+    Rows that a job excludes are dropped after the look-up; `is_cancelled` is not called. Fewer than
     `k` items come back when SIDs are invalid or excluded.
     """
     groups: dict[tuple[Schedule, int], list[int]] = {}
@@ -95,9 +95,11 @@ def _search(
         positions = masked_positions(sids, mask)
         log_probs = denoiser.denoise(memory, sids, positions)
         confidence = log_probs.max(axis=-1)
-        surest = np.sort(np.argsort(-confidence, axis=-1, kind="stable")[..., :step], axis=-1)
-        chosen = np.take_along_axis(positions, surest, axis=-1)
-        at_chosen = np.take_along_axis(log_probs, surest[..., None], axis=2)
+        most_confident = np.sort(
+            np.argsort(-confidence, axis=-1, kind="stable")[..., :step], axis=-1
+        )
+        chosen = np.take_along_axis(positions, most_confident, axis=-1)
+        at_chosen = np.take_along_axis(log_probs, most_confident[..., None], axis=2)
         tuples, tuple_scores = best_tuples(at_chosen, beam_width)
 
         # The beam_width best children over all beams of each job (Eq. 23).
@@ -115,7 +117,7 @@ def best_tuples(log_probs: Floats, num_best: int) -> tuple[NDArray[np.uint16], F
     """The exact `num_best` best code tuples over several positions, without listing the product.
 
     Lists are merged position by position. The pair of the a-th best tuple so far and the b-th best
-    code can only be among the best B when a * b <= B, because a * b pairs are at least as good.
+    code can be among the best B only if a * b <= B, because a * b pairs are at least as good.
 
     log_probs: (..., positions, num_codes)
     Returns codes (..., n, positions) uint16 and their summed log-probs (..., n), best first, with

@@ -1,10 +1,10 @@
-"""Denoisers without a network: log-probs are a hash of what a network would be told.
+"""Denoisers without a network: log-probs are a hash of the inputs that a network would get.
 
-A hash is a pure function of one job's history and one partial SID, so whatever else shares the
-batch cannot change it, and a search that mixes up jobs, beams or positions gets different numbers.
+A hash is a pure function of one job's history and one partial SID. So other jobs in the batch
+cannot change it, and a search that mixes up jobs, beams or positions gets different numbers.
 Log-probs are multiples of 2**-16: sums of them are exact in float32 in any order, so a search can
-be compared with a reference row by row. What nobody may use, answers to
-repeats and to places without a beam, claims to be certain of everything, as a trap.
+be compared with a reference row by row. Outputs that nobody may use, those for repeats and for
+places without a beam, claim to be certain of everything, as a trap.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from service.decoding.network.denoiser import Histories
 
 
 class HashedDenoiser:
-    """Random log-probs; the same ones whenever the same things are asked.
+    """Random log-probs, the same ones whenever the inputs are the same.
 
-    sharpness:        spread of the logits; 4 is a hesitant network, 300 one that is always sure
+    sharpness:        spread of the logits; 4 is a hesitant network, 300 one that is always certain
     sees_partial_sid: False makes every call of a job give the same log-probs, so that a SID's
                       score does not depend on the order in which its positions are filled
     repeat_bias:      what the score of an item of the history gains
     calls:            partial SIDs of every call so far, each (jobs, beams, num_subspaces)
     """
 
-    wants_all_masks = True  # as the search asks; a left-to-right one asks for the next only
+    wants_all_masks = True  # as the search does; a left-to-right one wants the next one only
 
     def __init__(
         self,

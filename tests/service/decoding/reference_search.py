@@ -1,8 +1,8 @@
-"""Both searches again, as plainly as they can be written: one job, Python lists, no tricks.
+"""Both searches again, written as plainly as possible: one job, Python lists, no tricks.
 
-What `service.decoding.search.beam_search` and `service.decoding.search.unconstrained` must equal. A
-beam is a partial SID with the list of rows that agree with it; everything about it is recomputed
-from those rows. Slow, and meant to be.
+`service.decoding.search.beam_search` and `service.decoding.search.unconstrained` must give the same
+answers. A beam is a partial SID with the list of rows that agree with it. Everything about it is
+computed again from those rows. Slow on purpose.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FAR_APART = 1e-4  # of scores: rounding cannot change which is the higher
 class Beam:
     """A partial SID, the rows that agree with it, its score, and how it came about.
 
-    filled: by position the call that filled it and the log-prob of its code there
+    filled: by position, the call that filled it and the log-prob of its code there
     survivors, scores: after each call
     """
 
@@ -43,12 +43,13 @@ class Beam:
 
 @dataclass
 class Reference:
-    """`closest_call` is the smallest gap between what was chosen and what was not.
+    """The answer of the reference search, and how close its choices were.
 
-    A gap far below 1e-4 may be decided either way by rounding, so it cannot be compared. Things
-    that are equal for a reason, not by chance, are no close call: rounding treats them alike.
+    closest_call: the smallest gap between what was chosen and what was not. A gap far below 1e-4
+        may be decided either way by rounding, so such an answer cannot be compared. Scores that are
+        equal for a reason, not by chance, do not count: rounding treats them alike.
     nfe: steps that could change an answer; ranked by rows, none can once every beam is one SID.
-    found: each of the rows as a beam of its SID's rows, with its own score at last.
+    found: each of the rows as a beam of its SID's rows, with its own score as the last one.
     survivors: rows of the beams among which the answer was chosen.
     """
 
@@ -77,7 +78,7 @@ def reference_decode(
 
 
 def num_compared(answers: Sequence[Decoded], expected: Sequence[Reference]) -> int:
-    """Compare answers with the reference where rounding decides nothing; how many that are."""
+    """Compare those answers with the reference that rounding does not decide: how many they are."""
     compared = 0
     for answer, reference in zip(answers, expected, strict=True):
         if reference.closest_call > FAR_APART:
@@ -89,7 +90,7 @@ def num_compared(answers: Sequence[Decoded], expected: Sequence[Reference]) -> i
 
 
 def assert_same_trajectories(answer: Decoded, reference: Reference) -> None:
-    """Of an answer that is the reference's."""
+    """The answer equals the reference's; so must its trajectories."""
     found, trajectory = reference.found, answer.trajectory
     assert trajectory is not None
     positions = range(trajectory.filled.shape[1])
@@ -106,7 +107,7 @@ def assert_same_trajectories(answer: Decoded, reference: Reference) -> None:
 def reference_biases(
     job: Job, catalogue: Catalogue, denoiser: HashedDenoiser, prior: NeighbourPrior | None
 ) -> list[float]:
-    """What every row's score gains beside its codes."""
+    """What every row's score gains besides its codes."""
     history = job.history.tolist()
     biases = [0.0] * catalogue.num_items
     if prior is not None:
@@ -130,8 +131,10 @@ def _decode_by_path(
     confidence: str,
     ranking: str,
 ) -> Reference:
-    """A partial SID is worth the log-probs of its filled positions, and by the ranking "best" those
-    of the best completion too, with its bias; else biases join at the end.
+    """Beams are compared by the log-probs of their filled positions.
+
+    By the ranking "best", the log-probs of the best completion and its bias are added; else biases
+    are added at the end.
     """
     beams = _root(job, codes, denoiser)
     closest_call = math.inf
@@ -180,7 +183,7 @@ def _decode_by_rows(
     catalogue: Catalogue,
     denoiser: HashedDenoiser,
 ) -> Reference:
-    """A partial SID is worth the log of the probability that one of its rows is the next item."""
+    """Beams are compared by the log of the probability that one of their rows is the next item."""
     beams = _root(job, codes, denoiser)
     closest_call = math.inf
     scores: dict[int, float] = {}
@@ -234,19 +237,19 @@ def _ends(
     masked: list[int],
     number: int,
 ) -> dict[int, Beam]:
-    """What each of a beam's rows ends as if all its masked positions are filled now."""
+    """The final beam of each of a beam's rows, if all its masked positions are filled now."""
     groups = _children(beam, codes, log_probs, masked, number)
     return {row: end for end in groups for row in end.rows}
 
 
 def _decide(beam: Beam, number: int) -> None:
-    """The beam's rows share one SID: what is masked follows, and no log-prob of it counts."""
+    """Settle the masked positions of a beam whose rows share one SID, without log-probs."""
     for position in range(len(beam.sid)):
         beam.filled.setdefault(position, (number, math.nan))
 
 
 def _found(rows: list[int], scores: list[float], ends: dict[int, Beam]) -> list[Beam]:
-    """The ends of these rows, each a copy with the row's score as its last one."""
+    """The final beams of these rows, each a copy with the row's score as its last one."""
     found = [deepcopy(ends[row]) for row in rows]
     for end, score in zip(found, scores, strict=True):
         end.score = end.scores[-1] = score
@@ -272,9 +275,9 @@ def _best(
 def reference_unconstrained(
     job: Job, catalogue: Catalogue, denoiser: HashedDenoiser
 ) -> tuple[list[Beam], bool]:
-    """MDGR sec. 4.4 with the whole product of codes written out, and whether children tied.
+    """MDGR sec. 4.4 with the whole product of codes written out; returns whether children tied too.
 
-    The beams are finished SIDs, each with its rows; which of tied children live is not specified.
+    The beams are finished SIDs, each with its rows. Which of tied children stay is not specified.
     """
     tied = False
     beams = [Beam((denoiser.num_codes,) * denoiser.num_subspaces, [], 0.0)]
@@ -335,7 +338,7 @@ def _completions(
     masked: list[int],
     log_probs: list[list[float]],
 ) -> dict[int, float]:
-    """What each row's score gains if all masked positions are filled as it has them."""
+    """What each row's score gains if all masked positions are filled with its codes."""
     return {
         row: sum(log_probs[position][codes[row][position]] for position in masked) + biases[row]
         for row in rows
@@ -361,7 +364,7 @@ def log_probs_of(
     partial_sids = np.array([[sid]], dtype=np.uint16)
     masked = _masked(sid, denoiser)
     answer = denoiser.denoise(memory, partial_sids, np.array([[masked]]))[0, 0]
-    log_probs: list[list[float]] = [[] for _ in sid]  # nothing is known of filled positions
+    log_probs: list[list[float]] = [[] for _ in sid]  # none at filled positions
     for position, of_codes in zip(masked, answer.tolist(), strict=True):
         log_probs[position] = of_codes
     return log_probs
@@ -397,7 +400,7 @@ def _most_confident_by_rows(
 ) -> tuple[list[int], float]:
     """Positions by the share of the rows of their most probable code, forced positions last.
 
-    Positions whose most probable codes have the same rows are equally sure for a reason.
+    Positions whose most probable codes have the same rows have equal confidence for a reason.
     """
     ranked = []
     for position in masked:
@@ -443,7 +446,7 @@ def _child(
     rows: list[int],
     number: int,
 ) -> Beam:
-    """number: that of the call; what is filled already, as in a decided beam, stays as it was."""
+    """number: that of the call. Positions filled before, as in a decided beam, do not change."""
     sid, score, filled = list(beam.sid), beam.score, dict(beam.filled)
     for position, code in zip(chosen, codes, strict=True):
         sid[position] = code

@@ -30,7 +30,7 @@ def catalogue_of(
 
 
 def of_rows(catalogue: Catalogue, rows: Sequence[int]) -> Catalogue:
-    """A catalogue made from scratch of these rows of another."""
+    """A catalogue of these rows of another one, made from scratch."""
     return Catalogue(
         tuple(catalogue.item_ids[row] for row in rows),
         catalogue.codes[list(rows)],
@@ -104,7 +104,7 @@ def catalogues(draw: st.DrawFn, max_items: int = 30) -> Catalogue:
 
 @st.composite
 def priors(draw: st.DrawFn, catalogue: Catalogue) -> NeighbourPrior:
-    """Any rows as neighbours, the same one twice and the item itself among them."""
+    """Any rows as neighbours; a row may have the same neighbour twice, or itself."""
     shape = (catalogue.num_items, draw(st.integers(0, 4)))
     rows = st.integers(0, catalogue.num_items - 1)
     return NeighbourPrior(
@@ -127,7 +127,7 @@ def schedules(draw: st.DrawFn, num_subspaces: int) -> Schedule:
 
 
 def filters(catalogue: Catalogue) -> st.SearchStrategy[list[int]]:
-    """Ascending rows; small and large shares of the catalogue are as likely."""
+    """Ascending rows; small and large shares of the catalogue are equally likely."""
     each = st.lists(st.booleans(), min_size=catalogue.num_items, max_size=catalogue.num_items)
     return each.map(lambda kept: np.flatnonzero(kept).tolist())
 
@@ -142,7 +142,7 @@ def jobs(
     filtered: bool = False,
     may_finish: bool = False,
 ) -> Job:
-    """filtered: the answer may have to come from any set of rows, none and all among them
+    """filtered: the answer may have to come from any set of rows, even none or all of them
 
     may_finish: the search may end early, once few rows survive
     """

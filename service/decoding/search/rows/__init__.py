@@ -1,4 +1,4 @@
-"""Beams that own their surviving rows: which positions they fill, and their best children.
+"""Beams that own a list of rows: how they choose positions, and their best children.
 
 Reading order: `confidence`, `grouping`, `expansion`; `whole_catalogue` scores every row in one
 step.

@@ -1,10 +1,11 @@
-"""A beam's rows grouped by their codes at chosen positions, and what each group is worth.
+"""A beam's rows grouped by their codes at chosen positions, and the rank score of each group.
 
-A group is a child of the beam; children are numbered from 0 in the order of their first rows.
+A group is a child of the beam. Children are numbered from 0, in the order of their first rows.
+Knows nothing of other beams.
 
 own_codes: (n, places) uint16, codes of the beam's rows at its masked positions
-firsts: filled in: index of each child's first row
-of_own: filled in: the child of each row, (n,) int32
+firsts: filled in with the index of each child's first row
+child_of_row: (n,) int32, filled in with the child of each row
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from service.decoding.arrays import Codes, Doubles, Floats, Integers
 from service.decoding.loops import compiled
 
-UNDERFLOW = 1e-30  # masses below it are summed again, from their own highest term
+UNDERFLOW = 1e-30  # a smaller mass is summed again, relative to its own highest term
 
 
 @compiled
@@ -24,9 +25,9 @@ def group_by_code(
     slot: int,
     table: NDArray[np.int32],
     firsts: Integers,
-    of_own: NDArray[np.int32],
+    child_of_row: NDArray[np.int32],
 ) -> int:
-    """Group rows by their code at a place; how many children there are.
+    """Group rows by their code at one place; returns how many children there are.
 
     table: (num_codes,) the child of each code; all -1, and all -1 again afterwards
     """
@@ -39,7 +40,7 @@ def group_by_code(
             table[code] = child
             firsts[child] = i
             num_children += 1
-        of_own[i] = child
+        child_of_row[i] = child
     for child in range(num_children):
         table[own_codes[firsts[child], slot]] = -1
     return num_children
@@ -51,11 +52,12 @@ def group_by_tuple(
     slots: Integers,
     table: NDArray[np.int32],
     firsts: Integers,
-    of_own: NDArray[np.int32],
+    child_of_row: NDArray[np.int32],
 ) -> int:
-    """The same by the codes at several places.
+    """Group rows by their codes at several places; returns how many children there are.
 
-    table: open addressing of children, its length a power of two; all -1, and so again afterwards
+    table: children by hash (open addressing), its length a power of two; all -1, and all -1 again
+        afterwards
     """
     mask = np.uint64(len(table) - 1)
     num_children = 0
@@ -78,14 +80,14 @@ def group_by_tuple(
             if same:
                 break
             at = (at + np.uint64(1)) & mask
-        of_own[i] = child
+        child_of_row[i] = child
     table[:] = -1
     return num_children
 
 
 @compiled
-def worth_by_rows(
-    of_own: NDArray[np.int32],
+def rank_scores_by_rows(
+    child_of_row: NDArray[np.int32],
     num_children: int,
     logits: Floats,
     weights: Floats,
@@ -93,39 +95,40 @@ def worth_by_rows(
     mass: float,
     summed: bool,
 ) -> Doubles:
-    """(num_children,) of a beam's children: log of their share of its mass, or the best logit.
+    """(num_children,) log of each child's share of the beam's mass, or its best logit.
 
-    of_own: the child of each of the beam's rows, counted from 0
+    child_of_row: the child of each of the beam's rows, counted from 0
     logits: of the rows; highest: the largest of them
     weights, mass: exp(logit - highest) of the rows, and their sum; read if `summed`
+    summed: whether the result is the share; else it is the best logit
     """
-    worth = np.full(num_children, 0.0 if summed else -np.inf)
+    rank_scores = np.full(num_children, 0.0 if summed else -np.inf)
     if not summed:
-        for i in range(len(of_own)):
-            worth[of_own[i]] = max(worth[of_own[i]], np.float64(logits[i]))
-        return worth
-    for i in range(len(of_own)):
-        worth[of_own[i]] += weights[i]
+        for i in range(len(child_of_row)):
+            rank_scores[child_of_row[i]] = max(rank_scores[child_of_row[i]], np.float64(logits[i]))
+        return rank_scores
+    for i in range(len(child_of_row)):
+        rank_scores[child_of_row[i]] += weights[i]
     for child in range(num_children):
-        if worth[child] > UNDERFLOW:
-            worth[child] = np.log(worth[child] / mass)
+        if rank_scores[child] > UNDERFLOW:
+            rank_scores[child] = np.log(rank_scores[child] / mass)
         else:
-            worth[child] = _log_sum(logits, of_own, child, highest) - np.log(mass)
-    return worth
+            rank_scores[child] = _log_sum(logits, child_of_row, child, highest) - np.log(mass)
+    return rank_scores
 
 
 @compiled
-def _log_sum(logits: Floats, of_own: NDArray[np.int32], child: int, highest: float) -> float:
-    """log sum exp(logit - highest) over a child's rows, however small."""
+def _log_sum(logits: Floats, child_of_row: NDArray[np.int32], child: int, highest: float) -> float:
+    """log sum exp(logit - highest) over a child's rows, however small they are."""
     own = -np.inf
-    for i in range(len(of_own)):
-        if of_own[i] == child:
+    for i in range(len(child_of_row)):
+        if child_of_row[i] == child:
             own = max(own, np.float64(logits[i]))
     if own == -np.inf:
         return own
     total = 0.0
-    for i in range(len(of_own)):
-        if of_own[i] == child:
+    for i in range(len(child_of_row)):
+        if child_of_row[i] == child:
             total += np.exp(np.float64(logits[i]) - own)
     return float(own - highest + np.log(total))
 

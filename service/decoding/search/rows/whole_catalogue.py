@@ -1,7 +1,7 @@
-"""The first step's passes over the catalogue: all rows scored exactly, or collected.
+"""Passes of the first step over the whole catalogue: all rows are scored exactly, or collected.
 
 Schedules that fill every position at once need no beams: one denoiser call scores every row, and
-the best `k` are the answer.
+the best `k` are the answer. Knows nothing of schedules or jobs.
 
 codes: (num_items, num_subspaces) uint16    biases: (num_items,) float32, -inf = excluded
 log_probs: (num_subspaces, num_codes) float32, of the fully masked SID
@@ -13,22 +13,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.decoding.arrays import Floats, Rows
-from service.decoding.loops import BLOCK, compiled, exponentials, heap, highest_of
+from service.decoding.loops import BLOCK, compiled, exponentiate, heap, highest_of
 
 
-def best_of_all(
+def best_of_catalogue(
     codes: NDArray[np.uint16], biases: Floats, log_probs: Floats, k: int, *, normalised: bool
 ) -> tuple[Rows, Floats]:
     """The k best allowed rows by the sum of their log-probs and bias, best first, ties by row.
 
-    normalised: scores are log-probabilities over all allowed rows, else the sums themselves
+    normalised: scores are log-probabilities over all allowed rows; else they are the sums
     """
-    unrolled = (0,) * codes.shape[1]  # a type of its own for each length: loops of known length
-    return _best_of_all(codes, biases, log_probs, unrolled, k, normalised)
+    # Each length of a tuple is a type. Code is compiled per type, so loops over it are unrolled.
+    unrolled = (0,) * codes.shape[1]
+    return _best_of_catalogue(codes, biases, log_probs, unrolled, k, normalised)
 
 
 @compiled
-def _best_of_all(
+def _best_of_catalogue(
     codes: NDArray[np.uint16],
     biases: Floats,
     log_probs: Floats,
@@ -57,7 +58,7 @@ def _best_of_all(
             if best > highest:
                 mass *= np.exp(highest - best)
                 highest = best
-            mass += exponentials(sums, highest)
+            mass += exponentiate(sums, highest)
     heap.sort(scores, numbers, size)
     shift = highest + np.log(mass) if normalised else 0.0
     return numbers[:size].astype(np.int32), (scores[:size] - shift).astype(np.float32)
@@ -71,7 +72,10 @@ def score_rows(
     unrolled: tuple[int, ...],
     sums: Floats,
 ) -> None:
-    """Asymmetric distance computation, as of product quantisation (Jegou et al., 2011)."""
+    """Fill in each row's sum: asymmetric distance computation of product quantisation.
+
+    (Jegou et al., 2011) unrolled: num_subspaces zeros
+    """
     num_codes = np.uint64(log_probs.shape[1])
     flat = log_probs.reshape(-1)
     for i in range(len(codes)):
@@ -85,22 +89,22 @@ def score_rows(
 def allowed_rows(biases: Floats, num_excluded: int) -> tuple[Rows, Floats]:
     """All rows that are not excluded, ascending, and their biases."""
     rows = np.empty(len(biases) - num_excluded, np.int32)
-    of_rows = np.empty(len(rows), np.float32)
+    own_biases = np.empty(len(rows), np.float32)
     found = 0
     for row in range(len(biases)):
         if biases[row] > -np.inf:
-            rows[found], of_rows[found] = row, biases[row]
+            rows[found], own_biases[found] = row, biases[row]
             found += 1
-    return rows[:found], of_rows[:found]
+    return rows[:found], own_biases[:found]
 
 
 @compiled
-def rows_left(allowed: Rows, biases: Floats) -> tuple[Rows, Floats]:
+def rows_not_excluded(allowed: Rows, biases: Floats) -> tuple[Rows, Floats]:
     """Those of `allowed` that are not excluded, in their order, and their biases."""
-    rows, of_rows = np.empty(len(allowed), np.int32), np.empty(len(allowed), np.float32)
+    rows, own_biases = np.empty(len(allowed), np.int32), np.empty(len(allowed), np.float32)
     found = 0
     for row in allowed:
         if biases[row] > -np.inf:
-            rows[found], of_rows[found] = row, biases[row]
+            rows[found], own_biases[found] = row, biases[row]
             found += 1
-    return rows[:found], of_rows[:found]
+    return rows[:found], own_biases[:found]

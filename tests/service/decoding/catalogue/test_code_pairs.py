@@ -11,25 +11,30 @@ from hypothesis import strategies as st
 from worlds import catalogue_of, catalogues, of_rows
 
 from service.decoding.catalogue.catalogue import Catalogue
-from service.decoding.catalogue.code_pairs import MOST, pairs_of, pairs_pay, pairs_with
+from service.decoding.catalogue.code_pairs import (
+    MAX_COUNT,
+    count_pairs,
+    is_affordable,
+    with_more_items,
+)
 from service.decoding.catalogue.trie import SidTrie
 
 
 def counted(catalogue: Catalogue) -> np.ndarray:
-    """How many items have each code at each position and each at each other one, up to MOST."""
+    """How many items have each code at each position and each at each other one, to MAX_COUNT."""
     shape = (catalogue.num_subspaces, catalogue.num_codes)
     counts = np.zeros((*shape, *shape), np.int64)
     for sid in catalogue.codes.tolist():
         for position, code in enumerate(sid):
             for other, other_code in enumerate(sid):
                 counts[position, code, other, other_code] += 1
-    return np.minimum(counts, MOST).astype(np.uint8)
+    return np.minimum(counts, MAX_COUNT).astype(np.uint8)
 
 
 @settings(deadline=None)
 @given(catalogues())
 def test_the_table_counts_items_of_pairs(catalogue: Catalogue) -> None:
-    pairs = pairs_of(catalogue.codes, catalogue.num_codes)
+    pairs = count_pairs(catalogue.codes, catalogue.num_codes)
     assert pairs.dtype == np.uint8
     np.testing.assert_array_equal(pairs, counted(catalogue))
 
@@ -37,10 +42,10 @@ def test_the_table_counts_items_of_pairs(catalogue: Catalogue) -> None:
 @pytest.mark.parametrize("num_items", [254, 255, 256, 600])
 def test_counts_stop_at_255(num_items: int) -> None:
     catalogue = catalogue_of([*[[0, 1]] * num_items, [1, 1]], num_codes=2)
-    pairs = pairs_of(catalogue.codes, 2)
+    pairs = count_pairs(catalogue.codes, 2)
     assert pairs[0, 0, 1, 1] == pairs[1, 1, 0, 0] == min(num_items, 255)
     np.testing.assert_array_equal(pairs, counted(catalogue))
-    np.testing.assert_array_equal(pairs_with(pairs, catalogue.codes[:1])[1, 1, 0, 1], 1)
+    np.testing.assert_array_equal(with_more_items(pairs, catalogue.codes[:1])[1, 1, 0, 1], 1)
 
 
 @settings(deadline=None)
@@ -48,9 +53,9 @@ def test_counts_stop_at_255(num_items: int) -> None:
 def test_a_table_that_grew_is_that_of_all_items(data: st.DataObject) -> None:
     catalogue = data.draw(catalogues())
     before = data.draw(st.integers(1, catalogue.num_items))
-    old = pairs_of(catalogue.codes[:before], catalogue.num_codes)
+    old = count_pairs(catalogue.codes[:before], catalogue.num_codes)
     kept = old.copy()
-    pairs = pairs_with(old, catalogue.codes[before:])
+    pairs = with_more_items(old, catalogue.codes[before:])
     np.testing.assert_array_equal(pairs, counted(catalogue))
     np.testing.assert_array_equal(old, kept)
 
@@ -59,8 +64,8 @@ def test_the_table_is_made_where_it_costs_at_most_eight_bytes_an_item() -> None:
     """(2 * 4) ** 2 = 64 bytes."""
     codes = np.zeros((8, 2), np.uint16)
     few, enough = catalogue_of(codes[:7], 4), catalogue_of(codes, 4)
-    assert not pairs_pay(few, 8)
-    assert pairs_pay(enough, 8)
+    assert not is_affordable(few, 8)
+    assert is_affordable(enough, 8)
     assert SidTrie(few).pairs is None
     grown = SidTrie(few).with_items(enough)
     assert grown.pairs is not None

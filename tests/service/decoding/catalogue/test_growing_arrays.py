@@ -1,4 +1,4 @@
-"""What catalogues that grew one from another share, and what they must not see of each other."""
+"""Arrays, lists and indices that catalogues share: each catalogue sees its own items only."""
 
 import time
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.decoding.catalogue.growing_arrays import SharedIndex, SharedList, SharedRows
-from service.decoding.catalogue.yielding import unhurried
+from service.decoding.catalogue.pauses import with_pauses
 
 
 @given(st.lists(st.integers()), st.data())
@@ -79,8 +79,8 @@ def test_long_work_leaves_the_interpreter_to_others() -> None:
     items = iter(range(2000))
     processor = time.thread_time()
     started = time.perf_counter()
-    found = [sum(range(300), item) - item for item in unhurried(items)]
+    found = [sum(range(300), item) - item for item in with_pauses(items)]
     waited = time.perf_counter() - started
     assert found == [sum(range(300))] * 2000
     assert waited > 2 * (time.thread_time() - processor)
-    assert list(unhurried([])) == []
+    assert list(with_pauses([])) == []

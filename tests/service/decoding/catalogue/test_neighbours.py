@@ -1,4 +1,4 @@
-"""The neighbour prior and the biases of rows: sums by hand, and what is refused."""
+"""The neighbour prior and the biases of rows: sums by hand, and arguments that are refused."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from service.decoding.search.row_biases import RowBiases
 
 
 def prior_of(**changed: Any) -> NeighbourPrior:
-    """After row 0 comes 1 or 3, after row 1 comes 3; row 2 has a neighbour of no strength."""
+    """After row 0 comes 1 or 3, after row 1 comes 3; row 2 has a neighbour of strength 0."""
     valid: dict[str, Any] = {
         "neighbours": np.array([[1, 3], [3, 0], [2, 0], [0, 2]], np.int32),
         "affinities": np.array([[4, 2], [1, 0], [0, 0], [0.5, 8]], np.float16),
@@ -96,7 +96,7 @@ def test_arrays_that_do_not_fit(changed: dict[str, Any], message: str) -> None:
 
 
 def test_biases_of_repeats_and_of_excluded_rows() -> None:
-    """Row 3 is called for and twice in the history; row 1 is excluded twice; then all is clear."""
+    """The prior names row 3, the history too, twice; row 1 is excluded twice; all is cleared."""
     biases = RowBiases(4)
     schedule = Schedule((1,))
     prior = prior_of(history_length=9)
@@ -106,7 +106,7 @@ def test_biases_of_repeats_and_of_excluded_rows() -> None:
     expected = [called[0] - 1.5, -np.inf, called[2], called[3] - 1.5]
     assert biases.values.tolist() == pytest.approx(expected)
     assert biases.num_excluded == 1
-    assert biases.touched[-1] == 1
+    assert biases.biased_rows[-1] == 1
 
     biases.fill(job_of(schedule=schedule, history=[2]), None, -1.5)
     assert biases.values.tolist() == [0, 0, -1.5, 0]

@@ -1,4 +1,4 @@
-"""The root of the any-order trie: postings."""
+"""The trie's posting lists."""
 
 import numpy as np
 from hypothesis import given, settings

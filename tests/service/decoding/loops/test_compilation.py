@@ -1,7 +1,10 @@
-"""Compilation where no cache can be written, as in a container that is read-only."""
+"""Where machine code is kept: other processes find it, and a folder may be read-only."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +12,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.decoding.loops.compilation import compiled, compiled_in_any_order
+from service.decoding.loops.compilation import KERNEL, SOURCES, compiled, compiled_in_any_order
+
+# Scores a catalogue, by functions of three modules that call each other. Prints how often compiled
+# code was found in the cache, and how often not.
+SCORE = """
+import numpy as np
+from service.decoding.search.rows import whole_catalogue
+
+codes, biases = np.zeros((3, 2), np.uint16), np.zeros(3, np.float32)
+whole_catalogue.best_of_catalogue(codes, biases, np.zeros((2, 4), np.float32), 2, normalised=True)
+stats = whole_catalogue._best_of_catalogue.stats
+print(stats.cache_hits.total(), stats.cache_misses.total())
+"""
 
 
 def total(values: np.ndarray) -> float:
@@ -49,3 +64,32 @@ def test_machine_code_of_an_image_is_read_and_nothing_is_added(
 
 def refuse(*_: object, **__: object) -> None:
     raise OSError("read-only file system")
+
+
+def test_every_source_of_the_kernel_is_in_the_stamp() -> None:
+    """Numba would look at the file of a function alone, and the function may call others."""
+    assert {path.relative_to(KERNEL).as_posix() for path in SOURCES} >= {
+        "job.py",
+        "loops/heap.py",
+        "search/beams.py",
+        "search/rows/expansion.py",
+        "search/posting_lists/second_step.py",
+    }
+
+
+def test_a_second_process_finds_the_machine_code_of_the_first(tmp_path: Path) -> None:
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+
+    def found_and_missed() -> str:
+        command = [sys.executable, "-c", SCORE]
+        root = KERNEL.parents[1]
+        run = subprocess.run(
+            command, env=environment, cwd=root, capture_output=True, text=True, check=True
+        )
+        return run.stdout.strip()
+
+    assert found_and_missed() == "0 1"
+    code = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.nb?")}
+    assert len(code) > 1
+    assert found_and_missed() == "1 0"
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.nb?")} == code

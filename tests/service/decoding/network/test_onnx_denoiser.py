@@ -121,7 +121,7 @@ def test_jobs_cut_into_chunks_answer_as_whole_ones(
     wide = job_of(schedule=Schedule((1, 1, 2)), history=[5, 9], k=10, beam_width=200)
     batch = [*narrow[:4], wide, *narrow[4:]]
     cut = decode_all(batch, denoisers[place])
-    monkeypatch.setattr(batch_denoiser, "beams_of_a_chunk", max)
+    monkeypatch.setattr(batch_denoiser, "beams_per_chunk", max)
     for answer, whole in zip(cut, decode_all(batch, denoisers[place]), strict=True):
         assert answer.rows.tolist() == whole.rows.tolist()
         assert np.allclose(answer.scores, whole.scores, atol=1e-5)

@@ -1,7 +1,7 @@
-"""ONNX Runtime that pip lists and that cannot be imported: a sentence with the cure, everywhere.
+"""ONNX Runtime that pip lists and that cannot be imported: the error names the cure, everywhere.
 
-`onnxruntime` and `onnxruntime-gpu` write into one folder. Uninstalling one leaves a few files that
-only it brought, without `__init__.py`, and pip goes on listing the other as complete.
+`onnxruntime` and `onnxruntime-gpu` write into one folder. Uninstalling one of them leaves a few
+files of the other, without `__init__.py`, and pip still lists the other as complete.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ COMMANDS = {
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All installed packages but the files of ONNX Runtime; pip's records of it are there."""
+    """All installed packages without the files of ONNX Runtime; pip's records of it are there."""
     folder = tmp_path_factory.mktemp("site-packages")
     for entry in Path(onnxruntime.__file__).parents[3].iterdir():
         if entry.name != "onnxruntime":

@@ -245,7 +245,7 @@ def test_a_prior_of_weight_zero_is_no_prior(
 
 
 def test_biases_steer_the_beams_of_rows_and_only_order_what_paths_end_at() -> None:
-    """The denoiser prefers code 0 first; the history calls for row 3, which has code 1."""
+    """The denoiser prefers code 0 first; the prior prefers row 3, which has code 1."""
     catalogue = catalogue_of([[0, 0], [0, 1], [1, 0], [1, 1]], num_codes=2)
     denoiser = FixedDenoiser(np.log([[0.7, 0.3], [0.6, 0.4]]))
     neighbours = np.full((4, 1), 3, np.int32)
@@ -552,7 +552,7 @@ def test_ranked_by_rows_no_call_is_made_for_beams_that_are_one_sid() -> None:
 
 
 def test_legal_confidence_ignores_codes_that_no_item_has() -> None:
-    """Code 2 of position 0 is sure but illegal, so only raw confidence fills position 0 first."""
+    """Code 2 of position 0 is certain but illegal: only raw confidence fills position 0 first."""
     catalogue = catalogue_of([[0, 0], [1, 1]], num_codes=3)
     table = np.log([[0.10, 0.10, 0.80], [0.35, 0.60, 0.05]])
     job = job_of(schedule=Schedule((1, 1)))
@@ -566,7 +566,7 @@ def test_legal_confidence_ignores_codes_that_no_item_has() -> None:
 
 
 def test_a_forced_position_is_filled_last_unless_confidence_is_raw() -> None:
-    """All items share code 0 at position 0: filling it first would tell nothing."""
+    """All items share code 0 at position 0, so the denoiser learns nothing from it."""
     catalogue = catalogue_of([[0, 0], [0, 1]], num_codes=2)
     table = np.log([[0.90, 0.10], [0.45, 0.55]])
     job = job_of(schedule=Schedule((1, 1)))
@@ -582,7 +582,7 @@ def test_a_forced_position_is_filled_last_unless_confidence_is_raw() -> None:
 def test_rows_are_sure_of_the_position_where_one_code_has_most_of_their_probability() -> None:
     """Three of four rows have code 0 at position 1, whatever the log-probs of each code are.
 
-    Ranked by rows, only the beams that are not decided are asked further.
+    Ranked by rows, only the beams that are not decided are in the next call.
     """
     catalogue = catalogue_of([[0, 0], [1, 0], [2, 0], [3, 1]], num_codes=4)
     table = np.log([[0.40, 0.20, 0.20, 0.20], [0.25, 0.25, 0.25, 0.25]])

@@ -1,4 +1,4 @@
-"""A call asks about as many beams as there are, however differently they are spread over jobs."""
+"""A call has about as many places as there are beams, whichever jobs these belong to."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from service.decoding.catalogue.trie import SidTrie
 from service.decoding.job import Decoded, Job, Ranking
 from service.decoding.schedule import Schedule
 from service.decoding.search.beam_search import decode
-from service.decoding.search.denoiser_calls import beams_of_a_chunk
+from service.decoding.search.denoiser_calls import beams_per_chunk
 
 TRIE = SidTrie(catalogue_of(np.random.default_rng(0).integers(0, 30, (2_000, 4)), num_codes=30))
 
@@ -55,14 +55,14 @@ def decode_with(batch: Sequence[Job], denoiser: HashedDenoiser) -> list[Decoded]
 @settings(deadline=None)
 @given(widths=st.lists(st.integers(1, 300), min_size=1, max_size=40))
 def test_no_more_than_half_of_a_call_is_wasted(widths: list[int]) -> None:
-    chunk = beams_of_a_chunk(widths)
+    chunk = beams_per_chunk(widths)
     asked = sum(-(-width // chunk) * chunk for width in widths)
     assert 1 <= chunk <= max(widths)
     assert asked <= 2 * sum(widths)
     if chunk < max(widths):
         assert asked < 1.5 * sum(widths)
         assert len(widths) * max(widths) > 2 * sum(widths)
-    assert beams_of_a_chunk([widths[0]] * len(widths)) == widths[0]
+    assert beams_per_chunk([widths[0]] * len(widths)) == widths[0]
 
 
 @pytest.mark.parametrize("ranking", get_args(Ranking))

@@ -1,4 +1,4 @@
-"""Answers that are delivered before their batch is over."""
+"""Answers that are delivered before their batch has ended."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trajectories: against the reference search, and against the denoiser asked again."""
+"""Trajectories against the reference search, and against the denoiser called a second time."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from service.decoding.catalogue.catalogue import Catalogue
 from service.decoding.catalogue.trie import SidTrie
 from service.decoding.job import Confidence, Decoded, Job, Ranking, Trajectory
 from service.decoding.schedule import Schedule
-from service.decoding.search import narrowing
+from service.decoding.search import steps
 from service.decoding.search.beam_search import decode
 
 RANKINGS: tuple[Ranking, ...] = get_args(Ranking)
@@ -43,9 +43,9 @@ many = settings(
 def posting_lists(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ranked by rows, a last step reads the posting lists of small catalogues too.
 
-    Which of their beams are decided it does not look at: all are asked, and tell the same.
+    It then does not look which beams are decided: all are in the call, and the answers are equal.
     """
-    monkeypatch.setattr(narrowing, "FEW_ROWS", 0)
+    monkeypatch.setattr(steps, "FEW_ROWS", 0)
 
 
 def denoiser_for(catalogue: Catalogue, seed: int, repeat_bias: float = 0.0) -> HashedDenoiser:
@@ -72,7 +72,7 @@ def assert_same(found: Trajectory, expected: Trajectory) -> None:
 
 
 def assert_sound(job: Job, answer: Decoded, catalogue: Catalogue) -> None:
-    """What holds of every trajectory, whatever the search chose."""
+    """What every trajectory must fulfil, whatever the search chose."""
     found, nfe = trajectory_of(answer), answer.nfe
     shape = len(answer.rows), catalogue.num_subspaces
     assert (found.filled.shape, found.filled.dtype) == (shape, np.uint8)
@@ -87,7 +87,7 @@ def assert_sound(job: Job, answer: Decoded, catalogue: Catalogue) -> None:
         assert last == nfe or job.ranking == "rows"
         calls = np.bincount(filled, minlength=last + 1)[1:].tolist()
         assert calls[:-1] == list(steps[: last - 1])  # exactly once, and as the schedule says
-        assert calls[-1] >= steps[last - 1]  # what is left is settled at once
+        assert calls[-1] >= steps[last - 1]  # the positions that are left are settled together
         followed = np.isnan(log_probs)
         assert np.all(filled[followed] == last)
         if job.ranking == "rows" and last < nfe:
@@ -151,7 +151,7 @@ def test_the_denoiser_asked_again_tells_the_same(
     seed: int,
     pair_bytes_per_item: float,
 ) -> None:
-    """Each item's way, walked alone: what was filled before a call is what the call was asked of.
+    """Each item's way, followed alone: before a call, its partial SID has the filled positions.
 
     The log-probs are then exact, rows that agree are counted, and a path's score is their sum.
     """

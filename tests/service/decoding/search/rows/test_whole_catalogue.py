@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from service.decoding.loops.softmax import BLOCK, exponentials, highest_of
-from service.decoding.search.rows.whole_catalogue import allowed_rows, best_of_all
+from service.decoding.loops.softmax import BLOCK, exponentiate, highest_of
+from service.decoding.search.rows.whole_catalogue import allowed_rows, best_of_catalogue
 
 
 @pytest.mark.parametrize("num_items", [1, 7, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK + 5])
@@ -24,12 +24,12 @@ def test_the_best_of_all_rows(num_items: int, num_subspaces: int, spread: float)
     sums = log_probs[np.arange(num_subspaces), codes].sum(axis=1, dtype=np.float64) + biases
     order = np.lexsort((np.arange(num_items), -sums))
     expected = order[: np.count_nonzero(sums > -np.inf)][:20]
-    rows, scores = best_of_all(codes, biases, log_probs, 20, normalised=False)
+    rows, scores = best_of_catalogue(codes, biases, log_probs, 20, normalised=False)
     np.testing.assert_allclose(scores, sums[expected], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(sums[rows], sums[expected], rtol=1e-5, atol=1e-5)
     assert (rows.dtype, scores.dtype) == (np.int32, np.float32)
 
-    _, normalised = best_of_all(codes, biases, log_probs, 20, normalised=True)
+    _, normalised = best_of_catalogue(codes, biases, log_probs, 20, normalised=True)
     mass = np.log(np.exp(sums - sums.max()).sum()) + sums.max()
     np.testing.assert_allclose(normalised, sums[expected] - mass, rtol=1e-5, atol=1e-4)
 
@@ -44,7 +44,7 @@ def test_ties_go_to_the_lower_row() -> None:
     log_probs = np.array([[-1.0, -0.5]], np.float32)
     biases = np.zeros(len(codes), np.float32)
     biases[3] = -np.inf
-    rows, _ = best_of_all(codes, biases, log_probs, 4, normalised=True)
+    rows, _ = best_of_catalogue(codes, biases, log_probs, 4, normalised=True)
     assert rows.tolist() == [1, 5, 7, 9]
 
 
@@ -52,10 +52,10 @@ def test_exponentials_to_a_millionth_down_to_where_they_vanish() -> None:
     values = np.linspace(-80, 0, 5001, dtype=np.float32) + np.float32(3)
     expected = np.exp(values.astype(np.float64) - 3)
     assert highest_of(values) == 3
-    total = exponentials(values, 3.0)
+    total = exponentiate(values, 3.0)
     np.testing.assert_allclose(values, expected, rtol=5e-6)
     assert total == pytest.approx(expected.sum(), rel=1e-5)
-    assert exponentials(np.array([-np.inf, -1e30], np.float32), 3.0) < 1e-37
+    assert exponentiate(np.array([-np.inf, -1e30], np.float32), 3.0) < 1e-37
 
 
 def test_sums_of_exponentials_do_not_depend_on_the_place_in_memory() -> None:
@@ -64,5 +64,5 @@ def test_sums_of_exponentials_do_not_depend_on_the_place_in_memory() -> None:
     for offset in range(128):
         moved = memory[offset : offset + len(values)]
         moved[:] = values
-        sums.add((exponentials(moved, 5.0), moved.tobytes()))
+        sums.add((exponentiate(moved, 5.0), moved.tobytes()))
     assert len(sums) == 1

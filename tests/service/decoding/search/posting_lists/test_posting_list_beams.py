@@ -22,7 +22,7 @@ from service.decoding.catalogue.neighbour_prior import NeighbourPrior
 from service.decoding.catalogue.trie import SidTrie
 from service.decoding.job import Confidence, Decoded, Job, Ranking
 from service.decoding.schedule import Schedule
-from service.decoding.search import narrowing
+from service.decoding.search import steps
 from service.decoding.search.beam_search import decode
 
 # The fixture only counts.
@@ -37,21 +37,21 @@ class Taken:
     """How often compiled code was called that works on posting lists."""
 
     def __init__(self) -> None:
-        self.expand_codes = self.best_of_codes = 0
+        self.expand_posting_lists = self.best_of_posting_lists = 0
 
 
 @pytest.fixture
 def taken(monkeypatch: pytest.MonkeyPatch) -> Iterator[Taken]:
     counts = Taken()
-    monkeypatch.setattr(narrowing, "FEW_ROWS", 0)
-    for name in ("expand_codes", "best_of_codes"):
-        function = getattr(narrowing, name)
+    monkeypatch.setattr(steps, "FEW_ROWS", 0)
+    for name in ("expand_posting_lists", "best_of_posting_lists"):
+        function = getattr(steps, name)
 
         def counting(*arguments: object, name: str = name, function=function) -> object:
             setattr(counts, name, getattr(counts, name) + 1)
             return function(*arguments)
 
-        monkeypatch.setattr(narrowing, name, counting)
+        monkeypatch.setattr(steps, name, counting)
     return counts
 
 
@@ -113,10 +113,10 @@ def test_a_batch_equals_the_reference(
         )
         for job in batch
     ]
-    before = taken.expand_codes + taken.best_of_codes
+    before = taken.expand_posting_lists + taken.best_of_posting_lists
     trie = with_pairs(catalogue)
     answers, _ = decode(batch, trie, denoiser, prior=prior, confidence=confidence)
-    of_codes = taken.expand_codes + taken.best_of_codes - before
+    of_codes = taken.expand_posting_lists + taken.best_of_posting_lists - before
     second_step = [answer.nfe > 1 for answer in answers]
     if ranking == "path":
         assert of_codes == sum(second_step)
@@ -135,9 +135,9 @@ def test_ties_go_to_the_lower_position_then_parent_then_row(
     job = replace(data.draw(jobs(catalogue)), schedule=schedule, ranking="path")
     denoiser = TyingDenoiser(catalogue.num_subspaces, catalogue.num_codes, seed=seed)
     expected = reference_decode(job, catalogue, denoiser, ranking="path", confidence=confidence)
-    before = taken.expand_codes + taken.best_of_codes
+    before = taken.expand_posting_lists + taken.best_of_posting_lists
     answer = decode_with(with_pairs(catalogue), job, denoiser, confidence=confidence)
-    assert taken.expand_codes + taken.best_of_codes == before + (answer.nfe > 1)
+    assert taken.expand_posting_lists + taken.best_of_posting_lists == before + (answer.nfe > 1)
     assert answer.rows.tolist() == expected.rows
     assert answer.scores.tolist() == expected.scores
 
@@ -148,7 +148,7 @@ def test_ties_go_to_the_lower_position_then_parent_then_row(
 def test_long_posting_lists_give_the_answers_of_copied_rows(
     taken: Taken, steps: tuple[int, ...], num_excluded: int, confidence: Confidence
 ) -> None:
-    """Lists of some thousand rows: several blocks, saturated counts, beams that are passed over."""
+    """Lists of some thousand rows: several blocks, counts of 255 or more, skipped beams."""
     random = np.random.default_rng(num_excluded)
     codes = random.zipf(1.5, (9_000, 6)) % 11
     codes[1::2, 2:] = codes[::2, 2:]  # SIDs of the same codes at most positions
@@ -182,14 +182,14 @@ def test_long_posting_lists_give_the_answers_of_copied_rows(
         assert answer.scores.tolist() == pytest.approx(expected.scores.tolist(), abs=1e-5)
         assert len(answer.rows) == 15
     last = len(steps) == 2
-    assert taken.best_of_codes == 3 * last
-    assert taken.expand_codes == 3 * (not last and num_excluded < 255)
+    assert taken.best_of_posting_lists == 3 * last
+    assert taken.expand_posting_lists == 3 * (not last and num_excluded < 255)
 
 
 @pytest.mark.parametrize("num_items", [254, 255, 256, 300])
 @pytest.mark.parametrize("num_left", [0, 1, 2])
 def test_a_pair_of_many_items_may_lose_all_of_them(num_items: int, num_left: int) -> None:
-    """A count of 255 says nothing of how many there are; 255 excluded rows may be all of them."""
+    """A count of 255 may stand for any larger number; 255 excluded rows may be all of them."""
     codes = [*[[0, 0, 0]] * num_items, [0, 1, 0], [1, 1, 1], [1, 0, 1]]
     catalogue = catalogue_of(codes, num_codes=2)
     denoiser = HashedDenoiser(3, 2, seed=3)
@@ -204,7 +204,7 @@ def test_a_pair_of_many_items_may_lose_all_of_them(num_items: int, num_left: int
 
 @pytest.mark.parametrize("steps", [(1, 1, 1), (1, 2)])
 def test_what_the_denoiser_rules_out_is_left_out(steps: tuple[int, ...]) -> None:
-    """A log-probability of -inf is no score, and nan none at all."""
+    """A log-probability of -inf is no score, and neither is nan."""
     codes = [[number >> 2, number >> 1 & 1, number & 1] for number in range(8)]
     catalogue = catalogue_of(codes, num_codes=2)
 

@@ -1,13 +1,14 @@
-"""The second step, ranked by path, from posting lists: few of their rows can matter.
+"""The second step, ranked by path, from posting lists: few of their rows are read.
 
-What codes a beam's rows have at other positions is in the table of pairs, so positions are chosen
-without a look at rows. A step that fills one position then knows its children and their scores, and
-only those that are kept get rows, by intersecting two posting lists. A step that fills several
-scores every row, as the last one does, and leaves to `expansion.expand` the few that are good
-enough.
+The table of pairs says which codes a beam's rows have at other positions. So positions are chosen
+without reading rows. If the step fills one position, the table gives the children and their scores
+too. Only the children that are kept get rows: two posting lists are intersected. If the step fills
+several positions, it scores every row, as the last step does, and passes the few that are good
+enough to `expansion.expand`.
 
 codes: (num_items, num_subspaces) uint16    indptr, postings: see `SidTrie`
 log_probs: (beams, n, num_codes) float32    positions: (beams, n) int64, see `Denoiser.denoise`
+slots: (beams, width) int64, a beam's chosen positions, as indices into its `positions`
 """
 
 from __future__ import annotations
@@ -18,24 +19,23 @@ from numpy.typing import NDArray
 from service.decoding.arrays import Codes, Doubles, Floats, Integers, Postings, Rows
 from service.decoding.catalogue import Pairs
 from service.decoding.loops import BLOCK, compiled, heap, highest_of
-from service.decoding.search.beams import Beams, CodeBeams
-from service.decoding.search.codes.beams import highest_sum, score_postings
-from service.decoding.search.decided_beams import in_next_call
-from service.decoding.search.rows.confidence import choose, highest_legal
+from service.decoding.search.beams import Beams, PostingListBeams, number_undecided
+from service.decoding.search.posting_lists.scoring import highest_sum, score_posting_list
+from service.decoding.search.rows.confidence import choose_positions, legal_confidence
 from service.decoding.search.rows.expansion import DRAWN, PATH, RAW, expand
 
 LOWEST = -float(np.finfo(np.float64).max)
-SLACK = 1e-4  # of a score: sums in float32 are nearer than that to sums in float64
+SLACK = 1e-4  # relative to a score: sums in float32 differ by less from sums in float64
 
 
 @compiled
-def expand_codes(
+def expand_posting_lists(
     codes: Codes,
     indptr: Integers,
     postings: Postings,
     pairs: Pairs,
     num_legal: Integers,
-    beams: CodeBeams,
+    beams: PostingListBeams,
     log_probs: Floats,
     positions: Integers,
     width: int,
@@ -43,25 +43,28 @@ def expand_codes(
     confidence: int,
     drawn: Floats,
 ) -> Beams:
-    """What `expansion.expand` makes of the same beams, ranked by path.
+    """The result of `expansion.expand` for the same beams, ranked by path.
 
-    At most 254 rows may be excluded: a count of pairs says no more than that it is 255 or above.
+    pairs: the table of `code_pairs`. At most 254 rows may be excluded: a count of 255 may stand for
+    any larger number.
     """
     num_beams, num_places = len(beams.sids), beams.sids.shape[1] - 1
     legal = _legal_codes(codes, pairs, beams)
-    sureness = np.empty(num_places, np.float64)
+    confidences = np.empty(num_places, np.float64)
     scratch = np.empty(log_probs.shape[2] + 1, np.float32)
     slots = np.empty((num_beams, width), np.int64)
     for beam in range(num_beams):
-        here, asked = log_probs[beam], positions[beam]
+        own_log_probs, own_positions = log_probs[beam], positions[beam]
         for place in range(num_places):
             if confidence == DRAWN:
-                sureness[place] = drawn[beam, asked[place]]
+                confidences[place] = drawn[beam, own_positions[place]]
             elif confidence == RAW:
-                sureness[place] = here[place].max()
+                confidences[place] = own_log_probs[place].max()
             else:
-                sureness[place] = highest_legal(here[place], legal[beam, asked[place]], 1, scratch)
-        choose(sureness, num_places, slots[beam])
+                confidences[place] = legal_confidence(
+                    own_log_probs[place], legal[beam, own_positions[place]], 1, scratch
+                )
+        choose_positions(confidences, num_places, slots[beam])
     if width == 1:
         found = _children_of_one_code(
             codes, indptr, postings, beams, legal, log_probs, positions, slots[:, 0], beam_width
@@ -78,19 +81,20 @@ def expand_codes(
 
 
 @compiled
-def _legal_codes(codes: Codes, pairs: Pairs, beams: CodeBeams) -> Pairs:
-    """(beams, num_subspaces, num_codes): how many of a beam's rows have each code, 255 = or more.
+def _legal_codes(codes: Codes, pairs: Pairs, beams: PostingListBeams) -> Pairs:
+    """(beams, num_subspaces, num_codes) uint8: how many of a beam's rows have each code.
 
-    Excluded rows are not counted; where there are 255 or more rows, some are left.
+    255 = 255 or more. Excluded rows are subtracted; at most 254 are excluded, so 255 never becomes
+    0.
     """
     num_subspaces, num_codes = pairs.shape[:2]
     legal = np.empty((len(beams.sids), num_subspaces, num_codes), np.uint8)
     for beam in range(len(beams.sids)):
         legal[beam] = pairs[beams.position, beams.sids[beam, beams.position]]
-        for i in range(beams.touched_starts[beam], beams.touched_starts[beam + 1]):
+        for i in range(beams.bias_starts[beam], beams.bias_starts[beam + 1]):
             if beams.biases[i] == -np.inf:
                 for position in range(num_subspaces):
-                    legal[beam, position, codes[beams.touched[i], position]] -= np.uint8(1)
+                    legal[beam, position, codes[beams.biased_rows[i], position]] -= np.uint8(1)
     return legal
 
 
@@ -99,20 +103,21 @@ def _children_of_one_code(
     codes: Codes,
     indptr: Integers,
     postings: Postings,
-    beams: CodeBeams,
+    beams: PostingListBeams,
     legal: Pairs,
     log_probs: Floats,
     positions: Integers,
     slots: Integers,
     beam_width: int,
 ) -> Beams:
-    """The best children that differ in one code, the one at each beam's chosen place."""
+    """The best children that differ in one code, at each beam's chosen position. slots: (beams,)"""
     num_beams, num_codes = len(beams.sids), log_probs.shape[2]
     num_items = len(codes)
     child_scores = _scores_of_codes(beams, legal, log_probs, positions, slots)
     least = _least_score(child_scores, beam_width)
 
-    # The rows of all children that are good enough: lists of one position, so that they share none.
+    # Room for the rows of all children that are good enough. Posting lists of one position share
+    # no row, so a beam's children together have no more rows than the beam.
     capacity = 0
     for beam in range(num_beams):
         length, chosen = beams.stops[beam] - beams.starts[beam], positions[beam, slots[beam]]
@@ -121,10 +126,10 @@ def _children_of_one_code(
             if child_scores[beam, code] >= least:
                 most += min(length, indptr[chosen, code + 1] - indptr[chosen, code])
         capacity += min(length, most)
-    rows = np.empty(capacity + 1, np.int32)  # one more: what is written last need not be kept
+    rows = np.empty(capacity + 1, np.int32)  # one more: `_marked` also writes rows it drops
     child_starts = np.empty((num_beams, num_codes), np.int64)
     child_stops = np.empty((num_beams, num_codes), np.int64)
-    is_own = np.zeros(num_items // 64 + 1, np.uint64)  # a bit a row
+    is_own = np.zeros(num_items // 64 + 1, np.uint64)  # one bit per row
     most_kept = min(beam_width, num_beams * num_codes)
     kept_scores, kept = np.empty(most_kept, np.float64), np.empty(most_kept, np.int64)
     num_kept, found = 0, 0
@@ -132,15 +137,15 @@ def _children_of_one_code(
         if not child_scores[beam].max() >= least:
             continue
         own = postings[beams.position, beams.starts[beam] : beams.stops[beam]]
-        begin, end = beams.touched_starts[beam], beams.touched_starts[beam + 1]
-        _mark(is_own, own, beams.touched[begin:end], beams.biases[begin:end])
+        begin, end = beams.bias_starts[beam], beams.bias_starts[beam + 1]
+        _mark(is_own, own, beams.biased_rows[begin:end], beams.biases[begin:end])
         chosen = positions[beam, slots[beam]]
         for code in range(num_codes):
             score = child_scores[beam, code]
             if not score >= least:
                 continue
             if num_kept == most_kept and score == kept_scores[0] and kept[0] < beam * num_items:
-                continue  # a child as good of a better parent is the worst that is kept
+                continue  # it ties with the worst that is kept, whose parent is better
             others = postings[chosen, indptr[chosen, code] : indptr[chosen, code + 1]]
             child_starts[beam, code] = found
             found = _marked(is_own, others, rows, found)
@@ -169,30 +174,33 @@ def _children_of_one_code(
             child_starts[parent, code] : child_stops[parent, code]
         ]
     biases = _biases_of(codes, beams, parents, sids, starts, new_rows)
-    in_call, num_in_call = in_next_call(codes, starts, new_rows, False)
+    call_index, num_undecided = number_undecided(codes, starts, new_rows, False)
     return Beams(
-        sids, kept_scores[:num_kept].copy(), starts, new_rows, biases, in_call, num_in_call
+        sids, kept_scores[:num_kept].copy(), starts, new_rows, biases, call_index, num_undecided
     )
 
 
 @compiled
 def _scores_of_codes(
-    beams: CodeBeams, legal: Pairs, log_probs: Floats, positions: Integers, slots: Integers
+    beams: PostingListBeams, legal: Pairs, log_probs: Floats, positions: Integers, slots: Integers
 ) -> Doubles:
-    """(beams, num_codes) scores of children, -inf where the code is not legal at the place."""
+    """(beams, num_codes) scores of children, -inf where the code is not legal.
+
+    slots: (beams,)
+    """
     num_beams, num_codes = len(beams.sids), log_probs.shape[2]
     scores = np.empty((num_beams, num_codes), np.float64)
     for beam in range(num_beams):
-        own, here = legal[beam, positions[beam, slots[beam]]], log_probs[beam, slots[beam]]
+        own, own_log_probs = legal[beam, positions[beam, slots[beam]]], log_probs[beam, slots[beam]]
         for code in range(num_codes):
-            score = beams.scores[beam] + here[code]
+            score = beams.scores[beam] + own_log_probs[code]
             scores[beam, code] = score if own[code] > 0 and score > -np.inf else -np.inf  # no nan
     return scores
 
 
 @compiled
 def _least_score(scores: Doubles, beam_width: int) -> float:
-    """The score of the last child that can be kept; the lowest number there is where all can."""
+    """The lowest score of a child that may be kept; the lowest finite number if all may be kept."""
     best = np.empty(min(beam_width, scores.size), np.float64)
     nothing = np.zeros(len(best), np.int64)
     size = 0
@@ -204,23 +212,23 @@ def _least_score(scores: Doubles, beam_width: int) -> float:
 
 
 @compiled
-def _mark(is_own: NDArray[np.uint64], own: Rows, touched: Rows, biases: Floats) -> None:
-    """Set the bits of a beam's rows, but not of those that are excluded."""
+def _mark(is_own: NDArray[np.uint64], own: Rows, biased_rows: Rows, biases: Floats) -> None:
+    """Set the bits of a beam's rows, except for excluded rows."""
     one, low = np.uint64(1), np.uint64(63)
     for i in range(len(own)):
         row = np.uint64(own[i])
         is_own[row >> np.uint64(6)] |= one << (row & low)
-    for i in range(len(touched)):
+    for i in range(len(biased_rows)):
         if biases[i] == -np.inf:
-            row = np.uint64(touched[i])
+            row = np.uint64(biased_rows[i])
             is_own[row >> np.uint64(6)] &= ~(one << (row & low))
 
 
 @compiled
 def _marked(is_own: NDArray[np.uint64], others: Rows, rows: Rows, found: int) -> int:
-    """Append those of the other rows whose bits are set; how many rows there are now.
+    """Append those of the other rows whose bits are set; returns how many rows there are now.
 
-    No branch depends on a bit: each row is written, and the next one over it if it is not marked.
+    No branch depends on a bit: each row is written, and the next one overwrites it if its bit is 0.
     """
     one, low = np.uint64(1), np.uint64(63)
     for i in range(len(others)):
@@ -232,16 +240,21 @@ def _marked(is_own: NDArray[np.uint64], others: Rows, rows: Rows, found: int) ->
 
 @compiled
 def _biases_of(
-    codes: Codes, beams: CodeBeams, parents: Integers, sids: Codes, starts: Integers, rows: Rows
+    codes: Codes,
+    beams: PostingListBeams,
+    parents: Integers,
+    sids: Codes,
+    starts: Integers,
+    rows: Rows,
 ) -> Floats:
-    """The biases of the children's rows: those of their parents' touched rows, else none."""
+    """The biases of the children's rows: those of their parents' biased rows, else 0."""
     biases = np.zeros(len(rows), np.float32)
     for child in range(len(parents)):
         own = rows[starts[child] : starts[child + 1]]
-        begin, end = beams.touched_starts[parents[child]], beams.touched_starts[parents[child] + 1]
+        begin, end = beams.bias_starts[parents[child]], beams.bias_starts[parents[child] + 1]
         for i in range(begin, end):
-            at = np.searchsorted(own, beams.touched[i])
-            if at < len(own) and own[at] == beams.touched[i]:
+            at = np.searchsorted(own, beams.biased_rows[i])
+            if at < len(own) and own[at] == beams.biased_rows[i]:
                 biases[starts[child] + at] = beams.biases[i]
     return biases
 
@@ -250,17 +263,17 @@ def _biases_of(
 def _good_enough(
     codes: Codes,
     postings: Postings,
-    beams: CodeBeams,
+    beams: PostingListBeams,
     log_probs: Floats,
     positions: Integers,
     slots: Integers,
     beam_width: int,
 ) -> Beams:
-    """The beams with those rows only that a kept child may have.
+    """The beams with only those rows that a kept child may have.
 
-    A row is good enough if its codes at the chosen places score as high as the last of the best
-    `beam_width` tuples of codes, or higher. Rows of a beam with equal scores count as one tuple,
-    so that this score is never too high.
+    A row is good enough if its codes at the chosen positions score as high as the last of the best
+    `beam_width` tuples of codes, or higher. Rows of a beam with equal scores count as one tuple, so
+    this limit is never too high.
     """
     num_beams, width = slots.shape
     lengths = beams.stops - beams.starts
@@ -268,24 +281,27 @@ def _good_enough(
     capacity = min(beam_width, total)
     best, of_beams = np.empty(capacity, np.float64), np.empty(capacity, np.int64)
     rows, scores = np.empty(total, np.int32), np.empty(total, np.float64)
-    here, asked = np.empty((width, log_probs.shape[2]), np.float32), np.empty(width, np.int64)
+    own_log_probs, own_positions = (
+        np.empty((width, log_probs.shape[2]), np.float32),
+        np.empty(width, np.int64),
+    )
     sums = np.empty(longest, np.float32)
     ends = np.empty(num_beams, np.int64)
     size, found = 0, 0
     least = -np.inf
     for beam in range(num_beams):
         for choice in range(width):
-            here[choice] = log_probs[beam, slots[beam, choice]]
-            asked[choice] = positions[beam, slots[beam, choice]]
+            own_log_probs[choice] = log_probs[beam, slots[beam, choice]]
+            own_positions[choice] = positions[beam, slots[beam, choice]]
         ends[beam] = found
         shift = beams.scores[beam]
-        if highest_sum(here) + shift < least:
+        if highest_sum(own_log_probs) + shift < least:
             continue
         own = postings[beams.position, beams.starts[beam] : beams.stops[beam]]
-        score_postings(codes, own, here, asked, slots[beam], sums)
-        for i in range(beams.touched_starts[beam], beams.touched_starts[beam + 1]):
+        score_posting_list(codes, own, own_log_probs, own_positions, slots[beam], sums)
+        for i in range(beams.bias_starts[beam], beams.bias_starts[beam + 1]):
             if beams.biases[i] == -np.inf:
-                sums[np.searchsorted(own, beams.touched[i])] = -np.inf
+                sums[np.searchsorted(own, beams.biased_rows[i])] = -np.inf
         for start in range(0, len(own), BLOCK):
             block = sums[start : min(start + BLOCK, len(own))]
             if not highest_of(block) + shift >= least:
@@ -301,7 +317,7 @@ def _good_enough(
                 place = 0
                 while place < size and (best[place] != score or of_beams[place] != beam):
                     place += 1
-                if place == size:  # a tuple that is not among the best yet
+                if place == size:  # this tuple is not among the best yet
                     size = heap.push(best, of_beams, size, score, beam)
                     if size == capacity:
                         least = best[0] - SLACK * (1 + abs(best[0]))
@@ -319,5 +335,7 @@ def _good_enough(
         starts[beam + 1] = left
     parents = np.arange(num_beams)
     biases = _biases_of(codes, beams, parents, beams.sids, starts, rows[:left])
-    in_call, num_in_call = in_next_call(codes, starts, rows, False)
-    return Beams(beams.sids, beams.scores, starts, rows[:left].copy(), biases, in_call, num_in_call)
+    call_index, num_undecided = number_undecided(codes, starts, rows, False)
+    return Beams(
+        beams.sids, beams.scores, starts, rows[:left].copy(), biases, call_index, num_undecided
+    )
