@@ -1,9 +1,10 @@
-"""The documents are true: README blocks run, settings, metrics, targets and links are all there.
+"""The documents are true: their blocks run; settings, metrics, targets and links are all there.
 
-Every code block of README.md names, in an HTML comment above it, how it is held to the truth:
-`demo-output` and `curl-output` against the running demo, `curl`, `requests`, `filter` and `python`
-by running them, `commands` by looking up every target, module and flag. With UPDATE_DOCS=1 (`make
-docs`) the outputs in README.md and the generated tables of docs/ are written anew.
+Every code block of README.md and of the pages in PAGES names, in an HTML comment above it, how it is
+checked: `demo-output` and `curl-output` are compared with the running demo; `curl`, `requests`,
+`filter` and `python` are run; of `commands` every target, module and flag is looked up. The block
+`system` is run by the tests of training. With UPDATE_DOCS=1 (`make docs`) the outputs in README.md
+and the generated tables of docs/ are written again.
 """
 
 from __future__ import annotations
@@ -29,6 +30,19 @@ from service.telemetry.metrics import Metrics
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
+PAGES = (README, *(ROOT / "docs" / "how-to" / f"{name}.md" for name in ("train", "serve", "extend")))
+CHECKS = {
+    "demo",
+    "demo-output",
+    "curl",
+    "curl-output",
+    "requests",
+    "filter",
+    "python",
+    "commands",
+    "system",
+}
+MOST_README_LINES = 150
 UPDATE = os.environ.get("UPDATE_DOCS") == "1"
 DOCUMENTED_URL = "http://127.0.0.1:8000"
 BLOCK = re.compile(
@@ -51,33 +65,47 @@ def blocks_of(document: str) -> list[Block]:
 
 
 def blocks(check: str) -> list[str]:
-    found = [block.text for block in blocks_of(README.read_text()) if block.check == check]
-    assert found, f"README.md has no block marked {check}"
-    return found
+    """The texts of all blocks of that kind, in all pages."""
+    found = [block for page in PAGES for block in blocks_of(page.read_text())]
+    texts = [block.text for block in found if block.check == check]
+    assert texts, f"no page has a block marked {check}"
+    return texts
 
 
 def rewrite(check: str, text: str) -> None:
-    """Replace the only block of that kind."""
+    """Replace the only block of that kind, which is in the README."""
     [old] = blocks(check)
-    readme, marker = README.read_text(), f"<!-- {check} -->\n"
-    before, after = readme.split(marker)
-    README.write_text(before + marker + after.replace(f"\n{old}```", f"\n{text}```", 1))
+    before, after = README.read_text().split(f"<!-- {check} -->\n")
+    after = after.replace(f"\n{old}```", f"\n{text}```", 1)
+    README.write_text(f"{before}<!-- {check} -->\n{after}")
 
 
-def test_every_block_says_how_it_is_checked() -> None:
-    checks = {
-        "demo",
-        "demo-output",
-        "curl",
-        "curl-output",
-        "requests",
-        "filter",
-        "python",
-        "commands",
-    }
-    found = blocks_of(README.read_text())
-    assert [block for block in found if block.check not in checks] == []
-    assert len(re.findall(r"^```", README.read_text(), re.M)) == 2 * len(found)
+def unchecked(document: str) -> list[str]:
+    """Blocks that do not say how they are checked, and fences that are no block."""
+    found = blocks_of(document)
+    wrong = [block.text for block in found if block.check not in CHECKS]
+    fences = len(re.findall(r"^ *```", document, re.M))
+    return wrong + [f"{fences} fences for {len(found)} blocks"] * (fences != 2 * len(found))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_block_says_how_it_is_checked(page: Path) -> None:
+    assert unchecked(page.read_text()) == []
+
+
+def test_a_block_that_is_not_checked_is_noticed() -> None:
+    assert unchecked("```bash\nmake demo\n```\n")
+    assert unchecked("<!-- looked-at -->\n```bash\nmake demo\n```\n")
+    assert unchecked("- a list\n  ```bash\n  make demo\n  ```\n")
+    assert not unchecked("<!-- commands -->\n```bash\nmake demo\n```\n")
+
+
+def test_every_kind_of_block_is_in_a_page() -> None:
+    assert {block.check for page in PAGES for block in blocks_of(page.read_text())} == CHECKS
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.read_text().splitlines()) <= MOST_README_LINES
 
 
 # --- the first screen -----------------------------------------------------------------------------
@@ -128,9 +156,9 @@ def test_the_filter_is_obeyed(demo: Any) -> None:
 
 
 def answers_to(commands: str, url: str) -> list[dict[str, Any]]:
-    """Run the README's curl commands against the demo; the JSON documents they print."""
+    """Run documented curl commands against the demo; the JSON documents they print."""
     if shutil.which("curl") is None:
-        pytest.skip("install curl to run the README's requests")
+        pytest.skip("install curl to run the documented requests")
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", commands.replace(DOCUMENTED_URL, url)],
         cwd=ROOT,
@@ -297,7 +325,7 @@ def make_targets() -> set[str]:
 
 
 def test_every_make_target_is_in_the_readme() -> None:
-    assert make_targets() >= {"demo", "check", "train", "serve", "help"}
+    assert make_targets() >= {"demo", "check", "train", "serve", "faults", "rooms", "help"}
     assert not [t for t in make_targets() if not re.search(rf"\bmake {t}\b", README.read_text())]
 
 
