@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from loadtest.sweeping.plot import plot_sweep
-from loadtest.sweeping.results import Measured, Setting, frontier, papers_of
+from loadtest.sweeping.results import Measured, Setting, frontier, in_order, papers_of
 
 
 def write_report(folder: Path, measured: Sequence[Measured], setting: Setting) -> dict[str, Any]:
     """Write sweep.md, sweep.csv, sweep.svg and sweep.png; the figures of all cases."""
     papers = papers_of(measured)
-    ordered = sorted(measured, key=lambda one: (one.case.ranking, one.nfe, one.case.name))
+    ordered = in_order(measured)
     best = [one.case.name for one in frontier(measured)]
     figures = [_figures(one, papers) | {"best": one.case.name in best} for one in ordered]
     with (folder / "sweep.csv").open("w", newline="", encoding="utf-8") as file:

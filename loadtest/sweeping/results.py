@@ -194,18 +194,41 @@ class Results:
             file.write(json.dumps(line) + "\n")
 
     def measured(self, cases: Sequence[Case]) -> list[Measured]:
-        """What is known of each case that has its recall and at least one round."""
-        found = []
-        for case in cases:
-            recall = self.find(case=case.parameters, kind="recall")
-            rounds = [
-                line
-                for line in self._lines
-                if line["case"] == case.parameters and line["kind"] == "rate"
-            ]
-            if recall and rounds:
-                found.append(Measured(case, recall, rounds))
-        return found
+        """What was measured of each case that has its recall and at least one round."""
+        return _measured(self._lines, cases)
+
+
+def read_results(folder: Path) -> tuple[Setting, list[Measured]]:
+    """The setting of a finished sweep and all that was measured, in the order of the report.
+
+    Files from before `exclude_seen` was recorded do not say it: nothing was excluded then.
+    Raises SweepError if the folder holds no sweep.
+    """
+    path = folder / "sweep.jsonl"
+    try:
+        first, *lines = _complete_lines(path)
+        setting = Setting(**{"exclude_seen": False, **first["setting"]})
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise SweepError(f"{path} does not hold the results of a sweep: {error}") from error
+    cases = {json.dumps(line["case"]): Case(line["case"]) for line in lines}
+    return setting, in_order(_measured(lines, list(cases.values())))
+
+
+def in_order(measured: Sequence[Measured]) -> list[Measured]:
+    """By ranking, then from few denoiser calls to many."""
+    return sorted(measured, key=lambda one: (one.case.ranking, one.nfe, one.case.name))
+
+
+def _measured(lines: Sequence[dict[str, Any]], cases: Sequence[Case]) -> list[Measured]:
+    """Each case that has its recall and at least one round."""
+    found = []
+    for case in cases:
+        of_case = [line for line in lines if line["case"] == case.parameters]
+        recall = next((line for line in of_case if line["kind"] == "recall"), None)
+        rounds = [line for line in of_case if line["kind"] == "rate"]
+        if recall and rounds:
+            found.append(Measured(case, recall, rounds))
+    return found
 
 
 def _complete_lines(path: Path) -> list[dict[str, Any]]:
