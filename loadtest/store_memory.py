@@ -22,7 +22,7 @@ from typing import Any
 import httpx
 from redis import Redis, RedisError
 
-from loadtest.clients import MAX_EVENTS, read_held_out, served
+from loadtest.clients import MAX_EVENTS, read_held_out, run_service
 
 PATIENT_MS = 5000  # for a call to the store: nothing is timed here
 WRITTEN_WITHIN_S = 30.0  # answers are remembered behind the request
@@ -96,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 raise RuntimeError(f"{asked.redis_url} is not empty; give this an empty store")
             for length in asked.histories:
                 with (
-                    served(
+                    run_service(
                         asked.bundle, redis_url=asked.redis_url, redis_timeout_ms=PATIENT_MS
                     ) as service,
                     httpx.Client(base_url=service.url, timeout=60, trust_env=False) as client,

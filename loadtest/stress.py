@@ -24,14 +24,14 @@ import aiohttp
 import numpy as np
 
 from loadtest.clients import (
-    GIVE_UP_S,
+    ANSWER_TIMEOUT_S,
     HeldOutUser,
     Load,
-    Served,
+    ServiceProcess,
     find_capacity,
     open_loop,
     read_held_out,
-    served,
+    run_service,
 )
 
 LONE_REQUESTS = 300
@@ -49,7 +49,7 @@ def lone_client(url: str, users: list[HeldOutUser], parameters: dict[str, Any]) 
     Raises SystemExit with a sentence where an answer does not come.
     """
     waited, decoded = [], []
-    connection = HTTPConnection(url.removeprefix("http://"), timeout=GIVE_UP_S)
+    connection = HTTPConnection(url.removeprefix("http://"), timeout=ANSWER_TIMEOUT_S)
     headers = {"Content-Type": "application/json"}
     for number in range(LONE_REQUESTS):
         user = users[number % len(users)]
@@ -76,7 +76,7 @@ def lone_client(url: str, users: list[HeldOutUser], parameters: dict[str, Any]) 
 
 
 async def stress(
-    service: Served,
+    service: ServiceProcess,
     users: list[HeldOutUser],
     parameters: dict[str, Any],
     *,
@@ -136,7 +136,7 @@ async def stress(
 
 
 async def soak(
-    service: Served,
+    service: ServiceProcess,
     users: list[HeldOutUser],
     parameters: dict[str, Any],
     rate: float,
@@ -214,7 +214,7 @@ def main(arguments: list[str] | None = None) -> int:
     kinds = [asked.parameters, *([{"schedule": "auto"}] if asked.compare_auto else [])]
     results = []
     settings = {"slo_ms": asked.slo_ms, "encoder_cache": 0, **dict(asked.setting)}
-    with served(asked.bundle, num_cores=asked.service_cores, **settings) as service:
+    with run_service(asked.bundle, num_cores=asked.service_cores, **settings) as service:
         named = ", ".join(f"{name}={value}" for name, value in settings.items())
         print(f"service on cores {service.cores} with {named}; {len(users)} users")
         for parameters in kinds:

@@ -28,14 +28,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from loadtest.clients import (
-    BUSY,
+    BUSY_CPU_SHARE,
     HeldOutUser,
     Load,
-    Served,
+    ServiceProcess,
     find_capacity,
     open_loop,
     read_held_out,
-    served,
+    run_service,
 )
 from loadtest.replay import Answer, replay, store_histories
 from loadtest.sweeping import Case, Results, Setting, SweepError, write_report
@@ -46,7 +46,7 @@ BISECTIONS = 2
 
 
 async def sweep(
-    service: Served,
+    service: ServiceProcess,
     users: Sequence[HeldOutUser],
     cases: Sequence[Case],
     results: Results,
@@ -70,7 +70,7 @@ async def sweep(
             progress.update(bar, description=f"round {number + 1}, {case.name}")
             if not results.find(case=case.parameters, kind="rate", round=number):
                 found = await rate_of(service, users, case, results, setting, number)
-                if found["generator_cpu"] > BUSY:
+                if found["generator_cpu"] > BUSY_CPU_SHARE:
                     progress.print(f"{case.name}: the generator was busy, not only the service")
             progress.advance(bar)
 
@@ -121,7 +121,7 @@ def _mean_nfe(answers: Sequence[Answer]) -> float:
 
 
 async def rate_of(
-    service: Served,
+    service: ServiceProcess,
     users: Sequence[HeldOutUser],
     case: Case,
     results: Results,
@@ -197,7 +197,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     here = machine()  # before the cores are shared out
     try:
         users = read_held_out(asked.bundle / "held_out.jsonl", asked.users)
-        with served(asked.bundle, slo_ms=asked.slo_ms, encoder_cache=0) as service:
+        with run_service(asked.bundle, slo_ms=asked.slo_ms, encoder_cache=0) as service:
             manifest = httpx.get(f"{service.url}/info", trust_env=False).raise_for_status().json()
             bundle = manifest["bundle"]
             setting = Setting(

@@ -7,19 +7,19 @@ an SLO).
 from loadtest.clients.api_key import authorization
 from loadtest.clients.capacity import find_capacity
 from loadtest.clients.held_out import MAX_EVENTS, HeldOutUser, read_held_out
-from loadtest.clients.open_loop import BUSY, GIVE_UP_S, Load, open_loop
-from loadtest.clients.served import Served, served
+from loadtest.clients.open_loop import ANSWER_TIMEOUT_S, BUSY_CPU_SHARE, Load, open_loop
+from loadtest.clients.service_process import ServiceProcess, run_service
 
 __all__ = [
-    "BUSY",
-    "GIVE_UP_S",
+    "ANSWER_TIMEOUT_S",
+    "BUSY_CPU_SHARE",
     "MAX_EVENTS",
     "HeldOutUser",
     "Load",
-    "Served",
+    "ServiceProcess",
     "authorization",
     "find_capacity",
     "open_loop",
     "read_held_out",
-    "served",
+    "run_service",
 ]

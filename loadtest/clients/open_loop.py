@@ -23,8 +23,8 @@ import numpy as np
 from loadtest.clients.held_out import HeldOutUser
 
 MAX_CONNECTIONS = 2000
-GIVE_UP_S = 15.0  # longer than the longest deadline a request may have
-BUSY = 0.8  # of a core: from here the generator's own delays are in the latencies
+ANSWER_TIMEOUT_S = 15.0  # longer than the longest deadline a request may have
+BUSY_CPU_SHARE = 0.8  # of a core: from here the generator's own delays are in the latencies
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Load:
     @property
     def generator_busy(self) -> bool:
         """Whether the generator, not the service, may have set the limit."""
-        return self.cpu_share > BUSY
+        return self.cpu_share > BUSY_CPU_SHARE
 
     @property
     def reached(self) -> float:
@@ -69,7 +69,7 @@ class Load:
 
     @property
     def unanswered(self) -> int:
-        """Requests that were given up after GIVE_UP_S, or whose connection failed."""
+        """Requests that were given up after ANSWER_TIMEOUT_S, or whose connection failed."""
         return len(self.answered(0))
 
     @property
@@ -141,7 +141,7 @@ async def open_loop(
     asked = itertools.cycle([(user, user.request(**fields)) for user in users])
     sent: list[Sent] = []
     connector = aiohttp.TCPConnector(limit=MAX_CONNECTIONS, keepalive_timeout=60)
-    timeout = aiohttp.ClientTimeout(total=GIVE_UP_S)
+    timeout = aiohttp.ClientTimeout(total=ANSWER_TIMEOUT_S)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
         async with asyncio.TaskGroup() as tasks:
             cpu, started = _cpu_s(), time.perf_counter()

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from loadtest.clients import BUSY
+from loadtest.clients import BUSY_CPU_SHARE
 
 PAPERS = {"r_warm": 4, "m_par": 2, "beam_width": 50, "ranking": "path"}  # MDGR
 
@@ -105,7 +105,7 @@ class Measured:
 
     @property
     def generator_busy(self) -> bool:
-        return any(line["generator_cpu"] > BUSY for line in self.rounds)
+        return any(line["generator_cpu"] > BUSY_CPU_SHARE for line in self.rounds)
 
     def against(self, other: Measured) -> tuple[float, float]:
         """Difference in recall to another case, and its standard error, paired by user.

@@ -24,7 +24,7 @@ READY_WITHIN_S = 300.0  # compiled code may have to be made first
 
 
 @dataclass(frozen=True)
-class Served:
+class ServiceProcess:
     """A running service; `cores` are those it may use."""
 
     url: str
@@ -50,7 +50,9 @@ class Served:
 
 
 @contextlib.contextmanager
-def served(bundle: Path, *, num_cores: int | None = None, **settings: Any) -> Iterator[Served]:
+def run_service(
+    bundle: Path, *, num_cores: int | None = None, **settings: Any
+) -> Iterator[ServiceProcess]:
     """Serve a bundle while the block runs, with UNMASK_ settings given in lower case.
 
     num_cores: of the service, half of them where nothing is said. This process is kept off these
@@ -77,7 +79,7 @@ def served(bundle: Path, *, num_cores: int | None = None, **settings: Any) -> It
         try:
             _wait_until_ready(process, url)
             os.sched_setaffinity(0, set(own) - set(of_service) or set(own))
-            yield Served(url, process.pid, of_service)
+            yield ServiceProcess(url, process.pid, of_service)
         finally:
             os.sched_setaffinity(0, own)
             process.send_signal(signal.SIGTERM)
