@@ -1,7 +1,7 @@
-"""What load tests share: held-out users, keys, a service to start, an open loop of requests.
+"""What load tests share: held-out users, API keys, a service process, an open loop of requests.
 
-Reading order: `held_out`, `api_key`, `served`, `open_loop`, `capacity` (the highest rate that holds
-an SLO).
+Reading order: `held_out`, `api_key`, `service_process`, `open_loop`, `capacity` (the highest rate
+within an SLO). Knows the service only over HTTP.
 """
 
 from loadtest.clients.api_key import authorization

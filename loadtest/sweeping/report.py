@@ -1,4 +1,7 @@
-"""A sweep as a table, a CSV and a picture. Knows nothing of how anything was measured."""
+"""Writes a sweep as a table, a CSV and a picture.
+
+Does not know how anything was measured. Rates are requests a second, latencies are milliseconds.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from loadtest.sweeping.results import Measured, Setting, frontier, in_order, pap
 
 
 def write_report(folder: Path, measured: Sequence[Measured], setting: Setting) -> dict[str, Any]:
-    """Write sweep.md, sweep.csv, sweep.svg and sweep.png; the figures of all cases."""
+    """Write sweep.md, sweep.csv, sweep.svg and sweep.png; returns the figures of all cases."""
     papers = papers_of(measured)
     ordered = in_order(measured)
     best = [one.case.name for one in frontier(measured)]
@@ -110,7 +113,7 @@ def _document(
 
 
 def _further_calls(ordered: Sequence[Measured]) -> list[str]:
-    """What each denoiser call more buys or costs, for each ranking and beam width."""
+    """What more denoiser calls gain and cost, for each ranking and beam width."""
     lines = [
         "What further denoiser calls buy and cost, from one row to the next of the same ranking "
         "and beam width:",

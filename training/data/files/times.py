@@ -131,7 +131,7 @@ def time_column(table: Table, time_format: str | None, notes: list[str]) -> pl.S
 
 
 def _text(table: Table, name: str) -> pl.Series:
-    """A column as text without spaces around. Raises DataError if a value is missing or NO_VALUE."""
+    """A column as text without spaces around. Raises DataError if any value is missing."""
     text = table.columns[name].cast(pl.String).str.strip_chars()
     without_gaps(
         table, name, pl.select(pl.when(~text.is_in(["", "NaT", *NO_VALUE])).then(text)).to_series()
