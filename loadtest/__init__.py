@@ -1,7 +1,7 @@
-"""Load tests: they know the service only over HTTP and a bundle only by its held_out.jsonl.
+"""Load tests: they use the service only over HTTP, and of a bundle they read only held_out.jsonl.
 
-Reading order: held_out, api_key, replay, locustfile; open_loop, capacity, served, then stress and
-sweep with its sweep_*, which use them; store_memory. decode_bench and the modules split off from
-it, the decode_*, are the exception: they time the kernel itself (docs/decisions/011). The method is
-in README.md beside this file.
+Commands: `replay`, `locustfile`, `sweep`, `stress`, `mutate`, `store_memory`. Reading order:
+`clients` (what the commands share), `replay`, `stress`, `sweep` with `sweeping` (its results,
+report and picture). `bench` is the exception: it times the kernel itself and imports the service
+(docs/decisions/011). README.md beside this file says which question each command answers.
 """

@@ -1,12 +1,12 @@
-"""A load of held-out users at a constant rate, with the recall of the very same answers.
+"""A load of held-out users at a constant rate, with the recall of the same answers.
 
 `locust -f loadtest/locustfile.py --headless -u 20 -r 20 -t 60s --host http://127.0.0.1:8000
 --held-out BUNDLE/held_out.jsonl`: each of the `-u` simulated users sends `--rate` requests a
-second, one held-out user after the other. Recall, latencies and the stages of Server-Timing are at
-`/recall` of locust's web page while it runs, and one line of JSON at the end; all of them are of
-answers with status 200, unlike those of locust's own tables. The rate is over the length of the
-run, whether or not answers came until its end, and a request that is still open at the end is
-counted as unanswered. With `--processes` or workers, figures are those of all of them.
+second, one held-out user after the other. Recall, latencies and stages of Server-Timing are at
+`/recall` of locust's web page during the run, and in a line of JSON at the end. They are of answers
+with status 200 only, unlike locust's own tables. The rate is over the whole length of the run. A
+request that is still open at the end counts as unanswered. With `--processes` or workers, the
+figures are those of all processes.
 """
 
 from __future__ import annotations
@@ -34,11 +34,12 @@ from loadtest.clients import HeldOutUser, authorization, read_held_out
 
 PERCENTILES = (0.5, 0.95, 0.99)
 ROUTE = "/recommend"
-# Locust's names for kinds of requests: a stage is a part of one, an open one was never answered.
+# Kinds of entries in locust's statistics. A stage is a part of an answer; an open request was
+# never answered.
 ANSWER, STAGE, OPEN = "answer", "stage", "open"
-STOP_TIMEOUT_S = 15  # that open requests have at the end; longer than any deadline of the service
-REPORTS_WITHIN_S = 10  # that workers have, beyond it, for their last figures
-FINISH, FINISHED = "unmask_finish", "unmask_finished"  # from a master to its workers, and back
+STOP_TIMEOUT_S = 15  # for open requests at the end; longer than any deadline of the service
+REPORTS_WITHIN_S = 10  # after STOP_TIMEOUT_S, for the last figures of workers
+FINISH, FINISHED = "unmask_finish", "unmask_finished"  # messages to the workers, and back
 
 
 class Unanswered(Exception):
@@ -46,7 +47,7 @@ class Unanswered(Exception):
 
 
 class Figures:
-    """What came of the answers, in this process or, at a master, in all of its workers."""
+    """Figures of the answers of this process; at a master, of all its workers."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
@@ -54,11 +55,11 @@ class Figures:
         self.times = RequestStats()
         self.begun = time.perf_counter()
         self.stopped: float | None = None
-        self.last_answer_s = 0.0  # after the beginning, by the clock of the process that got it
+        self.last_answer_s = 0.0  # from the beginning, by the clock of the process that got it
 
     @contextmanager
     def open_request(self, environment: Environment) -> Iterator[None]:
-        """Around a request: at the end of a run locust kills those that wait, without a word."""
+        """Around a request: counts it if locust kills it at the end of the run."""
         sent = time.perf_counter()
         try:
             yield
@@ -79,7 +80,10 @@ class Figures:
     def count(
         self, user: HeldOutUser, answer: dict[str, Any], waited_ms: float, timing: str
     ) -> None:
-        """One answer with status 200; timing: its Server-Timing, `name;dur=milliseconds, ...`."""
+        """Count an answer with status 200.
+
+        timing: its header Server-Timing, `name;dur=milliseconds, ...`
+        """
         item_ids = [item["item_id"] for item in answer["items"]]
         self.last_answer_s = time.perf_counter() - self.begun
         self.counts["answers"] += 1
@@ -91,18 +95,18 @@ class Figures:
             self._log(STAGE, name, float(milliseconds))
 
     def _log(self, kind: str, name: str, milliseconds: float) -> None:
-        """In microseconds: locust keeps two digits of large values, no fractions of small ones."""
+        """Log microseconds: locust keeps two digits of large values, no fractions of small ones."""
         self.times.log_request(kind, name, round(milliseconds * 1000), 0)
 
     def take(self) -> dict[str, Any]:
-        """Everything counted so far, for a master; counting begins anew."""
+        """Everything counted since the last call, for a master; the counts start again at 0."""
         counts = {"counts": dict(self.counts), "statuses": dict(self.statuses)}
         times = self.times.serialize_stats()
         self.counts, self.statuses, self.times = Counter(), Counter(), RequestStats()
         return {**counts, "times": times, "last_answer_s": self.last_answer_s}
 
     def add(self, taken: dict[str, Any]) -> None:
-        """What a worker counted."""
+        """Add the counts of a worker."""
         self.counts.update(taken["counts"])
         self.statuses.update(taken["statuses"])
         self.last_answer_s = max(self.last_answer_s, taken["last_answer_s"])
@@ -111,14 +115,14 @@ class Figures:
             self.times.get(entry.name, entry.method).extend(entry)
 
     def length_s(self) -> float:
-        """Of the run so far, or of all of it: until it was stopped, or a later answer came."""
+        """Length of the run in seconds, until now, until its end, or until a later answer."""
         until = time.perf_counter() if self.stopped is None else self.stopped
         return max(until - self.begun, self.last_answer_s)
 
     def as_json(self, environment: Environment) -> dict[str, Any]:
-        """Recall as a share, times in milliseconds with two digits; all of it of answers.
+        """Recall as a share, times in milliseconds with two digits; both only of answers.
 
-        A refusal takes no time: among the times it would make an overloaded service look quick.
+        Refusals take almost no time. They would make an overloaded service look fast.
         """
         options, runner = environment.parsed_options, environment.runner
         assert options is not None
@@ -145,13 +149,13 @@ class Figures:
 
 
 def _stage(entry: StatsEntry) -> dict[str, float | None]:
-    """Of the answers that had this stage."""
+    """Figures of the answers that had this stage."""
     mean_ms = round(entry.avg_response_time / 1000, 3)
     return {"answers": entry.num_requests, "mean_ms": mean_ms, **_percentiles(entry)}
 
 
 def _percentiles(entry: StatsEntry) -> dict[str, float | None]:
-    """In milliseconds, from microseconds; None where nothing was counted."""
+    """Percentiles in milliseconds, from microseconds; None if nothing was counted."""
     return {
         f"p{share * 100:.0f}_ms": entry.get_response_time_percentile(share) / 1000
         if entry.num_requests
@@ -161,13 +165,13 @@ def _percentiles(entry: StatsEntry) -> dict[str, float | None]:
 
 
 class HeldOutTraffic(FastHttpUser):
-    """Sends `--rate` requests a second, fewer only when one answer takes longer than its turn."""
+    """Sends `--rate` requests a second; fewer if an answer takes longer than 1 / rate seconds."""
 
     users: ClassVar[Iterator[HeldOutUser]]
     fields: ClassVar[dict[str, Any]]
     headers: ClassVar[dict[str, str]]
     figures: ClassVar[Figures]
-    finished: ClassVar[set[str]] = set()  # workers that have told their last figures
+    finished: ClassVar[set[str]] = set()  # workers that have sent their last figures
 
     def wait_time(self) -> float:
         seconds: float = constant_throughput(self.environment.parsed_options.rate)(self)
@@ -176,7 +180,7 @@ class HeldOutTraffic(FastHttpUser):
     @task
     def recommend(self) -> None:
         if self.figures.stopped is not None:
-            return  # locust kills a user who was waiting, even if he has just stopped to wait
+            return  # locust would kill this user, even if its wait has just ended
         user = next(self.users)
         body = user.request(**self.fields)
         with (
@@ -199,7 +203,7 @@ class HeldOutTraffic(FastHttpUser):
 
 @events.init_command_line_parser.add_listener  # type: ignore[untyped-decorator]
 def add_options(parser: LocustArgumentParser, **_: Any) -> None:
-    # By default locust ends without a word about requests that are on their way.
+    # By default locust ends and does not report requests that are still open.
     parser.set_defaults(stop_timeout=str(STOP_TIMEOUT_S))
     parser.add_argument("--held-out", required=True, help="held_out.jsonl of the bundle served")
     parser.add_argument("--rate", type=float, default=1, help="requests a second per user")
@@ -217,7 +221,7 @@ def add_options(parser: LocustArgumentParser, **_: Any) -> None:
 
 
 def _json_object(text: str) -> str:
-    """The text itself, since locust's page shows and sends it. Raises ValueError."""
+    """The text itself, because locust's page shows and sends it. Raises ValueError."""
     if not isinstance(json.loads(text), dict):
         raise ValueError(text)
     return text
@@ -239,20 +243,20 @@ def add_route(environment: Environment, **_: Any) -> None:
 
 
 def _from_anywhere(users: Sequence[HeldOutUser]) -> list[HeldOutUser]:
-    """The users in another order, so that processes of one load do not ask for the same ones."""
+    """The users in random order, so that the processes of one load ask for different users."""
     return random.SystemRandom().sample(users, len(users))
 
 
 @events.test_start.add_listener  # type: ignore[untyped-decorator]
 def begin(environment: Environment, **_: Any) -> None:
-    """Options are those of the command line, or of the page's form, which may have changed them."""
+    """A run begins. Its options come from the command line or from the form of locust's page."""
     options = environment.parsed_options
     assert options is not None
     users = read_held_out(Path(options.held_out))
     HeldOutTraffic.users = itertools.cycle(_from_anywhere(users))
     HeldOutTraffic.fields = {"k": 10, **json.loads(options.parameters)}
     if options.stored_histories:
-        HeldOutTraffic.fields["history"] = None  # as if it were not there
+        HeldOutTraffic.fields["history"] = None  # the same as no history in the request
     HeldOutTraffic.headers = authorization()
     HeldOutTraffic.figures = Figures()
 
@@ -269,7 +273,7 @@ def hear(data: dict[str, Any], **_: Any) -> None:
 
 @events.test_stopping.add_listener  # type: ignore[untyped-decorator]
 def end(environment: Environment, **_: Any) -> None:
-    """The run is over. A master waits for its workers: locust itself gives them half a second."""
+    """The run ends. A master waits for its workers, to whom locust itself gives half a second."""
     runner = environment.runner
     if HeldOutTraffic.figures.stopped is None:
         HeldOutTraffic.figures.stopped = time.perf_counter()
@@ -280,11 +284,11 @@ def end(environment: Environment, **_: Any) -> None:
         while {one.id for one in runner.clients.running} - HeldOutTraffic.finished:
             if time.monotonic() > until:
                 break
-            time.sleep(0.05)  # locust has made it one that lets others run
+            time.sleep(0.05)  # locust has patched it: other greenlets run meanwhile
 
 
 def finish(environment: Environment, msg: Message, **_: Any) -> None:
-    """At a worker: let open requests end, then tell the last figures."""
+    """At a worker: wait for open requests, then send the last figures."""
     runner = environment.runner
     assert isinstance(runner, WorkerRunner)
     runner.stop()
@@ -292,7 +296,7 @@ def finish(environment: Environment, msg: Message, **_: Any) -> None:
 
 
 def hear_last(environment: Environment, msg: Message, **_: Any) -> None:
-    """At a master: what a worker counted until its last request."""
+    """At a master: add the last figures of a worker."""
     HeldOutTraffic.figures.add(msg.data)
     HeldOutTraffic.finished.add(msg.node_id)
 

@@ -1,12 +1,11 @@
-"""Does a service answer whatever it is sent, in the one way it describes?
+"""Does the service answer every request as documented, also those with something wrong?
 
-`python -m loadtest.mutate --url http://127.0.0.1:8000 --requests 100000` sends right requests in
-which something was changed: a value of the JSON, bytes of the body, its encoding, a line of the
-head, the framing, or only where the segments end. Each has a connection of its own and must be
-answered: never with 5xx, and with the one error body if not with 2xx. The last line is JSON; the
-exit status is 1 after any failure. The same seed sends the same bytes.
-
-It stores events of users called `mutant-...`, and what it hits by chance: not for a service in use.
+`python -m loadtest.mutate --url http://127.0.0.1:8000 --requests 100000` takes correct requests and
+changes something: a value of the JSON, bytes of the body, its encoding, a line of the head, the
+framing, or only where the TCP segments end. Each is sent on a connection of its own. It must be
+answered, never with 5xx, and with the documented error body unless with 2xx. The last line is JSON;
+the exit status is 1 after a failure. The same seed sends the same bytes. It stores events of users
+called `mutant-...` and may change other data by chance: do not use it on a service in use.
 """
 
 from __future__ import annotations
@@ -39,7 +38,11 @@ NASTY: list[Any] = [
 
 @dataclass
 class Request:
-    """What is sent, before it is bytes. framing: `length`, or `chunked` by the generator."""
+    """A request before it is written as bytes.
+
+    value:   the body is the JSON of it, if `body` is None
+    framing: `length`, `chunked`, or one of the wrong framings of `change_framing`
+    """
 
     method: str
     path: str
@@ -51,18 +54,18 @@ class Request:
 
 @dataclass
 class Answer:
-    """One answer; `headers` in lower case."""
+    """One answer; names and values of `headers` are in lower case."""
 
     status: int
     headers: dict[str, str]
     body: bytes
 
 
-# Right requests
+# Correct requests
 
 
 def right_request(source: random.Random) -> Request:
-    """One of those that clients send."""
+    """A random request of the kinds that clients send."""
     user = f"mutant-{source.randrange(50)}"
     item = source.choice(ITEMS)
     event = {"event_id": str(source.random()), "user_id": user, "item_id": item}
@@ -83,15 +86,15 @@ def right_request(source: random.Random) -> Request:
     return Request(method, path, value=value)
 
 
-# Changes. Each takes a request and a source of randomness, and changes the request.
+# Changes. Each takes a request and a random generator, and changes the request.
 
 
 def change_nothing(request: Request, source: random.Random) -> None:
-    """Only where the segments end."""
+    """No change: only the segments end elsewhere."""
 
 
 def change_value(request: Request, source: random.Random) -> None:
-    """One value of the JSON, or a name of it."""
+    """Change one value or one name of the JSON."""
     if not request.value:
         return change_path(request, source)
     request.value = json.loads(json.dumps(request.value))
@@ -110,7 +113,7 @@ def change_value(request: Request, source: random.Random) -> None:
 
 
 def change_bytes(request: Request, source: random.Random) -> None:
-    """Some bytes of the body."""
+    """Change some bytes of the body."""
     body = bytearray(written(request.value)) or bytearray(b"x")
     for _ in range(source.randrange(1, 4)):
         place = source.randrange(len(body))
@@ -125,7 +128,7 @@ def change_bytes(request: Request, source: random.Random) -> None:
 
 
 def change_encoding(request: Request, source: random.Random) -> None:
-    """The same text in other bytes."""
+    """Write the same text in another encoding, or name another one."""
     body = written(request.value)
     how = source.randrange(4)
     if how == 0:
@@ -140,7 +143,7 @@ def change_encoding(request: Request, source: random.Random) -> None:
 
 
 def change_size(request: Request, source: random.Random) -> None:
-    """Much more of something, or nothing."""
+    """A very large body, header or URL, many headers, or an empty body."""
     how = source.randrange(20)
     if how == 0:
         request.body = b" " * (1 << 21)
@@ -155,7 +158,7 @@ def change_size(request: Request, source: random.Random) -> None:
 
 
 def change_path(request: Request, source: random.Random) -> None:
-    """Bytes of the path, some of them percent-encoded."""
+    """Insert characters into the path, some of them percent-encoded."""
     place = source.randrange(1, len(request.path) + 1)
     strange = source.choice(
         ["%", "%00", "%ff", "%c3%28", "%2e%2e", "/", "//", "/../", " ", "\\", "?", "#", "\xe9", "*",
@@ -172,7 +175,7 @@ def change_method(request: Request, source: random.Random) -> None:
 
 
 def change_header(request: Request, source: random.Random) -> None:
-    """A header that means something, with a strange value; or its name is strange."""
+    """Add a known header with a strange value, or a header with a strange name."""
     name = source.choice(
         ["Content-Type", "Accept", "Accept-Encoding", "Authorization", "Connection", "Cookie",
          "Expect", "Host", "Origin", "Range", "TE", "Upgrade", "X-Forwarded-For",
@@ -190,7 +193,7 @@ def change_header(request: Request, source: random.Random) -> None:
 
 
 def offer_upgrade(request: Request, source: random.Random) -> None:
-    """As clients of HTTP/2 do."""
+    """Offer an upgrade, as clients of HTTP/2 do."""
     request.headers += [("Connection", "Upgrade, HTTP2-Settings"), ("Upgrade", "h2c")]
     request.framing = source.choice(["length", "chunked"])
     if source.random() < 0.5:
@@ -198,7 +201,10 @@ def offer_upgrade(request: Request, source: random.Random) -> None:
 
 
 def change_framing(request: Request, source: random.Random) -> None:
-    """How long the body is said to be. Never longer than it is: that is answered after seconds."""
+    """Change the length that is given for the body.
+
+    Never to a longer one: the service would wait some seconds for the rest.
+    """
     request.framing = source.choice(
         ["chunked", "chunked", "shorter", "twice", "both", "negative", "word", "plus", "bad chunk"]
     )
@@ -220,12 +226,12 @@ CHANGES: list[Change] = [
 
 
 def written(value: Any) -> bytes:
-    """The JSON of a value; nothing for None."""
+    """The JSON of a value; no bytes for None."""
     return b"" if value is None else json.dumps(value).encode()
 
 
 def as_bytes(request: Request, source: random.Random) -> bytes:
-    """Head and body."""
+    """The bytes of head and body."""
     body = written(request.value) if request.body is None else request.body
     length = ("Content-Length", str(len(body)))
     chunks = [length] if request.framing != "chunked" else [("Transfer-Encoding", "chunked")]
@@ -262,7 +268,7 @@ def as_bytes(request: Request, source: random.Random) -> bytes:
 
 
 def segments(sent: bytes, source: random.Random) -> list[bytes]:
-    """Where they end: nowhere, behind the head, or at random."""
+    """The bytes cut into segments: not at all, after the head, or at random places."""
     places = [sent.find(b"\r\n\r\n") + 4] if source.random() < 0.3 else []
     if source.random() < 0.3:
         places += [source.randrange(len(sent)) for _ in range(source.randrange(1, 6))]
@@ -270,13 +276,13 @@ def segments(sent: bytes, source: random.Random) -> list[bytes]:
     return [sent[start:end] for start, end in pairwise(ends)]
 
 
-# Asking
+# Sending and checking
 
 
 async def ask(host: str, port: int, parts: list[bytes], *, has_body: bool) -> Answer:
-    """Send on a new connection; the first answer. Raises ValueError if there is none.
+    """Send on a new connection and return the first answer. Raises ValueError if there is none.
 
-    has_body: whether the answer has what its Content-Length says
+    has_body: whether the answer has a body, as its Content-Length says; false for HEAD
     """
     reader, writer = await asyncio.open_connection(host, port, limit=1 << 22)
     try:
@@ -285,7 +291,7 @@ async def ask(host: str, port: int, parts: list[bytes], *, has_body: bool) -> An
             try:
                 await writer.drain()
             except ConnectionError:
-                break  # it has been answered, perhaps
+                break  # the service may have answered already
             await asyncio.sleep(0)
         while True:
             try:
@@ -300,11 +306,11 @@ async def ask(host: str, port: int, parts: list[bytes], *, has_body: bool) -> An
         length = int(headers.get("content-length", 0)) if has_body else 0
         return Answer(status, headers, await reader.readexactly(length))
     finally:
-        writer.transport.abort()  # leaves no port behind that waits
+        writer.transport.abort()  # leaves no port in TIME_WAIT
 
 
 def fault(answer: Answer, *, has_body: bool) -> str | None:
-    """What is wrong with an answer."""
+    """What is wrong with an answer; None if nothing is."""
     if answer.status >= 500:
         return f"status {answer.status}: {answer.body[:200]!r}"
     if "x-request-id" not in answer.headers:
@@ -323,7 +329,7 @@ def fault(answer: Answer, *, has_body: bool) -> str | None:
 
 @dataclass
 class Outcome:
-    """What came of all requests. `failures`: a sentence each."""
+    """The results of all requests. `failures`: one sentence each."""
 
     statuses: Counter[int] = field(default_factory=Counter)
     codes: Counter[str] = field(default_factory=Counter)
@@ -343,7 +349,7 @@ def mutated(seed: int, number: int) -> tuple[str, list[bytes]]:
 
 
 async def mutate(url: str, num_requests: int, seed: int, connections: int) -> Outcome:
-    """Send so many, over so many connections at a time."""
+    """Send `num_requests` requests, over `connections` connections at a time."""
     place = urlsplit(url)
     host, port = place.hostname or "127.0.0.1", place.port or 80
     outcome, numbers = Outcome(), iter(range(num_requests))

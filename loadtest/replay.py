@@ -1,9 +1,9 @@
-"""Replay held-out users over HTTP: is the recall that was measured offline the recall served?
+"""Replays held-out users over HTTP: is the served recall the one that was measured offline?
 
-`python -m loadtest.replay --held-out BUNDLE/held_out.jsonl` sends one request per user, with a
-bounded number in flight, and measures recall@k, ndcg@k, latency and errors. With `--compare` it
-also says whether every user's rank is the one `python -m training evaluate` wrote. A closed loop:
-its latencies are those of a busy server, not of a request rate. Knows nothing of service/.
+`python -m loadtest.replay --held-out BUNDLE/held_out.jsonl` sends one request for each user, some at
+a time, and measures recall@k, ndcg@k, latency and errors. With `--compare` it also compares every
+user's rank with the one that `python -m training evaluate` wrote. It is a closed loop: its
+latencies are of a busy server, not of a request rate. Imports nothing of the service.
 """
 
 from __future__ import annotations
@@ -33,9 +33,12 @@ MAX_COMPLAINTS = 10
 
 @dataclass(frozen=True)
 class Answer:
-    """What one user got: `ok` or what went wrong, seconds waited, the target's rank.
+    """The answer for one user.
 
-    nfe: denoiser calls, None where nothing was decoded
+    outcome: `ok`, or what went wrong
+    seconds: time waited
+    rank:    1-based rank of the target; None if it is not in the answer
+    nfe:     denoiser calls; None if nothing was decoded
     """
 
     user_id: str
@@ -49,7 +52,10 @@ class Answer:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Ranks served against ranks measured offline, cut off at the same k."""
+    """Comparison of served ranks with ranks measured offline, both cut off at the same k.
+
+    identical: number of users; different, unknown: ids of users
+    """
 
     identical: int
     different: tuple[str, ...]
@@ -68,10 +74,10 @@ async def replay(
     seed_events: bool = False,
     concurrency: int = 8,
 ) -> list[Answer]:
-    """One POST /recommend per user, `concurrency` at a time; answers in the order of `users`.
+    """One POST /recommend for each user, `concurrency` at a time; answers in the order of `users`.
 
-    parameters: fields of the request beside user_id and history
-    seed_events: store each history through POST /events first, instead of sending it along
+    parameters:  fields of the request besides user_id and history
+    seed_events: store each history through POST /events first, and do not send it with the request
     """
     answers: list[Answer | None] = [None] * len(users)
     queue = iter(enumerate(users))
@@ -87,7 +93,7 @@ async def replay(
 async def store_histories(
     client: httpx.AsyncClient, users: Sequence[HeldOutUser], *, concurrency: int = 8
 ) -> None:
-    """Make the stored history of each user theirs. Raises httpx.HTTPError."""
+    """Replace the stored history of each user by the held-out one. Raises httpx.HTTPError."""
     queue = iter(users)
 
     async def work() -> None:
@@ -122,7 +128,7 @@ async def _replay_one(
 
 
 async def _seed(client: httpx.AsyncClient, user: HeldOutUser) -> None:
-    """Make the stored history exactly this user's, whatever was there before."""
+    """Replace the stored history by exactly this user's."""
     history_url = f"/users/{quote(user.user_id, safe='')}/history"
     await _send_patiently(client, "DELETE", history_url)
     for body in user.event_bodies():
@@ -130,7 +136,7 @@ async def _seed(client: httpx.AsyncClient, user: HeldOutUser) -> None:
 
 
 async def _send_patiently(client: httpx.AsyncClient, method: str, url: str, **body: Any) -> None:
-    """Send what is not measured: wait and try again when the service asks for it."""
+    """Send a request that is not measured. If the service asks for it, wait and try again."""
     for attempt in range(1, ATTEMPTS + 1):
         response = await client.request(method, url, **body)
         if response.status_code not in RETRY_LATER or attempt == ATTEMPTS:
@@ -147,7 +153,7 @@ def _outcome(response: httpx.Response) -> str:
 
 
 def summarise(answers: Sequence[Answer], k: int, wall_s: float) -> dict[str, Any]:
-    """The figures of a replay; a user without an answer counts as a miss. Times in milliseconds."""
+    """The figures of a replay. A user without an answer counts as a miss. Times in milliseconds."""
     ranks = [answer.rank for answer in answers if answer.rank is not None and answer.rank <= k]
     answered = [answer for answer in answers if answer.outcome == "ok"]
     waits_ms = sorted(answer.seconds * 1000 for answer in answered)
@@ -165,12 +171,12 @@ def summarise(answers: Sequence[Answer], k: int, wall_s: float) -> dict[str, Any
 
 
 def percentile(ascending: Sequence[float], percent: float) -> float:
-    """The smallest value that at least `percent` per cent of the values do not exceed."""
+    """The smallest value such that at least `percent` per cent of the values are not larger."""
     return ascending[max(0, math.ceil(len(ascending) * percent / 100) - 1)]
 
 
 def compare(answers: Iterable[Answer], offline: dict[str, int | None], k: int) -> Comparison:
-    """Hold every user's rank against the offline one; an offline rank beyond k is a miss here."""
+    """Compare every user's rank with the offline one; an offline rank above k counts as a miss."""
     identical, different, unknown = 0, [], []
     for answer in answers:
         if answer.user_id not in offline:
@@ -187,16 +193,17 @@ def compare(answers: Iterable[Answer], offline: dict[str, int | None], k: int) -
 
 @dataclass(frozen=True)
 class Offline:
-    """Ranks measured offline, by user, and whether items of the history were left out there."""
+    """Ranks measured offline, by user, and whether items of the history were left out."""
 
     ranks: dict[str, int | None]
     exclude_seen: bool
 
 
 def read_ranks(path: Path) -> Offline:
-    """Read what `python -m training evaluate` writes, one JSON object a line.
+    """Read the file that `python -m training evaluate` writes: one JSON object for each line.
 
-    Files of before 034 do not say what was left out: nothing was.
+    Files from before decision 034 do not have `exclude_seen`: nothing was left out then.
+    Raises ValueError if the lines have different settings.
     """
     with path.open(encoding="utf-8") as lines:
         entries = [json.loads(line) for line in lines]
@@ -208,7 +215,7 @@ def read_ranks(path: Path) -> Offline:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line: a table, then one line of JSON. 1 on an error answer or a differing rank."""
+    """Command line: prints figures, then a line of JSON. 1 after an error or a different rank."""
     options = _parser().parse_args(arguments)
     names = ("r_warm", "m_par", "beam_width", "ranking", "finish_rows")
     chosen = {name: getattr(options, name) for name in names}
@@ -219,7 +226,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"Cannot read the users or ranks: {error}", file=sys.stderr)
         return 1
     exclude_seen = options.exclude_seen
-    if exclude_seen is None:  # like with like
+    if exclude_seen is None:  # compare equal settings
         exclude_seen = offline.exclude_seen if offline else True
     elif offline and offline.exclude_seen != exclude_seen:
         option = "--exclude-seen" if offline.exclude_seen else "--no-exclude-seen"

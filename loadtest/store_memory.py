@@ -1,9 +1,9 @@
-"""What a user costs in the history store: bytes of history, event marks and remembered answers.
+"""How much memory does a user need in the store? Bytes of history, event marks and answers.
 
 `python -m loadtest.store_memory --bundle DIR --redis-url redis://127.0.0.1:6379` needs an empty
-store. For each length of `--histories` it serves the bundle with that store, sends as many events
-of `--users` users, asks for one answer each, reads the store's memory between, and empties the
-store again. The last line is JSON.
+store. For each length in `--histories` it serves the bundle with that store, sends that many events
+for each of `--users` users and asks for one answer each. It reads the memory of the store before,
+between and after, and then empties the store. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from typing import Any
 import httpx
 from redis import Redis, RedisError
 
-from loadtest.clients import MAX_EVENTS, read_held_out, served
+from loadtest.clients import MAX_EVENTS, read_held_out, run_service
 
-PATIENT_MS = 5000  # for a call to the store: nothing is timed here
-WRITTEN_WITHIN_S = 30.0  # answers are remembered behind the request
+PATIENT_MS = 5000  # timeout of a call to the store; nothing is timed here
+WRITTEN_WITHIN_S = 30.0  # answers are written to the store in the background
 
 
 def measure(
     client: httpx.Client, store: Redis, item_ids: Sequence[str], num_users: int, length: int, k: int
 ) -> dict[str, Any]:
-    """Bytes a user: of each kind of key as the store counts them, and of all memory it took."""
+    """Bytes for each user: by kind of key, as the store counts them, and of all memory it took."""
     users = [f"user-{number:08d}" for number in range(num_users)]
     items = itertools.cycle(item_ids)
     events = [
@@ -62,7 +62,7 @@ def _used(store: Redis) -> int:
 
 
 def _by_kind(store: Redis) -> dict[str, int]:
-    """Bytes of all keys, by the second part of their names, as in unmask:history:{user}."""
+    """Bytes of all keys by the second part of their names, such as unmask:history:{user}."""
     kinds: Counter[str] = Counter()
     for key in set(store.scan_iter(count=1000)):  # a scan may name a key twice
         kinds[key.decode().split(":")[1]] += store.memory_usage(key, samples=0) or 0
@@ -78,7 +78,7 @@ def _wait_for_keys(store: Redis, number: int) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure and print; 1 with a sentence when it cannot."""
+    """Command line; returns 1 after a sentence if it cannot measure."""
     parser = argparse.ArgumentParser(prog="python -m loadtest.store_memory", description=__doc__)
     parser.add_argument("--bundle", type=Path, required=True, help="folder of the bundle")
     parser.add_argument("--redis-url", required=True, help="an empty store, emptied again after")
@@ -96,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 raise RuntimeError(f"{asked.redis_url} is not empty; give this an empty store")
             for length in asked.histories:
                 with (
-                    served(
+                    run_service(
                         asked.bundle, redis_url=asked.redis_url, redis_timeout_ms=PATIENT_MS
                     ) as service,
                     httpx.Client(base_url=service.url, timeout=60, trust_env=False) as client,

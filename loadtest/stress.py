@@ -1,11 +1,11 @@
-"""Does the service hold its SLO under three times the load it can take?
+"""Does the service keep its SLO at three times its capacity?
 
-`python -m loadtest.stress --bundle DIR` starts the service on half of the cores and loads it from
-the others (`--service-cores` says otherwise), in an open loop: one client alone, then ever higher
-rates until the SLO breaks (the capacity), then a multiple of the capacity, then the calm after it,
-then on request a long soak at four fifths of it. With `--compare-auto` all of it again with
-`schedule="auto"`. The last line is JSON. Timings are this machine's; a run in which the generator
-was busy says so.
+`python -m loadtest.stress --bundle DIR` starts the service on half of the cores (or
+`--service-cores`) and loads it from the others, in an open loop. Phases: one client alone; higher
+and higher rates until the SLO breaks (the capacity); a multiple of the capacity; the quiet time
+after it; on request a long soak at four fifths of the capacity. `--compare-auto` repeats all phases
+with `schedule="auto"`. Timings are of this machine; if the generator was busy, a line says so. The
+last line is JSON.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ import aiohttp
 import numpy as np
 
 from loadtest.clients import (
-    GIVE_UP_S,
+    ANSWER_TIMEOUT_S,
     HeldOutUser,
     Load,
-    Served,
+    ServiceProcess,
     find_capacity,
     open_loop,
     read_held_out,
-    served,
+    run_service,
 )
 
 LONE_REQUESTS = 300
@@ -39,17 +39,17 @@ FIRST_RATE = 20.0
 GROWTH = 1.6
 BISECTIONS = 3
 CALM_S = 4.0
-OWN_SETTINGS = {"bundle", "port", "slo_ms"}  # of the service
+OWN_SETTINGS = {"bundle", "port", "slo_ms"}  # settings of the service that this tool gives
 SOAK_SHARE = 0.8
 
 
 def lone_client(url: str, users: list[HeldOutUser], parameters: dict[str, Any]) -> dict[str, float]:
-    """One request after the other over one connection: its time, and how much of it is decoding.
+    """One request after the other over one connection: median latency, and how much is decoding.
 
-    Raises SystemExit with a sentence where an answer does not come.
+    Raises SystemExit with a sentence if there is no answer.
     """
     waited, decoded = [], []
-    connection = HTTPConnection(url.removeprefix("http://"), timeout=GIVE_UP_S)
+    connection = HTTPConnection(url.removeprefix("http://"), timeout=ANSWER_TIMEOUT_S)
     headers = {"Content-Type": "application/json"}
     for number in range(LONE_REQUESTS):
         user = users[number % len(users)]
@@ -76,7 +76,7 @@ def lone_client(url: str, users: list[HeldOutUser], parameters: dict[str, Any]) 
 
 
 async def stress(
-    service: Served,
+    service: ServiceProcess,
     users: list[HeldOutUser],
     parameters: dict[str, Any],
     *,
@@ -86,7 +86,7 @@ async def stress(
     multiple: float,
     rate: float | None,
 ) -> dict[str, Any]:
-    """All phases for one kind of request. rate: the capacity, where it is known."""
+    """All phases for one kind of request. rate: the capacity if it is known, else None."""
     lone = await asyncio.to_thread(lone_client, service.url, users, parameters)
     print(
         f"alone: p50 {lone['p50_ms']:.2f} ms, of it decoding {lone['decode_p50_ms']:.2f} ms, "
@@ -136,13 +136,13 @@ async def stress(
 
 
 async def soak(
-    service: Served,
+    service: ServiceProcess,
     users: list[HeldOutUser],
     parameters: dict[str, Any],
     rate: float,
     seconds: float,
 ) -> dict[str, Any]:
-    """A load that the service can take, for long: does memory grow, does anything fail?"""
+    """A long load below the capacity: does memory grow, does any request fail?"""
     await open_loop(service.url, users, rate, min(60.0, seconds / 4), parameters, seed=2)
     before = service.rss_mb
     load = await open_loop(service.url, users, rate, seconds, parameters, seed=3)
@@ -153,7 +153,7 @@ async def soak(
 
 
 async def counters(url: str) -> dict[str, float]:
-    """Every sample of /metrics."""
+    """Every sample of /metrics, by name with labels."""
     async with aiohttp.ClientSession() as session, session.get(f"{url}/metrics") as response:
         text = await response.text()
     pairs = (line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
@@ -179,7 +179,7 @@ def show_probe(load: Load, is_held: bool) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run it; 1 with a sentence when it cannot."""
+    """Command line; returns 1 after a sentence if the bundle has no users."""
     parser = argparse.ArgumentParser(prog="python -m loadtest.stress", description=__doc__)
     parser.add_argument("--bundle", type=Path, required=True, help="folder of the bundle")
     parser.add_argument("--slo-ms", type=int, default=100)
@@ -214,7 +214,7 @@ def main(arguments: list[str] | None = None) -> int:
     kinds = [asked.parameters, *([{"schedule": "auto"}] if asked.compare_auto else [])]
     results = []
     settings = {"slo_ms": asked.slo_ms, "encoder_cache": 0, **dict(asked.setting)}
-    with served(asked.bundle, num_cores=asked.service_cores, **settings) as service:
+    with run_service(asked.bundle, num_cores=asked.service_cores, **settings) as service:
         named = ", ".join(f"{name}={value}" for name, value in settings.items())
         print(f"service on cores {service.cores} with {named}; {len(users)} users")
         for parameters in kinds:

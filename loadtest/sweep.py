@@ -1,11 +1,11 @@
-"""How many requests a second for how much recall: the grid of decoding settings, served.
+"""Measures recall and requests a second for a grid of decoding settings.
 
 `python -m loadtest.sweep --bundle DIR --out FOLDER` starts the service on half of the cores and
-loads it from the others. Every case, a schedule with its beam width and ranking or `auto`, first
-answers for the same held-out users, which gives its recall; then, in `--rounds` rounds in which all
-cases take turns, the highest rate is sought that holds the SLO. Each result is a line of
-`sweep.jsonl` at once, and a run that was interrupted goes on where it was. `sweep_report` makes
-table, CSV and plots of it. The last line is JSON.
+loads it from the others. A case is a schedule with beam width and ranking, or `auto`. First every
+case answers for the same held-out users: this gives its recall. Then there are `--rounds` rounds,
+in which all cases take turns; each looks for the highest rate within the SLO. Each result is
+written at once as a line of `sweep.jsonl`, and an interrupted run continues there. The last line of
+the output is JSON.
 """
 
 from __future__ import annotations
@@ -28,37 +28,37 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from loadtest.clients import (
-    BUSY,
+    BUSY_CPU_SHARE,
     HeldOutUser,
     Load,
-    Served,
+    ServiceProcess,
     find_capacity,
     open_loop,
     read_held_out,
-    served,
+    run_service,
 )
 from loadtest.replay import Answer, replay, store_histories
 from loadtest.sweeping import Case, Results, Setting, SweepError, write_report
 
-CONCURRENCY = 8  # of the requests that recall is measured by
-FIRST_GROWTH, LATER_GROWTH = 1.3, 1.12  # between rates tried, in the first round and after it
+CONCURRENCY = 8  # requests at a time while recall is measured
+FIRST_GROWTH, LATER_GROWTH = 1.3, 1.12  # factor between two rates, in the first and later rounds
 BISECTIONS = 2
 
 
 async def sweep(
-    service: Served,
+    service: ServiceProcess,
     users: Sequence[HeldOutUser],
     cases: Sequence[Case],
     results: Results,
     setting: Setting,
     rounds: int,
 ) -> None:
-    """Measure what is not yet in `results`."""
+    """Measure everything that is not yet in `results`."""
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
-    console = Console(markup=False, emoji=False, highlight=False)  # what is printed is data
+    console = Console(markup=False, emoji=False, highlight=False)  # print text as it is
     with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
         bar = progress.add_task("storing histories", total=len(cases) * (1 + rounds))
-        if setting.stored_histories:  # in a run that goes on too: its store is another one
+        if setting.stored_histories:  # also in a run that continues: it has a new store
             async with _client(service.url) as client:
                 await store_histories(client, users, concurrency=CONCURRENCY)
         for case in cases:
@@ -70,7 +70,7 @@ async def sweep(
             progress.update(bar, description=f"round {number + 1}, {case.name}")
             if not results.find(case=case.parameters, kind="rate", round=number):
                 found = await rate_of(service, users, case, results, setting, number)
-                if found["generator_cpu"] > BUSY:
+                if found["generator_cpu"] > BUSY_CPU_SHARE:
                     progress.print(f"{case.name}: the generator was busy, not only the service")
             progress.advance(bar)
 
@@ -78,11 +78,12 @@ async def sweep(
 async def recall_of(
     url: str, users: Sequence[HeldOutUser], case: Case, setting: Setting
 ) -> dict[str, Any]:
-    """All users once: ranks of their targets, denoiser calls, and a first idea of the rate.
+    """Ask for every user once: ranks of the targets, denoiser calls, and a first guess of the rate.
 
-    Those that are turned away, since the answer would be late, are asked for again one at a time.
+    Requests that are refused because of the queue are sent again, one at a time.
+    Raises SweepError if one is refused again.
     """
-    # A deadline would turn a queue into refusals, and nobody waits for these answers.
+    # A long deadline, because a queue would lead to refusals and nobody waits for these answers.
     patient = {"timeout_ms": 10_000}
     ask = partial(replay, parameters=_parameters(case, setting) | patient)
     async with _client(url) as client:
@@ -110,7 +111,7 @@ def _client(url: str) -> httpx.AsyncClient:
 
 
 def _parameters(case: Case, setting: Setting) -> dict[str, Any]:
-    """Fields of a request; with a history in the store, that of the request is as if not there."""
+    """Fields of a request. If histories are in the store, the request has none."""
     stored = {"history": None} if setting.stored_histories else {}
     return {"k": setting.k, "exclude_seen": setting.exclude_seen, **stored, **case.parameters}
 
@@ -121,20 +122,20 @@ def _mean_nfe(answers: Sequence[Answer]) -> float:
 
 
 async def rate_of(
-    service: Served,
+    service: ServiceProcess,
     users: Sequence[HeldOutUser],
     case: Case,
     results: Results,
     setting: Setting,
     number: int,
 ) -> dict[str, Any]:
-    """Seek the highest rate that holds the SLO; later rounds start from what the first found."""
+    """Find the highest rate within the SLO; later rounds start at the rate of the first round."""
     before = results.find(case=case.parameters, kind="rate", round=0)
     recall = results.find(case=case.parameters, kind="recall")
     assert recall is not None
     first_guess = 0.7 * recall["closed_loop_rate"]
     parameters = _parameters(case, setting)
-    cores: dict[float, float] = {}  # that the service kept busy, by the rate tried
+    cores: dict[float, float] = {}  # cores that the service used, by rate
 
     async def probe(rate: float, seconds: float, *, discard_s: float) -> Load:
         cpu, started = service.cpu_s, time.perf_counter()
@@ -175,7 +176,7 @@ async def rate_of(
 
 
 def cases_of(asked: argparse.Namespace, num_subspaces: int) -> list[Case]:
-    """The grid, without doubles: `r_warm` or `m_par` beyond the positions means all of them."""
+    """The grid without duplicates; an `r_warm` or `m_par` above num_subspaces is cut to it."""
     found: dict[str, Case] = {}
     grid = itertools.product(asked.rankings, asked.beam_widths, asked.schedules)
     for ranking, beam_width, (r_warm, m_par) in grid:
@@ -194,10 +195,10 @@ def cases_of(asked: argparse.Namespace, num_subspaces: int) -> list[Case]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run or resume the sweep and write its report; 1 with a sentence when it cannot."""
     asked = _parser().parse_args(arguments)
-    here = machine()  # before the cores are shared out
+    here = machine()  # before the service gets cores of its own
     try:
         users = read_held_out(asked.bundle / "held_out.jsonl", asked.users)
-        with served(asked.bundle, slo_ms=asked.slo_ms, encoder_cache=0) as service:
+        with run_service(asked.bundle, slo_ms=asked.slo_ms, encoder_cache=0) as service:
             manifest = httpx.get(f"{service.url}/info", trust_env=False).raise_for_status().json()
             bundle = manifest["bundle"]
             setting = Setting(

@@ -1,6 +1,7 @@
-"""The checkpoint of a fit on disk: whole or not there, and known to be damaged when it is.
+"""The checkpoint of a fit on disk: it is whole or not there, and damage to it is found.
 
-torch reads a file without looking at its checksums. Knows nothing of what is in a snapshot.
+torch does not check the checksums of the file that it reads; this module does. Knows nothing of
+what is in a snapshot.
 """
 
 from __future__ import annotations
@@ -14,11 +15,14 @@ from rich.console import Console
 
 
 def read_checkpoint(checkpoint: Path, key: str, console: Console) -> dict[str, Any] | None:
-    """What `write_checkpoint` wrote for this key; None, and a sentence, if it cannot be used."""
+    """The snapshot that `write_checkpoint` wrote for this key.
+
+    None if there is no checkpoint. None and a sentence on the console if it cannot be used.
+    """
     if not checkpoint.exists():
         return None
     try:
-        with zipfile.ZipFile(checkpoint) as archive:  # torch looks at no checksum
+        with zipfile.ZipFile(checkpoint) as archive:  # torch checks no checksum
             damaged = archive.testzip()
         if damaged is None:
             snapshot: dict[str, Any] = torch.load(checkpoint, weights_only=True)
@@ -26,7 +30,7 @@ def read_checkpoint(checkpoint: Path, key: str, console: Console) -> dict[str, A
                 return snapshot
             console.print(f"{checkpoint.name} is of other inputs: the fit starts anew")
             return None
-    except Exception:  # what a damaged file makes torch raise has no common base class
+    except Exception:  # torch raises many kinds of errors for damaged files
         pass
     size = f"{checkpoint.stat().st_size:,} bytes" if checkpoint.is_file() else "a folder"
     console.print(f"{checkpoint} is damaged ({size}): the fit starts anew", markup=False)
@@ -34,14 +38,14 @@ def read_checkpoint(checkpoint: Path, key: str, console: Console) -> dict[str, A
 
 
 def write_checkpoint(checkpoint: Path, snapshot: dict[str, Any]) -> None:
-    """Under a temporary name, renamed last. Raises OSError where it cannot be written whole."""
+    """Write it whole, under a temporary name at first. Raises OSError if that fails."""
     temporary = checkpoint.with_suffix(".part")
     try:
         with temporary.open("wb") as opened:
             torch.save(snapshot, opened)
         temporary.replace(checkpoint)
-    except (OSError, RuntimeError) as error:  # torch's own writer raises the second
-        temporary.unlink(missing_ok=True)  # what is left of it may fill the disk
+    except (OSError, RuntimeError) as error:  # torch's own writer raises RuntimeError
+        temporary.unlink(missing_ok=True)  # its remains may fill the disk
         if isinstance(error, OSError):
             raise
         raise OSError(f"{checkpoint} could not be written whole: is the disk full?") from error

@@ -3,8 +3,8 @@
 TrainingError
 ├── ConfigError        a preset or an override is wrong
 ├── DataError          interactions, items or embeddings cannot be used as they are
-├── FitDiverged        a loss or a parameter of a network is not a finite number any more
-└── FetchError         a public data set could not be downloaded whole
+├── FitDiverged        a loss or a parameter of a network is no longer a finite number
+└── FetchError         a public data set could not be downloaded completely
 """
 
 
@@ -21,8 +21,8 @@ class DataError(TrainingError):
 
 
 class FitDiverged(TrainingError):
-    """A loss or a parameter of a network is not a finite number any more; no bundle is made."""
+    """A loss or a parameter of a network is no longer a finite number; no bundle is made."""
 
 
 class FetchError(TrainingError):
-    """A public data set could not be downloaded whole."""
+    """A public data set could not be downloaded completely."""

@@ -1,7 +1,7 @@
-"""From a preset and what is set by hand to a validated configuration.
+"""Makes a validated configuration from a preset and the `--set` options.
 
-A preset is a TOML file with a table per section of `training.config`; `--set` wins over it. Knows
-nothing of what settings mean.
+A preset is a TOML file with a table for each section of `training.config`. `--set` wins over the
+preset. Knows nothing of what settings mean.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from training.errors import ConfigError
 def load_config(preset: str, overrides: list[str] | None = None) -> RunConfig:
     """Read a preset (a name from `training/presets`, or a path to a TOML file) and apply overrides.
 
-    overrides: `section.key=value` strings, the value in TOML syntax (bare words count as strings).
-    Raises ConfigError naming the preset or key that is wrong.
+    overrides: strings `section.key=value`, the value in TOML syntax; bare words count as strings
+    Raises ConfigError that names the wrong preset or key.
     """
     path = Path(preset)
     if path.suffix == ".toml":
@@ -44,7 +44,7 @@ def load_config(preset: str, overrides: list[str] | None = None) -> RunConfig:
 def validate_config(
     values: dict[str, Any], overrides: list[str] | None = None, *, source: str
 ) -> RunConfig:
-    """Apply overrides to nested values and validate. Raises ConfigError, which names the source."""
+    """Apply overrides to nested values and validate. Raises ConfigError that names the source."""
     set_by_hand = [_apply(values, override) for override in overrides or []]
     try:
         return RunConfig.model_validate(values)
@@ -75,7 +75,7 @@ def _unknown(name: str) -> str:
 
 
 def _apply(values: dict[str, Any], override: str) -> str:
-    """Put an override into nested values; its key."""
+    """Put an override into nested values; returns its key."""
     key, separator, text = override.partition("=")
     parts = key.strip().split(".")
     if not separator or len(parts) != 2:
@@ -97,7 +97,7 @@ def _apply(values: dict[str, Any], override: str) -> str:
 def recorded_config(facts: object) -> dict[str, Any]:
     """The configuration that a bundle records, for `validate_config`; empty if it records none.
 
-    Before `collapse_repeats` was a setting, repeats were kept.
+    Old bundles do not record `collapse_repeats`: repeats were always kept then.
     """
     recorded: dict[str, Any] = dict(facts) if isinstance(facts, dict) else {}
     interactions = recorded.get("interactions")

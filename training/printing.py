@@ -1,8 +1,7 @@
-"""What a person sees: data printed as data.
+"""Consoles and progress bars that print text as it is.
 
-rich reads brackets as markup and `:name:` as an emoji, so that `pip install 'unmask[text]'` loses
-its `[text]`. Consoles and progress bars come from here, with both switched off; style is said by
-`style=`. Knows nothing of what is printed.
+rich reads brackets as markup and `:name:` as an emoji. So `pip install 'unmask[text]'` would lose
+its `[text]`. Here both are off; use `style=` for style. Knows nothing of what is printed.
 """
 
 from __future__ import annotations
@@ -12,11 +11,11 @@ from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
 
 
 def data_console() -> Console:
-    """Standard error, in which nothing is markup."""
+    """A console on standard error that treats nothing as markup."""
     return Console(stderr=True, soft_wrap=True, markup=False, emoji=False, highlight=False)
 
 
 def progress_bar(*columns: ProgressColumn, console: Console | None = None) -> Progress:
-    """A bar that begins with the description of its task, as it is."""
+    """A progress bar that begins with the description of its task, unchanged."""
     description = TextColumn("{task.description}", markup=False)
     return Progress(description, BarColumn(), *columns, console=console or data_console())

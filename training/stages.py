@@ -1,8 +1,9 @@
-"""A stage of a run: worked once for its inputs, and again when a file of it is lost or damaged.
+"""Runs a stage once for its inputs, and again if one of its files is lost or damaged.
 
-`<out>/<stage>/` holds what a stage made. `<out>/<stage>.json`, its record, is written last: the key
-of its inputs, what it reports, and size and SHA-256 of each of its files. Whatever is not as it was
-recorded is said, and made again: no file has to be deleted by hand. Knows no stage's work.
+`<out>/<stage>/` holds what a stage made. `<out>/<stage>.json` is its record and is written last. It
+has the key of the inputs, what the stage reports, and size and SHA-256 of each file. If anything
+differs from the record, a sentence says so and the stage runs again: no file has to be deleted by
+hand. Does not know what a stage does.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ from training.config import STAGES, StageName
 def work_stage(
     out: Path, name: StageName, key: str, work: Callable[[Path], dict[str, Any]], console: Console
 ) -> dict[str, Any]:
-    """Do a stage unless it is done for this key and all it made is still there; its record.
+    """Run a stage and return its record. A stage that is done for this key and whole is skipped.
 
-    Working a stage ends the records of all later ones, whatever their keys. It starts anew in an
-    empty folder, except `fit`, which knows of its checkpoint whether it can go on from it.
+    A stage that runs removes the records of all later stages, whatever their keys are. It starts
+    with an empty folder. Only `fit` keeps its folder, because it may continue from its checkpoint.
     """
     folder, record_file = out / name, out / f"{name}.json"
     record = read_record(out, name)
@@ -48,11 +49,11 @@ def work_stage(
         console.print(f"{name}: done before, in {record['seconds']:.0f} s")
         return record
     console.print(name, style="bold")
-    for begun in STAGES[STAGES.index(name) :]:  # the later ones were made from what is redone here
+    for begun in STAGES[STAGES.index(name) :]:  # later stages used what is made again here
         remove(out / f"{begun}.json")
     if name != "fit" or not folder.is_dir():
         remove(folder)
-    for half_written in out.glob(f".{name}-*"):  # by a process that was killed
+    for half_written in out.glob(f".{name}-*"):  # left by a process that was killed
         remove(half_written)
     out.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
@@ -69,7 +70,7 @@ def work_stage(
 
 
 def read_record(out: Path, name: StageName) -> dict[str, Any] | None:
-    """The record of a stage; None when there is none, or none that can be read."""
+    """The record of a stage; None if there is none or it cannot be read."""
     try:
         record = json.loads((out / f"{name}.json").read_text())
     except (OSError, ValueError):
@@ -79,9 +80,9 @@ def read_record(out: Path, name: StageName) -> dict[str, Any] | None:
 
 
 def damage_of(name: StageName, folder: Path, record: dict[str, Any]) -> str | None:
-    """What is wrong with the files of a finished stage, None if nothing is.
+    """What is wrong with the files of a finished stage; None if nothing is.
 
-    A bundle has a manifest that says so itself: its defaults may be set anew (`--set-default`).
+    A bundle is checked by its own manifest, because `--set-default` may change it after the run.
     """
     if name == "bundle":
         try:
@@ -106,18 +107,18 @@ def files_of(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def write_whole(file: Path, data: bytes) -> None:
-    """Write a file under a temporary name, renamed last: it is whole or not there."""
+    """Write a file under a temporary name and rename it last: it is whole or not there."""
     temporary = file.with_name(f"{file.name}.part")
     try:
         temporary.write_bytes(data)
         temporary.replace(file)
     except OSError:
-        temporary.unlink(missing_ok=True)  # what is left of it may fill the disk
+        temporary.unlink(missing_ok=True)  # its remains may fill the disk
         raise
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder, whichever is there."""
+    """Remove a file or a folder, if one is there."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

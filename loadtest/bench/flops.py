@@ -1,8 +1,8 @@
-"""How well a network uses its core: FLOPs of a denoiser call, and what one thread can do.
+"""How well a network uses its core: FLOPs of a denoiser call, and the peak of one thread.
 
-FLOPs are those of the matrix products of `decoder.onnx` at the shapes of the call, two for each
-multiply-add; a copy of the graph that gives their shapes says which. The package `onnx` comes with
-the extra `train`; where it is missing, there is no figure. Knows nothing of the search.
+Only the matrix products of `decoder.onnx` are counted, at the shapes of the call, with two FLOPs
+for each multiply-add. A copy of the graph that returns the shapes of its products gives them. It
+needs the package `onnx`, which comes with the extra `train`. Knows nothing of the search.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from service.decoding import Denoiser, Histories
 
-GEMM_SIZE = 2048  # rows and columns of the matrices of the peak
+GEMM_SIZE = 2048  # rows and columns of the matrices whose product gives the peak
 DTYPES = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
@@ -32,7 +32,7 @@ CallShape = tuple[int, int, int]  # jobs, beams, positions asked for
 
 
 class RecordedDenoiser:
-    """A denoiser that notes how large its calls are.
+    """A denoiser that records the shapes of its calls.
 
     calls: (jobs, beams, positions asked for) of every call so far
     """
@@ -63,7 +63,7 @@ class RecordedDenoiser:
 
 
 class FlopCounter:
-    """FLOPs of calls of one `decoder.onnx`. Raises ImportError without the package onnx."""
+    """Counts FLOPs of calls of one `decoder.onnx`. Raises ImportError without the package onnx."""
 
     def __init__(self, graph: Path) -> None:
         import onnx
@@ -71,7 +71,7 @@ class FlopCounter:
 
         model = onnx.load(graph)
         self._known: dict[CallShape, int] = {}
-        self._transposed: list[bool] = []  # by product: whether its left matrix is
+        self._transposed: list[bool] = []  # for each product: is its left matrix transposed?
         products = [node for node in model.graph.node if node.op_type in {"MatMul", "Gemm"}]
         del model.graph.output[:]
         for number, node in enumerate(products):
@@ -108,12 +108,12 @@ class FlopCounter:
 
 
 def single_threaded() -> bool:
-    """Whether the environment keeps numpy's matrix products on one thread."""
+    """Whether the environment limits numpy's matrix products to one thread."""
     return any(os.environ.get(name) == "1" for name in THREAD_VARIABLES)
 
 
 def gemm_flops_per_s(matrix: NDArray[np.float32]) -> float:
-    """FLOPs a second of one product of a square float32 matrix with itself."""
+    """FLOPs a second of the product of a square float32 matrix with itself."""
     started = perf_counter()
     matrix @ matrix
     return 2.0 * len(matrix) ** 3 / (perf_counter() - started)

@@ -1,10 +1,11 @@
-"""Are requests slowed down while items are added? Times the kernel beside `Decoder.with_items`.
+"""Do requests get slower while items are added? Times the kernel beside `Decoder.with_items`.
 
-`python -m loadtest.bench.growth --items 1000000 --added 10000` decodes the same jobs over and over
-in one thread, as the service does, while another adds items in every round and swaps the decoder.
-A job's time is held against the median of its own times while nothing is added. The catalogue is
-synthetic, with item vectors as wide as a trained bundle's; the network costs next to nothing, so
-that a search is all that can be slowed down. Two processors at least. The last line is JSON.
+`python -m loadtest.bench.growth --items 1000000 --added 10000` decodes the same jobs again and
+again in one thread, as the service does. Another thread adds items in every round and swaps the
+decoder. The time of a job is compared with the median of its own times while nothing is added. The
+catalogue is synthetic, with item vectors as wide as those of a trained bundle. The network costs
+almost nothing, so the times are those of the search. It needs two processors. The last line is
+JSON.
 """
 
 from __future__ import annotations
@@ -37,13 +38,13 @@ from service.decoding import Codebook, ContentProjection, Decoder, Job, Ranking,
 EMBEDDING_DIMS, CONTENT_DIMS, VECTOR_DIMS = 384, 128, 256
 NUM_SUBSPACES, NUM_CODES = 8, 300
 QUIET_S = 1.0  # between rounds
-SWITCH_INTERVAL_S = 0.0001  # the service's: how soon threads get the interpreter
-AFTER_S = 0.1  # behind a swap, while the new decoder's memory is read for the first time
+SWITCH_INTERVAL_S = 0.0001  # as in the service: how soon another thread gets the interpreter
+AFTER_S = 0.1  # after a swap, while the new decoder's memory is read for the first time
 
 
 @dataclass
 class Swapped:
-    """The decoder in use."""
+    """The decoder in use; `is_over` ends the thread that decodes."""
 
     decoder: Decoder
     is_over: bool = False
@@ -52,7 +53,7 @@ class Swapped:
 def synthetic_decoder(
     num_items: int, num_users: int, random: np.random.Generator
 ) -> tuple[Decoder, list[Rows]]:
-    """A decoder of a synthetic catalogue with vectors, and histories."""
+    """A decoder of a synthetic catalogue with item vectors, and histories for it."""
     frequencies = code_frequencies(NUM_SUBSPACES, NUM_CODES, random)
     catalogue = catalogue_of(synthetic_codes(num_items, frequencies, random), NUM_CODES)
     catalogue = replace(
@@ -65,7 +66,7 @@ def synthetic_decoder(
 
 
 def random_codebook(random: np.random.Generator) -> Codebook:
-    """One that encodes content embeddings; what codes come of them does not matter."""
+    """A codebook that encodes content embeddings; the codes themselves do not matter."""
     rotation, _ = np.linalg.qr(random.standard_normal((VECTOR_DIMS, VECTOR_DIMS)))
     shape = NUM_SUBSPACES, NUM_CODES, VECTOR_DIMS // NUM_SUBSPACES
     content = ContentProjection(
@@ -78,7 +79,7 @@ def random_codebook(random: np.random.Generator) -> Codebook:
 
 
 def decode_on(swapped: Swapped, jobs: Sequence[Job], log: list[tuple[int, float, float]]) -> None:
-    """Decode one job after the other until told to end; (job, start, stop) of each into the log."""
+    """Decode one job after the other until `is_over`; log (job, start, stop) in seconds."""
     while not swapped.is_over:
         for number, job in enumerate(jobs):
             started = perf_counter()
@@ -89,9 +90,9 @@ def decode_on(swapped: Swapped, jobs: Sequence[Job], log: list[tuple[int, float,
 def measure(
     decoder: Decoder, jobs: Sequence[Job], added: int, rounds: int, random: np.random.Generator
 ) -> dict[str, Any]:
-    """Seconds that adding took, and how many times their own quiet median jobs took meanwhile."""
+    """How long adding took, and the times of jobs meanwhile as multiples of their quiet median."""
     codebook = random_codebook(random)
-    for job in jobs:  # compiles what is not compiled yet
+    for job in jobs:  # so that everything is compiled
         decoder.decode([job])
     swapped = Swapped(decoder)
     log: list[tuple[int, float, float]] = []
@@ -99,7 +100,7 @@ def measure(
     thread = Thread(target=decode_on, args=(swapped, jobs, log))
     thread.start()
     try:
-        for number in range(rounds + 1):  # the first does not count
+        for number in range(rounds + 1):  # the first round does not count
             sleep(QUIET_S)
             item_ids = [f"new-{number}-{item}" for item in range(added)]
             embeddings = random.standard_normal((added, EMBEDDING_DIMS), np.float32)
@@ -114,7 +115,12 @@ def measure(
 
 
 def figures(log: NDArray[np.float64], spans: NDArray[np.float64]) -> dict[str, Any]:
-    """log: (n, 3) job, start, stop; spans: (rounds + 1, 2) start, stop; in seconds."""
+    """The figures of a run.
+
+    log:   (n, 3) float64, job, start and stop of each decode, in seconds
+    spans: (rounds + 1, 2) float64, start and stop of each time items were added, in seconds
+    Raises ValueError if a job was never decoded while nothing was added.
+    """
     jobs, starts, stops = log[:, 0].astype(int), log[:, 1, None], log[:, 2, None]
     seconds = (stops - starts)[:, 0]
     overlaps = (stops > spans[:, 0]) & (starts < spans[:, 1] + AFTER_S)
@@ -143,7 +149,7 @@ def figures(log: NDArray[np.float64], spans: NDArray[np.float64]) -> dict[str, A
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line: a few sentences, then one line of JSON."""
+    """Command line: prints a few sentences, then a line of JSON. 1 if it cannot run."""
     options = _parser().parse_args(arguments)
     random = np.random.default_rng((options.seed, options.items))
     decoder, histories = synthetic_decoder(options.items, options.users, random)
@@ -153,7 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Job(history, K, schedule, options.beam_width, ranking=options.ranking)
         for history in histories
     ]
-    gc.freeze()  # the service, too, takes a catalogue out of the collector's sight
+    gc.freeze()  # as in the service: the garbage collector ignores the catalogue
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     threadpool_limits(1, user_api="blas")  # as the service does
     try:

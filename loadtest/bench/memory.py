@@ -1,8 +1,8 @@
-"""How much memory the search index takes, and the process.
+"""How much memory the search index and the process use, in bytes.
 
-The index is whatever arrays the trie and the catalogue hold for the search: codes and postings.
-Item ids, vectors and popularity serve other purposes and are not counted, nor is the scratch of
-searches.
+The index is all arrays that the trie and the catalogue hold for the search: codes and postings.
+Item ids, vectors and popularity have other purposes and are not counted. The working memory of
+searches is not counted either.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ NOT_INDEX = {"item_ids", "row_of", "vectors", "popularity", "free_biases"}
 
 
 def index_bytes(trie: SidTrie) -> int:
-    """Bytes of the arrays a trie and its catalogue hold by now; shared memory counts once."""
+    """Bytes of the arrays that a trie and its catalogue hold now; shared memory counts once."""
     return sum({id(array): array.nbytes for array in _arrays(trie)}.values())
 
 
 def _arrays(value: object) -> Iterator[NDArray[np.generic]]:
-    """Arrays held by an object of the kernel, each replaced by the one whose memory it views."""
+    """Arrays held by an object of the kernel; for a view, the array that owns the memory."""
     if isinstance(value, np.ndarray):
         while isinstance(value.base, np.ndarray):
             value = value.base
@@ -41,7 +41,7 @@ def _arrays(value: object) -> Iterator[NDArray[np.generic]]:
 
 
 def rss_bytes() -> int | None:
-    """Memory of this process that is in RAM now; None where the system does not tell."""
+    """Resident memory of this process now; None if the system does not tell."""
     if sys.platform != "linux":
         return None
     pages = int(Path("/proc/self/statm").read_text().split()[1])

@@ -1,4 +1,7 @@
-"""Types of the options of the kernel's benchmarks: what is wrong is said in a sentence."""
+"""Types for the command-line options of the benchmarks.
+
+Each takes the text of an option. It raises ArgumentTypeError with a sentence if the text is wrong.
+"""
 
 from __future__ import annotations
 

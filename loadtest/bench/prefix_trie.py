@@ -1,9 +1,9 @@
-"""Left-to-right beam search over a prefix trie: what generative recommenders do elsewhere.
+"""Left-to-right beam search over a prefix trie, as in other generative recommenders.
 
 The trie holds the distinct prefixes of the catalogue's SIDs, level by level as CSR arrays, like
-youtube's STATIC. The search fills position after position, one denoiser call
-each, and keeps the `beam_width` children of the best path score. It serves as an oracle for the
-any-order search and as its rival in decode_bench. Knows no priors, no exclusions, no batches.
+youtube's STATIC. The search fills position after position with one denoiser call each, and keeps
+the `beam_width` children with the best path scores. It is an oracle for the any-order search in
+tests and its competitor in decode_bench. Knows no priors, no exclusions, no batches.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Floats = NDArray[np.float32]
 
 
 class PrefixTrie:
-    """Node j of level p is the j-th distinct prefix of p + 1 codes, in the order of the codes.
+    """Distinct prefixes of SIDs: node j of level p is the j-th prefix of p + 1 codes, in order.
 
     codes[p]:   (nodes of level p,) uint16, last code of each prefix
     indptr[p]:  (nodes of level p - 1, plus 1) int64: children of node j of the level above are
@@ -37,7 +37,7 @@ class PrefixTrie:
         ordered = catalogue.codes[order]
         self.codes: list[NDArray[np.uint16]] = []
         self.indptr: list[Indices] = []
-        begins = np.zeros(len(order), bool)  # where a row has another prefix than the one before
+        begins = np.zeros(len(order), bool)  # where a row has another prefix than the row before
         begins[0] = True
         above = np.zeros(1, np.int64)
         for position in range(catalogue.num_subspaces):
@@ -50,14 +50,14 @@ class PrefixTrie:
 
     @property
     def index_bytes(self) -> int:
-        """Bytes of all arrays; the catalogue is not needed once they are made."""
+        """Bytes of all arrays; the search needs no others of the catalogue."""
         arrays: list[NDArray[Any]] = [self.rows, *self.codes, *self.indptr]
         return sum(array.nbytes for array in arrays)
 
     def children(self, level: int, nodes: Indices) -> tuple[Indices, Indices]:
-        """Children in `level` of nodes of the level above, and for each its place in `nodes`.
+        """Children in `level` of these nodes of the level above, and for each its place in `nodes`.
 
-        In the last level, num_subspaces, the children are places in `rows`.
+        The last level is num_subspaces; its children are places in `rows`.
         """
         starts = self.indptr[level][nodes]
         lengths = self.indptr[level][nodes + 1] - starts
@@ -67,10 +67,11 @@ class PrefixTrie:
 
 
 def decode_left_to_right(job: Job, trie: PrefixTrie, denoiser: Denoiser) -> tuple[Decoded, Timings]:
-    """Decode one job by path score; its schedule is not read, its answer is that of (L, 1).
+    """Decode one job by path score. Its schedule is ignored: the answer is that of (L, 1).
 
-    Ties: between children the better parent, then the lower code; between items the lower row.
-    Raises ValueError when the job excludes rows: a prefix trie is built for all of them.
+    Ties: of two children the one with the better parent comes first, then the lower code; of two
+    items the lower row.
+    Raises ValueError if the job excludes rows, because a prefix trie is made for all of them.
     """
     if len(job.excluded):
         raise ValueError("a prefix trie cannot leave rows out")
@@ -105,13 +106,13 @@ def decode_left_to_right(job: Job, trie: PrefixTrie, denoiser: Denoiser) -> tupl
 def _log_probs_at(
     position: int, sids: NDArray[np.uint16], memory: Any, denoiser: Denoiser
 ) -> Floats:
-    """(beams, num_codes): one denoiser call for the next position of every beam."""
+    """(beams, num_codes) float32: one denoiser call for the next position of every beam."""
     positions = np.full((1, len(sids), 1), position)
     return denoiser.denoise(memory, sids[None], positions)[0, :, 0]
 
 
 def _best(scores: Floats, num_best: int) -> NDArray[np.intp]:
-    """Places of the highest scores, best first, ties by place."""
+    """Indices of the highest scores, best first; ties in the order of the indices."""
     if len(scores) <= num_best:
         return np.argsort(-scores, kind="stable")
     threshold = np.partition(scores, len(scores) - num_best)[len(scores) - num_best]

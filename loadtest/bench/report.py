@@ -1,7 +1,7 @@
-"""From seconds per round to figures and a table. Knows nothing of how they were measured.
+"""Makes figures and a table from the seconds of each round.
 
-Times are milliseconds per job: median and quartiles over rounds. Ratios are taken within each
-round, and their median is given.
+Times are milliseconds for each job: median and quartiles over rounds. A ratio is taken within each
+round, and its median is given. Does not know how the times were measured.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ Floats = NDArray[np.float64]
 
 @dataclass(eq=False)
 class Timed:
-    """A case and what was measured of it.
+    """A case and its times.
 
-    names:       what the case is: search, ranking, r_warm, m_par, nfe, beam_width, batch, and
-        filter_share, the share of the catalogue that a filter leaves, None without one
-    seconds:     (rounds, 3) per job: encode, denoise, search
-    gemm_shares: (rounds,) FLOPs a second of denoiser calls over those of a matrix product, if known
+    names:       search, ranking, r_warm, m_par, nfe, beam_width, batch and filter_share (the share
+                 of the catalogue that a filter leaves; None without a filter)
+    seconds:     (rounds, 3) float64 for each job: encode, denoise, search
+    gemm_shares: (rounds,) FLOPs a second of denoiser calls divided by those of a matrix product;
+                 None if not known
     """
 
     names: dict[str, Any]
@@ -45,14 +46,15 @@ class Timed:
 
 
 def case_figures(timed: Sequence[Timed]) -> list[dict[str, Any]]:
-    """One flat entry per case; a ratio whose other half was not measured is None.
+    """One flat entry for each case. A ratio is None if one of its two times was not measured.
 
-    search_to_network:    search over encoder and denoiser together
-    search_against_unfiltered: time of the search over that without the filter, all else equal
-    speed_against_paper:  time of the paper's schedule over this one's, all else equal
-    speed_against_left_to_right, and for the search alone search_speed_against_left_to_right: time
-                          of the prefix-trie search of the same beam width over this one's
-    gemm_share:           of one thread's matrix products, what denoiser calls reach
+    search_to_network:           search / (encoder + denoiser)
+    search_against_unfiltered:   search / search without the filter, all else equal
+    speed_against_paper:         time of the paper's schedule / time of the case, all else equal
+    speed_against_left_to_right: time of the prefix-trie search with the same beam width / time of
+                                 the case
+    search_speed_against_left_to_right: the same for the search alone
+    gemm_share:                  speed of denoiser calls / speed of one thread's matrix products
     """
     return [_figures_of(case, timed) for case in timed]
 
@@ -94,7 +96,7 @@ def _find(timed: Sequence[Timed], **names: Any) -> Timed | None:
 
 
 def _ratio(numerators: Floats, denominators: Floats) -> float:
-    """Median over rounds."""
+    """Median over rounds of the ratio."""
     return _rounded(np.median(numerators / denominators))
 
 
@@ -103,7 +105,7 @@ def _rounded(value: float | np.floating) -> float:
 
 
 def table(catalogue: dict[str, Any]) -> str:
-    """What was measured of one catalogue, aligned, for people."""
+    """The results of one catalogue as an aligned table."""
     heads = ["search", "ranking", "schedule", "nfe", "beam", "batch", "filter", "encode"]
     heads += ["denoise", "search", "total ms", "quartiles", "search/net", "/no filter", "x paper"]
     heads += ["x l-to-r", "GEMM"]

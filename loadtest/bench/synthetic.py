@@ -1,7 +1,7 @@
-"""Catalogues of any size and a network of random numbers: what the search is measured on.
+"""Catalogues of any size and a network of random numbers, to time the search on.
 
-The catalogue's codes are uneven and hang together as those of a trained codebook do; the network
-costs next to nothing, so that what is timed is the search. Neither says anything of recall.
+Some codes are frequent and codes of an item depend on each other, as in a trained codebook. The
+network costs almost nothing, so the time is that of the search. Both say nothing about recall.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from service.decoding import Catalogue, Histories
 
 UNEVENNESS = 1.0  # standard deviation of the log frequency of codes
 ITEMS_PER_FAMILY = 16
-FAMILY_SHARE = 0.5  # of an item's codes are its family's
-SPREADS = (1.0, 4.0)  # standard deviation of logits: a hesitant and a confident position
+FAMILY_SHARE = 0.5  # share of an item's codes that it has from its family
+SPREADS = (1.0, 4.0)  # standard deviation of logits, from an unsure to a sure position
 POOL_SIZE_LOG2 = 8
 HISTORY_LENGTH = 50
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 class NumberedIds(Sequence[str]):
-    """`num_items` item_ids that are made when read: ten million strings would take a gigabyte."""
+    """`num_items` item_ids, made when they are read: ten million strings would need a gigabyte."""
 
     def __init__(self, num_items: int) -> None:
         self._rows = range(num_items)
@@ -38,7 +38,7 @@ class NumberedIds(Sequence[str]):
 
 
 class NumberedRows(Mapping[str, int]):
-    """Rows of NumberedIds."""
+    """Maps the ids of NumberedIds to their rows."""
 
     def __init__(self, item_ids: NumberedIds) -> None:
         self._item_ids = item_ids
@@ -59,7 +59,7 @@ class NumberedRows(Mapping[str, int]):
 def code_frequencies(
     num_subspaces: int, num_codes: int, random: np.random.Generator
 ) -> NDArray[np.float64]:
-    """(num_subspaces, num_codes) probabilities of codes, log-normal: a few are very frequent."""
+    """(num_subspaces, num_codes) float64 probabilities of codes, log-normal: a few are frequent."""
     frequencies = np.exp(UNEVENNESS * random.standard_normal((num_subspaces, num_codes)))
     normalised: NDArray[np.float64] = frequencies / frequencies.sum(axis=1, keepdims=True)
     return normalised
@@ -68,9 +68,9 @@ def code_frequencies(
 def synthetic_codes(
     num_items: int, frequencies: NDArray[np.float64], random: np.random.Generator
 ) -> NDArray[np.uint16]:
-    """(num_items, num_subspaces) uint16: every item has a family and half of its codes from it.
+    """(num_items, num_subspaces) uint16: every item has a family and shares half of its codes.
 
-    Drawn independently, codes would set any two items apart after two or three positions.
+    With independent codes, any two items would differ after two or three positions.
     """
     num_subspaces, num_codes = frequencies.shape
     num_families = max(1, num_items // ITEMS_PER_FAMILY)
@@ -85,7 +85,7 @@ def synthetic_codes(
 
 
 def catalogue_of(codes: NDArray[np.uint16], num_codes: int) -> Catalogue:
-    """A catalogue with these codes by row; all items equally popular, without vectors."""
+    """A catalogue with these codes by row. All items are equally popular and have no vectors."""
     item_ids = NumberedIds(len(codes))
     return Catalogue(
         item_ids,
@@ -105,10 +105,10 @@ def random_histories(
 
 
 class RandomDenoiser:
-    """Log-probs out of a pool drawn beforehand, by a hash of history, partial SID and position.
+    """A denoiser whose log-probs come from a pool, chosen by history, partial SID and position.
 
-    Frequent codes are likelier, some positions are sure of a code or two, others hesitate. The
-    same question always gets the same answer, whatever else is in the batch.
+    Frequent codes are more likely. Some positions are sure of a code or two, others are unsure. The
+    same inputs always give the same log-probs, whatever else is in the batch.
 
     memory: (jobs,) uint64
     """
@@ -149,8 +149,8 @@ class RandomDenoiser:
     ) -> NDArray[np.float32]:
         """Log-probs of every code at the positions asked for.
 
-        partial_sids: (jobs, beams, num_subspaces) uint16, MASK where not yet filled
-        positions:    (jobs, beams, n) int64, those asked for
+        partial_sids: (jobs, beams, num_subspaces) uint16, MASK at positions that are not filled
+        positions:    (jobs, beams, n) int64, the positions asked for
         Returns (jobs, beams, n, num_codes) float32.
         """
         told = memory[:, None] + (partial_sids * self._sid_factors).sum(axis=-1)

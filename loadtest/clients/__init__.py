@@ -1,25 +1,25 @@
-"""What load tests share: held-out users, keys, a service to start, an open loop of requests.
+"""What load tests share: held-out users, API keys, a service process, an open loop of requests.
 
-Reading order: `held_out`, `api_key`, `served`, `open_loop`, `capacity` (the highest rate that holds
-an SLO).
+Reading order: `held_out`, `api_key`, `service_process`, `open_loop`, `capacity` (the highest rate
+within an SLO). Knows the service only over HTTP.
 """
 
 from loadtest.clients.api_key import authorization
 from loadtest.clients.capacity import find_capacity
 from loadtest.clients.held_out import MAX_EVENTS, HeldOutUser, read_held_out
-from loadtest.clients.open_loop import BUSY, GIVE_UP_S, Load, open_loop
-from loadtest.clients.served import Served, served
+from loadtest.clients.open_loop import ANSWER_TIMEOUT_S, BUSY_CPU_SHARE, Load, open_loop
+from loadtest.clients.service_process import ServiceProcess, run_service
 
 __all__ = [
-    "BUSY",
-    "GIVE_UP_S",
+    "ANSWER_TIMEOUT_S",
+    "BUSY_CPU_SHARE",
     "MAX_EVENTS",
     "HeldOutUser",
     "Load",
-    "Served",
+    "ServiceProcess",
     "authorization",
     "find_capacity",
     "open_loop",
     "read_held_out",
-    "served",
+    "run_service",
 ]

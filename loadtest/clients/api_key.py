@@ -1,6 +1,7 @@
-"""The key that a load test sends to a service which runs already and asks for one.
+"""The API key that a load test sends to a running service.
 
-The first of UNMASK_API_KEYS, the service's own setting.
+It is the first key of UNMASK_API_KEYS, which is the service's own setting. Does not know whether
+the service requires one.
 """
 
 from __future__ import annotations
@@ -9,6 +10,6 @@ import os
 
 
 def authorization() -> dict[str, str]:
-    """The header that every request has; none where there is no key."""
+    """The header of every request; empty if there is no key."""
     first, *_ = os.environ.get("UNMASK_API_KEYS", "").split(",")
     return {"Authorization": f"Bearer {first.strip()}"} if first.strip() else {}

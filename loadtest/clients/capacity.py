@@ -1,7 +1,7 @@
-"""The highest rate at which a service holds its SLO, found by trying rates in an open loop.
+"""Finds the capacity of a service: the highest rate within the SLO, tried out in an open loop.
 
-A rate is held when the 99th percentile of the answers is within the SLO and next to nothing was
-refused or failed. Knows nothing of what is asked for.
+A rate is within the SLO if the 99th percentile of the latencies is, and if at most REFUSED_SHARE of
+the requests were refused or failed. Does not know what the requests ask for.
 """
 
 from __future__ import annotations
@@ -13,17 +13,21 @@ from dataclasses import dataclass
 
 from loadtest.clients.open_loop import Load
 
-REFUSED_SHARE = 0.001  # of requests, that a rate the service can take may have
-LOWEST_RATE = 0.5  # a second; a service that does not hold this holds nothing
-DISCARDED_SHARE = 0.2  # of a probe, at its beginning
-PAUSE_S = 1.0  # between two probes, for queues to empty
+REFUSED_SHARE = 0.001  # the largest share of requests that may be refused or fail
+LOWEST_RATE = 0.5  # requests a second; the search goes no lower
+DISCARDED_SHARE = 0.2  # the beginning of each probe is not counted
+PAUSE_S = 1.0  # between two probes, so that queues become empty
 
 Probe = Callable[..., Awaitable[Load]]  # called as probe(rate, seconds, discard_s=...)
 
 
 @dataclass(frozen=True)
 class Capacity:
-    """rate: the highest that was held, in requests a second, 0.0 if none; load: what came of it."""
+    """The highest rate within the SLO.
+
+    rate: requests a second; 0.0 if no rate was within the SLO
+    load: the result at that rate
+    """
 
     rate: float
     load: Load | None
@@ -44,10 +48,12 @@ async def find_capacity(
     min_answers: int = 0,
     on_probe: Callable[[Load, bool], None] = lambda load, is_held: None,
 ) -> Capacity:
-    """Go from `guess` up, or down, by `growth` until the SLO breaks, or holds; then bisect.
+    """Raise the rate from `guess` by `growth` until the SLO breaks, or lower it until it holds.
 
-    What is found lies within a factor growth ** (1 / 2 ** bisections) of the limit.
-    probe_s: length of a probe; longer where min_answers would not come together in it
+    Then bisect between the two. The result is within a factor growth ** (1 / 2 ** bisections) of
+    the limit.
+    probe_s:  length of a probe in seconds; longer if it would give fewer than min_answers
+    on_probe: called with the load of each probe and whether it was within the SLO
     """
     held: dict[float, Load] = {}
 
@@ -81,6 +87,6 @@ async def find_capacity(
 
 
 def within(load: Load, slo_ms: float) -> bool:
-    """Whether a load was held: p99 in the SLO, hardly a request without an answer."""
+    """Whether a load is within the SLO: its p99, and its share of requests without an answer."""
     missed = len(load.sent) - len(load.answered())
     return load.quantile_ms(0.99) <= slo_ms and missed <= REFUSED_SHARE * len(load.sent)

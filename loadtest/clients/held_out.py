@@ -1,7 +1,7 @@
 """Held-out users of a bundle, and the requests that replay them.
 
-A held-out user has a history and the item that came next, the target. Reads `held_out.jsonl` as
-plain JSON lines: a load test uses the service only as a stranger would, over HTTP.
+A held-out user has a history and a target: the item that came next. Reads `held_out.jsonl` as plain
+JSON lines and imports nothing of the service.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-MAX_EVENTS = 100  # what POST /events takes in one call
-MAX_HISTORY = 500  # what POST /recommend takes; the store keeps fewer by default
+MAX_EVENTS = 100  # the most that POST /events accepts in one call
+MAX_HISTORY = 500  # the most that POST /recommend accepts; the store keeps fewer by default
 
 
 @dataclass(frozen=True)
@@ -26,21 +26,21 @@ class HeldOutUser:
 
     @property
     def request_history(self) -> tuple[str, ...]:
-        """The newest part of the history, as long as POST /recommend takes."""
+        """The newest items of the history, as many as POST /recommend accepts."""
         return self.history[-MAX_HISTORY:]
 
     def request(self, **fields: Any) -> dict[str, Any]:
-        """The body of POST /recommend that brings the history along, with other fields added."""
+        """The body of POST /recommend with the history and these other fields."""
         return {"user_id": self.user_id, "history": self.request_history, **fields}
 
     def rank_in(self, item_ids: list[str]) -> int | None:
-        """1-based rank of the target in an answer; None when it is not there."""
+        """1-based rank of the target in an answer; None if it is not there."""
         return item_ids.index(self.target) + 1 if self.target in item_ids else None
 
     def event_bodies(self) -> list[dict[str, Any]]:
-        """Bodies of POST /events that store the history of this user, to be posted in order.
+        """Bodies of POST /events that store this user's history if they are posted in order.
 
-        The event_id is the place in the history, so posting again changes nothing.
+        The event_id is the place in the history. So posting again changes nothing.
         """
         events = [
             {
@@ -56,9 +56,9 @@ class HeldOutUser:
 
 
 def read_held_out(path: Path, num_users: int | None = None) -> list[HeldOutUser]:
-    """The first `num_users` held-out users of a bundle; None is all.
+    """The first `num_users` held-out users of a bundle; None means all.
 
-    Raises ValueError when the file is not there or holds no users.
+    Raises ValueError if the file is not there or holds no users.
     """
     try:
         with path.open(encoding="utf-8") as lines:

@@ -1,8 +1,9 @@
-"""Requests at a rate that does not care how the service is doing: an open loop.
+"""An open loop: requests at a rate that does not depend on how fast the service answers.
 
-Arrivals are a Poisson process; a request is due when it arrives, and its latency counts from then,
-so that a service which falls behind is seen to (no coordinated omission). One process, one event
-loop: `cpu_share` says whether the generator itself was the bottleneck. Knows nothing of service/.
+Arrivals are a Poisson process. A request is due when it arrives, and its latency counts from then.
+So the delays of a service that falls behind are counted (no coordinated omission). One process with
+one event loop: `cpu_share` says whether the generator itself was the bottleneck. Imports nothing of
+the service.
 """
 
 from __future__ import annotations
@@ -23,16 +24,21 @@ import numpy as np
 from loadtest.clients.held_out import HeldOutUser
 
 MAX_CONNECTIONS = 2000
-GIVE_UP_S = 15.0  # longer than the longest deadline a request may have
-BUSY = 0.8  # of a core: from here the generator's own delays are in the latencies
+ANSWER_TIMEOUT_S = 15.0  # longer than the longest deadline of a request
+BUSY_CPU_SHARE = 0.8  # of a core: above this, delays of the generator are part of the latencies
 
 
 @dataclass(frozen=True)
 class Sent:
-    """One request: when it was due (seconds from the start), how long its answer took, and what.
+    """One request and its answer.
 
-    user_id: whom it was for
-    status: of HTTP, or 0 when the connection failed
+    due:      seconds from the start of the load
+    seconds:  from the time it was due to its answer
+    status:   of HTTP; 0 if there was no answer
+    user_id:  the user it asks for
+    rank:     1-based rank of the target; None if it is not in the answer
+    degraded: reasons, as in the answer
+    adjusted: whether the service chose another setting than the one asked for
     """
 
     due: float
@@ -46,9 +52,12 @@ class Sent:
 
 @dataclass(frozen=True)
 class Load:
-    """What came of a load.
+    """The result of a load.
 
-    seconds: how long it was offered; answered_s: until its last answer, from the same moment
+    rate:       requests a second that were offered
+    seconds:    how long they were offered
+    answered_s: from the same start until the last answer
+    cpu_share:  cores that the generator used
     """
 
     rate: float
@@ -60,16 +69,16 @@ class Load:
     @property
     def generator_busy(self) -> bool:
         """Whether the generator, not the service, may have set the limit."""
-        return self.cpu_share > BUSY
+        return self.cpu_share > BUSY_CPU_SHARE
 
     @property
     def reached(self) -> float:
-        """Answers with items, a second: of all the time that the load or its answers took."""
+        """Answers with items for each second, until the end of the load or the last answer."""
         return len(self.answered()) / max(self.seconds, self.answered_s)
 
     @property
     def unanswered(self) -> int:
-        """Requests that were given up after GIVE_UP_S, or whose connection failed."""
+        """Requests without an answer within ANSWER_TIMEOUT_S, or whose connection failed."""
         return len(self.answered(0))
 
     @property
@@ -77,24 +86,24 @@ class Load:
         return dict(sorted(Counter(one.status for one in self.sent).items()))
 
     def answered(self, *statuses: int) -> list[Sent]:
-        """Those with one of these statuses, 200 by default."""
+        """The requests that were answered with one of these statuses, by default 200."""
         wanted = statuses or (200,)
         return [one for one in self.sent if one.status in wanted]
 
     def quantile_ms(self, share: float, *statuses: int) -> float:
-        """Latency of the answers with these statuses, 200 by default; NaN when there are none."""
+        """Latency of the answers with these statuses, by default 200; NaN if there are none."""
         seconds = [one.seconds for one in self.answered(*statuses)]
         return float(np.quantile(seconds, share) * 1000) if seconds else float("nan")
 
     def hits(self) -> dict[str, float]:
-        """Of each user with an answer, the share of them in which the item that came next is."""
+        """For each user with an answer: the share of the answers that hold the target."""
         hits: dict[str, list[bool]] = defaultdict(list)
         for one in self.answered():
             hits[one.user_id].append(one.rank is not None)
         return {user_id: float(np.mean(found)) for user_id, found in hits.items()}
 
     def recall(self) -> float:
-        """Share of the answers in which the item that came next is; each user counts once."""
+        """Share of the answers that hold the target; every user has the same weight."""
         hits = self.hits()
         return float(np.mean(list(hits.values()))) if hits else 0.0
 
@@ -130,9 +139,10 @@ async def open_loop(
     seed: int = 0,
     discard_s: float = 0.0,
 ) -> Load:
-    """Ask for users in turn, `rate` a second; what was due in the first `discard_s` is left out.
+    """Send `rate` requests a second for `seconds`, one user after the other, then from the start.
 
-    parameters: fields of each request beside user_id and history
+    parameters: fields of each request besides user_id and history
+    discard_s:  requests that were due in the first seconds are not in the result
     """
     drawn = random.Random(seed)
     gaps = (drawn.expovariate(rate) for _ in itertools.count())
@@ -141,7 +151,7 @@ async def open_loop(
     asked = itertools.cycle([(user, user.request(**fields)) for user in users])
     sent: list[Sent] = []
     connector = aiohttp.TCPConnector(limit=MAX_CONNECTIONS, keepalive_timeout=60)
-    timeout = aiohttp.ClientTimeout(total=GIVE_UP_S)
+    timeout = aiohttp.ClientTimeout(total=ANSWER_TIMEOUT_S)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
         async with asyncio.TaskGroup() as tasks:
             cpu, started = _cpu_s(), time.perf_counter()

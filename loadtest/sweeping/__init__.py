@@ -1,6 +1,7 @@
-"""What a sweep writes: its results, the report, the picture.
+"""What a sweep writes: its results, the report and the picture.
 
-Reading order: `results`, `report`, `plot`.
+Reading order: `results`, `report`, `plot` with `labels`. `python -m loadtest.sweeping FOLDER` draws
+the picture of a finished sweep again. Does not know how anything was measured.
 """
 
 from loadtest.sweeping.report import write_report

@@ -1,7 +1,8 @@
-"""A sweep as a picture: requests a second against recall, and beside the paper's own trend.
+"""A sweep as a picture: requests a second against recall, and the same beside MDGR's Table 3.
 
-MDGR's figures (Table 3: industry data, hardware unsaid) stand beside ours only relative to its
-schedule (4, 2). Drawn without a display and without matplotlib's global state.
+MDGR's figures are of industry data on hardware that the paper does not name. So they stand beside
+ours only relative to the schedule (4, 2). Needs no display and leaves matplotlib's global state
+alone. Does not know how anything was measured.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Annotation
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from loadtest.sweeping.labels import Label, place_labels
 from loadtest.sweeping.results import Measured, Setting, frontier, papers_of
 
 # MDGR (arXiv 2601.19501), Table 3: (r_warm, m_par), recall@10, QPS.
@@ -27,36 +30,44 @@ MDGR_TABLE_3 = (
     ((4, 3), 0.2205, 2.526),
     ((4, 4), 0.2204, 2.739),
 )
-MDGR_NAMED = ((0, 1), (4, 2), (0, 2))  # the others lie between
+MDGR_NAMED = ((0, 1), (4, 2), (0, 2))  # all others lie between these
 COLOURS = {"rows": "#1f5fa8", "path": "#d9822b", "best": "#2a8c5a", "auto": "#6a6a6a"}
 
 
 def plot_sweep(measured: Sequence[Measured], setting: Setting, files: Sequence[Path]) -> None:
-    """Write the picture to every file, in the format its suffix says.
-
-    Left what was measured, right the same relative to the paper's schedule, with its own figures.
-    """
-    papers = papers_of(measured)
-    figure = Figure(figsize=(12, 4.6), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    _absolute(left, measured, setting)
-    if papers and papers.rate and papers.recall:
-        _relative(right, measured, papers)
-    else:
-        right.set_axis_off()
+    """Write the picture to every file, in the format of its suffix."""
+    figure, _ = draw_sweep(measured, setting)
     for file in files:
         metadata = {"Date": None} if file.suffix == ".svg" else {}
         with rc_context({"svg.hashsalt": "sweep"}):  # the same picture, the same file
             figure.savefig(file, dpi=130, metadata=metadata)
 
 
-def _absolute(axes: Axes, measured: Sequence[Measured], setting: Setting) -> None:
+def draw_sweep(
+    measured: Sequence[Measured], setting: Setting
+) -> tuple[Figure, list[list[Annotation]]]:
+    """The picture, and the names of its points for each of its axes.
+
+    Left: what was measured. Right: the same relative to the paper's schedule, beside the paper's
+    own figures; empty if the paper's schedule was not measured.
+    """
+    papers = papers_of(measured)
+    figure = Figure(figsize=(12, 5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    labels = [(left, _absolute(left, measured, setting))]
+    if papers and papers.rate and papers.recall:
+        labels.append((right, _relative(right, measured, papers, setting)))
+    else:
+        right.set_axis_off()
+    return figure, [place_labels(axes, names) for axes, names in labels]
+
+
+def _absolute(axes: Axes, measured: Sequence[Measured], setting: Setting) -> list[Label]:
+    labels = []
     for group, label in _groups(measured):
         looks = _looks(group[0], measured)
         axes.plot([one.rate for one in group], [one.recall for one in group], label=label, **looks)
-        if _is_named(group[0], measured):
-            for place, one in enumerate(group):
-                _name(axes, one.case.schedule, one.rate, one.recall, looks["color"], place)
+        labels += [Label(one.case.schedule, one.rate, one.recall, looks["color"]) for one in group]
     best = frontier(measured)
     axes.plot(
         [one.rate for one in best],
@@ -71,22 +82,30 @@ def _absolute(axes: Axes, measured: Sequence[Measured], setting: Setting) -> Non
     axes.set_ylabel(f"recall@{setting.k}")
     axes.set_title(f"{setting.bundle}, {setting.users} users", fontsize=10)
     _finish(axes)
+    return labels
 
 
-def _relative(axes: Axes, measured: Sequence[Measured], papers: Measured) -> None:
+def _relative(
+    axes: Axes, measured: Sequence[Measured], papers: Measured, setting: Setting
+) -> list[Label]:
+    labels = []
     for group, label in _groups([one for one in measured if not one.case.is_auto]):
+        rates = [one.rate / papers.rate for one in group]
+        differences = [100 * one.against(papers)[0] / papers.recall for one in group]
+        looks = _looks(group[0], measured)
         axes.errorbar(
-            [one.rate / papers.rate for one in group],
-            [100 * one.against(papers)[0] / papers.recall for one in group],
+            rates,
+            differences,
             yerr=[100 * one.against(papers)[1] / papers.recall for one in group],
             elinewidth=0.8,
             label=label,
-            **_looks(group[0], measured),
+            **looks,
         )
         if _is_named(group[0], measured):
-            for place, one in enumerate(group):
-                x, y = one.rate / papers.rate, 100 * one.against(papers)[0] / papers.recall
-                _name(axes, one.case.schedule, x, y, COLOURS[one.case.ranking], place)
+            labels += [
+                Label(one.case.schedule, rate, difference, looks["color"])
+                for one, rate, difference in zip(group, rates, differences, strict=True)
+            ]
     [(papers_recall, papers_rate)] = [
         (recall, rate) for schedule, recall, rate in MDGR_TABLE_3 if schedule == (4, 2)
     ]
@@ -94,16 +113,17 @@ def _relative(axes: Axes, measured: Sequence[Measured], papers: Measured) -> Non
         x, y = rate / papers_rate, 100 * (recall / papers_recall - 1)
         axes.plot(x, y, "D", color="black", markersize=4, label="" if place else "MDGR, Table 3")
         if schedule in MDGR_NAMED:
-            _name(axes, str(schedule), x, y, "black", place)
+            labels.append(Label(str(schedule), x, y, "black"))
     axes.set_xscale("log")
-    axes.set_xlabel("requests a second, times those of (4, 2) by path")
-    axes.set_ylabel("recall against (4, 2) by path, %, ± one standard error")
-    axes.set_title("beside the paper's own trend", fontsize=10)
+    axes.set_xlabel("requests a second, as a multiple of (4, 2) by path")
+    axes.set_ylabel(f"recall@{setting.k}, difference to (4, 2) by path in %")
+    axes.set_title("beside MDGR's Table 3; bars: ± one standard error", fontsize=10)
     _finish(axes)
+    return labels
 
 
 def _groups(measured: Sequence[Measured]) -> list[tuple[list[Measured], str]]:
-    """Cases that look alike, and what they are called."""
+    """Cases that look alike, and the name of each group in the legend."""
     found: dict[str, list[Measured]] = {}
     for one in measured:
         beams = f"by {one.case.ranking}, {one.case.beam_width} beams"
@@ -112,7 +132,7 @@ def _groups(measured: Sequence[Measured]) -> list[tuple[list[Measured], str]]:
 
 
 def _is_named(one: Measured, measured: Sequence[Measured]) -> bool:
-    """Only the widest beams' schedules are written out: the others lie in the same order."""
+    """Whether the schedule is written beside the point: only at the widest beams and for `auto`."""
     return one.case.is_auto or one.case.beam_width == max(
         other.case.beam_width or 0 for other in measured
     )
@@ -128,12 +148,6 @@ def _looks(one: Measured, measured: Sequence[Measured]) -> dict[str, Any]:
         "markersize": 11 if one.case.is_auto else 6 if filled else 5,
         "markerfacecolor": colour if filled else "white",
     }
-
-
-def _name(axes: Axes, text: str, x: float, y: float, colour: str, place: int) -> None:
-    """Above or below the point in turn: neighbours lie close together."""
-    offset = (4, 4) if place % 2 else (4, -9)
-    axes.annotate(text, (x, y), xytext=offset, textcoords="offset points", fontsize=7, color=colour)
 
 
 def _finish(axes: Axes) -> None:

@@ -1,4 +1,7 @@
-"""A sweep as a table, a CSV and a picture. Knows nothing of how anything was measured."""
+"""Writes a sweep as a table, a CSV and a picture.
+
+Does not know how anything was measured. Rates are requests a second, latencies are milliseconds.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from loadtest.sweeping.plot import plot_sweep
-from loadtest.sweeping.results import Measured, Setting, frontier, papers_of
+from loadtest.sweeping.results import Measured, Setting, frontier, in_order, papers_of
 
 
 def write_report(folder: Path, measured: Sequence[Measured], setting: Setting) -> dict[str, Any]:
-    """Write sweep.md, sweep.csv, sweep.svg and sweep.png; the figures of all cases."""
+    """Write sweep.md, sweep.csv, sweep.svg and sweep.png; returns the figures of all cases."""
     papers = papers_of(measured)
-    ordered = sorted(measured, key=lambda one: (one.case.ranking, one.nfe, one.case.name))
+    ordered = in_order(measured)
     best = [one.case.name for one in frontier(measured)]
     figures = [_figures(one, papers) | {"best": one.case.name in best} for one in ordered]
     with (folder / "sweep.csv").open("w", newline="", encoding="utf-8") as file:
@@ -110,7 +113,7 @@ def _document(
 
 
 def _further_calls(ordered: Sequence[Measured]) -> list[str]:
-    """What each denoiser call more buys or costs, for each ranking and beam width."""
+    """What more denoiser calls gain and cost, for each ranking and beam width."""
     lines = [
         "What further denoiser calls buy and cost, from one row to the next of the same ranking "
         "and beam width:",

@@ -1,7 +1,8 @@
-"""Results of a sweep: what a case is, what was measured of it, and the file it is kept in.
+"""Results of a sweep: what a case is, what was measured of it, and the file that keeps both.
 
-Recalls are of the same users for every case, so differences are paired, user by user; `auto`, whose
-recall is that at its rate, has the users that came up there.
+The recalls of all cases are of the same users, so differences are paired by user. The exception is
+`auto`: its recall is measured at its highest rate, over the users who were asked for then. Does not
+know how anything was measured.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from loadtest.clients import BUSY
+from loadtest.clients import BUSY_CPU_SHARE
 
 PAPERS = {"r_warm": 4, "m_par": 2, "beam_width": 50, "ranking": "path"}  # MDGR
 
 
 @dataclass(frozen=True)
 class Case:
-    """A way of asking: fields of POST /recommend beside user, history and k."""
+    """A decoding setting: fields of POST /recommend besides user, history and k."""
 
     parameters: dict[str, Any]
 
@@ -57,7 +58,11 @@ class Case:
 
 @dataclass(frozen=True)
 class Measured:
-    """A case with its recall (ranks of the same users for all cases) and its rounds of rates."""
+    """A case with its recall and its rounds.
+
+    recall_line: the line of `sweep.jsonl` with the ranks of the users, the same for all cases
+    rounds:      the lines with the highest rate of each round
+    """
 
     case: Case
     recall_line: dict[str, Any]
@@ -65,13 +70,13 @@ class Measured:
 
     @cached_property
     def hits(self) -> NDArray[np.float64]:
-        """(num_users,) 1.0 where the item that came next is in the answer; of `auto`, see below."""
+        """(num_users,) float64: 1.0 if the answer holds the target; a share of answers for `auto`."""
         if self.case.is_auto and self.typical("recall") is not None:
             return self._hits_at_rate()
         return np.array([rank is not None for rank in self.recall_line["ranks"]], dtype=np.float64)
 
     def _hits_at_rate(self) -> NDArray[np.float64]:
-        """(num_users,) the share of a user's answers, mean of the rounds; NaN without an answer."""
+        """(num_users,) share of a user's answers with the target, mean of the rounds; or NaN."""
         unasked = [None] * len(self.recall_line["ranks"])
         lines = [line.get("hits") or unasked for line in self.rounds]
         shares = np.array(lines, dtype=np.float64)  # None is NaN
@@ -82,7 +87,10 @@ class Measured:
 
     @property
     def recall(self) -> float:
-        """Of `auto`, which gives way under load, that at the rate found."""
+        """Share of users whose answer holds the target.
+
+        For `auto` it is that at the highest rate, because `auto` depends on the load.
+        """
         at_rate = self.typical("recall") if self.case.is_auto else None
         return float(self.hits.mean()) if at_rate is None else at_rate
 
@@ -99,18 +107,18 @@ class Measured:
         return median(self.rates)
 
     def typical(self, name: str) -> float | None:
-        """The median over rounds of a figure taken at the rate found."""
+        """The median over rounds of a figure at the highest rate; None if there is none."""
         values = [line[name] for line in self.rounds if line[name] is not None]
         return median(values) if values else None
 
     @property
     def generator_busy(self) -> bool:
-        return any(line["generator_cpu"] > BUSY for line in self.rounds)
+        return any(line["generator_cpu"] > BUSY_CPU_SHARE for line in self.rounds)
 
     def against(self, other: Measured) -> tuple[float, float]:
-        """Difference in recall to another case, and its standard error, paired by user.
+        """Difference in recall to another case and its standard error, paired by user.
 
-        Of the users that both have; NaN where there are none.
+        Over the users that both have; NaN if there are none.
         """
         difference = self.hits - other.hits
         difference = difference[~np.isnan(difference)]
@@ -121,12 +129,12 @@ class Measured:
 
 
 def papers_of(measured: Sequence[Measured]) -> Measured | None:
-    """The paper's schedule among them, which the others are held against."""
+    """The case with the paper's setting, which the others are compared with; None without it."""
     return next((one for one in measured if one.case.is_papers), None)
 
 
 def frontier(measured: Sequence[Measured]) -> list[Measured]:
-    """Those that no other beats in both rate and recall, slowest first."""
+    """The Pareto front: cases that no other beats in both rate and recall, slowest first."""
     return sorted(
         (
             one
@@ -148,7 +156,7 @@ class SweepError(Exception):
 
 @dataclass(frozen=True)
 class Setting:
-    """What all results of a folder have in common; another setting wants another folder."""
+    """What all results of a folder have in common; another setting needs another folder."""
 
     bundle: str
     slo_ms: int
@@ -163,7 +171,10 @@ class Setting:
 
 
 class Results:
-    """`sweep.jsonl`: its first line is the setting, every other one is one result."""
+    """The file `sweep.jsonl`: its first line is the setting, each other line is one result.
+
+    Raises SweepError if the file has another setting.
+    """
 
     def __init__(self, folder: Path, setting: Setting) -> None:
         self._path = folder / "sweep.jsonl"
@@ -178,7 +189,7 @@ class Results:
             )
 
     def find(self, **wanted: Any) -> dict[str, Any] | None:
-        """The result with these values, if it is there."""
+        """The first result with these values; None if there is none."""
         matching = (
             line for line in self._lines if all(line.get(name) == wanted[name] for name in wanted)
         )
@@ -194,22 +205,45 @@ class Results:
             file.write(json.dumps(line) + "\n")
 
     def measured(self, cases: Sequence[Case]) -> list[Measured]:
-        """What is known of each case that has its recall and at least one round."""
-        found = []
-        for case in cases:
-            recall = self.find(case=case.parameters, kind="recall")
-            rounds = [
-                line
-                for line in self._lines
-                if line["case"] == case.parameters and line["kind"] == "rate"
-            ]
-            if recall and rounds:
-                found.append(Measured(case, recall, rounds))
-        return found
+        """What was measured of each case that has its recall and at least one round."""
+        return _measured(self._lines, cases)
+
+
+def read_results(folder: Path) -> tuple[Setting, list[Measured]]:
+    """The setting of a finished sweep and all that was measured, in the order of the report.
+
+    Files from before `exclude_seen` was recorded do not say it: nothing was excluded then.
+    Raises SweepError if the folder holds no sweep.
+    """
+    path = folder / "sweep.jsonl"
+    try:
+        first, *lines = _complete_lines(path)
+        setting = Setting(**{"exclude_seen": False, **first["setting"]})
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise SweepError(f"{path} does not hold the results of a sweep: {error}") from error
+    cases = {json.dumps(line["case"]): Case(line["case"]) for line in lines}
+    return setting, in_order(_measured(lines, list(cases.values())))
+
+
+def in_order(measured: Sequence[Measured]) -> list[Measured]:
+    """By ranking, then from few denoiser calls to many."""
+    return sorted(measured, key=lambda one: (one.case.ranking, one.nfe, one.case.name))
+
+
+def _measured(lines: Sequence[dict[str, Any]], cases: Sequence[Case]) -> list[Measured]:
+    """Each case that has its recall and at least one round."""
+    found = []
+    for case in cases:
+        of_case = [line for line in lines if line["case"] == case.parameters]
+        recall = next((line for line in of_case if line["kind"] == "recall"), None)
+        rounds = [line for line in of_case if line["kind"] == "rate"]
+        if recall and rounds:
+            found.append(Measured(case, recall, rounds))
+    return found
 
 
 def _complete_lines(path: Path) -> list[dict[str, Any]]:
-    """All lines; one that an interruption cut off is removed from the file."""
+    """All lines. A last line that was cut off by an interruption is removed from the file."""
     text = path.read_text(encoding="utf-8")
     if not text.endswith("\n"):
         text = text[: text.rfind("\n") + 1]

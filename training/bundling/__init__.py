@@ -1,6 +1,6 @@
-"""What happens to a bundle beside its making: 8-bit graphs, promotion to the store.
+"""What happens to a bundle after it was made: 8-bit graphs, a new default, promotion to the store.
 
-Reading order: `int8` with `quantise`, `promotion`.
+Reading order: `int8` with `quantise`, then `promotion`. Knows no training and no file of users.
 """
 
 from training.bundling.int8 import eight_bit

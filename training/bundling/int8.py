@@ -1,9 +1,9 @@
-"""8-bit graphs of a trained network, kept only if they find what the float32 graphs find.
+"""8-bit graphs of a trained network, kept only if they keep the recall of the float32 graphs.
 
-The samples that fix the scales of `training.bundling.quantise` are what the search asks the float32
-graphs for, over training histories: in one call, and position by position. Both graphs then rank
-the targets of the same validation users through the production decoder, at the setting that ships.
-Knows decoders and windows, no files.
+`training.bundling.quantise` needs samples of the inputs. They are recorded while the search decodes
+training histories with the float32 graphs, once in one call and once position by position. Then
+both pairs of graphs rank the targets of the same validation users, through the production decoder
+and at the setting that ships. Knows decoders and windows, not files.
 """
 
 from __future__ import annotations
@@ -32,10 +32,11 @@ SAMPLE_BATCH = 32
 
 @dataclass(frozen=True, eq=False)
 class EightBit:
-    """8-bit graphs and what they find.
+    """8-bit graphs and their recall.
 
-    recall, recall_fp32: recall@10 of the same validation users with these and the float32 graphs
-    error: the standard error of the paired difference of the two
+    recall, recall_fp32: recall@10 of the same validation users with the 8-bit and the float32
+                         graphs
+    error:               standard error of the paired difference of the two
     """
 
     encoder: bytes
@@ -85,10 +86,12 @@ def eight_bit(
     batch: int,
     exclude_seen: bool,
 ) -> EightBit:
-    """Quantise the two graphs of a decoder's denoiser, and measure both pairs.
+    """Quantise the two graphs of a decoder's denoiser and measure both pairs of graphs.
 
-    denoiser_of: what runs an encoder's and a decoder's graph. train: windows whose histories give
-    the samples. validation: whose targets are ranked, all of them. batch: users decoded together.
+    denoiser_of: makes a denoiser from an encoder's and a decoder's graph
+    train:       windows whose histories give the samples
+    validation:  windows whose targets are ranked, all of them
+    batch:       how many users are decoded together
     """
     samples = draw_windows(train, SAMPLE_WINDOWS, seed=0)
     encoder_inputs, decoder_inputs = inputs_of(decoder, samples, decoding)
@@ -111,9 +114,10 @@ def eight_bit(
 def inputs_of(
     decoder: Decoder, windows: Windows, decoding: DecodingDefaults
 ) -> tuple[list[GraphInputs], list[GraphInputs]]:
-    """What the search asks the two graphs for, over these histories, in batches.
+    """The inputs that the two graphs get while the search decodes these histories, in batches.
 
-    decoding: the setting that ships; its schedule is left for one call and for one position a call
+    decoding: the setting that ships. Its schedule is replaced, once by a single call and once by
+              one position for each call
     """
     watched = _Watched(decoder.denoiser)
     watching = replace(decoder, denoiser=watched)
@@ -132,7 +136,7 @@ def inputs_of(
 
 
 class _Watched:
-    """A denoiser that keeps what it is asked for."""
+    """A denoiser that keeps copies of its inputs."""
 
     def __init__(self, denoiser: Denoiser) -> None:
         self._denoiser = denoiser

@@ -1,7 +1,8 @@
-"""A bundle after its run: its decoding defaults set anew, and its way into a store.
+"""A bundle after its run: a new default setting, and the copy into a store.
 
-Whatever lies in a store never changes: services may be serving it, and its version names its bytes.
-To promote is to approve, so that this is where a bundle is signed, where there is a key.
+A bundle in a store never changes, because services may be serving it and its version stands for
+its bytes. Promotion is approval: if there is a key, the bundle is signed here. Knows nothing of
+how a bundle was made.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from training.evaluation import Grid
 
 
 def check_not_promoted(bundle: Path, manifest: Manifest) -> None:
-    """Raise DataError for a bundle in a store, `<name>/<version>`: it never changes."""
+    """Raise DataError if the bundle lies in a store, `<name>/<version>`: it must not change."""
     bundle = bundle.resolve()
     if (bundle.parent.name, bundle.name) == (manifest.name, manifest.version):
         raise DataError(
@@ -25,7 +26,7 @@ def check_not_promoted(bundle: Path, manifest: Manifest) -> None:
 
 
 def set_default(bundle: Path, grid: Grid) -> Manifest:
-    """Write what the grid chose, and the grid, into a bundle's manifest; nothing else changes.
+    """Write the grid and its choice into a bundle's manifest; nothing else changes.
 
     Raises BundleInvalid, or DataError for a promoted bundle.
     """
@@ -37,10 +38,11 @@ def set_default(bundle: Path, grid: Grid) -> Manifest:
 
 
 def promote(bundle: Path, store: Path, key: str | None = None) -> tuple[Manifest, Path]:
-    """Copy a verified bundle to `<store>/<name>/<version>`, under a temporary name until complete.
+    """Verify a bundle and copy it to `<store>/<name>/<version>`.
 
-    Its manifest gets a digest if it has none, and a signature if there is a key.
-    Raises BundleInvalid, or FileExistsError when that version is there already.
+    The copy has a temporary name until it is complete. Its manifest gets a digest if it has none,
+    and a signature if there is a key.
+    Raises BundleInvalid, or FileExistsError if that version is there already.
     """
     manifest = verify(bundle)
     target = store / manifest.name / manifest.version

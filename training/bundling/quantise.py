@@ -1,11 +1,10 @@
-"""An exported graph whose matrix products are of 8-bit numbers: smaller, faster where it matters.
+"""Makes a graph with 8-bit matrix products from an exported graph: smaller and often faster.
 
-Weights become int8, one scale a channel, and what they are multiplied with uint8 on the way, one
-scale and zero point a product. These are fixed here, from the largest and smallest numbers that
-samples of the graph's inputs give there. A scale measured anew in every batch, which ONNX Runtime
-offers as well, is hardly faster, and lets an answer depend on what else is in its batch
-(docs/decisions/018). Embeddings, norms and the attention's own products stay float32. Inputs and
-outputs keep names and types. Knows nothing of bundles and searches.
+Weights become int8 with one scale for each channel. Their inputs become uint8 with one scale and
+zero point for each product, fixed here from the largest and smallest numbers that the samples give.
+ONNX Runtime could also measure a scale in every batch. That is hardly faster, and an answer would
+depend on the rest of its batch (docs/decisions/018). Embeddings, norms and the products of the
+attention stay float32. Inputs and outputs keep names and types. Knows no bundles, no searches.
 """
 
 from __future__ import annotations
@@ -28,9 +27,9 @@ GraphInputs = dict[str, NDArray[Any]]  # one array by the name of each input
 
 
 def quantised(graph: bytes, samples: Sequence[GraphInputs]) -> bytes:
-    """The same graph with 8-bit products, their scales those of the samples.
+    """The same graph with 8-bit products, whose scales are fixed by the samples.
 
-    A graph without a product by weights comes back as it is.
+    A graph in which nothing is multiplied by weights is returned unchanged.
     """
     with TemporaryDirectory() as folder, _without_advice():
         prepared, made = Path(folder, "prepared.onnx"), Path(folder, "made.onnx")
@@ -41,13 +40,13 @@ def quantised(graph: bytes, samples: Sequence[GraphInputs]) -> bytes:
             prepared,
             made,
             _Samples(samples),
-            quant_format=QuantFormat.QDQ,  # standard operators, which ONNX Runtime fuses
+            quant_format=QuantFormat.QDQ,  # standard operators; ONNX Runtime fuses them
             nodes_to_quantize=products,
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
-            # 7 bits: without VNNI a processor adds pairs of 8-bit products up in 16 bits, and those
-            # overflow. A graph gives the same answers on every processor.
+            # 7 bits. A processor without VNNI adds pairs of 8-bit products in 16 bits, which would
+            # overflow. With 7 bits a graph gives the same answers on every processor.
             reduce_range=True,
             extra_options={"OpTypesToExcludeOutputQuantization": list(PRODUCTS)},
         )
@@ -55,11 +54,11 @@ def quantised(graph: bytes, samples: Sequence[GraphInputs]) -> bytes:
 
 
 def _prepare(graph: bytes, path: Path) -> list[str]:
-    """Write the graph with its constants folded; the names of its products by weights."""
+    """Write the graph with folded constants; returns the names of its products by weights."""
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.optimized_model_filepath = str(path)
-    options.log_severity_level = 3  # it says which constants it folds away
+    options.log_severity_level = 3  # else it logs every constant that it folds
     ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     model = onnx.load(path)
     weights = {entry.name for entry in model.graph.initializer}
@@ -73,7 +72,7 @@ def _prepare(graph: bytes, path: Path) -> list[str]:
 
 
 class _Samples(CalibrationDataReader):
-    """The samples in the form that ONNX Runtime asks for."""
+    """The samples in the form that ONNX Runtime needs."""
 
     def __init__(self, samples: Sequence[GraphInputs]) -> None:
         self._left = iter(samples)
@@ -84,7 +83,7 @@ class _Samples(CalibrationDataReader):
 
 @contextmanager
 def _without_advice() -> Iterator[None]:
-    """ONNX Runtime tells the root logger about every tensor."""
+    """Quiet meanwhile: ONNX Runtime writes about every tensor to the root logger."""
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.ERROR)

@@ -1,8 +1,9 @@
-"""Fitting the parallel codebook: a rotation and, per subspace, one set of k-means centroids.
+"""Fits the codebook: a rotation and, for each subspace, k-means centroids (MDGR sec. 4.2).
 
-Fitted on vectors of items with training interactions; the `Codebook` that comes of it encodes any
-item, here and in the service. faiss.ProductQuantizer wants 2^n codes, hence OPQ for the rotation
-and a k-means per subspace for any `num_codes` (MDGR sec. 4.2). Knows nothing of items or models.
+It is fitted on the vectors of items with training interactions: (num_vectors, d) float32. The
+resulting `Codebook` encodes any item, here and in the service. faiss.ProductQuantizer allows only
+2^n codes; so OPQ gives the rotation, and k-means in each subspace allows any `num_codes`. Knows
+nothing of items or models.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from service.decoding import Codebook, ContentProjection
 from training.config import CodebookConfig
 from training.errors import DataError
 
-MOST_CODES, ITEMS_PER_CODE = 300, 10  # where the configuration does not say
+MOST_CODES, ITEMS_PER_CODE = 300, 10  # used when the configuration gives no num_codes
 
 
 def fit_codebook(
@@ -29,11 +30,12 @@ def fit_codebook(
 ) -> Codebook:
     """Learn the codebook from vectors: (num_vectors, d) float32.
 
-    content: what made the first dimensions of the vectors, to go with the codebook.
-    `config.opq_iterations` of OPQ learn the rotation; 0 means the identity, so that subspaces
-    are plain slices of the vector. Runs on one thread: a sum's last bits, and with them the
-    codes, depend on the number of threads.
-    Raises DataError when there are fewer vectors than codes, or than two.
+    content: the projection that made the first dimensions of the vectors; it is stored with the
+    codebook.
+    OPQ learns the rotation in `config.opq_iterations` iterations. 0 means no rotation: subspaces
+    are plain slices of the vector. Runs on one thread, because the last bits of a sum depend on
+    the number of threads, and so would the codes.
+    Raises DataError if there are fewer vectors than codes, or fewer than two vectors.
     """
     num_vectors = len(vectors)
     if num_vectors < 2:
@@ -65,7 +67,7 @@ def save_codebook(codebook: Codebook, path: Path) -> None:
 
 
 def load_codebook(path: Path) -> Codebook:
-    """Read what `save_codebook` wrote. Raises DataError when the file is not a codebook."""
+    """Read what `save_codebook` wrote. Raises DataError if the file is not a codebook."""
     try:
         with path.open("rb") as file:
             arrays = np.load(file, allow_pickle=False)
@@ -82,10 +84,10 @@ def load_codebook(path: Path) -> Codebook:
 class CollisionReport:
     """How well the SIDs tell the items apart.
 
-    collided_items: items that share their SID with another one
-    largest_group:  items of the most crowded SID
-    codes_used:     per position, codes that at least one item has
-    entropy_bits:   per position, entropy of the codes over items; at most log2(num_codes)
+    collided_items: number of items that share their SID with another item
+    largest_group:  number of items of the most frequent SID
+    codes_used:     for each position, number of codes that at least one item has
+    entropy_bits:   for each position, entropy of the codes over items; at most log2(num_codes)
     """
 
     num_items: int
@@ -130,7 +132,7 @@ def _rotation(
     padded = -(-d // config.num_subspaces) * config.num_subspaces
     if config.opq_iterations == 0:
         return np.eye(d, padded, dtype=np.float32)
-    # OPQ needs a 2^n quantizer to learn against: the largest that is not finer than ours.
+    # OPQ needs a quantizer with 2^n codes: take the largest one with no more codes than ours.
     bits = min(num_codes.bit_length() - 1, 8)
     quantizer = faiss.ProductQuantizer(padded, config.num_subspaces, bits)
     quantizer.cp.seed = config.seed
@@ -138,7 +140,8 @@ def _rotation(
     opq = faiss.OPQMatrix(d, config.num_subspaces, padded)
     opq.niter = config.opq_iterations
     opq.pq = quantizer
-    # faiss corrupts its heap with fewer vectors than dimensions; repeats ask the same question.
+    # faiss corrupts its heap if there are fewer vectors than dimensions. Repeated vectors give the
+    # same answer.
     opq.train(np.tile(vectors, (-(-padded // len(vectors)), 1)))
     learned = faiss.vector_to_array(opq.A).reshape(padded, d)
     return np.ascontiguousarray(learned.T)

@@ -1,8 +1,8 @@
-"""From files to a data set: interactions, items, vectors, splits, and samples.
+"""From files to a data set: interactions, items, vectors, splits and samples.
 
-The only room that reads users' files. Later rooms get arrays. Knows no model.
+Only this room reads users' files. Later rooms get arrays. Knows no model.
 
-Reading order: `interactions` (reads, filters, splits), `repeats` (lines that say nothing new),
+Reading order: `interactions` (reads, filters, splits), `repeats` (lines that add nothing),
 `embeddings` (item vectors), `segments` (histories as training samples), `subsample` (a data set
 with interactions left out), `raw_formats` and `public_datasets`, `synthetic` with
 `synthetic_titles` (a world whose answer is known). How files are read: `files`.

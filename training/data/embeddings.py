@@ -1,8 +1,9 @@
-"""Item vectors: content of the items joined with collaborative factors of the interactions.
+"""Item vectors: the content of items joined with collaborative factors of the interactions.
 
-Everything is fitted on items of training interactions, then applied to all items, so a new item
-gets its vector the same way as a cold one. `embed` runs on one thread, because the last bits of a
-sum depend on the number of threads: same input and seed, same output. Knows nothing of codes.
+Everything is fitted on items with training interactions and then applied to all items. So a new
+item gets its vector in the same way as a cold one. `embed` runs on one thread, because the last
+bits of a sum depend on the number of threads: the same input and seed give the same output. Knows
+nothing of codes.
 """
 
 from __future__ import annotations
@@ -27,18 +28,18 @@ from training.errors import ConfigError, DataError
 
 SVD_POWER_ITERATIONS = 7
 MAX_TERMS = 50_000
-MOST_PAIRED = 1000  # newest interactions of a user that are paired: pairs grow with their square
+MOST_PAIRED = 1000  # newest interactions of a user; the number of pairs grows with the square
 
 
 class ItemVectors(NamedTuple):
     """Vectors of all items.
 
-    vectors: (num_items, d) float32, content first
-    content: what makes the content part from an embedding; None when there is no content, or none
-             that a new item's embedding can be compared with
+    vectors: (num_items, d) float32, the content part first
+    content: the projection from an embedding to the content part; None if there is no content, or
+             if a new item's embedding could not be compared with it
     source:  a sentence that says what the vectors hold
-    embeddings: (num_items, embedding_dims) float32, the content before it was projected, zeros for
-             an item without; no columns without content
+    embeddings: (num_items, embedding_dims) float32, the content before its projection, zeros for
+             an item without content; no columns if there is no content
     """
 
     vectors: NDArray[np.float32]
@@ -48,11 +49,12 @@ class ItemVectors(NamedTuple):
 
 
 class Content(NamedTuple):
-    """What the items are about.
+    """Content embeddings: what the items are about.
 
-    embeddings: (num_items, d) float32, zeros for an item without; None if no item seen has any
-    source:     a sentence that says where they are from
-    repeatable: new items can be embedded the same way once training is over
+    embeddings: (num_items, d) float32, zeros for an item without content; None if no item with
+                training interactions has content
+    source:     a sentence that says where they come from
+    repeatable: whether new items can be embedded in the same way after training
     """
 
     embeddings: NDArray[np.float32] | None
@@ -63,8 +65,8 @@ class Content(NamedTuple):
 def embed(dataset: Dataset, config: EmbeddingsConfig) -> ItemVectors:
     """Vectors of all items.
 
-    Without content they are the collaborative factors alone. Raises DataError when
-    `config.collaborative_dims` is 0 as well.
+    Without content they are the collaborative factors alone. Raises DataError if there is no
+    content and `config.collaborative_dims` is 0.
     """
     seen = dataset.split.train.popularity() > 0
     content, factors, said = Content(None, "", False), None, []
@@ -97,11 +99,12 @@ def content_embeddings(
     seen: NDArray[np.bool_],
     config: EmbeddingsConfig,
 ) -> Content:
-    """What the items are about.
+    """Content embeddings of all items, from the first of these that is there.
 
-    The given embeddings (num_items, d); else sentence-transformers with `config.text_model` if it
-    is installed and loads; else TF-IDF and a truncated SVD fitted on the items that `seen`
-    (num_items,) marks. An item without text gets zeros.
+    1. The given embeddings, (num_items, d).
+    2. sentence-transformers with `config.text_model`, if it is installed and loads.
+    3. TF-IDF and a truncated SVD, fitted on the items that `seen`, (num_items,) bool, marks.
+    An item without text gets zeros.
     """
     if embeddings is not None:
         source = f"content: the given embeddings, {embeddings.shape[1]} dimensions"
@@ -125,13 +128,13 @@ def content_embeddings(
 def item_affinities(
     train: Interactions, *, window: int, transition_weight: float
 ) -> sparse.csr_array:
-    """How much item i calls for item j, (num_items, num_items) sparse float32, zero diagonal.
+    """How strongly item i suggests item j, (num_items, num_items) sparse float32, zero diagonal.
 
         affinity[i, j] = (users with both + transition_weight * transitions) / sqrt(pop_i * pop_j)
 
     users with both: see `users_with_both`
     transitions: each time j follows i at a distance of d <= window positions adds 1 / d.
-    Row i is directed forward in time; items without a training interaction have empty rows.
+    Row i looks forward in time. Items without a training interaction have empty rows.
     """
     shape = (train.num_items, train.num_items)
     users, rows = train.users_of_interactions(), train.rows
@@ -150,9 +153,10 @@ def item_affinities(
 
 
 def users_with_both(train: Interactions) -> sparse.csr_array:
-    """Users who had items i and j, (num_items, num_items) sparse float32; i and i: who had i.
+    """Number of users who had both item i and item j, (num_items, num_items) sparse float32.
 
-    Looks at each user's newest MOST_PAIRED interactions. An item had twice is one user.
+    The diagonal is the number of users who had item i. Only the newest MOST_PAIRED interactions of
+    each user count. A user who had an item twice counts once.
     """
     stops = np.repeat(train.indptr[1:], train.lengths())
     newest = stops - np.arange(train.num_interactions) <= MOST_PAIRED
@@ -167,8 +171,8 @@ def users_with_both(train: Interactions) -> sparse.csr_array:
 def collaborative_factors(train: Interactions, config: EmbeddingsConfig) -> NDArray[np.float32]:
     """Factors of the symmetric item affinities, (num_items, collaborative_dims) float32.
 
-    Truncated SVD U S V^T -> rows of U sqrt(S), L2-normalised. Items without an affinity get zeros.
-    Fewer columns only if there are fewer items.
+    The rows of U sqrt(S) of the truncated SVD U S V^T, L2-normalised. Items without an affinity get
+    zeros. There are fewer columns only if there are fewer items.
     """
     affinity = item_affinities(
         train, window=config.window, transition_weight=config.transition_weight
@@ -192,10 +196,12 @@ def item_vectors(
 ) -> tuple[NDArray[np.float32], ContentProjection | None]:
     """Join content and collaborative factors into (num_items, d) float32.
 
-    Content is centred, brought to `config.content_dims` by PCA (both fitted on the items that
-    `seen` marks) and L2-normalised, by the projection that is returned too. The collaborative part
-    holds `config.collaborative_weight` of the squared norm of an item that has both; an item
-    lacking one part has zeros there. Raises ConfigError when there is neither part.
+    Content is centred, reduced to `config.content_dims` by PCA and L2-normalised. Mean and PCA are
+    fitted on the items that `seen` marks. The projection that does this is returned as well. Of an
+    item with both parts, the collaborative part has `config.collaborative_weight` of the squared
+    norm. An item without one of the parts has zeros there.
+    Raises ConfigError if both parts are missing, DataError if no item with training interactions
+    has content.
     """
     weight = config.collaborative_weight
     if content is None:
@@ -217,7 +223,7 @@ def item_vectors(
 
 
 def _encode_texts(texts: list[str], model: str) -> tuple[NDArray[np.float32] | None, str]:
-    """Encode with sentence-transformers; or None and the reason, as the end of a sentence."""
+    """Encode with sentence-transformers; or None and the reason as the end of a sentence."""
     if find_spec("sentence_transformers") is None:
         return None, (
             "no embeddings were given and sentence-transformers is not installed "
@@ -227,7 +233,7 @@ def _encode_texts(texts: list[str], model: str) -> tuple[NDArray[np.float32] | N
 
     try:
         encoder = SentenceTransformer(model)
-    except Exception as error:  # offline, unknown name, broken cache: it has no common base class
+    except Exception as error:  # offline, unknown name, broken cache: there is no common base class
         return None, f"the text model {model} did not load ({type(error).__name__})"
     return encoder.encode(texts, normalize_embeddings=True).astype(np.float32), ""
 
@@ -235,7 +241,7 @@ def _encode_texts(texts: list[str], model: str) -> tuple[NDArray[np.float32] | N
 def _tfidf_svd(
     texts: list[str], fitted: NDArray[np.bool_], config: EmbeddingsConfig
 ) -> NDArray[np.float32] | None:
-    """Vectors of all texts; None when those to fit on hold no words."""
+    """Vectors of all texts; None if the texts to fit on hold no words."""
     vectorizer = TfidfVectorizer(sublinear_tf=True, max_features=MAX_TERMS)
     try:
         vectorizer.fit([text for text, fit in zip(texts, fitted, strict=True) if fit])
@@ -252,7 +258,7 @@ def _tfidf_svd(
 
 
 def normalised(vectors: NDArray[np.floating]) -> NDArray[np.float32]:
-    """Rows divided by their L2 norm; rows of zeros stay zero."""
+    """Each row divided by its L2 norm; a row of zeros stays zero."""
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     directions = np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0)
     return directions.astype(np.float32, copy=False)

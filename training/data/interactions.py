@@ -1,8 +1,8 @@
-"""Interactions: the one input type of training, the k-core filter and the split.
+"""Interactions, the only input of training: reading, k-core filter and split.
 
-Turns files of the user into arrays: users' histories as CSR over catalogue rows, a leave-last-out
-split, items and content embeddings by row. Row order is decided here and nowhere else: training
-popularity (most first), then `item_id`. Knows nothing of vectors, codes or models.
+Turns files into arrays: users' histories in CSR form over catalogue rows, a leave-last-out split,
+items and content embeddings by row. The order of the rows is decided here and nowhere else: by
+training popularity (most first), then by `item_id`. Knows nothing of vectors, codes or models.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from training.errors import DataError
 
 @dataclass(frozen=True, eq=False)
 class Windows:
-    """Samples over a log: after the history `rows[starts[i]:ends[i]]` comes `rows[ends[i]]`.
+    """Samples of a log: after the history `rows[starts[i]:ends[i]]` comes `rows[ends[i]]`.
 
-    Of a longer history the newest HISTORY_CAP items are seen, as those that the service keeps.
+    Only the newest HISTORY_CAP items of a history are used, because the service keeps no more.
 
-    rows:   (num_interactions,) int32, of the Interactions the windows look at (not a copy)
+    rows:   (num_interactions,) int32, the rows of the Interactions (not a copy)
     users:  (num_windows,) int32, index of the user of each window
     starts: (num_windows,) int64, first interaction of that user
     ends:   (num_windows,) int64, the interaction to predict
@@ -46,11 +46,11 @@ class Windows:
 
     @property
     def targets(self) -> NDArray[np.int32]:
-        """(num_windows,) int32: the row each window asks for."""
+        """(num_windows,) int32: the row to predict for each window."""
         return self.rows[self.ends]
 
     def history_of(self, window: int) -> NDArray[np.int32]:
-        """Newest rows before the target, oldest to newest; a view, never empty."""
+        """The newest rows before the target, oldest to newest; a view, never empty."""
         end = self.ends[window]
         return self.rows[max(self.starts[window], end - HISTORY_CAP) : end]
 
@@ -61,9 +61,9 @@ class Interactions:
 
     user_ids: num_users distinct strings
     item_ids: num_items distinct strings, by row
-    indptr:   (num_users + 1,) int64, user u owns rows[indptr[u]:indptr[u + 1]]
-    rows:     (num_interactions,) int32, each user's items oldest to newest
-    Raises DataError when the arrays do not fit together.
+    indptr:   (num_users + 1,) int64, the rows of user u are rows[indptr[u]:indptr[u + 1]]
+    rows:     (num_interactions,) int32, each user's items, oldest to newest
+    Raises DataError if the arrays do not fit together.
     """
 
     user_ids: tuple[str, ...]
@@ -92,7 +92,7 @@ class Interactions:
         return len(self.rows)
 
     def history_of(self, user: int) -> NDArray[np.int32]:
-        """Rows of a user (by index), oldest to newest; a view."""
+        """Rows of a user, given by index, oldest to newest; a view."""
         return self.rows[self.indptr[user] : self.indptr[user + 1]]
 
     def lengths(self) -> NDArray[np.int64]:
@@ -104,7 +104,7 @@ class Interactions:
         return np.bincount(self.rows, minlength=self.num_items).astype(np.int64)
 
     def users_of_interactions(self) -> NDArray[np.int32]:
-        """(num_interactions,) int32: index of the user each interaction belongs to."""
+        """(num_interactions,) int32: index of the user of each interaction."""
         return np.repeat(np.arange(self.num_users, dtype=np.int32), self.lengths())
 
     def windows(self) -> Windows:
@@ -120,14 +120,14 @@ class Interactions:
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Leave-last-out: a user's last item is for the test, the last but one for validation.
+    """Leave-last-out: a user's last item is for the test, the item before it for validation.
 
         interactions   A B C D E         a user with >= 3 interactions
         train          A B C             windows: A -> B, A B -> C
         validation     A B C   -> D
         test           A B C D -> E      the history at test holds the validation item
 
-    Users with fewer than three interactions stay wholly in `train` and are never asked about.
+    Users with fewer than three interactions are only in `train`.
 
     train:      the same users and items as the log that was split
     validation: one window per user with >= 3 interactions, in user order
@@ -141,12 +141,12 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """All that training reads, by catalogue row (training popularity, most first; then item_id).
+    """All input of training, by catalogue row (training popularity, most first; then item_id).
 
     split:      train, validation, test
     items:      num_items items, by row
-    embeddings: (num_items, d) float32 content embeddings, zeros where an item has none; or None
-    warnings:   sentences for the person who started the run, about what may not be as meant
+    embeddings: (num_items, d) float32 content embeddings, zeros for an item without one; or None
+    warnings:   sentences for the person who started the run, about what may be a mistake
     notes:      sentences about how the files were read
     """
 
@@ -162,10 +162,10 @@ def read_interactions(
     config: InteractionsConfig = InteractionsConfig(),  # noqa: B008 (immutable)
     notes: list[str] | None = None,
 ) -> Interactions:
-    """Read a file of interactions (see training.data.files.log_files). Users and items are ordered
-    by id.
+    """Read a file of interactions (see training.data.files.log_files).
 
-    Repeats are left out if `config.collapse_repeats`; notes gets a sentence about those there are.
+    Users and items are ordered by id. Repeats are left out if `config.collapse_repeats` is true. If
+    there are repeats, `notes` gets a sentence about them.
     """
     notes = [] if notes is None else notes
     frame = read_log(path, config, notes)
@@ -185,10 +185,10 @@ def read_interactions(
 
 
 def k_core(interactions: Interactions, core: int) -> Interactions:
-    """Drop users and items with fewer than `core` interactions until none is left to drop.
+    """Drop users and items with fewer than `core` interactions, again and again until none is left.
 
-    A repeat counts as an interaction. Dropped users and items leave `user_ids` and `item_ids`.
-    Raises DataError when nothing is left.
+    A repeat counts as an interaction. Dropped users and items are no longer in `user_ids` and
+    `item_ids`. Raises DataError if nothing is left.
     """
     users, rows = interactions.users_of_interactions(), interactions.rows
     while True:
@@ -237,9 +237,10 @@ def load_dataset(
 
     data_dir holds one `interactions` file and optionally one `items` file (`.parquet`, `.csv`,
     `.jsonl`, ...) with `item_embeddings*.npy`, whose row k belongs to row k of the items file. A
-    path given by name wins over the folder's file; with another items file the folder's embeddings
-    are not used. Items without an interaction stay if `config.cold_items` and the items file has
-    them. Raises DataError with a sentence that says what is wrong with which file.
+    path given as an argument wins over the file of the folder. If the items come from elsewhere,
+    the embeddings of the folder are not used. Items without an interaction are kept if the items
+    file has them and `config.cold_items` is true.
+    Raises DataError with a sentence that names the file and says what is wrong with it.
     """
     warnings: list[str] = []
     notes: list[str] = []
@@ -310,7 +311,7 @@ def load_dataset(
 
 
 def _order_by_training_popularity(log: Interactions) -> Interactions:
-    """The same log with rows renumbered: the one place that decides the order of the catalogue."""
+    """The same log with new row numbers. Only this function decides the order of the catalogue."""
     popularity = leave_last_out(log).train.popularity()
     order = sorted(range(log.num_items), key=lambda row: (-popularity[row], log.item_ids[row]))
     new_row_of = np.empty(log.num_items, dtype=np.int32)

@@ -1,8 +1,8 @@
-"""Download of public data sets: resumed where it broke off, checked, renamed only when whole.
+"""Downloads public data sets. A download continues where it stopped, and is checked at the end.
 
-Raw files land in `<out>/raw/` and are then prepared for `load_dataset`. A raw file that somebody
-put there by hand is not downloaded and needs no network. Knows the addresses of the data sets,
-nothing of what they hold.
+Raw files go to `<out>/raw/` and are then prepared for `load_dataset`. A file gets its name only
+when it is complete. A raw file that somebody put there by hand is not downloaded and needs no
+network. Knows the addresses of the data sets, but not what they hold.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from training.errors import FetchError
 from training.printing import progress_bar
 
 ATTEMPTS = 4
-PAUSE_S = 1.0  # before the second attempt; doubled before each later one
+PAUSE_S = 1.0  # before the second attempt; twice as long before each later one
 TIMEOUT_S = 30.0
 HEX_DIGITS = {"md5": 32, "sha256": 64}
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file at a URL. `checksum_url` is where its publisher puts the MD5, if anywhere."""
+    """A file at a URL. `checksum_url`: where its publisher puts the MD5; None if nowhere."""
 
     url: str
     checksum_url: str | None = None
@@ -57,9 +57,9 @@ class PublicDataset:
 
 @dataclass(frozen=True)
 class Fetched:
-    """What `fetch` did: the folder it filled and the SHA-256 of every raw file, to pin next time.
+    """The result of `fetch`: what it prepared, and the SHA-256 of every raw file, to pin next time.
 
-    unchecked: raw files that no checksum was known for, or none could be had for offline
+    unchecked: raw files without a known checksum, or whose checksum could not be read offline
     """
 
     prepared: Prepared
@@ -110,8 +110,8 @@ def fetch(
 
     checksums: file name -> "sha256:<hex>" or "md5:<hex>"; wins over a published checksum
     console:   where the progress bar goes; standard error by default
-    Raises FetchError when a file cannot be had whole (running it again goes on where it stopped)
-    and DataError when a whole file cannot be read.
+    Raises FetchError if a file cannot be downloaded completely; the next call continues where it
+    stopped. Raises DataError if a complete file cannot be read.
     """
     if name not in datasets:
         raise FetchError(f"no data set {name!r}; there are: {', '.join(datasets)}")
@@ -152,7 +152,10 @@ def fetch(
 
 
 def _download(client: httpx.Client, url: str, path: Path, progress: Progress) -> None:
-    """Fill `path`, trying again where a connection breaks; `path` appears only when it is whole."""
+    """Download to `path`, with a new attempt if a connection breaks.
+
+    `path` exists only when it is complete. Raises FetchError.
+    """
     part, validator = path.with_name(path.name + ".part"), path.with_name(path.name + ".validator")
     task = progress.add_task(path.name, total=None)
     for attempt in range(ATTEMPTS):
@@ -181,10 +184,10 @@ def _download(client: httpx.Client, url: str, path: Path, progress: Progress) ->
 def _receive(
     client: httpx.Client, url: str, part: Path, validator: Path, progress: Progress, task: TaskID
 ) -> None:
-    """One attempt: append what is missing to `part`, from the start if the file has changed.
+    """One attempt: append what is missing to `part`, or start again if the file has changed.
 
-    `validator` keeps the ETag or date of what `part` began with: without it, bytes of two
-    versions of a file could be joined.
+    `validator` keeps the ETag or date of the version that `part` began with. Without it, bytes of
+    two versions of a file could be joined.
     """
     headers = {"Accept-Encoding": "identity"}
     done = part.stat().st_size if part.exists() and validator.exists() else 0
@@ -193,7 +196,7 @@ def _receive(
     with client.stream("GET", url, headers=headers) as response:
         if response.status_code == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
             if response.headers.get("Content-Range") == f"bytes */{done}":
-                return  # it broke off after the last byte, before the rename
+                return  # the last attempt ended after the last byte, before the rename
             part.unlink()
             raise httpx.RemoteProtocolError(f"the server has no byte {done} of it")
         response.raise_for_status()
@@ -207,7 +210,8 @@ def _receive(
         length = response.headers.get("Content-Length")
         progress.update(task, completed=done, total=done + int(length) if length else None)
         with part.open("ab" if resumed else "wb") as file:
-            # Raw: a .gz must stay a .gz. No chunk size: what came before a break must be written.
+            # Raw, because a .gz must stay a .gz. No chunk size, so that all bytes that came before
+            # the connection broke are written.
             for chunk in response.iter_raw():
                 file.write(chunk)
                 progress.advance(task, len(chunk))
@@ -223,9 +227,9 @@ def _remember(response: httpx.Response, validator: Path) -> None:
 
 
 def _published(client: httpx.Client, file: RemoteFile) -> tuple[str, str] | None:
-    """The MD5 that the publisher has put beside the file; None where there is none.
+    """The MD5 that the publisher has put beside the file; None if there is none.
 
-    Raises httpx.RequestError when the publisher cannot be reached.
+    Raises httpx.RequestError if the publisher cannot be reached.
     """
     if file.checksum_url is None:
         return None

@@ -1,8 +1,8 @@
-"""Readers for public raw files: Amazon reviews of 2014 and MovieLens archives.
+"""Reads public raw files: Amazon reviews of 2014 and MovieLens archives.
 
-They become the folder that `load_dataset` reads: `interactions.parquet` (user_id, item_id,
-position, timestamp in Unix seconds) and `items.parquet` (item_id, title, categories). Nothing is
-filtered here, and nothing in a file is executed. Knows nothing of the network.
+Writes the folder that `load_dataset` reads: `interactions.parquet` (user_id, item_id, position,
+timestamp in Unix seconds) and `items.parquet` (item_id, title, categories). Filters nothing and
+executes nothing that a file holds. Knows nothing of the network.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from training.errors import DataError
 
 INTERACTIONS_FILE, ITEMS_FILE = "interactions.parquet", "items.parquet"
 NO_GENRES = "(no genres listed)"  # what MovieLens writes for a film without any
-# What a damaged archive raises; a RuntimeError is one that wants a password.
+# Errors of a damaged archive. A RuntimeError means that it has a password.
 DAMAGED = (
     zipfile.BadZipFile,
     OSError,
@@ -43,10 +43,10 @@ FIRST_ASIN = re.compile(r"\{'asin': '([^']+)'")
 
 @dataclass(frozen=True, eq=False)
 class RawLog:
-    """What a raw format holds.
+    """The contents of raw files.
 
     interactions: user_id, item_id, timestamp; in the order of the file
-    items:        item_id, title, categories (list of text); every item of the interactions is here
+    items:        item_id, title, categories (list of text); has every item of the interactions
     """
 
     interactions: pl.DataFrame
@@ -55,7 +55,7 @@ class RawLog:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What `prepare` wrote, for the person who asked for it."""
+    """What `prepare` wrote, in numbers for the person who asked for it."""
 
     folder: str
     users: int
@@ -65,10 +65,10 @@ class Prepared:
 
 
 def read_raw(files: Sequence[Path]) -> RawLog:
-    """Read raw files of one data set, told apart by name.
+    """Read the raw files of one data set; their names say the format.
 
-    One MovieLens `.zip`, or `reviews_*.json.gz` with or without its `meta_*.json.gz`.
-    Raises DataError when the files are neither, or are damaged.
+    Either one MovieLens `.zip`, or `reviews_*.json.gz` with or without its `meta_*.json.gz`.
+    Raises DataError if the files are neither, or are damaged.
     """
     archives = [file for file in files if file.suffix == ".zip"]
     reviews = [file for file in files if re.fullmatch(r"reviews_.+\.json\.gz", file.name)]
@@ -85,9 +85,9 @@ def read_raw(files: Sequence[Path]) -> RawLog:
 
 
 def prepare(log: RawLog, folder: Path) -> Prepared:
-    """Write the two parquet files. A folder that has `interactions.parquet` is whole.
+    """Write the two parquet files. A folder that has `interactions.parquet` is complete.
 
-    A user's items are ordered by timestamp; equal timestamps keep the order of the raw file.
+    A user's items are ordered by timestamp. Equal timestamps keep the order of the raw file.
     """
     user_order = pl.int_range(pl.len()).over("user_id").alias("position")
     interactions = log.interactions.sort("user_id", "timestamp", maintain_order=True).select(
@@ -111,8 +111,8 @@ def prepare(log: RawLog, folder: Path) -> Prepared:
 def read_amazon_2014(reviews: Path, meta: Path | None = None) -> RawLog:
     """Read `reviews_*_5.json.gz` (JSON lines) and `meta_*.json.gz` (lines of Python literals).
 
-    Items are those that have a review, by id; a category path becomes one "A > B > C". An item
-    that the meta file lacks has neither title nor categories.
+    Items are those with a review, ordered by id. A category path becomes one text, "A > B > C". An
+    item that is not in the meta file has neither title nor categories.
     """
     user_ids, item_ids, timestamps = [], [], []
     for review in _records(reviews, json.loads):
@@ -167,11 +167,11 @@ def _amazon_items(meta: Path, wanted: Collection[str]) -> dict[str, tuple[str, l
     found = {}
 
     def parse(line: str) -> Any:
-        first = FIRST_ASIN.match(line)  # most lines are about items without a 5-core review
+        first = FIRST_ASIN.match(line)  # most lines are of items without a review in the 5-core
         return None if first and first[1] not in wanted else ast.literal_eval(line)
 
     with warnings.catch_warnings():
-        # A description may hold what looks like a wrong escape ("\d"); it stays as it is.
+        # A description may hold text that looks like a wrong escape ("\d"); it stays unchanged.
         warnings.simplefilter("ignore")
         for item in _records(meta, parse):
             item_id = _field(item, "asin", str, meta)
@@ -187,7 +187,7 @@ def _amazon_items(meta: Path, wanted: Collection[str]) -> dict[str, tuple[str, l
 
 
 def _records(path: Path, parse: Callable[[str], Any]) -> Iterator[dict[str, Any]]:
-    """Parsed lines of a gzip file; lines that `parse` turns into None are passed over."""
+    """Parsed lines of a gzip file, without those for which `parse` returns None."""
     number = 0
     try:
         with gzip.open(path, "rt", encoding="utf-8") as lines:

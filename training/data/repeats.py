@@ -1,11 +1,11 @@
-"""Rows of a log that say what another one has said already.
+"""Finds and removes rows of a log that add nothing: duplicates, and repeats of the same item.
 
     view A, cart A, purchase A, view B      one user, in order of time
-    A, B                                    what there is to predict
+    A, B                                    what remains to predict
 
 A log of clicks and purchases names an item several times in a row, and an export may hold a row
-twice. A model that repeats the last item would find most of those, and a service that leaves out
-what the user has had, as ours does by default, none. Knows no file.
+twice. A model that only repeats the last item would find most of these. The service by default
+leaves out items that the user has had, and would find none. Knows no file.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import polars as pl
 
 @dataclass(frozen=True)
 class Repeats:
-    """How many rows repeat another: exactly, or as the next interaction with the same item."""
+    """How many rows are exact copies of another, and how many repeat the item just before them."""
 
     duplicates: int
     consecutive: int
 
     def said(self, *, collapsed: bool) -> str | None:
-        """A sentence for the person who started the run; None where there is nothing to say."""
+        """A sentence for the person who started the run; None if there are no repeats."""
         found = [
             f"{self.duplicates:,} rows that are there more than once (same user, item and time)"
         ] * bool(self.duplicates)
@@ -42,9 +42,9 @@ class Repeats:
 
 
 def without_repeats(log: pl.DataFrame) -> tuple[pl.DataFrame, Repeats]:
-    """The first of all equal rows, and of all rows in a row that name one item, in their order.
+    """The log without repeats, in its order; only the first row of each repeat is kept.
 
-    log: user_id, item_id, order (what users' rows are ordered by); by user, each oldest to newest
+    log: user_id, item_id, order (the time or position); sorted by user, then oldest to newest
     """
     once = log.unique(subset=["user_id", "item_id", "order"], keep="first", maintain_order=True)
     same = pl.all_horizontal(

@@ -1,10 +1,12 @@
-"""Histories cut into segments: one causal encoder pass each, a sample at every item but the first.
+"""Cuts histories into segments for training: each needs one pass of the causal encoder.
+
+Every item of a history, except the first, is the target of one sample.
 
     a history  A B C D      one segment: inputs A B C, targets B C D
     longer than history_length + 1 (here 3 + 1)
     A B C D E F G           A B C D: targets B C D;  C D E F: E F;  D E F G: G
 
-A later segment repeats items of the one before, so that each of its targets has at least
+A later segment repeats items of the segment before. So each of its targets has at least
 `history_length / 2` items before it. Knows nothing of codes or networks.
 """
 
@@ -20,15 +22,15 @@ from numpy.typing import NDArray
 from service.bundles import HISTORY_CAP
 from training.data.interactions import Interactions
 
-BUCKET_SAMPLES = 8192  # segments of about so many samples are sorted by length together
+BUCKET_SAMPLES = 8192  # segments with about this many samples are sorted by length together
 
 
 @dataclass(frozen=True, eq=False)
 class Segments:
     """Segment s is `rows[starts[s]:ends[s]]`; its targets begin at `firsts[s]`.
 
-    rows: (num_interactions,) int32, of the Interactions (not a copy)
-    begins: where its user's interactions begin
+    rows:   (num_interactions,) int32, the rows of the Interactions (not a copy)
+    begins: where the interactions of its user begin
     begins, starts, firsts, ends: (num_segments,) int64, begins <= starts < firsts < ends
     """
 
@@ -40,7 +42,7 @@ class Segments:
 
     @classmethod
     def of(cls, train: Interactions, history_length: int) -> Segments:
-        """Every interaction but a user's first is the target of exactly one segment."""
+        """Segments in which every interaction, except a user's first, is a target exactly once."""
         begins, starts, firsts, ends = [], [], [], []
         stride = max(1, history_length // 2)
         for begin, end in zip(train.indptr[:-1].tolist(), train.indptr[1:].tolist(), strict=True):
@@ -71,7 +73,7 @@ class Segments:
     def minibatches(self, size: int, generator: torch.Generator) -> Iterator[NDArray[np.intp]]:
         """Every segment once, in random order, in minibatches of about `size` samples.
 
-        Segments of one minibatch are of similar length, so that little of it is filler.
+        The segments of a minibatch have similar lengths, so it needs little filler.
         """
         order = torch.randperm(len(self), generator=generator).numpy()
         samples, lengths = self.ends - self.firsts, self.ends - self.starts
@@ -85,9 +87,10 @@ class Segments:
     def arrays(
         self, chosen: NDArray[np.intp], filler: int
     ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """Rows of some segments, (n, length + 1) with filler at the end, and which are targets.
+        """Rows of some segments, and where their targets are.
 
-        The second array, (n, length), marks the inputs whose next item is a target.
+        The first array, (n, length + 1) int64, has filler at the ends. The second, (n, length)
+        bool, marks the inputs whose next item is a target.
         """
         lengths = self.ends[chosen] - self.starts[chosen]
         place = np.arange(lengths.max())
@@ -100,9 +103,10 @@ class Segments:
     def seen(
         self, chosen: NDArray[np.intp], segment: NDArray[np.int64], place: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Rows among the newest HISTORY_CAP up to an input, and the sample of each.
+        """The rows that each sample has seen, and for each of these rows its sample: both int64.
 
-        Sample i is the input at `place[i]` of segment `chosen[segment[i]]`. No pair comes twice.
+        Sample i is the input at `place[i]` of segment `chosen[segment[i]]`. It has seen the newest
+        HISTORY_CAP rows up to that input. No pair of row and sample comes twice.
         """
         ends = self.starts[chosen][segment] + place + 1
         begins = np.maximum(self.begins[chosen][segment], ends - HISTORY_CAP)
@@ -117,7 +121,7 @@ class Segments:
 def _split(
     order: NDArray[np.intp], samples: NDArray[np.int64], size: int
 ) -> list[NDArray[np.intp]]:
-    """Cut `order` into parts of nearly equal numbers of samples, about `size`; none is empty."""
+    """Cut `order` into parts with about `size` samples each; no part is empty."""
     total = int(samples[order].sum())
     num_parts = max(1, round(total / size))
     part = (np.cumsum(samples[order]) - 1) * num_parts // total

@@ -1,7 +1,8 @@
-"""Less training data for the same users, to see what a model keeps of its recall (sparser data).
+"""Removes training interactions at random: how much recall does a model keep on sparser data?
 
-Only training interactions go; histories at validation and test stay whole, and so does the
-catalogue. One draw for all models, and a stronger thinning keeps a subset of what a weaker keeps.
+Only training interactions are removed. The histories at validation and test and the catalogue stay
+whole. All models get the same draw. What a stronger thinning keeps is a subset of what a weaker one
+keeps. Knows no model.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ LEAST_LEFT = 2  # training interactions of a user: one item and what came next
 def thin(dataset: Dataset, dropped: float, *, seed: int = 0) -> Dataset:
     """Drop a random share `dropped` of every user's training interactions.
 
-    A user keeps at least LEAST_LEFT of them, or all when there are fewer. Rows are numbered anew,
-    by the training popularity that is left.
+    A user keeps at least LEAST_LEFT of them, or all if there are fewer. Rows get new numbers, by
+    the training popularity of what is kept.
     """
     train = dataset.split.train
     lengths = train.lengths()
@@ -27,7 +28,7 @@ def thin(dataset: Dataset, dropped: float, *, seed: int = 0) -> Dataset:
     left = left.astype(np.int64)
     users = train.users_of_interactions()
     priority = np.random.default_rng(seed).random(train.num_interactions)
-    order = np.lexsort((priority, users))  # each user's, in random order
+    order = np.lexsort((priority, users))  # by user, and in random order for each user
     place = np.arange(len(order)) - train.indptr[users]
     kept = np.zeros(len(order), dtype=bool)
     kept[order[place < left[users]]] = True

@@ -1,13 +1,11 @@
-"""A synthetic world: a catalogue and users whose next item is known in distribution.
+"""A synthetic world: a catalogue and users whose next item has a known distribution.
 
-Every user has a *bookmark*, an item that wanders over the catalogue as a Markov chain: mostly on to
-the next item of its line (the next volume, the next piece of kit), sometimes to another line of the
-topic, now and then to a neighbouring topic: tastes drift. With probability `noise` a step is an
-impulse, which shows an item drawn from the popularity law and leaves the bookmark where it is; else
-the bookmark moves and is shown. The popularity law is the stationary law of the chain, so it is the
-same at every `noise`, and at noise = 1 histories say nothing about what comes next.
-
-The best that any model can do follows exactly (`World.best_recall`). Knows nothing of models.
+Every user has a *bookmark*, an item that moves over the catalogue as a Markov chain: mostly to the
+next item of its line (a series or a set), sometimes to another line of the topic, now and then to a
+neighbouring topic. With probability `noise` a step is an impulse: it shows an item drawn by
+popularity, and the bookmark stays. Else the bookmark moves and is shown. Popularity is the
+stationary distribution of the chain, the same at every `noise`. At noise = 1 a history says nothing
+about the next item. `World.best_recall` is exactly the best recall of any model. Knows no models.
 """
 
 from __future__ import annotations
@@ -26,11 +24,12 @@ from training.data.synthetic_titles import LINE_LENGTHS, TOPICS, titles_of_lines
 from training.errors import ConfigError
 
 NEXT, SKIP, DRIFT = 0.65, 0.10, 0.10
-"""Where the bookmark goes: the next item of the line, the one after it, a neighbouring topic. The
-rest goes to other lines of the topic: 0.15, and most of all at the end of a line."""
+"""Probabilities of the bookmark's next place: the next item of the line, the item after that, a
+neighbouring topic. The rest, 0.15 or more at the end of a line, goes to other lines of the topic.
+"""
 
 LINE_DECAY = 0.4
-"""Appeal of an item to those who come from another line, against the item before it."""
+"""For a bookmark from another line: the weight of an item divided by that of the item before it."""
 
 MIN_ITEMS, MAX_ITEMS = 60, 3000  # the transition matrix is dense
 ITEMS_PER_TOPIC = 24
@@ -42,12 +41,13 @@ FIRST_DAY = 1_700_006_400  # Unix seconds of a midnight
 
 @dataclass(frozen=True, eq=False)
 class World:
-    """Users and items with the law they were drawn from.
+    """Users and items, and the distributions they were drawn from.
 
     items:        num_items items in the order of the rows below
     interactions: rows are indices into `items`; the last item of a user is the test item
-    transitions:  (num_items, num_items) float64, law of the bookmark's next place; rows sum to 1
-    popularity:   (num_items,) float64, stationary law of `transitions`, sums to 1
+    transitions:  (num_items, num_items) float64, probabilities of the bookmark's next place; each
+                  row sums to 1
+    popularity:   (num_items,) float64, stationary distribution of `transitions`, sums to 1
     noise:        probability of an impulse
     """
 
@@ -58,10 +58,10 @@ class World:
     noise: float
 
     def best_recall(self, k: int) -> float:
-        """Expected recall@k, on the test items, of the oracle that knows the law but not the draws.
+        """Expected recall@k on the test items of the best model: it knows the world, not the draws.
 
-        The mean over users of the k largest next-item probabilities given the test history: exact
-        for these histories, and only the draw of the test items themselves is averaged out.
+        It is the mean over users of the sum of the k largest next-item probabilities, given the
+        test history. It is exact for these histories; only the draw of the test items is averaged.
         """
         users = np.arange(self.interactions.num_users)
         best = [
@@ -71,15 +71,16 @@ class World:
         return float(np.concatenate(best).mean())
 
     def popularity_recall(self, k: int) -> float:
-        """Expected recall@k of the k most popular items: the same for every noise."""
+        """Expected recall@k of the k most popular items; the same at every noise."""
         return float(np.sort(self.popularity)[-k:].sum())
 
     def next_item_probabilities(self, users: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Law of the test item given all items before it, (len(users), num_items).
+        """Probabilities of the test item given all items before it, (len(users), num_items).
 
-        Exact filtering. The bookmark is at one of the history's items, or has not been seen yet
-        and then follows the popularity law, which a move does not change. So a belief is one
-        weight for "not seen" and one per history item, updated by Bayes' rule at each item.
+        Exact filtering. The bookmark is at one of the history's items, or it has not been shown
+        yet. Then it is distributed like popularity, which a move does not change. So a belief is
+        one weight for "not shown yet" and one for each history item. Bayes' rule updates it at each
+        item.
         """
         items, lengths = self._test_histories(users)
         weights = np.zeros((len(users), items.shape[1] + 1))
@@ -100,7 +101,7 @@ class World:
     def _test_histories(
         self, users: NDArray[np.int64]
     ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-        """Items before the test item, (len(users), longest) int32, 0 behind the end; lengths."""
+        """Items before the test item, (len(users), longest) int32, filled with 0; their lengths."""
         starts = self.interactions.indptr[users]
         lengths = self.interactions.lengths()[users] - 1
         steps = np.arange(lengths.max())
@@ -109,9 +110,9 @@ class World:
 
 
 def make_world(num_users: int, num_items: int, noise: float, seed: int) -> World:
-    """Draw a world. The catalogue and its law depend on num_items and seed, never on noise.
+    """Draw a world. Items, transitions and popularity depend on num_items and seed, not on noise.
 
-    noise: 0 = every item is a move of the bookmark, 1 = every item is an independent impulse.
+    noise: 0 = every item is a move of the bookmark, 1 = every item is an independent impulse
     Raises ConfigError for numbers out of range.
     """
     if num_users < 1:
@@ -182,9 +183,10 @@ def synthesize(
 
 @dataclass(frozen=True, eq=False)
 class _Shelves:
-    """Where each item stands; items are in the order of topics, lines and places.
+    """Topic, line and place of each item; items are ordered by these.
 
-    topic, line, place: (num_items,) int64; line counts through all topics, place from 0 in a line
+    topic, line, place: (num_items,) int64; lines are numbered over all topics, places from 0 in
+                        each line
     """
 
     topic: NDArray[np.int64]
@@ -208,7 +210,7 @@ class _Shelves:
 
 
 def _line_lengths(num_items: int, rng: np.random.Generator) -> Iterator[int]:
-    """Lengths within LINE_LENGTHS that add up to num_items (at least the shortest)."""
+    """Random lengths within LINE_LENGTHS that add up to num_items (at least the shortest)."""
     shortest, longest = LINE_LENGTHS
     while num_items > longest:
         length = int(rng.integers(shortest, min(longest, num_items - shortest) + 1))
@@ -241,7 +243,7 @@ def _transitions(shelves: _Shelves, rng: np.random.Generator) -> NDArray[np.floa
 
 
 def _stationary(transitions: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The law p with p @ transitions == p; its sum is 1."""
+    """The distribution p with p @ transitions == p; its sum is 1."""
     ones = np.ones_like(transitions)
     law: NDArray[np.float64] = np.linalg.solve(
         (np.eye(len(transitions)) - transitions + ones).T, ones[0]
@@ -269,12 +271,13 @@ def _walk(
     noise: float,
     rng: np.random.Generator,
 ) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-    """Histories of all users as (indptr, rows), see Interactions."""
+    """Histories of all users as (indptr, rows); see Interactions."""
     shortest, longest = HISTORY_LENGTHS
     extra = rng.geometric(1 / (MEAN_HISTORY_LENGTH - shortest + 1), num_users) - 1
     lengths = np.minimum(shortest + extra, longest)
     num_items = len(popularity)
-    # All rows' cumulative laws end to end, row r in (r, r + 1]: one search draws for all users.
+    # The cumulative probabilities of all rows, end to end: row r is in (r, r + 1]. So one search
+    # draws for all users.
     cumulative = (np.cumsum(transitions, axis=1) + np.arange(num_items)[:, None]).ravel()
     impulses = np.searchsorted(np.cumsum(popularity), rng.random((num_users, longest)))
     impulses = np.minimum(impulses, num_items - 1)

@@ -1,11 +1,10 @@
-"""Titles and categories of the synthetic catalogue: word lists and the way they are put together.
+"""Titles and categories of the synthetic catalogue, put together from lists of words.
 
-A *topic* ("Books > Fantasy") holds *lines* (a series of books, a range of products of one brand),
-and a line is a short list of items with a natural order. Every name is invented, and all titles are
-distinct because no two lines of a domain share a name. Knows nothing of users or probabilities.
-
-`TOPICS` is a ring: neighbours are related (travel writing sits beside camping, the last beside the
-first), so a taste that drifts along it drifts plausibly.
+A *topic* ("Books > Fantasy") has *lines*: a series of books, or products of one brand. A line is a
+short list of items with a natural order. Every name is invented. All titles differ, because no two
+lines of a domain have the same name. `TOPICS` is a ring in which neighbours are related: travel
+writing is beside camping, the last topic beside the first. So a taste that moves to a neighbour
+moves plausibly. Knows nothing of users or probabilities.
 """
 
 from __future__ import annotations
@@ -16,24 +15,24 @@ from dataclasses import dataclass
 import numpy as np
 
 LINE_LENGTHS = (4, 8)
-"""Shortest and longest line, in items."""
+"""Fewest and most items of a line."""
 
 
 @dataclass(frozen=True)
 class Domain:
-    """A department of the shop; `firsts` x `seconds` are the names its lines may have."""
+    """A department of the shop. The names of its lines come from `firsts` x `seconds`."""
 
     name: str
     line_format: str
     item_format: str
     firsts: tuple[str, ...]
     seconds: tuple[str, ...]
-    numbered: bool = False  # books: any pieces, numbered; products: the pieces in their order
+    numbered: bool = False  # true for books: random pieces with numbers; else the pieces in order
 
 
 @dataclass(frozen=True)
 class Topic:
-    """A shelf of a domain; `pieces` are what the items of its lines may be."""
+    """A shelf of a domain. An item of its lines is one of `pieces`."""
 
     domain: Domain
     name: str
@@ -45,9 +44,10 @@ class Topic:
 
 
 def titles_of_lines(lines: Sequence[tuple[Topic, int]], rng: np.random.Generator) -> list[str]:
-    """Titles of all items, line after line; lines: (topic, number of items) of each line.
+    """Titles of all items, line after line.
 
-    Raises ValueError when a domain has fewer names than lines.
+    lines: (topic, number of items) of each line
+    Raises ValueError if a domain has fewer names than lines.
     """
     names: dict[str, list[str]] = {}
     for topic, _ in lines:

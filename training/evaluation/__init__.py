@@ -1,7 +1,8 @@
 """How good a bundle is: ranks of held-out items through the decoder that serves.
 
-Reading order: `evaluation` (ranks and metrics), `decoding_grid` (which setting becomes the
-default), `report` (the document), `ranks_store` (ranks of many systems on disk).
+Reading order: `evaluation` (ranks and metrics), `decoding_grid` (chooses the default setting),
+`report` (the document), `ranks_store` (ranks of many systems on disk). Does not know how a bundle
+was trained.
 """
 
 from training.evaluation.decoding_grid import Grid, measure_grid

@@ -1,10 +1,10 @@
-"""The settings a request may choose, measured on validation users: which become the default?
+"""Measures a grid of settings on validation users and chooses the bundle's default.
 
-Each point of the grid, an (r_warm, m_par, beam_width, ranking, finish_rows), ranks the targets of
-the same users, so that differences in recall are paired, with seen items excluded as in the
-service; some of these users are then decoded one by one on one thread, all points taking turns, so
-that a machine that slows down slows all of them. The default is the fastest point that is as good
-as the best. Knows decoders and windows, no files.
+A point of the grid is (r_warm, m_par, beam_width, ranking, finish_rows). All points rank the
+targets of the same users, so differences in recall are paired. Seen items are excluded, as in the
+service. Then some of these users are decoded one by one on one thread. All points take turns, so a
+machine that slows down slows all of them. The default is the fastest point that is as good as the
+best. Knows decoders and windows, not files.
 """
 
 from __future__ import annotations
@@ -26,15 +26,16 @@ from training.evaluation.evaluation import draw_windows, ndcg_at, ranks_at, reca
 
 K = 10
 TIMING_ROUNDS = 3
-NEAR_TIE = 1.1  # times that differ by less than this factor are the machine's noise
+NEAR_TIE = 1.1  # times that differ by less than this factor count as equal: it is noise
 
 
 @dataclass(frozen=True)
 class GridPoint:
-    """What a setting costs and finds.
+    """Cost and quality of one setting.
 
-    milliseconds: of a user decoded alone on one thread, all stages. behind, error: how much recall
-    it loses against the best point of the grid, and the standard error of that paired difference
+    milliseconds: time of one user decoded alone on one thread, all stages
+    behind:       recall of the best point of the grid minus recall of this one
+    error:        standard error of that paired difference
     """
 
     decoding: DecodingDefaults
@@ -61,7 +62,7 @@ class GridPoint:
 
 @dataclass(frozen=True)
 class Grid:
-    """All points; `chosen` is the place of the one to ship.
+    """All points; `chosen` is the index of the point to ship.
 
     exclude_seen: whether items of the histories were left out of the answers
     """
@@ -97,8 +98,8 @@ def measure_grid(
 ) -> Grid:
     """Measure the grid of a configuration and choose its point.
 
-    trained_for: the ranking of the network's objective. advance: (what is done, how far, of how
-    much) after every point.
+    trained_for: the ranking that the network's loss is made for
+    advance:     called with (stage, points or rounds done, all of them) after each
     """
     catalogue = decoder.trie.catalogue
     points = grid_of(config, catalogue.num_subspaces, catalogue.num_items, trained_for)
@@ -144,11 +145,12 @@ def measure_grid(
 def grid_of(
     config: EvaluationConfig, num_subspaces: int, num_items: int, trained_for: Ranking
 ) -> list[DecodingDefaults]:
-    """The points of a configuration that can differ.
+    """The points of a configuration whose answers can differ.
 
-    Where one call scores every row, by its schedule or because all rows are few enough, nothing
-    else matters: one point stands for all, with the widest beam, the ranking the network is trained
-    for and no early end, for requests that ask for another schedule.
+    One call scores every row if the schedule has one step, or if `finish_rows` is at least the
+    number of items. Then the other parameters do not change the answer, and one point stands for
+    all of these. It has the widest beam, the ranking that the network is trained for, and
+    finish_rows 0: requests that ask for another schedule get these values.
     """
     widest = max(config.beam_widths)
     ranking = trained_for if trained_for in config.rankings else config.rankings[0]
@@ -187,9 +189,10 @@ def schedules_of(config: EvaluationConfig, num_subspaces: int) -> list[tuple[int
 def differences_to_best(
     hits: NDArray[np.bool_],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """By how much each point is behind the best, and the standard error of that.
+    """How much recall each point loses to the best one, and the standard error: both (points,).
 
-    hits: (points, users), whether a target was found; the users are the same, the errors paired.
+    hits: (points, users), whether the target was found. All points have the same users, so the
+    differences are paired.
     """
     best = hits[hits.mean(axis=1).argmax()]
     difference = best.astype(np.float64) - hits
@@ -197,10 +200,10 @@ def differences_to_best(
 
 
 def best_point(hits: NDArray[np.bool_], milliseconds: Sequence[float], nfe: Sequence[float]) -> int:
-    """Place of the fastest point whose recall is within two standard errors of the best one's.
+    """Index of the fastest point whose recall is within two standard errors of the best recall.
 
-    Two, because the best of many points is partly the luckiest. Of points nearly as fast as it,
-    that of the fewest denoiser calls, then of the highest recall.
+    Two, because the best of many points is partly luck. Of points that are nearly as fast, the one
+    with the fewest denoiser calls is chosen, then the one with the highest recall.
     """
     behind, errors = differences_to_best(hits)
     as_good = np.flatnonzero(behind <= 2 * errors).tolist()

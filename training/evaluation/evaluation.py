@@ -1,10 +1,10 @@
 """Offline evaluation through the production decoder: what is measured is what ships.
 
-Protocol (leave-last-out, one target a user, whole catalogue, histories as long as the service keeps
-them): the item-level rank of a target is its place in the list the service would return; the
-SID-level rank, shown beside it, its SID's place among the distinct SIDs of that list, continued to
-twice its length. `exclude_seen` leaves the history's items out, as the service does by default.
-Knows denoisers and windows, not files.
+Protocol: leave-last-out, one target for each user, whole catalogue, histories as long as the
+service keeps them. The item-level rank of a target is its place in the list that the service would
+return. The SID-level rank is the place of its SID among the distinct SIDs of that list, which is
+continued to twice its length. `exclude_seen` leaves out items of the history, as the service does
+by default. Knows denoisers and windows, not files.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from service.decoding import (
 from service.decoding.search import SidIndex, decode_unconstrained
 from training.data import Windows
 
-SHORT, LONG = 10, 40  # items that the requests of a report ask for
+SHORT, LONG = 10, 40  # how many items the requests of a report ask for
 CUTOFFS = (5, SHORT, LONG)
 NOT_FOUND = np.iinfo(np.int32).max
 _NOTHING = np.empty(0, np.int32)
@@ -42,10 +42,12 @@ _NOTHING = np.empty(0, np.int32)
 
 @dataclass(frozen=True, eq=False)
 class Ranks:
-    """1-based ranks of the targets of n windows, NOT_FOUND where a target is not in the list.
+    """1-based ranks of the targets of n windows, NOT_FOUND if a target is not in the list.
 
-    item, sid: (n,) int32. nfe: denoiser calls a user. repeated: items that came twice in one list
-    (must be 0). milliseconds: encode, denoise and search, per user.
+    item, sid:    (n,) int32
+    nfe:          denoiser calls for each user
+    repeated:     items that came twice in one list (must be 0)
+    milliseconds: time of encode, denoise and search for each user
     """
 
     item: NDArray[np.int32]
@@ -56,7 +58,7 @@ class Ranks:
 
 
 def draw_windows(windows: Windows, num_users: int | None, seed: int) -> Windows:
-    """A fixed random draw of windows, in their order; all of them for None or when fewer are."""
+    """A fixed random draw of windows, in their order; all of them if there are no more, or None."""
     if num_users is None or num_users >= len(windows):
         return windows
     drawn = np.random.default_rng(seed).choice(len(windows), num_users, replace=False)
@@ -80,8 +82,9 @@ def ranks(
 ) -> Ranks:
     """Decode every window and rank its target within k.
 
-    workers: threads that decode batches side by side; advance: called with the users done.
-    exclude_seen: leave out items of the history, so that a target among them is never found
+    workers:      threads, each of which decodes one batch at a time
+    advance:      called with the number of users done since the last call
+    exclude_seen: leave out items of the history; a target among them is then never found
     """
     sid_of = _sid_numbers(decoder.trie.catalogue)
     found = Ranks(
@@ -124,7 +127,7 @@ def ranks(
 
 
 def popularity_ranks(windows: Windows, *, k: int, exclude_seen: bool = False) -> NDArray[np.int32]:
-    """Ranks when everybody gets the most popular items: rows are ordered by popularity."""
+    """Ranks if every user gets the most popular items; rows are ordered by popularity."""
     found = windows.targets.astype(np.int64) + 1
     if exclude_seen:
         for index, target in enumerate(windows.targets):
@@ -135,7 +138,7 @@ def popularity_ranks(windows: Windows, *, k: int, exclude_seen: bool = False) ->
 
 
 def targets_seen(windows: Windows) -> NDArray[np.bool_]:
-    """(n,) whether the history holds the target already: with seen items excluded none is found."""
+    """(n,) bool: is the target in the history? With seen items excluded it is then never found."""
     targets = windows.targets
     return np.array(
         [targets[index] in windows.history_of(index) for index in range(len(windows))], dtype=bool
@@ -143,7 +146,7 @@ def targets_seen(windows: Windows) -> NDArray[np.bool_]:
 
 
 def setting_name(*, exclude_seen: bool) -> str:
-    """What tables and sentences call it."""
+    """The name of this setting in tables and sentences."""
     return "seen items excluded" if exclude_seen else "nothing excluded"
 
 
@@ -153,12 +156,15 @@ def recall_at(found: NDArray[np.int32], k: int) -> float:
 
 
 def ndcg_at(found: NDArray[np.int32], k: int) -> float:
-    """Mean of 1 / log2(rank + 1) over targets ranked within k, else 0."""
+    """Mean over targets of 1 / log2(rank + 1), or 0 for a target that is not within k."""
     return float(np.where(found <= k, 1 / np.log2(found.astype(np.float64) + 1), 0.0).mean())
 
 
 def metrics(found: NDArray[np.int32], of_long: NDArray[np.int32] | None = None) -> dict[str, float]:
-    """recall@k and ndcg@k for every cutoff; of_long: where the last one has other ranks."""
+    """recall@k and ndcg@k for every cutoff.
+
+    of_long: the ranks for the cutoff LONG, if they are others than `found`
+    """
     values = {}
     for k in CUTOFFS:
         of_request = found if of_long is None or k < LONG else of_long
@@ -168,7 +174,7 @@ def metrics(found: NDArray[np.int32], of_long: NDArray[np.int32] | None = None) 
 
 
 def schedule_of(decoding: DecodingDefaults, num_subspaces: int) -> Schedule:
-    """The schedule of a setting for SIDs of this many positions."""
+    """The schedule of a setting for SIDs with `num_subspaces` positions."""
     return Schedule.from_params(
         num_subspaces=num_subspaces, r_warm=decoding.r_warm, m_par=decoding.m_par
     )
@@ -177,7 +183,7 @@ def schedule_of(decoding: DecodingDefaults, num_subspaces: int) -> Schedule:
 def ranks_at(
     windows: Windows, decoder: Decoder, decoding: DecodingDefaults, **options: Any
 ) -> Ranks:
-    """`ranks` at a setting of all that a request may choose; options: the other arguments."""
+    """`ranks` with the parameters of a setting; options: the other arguments of `ranks`."""
     return ranks(
         windows,
         decoder,
@@ -190,7 +196,7 @@ def ranks_at(
 
 
 class AsServed(NamedTuple):
-    """Ranks of requests for SHORT and for LONG items; the same where one search answers both."""
+    """Ranks of requests for SHORT and for LONG items; the same object if one search gives both."""
 
     short: Ranks
     long: Ranks
@@ -199,7 +205,7 @@ class AsServed(NamedTuple):
 def ranks_as_served(
     windows: Windows, decoder: Decoder, decoding: DecodingDefaults, **options: Any
 ) -> AsServed:
-    """`ranks_at` a setting with beams as the service has them: no fewer than items asked for."""
+    """`ranks_at` with as many beams as the service would have: at least as many as items asked."""
     found = [
         ranks_at(windows, decoder, decoding.wide_enough(k), k=k, **options)
         for k in requests_of(decoding, decoder.trie.catalogue.num_subspaces)
@@ -208,13 +214,13 @@ def ranks_as_served(
 
 
 def requests_of(decoding: DecodingDefaults, num_subspaces: int) -> tuple[int, ...]:
-    """The k that `ranks_as_served` asks for; LONG alone where SHORT would be no other search."""
+    """The k that `ranks_as_served` asks for; only LONG if SHORT would be the same search."""
     one_call = schedule_of(decoding, num_subspaces).nfe == 1
     return (LONG,) if one_call or decoding.beam_width >= LONG else (SHORT, LONG)
 
 
 class _PartialSids:
-    """A denoiser that looks at every partial SID it is asked about: does an item agree with it?"""
+    """A denoiser that checks every partial SID it gets: does any item agree with it?"""
 
     def __init__(self, denoiser: Denoiser, trie: SidTrie) -> None:
         self._denoiser, self._trie = denoiser, trie
@@ -250,10 +256,10 @@ def invalid_sid_shares(
     ranking: Ranking,
     batch: int,
 ) -> tuple[float, float]:
-    """How often SIDs that no item agrees with come up, constrained and unconstrained.
+    """Shares of SIDs that no item has: in the production search, and in an unconstrained one.
 
-    First the share of partial SIDs on the way of the production search (must be 0), then the share
-    of finished SIDs when the search may leave the catalogue, as the papers' does.
+    The first is the share of partial SIDs that the production search asks about (must be 0). The
+    second is the share of finished SIDs if the search may leave the catalogue, as in the papers.
     """
     index = SidIndex(decoder.trie.catalogue)
     watched = _PartialSids(decoder.denoiser, decoder.trie)
@@ -277,7 +283,7 @@ def _rank(ranking: NDArray[np.int32], target: int) -> int:
     return int(places[0]) + 1 if len(places) else int(NOT_FOUND)
 
 
-@lru_cache(maxsize=1)  # asked for in every call, about one catalogue
+@lru_cache(maxsize=1)  # every call asks for the same catalogue
 def _sid_numbers(catalogue: Catalogue) -> NDArray[np.int32]:
     """(num_items,) int32: rows with equal SIDs have equal numbers."""
     _, numbers = np.unique(catalogue.codes, axis=0, return_inverse=True)

@@ -1,8 +1,9 @@
-"""Ranks of compared systems on disk: what did not change is never ranked again.
+"""Ranks of compared systems on disk: a system that did not change is not ranked again.
 
-One `<name>.npz` a system: the ranks of all test users, what tables say beside them, and a key, the
-hash of everything the ranks depend on. Another key means another answer, so the file is made anew;
-delete it to have it made anew after a change of the code. Knows no model.
+Each system has one `<name>.npz`. It holds the ranks of all test users, other figures for the
+tables, and a key: the hash of everything that the ranks depend on. With another key the file is
+made again. The key does not cover the code: delete the file after a change of the code. Knows no
+model.
 """
 
 from __future__ import annotations
@@ -28,14 +29,16 @@ TargetRanks = NDArray[np.int32]
 
 @dataclass(frozen=True, eq=False)
 class SystemRanks:
-    """How one system did, user by user; ranks as in `training.evaluation.evaluation.Ranks`.
+    """Results of one system for every user; ranks as in `training.evaluation.evaluation.Ranks`.
 
-    item, sid: (num_users,) int32: rank of the target and of its SID, at the setting of the
-        headline; exclude_seen: whether items of the history are left out there
-    other: rank of the target at the other setting. None where it was not measured
-    long: item of requests for LONG items, where that takes another search; else None
-    parameters: weights and stored similarities. minutes: from interactions to a model that answers.
-    nfe, milliseconds: denoiser calls and time a user, of systems that decode. note: for the reader.
+    item, sid:    (num_users,) int32, rank of the target and of its SID at the headline's setting
+    exclude_seen: whether the headline's setting leaves out items of the history
+    other:        rank of the target at the other setting; None if it was not measured
+    long:         `item` for requests of LONG items if these need another search, else None
+    parameters:   number of weights and stored similarities
+    minutes:      from interactions to a model that answers
+    nfe, milliseconds: denoiser calls and time for each user, of systems that decode
+    note:         for the reader of the table
     """
 
     item: TargetRanks
@@ -78,7 +81,7 @@ class SystemRanks:
     def load(cls, file: Path, key: str) -> SystemRanks | None:
         """Read what `save` wrote; None when it is not there, is damaged, or has another key."""
         try:
-            # Opened here: np.load leaves a file open that it cannot read.
+            # Opened here, because np.load does not close a file that it cannot read.
             with file.open("rb") as opened, np.load(opened, allow_pickle=False) as stored:
                 arrays: dict[str, Any] = {name: stored[name] for name in stored.files}
             meta = json.loads(str(arrays.pop("meta")))
@@ -89,7 +92,7 @@ class SystemRanks:
 
 @dataclass(frozen=True)
 class RanksStore:
-    """A folder of ranks, read once."""
+    """A folder of ranks; each file is read once."""
 
     folder: Path
     console: Console
@@ -98,7 +101,7 @@ class RanksStore:
     def ranks_of(
         self, name: str, inputs: Sequence[str], make: Callable[[], SystemRanks]
     ) -> SystemRanks:
-        """The stored ranks of `name` if they were made of these inputs, else those of `make`."""
+        """The stored ranks of `name` if made from these inputs, else the result of `make`."""
         key = hashlib.sha256("\n".join(inputs).encode()).hexdigest()
         if (name, key) in self._held:
             return self._held[name, key]

@@ -2,11 +2,11 @@
 
 evaluation/report.json   every figure        evaluation/report.md   the same as tables
 evaluation/ranks.jsonl   {"user_id", "rank", "exclude_seen"} of each test user at the bundle's
-                         decoding defaults, null beyond the SHORT items asked for (LONG where one
-                         search does both)
+                         default setting; the rank is null if the target is not among the SHORT
+                         items asked for (LONG items if one search gives both)
 
-Figures are of what is served, items of the history left out (`evaluation.exclude_seen`), unless
-their name says the other setting.
+Items of the history are left out as `evaluation.exclude_seen` says, by default as in the service,
+unless the name of a figure says the other setting. Does not know how the bundle was trained.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from training.evaluation.evaluation import (
 
 
 def check_data(bundle: Bundle, dataset: Dataset) -> None:
-    """Raise DataError when the bundle was not made from this data."""
+    """Raise DataError if the bundle was not made from this data."""
     if tuple(bundle.catalogue.item_ids) != tuple(dataset.split.train.item_ids):
         raise DataError(
             f"bundle {bundle.manifest.ref} has another catalogue than this data; "
@@ -64,10 +64,10 @@ def evaluate_bundle(
 ) -> dict[str, Any]:
     """Evaluate on test users through the production decoder; write the report, return its headline.
 
-    Schedules other than the default run to their ends, all else as the bundle's default is; beams
-    are as many as the service has for requests of SHORT and of LONG items.
-    grid: `Grid.as_json` of the validation users, reported as it is
-    Raises DataError when the bundle was not made from this data.
+    The other schedules have the parameters of the default, except finish_rows 0: they do not end
+    early. Beams are as many as the service has for requests of SHORT and of LONG items.
+    grid: `Grid.as_json` of the validation users; it is copied into the report
+    Raises DataError if the bundle was not made from this data.
     """
     check_data(bundle, dataset)
     num_subspaces = bundle.catalogue.num_subspaces
@@ -144,7 +144,7 @@ def evaluate_bundle(
 def _settings(
     config: EvaluationConfig, default: DecodingDefaults, num_subspaces: int
 ) -> list[DecodingDefaults]:
-    """The default at every schedule, to its end, and the default itself."""
+    """The default with every schedule and finish_rows 0, and the default itself."""
     settings = [
         default.model_copy(update={"r_warm": r_warm, "m_par": m_par, "finish_rows": 0})
         for r_warm, m_par in schedules_of(config, num_subspaces)
@@ -246,7 +246,7 @@ def _grid_markdown(grid: dict[str, Any]) -> str:
 
 
 def _headline(report: dict[str, Any]) -> str:
-    """The figures of what is served, and what can never be found there."""
+    """The figures of what is served, and how many targets can never be found there."""
     default, served = report["default"], report["exclude_seen"]
     sentences = [
         f"recall@{SHORT} **{default[f'recall@{SHORT}']:.4f}**, ndcg@{SHORT} "
@@ -266,7 +266,7 @@ def _headline(report: dict[str, Any]) -> str:
 
 
 def _other(exclude_seen: bool) -> str:
-    """The setting that is not the headline's, as keys of the report have it."""
+    """The setting that is not the headline's, as it is written in keys of the report."""
     return "nothing_excluded" if exclude_seen else "seen_excluded"
 
 

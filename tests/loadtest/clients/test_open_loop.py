@@ -87,7 +87,7 @@ def test_a_server_that_stalls_makes_those_late_that_were_due_meanwhile() -> None
 
 def test_a_server_that_freezes_leaves_requests_unanswered(monkeypatch: pytest.MonkeyPatch) -> None:
     """It answers so many and then none: the others count, and no latency is that of the quick."""
-    monkeypatch.setattr("loadtest.clients.open_loop.GIVE_UP_S", 2.0)
+    monkeypatch.setattr("loadtest.clients.open_loop.ANSWER_TIMEOUT_S", 2.0)
     numbers = iter(range(10**6))
 
     async def handler(_: web.Request) -> web.Response:

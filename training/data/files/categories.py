@@ -1,9 +1,9 @@
-"""Categories of items, in all spellings that lists have in files.
+"""Reads the categories of items, in all spellings that lists have in files.
 
-A list is read as it is, whether the file holds lists or their text (`['A', 'B']`, `["A", "B"]`,
-`['A' 'B']`, `[A, B]`, `{A,B}`); a list inside a list is a path, `A > B`. Other text is split at
-bars, semicolons or commas; where a comma may be part of a name, the whole column decides. What was
-done is said with an example, and `items.category_separator` settles it. Knows nothing of items.
+The file may hold lists or the text of lists (`['A', 'B']`, `["A", "B"]`, `['A' 'B']`, `[A, B]`,
+`{A,B}`). A list inside a list is a path, `A > B`. Other text is split at bars, semicolons or
+commas. A comma may be part of a name; then the whole column decides. A note says with an example
+what was done, and `items.category_separator` changes it. Knows nothing of items.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from training.data.files.table import Table, shown
 from training.errors import DataError
 
 SETTING = "items.category_separator"
-WHOLE = "none"  # the setting's value for text that is one category as it is
-# The text of a list: its first element is quoted or a list, or it has none.
+WHOLE = "none"  # the setting's value if each text is one category
+# The text of a list whose first element is quoted, a list or a missing value, or of an empty list.
 QUOTED_LIST = re.compile(
     r"""^[\[({]\s*(?:[uU]?["']|[\[({]|[\])}]$|(?:None|null|nan|NaN)\s*[,\]])"""
 )
@@ -35,15 +35,15 @@ TOKEN = re.compile(
     |(?P<bare>[^\s,\[\](){}'"][^,\[\]{}]*)""",
     re.VERBOSE | re.DOTALL,
 )
-NOTHING = {"None", "null", "NULL", "nan", "NaN"}  # of lists, unquoted
-# NumPy writes no commas between texts; everything else has them.
+NOTHING = {"None", "null", "NULL", "nan", "NaN"}  # missing values in lists, without quotes
+# NumPy writes no commas between quoted texts. All other neighbours need a comma.
 NOT_NEIGHBOURS = {
     ("bare", "bare"), ("bare", "text"), ("bare", "open"), ("text", "bare"), ("text", "open")
 }  # fmt: skip
 UNREADABLE = "looks like a list but cannot be read as one"
-# "Health, Beauty & Care" is a name: what follows its last comma ends an enumeration.
+# "Health, Beauty & Care" is one name: an "&" or "and" after the last comma ends an enumeration.
 ENUMERATION = re.compile(r",[^,]*(?:\s&\s|\band\b)[^,]*$|,\s*(?:&|and)\s", re.IGNORECASE)
-ENTITY = re.compile(r"&(#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|\w{1,31});")  # "&amp;" of web pages
+ENTITY = re.compile(r"&(#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|\w{1,31});")  # "&amp;" from web pages
 PATH_SEPARATOR = " > "  # of service/bundles/items.py
 
 
@@ -54,11 +54,11 @@ class _Unclear(ValueError):
 def category_column(
     table: Table, name: str, separator: str | None, notes: list[str]
 ) -> list[tuple[str, ...]]:
-    """A column of categories; () where there is nothing.
+    """A column of categories, () for an item without.
 
-    separator: what separates the categories of a text, WHOLE if nothing does, None: told from the
-               column
-    Raises DataError with the line of a list that cannot be read, and for commas of two meanings.
+    separator: what separates the categories of a text; WHOLE if nothing does; None to tell it from
+               the column
+    Raises DataError with the line of a list that cannot be read, and for commas with two meanings.
     """
     column = table.columns[name]
     if isinstance(column.dtype, pl.List | pl.Array):
@@ -120,9 +120,9 @@ def category_column(
 
 
 def flatten(values: Iterable[object]) -> tuple[str, ...]:
-    """Categories of a list: its texts, and of each list inside a path, `A > B`.
+    """Categories of a list: a text is a category, a list inside it is a path, `A > B`.
 
-    Raises ValueError with the end of a sentence for anything deeper.
+    Raises ValueError with the end of a sentence for anything else, such as deeper lists.
     """
     return tuple(
         text
@@ -198,7 +198,7 @@ def _unquoted(literal: str) -> str:
             pass
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what looks like a wrong escape; it stays as it is
+            warnings.simplefilter("ignore")  # text that looks like a wrong escape stays unchanged
             text = str(ast.literal_eval(literal))
             text.encode()
     except (ValueError, SyntaxError):
@@ -239,7 +239,7 @@ def _splitter(separator: str) -> Callable[[str], tuple[str, ...]]:
 
 
 def _without_entities(text: str) -> str:
-    """The text with another end of "&amp;" and the like, whose semicolon separates nothing."""
+    """The text with another character for the semicolon of "&amp;" and the like."""
 
     def protected(entity: re.Match[str]) -> str:
         known = entity[1].startswith("#") or entity[1] + ";" in html5

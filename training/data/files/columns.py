@@ -1,8 +1,8 @@
-"""Columns of a table that hold ids and text, checked.
+"""Reads and checks the columns that hold ids and text.
 
-An id must be one that the service takes: an item that cannot be excluded, shown or posted, or a
-user who cannot be asked about, is refused with its line before anything is trained. Knows nothing
-of time and categories.
+An id must be one that the service accepts. Otherwise an item could not be excluded, shown or
+posted, and nobody could ask for a user. Such an id is refused with its line before anything is
+trained. Knows nothing of times and categories.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from training.data.files.table import Table, shown
 from training.data.files.text_files import LARGEST_EXACT
 from training.errors import DataError
 
-MAX_ID_CHARS = 256  # of the service's API, service/schemas/recommend.py
+MAX_ID_CHARS = 256  # the limit of the service's API, service/schemas/recommend.py
 # The rules of the service's API (`UserId`, `ItemId` in service/schemas/recommend.py).
 SERVED_USER_ID = re.compile(r"[^/{}\x00-\x1f\x7f]{1,256}")
 NOT_IN_IDS = {
@@ -28,11 +28,11 @@ NO_VALUE = ("nan", "NaN", "None", "null", "NULL", "<NA>", "\\N")
 
 
 def id_column(table: Table, name: str, notes: list[str]) -> pl.Series:
-    """A column of ids as text: "007" stays "007", the numbers 7 and 7.0 become "7".
+    """A column of ids as text: "007" stays "007"; the numbers 7 and 7.0 become "7".
 
-    Text becomes whole numbers where all of it is written like 7.0, as programs do that had to put
-    a gap into a column of numbers. Raises DataError with the line of the first id that is missing
-    or that the service does not take.
+    If every text of the column is written like 7.0, it is read as a whole number: some programs
+    write so when a column of numbers had gaps. Raises DataError with the line of the first id that
+    is missing or that the service does not accept.
     """
     column = table.columns[name]
     if column.dtype.is_float() or column.dtype.is_decimal():
@@ -64,9 +64,9 @@ def id_column(table: Table, name: str, notes: list[str]) -> pl.Series:
 
 
 def text_column(table: Table, name: str, notes: list[str]) -> list[str]:
-    """A column of text, "" where it has nothing or is not there at all.
+    """A column of text, with "" for missing values, or for all lines if there is no such column.
 
-    Raises DataError when it holds something else, such as lists.
+    Raises DataError if it holds something else, such as lists.
     """
     if name not in table.columns:
         return [""] * len(table)
@@ -90,7 +90,7 @@ def text_column(table: Table, name: str, notes: list[str]) -> list[str]:
 
 
 def without_gaps(table: Table, name: str, column: pl.Series) -> None:
-    """Refuse a column that has nulls."""
+    """Raise a DataError if a column has nulls."""
     if gaps := column.null_count():
         first = column.is_null().arg_max()
         raise DataError(

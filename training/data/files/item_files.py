@@ -1,6 +1,6 @@
-"""The file of items: their ids, titles and categories.
+"""Reads the file of items: their ids, titles and categories.
 
-Says which columns look like one of these and were not read. Knows nothing of interactions.
+Warns about columns that look like one of these but were not read. Knows nothing of interactions.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from training.data.files.columns import id_column, text_column
 from training.data.files.table import shown
 from training.data.files.table_files import read_table
 
-# Columns that say something about an item and are not read under these names.
+# Columns with these names are not read, but their users may have meant a title or categories.
 LIKE_TITLE = ("name", "item_name", "product_name", "product_title", "item_title", "movie_title")
 LIKE_CATEGORIES = ("genres", "genre", "tags", "category_path", "category_name", "department")
 
@@ -28,9 +28,9 @@ def read_items(
     """Read a parquet, CSV or JSON-lines file with `item_id`, optionally `title`, `categories`.
 
     `categories` (or `category`) are lists in any spelling (see training.data.files.categories).
-    Items stay in the order of the file. Sentences about how it was read go to `notes`, those about
-    columns that may have been meant to `warnings`. Raises DataError with the line for what cannot
-    be read, and for absent or repeated ids.
+    Items stay in the order of the file. `notes` gets sentences about how the file was read,
+    `warnings` gets sentences about columns that were perhaps meant. Raises DataError with the line
+    for values that cannot be read, and for missing or repeated ids.
     """
     notes, warnings = [] if notes is None else notes, [] if warnings is None else warnings
     table = read_table(

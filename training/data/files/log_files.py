@@ -1,7 +1,7 @@
-"""The file of interactions: who had which item, in which order.
+"""Reads the file of interactions: which user had which item, and in which order.
 
-Order comes from `position` or `timestamp`; where the two contradict each other the file is refused
-and not read backwards. Knows nothing of rows and splits.
+The order comes from `position` or `timestamp`. If the two contradict each other, the file is
+refused, because it might otherwise be read backwards. Knows nothing of rows and splits.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from training.data.files.table_files import read_table
 from training.data.files.times import position_column, time_column
 from training.errors import DataError
 
-# Columns that may mean that lines do not all count alike. They do.
+# Such columns suggest that lines have different weights. All lines count the same; a note says so.
 LIKE_WEIGHTS = ("event_type", "event", "action", "rating", "weight", "quantity")
 
 
@@ -25,12 +25,12 @@ def read_log(path: Path, config: InteractionsConfig, notes: list[str]) -> pl.Dat
     """Read a parquet, CSV or JSON-lines file: `user_id`, `item_id`, `position` or `timestamp`.
 
     Ids become strings as they are written ("007" stays "007"). A user's items are ordered by
-    `position` if there is one (its values must differ within a user), else by `timestamp` (equal
-    ones keep the order of the file); `config.order_by` says otherwise. Sentences about how the
-    file was read go to `notes`.
-    Returns user_id, item_id, order (what a user's lines are ordered by); by user, each user's items
-    oldest to newest.
-    Raises DataError with the line for what cannot be read or has two meanings.
+    `position` if there is such a column; a user must not have a position twice. Else they are
+    ordered by `timestamp`; equal timestamps keep the order of the file. `config.order_by` may
+    choose the column. `notes` gets sentences about how the file was read.
+    Returns user_id, item_id, order (the position or time), sorted by user, each user's items oldest
+    to newest.
+    Raises DataError with the line of a value that cannot be read or has two meanings.
     """
     table = read_table(
         path, {"user_id": "id", "item_id": "id", "position": "order", "timestamp": "order"}
@@ -73,7 +73,7 @@ def read_log(path: Path, config: InteractionsConfig, notes: list[str]) -> pl.Dat
 
 
 def _check_agreement(table: Table, frame: pl.DataFrame, time_format: str | None) -> None:
-    """Refuse a log whose timestamps contradict its positions; times that are absent say nothing.
+    """Raise a DataError if timestamps contradict positions; lines without a time are not checked.
 
     frame: row, user_id; in the order of the positions
     """
@@ -86,7 +86,7 @@ def _check_agreement(table: Table, frame: pl.DataFrame, time_format: str | None)
     try:
         times = time_column(timed, time_format, [])
     except DataError:
-        return  # they are not used
+        return  # times that cannot be read are not used, so they need not agree
     rows = there.arg_true().to_frame("row").with_columns(time=times)
     frame = frame.join(rows, on="row", how="inner", maintain_order="left")
     back = (frame["user_id"] == frame["user_id"].shift()) & (frame["time"] < frame["time"].shift())

@@ -1,6 +1,6 @@
-"""A table a person hands in: the wanted columns of a file, each value with its line.
+"""A table from a user's file: the wanted columns, and the line of each value.
 
-Every complaint names the file, the line and the first characters of the value, never more. Knows
+Every error names the file, the line and the first characters of the value, never more. Knows
 neither how files are read (training.data.files.table_files, training.data.files.text_files) nor
 what columns mean (training.data.files.columns, training.data.files.times,
 training.data.files.categories).
@@ -17,7 +17,9 @@ import polars as pl
 
 from training.errors import DataError
 
-# id, number: text that other spellings of the same number become equal to
+# id: text; different spellings of the same number become the same text
+# order: numbers or dates to sort by
+# text: text
 # list: text, or a list that becomes JSON text
 Kind = Literal["id", "order", "text", "list"]
 MAX_SHOWN_CHARS = 60
@@ -27,10 +29,10 @@ MAX_REASON_CHARS = 200
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """Columns of a file, those that were wanted and are there.
+    """The wanted columns that a file has.
 
-    columns: by the name that was wanted; of text files all are text
-    others:  names of the columns that were not wanted, as written; of very many the first
+    columns: by the wanted name; columns of text files are all text
+    others:  names of the other columns as they are written; only the first if there are very many
     lines:   line of each row; None for parquet, whose rows are counted from 1
     notes:   sentences about how the file was read
     """
@@ -45,7 +47,7 @@ class Table:
         return len(next(iter(self.columns.values()), ())) if self.lines is None else len(self.lines)
 
     def at(self, rows: pl.Series) -> Table:
-        """The rows that a mask marks, with their lines."""
+        """The rows that the mask `rows` marks, with their lines."""
         lines = self.lines
         if lines is None:
             lines = pl.int_range(1, len(self) + 1, eager=True)
@@ -61,13 +63,13 @@ class Table:
         raise DataError(f"{self.path}, {self.place(row)}: {what}")
 
     def refuse_any(self, name: str, bad: pl.Series, what: str) -> None:
-        """Refuse the first value of a column that `bad` marks, if there is one."""
+        """Raise a DataError about the first value of a column that `bad` marks, if there is one."""
         row = bad.arg_max() if bad.any() else None
         if row is not None:
             self.refuse(row, f"{name} {shown(self.columns[name][row])} {what}")
 
     def require(self, names: Sequence[str]) -> None:
-        """Raise a DataError that names the columns that are absent and those that are there."""
+        """If columns are missing, raise a DataError that names them and the columns there are."""
         absent = [name for name in names if name not in self.columns]
         if absent:
             there = [*self.columns, *self.others]
@@ -79,26 +81,29 @@ class Table:
 
 
 def shown(value: object) -> str:
-    """A value for a message: quoted, without control characters, cut."""
+    """A value for a message: in quotes, without control characters, cut if it is long."""
     text = str(value)
     return repr(text[:MAX_SHOWN_CHARS] + "..." if len(text) > MAX_SHOWN_CHARS else text)
 
 
 def cut(text: str, most: int = MAX_SHOWN_CHARS) -> str:
-    """One line of at most so many characters."""
+    """The text as one line of at most `most` characters."""
     line = "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))
     return line[:most] + "..." if len(line) > most else line
 
 
 def reason_of(error: BaseException) -> str:
-    """What another library says was wrong, short enough for a message."""
+    """The message of another library's error, short enough for our own message."""
     return cut(str(error), MAX_REASON_CHARS) or type(error).__name__
 
 
 def match_names(
     names: Sequence[str], wanted: Mapping[str, Kind], path: Path
 ) -> tuple[dict[str, int], tuple[str, ...]]:
-    """Index of each wanted column among the names of a file; sentences about other spellings."""
+    """Index of each wanted column among the names of a file, and sentences about other spellings.
+
+    Raises DataError if two columns have the same name.
+    """
     found: dict[str, int] = {}
     notes = []
     for index, name in enumerate(names):

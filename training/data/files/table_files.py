@@ -1,7 +1,7 @@
-"""Files that hold a table: found in a folder, told apart by suffix, read.
+"""Finds files that hold a table in a folder, and reads them by their suffix.
 
-Only the wanted columns are read, exactly as they are written (text) or stored (parquet). Knows
-nothing of what the columns mean.
+Only the wanted columns are read, exactly as they are written (text) or stored (parquet). Does not
+know what the columns mean.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SUFFIXES = (".parquet", *TEXT_SUFFIXES, *(suffix + ".gz" for suffix in TEXT_SUFF
 def find_file(folder: Path, name: str) -> Path | None:
     """The file `name` of the folder, with any suffix that can be read; None if there is none.
 
-    Raises DataError where there are two: neither wins silently.
+    Raises DataError if there are two: neither wins silently.
     """
     if not folder.is_dir():
         return None
@@ -37,9 +37,9 @@ def find_file(folder: Path, name: str) -> Path | None:
 
 
 def read_table(path: Path, wanted: Mapping[str, Kind]) -> Table:
-    """Read the wanted columns of a file, by its suffix; a column that is not there is left out.
+    """Read the wanted columns of a file; its suffix says the format. Missing columns are left out.
 
-    Names of columns are found in any case and with spaces around them. An empty field of a CSV is
+    Upper case and spaces around the names of columns do not matter. An empty field of a CSV is
     null. Raises DataError for a file that is missing, empty, damaged or without lines of data.
     """
     name = path.name.lower()

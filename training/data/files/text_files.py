@@ -1,8 +1,8 @@
-"""CSV and JSON lines, read line by line, so that memory holds the wanted columns and one line.
+"""Reads CSV and JSON lines line by line: memory holds only the wanted columns and one line.
 
-The standard library reads both: it knows the line of every value, refuses a quote that does not
-pair up, and leaves a field that nobody asked for. Files may be compressed with gzip. Knows nothing
-of what the columns mean.
+The standard library reads both formats. So the line of every value is known, a quote without a
+partner is refused, and a field that is not wanted is not kept. Files may be compressed with gzip.
+Does not know what the columns mean.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from training.errors import DataError
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 CHUNK_ROWS = 50_000
 MAX_LINE_BYTES = 16 * 2**20
-MAX_OTHERS = 1000  # names of unwanted columns that are remembered; there may be one for each line
-LARGEST_EXACT = 2**53  # floats count whole numbers one by one up to here
+MAX_OTHERS = 1000  # names of other columns that are remembered; each line may bring new ones
+LARGEST_EXACT = 2**53  # up to here a float can hold every whole number
 NOT_TEXT = {
     b"PK\x03\x04": "a zip archive or an Excel file; save its sheet as CSV (UTF-8)",
     b"\xd0\xcf\x11\xe0": "an Excel file; save its sheet as CSV (UTF-8)",
@@ -37,15 +37,15 @@ NOT_TEXT = {
 
 
 class _Float(str):
-    """A number with a point or an exponent, as it is written in JSON."""
+    """A JSON number with a point or an exponent, as it is written."""
 
 
 class _Twice(ValueError):
-    """A field that is wanted is there more than once."""
+    """A JSON object has a wanted field more than once."""
 
 
 class _Columns:
-    """Wanted columns that grow by chunks of rows."""
+    """The wanted columns, which grow by chunks of rows."""
 
     def __init__(self, path: Path, names: Sequence[str]) -> None:
         self._path, self._names = path, list(names)
@@ -75,8 +75,8 @@ class _Columns:
 def read_csv(path: Path, wanted: Mapping[str, Kind]) -> Table:
     """Read a CSV whose fields are separated by commas, semicolons, tabs or bars.
 
-    The separator is the one by which the first line names the most wanted columns. Raises
-    DataError with the line for quotes that do not pair up and lines with other numbers of fields.
+    The first line decides: the separator is the one that gives the most wanted columns. Raises
+    DataError with the line for a quote without a partner and for a line with more or fewer fields.
     """
     lines = _lines(path)
     header = next(lines, "")
@@ -112,14 +112,14 @@ def read_csv(path: Path, wanted: Mapping[str, Kind]) -> Table:
 
 
 def read_json_lines(path: Path, wanted: Mapping[str, Kind]) -> Table:
-    """Read a file with one JSON object a line; of each only the wanted fields are kept.
+    """Read a file with one JSON object for each line; only the wanted fields are kept.
 
-    Numbers become text as they are written, lists of a `list` column JSON text. Raises DataError
-    with the line for what is no object and for fields of another kind than wanted.
+    Numbers become text as they are written. Lists of a `list` column become JSON text. Raises
+    DataError with the line if it is not an object, or if a field is of another kind than wanted.
     """
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        """An object, whose last field of a name would win silently."""
+        """An object from its fields. Of two fields with one name, dict would silently keep one."""
         record = dict(pairs)
         if len(record) < len(pairs):
             names = [name for name, _ in pairs]
@@ -186,7 +186,7 @@ def read_json_lines(path: Path, wanted: Mapping[str, Kind]) -> Table:
 
 
 def _lines(path: Path) -> Iterator[str]:
-    """Lines of a text file in UTF-8, with their ends; without the mark some programs begin with."""
+    """Lines of a UTF-8 text file with their line ends, without a byte order mark."""
     with path.open("rb") as opened:
         begins = opened.read(4)
         opened.seek(0)
@@ -225,7 +225,7 @@ def _known(header: str, separator: str, wanted: Mapping[str, Kind]) -> set[str]:
 
 
 def _records(reader: Any, path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Records of a CSV that are not blank, with the line each begins at."""
+    """Records of a CSV that are not blank, each with the line where it begins."""
     while True:
         line = reader.line_num + 1
         try:
@@ -268,7 +268,7 @@ def _text_of(value: object, kind: Kind) -> str | None:
 
 
 def _quoted(value: object) -> object:
-    """A list with text for numbers and without gaps: as text it is a list and nothing else."""
+    """A list in which numbers became text and nulls are left out. Raises ValueError for others."""
     if isinstance(value, list):
         return [_quoted(each) for each in value if each is not None]
     if isinstance(value, bool | dict):

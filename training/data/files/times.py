@@ -1,8 +1,8 @@
-"""The column that orders a user's items: numbers or dates, in any usual spelling, never guessed.
+"""Reads the column that orders a user's items: numbers or dates in any usual spelling.
 
-Numbers and dates become whole numbers or exact decimals, so that times which differ by a
-nanosecond keep their order. Where one spelling has two readings (is 01/05/2014 in May or in
-January?) the other lines decide, else the column is refused. Knows nothing of users and items.
+Numbers and dates become whole numbers or exact decimals, so times that differ by a nanosecond keep
+their order. Nothing is guessed: 01/05/2014 may be in May or in January. Then the other lines
+decide, or the column is refused. Knows nothing of users and items.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from training.errors import ConfigError, DataError
 
 SETTING = "interactions.time_format"
 NAMED_FORMATS = ("iso8601", "rfc2822", "epoch_s", "epoch_ms", "epoch_us", "epoch_ns")
-# Size from which a number of the next smaller unit is meant: 10^11 s is in 5138, 10^11 ms in 1973.
+# A number of this size or more is in the next smaller unit: 10^11 s is in 5138, 10^11 ms in 1973.
 UNITS = ((10**11, "seconds"), (10**14, "milliseconds"), (10**17, "microseconds"))
 NUMBER = r"^[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,2})?$"
 EXACT = pl.Decimal(38, 18)
@@ -85,7 +85,7 @@ SHORTHANDS = {"T": "%H:%M:%S", "F": "%Y-%m-%d", "R": "%H:%M"}
 
 
 def position_column(table: Table) -> pl.Series:
-    """The column `position`: numbers. Raises DataError with the line of what is none."""
+    """The column `position` as numbers. Raises DataError with the line of a value that is none."""
     column = table.columns["position"]
     without_gaps(table, "position", column.fill_nan(None) if column.dtype.is_float() else column)
     if column.dtype == pl.String:
@@ -96,10 +96,10 @@ def position_column(table: Table) -> pl.Series:
 
 
 def time_column(table: Table, time_format: str | None, notes: list[str]) -> pl.Series:
-    """The column `timestamp` as something to sort by.
+    """The column `timestamp` as values to sort by.
 
-    time_format: one of NAMED_FORMATS, a format as of strptime, or None: told from the values
-    Raises DataError with the line of the first value that cannot be read in one way only.
+    time_format: one of NAMED_FORMATS, a format of strptime, or None to tell it from the values
+    Raises DataError with the line of the first value that cannot be read, or has two readings.
     """
     column = table.columns["timestamp"]
     if column.dtype.is_float():
@@ -131,7 +131,7 @@ def time_column(table: Table, time_format: str | None, notes: list[str]) -> pl.S
 
 
 def _text(table: Table, name: str) -> pl.Series:
-    """A column as text without spaces around it; one that has gaps, in any spelling, is refused."""
+    """A column as text without spaces around. Raises DataError if any value is missing."""
     text = table.columns[name].cast(pl.String).str.strip_chars()
     without_gaps(
         table, name, pl.select(pl.when(~text.is_in(["", "NaT", *NO_VALUE])).then(text)).to_series()
@@ -152,7 +152,7 @@ def _numbers(table: Table, name: str, text: pl.Series) -> pl.Series:
 def _of_one_unit(
     table: Table, numbers: pl.Series, time_format: str | None, notes: list[str]
 ) -> pl.Series:
-    """Numbers that are refused if some look like seconds and others like milliseconds."""
+    """The numbers. Raises DataError if some look like seconds and others like milliseconds."""
     size = numbers.cast(pl.Float64).abs()
     unit = sum((size >= least).cast(pl.Int8) for least, _ in UNITS)
     names = [name for _, name in UNITS] + ["nanoseconds"]
@@ -176,7 +176,7 @@ def _of_one_unit(
 
 
 def _dates_told(table: Table, text: pl.Series, notes: list[str]) -> pl.Series:
-    """Dates in the spelling of the first one."""
+    """Dates that are all spelt like the first one."""
     first = text[0]
     family = next((each for each in FAMILIES if re.match(each, first)), None)
     if family is None:
@@ -194,7 +194,7 @@ def _dates_told(table: Table, text: pl.Series, notes: list[str]) -> pl.Series:
 
 
 def _day_or_month_first(table: Table, text: pl.Series, unlike: str, notes: list[str]) -> str:
-    """The pattern of dates such as 13/05/2014: which of the two numbers is the day."""
+    """The pattern of dates such as 13/05/2014: is the day the first number or the second?"""
     parts = text.str.extract_groups(NUMBERS_ONLY).struct.unnest()
     one, two = parts["one"].cast(pl.Int8), parts["two"].cast(pl.Int8)
     table.refuse_any("timestamp", one.is_null() | two.is_null(), unlike)
@@ -241,7 +241,7 @@ def _month_first(day_first: str) -> str:
 
 
 def _pattern_of(time_format: str) -> str:
-    """A regular expression for a format as of strptime. Raises ConfigError for one that is none."""
+    """A regular expression for a format of strptime. Raises ConfigError for a wrong format."""
     pattern, seen = "", set()
     for short, long in SHORTHANDS.items():
         time_format = time_format.replace(f"%{short}", long)
@@ -264,7 +264,7 @@ def _pattern_of(time_format: str) -> str:
 
 
 def _dates(table: Table, text: pl.Series, pattern: str, unlike: str) -> pl.Series:
-    """Nanoseconds since 1970, in UTC where the dates name their zone."""
+    """Nanoseconds since 1970, in UTC if the dates have a zone."""
     parts = text.str.extract_groups(pattern).struct.unnest()
     table.refuse_any("timestamp", ~text.str.contains(pattern), unlike)
     for part, which in (("zone", "a zone, such as Z or +02:00"), ("half", "AM or PM")):
@@ -290,7 +290,7 @@ def _dates(table: Table, text: pl.Series, pattern: str, unlike: str) -> pl.Serie
 
 
 def _nanoseconds(parts: list[str]) -> pl.Expr:
-    """Of the parts of a date, as text; null where there is no such time."""
+    """Nanoseconds since 1970 from the parts of a date, which are text; null for no real time."""
 
     def number(name: str) -> pl.Expr:
         if name not in parts:
@@ -298,7 +298,7 @@ def _nanoseconds(parts: list[str]) -> pl.Expr:
         return pl.col(name).cast(pl.Int64).fill_null(0)
 
     year = number("year")
-    if "short" in parts:  # as POSIX has it: 69 is 1969, 68 is 2068
+    if "short" in parts:  # as in POSIX: 69 is 1969, 68 is 2068
         year = number("short") + pl.when(number("short") < 69).then(2000).otherwise(1900)
     month = number("month")
     if "name" in parts:

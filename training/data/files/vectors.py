@@ -1,6 +1,6 @@
-"""Vectors of a table's lines: an .npy file of floats, one row per line.
+"""Reads the vectors of a table's lines: an .npy file of floats with one row for each line.
 
-Nothing in a file is executed: pickles are refused. Knows nothing of what the vectors mean.
+Executes nothing that a file holds: pickles are refused. Does not know what the vectors mean.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from numpy.typing import NDArray
 from training.data.files.table import reason_of
 from training.errors import DataError
 
-# Files that hold vectors in another format; one beside the items is not passed over in silence.
+# Other formats of vectors. They are not read, but a warning names such a file beside the items.
 OTHER_SUFFIXES = (".npz", ".pt", ".pth", ".safetensors", ".h5", ".pkl", ".csv", ".txt", ".parquet")
 CURE = "write one with numpy.save('item_embeddings.npy', vectors)"
 
 
 def find_vectors(folder: Path) -> tuple[Path | None, str | None]:
-    """The file `item_embeddings*.npy` of a folder, and a sentence about one in another format.
+    """The file `item_embeddings*.npy` of a folder, and a sentence about a file of another format.
 
-    Raises DataError where there are two.
+    Raises DataError if there are two.
     """
     found = sorted(folder.glob("item_embeddings*.npy"))
     if len(found) > 1:
@@ -36,11 +36,11 @@ def find_vectors(folder: Path) -> tuple[Path | None, str | None]:
 
 
 def read_vectors(path: Path, num_lines: int, lines: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Read an .npy file that has one vector per line of a table.
+    """Read an .npy file that has one vector for each line of a table.
 
-    num_lines: lines of the table, rows that the file must have
-    lines:     (n,) int64, the line to take each vector from, -1 for zeros
-    Returns (n, d) float32.
+    num_lines: lines of the table; the file must have as many rows
+    lines:     (n,) int64, the line of each vector, -1 for zeros
+    Returns (n, d) float32. Raises DataError.
     """
     try:
         with path.open("rb") as file:
@@ -58,7 +58,7 @@ def read_vectors(path: Path, num_lines: int, lines: NDArray[np.int64]) -> NDArra
         )
     if len(stored) != num_lines:
         raise DataError(f"{path} has {len(stored)} rows, but the items file has {num_lines} items")
-    with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and refused
+    with np.errstate(over="ignore"):  # too large for float32 becomes infinite and is refused below
         vectors: NDArray[np.float32] = stored[np.maximum(lines, 0)].astype(np.float32)
     vectors[lines < 0] = 0
     if not np.isfinite(vectors).all():

@@ -7,14 +7,14 @@ import subprocess
 import sys
 import time
 
-from loadtest.clients.served import Served
+from loadtest.clients.service_process import ServiceProcess
 
 BURN = "import time\nwhile time.process_time() < 0.3: pass\nprint(flush=True)\ninput()"
 
 
 def test_processor_time_has_that_of_children_running_and_ended() -> None:
     """The embedded Valkey is a child."""
-    here = Served("", os.getpid(), ())
+    here = ServiceProcess("", os.getpid(), ())
     before = here.cpu_s
     with subprocess.Popen(
         [sys.executable, "-c", BURN], stdin=subprocess.PIPE, stdout=subprocess.PIPE

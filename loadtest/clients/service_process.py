@@ -1,7 +1,7 @@
-"""`python -m service` as a child process on cores of its own, for load tests that start it.
+"""Runs `python -m service` as a child process on cores of its own.
 
-The generator keeps the other cores: on a machine of two, one each, unless the service is to have
-all. Everything else goes over HTTP.
+The load generator keeps the other cores: one each on a machine with two. If the service gets all
+cores, they share them. Everything else goes over HTTP.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-READY_WITHIN_S = 300.0  # compiled code may have to be made first
+READY_WITHIN_S = 300.0  # the service may have to compile first
 
 
 @dataclass(frozen=True)
-class Served:
-    """A running service; `cores` are those it may use."""
+class ServiceProcess:
+    """A running service; `cores`: the cores that it may use."""
 
     url: str
     pid: int
@@ -33,28 +33,32 @@ class Served:
 
     @property
     def cpu_s(self) -> float:
-        """Processor seconds it has used, and its children, of which its embedded Valkey is one."""
+        """Processor seconds used by the service and its children, such as its embedded Valkey."""
         ticks = 0
         for stat in Path("/proc").glob("[0-9]*/stat"):
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended
                 fields = stat.read_text().rpartition(")")[2].split()
                 if self.pid in (int(stat.parent.name), int(fields[1])):
-                    ticks += sum(map(int, fields[11:15]))  # with children that have ended
+                    ticks += sum(map(int, fields[11:15]))  # includes children that have ended
         return ticks / os.sysconf("SC_CLK_TCK")
 
     @property
     def rss_mb(self) -> float:
-        """Memory it has now."""
+        """Resident memory of the service now."""
         pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGESIZE") / 1e6
 
 
 @contextlib.contextmanager
-def served(bundle: Path, *, num_cores: int | None = None, **settings: Any) -> Iterator[Served]:
-    """Serve a bundle while the block runs, with UNMASK_ settings given in lower case.
+def run_service(
+    bundle: Path, *, num_cores: int | None = None, **settings: Any
+) -> Iterator[ServiceProcess]:
+    """Serve a bundle while the block runs.
 
-    num_cores: of the service, half of them where nothing is said. This process is kept off these
-        meanwhile, where others are left
+    num_cores: cores of the service, by default half of all. Meanwhile this process uses the other
+               cores, or all if there are no others
+    settings:  UNMASK_ settings in lower case, without the prefix
+    Raises RuntimeError if the service does not start or does not become ready.
     """
     own = sorted(os.sched_getaffinity(0))
     of_service = tuple(own[: num_cores or max(1, len(own) // 2)])
@@ -77,7 +81,7 @@ def served(bundle: Path, *, num_cores: int | None = None, **settings: Any) -> It
         try:
             _wait_until_ready(process, url)
             os.sched_setaffinity(0, set(own) - set(of_service) or set(own))
-            yield Served(url, process.pid, of_service)
+            yield ServiceProcess(url, process.pid, of_service)
         finally:
             os.sched_setaffinity(0, own)
             process.send_signal(signal.SIGTERM)
