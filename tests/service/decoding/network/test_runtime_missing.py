@@ -1,7 +1,7 @@
 """ONNX Runtime that pip lists and that cannot be imported: the error names the cure, everywhere.
 
 `onnxruntime` and `onnxruntime-gpu` write into one folder. Uninstalling one of them leaves a few
-files of the other, without `__init__.py`, and pip still lists the other as complete.
+files that only the other brought, without `__init__.py`, and pip still lists the other as complete.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ COMMANDS = {
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All installed packages without the files of ONNX Runtime; pip's records of it are there."""
     folder = tmp_path_factory.mktemp("site-packages")
-    for entry in Path(onnxruntime.__file__).parents[3].iterdir():
+    for entry in Path(onnxruntime.__file__).parents[1].iterdir():
         if entry.name != "onnxruntime":
             (folder / entry.name).symlink_to(entry)
     return folder
