@@ -30,7 +30,10 @@ from service.telemetry.metrics import Metrics
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
-PAGES = (README, *(ROOT / "docs" / "how-to" / f"{name}.md" for name in ("train", "serve", "extend")))
+PAGES = (
+    README,
+    *(ROOT / "docs" / "how-to" / f"{name}.md" for name in ("train", "serve", "extend")),
+)
 CHECKS = {
     "demo",
     "demo-output",
