@@ -1,10 +1,10 @@
 """The documents are true: their blocks run; settings, metrics, targets and links are all there.
 
-Every code block of README.md and of the pages in PAGES names, in an HTML comment above it, how it is
-checked: `demo-output` and `curl-output` are compared with the running demo; `curl`, `requests`,
-`filter` and `python` are run; of `commands` every target, module and flag is looked up. The block
-`system` is run by the tests of training. With UPDATE_DOCS=1 (`make docs`) the outputs in README.md
-and the generated tables of docs/ are written again.
+Every code block of the pages in PAGES names, in an HTML comment above it, how it is checked:
+`demo-output` and `curl-output` are compared with the running demo; `curl`, `requests`, `filter` and
+`python` are run; of `commands` every target, module and flag is looked up. The block `system` is
+run by the tests of training. With UPDATE_DOCS=1 (`make docs`) the outputs in README.md and the
+generated tables of docs/ are written again.
 """
 
 from __future__ import annotations
@@ -30,7 +30,10 @@ from service.telemetry.metrics import Metrics
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
-PAGES = (README, *(ROOT / "docs" / "how-to" / f"{name}.md" for name in ("train", "serve", "extend")))
+PAGES = (
+    README,
+    *(ROOT / "docs" / "how-to" / f"{name}.md" for name in ("train", "serve", "extend")),
+)
 CHECKS = {
     "demo",
     "demo-output",
