@@ -1,8 +1,8 @@
 """Replays held-out users over HTTP: is the served recall the one that was measured offline?
 
-`python -m loadtest.replay --held-out BUNDLE/held_out.jsonl` sends one request for each user, some at
-a time, and measures recall@k, ndcg@k, latency and errors. With `--compare` it also compares every
-user's rank with the one that `python -m training evaluate` wrote. It is a closed loop: its
+`python -m loadtest.replay --held-out BUNDLE/held_out.jsonl` sends one request for each user, a few
+at a time, and measures recall@k, ndcg@k, latency and errors. With `--compare` it also compares
+every user's rank with the one that `python -m training evaluate` wrote. It is a closed loop: its
 latencies are of a busy server, not of a request rate. Imports nothing of the service.
 """
 

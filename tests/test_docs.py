@@ -1,9 +1,9 @@
 """The documents are true: README blocks run, settings, metrics, targets and links are all there.
 
-Every code block of README.md names, in an HTML comment above it, how it is held to the truth:
-`demo-output` and `curl-output` against the running demo, `curl`, `requests`, `filter` and `python`
-by running them, `commands` by looking up every target, module and flag. With UPDATE_DOCS=1 (`make
-docs`) the outputs in README.md and the generated tables of docs/ are written anew.
+Every code block of README.md has an HTML comment above it that says how it is checked.
+`demo-output` and `curl-output` are compared with the running demo. `curl`, `requests`, `filter` and
+`python` are run. In `commands` every target, module and flag is looked up. With UPDATE_DOCS=1
+(`make docs`) the outputs in README.md and the generated tables of docs/ are written again.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ def answers_to(commands: str, url: str) -> list[dict[str, Any]]:
 
 
 def laid_out(answer: dict[str, Any]) -> str:
-    """JSON with one line for each field, and for each entry of a list of objects."""
+    """JSON with one line for each field and for each entry of a list of objects."""
     lines = []
     for key, value in answer.items():
         if isinstance(value, list) and value and isinstance(value[0], dict):
@@ -160,7 +160,7 @@ def laid_out(answer: dict[str, Any]) -> str:
 
 
 def differences(shown: Any, real: Any, where: str = "") -> list[str]:
-    """Where two JSON answers differ: in fields and types everywhere, in values unless volatile."""
+    """Where two JSON answers differ: in fields, types or values; volatile values may differ."""
     if isinstance(shown, dict) and isinstance(real, dict):
         found = [f"{where}.{key}: only one has it" for key in shown.keys() ^ real.keys()]
         for key in shown.keys() & real.keys():
@@ -227,7 +227,7 @@ def test_a_command_that_does_not_exist_is_noticed() -> None:
 
 
 def commands_in(text: str) -> list[str]:
-    """Commands of a shell block, one each: continued lines joined, `&&` split, comments dropped."""
+    """The commands of a shell block: joins continued lines, splits at `&&`, drops comments."""
     lines = text.replace("\\\n", " ").splitlines()
     lines = [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
     return [command for line in lines for command in line.split("&&")]
@@ -266,7 +266,7 @@ def complaints(command: str) -> list[str]:
 
 
 def compose_names() -> tuple[set[str], set[str]]:
-    """Services and profiles. Docker's own verbs and options are tried by tests/e2e."""
+    """Services and profiles. tests/e2e tries Docker's own verbs and options."""
     services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
     profiles = [name for service in services.values() for name in service.get("profiles", ())]
     return set(services), set(profiles)

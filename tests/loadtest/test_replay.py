@@ -1,4 +1,4 @@
-"""Replay: what it measures over HTTP is what the kernel gives, and it fails when it should."""
+"""Replay: it measures over HTTP what the kernel gives, and it fails when it should."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Runs whose files are damaged, lost or cut off, fits that diverge, folders that cannot be written.
 
-Each is a sentence, and the same command again is the cure.
+Each gives a sentence, and the same command run again repairs it.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ Damage = Callable[[Path], None]
 
 
 class Said(Console):
-    """A console that remembers what was said, and stops a run at a sentence as Ctrl-C does."""
+    """A console that keeps what was printed and can stop a run at a sentence, like Ctrl-C."""
 
     def __init__(self, stop_at: str | None = None) -> None:
         super().__init__(file=io.StringIO(), width=500)
@@ -159,7 +159,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run that nothing happened to."""
+    """A finished run without damage."""
     out = tmp_path_factory.mktemp("whole")
     run(load_config("tiny", QUICK), load_dataset(world), out, Console(quiet=True))
     return out
@@ -200,7 +200,7 @@ def test_whatever_file_of_a_run_is_lost_the_same_command_makes_it_again(
 def test_a_codebook_that_is_damaged_is_said_where_no_stage_is_made(
     name: str, damage: Damage, world: Path, whole: Path, tmp_path: Path
 ) -> None:
-    """`step-time` reads it, and makes nothing again."""
+    """`step-time` only reads it and makes nothing again."""
     shutil.copytree(whole / "codebook", tmp_path / "codebook")
     damage(tmp_path / "codebook" / name)
     with pytest.raises(DataError, match="are damaged, or made of other data"):
