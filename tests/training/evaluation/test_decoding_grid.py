@@ -56,7 +56,7 @@ def test_the_table_has_a_one_call_schedule_for_any_number_of_subspaces() -> None
 
 
 def hits_of(*found: int, shift: int = 0) -> np.ndarray:
-    """Hits of 1000 users: the first `number` of each point; the last point's are moved by `shift`."""
+    """Hits of 1000 users: the first `number` of each point, of the last point moved by `shift`."""
     hits = np.stack([np.arange(1000) < number for number in found])
     hits[-1] = np.roll(hits[-1], shift)
     return hits
