@@ -101,6 +101,9 @@ def forbidden_imports(module: Module) -> list[str]:
     return [name for name in module.imports() if not _may_import(module, name)]
 
 
+DRAWS = {"loadtest.sweeping.plot", "loadtest.sweeping.labels"}
+
+
 def _may_import(module: Module, name: str) -> bool:
     top = name.partition(".")[0]
     if top in ONLY_IN and module.inside("service") and not module.inside(*ONLY_IN[top]):
@@ -118,7 +121,7 @@ def _may_import(module: Module, name: str) -> bool:
             return _within_any(name, BENCH_MAY_IMPORT)
     elif _within(name, BENCH):
         return False
-    if (module.name, top) == ("loadtest.sweeping.plot", "matplotlib"):
+    if module.name in DRAWS and top == "matplotlib":
         return True
     return top not in {"service", "training"} | TRAINING_ONLY
 
@@ -279,6 +282,7 @@ def test_a_forbidden_import_is_found(name: str, source: str) -> None:
         ("loadtest.bench.synthetic", "from service.decoding import Catalogue"),
         ("loadtest.bench.flops", "def late():\n    import onnx"),
         ("loadtest.sweeping.plot", "from matplotlib.figure import Figure"),
+        ("loadtest.sweeping.labels", "from matplotlib.axes import Axes"),
     ],
 )
 def test_an_allowed_import_is_not(name: str, source: str) -> None:

@@ -188,7 +188,7 @@ def test_whatever_file_of_a_run_is_lost_the_same_command_makes_it_again(
         said = _run(world, out)
         assert f"{place} is " in said or "manifest.json" in said, place
         assert "the stage is made again" in said, place
-        anew = "the fit starts anew" in said
+        anew = "the fit starts again" in said
         assert anew == (place == "fit/checkpoint.pt"), place  # else from its checkpoint, at once
         assert files_of(out / "export") == graphs, place
         verify(out / "bundle")
@@ -234,7 +234,7 @@ def test_a_damaged_checkpoint_is_not_read(damage: Damage, tmp_path: Path) -> Non
     assert snapshot["weights"][3] == 3
     assert console.text == ""
     assert read_checkpoint(file, "another key", console) is None
-    assert "is of other inputs: the fit starts anew" in console.text
+    assert "was made from other inputs: the fit starts again" in console.text
     damage(file)
     console = Said()
     assert read_checkpoint(file, "k", console) is None
