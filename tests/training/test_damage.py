@@ -131,7 +131,7 @@ def test_a_record_that_cannot_be_read_is_made_again(damage: Damage, tmp_path: Pa
     damage(tmp_path / "codebook.json")
     said = _stage(tmp_path)
     assert "done before" not in said
-    assert damage is removed or "is damaged, or of another version" in said or damage is flipped
+    assert damage is removed or "is damaged, or from another version" in said or damage is flipped
     assert files_of(tmp_path / "codebook") == before
     assert "done before" in _stage(tmp_path)
 
