@@ -98,7 +98,7 @@ def test_only_ranks_of_the_same_setting_are_compared(
     ranks = write_ranks(tmp_path / "ranks.jsonl", kernel_ranks)
     arguments = ["--url", demo.url, "--held-out", str(held_out), "--users", "3"]
     assert replay.main([*arguments, "--compare", str(ranks), "--no-exclude-seen"]) == 1
-    assert "was measured with --exclude-seen" in capsys.readouterr().err
+    assert "were measured with --exclude-seen" in capsys.readouterr().err
 
     old = tmp_path / "old.jsonl"  # of before 034: nothing was left out, and no line said so
     old.write_text(
