@@ -1,8 +1,8 @@
 """Replays held-out users over HTTP: is the served recall the one that was measured offline?
 
-`python -m loadtest.replay --held-out BUNDLE/held_out.jsonl` sends one request for each user, some at
-a time, and measures recall@k, ndcg@k, latency and errors. With `--compare` it also compares every
-user's rank with the one that `python -m training evaluate` wrote. It is a closed loop: its
+`python -m loadtest.replay --held-out BUNDLE/held_out.jsonl` sends one request for each user, a few
+at a time, and measures recall@k, ndcg@k, latency and errors. With `--compare` it also compares
+every user's rank with the one that `python -m training evaluate` wrote. It is a closed loop: its
 latencies are of a busy server, not of a request rate. Imports nothing of the service.
 """
 
@@ -230,7 +230,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         exclude_seen = offline.exclude_seen if offline else True
     elif offline and offline.exclude_seen != exclude_seen:
         option = "--exclude-seen" if offline.exclude_seen else "--no-exclude-seen"
-        print(f"The ranks in {options.compare} are those of {option}: ask for it", file=sys.stderr)
+        print(
+            f"The ranks in {options.compare} were measured with {option}: add it", file=sys.stderr
+        )
         return 1
     parameters = {
         "k": options.k,
@@ -259,7 +261,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     answers = asyncio.run(run())
     figures = summarise(answers, options.k, time.perf_counter() - start)
     if any(outcome.startswith("401") for outcome in figures["outcomes"]):
-        print("The service wants one of its keys: set UNMASK_API_KEYS", file=sys.stderr)
+        print("The service requires one of its keys: set UNMASK_API_KEYS", file=sys.stderr)
     elif figures["errors"] == len(users):
         print(f"No answer from {options.url}: is the service running there?", file=sys.stderr)
     passed = figures["errors"] == 0
@@ -290,7 +292,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--url", default="http://127.0.0.1:8000")
     parser.add_argument("--held-out", type=Path, required=True, help="held_out.jsonl of a bundle")
-    parser.add_argument("--users", type=int, help="only the first so many; default: all")
+    parser.add_argument("--users", type=int, help="only the first USERS users; default: all")
     parser.add_argument("--k", type=int, default=10)
     parser.add_argument("--r-warm", type=int, help="default: the bundle's")
     parser.add_argument("--m-par", type=int, help="default: the bundle's")

@@ -89,8 +89,8 @@ async def stress(
     """All phases for one kind of request. rate: the capacity if it is known, else None."""
     lone = await asyncio.to_thread(lone_client, service.url, users, parameters)
     print(
-        f"alone: p50 {lone['p50_ms']:.2f} ms, of it decoding {lone['decode_p50_ms']:.2f} ms, "
-        f"everything else {lone['over_decode_p50_ms']:.2f} ms"
+        f"one client alone: p50 {lone['p50_ms']:.2f} ms, of which decoding takes "
+        f"{lone['decode_p50_ms']:.2f} ms and all else {lone['over_decode_p50_ms']:.2f} ms"
     )
     found = rate
     if found is None:
@@ -104,7 +104,9 @@ async def stress(
             on_probe=show_probe,
         )
         if not (found := capacity.rate):
-            raise SystemExit(f"no rate holds p99 within {slo_ms:.0f} ms: ask for a longer --slo-ms")
+            raise SystemExit(
+                f"at no rate is p99 within {slo_ms:.0f} ms: give a larger --slo-ms, or fewer beams"
+            )
     print(f"capacity: {found:.0f}/s with p99 within {slo_ms:.0f} ms")
     before, cpu = await counters(service.url), service.cpu_s
     load = await open_loop(service.url, users, multiple * found, seconds, parameters)
@@ -187,9 +189,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--probe-seconds", type=float, default=6, help="of each rate tried")
     parser.add_argument("--multiple", type=float, default=3, help="of the capacity")
     parser.add_argument("--soak-seconds", type=float, default=0, help="0 = no soak")
-    parser.add_argument("--rate", type=float, help="the capacity, where it is known")
+    parser.add_argument("--rate", type=float, help="the capacity, if it is known")
     parser.add_argument(
-        "--service-cores", type=_positive, help="default: half; with all the generator shares them"
+        "--service-cores", type=_positive, help="default: half; if all, the generator shares them"
     )
     parser.add_argument(
         "--setting",
@@ -245,7 +247,7 @@ def _setting(text: str) -> tuple[str, str]:
     if not separator:
         raise argparse.ArgumentTypeError(f"{text!r} is not name=value")
     if (name := name.lower()) in OWN_SETTINGS:
-        raise argparse.ArgumentTypeError(f"{name} is not to be set: this tool says it")
+        raise argparse.ArgumentTypeError(f"{name} cannot be given here: this tool sets it")
     return name, value
 
 

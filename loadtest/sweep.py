@@ -71,7 +71,7 @@ async def sweep(
             if not results.find(case=case.parameters, kind="rate", round=number):
                 found = await rate_of(service, users, case, results, setting, number)
                 if found["generator_cpu"] > BUSY_CPU_SHARE:
-                    progress.print(f"{case.name}: the generator was busy, not only the service")
+                    progress.print(f"{case.name}: the busy generator may have set the limit")
             progress.advance(bar)
 
 
@@ -240,7 +240,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m loadtest.sweep", description=__doc__)
     parser.add_argument("--bundle", type=Path, required=True, help="folder of the bundle")
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
-    parser.add_argument("--slo-ms", type=int, default=100, help="what p99 has to stay within")
+    parser.add_argument("--slo-ms", type=int, default=100, help="p99 must be at most this")
     parser.add_argument(
         "--schedules",
         type=_schedule,
@@ -252,7 +252,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rankings", nargs="+", default=["rows", "path"])
     parser.add_argument("--modes", nargs="+", default=["fixed", "auto"], choices=["fixed", "auto"])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--users", type=int, help="only the first so many; default: all")
+    parser.add_argument("--users", type=int, help="only the first USERS users; default: all")
     parser.add_argument("--k", type=int, default=10)
     parser.add_argument(
         "--stored-histories",

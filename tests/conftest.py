@@ -1,8 +1,8 @@
-"""What every test may use: real data sets, a free port, the running demo; and the rule about skips.
+"""Fixtures for all tests: real data sets, a free port, the running demo. And the rule about skips.
 
-A test that asks for `data_dir` is marked `data` and skipped aloud where there is no data. With
-REQUIRE_ALL_TESTS=1 (set by CI) a skipped test fails the run: a test that should have run must run.
-Tests marked `e2e` are deselected, unless --e2e asks for them.
+A test that uses `data_dir` is marked `data`. Without data it is skipped, with the reason. With
+REQUIRE_ALL_TESTS=1 (set by CI) a skipped test fails the run, so that no test is left out unnoticed.
+Tests marked `e2e` run only with --e2e.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def data_dir() -> Path:
 
 @dataclass(frozen=True)
 class Demo:
-    """The running demo: where it answers, and what it printed until then."""
+    """The running demo: its address, and what it printed before it was ready."""
 
     url: str
     output: str
@@ -45,7 +45,7 @@ class Demo:
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
-    """What `make demo` starts, on a free port and with histories of its own, until Ctrl-C."""
+    """What `make demo` starts, on a free port and with its own histories, ended by Ctrl-C."""
     port = find_free_port()
     folder = tmp_path_factory.mktemp("demo")
     environment = {**os.environ, "PORT": str(port), "UNMASK_HISTORY_DIR": str(folder / "history")}
@@ -94,7 +94,7 @@ def find_free_port() -> int:
 
 
 def pytest_configure() -> None:
-    """A shell's background jobs ignore Ctrl-C, and so would all that the tests start."""
+    """Background jobs of a shell ignore Ctrl-C. Processes started by the tests must not."""
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

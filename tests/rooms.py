@@ -1,9 +1,9 @@
-"""The plan of the house: rooms, floors, and the arrows between them, read off the imports.
+"""The plan of the house: rooms, floors and the arrows between them, read from the imports.
 
 A room is a folder of a package (of the kernel too: `service/decoding/search`), or a module at its
 root. `FLOORS` says what lies above what. An arrow goes from the room that imports to the one that
-is imported: never up, never past the `__init__` of another room. `make rooms` prints the plan, and
-tests hold the packages and the picture in docs/structure.md against it.
+is imported: never up, never past the `__init__` of another room. `make rooms` prints the plan.
+Tests compare the packages and the picture in docs/structure.md with it.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Plan:
 
     @property
     def rooms(self) -> list[str]:
-        """Root modules but the `__init__`, and folders of the first level."""
+        """Modules at the root, except the `__init__`, and folders of the first level."""
         top = [folder for folder in self.folders if "." not in folder]
         return sorted({*self.root_modules, *top} - {"__init__"})
 
@@ -156,7 +156,7 @@ def room_of(package: str, dotted: str) -> str | None:
 
 
 def plan_of(package: str) -> Plan:
-    """Read a package's plan off its files."""
+    """The plan of a package, read from its files."""
     base = ROOT / package.replace(".", "/")
     modules = {
         path: ".".join(path.relative_to(ROOT).with_suffix("").parts)
@@ -183,7 +183,7 @@ def plan_of(package: str) -> Plan:
 
 
 def too_much(plan: Plan) -> list[str]:
-    """Where a package is larger than a reader can hold in the head."""
+    """Where a package is too large for a reader to remember."""
     top = [folder for folder in plan.folders if "." not in folder]
     found = []
     if len(plan.root_modules) > MOST_ROOT_MODULES:
@@ -223,7 +223,7 @@ def picture(plan: Plan) -> str:
 
 
 def described(plan: Plan) -> Iterable[str]:
-    """A plan in lines, top floor first."""
+    """A plan as lines of text, top floor first."""
     top = [folder for folder in plan.folders if "." not in folder]
     yield (
         f"{plan.package}: {len(plan.root_modules)} modules at its root, {len(top)} folders, "

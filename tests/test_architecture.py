@@ -1,7 +1,7 @@
-"""The rules of the house, enforced: who may import whom, module size, names, docstrings, files.
+"""The rules of the house: imports, sizes of modules, names, docstrings, files.
 
-Every rule is a function from a source file (or path) to its violations, applied to the repository
-and, in the same test file, to a bad example: a rule that cannot fail guards nothing.
+Every rule is a function from a source file (or path) to its violations. It is applied to the
+repository and, in this file, to a bad example: a rule that cannot fail protects nothing.
 """
 
 from __future__ import annotations
@@ -101,6 +101,9 @@ def forbidden_imports(module: Module) -> list[str]:
     return [name for name in module.imports() if not _may_import(module, name)]
 
 
+DRAWS = {"loadtest.sweeping.plot", "loadtest.sweeping.labels"}
+
+
 def _may_import(module: Module, name: str) -> bool:
     top = name.partition(".")[0]
     if top in ONLY_IN and module.inside("service") and not module.inside(*ONLY_IN[top]):
@@ -118,7 +121,7 @@ def _may_import(module: Module, name: str) -> bool:
             return _within_any(name, BENCH_MAY_IMPORT)
     elif _within(name, BENCH):
         return False
-    if (module.name, top) == ("loadtest.sweeping.plot", "matplotlib"):
+    if module.name in DRAWS and top == "matplotlib":
         return True
     return top not in {"service", "training"} | TRAINING_ONLY
 
@@ -133,7 +136,7 @@ def undocumented(module: Module) -> list[str]:
 
 
 def unwanted_name(path: PurePosixPath) -> list[str]:
-    """A drawer instead of an idea, or a kind of file that does not belong in a repository."""
+    """A name that says nothing, such as utils, or a kind of file that does not belong here."""
     drawers = [part for part in path.parts if PurePosixPath(part).stem.lower() in DRAWERS]
     return drawers + [path.suffix] * (path.suffix in UNWANTED_SUFFIXES)
 
@@ -209,7 +212,7 @@ def test_committed_files_are_small() -> None:
 
 @pytest.mark.parametrize("entry", ["service.http.app", "service.__main__", "service.demo"])
 def test_the_server_loads_nothing_that_trains(entry: str) -> None:
-    """What is imported at run time, through all libraries, not only what our files say."""
+    """Everything that is imported at run time, also by libraries, not only by our files."""
     program = f"import sys, {entry}; print(*{{name.partition('.')[0] for name in sys.modules}})"
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, check=True, text=True
@@ -279,6 +282,7 @@ def test_a_forbidden_import_is_found(name: str, source: str) -> None:
         ("loadtest.bench.synthetic", "from service.decoding import Catalogue"),
         ("loadtest.bench.flops", "def late():\n    import onnx"),
         ("loadtest.sweeping.plot", "from matplotlib.figure import Figure"),
+        ("loadtest.sweeping.labels", "from matplotlib.axes import Axes"),
     ],
 )
 def test_an_allowed_import_is_not(name: str, source: str) -> None:
@@ -299,7 +303,7 @@ def test_other_violations_are_found() -> None:
     "package", ["service.decoding.network.onnx_denoiser", "training.bundling.quantise"]
 )
 def test_onnx_runtime_reports_to_nobody(package: str) -> None:
-    """It decides as it is imported; an operator who wants it otherwise says so."""
+    """It decides this when it is imported. An operator may set it otherwise."""
     program = f"""
 import importlib.abc, os, sys
 class Watch(importlib.abc.MetaPathFinder):

@@ -23,7 +23,7 @@ NO_TESTS = int(pytest.ExitCode.NO_TESTS_COLLECTED)
 
 
 def run_pytest(folder: Path, test_file: str, *options: str, **env: str) -> tuple[int, str]:
-    """Run one test file beside our conftest.py in a process of its own: exit code, output."""
+    """Run one test file with our conftest.py in its own process; returns exit code and output."""
     shutil.copy(Path(__file__).with_name("conftest.py"), folder)
     (folder / "pytest.ini").write_text(
         "[pytest]\nmarkers =\n    data: real data\n    e2e: Docker\n"

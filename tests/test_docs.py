@@ -179,7 +179,7 @@ def answers_to(commands: str, url: str) -> list[dict[str, Any]]:
 
 
 def laid_out(answer: dict[str, Any]) -> str:
-    """JSON with one line for each field, and for each entry of a list of objects."""
+    """JSON with one line for each field and for each entry of a list of objects."""
     lines = []
     for key, value in answer.items():
         if isinstance(value, list) and value and isinstance(value[0], dict):
@@ -191,7 +191,7 @@ def laid_out(answer: dict[str, Any]) -> str:
 
 
 def differences(shown: Any, real: Any, where: str = "") -> list[str]:
-    """Where two JSON answers differ: in fields and types everywhere, in values unless volatile."""
+    """Where two JSON answers differ: in fields, types or values; volatile values may differ."""
     if isinstance(shown, dict) and isinstance(real, dict):
         found = [f"{where}.{key}: only one has it" for key in shown.keys() ^ real.keys()]
         for key in shown.keys() & real.keys():
@@ -258,7 +258,7 @@ def test_a_command_that_does_not_exist_is_noticed() -> None:
 
 
 def commands_in(text: str) -> list[str]:
-    """Commands of a shell block, one each: continued lines joined, `&&` split, comments dropped."""
+    """The commands of a shell block: joins continued lines, splits at `&&`, drops comments."""
     lines = text.replace("\\\n", " ").splitlines()
     lines = [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
     return [command for line in lines for command in line.split("&&")]
@@ -297,7 +297,7 @@ def complaints(command: str) -> list[str]:
 
 
 def compose_names() -> tuple[set[str], set[str]]:
-    """Services and profiles. Docker's own verbs and options are tried by tests/e2e."""
+    """Services and profiles. tests/e2e tries Docker's own verbs and options."""
     services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
     profiles = [name for service in services.values() for name in service.get("profiles", ())]
     return set(services), set(profiles)

@@ -1,4 +1,4 @@
-"""The Makefile: what it lists, what it refuses, and that it installs once."""
+"""The Makefile: what it lists, what it refuses, and that it installs only once."""
 
 from __future__ import annotations
 

@@ -28,12 +28,12 @@ def read_checkpoint(checkpoint: Path, key: str, console: Console) -> dict[str, A
             snapshot: dict[str, Any] = torch.load(checkpoint, weights_only=True)
             if snapshot.get("key") == key:
                 return snapshot
-            console.print(f"{checkpoint.name} is of other inputs: the fit starts anew")
+            console.print(f"{checkpoint.name} was made from other inputs: the fit starts again")
             return None
     except Exception:  # torch raises many kinds of errors for damaged files
         pass
     size = f"{checkpoint.stat().st_size:,} bytes" if checkpoint.is_file() else "a folder"
-    console.print(f"{checkpoint} is damaged ({size}): the fit starts anew", markup=False)
+    console.print(f"{checkpoint} is damaged ({size}): the fit starts again", markup=False)
     return None
 
 
@@ -48,4 +48,4 @@ def write_checkpoint(checkpoint: Path, snapshot: dict[str, Any]) -> None:
         temporary.unlink(missing_ok=True)  # its remains may fill the disk
         if isinstance(error, OSError):
             raise
-        raise OSError(f"{checkpoint} could not be written whole: is the disk full?") from error
+        raise OSError(f"{checkpoint} could not be written: is the disk full?") from error

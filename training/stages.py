@@ -36,11 +36,12 @@ def work_stage(
     if record is None:
         if record_file.exists():
             console.print(
-                _again(name, f"{record_file.name} is damaged, or of another version"), markup=False
+                _again(name, f"{record_file.name} is damaged, or from another version"),
+                markup=False,
             )
     elif record["key"] != key:
         console.print(
-            _again(name, "it was made of other data or settings, or by another version"),
+            _again(name, "it was made from other data or settings, or by another version"),
             markup=False,
         )
     elif (damage := damage_of(name, folder, record)) is not None:

@@ -1,8 +1,8 @@
 """The Grafana dashboards, in one place: `python -m deploy.monitoring.dashboards` writes their JSON.
 
-A panel is a title, what it tells, a unit and its queries; everything else of Grafana's model is the
-same for all of them and is said once, at the end. Queries name metrics of docs/reference/metrics.md
-and rules/recording.yml; tests run each of them against a real Prometheus. Not loaded in a real
+A panel has a title, a description, a unit and queries. The rest of Grafana's model is the same for
+all panels and is at the end of this file. Queries use metrics of docs/reference/metrics.md and
+rules/recording.yml. Tests run every query in a real Prometheus. No test loads them into a real
 Grafana.
 """
 
@@ -29,10 +29,12 @@ INSTANCE = 'instance=~"$instance"'
 
 @dataclass(frozen=True)
 class Panel:
-    """unit: Grafana's name of it; queries: PromQL by legend, whose {{label}} is filled in.
+    """A panel of a dashboard.
 
-    lines, or stacked lines; a number, red above 0 if that `must_be_zero`, or the name of what is
-    there; a heatmap of histogram buckets
+    unit:    as Grafana calls it
+    queries: PromQL by legend; a {{label}} in the legend is filled in
+    kind:    lines, stacked lines, a number (red above 0 if `must_be_zero`), the name of a series,
+             or a heatmap of histogram buckets
     """
 
     title: str
@@ -51,13 +53,13 @@ class Panel:
 
 @dataclass(frozen=True)
 class Board:
-    """A dashboard; panels are laid out from left to right, rows by hand so that they fill up."""
+    """A dashboard. Panels of a row stand from left to right; their widths should fill the row."""
 
     uid: str
     title: str
     description: str
     rows: Sequence[Sequence[Panel]]
-    has_bundles: bool = False  # whether one may choose bundles and types of events
+    has_bundles: bool = False  # whether the reader may choose bundles and types of events
 
     @property
     def panels(self) -> list[Panel]:
@@ -65,12 +67,12 @@ class Board:
 
 
 def rate(metric: str, *by: str, where: str = "") -> str:
-    """A counter's increase a second, over the replicas chosen."""
+    """A counter's increase for each second, summed over the chosen replicas."""
     return f"sum{_by(by)} (rate({metric}{{{_where(where)}}}[$__rate_interval]))"
 
 
 def grown(metric: str, over: str, *by: str, where: str = "") -> str:
-    """A counter's increase over a time."""
+    """A counter's increase over a span of time."""
     return f"sum{_by(by)} (increase({metric}{{{_where(where)}}}[{over}]))"
 
 
@@ -79,13 +81,13 @@ def share(part: str, whole: str) -> str:
 
 
 def mean(histogram: str, *by: str, where: str = "") -> str:
-    """Of what a histogram counted lately."""
+    """The mean of what a histogram counted lately."""
     total, count = (rate(f"{histogram}_{end}", *by, where=where) for end in ("sum", "count"))
     return share(total, count)
 
 
 def quantile(q: float, histogram: str, *by: str, where: str = "") -> str:
-    """Of what a histogram counted lately; exact only at its buckets."""
+    """A quantile of what a histogram counted lately; exact only at bucket bounds."""
     return f"histogram_quantile({q}, {rate(f'{histogram}_bucket', *by, 'le', where=where)})"
 
 
@@ -435,7 +437,7 @@ DECODING = Board(
 )
 
 EVENT = 'event_type=~"$event_type"'
-LIKED = f'{EVENT}, event_type!="impression"'  # that something was shown is no hit
+LIKED = f'{EVENT}, event_type!="impression"'  # an impression is not a hit
 OF_BUNDLE = 'bundle=~"$bundle"'
 SHOWN = "unmask_recommendations_total"
 HITS = "unmask_hit_recommendations_total"
@@ -807,7 +809,7 @@ SOURCE = dashboard.DataSourceRef(type_val="prometheus", uid="${datasource}")
 
 
 def json_of(board: Board) -> str:
-    """The dashboard as Grafana reads it."""
+    """The dashboard in Grafana's own model."""
     made = (
         builders.Dashboard(board.title)
         .uid(board.uid)

@@ -1,9 +1,9 @@
-"""Draw the dashboards' queries from a running Prometheus, where there is no Grafana to look at.
+"""Draw the dashboards' queries from a running Prometheus, without Grafana.
 
     python -m deploy.monitoring.draw --prometheus http://127.0.0.1:9090 --minutes 60 --out now.png
 
-Reads the committed dashboards and asks Prometheus what Grafana would ask. The picture is
-matplotlib's and says so. It needs the extra `train`, for matplotlib.
+Reads the committed dashboards and sends Prometheus the queries that Grafana would send. The picture
+is drawn by matplotlib and says so. It needs the extra `train`, for matplotlib.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ NUM_STEPS = 240
 
 @dataclass(frozen=True)
 class Mark:
-    """Something that happened, from `start` to `end`, in seconds since the epoch."""
+    """An event to mark, from `start` to `end`, in seconds since the epoch."""
 
     start: float
     end: float
@@ -62,7 +62,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Span:
-    """The time that is drawn, in seconds since the epoch, and the window of `rate`."""
+    """The time to draw, in seconds since the epoch, and the window of `rate`."""
 
     start: float
     end: float
@@ -78,7 +78,7 @@ class Span:
 
 
 def draw(source: Prometheus, span: Span, out: Path, title: str, marks: Sequence[Mark] = ()) -> None:
-    """The panels of SHOWN in one picture."""
+    """Draw the panels of SHOWN into one picture."""
     panels = {
         (board.removeprefix("Unmask / "), panel): list(queries)
         for (board, panel), queries in groupby(
@@ -147,7 +147,7 @@ def _panel(axes: Axes, queries: Sequence[Query], source: Prometheus, span: Span)
 def _series(
     queries: Sequence[Query], source: Prometheus, span: Span
 ) -> tuple[list[str], np.ndarray]:
-    """Names, and (series, times) values, NaN where there is none."""
+    """Names of the series, and their values: (series, times) float64, NaN for a missing value."""
     names, rows = [], []
     for query in queries:
         found = source.query_range(query.filled(span.window), span.start, span.end, span.step)
@@ -164,7 +164,7 @@ def _series(
 
 
 def _heatmap(axes: Axes, bounds: Sequence[str], rows: np.ndarray, span: Span) -> None:
-    """Rows are cumulative counts by upper bound."""
+    """Draw a heatmap. rows: (bounds, times) cumulative counts by upper bound."""
     order = np.argsort([float(bound.replace("+Inf", "inf")) for bound in bounds])
     counts = np.diff(np.nan_to_num(rows[order]), axis=0, prepend=0)
     counts[counts <= 0] = np.nan

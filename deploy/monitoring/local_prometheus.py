@@ -1,7 +1,7 @@
-"""A real Prometheus on this machine beside a service, with the rules of this folder.
+"""Runs a real Prometheus on this machine, with the rules of this folder, for a running service.
 
-For tests and rehearsals, which have seconds where production has days: scrapes and rules run every
-second or so. Binds 127.0.0.1 and keeps its data in the folder it is given.
+It is for tests and rehearsals, which last seconds or minutes: scrapes and rules run about every
+second. It binds 127.0.0.1 and keeps its data in the given folder.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ READY_WITHIN_S = 30.0
 
 @dataclass(frozen=True)
 class Prometheus:
-    """A running one."""
+    """A running Prometheus at `url`."""
 
     url: str
 
@@ -37,19 +37,19 @@ class Prometheus:
         return found
 
     def value(self, expr: str) -> float:
-        """Of an expression that is one series; NaN when there is none."""
+        """The value of an expression that gives one series; NaN if it does not."""
         found = self.query(expr)
         return float(found[0]["value"][1]) if len(found) == 1 else float("nan")
 
     def query_range(self, expr: str, start: float, end: float, step: float) -> list[dict[str, Any]]:
-        """The series of an expression over a time, each with `metric` and `values`."""
+        """The series of an expression from `start` to `end`, each with `metric` and `values`."""
         found: list[dict[str, Any]] = self.get(
             "query_range", query=expr, start=start, end=end, step=step
         )["result"]
         return found
 
     def get(self, path: str, **parameters: object) -> Any:
-        """`data` of an answer of its HTTP API."""
+        """The field `data` of an answer of its HTTP API."""
         query = urllib.parse.urlencode(parameters)
         with urllib.request.urlopen(f"{self.url}/api/v1/{path}?{query}", timeout=30) as answer:
             return json.load(answer)["data"]
@@ -57,10 +57,13 @@ class Prometheus:
 
 @contextlib.contextmanager
 def prometheus(folder: Path, target: str, *, interval_s: int = 1) -> Iterator[Prometheus]:
-    """Scrape a `host:port` while the block runs, and work out the rules as often."""
+    """Run Prometheus while the block runs: it scrapes `target`, a `host:port`, every `interval_s`.
+
+    Rules are evaluated as often. Raises RuntimeError if Prometheus does not start.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for path in RULES.glob("*.yml"):
-        rules = re.sub(r"(?m)^    interval: .*\n", "", path.read_text())  # as often as all others
+        rules = re.sub(r"(?m)^    interval: .*\n", "", path.read_text())  # all alike
         (folder / path.name).write_text(rules)
     (folder / "prometheus.yml").write_text(
         f"global: {{scrape_interval: {interval_s}s, evaluation_interval: {interval_s}s}}\n"
@@ -95,7 +98,7 @@ def prometheus(folder: Path, target: str, *, interval_s: int = 1) -> Iterator[Pr
 
 
 def _is_up(running: Prometheus) -> bool:
-    """Whether it answers and has scraped its target."""
+    """Whether Prometheus answers and has scraped its target."""
     with contextlib.suppress(OSError):
         return running.value("up") == 1
     return False

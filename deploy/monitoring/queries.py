@@ -1,6 +1,6 @@
 """The queries of the committed dashboards, with Grafana's variables filled in for Prometheus.
 
-Reads the JSON that ships, not the module that wrote it.
+Reads the JSON files that ship, not the module that wrote them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ LEGEND = re.compile(r"\{\{(\w+)\}\}")
 
 @dataclass(frozen=True)
 class Query:
-    """One query of a panel; kind: Grafana's name of the panel's type."""
+    """One query of a panel. kind: the type of the panel as Grafana calls it."""
 
     board: str
     panel: str
@@ -29,19 +29,19 @@ class Query:
     expr: str
 
     def filled(self, window: str) -> str:
-        """For all replicas, bundles and events. window: what `rate` looks back over, like 30s"""
+        """The query for all replicas, bundles and events. window: of `rate`, such as 30s"""
         expr = self.expr.replace("$__rate_interval", window)
         expr = re.sub(r'=~"\$(instance|bundle|event_type)"', '=~".*"', expr)
         assert "$" not in expr, f"{self.panel}: a variable that nobody fills in: {expr}"
         return expr
 
     def name_of(self, labels: Mapping[str, str]) -> str:
-        """What a series is called."""
+        """The name of a series, from its labels."""
         return LEGEND.sub(lambda found: labels.get(found[1], ""), self.legend)
 
 
 def dashboard_queries() -> list[Query]:
-    """Of all committed dashboards, in their order on the page."""
+    """The queries of all committed dashboards, in their order on the page."""
     return [
         Query(
             board["title"],

@@ -1,10 +1,10 @@
-"""A rehearsal: four minutes of load with a burst, a store that hangs and a swap of bundles, drawn.
+"""A rehearsal: four minutes of load with a burst, a store that hangs and a swap of bundles.
 
     python -m deploy.monitoring.rehearsal --bundle models_store/demo/<version> --out dashboards.png
 
-Starts a Valkey, the service with the bundle twice over (so that there is something to swap to), and
-a Prometheus; replays the bundle's held-out users, who view what they really took next. The
-pictures are those of `draw`. It needs the extras `train` and `loadtest` and Debian's `prometheus`.
+Starts a Valkey, a Prometheus and the service with two versions of the bundle, so that it can swap.
+Replays the bundle's held-out users, who view the item that really came next. `draw` draws the
+result. It needs the extras `train` and `loadtest` and Debian's `prometheus`.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ m_par = 2
 
 @dataclass
 class Rehearsal:
-    """Clients of one service; what happens to it is written down in `marks`."""
+    """Clients of one service; `marks` records what happens to it."""
 
     url: str
     users: list[HeldOutUser]
@@ -60,7 +60,7 @@ class Rehearsal:
     drawn: random.Random = field(default_factory=lambda: random.Random(7))
 
     async def load(self) -> None:
-        """Ask at the rate, whatever the answers are, until cancelled."""
+        """Send requests at the rate, whatever the answers are, until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             due = time.perf_counter()
             while True:
@@ -69,7 +69,7 @@ class Rehearsal:
                 tasks.create_task(self.visit(self.drawn.choice(self.users)))
 
     async def visit(self, user: HeldOutUser) -> None:
-        """Ask for a user; tell what was shown, and view what the user took next if it is there."""
+        """Ask for a user, post what was shown, and post a view of the target if it was shown."""
         with contextlib.suppress(aiohttp.ClientError, TimeoutError, KeyError):
             asked = {"user_id": user.user_id, "k": 10, "exclude_seen": False}
             answer = await self.post("/recommend", asked)
@@ -92,7 +92,7 @@ class Rehearsal:
             return found
 
     async def seed(self) -> None:
-        """The users' histories, oldest to newest."""
+        """Post the users' histories, oldest to newest."""
         for user in self.users:
             for body in user.event_bodies():
                 await self.post("/events", body)
@@ -105,7 +105,7 @@ class Rehearsal:
 
 
 async def rehearse(url: str, users: list[HeldOutUser], store_pid: int, other: str) -> list[Mark]:
-    """Everything that happens, in its order."""
+    """Run everything in order; returns what happened when."""
     timeout = aiohttp.ClientTimeout(total=10)
     connector = aiohttp.TCPConnector(limit=500)
     async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
@@ -138,7 +138,7 @@ async def rehearse(url: str, users: list[HeldOutUser], store_pid: int, other: st
 
 @contextlib.contextmanager
 def running_store(folder: Path) -> Iterator[tuple[str, int]]:
-    """A Valkey: its URL and its process id."""
+    """Run a Valkey; gives its URL and process id."""
     server = ValkeyServer(config={"pidfile": f"{folder}/valkey.pid"}, data_dir=str(folder))
     with server:
         pid = int((folder / "valkey.pid").read_text())
@@ -149,7 +149,7 @@ def running_store(folder: Path) -> Iterator[tuple[str, int]]:
 
 
 def two_versions(bundle: Path, folder: Path) -> tuple[str, str]:
-    """The bundle as `name@a` and `name@b` of a store; what they are called."""
+    """Write the bundle into a store as `name@a` and `name@b`; returns these two names."""
     refs = []
     for version in "ab":
         manifest = verify(bundle).model_copy(update={"version": version})

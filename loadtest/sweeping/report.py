@@ -66,18 +66,19 @@ def _document(
     lines = [
         f"# Requests a second against recall: {setting.bundle}",
         "",
-        f"`python -m loadtest.sweep`; {setting.machine}, {setting.service_cores} of them the "
-        f"service's with its store, the others the generator's. {setting.users} held-out users, "
+        f"`python -m loadtest.sweep` on {setting.machine}: {setting.service_cores} for the service "
+        f"and its store, the others for the load generator. {setting.users} held-out users, "
         f"histories in the {'store' if setting.stored_histories else 'requests'}, "
         f"{'seen items excluded' if setting.exclude_seen else 'nothing excluded'}, "
-        f"encoder cache off, k = {setting.k}. *Requests a second* is "
-        f"the highest rate of an open loop at which p99 is within {setting.slo_ms} ms and at "
-        "most 0.1 % get no answer: median and range of "
-        f"{max((len(one.rounds) for one in ordered), default=0)} rounds in which all cases take "
-        "turns; latencies and busy cores are those at that rate, its store's cores with the "
-        "service's. Recall differences are paired by user, ± one standard error; `auto`'s recall "
-        "is that at its rate, its difference that of the users who came up there. **Bold**: no "
-        "other case is better in both.",
+        f"encoder cache off, k = {setting.k}.",
+        "",
+        "*Requests a second* is the highest rate of an open loop at which p99 is within "
+        f"{setting.slo_ms} ms and at most 0.1 % of the requests get no answer. It is the median "
+        f"and range of {max((len(one.rounds) for one in ordered), default=0)} rounds, in which all "
+        "cases take turns. Latencies and busy cores are those at that rate; the service's cores "
+        "include its store. Recall differences are paired by user, ± one standard error. The "
+        "recall of `auto` is that at its rate, and its difference is over the users who were asked "
+        "for then. **Bold**: no other case is better in both.",
         "",
         "| schedule | ranking | beams | denoiser calls | recall@k | against the paper's | "
         "requests a second | x the paper's | p50, p99 ms | service, generator cores |",
@@ -105,9 +106,10 @@ def _document(
             "",
             "![requests a second against recall](sweep.svg)",
             "",
-            "On the right everything is relative to the schedule (4, 2), ours by path with 50 "
-            "beams and MDGR's as published (Table 3: industry data, hardware unsaid): the trend "
-            "compares, the absolutes do not.",
+            "Left: every point has its schedule beside it. Right: only the cases with the most "
+            "beams have; the figures are relative to the schedule (4, 2), ours by path with 50 "
+            "beams and MDGR's as published (Table 3: industry data, hardware not named). Compare "
+            "the trends, not the absolute values.",
         ]
     return "\n".join(lines) + "\n"
 
@@ -115,7 +117,7 @@ def _document(
 def _further_calls(ordered: Sequence[Measured]) -> list[str]:
     """What more denoiser calls gain and cost, for each ranking and beam width."""
     lines = [
-        "What further denoiser calls buy and cost, from one row to the next of the same ranking "
+        "What more denoiser calls gain and cost, from one row to the next with the same ranking "
         "and beam width:",
         "",
         "| ranking | beams | from | to | calls more | recall@k | requests a second |",

@@ -70,7 +70,7 @@ class Measured:
 
     @cached_property
     def hits(self) -> NDArray[np.float64]:
-        """(num_users,) float64: 1.0 if the answer holds the target; a share of answers for `auto`."""
+        """(num_users,) float64: 1.0 if the answer holds the target; for `auto` a share."""
         if self.case.is_auto and self.typical("recall") is not None:
             return self._hits_at_rate()
         return np.array([rank is not None for rank in self.recall_line["ranks"]], dtype=np.float64)

@@ -9,6 +9,6 @@ import pytest
 
 @pytest.fixture(scope="session")
 def prometheus_package() -> None:
-    """Skipped aloud without it; CI installs it and allows no skip."""
+    """Tests are skipped with the reason without it; CI installs it and allows no skip."""
     if not (shutil.which("prometheus") and shutil.which("promtool")):
         pytest.skip("install prometheus, which brings promtool (Debian: the package prometheus)")

@@ -1,4 +1,4 @@
-"""Which metrics a PromQL expression reads, and which there are."""
+"""Which metrics a PromQL expression reads, and which metrics exist."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OF_OTHERS = re.compile(r"up|haproxy_\w+")
 
 
 def metrics_of(expr: str) -> set[str]:
-    """Every identifier where a metric can be: no function, label or keyword."""
+    """Every identifier that may be a metric: not a function, a label or a keyword."""
     bare = re.sub(r'"(\\.|[^"\\])*"', '""', expr)
     bare = re.sub(r"\b(by|without|on|ignoring|group_left|group_right)\s*\([^)]*\)", " ", bare)
     bare = re.sub(r"\{[^}]*\}|\[[^\]]*\]", " ", bare)
@@ -44,6 +44,6 @@ def exposed() -> set[str]:
 
 
 def unknown(exprs: Iterable[str], recorded: set[str]) -> set[str]:
-    """Metrics of these expressions that nobody makes."""
+    """Metrics of these expressions that nothing exposes."""
     read = set().union(*map(metrics_of, exprs))
     return {name for name in read - exposed() - recorded if not OF_OTHERS.fullmatch(name)}

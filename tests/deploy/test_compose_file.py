@@ -25,7 +25,7 @@ def test_what_is_mounted_from_here_is_here() -> None:
 
 
 def test_the_load_test_replays_users_of_the_demo_that_ships() -> None:
-    """Its path has the demo's version in it, which a new demo changes."""
+    """The path contains the demo's version, which a new demo changes."""
     [path] = re.findall(
         r"/srv/(models_store/\S+/held_out\.jsonl)", COMPOSE["services"]["loadtest"]["command"]
     )

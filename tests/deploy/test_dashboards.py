@@ -1,4 +1,4 @@
-"""The committed dashboards are what their module makes; Prometheus takes every query of them."""
+"""The committed dashboards are what their module makes; Prometheus accepts all their queries."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_no_other_file_is_provisioned() -> None:
 
 @each_board
 def test_grafanas_model_knows_every_key(board: Board) -> None:
-    """Its own classes read the file and write the same."""
+    """Grafana's own classes read the file and write the same."""
     read = json.loads((FOLDER / f"{board.uid}.json").read_text())
     assert json.loads(json.dumps(Dashboard.from_json(read), cls=JSONEncoder)) == read
 
@@ -62,7 +62,7 @@ def test_panels_say_what_they_show_and_lie_side_by_side(board: Board) -> None:
 
 @pytest.mark.usefixtures("prometheus_package")
 def test_prometheus_takes_every_query(tmp_path: Path) -> None:
-    """Each as a recording rule, which is how promtool checks an expression."""
+    """Each query is checked as a recording rule, because promtool checks expressions there."""
     queries = dashboard_queries()
     assert len(queries) > 60
     rules = [

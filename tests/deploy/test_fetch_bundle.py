@@ -26,7 +26,7 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[tuple[Path, str]]:
-    """A folder, and the address under which it is served."""
+    """A folder, and the HTTP address that serves it."""
     folder = tmp_path / "served"
     folder.mkdir()
     handler = partial(Quiet, directory=str(folder))
@@ -48,7 +48,7 @@ def fetch(url: str, sha256: str, folder: Path) -> subprocess.CompletedProcess[st
 
 
 def packed(path: Path, *members: tuple[str, Path]) -> str:
-    """A .tar.gz of files under these names; its SHA-256."""
+    """Write a .tar.gz of files with these names; returns its SHA-256."""
     with tarfile.open(path, "w:gz") as tar:
         for name, source in members:
             tar.add(source, name)

@@ -1,6 +1,6 @@
-"""The Helm chart, rendered by a real helm: valid for Kubernetes, and fit for the service.
+"""The Helm chart, rendered by a real helm: it is valid for Kubernetes and right for the service.
 
-No cluster: nothing here shows that a pod starts.
+There is no cluster: these tests do not show that a pod starts.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ each_values = pytest.mark.parametrize("name", VALUES)
 
 @pytest.fixture(scope="session")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """From PATH, else out of the package that `make install` brings for this. Skipped aloud."""
+    """From PATH, else from the package that `make install` installs for this. Else skipped."""
     if found := shutil.which("helm"):
         return Path(found)
     try:
@@ -162,7 +162,7 @@ Render = Callable[[str], dict[str, Values]]
 
 @pytest.fixture(scope="session")
 def rendered(helm: Helm) -> Render:
-    """The documents of a set of values, by kind: there is one of each."""
+    """The documents of a set of values, by kind; each kind comes once."""
 
     @cache
     def render(name: str) -> dict[str, Values]:
@@ -200,7 +200,7 @@ def test_lint_finds_nothing(helm: Helm, file: str) -> None:
 
 
 def test_kubernetes_knows_every_field(rendered: Render, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A field that is not in the schema is an error. Schemas are read once each: they are big."""
+    """A field that is not in the schema is an error. Each schema is read once: they are large."""
     contents = kubernetes_validate.utils.schema_contents
     monkeypatch.setattr(kubernetes_validate.utils, "schema_contents", cache(contents))
     documents = {
@@ -257,7 +257,7 @@ def test_everything_selects_the_same_pods(rendered: Render, name: str) -> None:
 
 @each_values
 def test_the_settings_exist_and_are_taken(rendered: Render, name: str) -> None:
-    """Every variable with its value as the pod has it, through the service's own model."""
+    """The service's own model reads every variable with the value that the pod has."""
     env = env_of(rendered(name))
     ours = {variable: value for variable, value in env.items() if variable.startswith(PREFIX)}
     fields = {variable.removeprefix(PREFIX).lower(): value for variable, value in ours.items()}
@@ -276,7 +276,7 @@ def test_the_settings_exist_and_are_taken(rendered: Render, name: str) -> None:
 
 
 def test_the_service_is_given_no_variables_of_other_services(rendered: Render) -> None:
-    """A Service named unmask would be UNMASK_PORT=tcp://... in its own pods."""
+    """A Service named unmask would set UNMASK_PORT=tcp://... in its own pods."""
     assert pod_of(rendered("cpu"))["enableServiceLinks"] is False
 
 
@@ -285,7 +285,7 @@ def values_schema() -> Values:
 
 
 def setting_schemas() -> Values:
-    """What values.schema.json has to say of `settings`: the service's own types and bounds."""
+    """What values.schema.json must say about `settings`: the service's own types and bounds."""
     found = {}
     for field, schema in Settings.model_json_schema()["properties"].items():
         schema |= next((one for one in schema.pop("anyOf", ()) if one["type"] != "null"), {})
@@ -332,7 +332,7 @@ def test_secrets_are_references(rendered: Render, name: str) -> None:
 
 @cache
 def routes() -> set[str]:
-    """As the application itself says."""
+    """The routes that the application itself declares."""
 
     async def ask() -> httpx.Response:
         app = create_app(Lifecycle(Settings(), Metrics()))
@@ -387,7 +387,7 @@ def test_the_drain_fits_into_the_grace_period(rendered: Render, name: str) -> No
 
 
 def test_a_drain_left_to_the_service_fits_too(helm: Helm) -> None:
-    """Without the settings in the values the chart counts with the service's defaults."""
+    """Without these settings in the values, the chart uses the service's defaults."""
     unset = {"UNMASK_DRAIN_DELAY_S": None, "UNMASK_SHUTDOWN_TIMEOUT_S": None}
     documents = {one["kind"]: one for one in helm.documents({"settings": unset})}
     assert not unset.keys() & env_of(documents).keys()
@@ -500,7 +500,7 @@ def test_the_ways_out_are_those_named(rendered: Render) -> None:
 
 
 def test_the_rules_are_links_to_those_of_monitoring() -> None:
-    """So that there is no second copy. A new file there needs a link here."""
+    """So there is no second copy. A new file of rules needs a link in the chart."""
     links = {path.name: path for path in (CHART / "rules").iterdir()}
     assert set(links) == {path.name for path in RULES.glob("*.yml")} != set()
     assert all(path.is_symlink() for path in links.values())
@@ -559,7 +559,7 @@ def test_the_autoscaler_reads_a_metric_that_exists(rendered: Render) -> None:
 
 @pytest.mark.usefixtures("prometheus_package")
 def test_prometheus_takes_the_adapters_query(tmp_path: Path) -> None:
-    """With its placeholders filled as the adapter fills them."""
+    """The placeholders are filled in as the adapter does it."""
     [rule] = yaml.safe_load(ADAPTER.read_text())["rules"]["custom"]
     labels = set(rule["resources"]["overrides"])
     filled = (
@@ -618,7 +618,7 @@ def readme_commands() -> list[list[str]]:
 
 @pytest.mark.parametrize("words", readme_commands(), ids=" ".join)
 def test_the_commands_of_the_readme_are_understood(helm: Helm, words: list[str]) -> None:
-    """Their flags by helm, their values by the chart; the reader's own file is not there."""
+    """Helm knows their flags, the chart their values. The reader's own file does not exist."""
     _, verb, release, chart, *arguments = words
     known = helm.run(verb, "--help").stdout
     assert not [flag for flag in arguments if flag.startswith("--") and f"{flag} " not in known]
@@ -630,7 +630,7 @@ def test_the_commands_of_the_readme_are_understood(helm: Helm, words: list[str])
 
 
 def test_a_null_takes_a_default_away(helm: Helm) -> None:
-    """What the refusals must not refuse."""
+    """The chart must not refuse this."""
     assert helm.documents({"settings": {"UNMASK_ORT_THREADS": None}, "global": {"any": 1}})
 
 

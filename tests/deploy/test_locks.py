@@ -1,6 +1,6 @@
-"""What images are built from: locks that fit pyproject.toml, and versions that are pinned.
+"""What images are built from: the locks fit pyproject.toml, and all versions are pinned.
 
-Runs in CI without Docker and without a registry; the images themselves are tested by `make e2e`.
+Needs neither Docker nor a registry. `make e2e` tests the images themselves.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text
 
 
 def complaints(lock: str, wanted: list[str]) -> list[str]:
-    """What of `wanted` a lock lacks or has in another version, and lines that name no hash."""
+    """What a lock lacks or has in another version than `wanted`, and lines without a hash."""
     lines = re.sub(r" \\\n +", " ", lock).splitlines()
     lines = [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
     versions, wrong = {}, []

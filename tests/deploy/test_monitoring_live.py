@@ -1,4 +1,4 @@
-"""A real service under a little of everything, a real Prometheus beside it: no panel is empty."""
+"""A real service with all kinds of requests and a real Prometheus: no panel is empty."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ m_par = 4
 
 @dataclass(frozen=True)
 class Watched:
-    """What went on: the service is still there, and so is its Prometheus."""
+    """A service that has had all kinds of requests, and its Prometheus; both still run."""
 
     service: Service
     prometheus: Prometheus
@@ -76,7 +76,7 @@ def watched(
 
 
 def operate(service: Service) -> None:
-    """A candidate that answers every request too, and a rollback to nothing, which fails."""
+    """Load a candidate that answers every request too, and try a rollback, which fails."""
     service.client.headers.update(KEY)
     load = service.client.post("/admin/bundles/live@2/load", json={"shadow_fraction": 1})
     assert load.status_code == 200, load.text
@@ -84,7 +84,7 @@ def operate(service: Service) -> None:
 
 
 def ask(service: Service, group: str, users: int) -> None:
-    """Answers, events that name them, and the kinds of requests that panels tell apart."""
+    """Ask for answers, send events about them, and send all kinds of requests that panels show."""
     for number in range(users):
         user = f"{group}-{number}"
         service.send(f"item-{number}", f"item-{number + 50}", user_id=user)
@@ -105,7 +105,7 @@ def ask(service: Service, group: str, users: int) -> None:
 
 
 def without_store(service: Service, store: Server, watching: Prometheus) -> None:
-    """Until the breaker was seen open, and has closed again."""
+    """Stop the store until the breaker is open; then wait until it is closed again."""
 
     def seen_open() -> bool:
         answer = service.recommend(user_id="before-1").json()
@@ -121,7 +121,7 @@ def without_store(service: Service, store: Server, watching: Prometheus) -> None
 
 
 def wait_for_scrapes(watching: Prometheus, number: int) -> None:
-    """So that rules have seen what the last of them brought."""
+    """Wait until the rules have used the last scrape."""
     seen = watching.value("count_over_time(up[1h])")
     wait_until(lambda: watching.value("count_over_time(up[1h])") >= seen + number, 20)
 

@@ -1,4 +1,4 @@
-"""Prometheus takes the rules, every alert fires and stays silent when it should, and has a page."""
+"""Prometheus accepts the rules. Every alert fires and is silent when it should, and has a page."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_prometheus_takes_the_configuration_with_the_rules(tmp_path: Path) -> No
 
 @needs_prometheus
 def test_the_rules_do_what_their_tests_say() -> None:
-    """All files at once: they take a second or two each."""
+    """All files in one call: each takes a second or two."""
     running = [
         subprocess.Popen(
             ["promtool", "test", "rules", path],
@@ -65,7 +65,7 @@ def test_the_rules_do_what_their_tests_say() -> None:
 
 
 def test_every_alert_is_tested_firing_and_silent() -> None:
-    """By name and labels of its own, so that each of the windows of one name is."""
+    """By name and labels, so that each window of an alert is tested."""
     cases: list[tuple[str, bool]] = []  # what is asked for, and whether it fires
     for path in TESTS:
         for test in yaml.safe_load(path.read_text())["tests"]:

@@ -1,9 +1,9 @@
 """The images and docker-compose.yml on a real Docker engine: `make e2e`.
 
-Builds the service's image, brings everything up, and then treats it as operators and accidents do,
-while clients ask without a pause and none of them may be refused. Tests run in the order of this
-file and share one installation, which is gone at the end. Where there is no registry to pull from,
-tests/e2e/offline has an engine with stand-ins.
+Builds the service's image and starts everything. Then it does what operators do, and what goes
+wrong in practice, while clients ask all the time: none of them may be refused. Tests run in the
+order of this file and share one installation, which is removed at the end. If there is no registry
+to pull from, tests/e2e/offline has an engine with stand-ins.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ BARE = ["--rm", "--read-only", "--network=none", "--cap-drop=ALL", "--memory=512
 
 @dataclass(frozen=True)
 class Stack:
-    """The installation: where it is reached, and docker compose with its settings."""
+    """The installation: its address, and docker compose with its settings."""
 
     url: str
     prometheus: str
@@ -53,7 +53,7 @@ class Stack:
     environment: Mapping[str, str]
 
     def run(self, *command: str, timeout: float = 300) -> str:
-        """Output of a command; its words are in the failure when it fails."""
+        """Output of a command. If the command fails, the failure shows its output."""
         done = subprocess.run(
             command,
             cwd=ROOT,
@@ -116,13 +116,13 @@ def stack() -> Iterator[Stack]:
 
 
 def say(*texts: str) -> None:
-    """Into the log of the run (pytest -s)."""
+    """Print into the log of the run (pytest -s)."""
     for text in filter(None, texts):
         print(f"\n{text.rstrip()}")
 
 
 def eventually(is_so: Callable[[], Any], within_s: float = 60) -> Any:
-    """What `is_so` returns once it is true."""
+    """Wait until `is_so` returns something true, and return that."""
     until = time.monotonic() + within_s
     while not (found := is_so()):
         assert time.monotonic() < until, f"not within {within_s} s: {is_so.__name__}"
@@ -170,7 +170,7 @@ print(json.dumps([
 def test_machine_code_comes_with_the_image(
     stack: Stack, processor: dict[str, str], compiles: bool
 ) -> None:
-    """Where the processor is another one, or the cache could not be read, it is compiled anew."""
+    """On another processor, or if the cache cannot be read, the code is compiled again."""
     variables = [f"--env={name}={value}" for name, value in processor.items()]
     folder = f"/srv/models_store/demo/{DEMO.name}"
     said = stack.run(
@@ -247,7 +247,7 @@ def test_grafana_has_data_source_and_dashboards(stack: Stack) -> None:
 
 @contextlib.contextmanager
 def under_load(stack: Stack, what: str) -> Iterator[Load]:
-    """Clients that ask through the gateway; each answer must be 200 and the model's."""
+    """Clients that ask through the gateway; each answer must be 200 and from the model."""
 
     def recommend(client: httpx.Client, number: int) -> None:
         user = USERS[number % len(USERS)]
@@ -264,13 +264,13 @@ def under_load(stack: Stack, what: str) -> Iterator[Load]:
 
 
 def more(load: Load, requests: int) -> None:
-    """Wait until so many more have been answered, or one was not."""
+    """Wait until this many more requests are answered, or until one is not."""
     goal = load.total + requests
     eventually(lambda: load.total >= goal or load.has_failed)
 
 
 def answered_by(stack: Stack, replicas: list[str]) -> list[int]:
-    """Recommendations that each replica has answered, as itself says."""
+    """How many recommendations each replica has answered, by its own metrics."""
     program = "from httpx import get; print(get('http://127.0.0.1:8000/metrics').text)"
     pattern = r'unmask_http_requests_total\{method="POST",route="/recommend",status="200"\} (\d+)'
     texts = [stack.run("docker", "exec", one, "python", "-c", program) for one in replicas]

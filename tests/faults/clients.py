@@ -1,8 +1,8 @@
-"""Clients that do what the API asks of them while a fault is there, and what they got of it.
+"""Clients that behave as the API asks during a fault, and the answers they got.
 
-Writers send events, a few at a time, and repeat what was not answered or got 503 with the same
-event_ids until it is acknowledged; then the next. A reader asks for recommendations and health.
-Afterwards every event that was acknowledged has to be in its user's history, once.
+Writers send events, a few at a time. Without an answer, or after a 503, they send the same events
+with the same event_ids again until these are acknowledged; then the next. A reader asks for
+recommendations and health. At the end every acknowledged event must be in its user's history, once.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ READER = "reader"
 
 @dataclass
 class Account:
-    """What was acknowledged against what was found."""
+    """Comparison of acknowledged events with the stored ones."""
 
     acknowledged: int = 0
     missing: int = 0
@@ -38,7 +38,7 @@ class Account:
 def account(sent: Mapping[str, Sequence[str]], found: Mapping[str, Sequence[str]]) -> Account:
     """sent: the items of a user's acknowledged events; found: all items of that user's history.
 
-    twice: items that are there more than once, acknowledged or not
+    twice: items that are found more than once, acknowledged or not
     """
     result = Account()
     for user_id, item_ids in sent.items():
@@ -51,10 +51,10 @@ def account(sent: Mapping[str, Sequence[str]], found: Mapping[str, Sequence[str]
 
 @dataclass
 class Clients:
-    """Threads that ask `service`, which may be exchanged for another one.
+    """Threads that send requests to `service`, which may be replaced by another one.
 
-    seen: of each phase, how often clients got what
-    patience_s: how long an event is sent again before a writer gives it up
+    seen: for each phase, how often clients got which answer
+    patience_s: how long a writer sends an event again before it gives up
     """
 
     service: Service
@@ -72,13 +72,15 @@ class Clients:
         return sum(map(len, self.sent.values()))
 
     def reaches(self, number: int) -> bool:
-        """Whether so many more events are acknowledged within the patience of a client."""
+        """Whether `number` more events are acknowledged within the patience of a client."""
         wanted = self.acknowledged + number
         return within_patience(lambda: self.acknowledged >= wanted)
 
     def meets(self, number: int, enough: int) -> bool:
-        """Whether so many requests with events have been refused in this phase; others may get
-        through instead, and then these are enough."""
+        """Whether requests with events were refused in this phase.
+
+        Waits for `number` refusals, or until `enough` events were acknowledged instead.
+        """
         wanted = self.acknowledged + enough
         met = self.seen[self.phase]
         within_patience(
@@ -89,14 +91,14 @@ class Clients:
         return met["events 503"] + met["events no answer"] > 0
 
     def pause(self) -> None:
-        """Let writers and reader end what they are at; then nobody asks until `go_on`."""
+        """Let writers and reader finish their requests; then none is sent until `go_on`."""
         self._going.clear()
 
     def go_on(self) -> None:
         self._going.set()
 
     def audit(self) -> Account:
-        """Compare with the histories, when all have stopped."""
+        """Compare with the histories after all clients have stopped."""
         found = {user_id: history_of(self.service, user_id) for user_id in self.sent}
         return account(self.sent, found)
 
@@ -105,7 +107,7 @@ class Clients:
             self.seen[self.phase][what] += 1
 
     def write(self, writer: int) -> None:
-        """One writer, until all are to stop."""
+        """One writer; it runs until all clients stop."""
         with contextlib.closing(Line(self)) as line:
             number = 0
             while self._going.wait() and not self._stopped.is_set():
@@ -136,7 +138,7 @@ class Clients:
         self.given_up += TOGETHER
 
     def read(self) -> None:
-        """The reader."""
+        """The reader; it runs until all clients stop."""
         with contextlib.closing(Line(self)) as line:
             while self._going.wait() and not self._stopped.is_set():
                 body = {"user_id": READER, "k": 3}
@@ -151,7 +153,7 @@ class Clients:
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """While the block runs. What a check in a thread found wrong is raised at the end."""
+        """Clients run while the block runs. Errors found in their threads are raised at the end."""
         with ThreadPoolExecutor(WRITERS + 1) as pool:
             threads = [pool.submit(self.write, writer) for writer in range(WRITERS)]
             threads.append(pool.submit(self.read))
@@ -166,7 +168,7 @@ class Clients:
 
 
 class Line:
-    """One client's connection to whatever service there is now."""
+    """One client's connection to the present service."""
 
     def __init__(self, clients: Clients) -> None:
         self._clients = clients

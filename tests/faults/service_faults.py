@@ -1,4 +1,4 @@
-"""Faults of everything but the store: descriptors, bundles, clients that misbehave, the end."""
+"""Faults of everything except the store: descriptors, bundles, clients, the end of the service."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ MALFORMED = {
 
 @contextlib.contextmanager
 def connections(service: Service, number: int, data: bytes) -> Iterator[list[socket.socket]]:
-    """Of another peer, each of which has sent this."""
+    """Connections from another address, on each of which this was sent."""
     address = (service.client.base_url.host, service.client.base_url.port)
     with contextlib.ExitStack() as opened:
         result = []
@@ -114,7 +114,7 @@ def flipped_bit(stage: Stage) -> None:
 
 
 def load_that_hangs(stage: Stage) -> None:
-    """One file of the bundle is a pipe into which nobody writes."""
+    """One file of the bundle is a pipe that nobody writes to."""
     hanging = stage.bundles / "tiny" / "hanging"
     shutil.copytree(stage.bundles / "tiny" / "2", hanging)
     pipe = hanging / "codes.npy"
@@ -177,7 +177,7 @@ def malformed_http(stage: Stage) -> None:
 
 
 def _answer_to(service: Service, data: bytes) -> tuple[str, bool]:
-    """The status, and whether the body is ours."""
+    """The status, and whether the body is the service's own."""
     with connections(service, 1, data) as [connection]:
         received = b""
         with contextlib.suppress(OSError):
@@ -227,7 +227,7 @@ def stalled_bodies(stage: Stage) -> None:
 
 
 def decode_overload(stage: Stage) -> None:
-    """More than can be decoded, from many clients."""
+    """More requests than can be decoded, from many clients."""
     statuses: Counter[int] = Counter()
 
     def ask(client: httpx.Client, _: int) -> None:
@@ -258,7 +258,7 @@ def killed(stage: Stage) -> None:
 
 
 def _ends(stage: Stage, how: signal.Signals) -> None:
-    """The service ends and is started again, on the same histories."""
+    """The service ends and is started again with the same histories."""
     history = stage.folder / "history"
     with contextlib.ExitStack() as services:
         service = services.enter_context(stage.service("first", history_dir=history))
@@ -278,7 +278,7 @@ def _ends(stage: Stage, how: signal.Signals) -> None:
 
 
 def unwritable_folder(stage: Stage) -> None:
-    """Taken away and brought back while the store is to be started again."""
+    """The folder of the store is removed, and restored while the store is started again."""
     history, away = stage.folder / "history", stage.folder / "away"
     with (
         stage.service(history_dir=history) as service,

@@ -1,4 +1,4 @@
-"""What a fault is injected into, and the row of the table that tells what came of it."""
+"""What a fault is injected into, and the row of the table with its result."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ADMIN = {"Authorization": "Bearer an-admin-key"}
 
 @dataclass
 class Row:
-    """broken: the promises that did not hold"""
+    """One row of the table. broken: the promises that did not hold"""
 
     fault: str
     how: str
@@ -38,7 +38,7 @@ class Row:
 
 @dataclass
 class Stage:
-    """A folder, bundles, how many events make a phase, and how often what can be repeated is."""
+    """A folder, bundles, the number of events of a phase, and how often a fault is repeated."""
 
     row: Row
     folder: Path
@@ -48,7 +48,7 @@ class Stage:
 
     @contextlib.contextmanager
     def valkey(self, **config: str) -> Iterator[Server]:
-        """A store outside that writes before it answers."""
+        """An external store that writes to disk before it answers."""
         config = {"appendonly": "yes", "appendfsync": "always", "save": '""'} | config
         server = Server(self.folder / "valkey", config)
         with running(server):
@@ -56,7 +56,7 @@ class Stage:
 
     @contextlib.contextmanager
     def service(self, name: str = "service", **settings: Any) -> Iterator[Service]:
-        """tiny@1, with all events of a user kept."""
+        """A service with tiny@1 that keeps all events of a user."""
         settings = {
             "bundles_dir": self.bundles,
             "bundle": "tiny@1",
@@ -70,9 +70,9 @@ class Stage:
 
     @contextlib.contextmanager
     def clients(self, service: Service, *, ends: bool = False) -> Iterator[Clients]:
-        """Clients of the service; when the block ends, the row gets what they saw.
+        """Clients of the service. At the end of the block the row gets what they saw.
 
-        ends: the service itself does in between, so that requests may go unanswered
+        ends: whether the service ends meanwhile, so that requests may have no answer
         """
 
         def is_known() -> bool:
@@ -116,7 +116,7 @@ class Stage:
 
 
 def told(clients: Clients, phase: str) -> str:
-    """What clients got, in words."""
+    """The answers that clients got, in words."""
     seen = clients.seen[phase]
     parts = []
     for what in ("events", "recommendations", "live"):

@@ -1,4 +1,4 @@
-"""Faults of the history store, each injected while clients ask and taken back again."""
+"""Faults of the history store. Each is injected while clients ask, and then removed."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def _set_password(valkey: Server, password: str) -> None:
 
 
 def denied_commands(stage: Stage) -> None:
-    """Each command of the scripts in turn, and the script itself."""
+    """The store denies each command of the scripts in turn, and the script itself."""
     denied = ("lpush", "ltrim", "expire", "zadd", "zremrangebyscore", "eval")
     with stage.valkey() as valkey:
         valkey.ask("ACL SETUSER", "app", "on", f">{SECRET}", "~*", "&*", "+@all")
@@ -242,7 +242,7 @@ def replica_killed(stage: Stage) -> None:
 
 
 def bad_line(stage: Stage) -> None:
-    """Slow, silent, rude, in turn."""
+    """A network that is slow, then silent, then breaks connections."""
     moods: tuple[Mood, ...] = ("kind", "silent", "rude")
     with (
         stage.valkey() as valkey,
@@ -260,7 +260,7 @@ def bad_line(stage: Stage) -> None:
 
 
 def _reads_go_on(stage: Stage, service: Service) -> None:
-    """Of a store that refuses writes only."""
+    """A store that refuses only writes: reads still work."""
     histories = [service.client.get("/users/reader/history") for _ in range(5)]
     stage.row.check("histories are read", all(one.status_code == 200 for one in histories))
     answers: list[httpx.Response] = [service.recommend(user_id="reader", k=3) for _ in range(5)]

@@ -1,7 +1,7 @@
-"""Every fault that is injected into a real service over real stores, and what came of it.
+"""Every fault that is injected into a real service with real stores, and its result.
 
-`python -m pytest --faults tests/faults` injects all of them (minutes), fails where a promise did
-not hold, and writes docs/results/faults.md; without --faults a few of them run, briefly.
+`python -m pytest --faults tests/faults` injects all of them, which takes minutes. It fails if a
+promise did not hold, and writes docs/results/faults.md. Without --faults a few of them run briefly.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ AGAIN = "standard; it is started again by the service"
 
 
 class Fault(NamedTuple):
-    """inject: what does it; is_brief: whether every run of the tests has it"""
+    """A fault. inject: the function that injects it; is_brief: whether every test run has it"""
 
     name: str
     how: str
@@ -198,7 +198,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(scope="session")
 def events(request: pytest.FixtureRequest) -> int:
-    """Of each phase."""
+    """How many events each phase has."""
     return 600 if request.config.getoption("--faults") else 60
 
 
@@ -263,7 +263,7 @@ def test_a_fault_breaks_no_promise(
 
 
 def test_a_lost_and_a_doubled_event_are_noticed() -> None:
-    """What cannot be seen is not promised."""
+    """Else the promise about events could not be checked."""
     sent = {"u": ["a", "b", "c"], "v": ["d"]}
     found = account(sent, {"u": ["a", "c", "c", "x"], "v": ["d"]})
     assert (found.acknowledged, found.missing, found.twice) == (4, 1, 1)

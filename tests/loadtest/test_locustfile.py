@@ -31,7 +31,7 @@ def command(url: str, *options: str) -> list[str]:
 
 
 def run(url: str, *options: str, exit_code: int = 0) -> dict[str, Any]:
-    """The figures of the last line."""
+    """Run locust; returns the figures of the last line."""
     done = subprocess.run(
         command(url, *options), cwd=ROOT, capture_output=True, text=True, timeout=60
     )
@@ -102,7 +102,7 @@ def test_refusals_do_not_make_it_look_quick(processes: list[str]) -> None:
 
 
 class Freezing(BaseHTTPRequestHandler):
-    """Answers so many requests, and from then on none: their connections stay open."""
+    """Answers some requests and then none: their connections stay open."""
 
     protocol_version = "HTTP/1.1"
     answers = 4
@@ -128,7 +128,7 @@ class Freezing(BaseHTTPRequestHandler):
 
 @pytest.mark.parametrize("processes", [[], ["--processes", "2"]], ids=["one", "workers"])
 def test_a_service_that_freezes_is_not_reported_at_its_full_rate(processes: list[str]) -> None:
-    """Its open requests are unanswered ones, and the rate is over the length of the run."""
+    """Open requests count as unanswered, and the rate is over the length of the run."""
     Freezing.numbers, Freezing.thawed = itertools.count(), threading.Event()
     with ThreadingHTTPServer(("127.0.0.1", 0), Freezing) as server:
         threading.Thread(target=server.serve_forever).start()
@@ -148,7 +148,7 @@ def test_a_service_that_freezes_is_not_reported_at_its_full_rate(processes: list
 
 
 def test_requests_that_are_answered_while_the_run_ends_are_answered(demo) -> None:
-    """Without a word about --stop-timeout locust would cut them off."""
+    """With locust's own default of --stop-timeout they would be cut off."""
     line = command(demo.url, "--headless", "--run-time", "1s")
     place = line.index("--stop-timeout")
     del line[place : place + 2]
@@ -200,7 +200,7 @@ def test_what_is_typed_into_its_page_counts(demo, free_port: int) -> None:
 
 
 def wait_for(url: str, answers: int = ANSWERS_ENOUGH) -> dict[str, Any]:
-    """Figures that a web page shows once there are so many answers."""
+    """The figures of the web page when there are at least that many answers."""
     until = time.monotonic() + 20
     while time.monotonic() < until:
         with contextlib.suppress(httpx.TransportError):

@@ -1,4 +1,4 @@
-"""Replay: what it measures over HTTP is what the kernel gives, and it fails when it should."""
+"""Replay: it measures over HTTP what the kernel gives, and it fails when it should."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_only_ranks_of_the_same_setting_are_compared(
     ranks = write_ranks(tmp_path / "ranks.jsonl", kernel_ranks)
     arguments = ["--url", demo.url, "--held-out", str(held_out), "--users", "3"]
     assert replay.main([*arguments, "--compare", str(ranks), "--no-exclude-seen"]) == 1
-    assert "are those of --exclude-seen" in capsys.readouterr().err
+    assert "were measured with --exclude-seen" in capsys.readouterr().err
 
     old = tmp_path / "old.jsonl"  # of before 034: nothing was left out, and no line said so
     old.write_text(

@@ -1,4 +1,4 @@
-"""What a user costs in the store: a real store, the real service, a few users."""
+"""The memory of a user in the store: a real store, the real service, a few users."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sweep: results that outlive an interruption, the best of them, and all of it served."""
+"""The sweep: results survive an interruption, the best are found, and a whole small sweep runs."""
 
 from __future__ import annotations
 
@@ -203,7 +203,7 @@ def test_the_papers_own_figures_are_those_published() -> None:
 
 @dataclass
 class BusyService:
-    """A service that needs 0.8 cores up to 100 requests a second, 1.9 beyond, and breaks there."""
+    """A service that needs 0.8 cores up to 100 requests a second; above, 1.9 and is too slow."""
 
     url: str = ""
     cpu_s: float = 0.0
@@ -230,7 +230,7 @@ class BusyService:
 def test_processor_time_is_that_of_the_rate_found(
     case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not of the pauses, nor of rates that broke it."""
+    """It does not include pauses or rates that broke the SLO."""
     service = BusyService()
     monkeypatch.setattr("loadtest.sweep.open_loop", service.load)
     monkeypatch.setattr("loadtest.clients.capacity.PAUSE_S", 0.1)
@@ -274,7 +274,7 @@ def test_all_of_it_on_the_demo_bundle(
 def test_a_sweep_that_goes_on_reads_stored_histories_too(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its recalls are there already, but its service has a new store."""
+    """Its recalls are measured already, but its service has a new store."""
     seen: list[list[str]] = []
 
     async def load(url: str, users: Sequence[HeldOutUser], *asked: Any, **more: Any) -> Load:

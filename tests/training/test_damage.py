@@ -1,6 +1,6 @@
 """Runs whose files are damaged, lost or cut off, fits that diverge, folders that cannot be written.
 
-Each is a sentence, and the same command again is the cure.
+Each gives a sentence, and the same command run again repairs it.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ Damage = Callable[[Path], None]
 
 
 class Said(Console):
-    """A console that remembers what was said, and stops a run at a sentence as Ctrl-C does."""
+    """A console that keeps what was printed and can stop a run at a sentence, like Ctrl-C."""
 
     def __init__(self, stop_at: str | None = None) -> None:
         super().__init__(file=io.StringIO(), width=500)
@@ -131,7 +131,7 @@ def test_a_record_that_cannot_be_read_is_made_again(damage: Damage, tmp_path: Pa
     damage(tmp_path / "codebook.json")
     said = _stage(tmp_path)
     assert "done before" not in said
-    assert damage is removed or "is damaged, or of another version" in said or damage is flipped
+    assert damage is removed or "is damaged, or from another version" in said or damage is flipped
     assert files_of(tmp_path / "codebook") == before
     assert "done before" in _stage(tmp_path)
 
@@ -159,7 +159,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run that nothing happened to."""
+    """A finished run without damage."""
     out = tmp_path_factory.mktemp("whole")
     run(load_config("tiny", QUICK), load_dataset(world), out, Console(quiet=True))
     return out
@@ -188,7 +188,7 @@ def test_whatever_file_of_a_run_is_lost_the_same_command_makes_it_again(
         said = _run(world, out)
         assert f"{place} is " in said or "manifest.json" in said, place
         assert "the stage is made again" in said, place
-        anew = "the fit starts anew" in said
+        anew = "the fit starts again" in said
         assert anew == (place == "fit/checkpoint.pt"), place  # else from its checkpoint, at once
         assert files_of(out / "export") == graphs, place
         verify(out / "bundle")
@@ -200,7 +200,7 @@ def test_whatever_file_of_a_run_is_lost_the_same_command_makes_it_again(
 def test_a_codebook_that_is_damaged_is_said_where_no_stage_is_made(
     name: str, damage: Damage, world: Path, whole: Path, tmp_path: Path
 ) -> None:
-    """`step-time` reads it, and makes nothing again."""
+    """`step-time` only reads it and makes nothing again."""
     shutil.copytree(whole / "codebook", tmp_path / "codebook")
     damage(tmp_path / "codebook" / name)
     with pytest.raises(DataError, match="are damaged, or made of other data"):
@@ -234,7 +234,7 @@ def test_a_damaged_checkpoint_is_not_read(damage: Damage, tmp_path: Path) -> Non
     assert snapshot["weights"][3] == 3
     assert console.text == ""
     assert read_checkpoint(file, "another key", console) is None
-    assert "is of other inputs: the fit starts anew" in console.text
+    assert "was made from other inputs: the fit starts again" in console.text
     damage(file)
     console = Said()
     assert read_checkpoint(file, "k", console) is None

@@ -1,7 +1,7 @@
-"""The whole pipeline, from scratch: it must learn a world that can be learnt, and no other.
+"""The whole pipeline: it must learn a world that can be learnt, and nothing from a random one.
 
-One world at both ends of its dial goes through `training.pipeline.run`; the figures come from the
-bundle it wrote, through the production decoder. The measure of success is the world's own oracle.
+A world without noise and one of noise alone go through `training.pipeline.run`. The figures come
+from the bundle, through the production decoder. They are compared with the world's own oracle.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ NUM_USERS, NUM_ITEMS, SEED = 600, 300, 1
 
 @dataclass(frozen=True)
 class Learnt:
-    """A world, what the pipeline made of it, and who was served right.
+    """A world, the bundle trained on it, and which users got their test item.
 
-    hits, popular_hits: (num_users,) bool, is the test item among the K best, or most popular, ones
+    hits, popular_hits: (num_users,) bool, is the test item among the K best or most popular items
     """
 
     world: World

@@ -1,4 +1,4 @@
-"""The stages: skipped when done, done again when their inputs change; and the command line."""
+"""The stages: skipped if done, done again if their inputs change; and the command line."""
 
 from __future__ import annotations
 

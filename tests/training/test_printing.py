@@ -1,4 +1,4 @@
-"""Data is printed as data: what stands in brackets survives every command."""
+"""Text is printed as it is: text in brackets survives every command."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_consoles_and_bars_print_data_as_it_is(capsys: pytest.CaptureFixture[str
 
 
 def misprints(source: str) -> list[str]:
-    """Consoles and columns made with markup, and text that counts on markup."""
+    """Consoles and columns made with markup, and text that relies on markup."""
     found = []
     for node in ast.walk(ast.parse(source)):
         match node:

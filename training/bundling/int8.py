@@ -67,7 +67,7 @@ class EightBit:
             f"(± {self.error:.4f}, {self.users} validation users)"
         )
         if self.accepted:
-            return f"{figures}: the bundle has both, UNMASK_PRECISION=int8 serves the former"
+            return f"{figures}: the bundle has both, UNMASK_PRECISION=int8 serves the int8 graphs"
         return (
             f"{figures}: that is less than {100 * LEAST_RECALL_KEPT:g} %, so the bundle has no "
             "int8 graphs"

@@ -177,7 +177,7 @@ def _download(client: httpx.Client, url: str, path: Path, progress: Progress) ->
             return
     raise FetchError(
         f"{url} could not be downloaded in {ATTEMPTS} attempts ({reason}); run the command again "
-        f"to go on where it stopped, or put the file at {path}"
+        f"to continue where it stopped, or put the file at {path}"
     )
 
 
@@ -251,7 +251,7 @@ def _verify(path: Path, kind: str, expected: str) -> None:
         path.rename(path.with_name(path.name + ".wrong"))
         raise FetchError(
             f"the {kind} of {path.name} is {actual}, expected {expected}; it is kept as "
-            f"{path.name}.wrong, run the command again to download it anew"
+            f"{path.name}.wrong; run the command again for a new download"
         )
 
 

@@ -24,9 +24,9 @@ class Repeats:
 
     def said(self, *, collapsed: bool) -> str | None:
         """A sentence for the person who started the run; None if there are no repeats."""
-        found = [
-            f"{self.duplicates:,} rows that are there more than once (same user, item and time)"
-        ] * bool(self.duplicates)
+        found = [f"{self.duplicates:,} rows that repeat another (same user, item and time)"] * bool(
+            self.duplicates
+        )
         found += [
             f"{self.consecutive:,} that repeat the item the same user had just before"
         ] * bool(self.consecutive)
@@ -37,7 +37,7 @@ class Repeats:
             return f"left out: {what}; interactions.collapse_repeats=false keeps them"
         return (
             f"kept, as interactions.collapse_repeats=false says: {what}; with "
-            "evaluation.exclude_seen=false they count as found by whatever repeats the last item"
+            "evaluation.exclude_seen=false, a model that only repeats the last item finds these"
         )
 
 

@@ -205,15 +205,17 @@ def _markdown(report: dict[str, Any]) -> str:
     return (
         f"# {report['bundle']}, {report['precision']}\n\n"
         f"{_headline(report)}\n\n"
-        f"{report['users']:,} test users, whole catalogue, item-level unless marked SID; "
-        f"{setting_name(exclude_seen=served)} unless said; of a history the newest {HISTORY_CAP} "
-        f"items, which the service keeps. Default: {_said(default)}. Other schedules run to their "
-        f"ends. Figures @{LONG} are of requests for {LONG} items, all others of requests for "
-        f"{SHORT}; a narrower beam_width is widened to that, as in the service.\n\n"
+        f"{report['users']:,} test users, whole catalogue. Figures are item-level unless marked "
+        f"SID, with {setting_name(exclude_seen=served)} unless a row says otherwise. Of a history "
+        f"the newest {HISTORY_CAP} items are used, as many as the service keeps. Default: "
+        f"{_said(default)}. Other schedules have finish_rows 0. Figures @{LONG} are of requests "
+        f"for {LONG} items, all others of requests for {SHORT}; beam_width is at least that, as in "
+        "the service.\n\n"
         f"{_table([*header, 'ms/user'], rows)}\n\n"
-        f"Invalid SIDs, {report['invalid_sid_users']:,} users, one position a step: of the partial "
-        f"SIDs of this search {100 * report['invalid_sid_share']:g} %; of the SIDs that an "
-        f"unconstrained one ends at {100 * report['invalid_sid_share_unconstrained']:.1f} %.\n\n"
+        f"Invalid SIDs ({report['invalid_sid_users']:,} users, one position for each step): "
+        f"{100 * report['invalid_sid_share']:g} % of the partial SIDs of this search; "
+        f"{100 * report['invalid_sid_share_unconstrained']:.1f} % of the SIDs that an "
+        "unconstrained search returns.\n\n"
         f"{_grid_markdown(report['grid'])}"
     )
 
@@ -239,9 +241,10 @@ def _grid_markdown(grid: dict[str, Any]) -> str:
     return (
         f"## Choosing the default\n\n{grid['users']:,} validation users, "
         f"{setting_name(exclude_seen=grid.get('exclude_seen', False))}; ms/user of "
-        f"{grid['timing_users']:,} of them, decoded one by one on one thread. Chosen is the "
-        "fastest point at most two standard errors behind the best, of near ties the one of fewest "
-        f"denoiser calls: {_said(grid['points'][grid['chosen']])}.\n\n{_table(header, rows)}\n"
+        f"{grid['timing_users']:,} of them, decoded one by one on one thread. The choice is the "
+        "fastest point at most two standard errors behind the best; of points that are nearly as "
+        "fast, the one with the fewest denoiser calls: "
+        f"{_said(grid['points'][grid['chosen']])}.\n\n{_table(header, rows)}\n"
     )
 
 
@@ -259,8 +262,8 @@ def _headline(report: dict[str, Any]) -> str:
     ]
     if seen := report["targets_seen"]:
         sentences.append(
-            f"Of {seen:,} of the {report['users']:,} users the history holds the target already; "
-            "with seen items excluded none of these is ever found."
+            f"For {seen:,} of the {report['users']:,} users, the target is already in the history; "
+            "with seen items excluded these targets are never found."
         )
     return " ".join(sentences)
 

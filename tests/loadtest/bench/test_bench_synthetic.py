@@ -1,4 +1,4 @@
-"""The synthetic catalogue is like a real one, the random network like a trained one."""
+"""The synthetic catalogue resembles a real one, the random network a trained one."""
 
 from __future__ import annotations
 

@@ -164,7 +164,7 @@ def timed(seconds: list[tuple[float, float, float]], **names: Any) -> Timed:
 
 
 def test_figures_by_hand() -> None:
-    """Ratios are medians of each round's: the third round was slow for everyone."""
+    """A ratio is the median of the rounds' ratios: the third round was slow for all."""
     one_call, paper, rival, other = case_figures(
         [
             timed([(1, 1, 2), (1, 1, 2), (10, 10, 20)], r_warm=0, m_par=8),

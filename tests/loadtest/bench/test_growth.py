@@ -1,4 +1,4 @@
-"""decode_growth runs as a command, and holds each job against its own quiet median."""
+"""growth runs as a command and compares each job with its own quiet median."""
 
 from __future__ import annotations
 

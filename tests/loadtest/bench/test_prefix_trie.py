@@ -1,4 +1,4 @@
-"""The any-order search against a left-to-right one over a prefix trie, where both must agree."""
+"""The any-order search and a left-to-right one over a prefix trie, where both must agree."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class NextDenoiser(HashedDenoiser):
 
 
 class OrderlyDenoiser(NextDenoiser):
-    """Always surest of the first masked position: 5 is more than its log-probs differ by."""
+    """Always most sure of the first masked position: its log-probs differ by less than 5."""
 
     def denoise(self, memory: Any, partial_sids: Any, positions: Any) -> NDArray[np.float32]:
         log_probs = super().denoise(memory, partial_sids, positions)
@@ -46,7 +46,7 @@ def decode_by_path(
 @settings(deadline=None)
 @given(data=st.data(), seed=seeds)
 def test_with_room_for_every_sid_any_order_gives_the_same(data: st.DataObject, seed: int) -> None:
-    """Of a network that does not look at the partial SID, so that no order is better."""
+    """The network ignores the partial SID, so no order is better."""
     catalogue = data.draw(catalogues())
     schedule = data.draw(schedules(catalogue.num_subspaces))
     history = data.draw(st.lists(st.integers(0, catalogue.num_items - 1), max_size=5))

@@ -1,4 +1,4 @@
-"""Load tests and a service that asks for a key: they send theirs, and say when they have none."""
+"""Load tests of a service that requires a key: they send theirs, and say if they have none."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The search for the highest rate that holds, against a service whose limit is known."""
+"""The search for the highest rate within the SLO, for a service whose limit is known."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def load(
 
 @dataclass
 class Service:
-    """Quick up to `limit` requests a second, too slow beyond."""
+    """Fast up to `limit` requests a second, too slow above."""
 
     limit: float
     tried: list[tuple[float, float, float]] = field(default_factory=list)

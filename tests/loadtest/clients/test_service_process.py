@@ -1,4 +1,4 @@
-"""A service that a load test started: what of the machine it uses."""
+"""A service that a load test started: the processor time that it uses."""
 
 from __future__ import annotations
 

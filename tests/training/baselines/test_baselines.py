@@ -1,4 +1,4 @@
-"""Baselines: ranks against a full sort, counts by hand, a small world learnt, one contract for all.
+"""Baselines: ranks compared with a full sort, counts by hand, a small world, one contract for all.
 
 Every scorer inherits the contract tests: shape, float32, finite, empty and long histories.
 """
@@ -65,7 +65,7 @@ def _log(histories: Sequence[Sequence[int]], num_items: int) -> Interactions:
 
 
 def _circle() -> Split:
-    """Users who walk over the items in order: after row i comes row i + 1, after the last row 0."""
+    """Users who have the items in order: after row i comes row i + 1, after the last row 0."""
     rng = np.random.default_rng(0)
     starts, lengths = rng.integers(0, NUM_ITEMS, 120), rng.integers(3, 18, 120)
     return leave_last_out(
@@ -80,7 +80,7 @@ def _circle() -> Split:
 
 
 class _Drawn:
-    """Scores with many ties that depend on the history alone."""
+    """Scores with many ties that depend only on the history."""
 
     name, parameters = "drawn", 0
 

@@ -1,4 +1,4 @@
-"""8-bit graphs in a run: made when asked, measured, and kept only if they find as much."""
+"""8-bit graphs in a run: made on request, measured, and kept only if they keep the recall."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_evaluate_takes_them(
 def test_a_bundle_goes_without_them_when_they_find_less(
     trained: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Graphs quantised to nothing: their weights are scaled by what other graphs' inputs were."""
+    """These graphs are useless: their scales were fixed with inputs that are all 0."""
     made = precision.quantised
 
     def ruined(graph: bytes, samples: list[dict[str, np.ndarray]]) -> bytes:

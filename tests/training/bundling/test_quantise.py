@@ -1,4 +1,4 @@
-"""8-bit graphs: what they read and give is the same, what they say is nearly, whoever is beside."""
+"""8-bit graphs: same inputs and outputs, nearly the same values, independent of the batch."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ LAST_BITS = 5e-3
 
 @pytest.fixture(scope="module")
 def graphs() -> Graphs:
-    """Of a network whose probabilities at a position differ by factors of ten."""
+    """Graphs of a network whose probabilities at a position differ by factors of ten."""
     torch.manual_seed(0)
     config = ModelConfig(width=32, num_heads=2, encoder_layers=1, decoder_layers=1)
     model = MaskedDiffusionModel(config, num_subspaces=L, num_codes=V, vector_dims=D)

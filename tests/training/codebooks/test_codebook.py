@@ -1,4 +1,4 @@
-"""Fitting a codebook: OPQ against none, the same whatever the threads, and what is refused."""
+"""Fitting a codebook: with and without OPQ, with any number of threads, and what is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The comparison: arithmetic by hand; nothing done twice; and the whole, on a tiny world."""
+"""The comparison: arithmetic by hand, nothing is done twice, and all of it on a tiny world."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ QUICK += ["codebook.num_codes=16", "neighbours.weights=[0, 1]", "neighbours.scal
 
 @dataclass(frozen=True)
 class Compared:
-    """A finished comparison of a tiny world: its folder, its data, what it said."""
+    """A finished comparison on a tiny world: its folder, its data, what it printed."""
 
     world: Path
     out: Path
@@ -154,7 +154,7 @@ def test_a_second_call_fits_and_ranks_nothing_and_a_change_only_what_it_touches(
 def test_ablations_thin_data_and_seeds_are_runs_of_their_own(
     compared: Compared, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """The runs themselves are stood in for by the first: an export takes seconds."""
+    """The first run stands in for all others, because an export takes seconds."""
     first = FinishedRun.of(
         load_config("tiny", [*QUICK, "neighbours.weights=[0.7]"]),
         compared.dataset,

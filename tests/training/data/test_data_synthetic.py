@@ -1,4 +1,4 @@
-"""The synthetic world: its structure, its dial, its popularity law and its oracle."""
+"""The synthetic world: its structure, its noise, its popularity and its oracle."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NUM_USERS, NUM_ITEMS, SEED = 2000, 300, 11
 
 @pytest.fixture(scope="module")
 def worlds() -> dict[float, World]:
-    """The same world at three settings of the dial."""
+    """The same world with three values of noise."""
     return {noise: make_world(NUM_USERS, NUM_ITEMS, noise, SEED) for noise in (0.0, 0.3, 1.0)}
 
 
@@ -104,7 +104,7 @@ def test_tastes_stay_for_a_while_and_drift(worlds: dict[float, World]) -> None:
 
 
 def test_oracle_equals_summing_over_all_hidden_courses(worlds: dict[float, World]) -> None:
-    """Brute force: every way in which the items of a short history may be moves or impulses."""
+    """Brute force over all ways in which items of a short history may be moves or impulses."""
     world = worlds[0.3]
     lengths = world.interactions.lengths()
     users = np.concatenate([np.flatnonzero(lengths == n)[:5] for n in (5, 6, 8)])

@@ -1,4 +1,4 @@
-"""Item vectors: the affinities against plain Python, the shares and the cold items by measure."""
+"""Item vectors: affinities compared with plain Python, the shares of both parts, and cold items."""
 
 from __future__ import annotations
 
@@ -266,7 +266,7 @@ def test_content_is_projected_as_scikit_learn_does() -> None:
 
 @pytest.mark.usefixtures("without_text_model")
 def test_titles_make_vectors_but_take_no_embeddings(two_groups: Interactions) -> None:
-    """TF-IDF stays behind with training, so the codebook takes no embeddings."""
+    """TF-IDF is not in the bundle, so its codebook cannot encode embeddings."""
     items = items_of([WORDS[row % 5] for row in range(11)])
     dataset = Dataset(leave_last_out(two_groups), items, None, ())
     vectors, projection, _, embeddings = embed(dataset, CONFIG)

@@ -1,4 +1,4 @@
-"""Reading, filtering and splitting of interactions, against plain Python and a split by hand."""
+"""Reading, filtering and splitting of interactions, compared with plain Python and by hand."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ EVERY_LINE = InteractionsConfig(collapse_repeats=False)
 
 
 def named(log: Interactions) -> dict[str, list[str]]:
-    """Histories with ids for indices, users without any left out."""
+    """Histories with ids instead of indices; users without interactions are left out."""
     return {
         user_id: [log.item_ids[row] for row in log.history_of(user)]
         for user, user_id in enumerate(log.user_ids)

@@ -1,4 +1,4 @@
-"""Downloads from a real HTTP server on 127.0.0.1: broken, resumed, changed, wrong, missing."""
+"""Downloads from a real HTTP server on 127.0.0.1: broken, continued, changed, wrong, missing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from training.errors import FetchError
 
 @dataclass
 class Site:
-    """Files of a server, how it misbehaves, and what it was asked for."""
+    """The files of a server, how it misbehaves, and the requests it got."""
 
     url: str = ""
     files: dict[str, bytes] = field(default_factory=dict)

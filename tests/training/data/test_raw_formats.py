@@ -1,4 +1,4 @@
-"""Raw formats: what the readers make of small files written exactly like the public ones."""
+"""Raw formats: the readers read small files that are written exactly like the public ones."""
 
 from __future__ import annotations
 

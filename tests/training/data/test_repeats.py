@@ -1,4 +1,4 @@
-"""Rows that repeat others, and which figure stands first: that of what is served."""
+"""Rows that repeat others, and the headline of the report: the figure of what is served."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_repeats_in_a_row_and_rows_that_are_there_twice_are_left_out() -> None:
 
 
 def funnel(world: Path, folder: Path) -> Path:
-    """The same log as a shop writes it: each item viewed, put into the cart and bought."""
+    """The same log as a shop writes it: each item is viewed, put into the cart and bought."""
     log = pl.read_parquet(world / "interactions.parquet")
     log, _ = without_repeats(log.select("user_id", "item_id", order="position"))
     log = log.rename({"order": "timestamp"})
@@ -91,7 +91,7 @@ def test_a_funnel_log_is_read_as_the_items_that_users_went_through(
 
 
 def test_the_headline_is_what_is_served_and_chosen_by(world: Path, tmp_path: Path) -> None:
-    """Where every target is in its history, next to nothing of the other setting is served."""
+    """If every target is in its history, almost no recall of the other setting is served."""
     data = funnel(world, tmp_path / "funnel")
     quick = ["fit.epochs=2", "fit.validation_users=20", "evaluation.invalid_sid_users=5"]
     quick += ["codebook.num_codes=16", "interactions.collapse_repeats=false"]

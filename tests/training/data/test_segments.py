@@ -1,4 +1,4 @@
-"""Segments: every target once, with enough before it, and the arrays a minibatch is made of."""
+"""Segments: every target once, enough items before it, and the arrays of a minibatch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The grid of decoding settings: which points there are, what is measured, which one ships."""
+"""The grid of decoding settings: its points, what is measured, and which point ships."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_the_table_has_a_one_call_schedule_for_any_number_of_subspaces() -> None
 
 
 def hits_of(*found: int, shift: int = 0) -> np.ndarray:
-    """Of 1000 users the first so many are hits; the last point's are moved by `shift` users."""
+    """Hits of 1000 users: the first `number` of each point, of the last point moved by `shift`."""
     hits = np.stack([np.arange(1000) < number for number in found])
     hits[-1] = np.roll(hits[-1], shift)
     return hits
@@ -80,7 +80,7 @@ def test_the_fastest_within_two_standard_errors_ships(
 
 
 class _Favourites:
-    """The same random log-probs for everybody."""
+    """The same random log-probs for every user."""
 
     num_subspaces, num_codes, history_length, repeat_bias = 4, 4, 5, 0.0
     table = np.log(np.random.default_rng(1).dirichlet(np.ones(4), 4)).astype(np.float32)

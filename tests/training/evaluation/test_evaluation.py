@@ -1,4 +1,4 @@
-"""Metrics by hand, ranks of a denoiser whose preferences are known."""
+"""Metrics by hand, and ranks of a denoiser whose preferences are known."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_popularity_ranks_are_rows_because_rows_are_ordered_by_popularity() -> N
 
 
 def _windows(targets: list[int]) -> Windows:
-    """One user each with the history [row 1]."""
+    """Windows of one user each, with the history [row 1]."""
     rows = np.array([row for target in targets for row in (1, target)], np.int32)
     starts = np.arange(len(targets), dtype=np.int64) * 2
     return Windows(rows, np.arange(len(targets), dtype=np.int32), starts, starts + 1)
@@ -119,7 +119,7 @@ def test_a_narrow_default_is_asked_for_ten_items_and_for_forty_as_the_service_is
 
 
 class _Likes(_Favourites):
-    """Random preferences, the same for everybody."""
+    """Random preferences, the same for every user."""
 
     num_subspaces, num_codes = 4, 8
     table = np.log(np.random.default_rng(3).dirichlet(np.ones(8), 4)).astype(np.float32)

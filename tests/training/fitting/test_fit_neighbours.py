@@ -1,4 +1,4 @@
-"""The neighbour prior of a bundle: what is kept of the affinities, and how it is weighed."""
+"""The neighbour prior of a bundle: which affinities are kept, and how their weights are chosen."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_likeness_is_found_among_very_many_items_too(monkeypatch: pytest.MonkeyP
 
 
 def test_the_likeness_weight_is_chosen_too() -> None:
-    """The next item is always the one that is like the newest, and nobody ever bought it."""
+    """The next item always resembles the newest one, and nobody has ever bought it."""
     split = _circle()
     angles = np.arange(NUM_ITEMS) * 2 * np.pi / NUM_ITEMS
     vectors = np.stack((np.cos(angles), np.sin(angles)), axis=1)
@@ -128,7 +128,7 @@ def test_the_likeness_weight_is_chosen_too() -> None:
 
 
 class _Network:
-    """One code an item; expects the item that is `step` rows behind the newest, or nothing."""
+    """One code for each item; expects the item `step` rows after the newest, or nothing."""
 
     num_subspaces, num_codes, history_length, repeat_bias = 1, NUM_ITEMS, 4, 0.0
 
@@ -155,7 +155,7 @@ class _Network:
 
 
 def _circle() -> Split:
-    """Users who walk over the items in order, each from somewhere."""
+    """Users who have the items in order, each from a random start."""
     starts = np.random.default_rng(0).permutation(NUM_ITEMS)
     return leave_last_out(
         log_of([((start + np.arange(6)) % NUM_ITEMS).tolist() for start in starts], NUM_ITEMS)

@@ -1,4 +1,4 @@
-"""The training loop: a run cut off and continued ends bit for bit like an uninterrupted one."""
+"""The training loop: an interrupted and continued run ends exactly like an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_the_log_of_a_resumed_run_has_no_step_twice(tmp_path: Path) -> None:
 
 
 def test_the_learning_rate_decays_whatever_the_sizes_of_minibatches(tmp_path: Path) -> None:
-    """A minibatch is a whole segment at least: here of three times as many samples as asked."""
+    """A minibatch has at least one whole segment, here with three times the samples asked for."""
     config = CONFIG.model_copy(update={"minibatch": 1, "epochs": 3})
     split = leave_last_out(log_of([[1, 2, 3, 4, 5, 6]] * 8, NUM_ITEMS))
     _fit(tmp_path, split=split, config=config)
@@ -114,7 +114,7 @@ def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("repeats", "sign"), [(False, -1), (True, 1)])
 def test_the_repeat_bias_is_learnt(repeats: bool, sign: int, tmp_path: Path) -> None:
-    """Users walk at random and never meet an item again; or stay with the items they began with."""
+    """Users have random new items and never a repeat; or only the items they began with."""
     rng = np.random.default_rng(3)
     walks = [
         rng.choice(rng.permutation(NUM_ITEMS)[:2], 8) if repeats else rng.permutation(NUM_ITEMS)[:8]

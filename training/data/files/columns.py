@@ -57,8 +57,8 @@ def id_column(table: Table, name: str, notes: list[str]) -> pl.Series:
         row = missing.arg_max()
         notes.append(
             f"{table.path.name}: lines whose {name} is {shown(column[row])} or the like: "
-            f"{missing.sum():,}, the first is {table.place(row)}; programs write so that there is "
-            "none, but it is read as an id"
+            f"{missing.sum():,}, the first is {table.place(row)}; some programs write this for a "
+            "missing value, but here it is read as an id"
         )
     return column
 
@@ -83,8 +83,8 @@ def text_column(table: Table, name: str, notes: list[str]) -> list[str]:
         row = broken.arg_max()
         notes.append(
             f"{table.path.name}: {broken.sum():,} of {len(column):,} have a line break in their "
-            f"{name}, the first in {table.place(row)}; if that is not meant, a quote there has no "
-            "partner"
+            f"{name}, the first in {table.place(row)}; if that is wrong, look there for a quote "
+            "without its partner"
         )
     return column.to_list()
 

@@ -170,7 +170,8 @@ def _of_one_unit(
         row = early.arg_max()
         notes.append(
             f"{table.path.name}: lines whose timestamp is 0: {early.sum():,}, the first is "
-            f"{table.place(row)}; a missing time is often written so, but here they come first"
+            f"{table.place(row)}; some programs write 0 for a missing time, but here these lines "
+            "come first"
         )
     return numbers
 

@@ -1,8 +1,8 @@
 """`python fetch_bundle.py URL SHA256 FOLDER`: unpack a .tar.gz of <name>/<version>/ into a folder.
 
-Runs before the service, in its image, and knows nothing of it: the service verifies the bundle's
-own hashes once more. Nothing is unpacked before the whole archive has the hash that was meant.
-Tries once: Kubernetes starts it again, later each time.
+It runs before the service, in the service's image, and knows nothing of the service, which checks
+the hashes of the bundle again. Nothing is unpacked unless the whole archive has the given hash. It
+tries once: Kubernetes starts it again, with longer and longer pauses.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import tarfile
 import urllib.request
 from pathlib import Path
 
-TIMEOUT_S = 30  # for each read, not for the whole
+TIMEOUT_S = 30  # for each read, not for the whole download
 CHUNK_BYTES = 1 << 20
 
 
 def fetch(url: str, sha256: str, folder: Path) -> None:
-    """Fetch and unpack; repeating it changes nothing. Raises OSError, ValueError, TarError."""
+    """Download and unpack; a second call changes nothing. Raises OSError, ValueError, TarError."""
     archive, unpacked = folder / ".archive", folder / ".unpacked"
     digest = hashlib.sha256()
     with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer, archive.open("wb") as file:
@@ -29,9 +29,9 @@ def fetch(url: str, sha256: str, folder: Path) -> None:
     if digest.hexdigest() != sha256:
         archive.unlink()
         raise ValueError(f"the archive's SHA-256 is {digest.hexdigest()}, not {sha256}")
-    shutil.rmtree(unpacked, ignore_errors=True)  # of a run that was interrupted
+    shutil.rmtree(unpacked, ignore_errors=True)  # left by an interrupted run
     with tarfile.open(archive, "r:gz") as tar:
-        tar.extractall(unpacked, filter="data")  # nothing outside, no links that lead there
+        tar.extractall(unpacked, filter="data")  # no files outside, and no links to there
     manifests = list(unpacked.glob("*/*/manifest.json"))
     if not manifests:
         raise ValueError("the archive has no <name>/<version>/manifest.json")
@@ -46,7 +46,7 @@ def fetch(url: str, sha256: str, folder: Path) -> None:
 
 
 def main(url: str, sha256: str, folder: str) -> int:
-    """Returns the exit status; the reason is one sentence on stderr, without the URL."""
+    """Returns the exit status. The reason is a sentence on stderr, without the URL."""
     try:
         fetch(url, sha256, Path(folder))
     except (OSError, ValueError, tarfile.TarError) as error:

@@ -1,4 +1,4 @@
-"""Categories: lists in every spelling, commas of two meanings, and what is said about both."""
+"""Categories: lists in every spelling, commas with two meanings, and the notes about both."""
 
 from __future__ import annotations
 

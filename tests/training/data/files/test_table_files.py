@@ -1,4 +1,4 @@
-"""Files as people have them: read as they were meant, or refused with the line; never a traceback.
+"""Files from practice: read as they were meant, or refused with the line; never a traceback.
 
 The property at the end writes one table in many spellings and reads it back.
 """
@@ -452,7 +452,7 @@ TIMES: dict[str, Callable[[datetime], object]] = {
 
 
 def spelt(rows: list[dict[str, object]], form: str) -> bytes:
-    """The rows as a file of this form."""
+    """Write the rows as a file of this form."""
     buffer = io.StringIO()
     if form.startswith("jsonl"):
         buffer.writelines(json.dumps(row, ensure_ascii="ascii" in form) + "\n" for row in rows)

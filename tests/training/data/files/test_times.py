@@ -23,7 +23,7 @@ from training.errors import ConfigError, DataError
 def order(
     folder: Path, times: list[object], time_format: str | None = None, suffix: str = ".csv"
 ) -> tuple[str, list[str]]:
-    """The items a, b, c, ... of one user with these times, in the order read; what was said."""
+    """The items a, b, c, ... of one user with these times, in the order read, and the notes."""
     path, notes = folder / f"log{suffix}", []
     rows = [("u", "abcdefgh"[place], time) for place, time in enumerate(times)]
     if suffix == ".csv":

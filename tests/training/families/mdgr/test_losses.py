@@ -1,4 +1,4 @@
-"""The losses against sums written out by hand."""
+"""The losses compared with sums that are written out."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_catalogue_loss_is_a_softmax_over_compatible_rows(
     repeated: float,
     bias: float,
 ) -> None:
-    """With no position fully masked, some, and all: every branch alone and both together."""
+    """No position is masked everywhere, or some, or all: each branch alone and both together."""
     rng = np.random.default_rng(seed)
     catalogue = _catalogue(rng, items, positions, codes)
     samples = 5
@@ -124,7 +124,7 @@ def test_a_target_alone_among_compatible_rows_costs_nothing() -> None:
 
 
 def test_the_loss_pulls_the_repeat_bias_towards_what_happens() -> None:
-    """Down where targets are new, up where they are repeats."""
+    """It goes down if targets are new, and up if they are repeats."""
     rng = np.random.default_rng(0)
     catalogue = _catalogue(rng, 20, 3, 4)
     masked = torch.ones(1, 3) > 0
@@ -190,7 +190,7 @@ def test_a_sampled_softmax_that_draws_every_row_is_the_full_one(
 
 @pytest.mark.parametrize("target", [3, 11])  # in the history and not
 def test_the_mass_of_a_sampled_softmax_is_right_on_average(target: int) -> None:
-    """Rows that are always counted do not vary; the drawn ones stand for all others."""
+    """Rows that always count do not vary; drawn rows represent all others."""
     rng = np.random.default_rng(1)
     torch.manual_seed(1)
     items, draws = 60, 2000

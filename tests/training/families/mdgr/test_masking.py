@@ -1,4 +1,4 @@
-"""The mask distributions against the golden values worked out from MDGR Eq. 8-12."""
+"""The mask distributions compared with golden values calculated from MDGR Eq. 8-12."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ SHALLOW = {"encoder_layers": 1, "decoder_layers": 1}  # what is exported; each l
 
 
 def _model(*, vector_dims: int = D, **settings: Any) -> MaskedDiffusionModel:
-    """Weights far from their small first values, so that every difference shows."""
+    """Weights far from their small first values, so that every difference is visible."""
     torch.manual_seed(0)
     config = ModelConfig(
         width=16, num_heads=2, encoder_layers=2, decoder_layers=2, history_length=6
@@ -52,7 +52,7 @@ def _states(model: MaskedDiffusionModel, histories: Histories) -> torch.Tensor:
 
 
 def _of_all_beams(positions: np.ndarray, sids: np.ndarray) -> np.ndarray:
-    """The same positions asked for every beam: (jobs, beams, n)."""
+    """The same positions for every beam: (jobs, beams, n)."""
     return np.broadcast_to(positions, (*sids.shape[:2], len(positions))).copy()
 
 
@@ -82,7 +82,7 @@ def test_padding_batching_and_beams_change_nothing(item_vectors: bool, tied_head
 
 @pytest.mark.parametrize("tied_head", [True, False])
 def test_what_is_not_asked_for_is_left_out_and_changes_nothing(tied_head: bool) -> None:
-    """Beams that ask for different positions, one in no order and with a repeat."""
+    """Beams ask for different positions; one of them unsorted and with a repeat."""
     model = _model(tied_head=tied_head)
     sids = torch.tensor([[[V, 1, V], [2, V, V]], [[V, V, V], [0, 1, V]]])
     asked = torch.tensor([[[0, 2], [2, 1]], [[1, 0], [2, 2]]])
@@ -169,7 +169,7 @@ def test_the_decoder_sees_every_position_in_both_directions_and_the_history_orde
 
 
 def test_difficulty_is_the_number_of_masks_of_a_beam_and_can_be_switched_off() -> None:
-    """Each beam is told its own; one without a MASK counts as one with a single MASK."""
+    """Each beam has its own difficulty; without a MASK it is the same as with one MASK."""
     sids = torch.tensor([[[V, V, V], [V, 1, V], [0, 1, V], [0, 1, 2]]])
     for switched_on in (True, False):
         model, state = _model(difficulty_embedding=switched_on), torch.ones(1, 16)
