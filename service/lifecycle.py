@@ -28,12 +28,12 @@ from service.errors import (
     UnmaskError,
 )
 from service.histories import (
+    AnswerMemory,
     EmbeddedValkey,
     RedisHistoryStore,
-    Remembering,
     parse_store_url,
 )
-from service.loading import ItemChanges, Patience, Resident, Residents, prime
+from service.loading import ItemChanges, LoadedBundle, LoadedBundles, TimedThreads, prime
 from service.recommending import (
     Experiment,
     Policy,
@@ -66,11 +66,11 @@ class Lifecycle:
         self.on_failure: Callable[[], None] = lambda: None
         self.configured: str | None = None  # the bundle that UNMASK_BUNDLE means
         self.experiment: Experiment | None = None
-        self.residents = Residents(self._load, metrics, settings.load_timeout_s)
+        self.loaded_bundles = LoadedBundles(self._load, metrics, settings.load_timeout_s)
         self._starting: str | None = "starting"
         self._embedded: EmbeddedValkey | None = None
         self._histories: RedisHistoryStore | None = None
-        self._answers: Remembering | None = None
+        self._answers: AnswerMemory | None = None
         self._changes: ItemChanges | None = None
         self._batcher: MicroBatcher | None = None
         self._shadow: Shadow | None = None
@@ -106,12 +106,12 @@ class Lifecycle:
     @property
     def bundle(self) -> Bundle | None:
         """The active bundle, once there is one."""
-        return self.residents.active.bundle if self.residents.has_active else None
+        return self.loaded_bundles.active.bundle if self.loaded_bundles.has_active else None
 
     @property
     def has_drifted(self) -> bool:
         """Whether a restart would bring another bundle than the active one."""
-        return self.residents.has_active and self.residents.active.ref != self.configured
+        return self.loaded_bundles.has_active and self.loaded_bundles.active.ref != self.configured
 
     @property
     def not_ready(self) -> list[str]:
@@ -141,12 +141,12 @@ class Lifecycle:
         await self.histories.erase(user_id)
 
     async def load(self, ref: str, *, shadow_fraction: float = 0.0) -> None:
-        """Load a bundle of the store as the candidate. Raises what `Residents.load` does, and
+        """Load a bundle of the store as the candidate. Raises what `LoadedBundles.load` does, and
         BundleNotFound.
         """
         store = self.settings.bundles_dir
-        path = await self.residents.in_time(lambda: existing_path(store, ref))
-        await self.residents.load(path, ref, shadow_fraction=shadow_fraction)
+        path = await self.loaded_bundles.in_time(lambda: existing_path(store, ref))
+        await self.loaded_bundles.load(path, ref, shadow_fraction=shadow_fraction)
         await self.changes.replay()
 
     def reload_soon(self) -> None:
@@ -165,15 +165,15 @@ class Lifecycle:
     async def _reload(self) -> None:
         result = "failed"
         try:
-            path, ref = await self.residents.in_time(self._look)
-            await self.residents.load(path, ref)
+            path, ref = await self.loaded_bundles.in_time(self._look)
+            await self.loaded_bundles.load(path, ref)
             await self.changes.replay()
-            await self.residents.activate(ref)
+            await self.loaded_bundles.activate(ref)
             self.configured, result = ref, "done"
         except UnmaskError as error:
-            log.error("reload_failed", reason=str(error), still=self.residents.active.ref)
+            log.error("reload_failed", reason=str(error), still=self.loaded_bundles.active.ref)
         except Exception:  # the next one may go better
-            log.exception("reload_failed", still=self.residents.active.ref)
+            log.exception("reload_failed", still=self.loaded_bundles.active.ref)
         finally:
             self.metrics.bundle_operations.labels("reload", result).inc()
 
@@ -182,7 +182,7 @@ class Lifecycle:
         while True:
             await asyncio.sleep(LOOK_EVERY_S)
             with suppress(UnmaskError, OSError):
-                _, self.configured = await Patience(None).wait_for(self._look)
+                _, self.configured = await TimedThreads(None).wait_for(self._look)
 
     def _look(self) -> tuple[Path, str]:
         """What UNMASK_BUNDLE means now: a folder, and name@version. In a thread: disks may hang."""
@@ -239,7 +239,7 @@ class Lifecycle:
             gc.freeze()  # all that was imported, too
             self._starting = None
             self._tasks.append(asyncio.create_task(self._reload_when_wanted()))
-            active = self.residents.active
+            active = self.loaded_bundles.active
             log.info("ready", bundle=active.ref, precision=active.bundle.precision)
         except StartError as error:
             self._fail(error)
@@ -253,14 +253,14 @@ class Lifecycle:
 
     async def _load_bundles(self) -> None:
         self._starting = "loading_bundle"
-        await self.residents.start(await self.residents.in_time(self._configured_path))
-        self.configured = self.residents.active.ref
+        await self.loaded_bundles.start(await self.loaded_bundles.in_time(self._configured_path))
+        self.configured = self.loaded_bundles.active.ref
         for variant in self.experiment.variants if self.experiment else ():
             if variant.bundle:
                 path = stored_path(self.settings.bundles_dir, variant.bundle)
-                await self.residents.load_for_experiment(path, variant.bundle)
+                await self.loaded_bundles.load_for_experiment(path, variant.bundle)
 
-    def _load(self, path: Path) -> Resident:
+    def _load(self, path: Path) -> LoadedBundle:
         """In a thread."""
         settings = self.settings
         until = time.monotonic() + settings.load_timeout_s
@@ -280,7 +280,7 @@ class Lifecycle:
         if bundle.manifest.digest is None:
             cure = "promote it again, or write it anew"
             log.warning("bundle_without_digest", bundle=bundle.manifest.ref, cure=cure)
-        return Resident(bundle, Engine(bundle.decoder.decode, latency))
+        return LoadedBundle(bundle, Engine(bundle.decoder.decode, latency))
 
     def _connect(self, url: str) -> RedisHistoryStore:
         settings = self.settings
@@ -307,12 +307,12 @@ class Lifecycle:
             traces=self.traces,
         )
         self._batcher.start()
-        self._answers = Remembering(histories, metrics)
+        self._answers = AnswerMemory(histories, metrics)
         self._answers.start()
-        self._shadow = Shadow(self.residents, self._batcher, metrics)
-        self._changes = ItemChanges(self.residents, histories, settings.embedder_url)
+        self._shadow = Shadow(self.loaded_bundles, self._batcher, metrics)
+        self._changes = ItemChanges(self.loaded_bundles, histories, settings.embedder_url)
         self._recommender = Recommender(
-            self.residents,
+            self.loaded_bundles,
             histories,
             self._answers,
             self._batcher,

@@ -22,7 +22,7 @@ from service.settings import load_settings
 
 NEWEST = 100  # items of a history that are stored: what one POST /events takes
 TIMEOUT_S = 10
-PATIENCE_S = 30  # for one user
+RETRY_FOR_S = 30  # for one user
 
 
 def main(arguments: list[str]) -> int:
@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> int:
                 key = settings.api_keys[0].get_secret_value()
                 client.headers["Authorization"] = f"Bearer {key}"
             nameable = [user for user in users if is_user_id(user.user_id)]
-            stored = sum(_patiently(client, user) for user in nameable)
+            stored = sum(_store_with_retries(client, user) for user in nameable)
     except (StartError, httpx.HTTPError) as error:
         print(f"the histories could not be stored: {error}", file=sys.stderr)
         return 1
@@ -53,9 +53,9 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _patiently(client: httpx.Client, user: HeldOutUser) -> bool:
+def _store_with_retries(client: httpx.Client, user: HeldOutUser) -> bool:
     """As `store_history`, again and again while the service or its store is not there yet."""
-    until = time.monotonic() + PATIENCE_S
+    until = time.monotonic() + RETRY_FOR_S
     has_said = False
     while True:
         try:
@@ -68,7 +68,7 @@ def _patiently(client: httpx.Client, user: HeldOutUser) -> bool:
                 raise
             if not has_said:
                 reason = str(error).partition("\n")[0]
-                print(f"not yet ({reason}); trying for {PATIENCE_S} seconds", file=sys.stderr)
+                print(f"not yet ({reason}); trying for {RETRY_FOR_S} seconds", file=sys.stderr)
                 has_said = True
             time.sleep(1)
 

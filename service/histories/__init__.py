@@ -9,19 +9,19 @@ Reading order: `store` (the protocol), `events` (the story of POST /events), `re
 `attribution` (answers are remembered), and `embedded_valkey` (a store of our own).
 """
 
-from service.histories.attribution import Remembering
+from service.histories.attribution import AnswerMemory
 from service.histories.embedded_valkey import EmbeddedValkey
 from service.histories.events import store_events
 from service.histories.redis_store import RedisHistoryStore
-from service.histories.store import HistoryStore, Shown
+from service.histories.store import HistoryStore, RememberedAnswer
 from service.histories.store_url import parse_store_url
 
 __all__ = [
+    "AnswerMemory",
     "EmbeddedValkey",
     "HistoryStore",
     "RedisHistoryStore",
-    "Remembering",
-    "Shown",
+    "RememberedAnswer",
     "parse_store_url",
     "store_events",
 ]

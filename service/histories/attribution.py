@@ -13,7 +13,7 @@ from itertools import islice
 import structlog
 
 from service.errors import HistoryUnavailable
-from service.histories.store import HistoryStore, Shown
+from service.histories.store import HistoryStore, RememberedAnswer
 from service.tasks import ended
 from service.telemetry import Metrics
 
@@ -24,7 +24,7 @@ FLUSH_S = 1.0
 log = structlog.get_logger()
 
 
-class Remembering:
+class AnswerMemory:
     """A queue of answers and the task that writes them. For one event loop."""
 
     def __init__(
@@ -33,7 +33,7 @@ class Remembering:
         self._histories = histories
         self._metrics = metrics
         self._max_waiting = max_waiting
-        self._waiting: dict[tuple[str, str], Shown] = {}  # by user and id, the oldest first
+        self._waiting: dict[tuple[str, str], RememberedAnswer] = {}  # by user and id, oldest first
         self._wake = asyncio.Event()
         self._writing = asyncio.Lock()
         self._stopping = False
@@ -43,7 +43,7 @@ class Remembering:
         """Begin to write."""
         self._task = asyncio.create_task(self._write_all())
 
-    def note(self, user_id: str, shown: Shown) -> None:
+    def note(self, user_id: str, shown: RememberedAnswer) -> None:
         """Remember an answer soon, or drop it. Never waits, never raises."""
         if not shown.item_ids:
             return
@@ -54,7 +54,7 @@ class Remembering:
         self._waiting[user_id, shown.recommendation_id] = shown
         self._wake.set()
 
-    def pending(self, user_id: str, recommendation_id: str) -> Shown | None:
+    def pending(self, user_id: str, recommendation_id: str) -> RememberedAnswer | None:
         """The answer of that id, while the store may not have it yet."""
         return self._waiting.get((user_id, recommendation_id))
 

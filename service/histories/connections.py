@@ -136,19 +136,19 @@ class StoreConnection:
         replica = self._replica_of(commands[0])
         if replica is None:
             return await self.run(commands)
-        told = self._breakers[replica].gave_up
+        tell_breaker = self._breakers[replica].gave_up
         try:
             async with asyncio.timeout(self._timeout_s / 2):
                 replies = await self._send(replica, commands, prefix=self._replica_prefix)
                 _raise_first(replies)
-            told = self._breakers[replica].succeeded
+            tell_breaker = self._breakers[replica].succeeded
             return replies
         except (RedisError, OSError) as error:
-            told = self._breakers[replica].failed
+            tell_breaker = self._breakers[replica].failed
             self._doubt.set()
             self._on_replica_error(error)
         finally:
-            told()
+            tell_breaker()
         return await self.run(commands)
 
     async def close(self) -> None:

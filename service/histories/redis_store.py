@@ -23,7 +23,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from service.errors import HistoryUnavailable
 from service.histories.breaker import Breaker, BreakerState
 from service.histories.connections import Command, StoreConnection
-from service.histories.store import Attribution, Shown, Stored
+from service.histories.store import Attribution, RememberedAnswer, Stored
 from service.histories.store_url import parse_store_url
 from service.histories.trouble import Troubles, reason_of, rights_reason
 from service.schemas import Event
@@ -232,7 +232,7 @@ class RedisHistoryStore:
 
     async def read_page(
         self, user_id: str, recommendation_id: str
-    ) -> tuple[list[str], Shown | None]:
+    ) -> tuple[list[str], RememberedAnswer | None]:
         commands = [_list(history_key(user_id)), _list(shown_key(user_id))]
         reading = self._connection.run(commands)
         newest_first, answers = await self._call("read_page", reading)
@@ -240,7 +240,7 @@ class RedisHistoryStore:
         found = next((text for text in answers if text.startswith(start)), None)
         return newest_first[::-1], _from_json(found) if found else None
 
-    async def remember(self, answers: Sequence[tuple[str, Shown]]) -> None:
+    async def remember(self, answers: Sequence[tuple[str, RememberedAnswer]]) -> None:
         commands = [
             Command(key, ("EVAL", REMEMBER, 1, key, _to_json(shown), MAX_ANSWERS - 1, MARK_TTL_S))
             for key, shown in ((shown_key(user_id), shown) for user_id, shown in answers)
@@ -324,10 +324,10 @@ class RedisHistoryStore:
             self._metrics.redis_errors.labels(operation, "breaker_open").inc()
             raise HistoryUnavailable("the history store has failed repeatedly; try again")
         started = time.perf_counter()
-        told = self._breaker.gave_up
+        tell_breaker = self._breaker.gave_up
         try:
             replies = await self._limited(work)
-            told = self._breaker.succeeded
+            tell_breaker = self._breaker.succeeded
             self._troubles.answered()
             return replies
         except (RedisError, OSError, UnicodeDecodeError) as error:
@@ -338,12 +338,12 @@ class RedisHistoryStore:
                 if isinstance(error, OSError | RedisConnectionError)
                 else "response"
             )
-            told = self._breaker.succeeded if kind == "response" else self._breaker.failed
+            tell_breaker = self._breaker.succeeded if kind == "response" else self._breaker.failed
             self._metrics.redis_errors.labels(operation, kind).inc()
             self._troubles.seen(reason_of(error))
             raise HistoryUnavailable("the history store did not answer; try again") from error
         finally:
-            told()
+            tell_breaker()
             seconds = time.perf_counter() - started
             self._metrics.redis_operation_duration.labels(operation).observe(seconds)
 
@@ -393,7 +393,7 @@ def _stored(reply: Any) -> Stored:
 _json = partial(json.dumps, ensure_ascii=False, separators=(",", ":"))
 
 
-def _to_json(shown: Shown) -> str:
+def _to_json(shown: RememberedAnswer) -> str:
     return _json(
         {
             "recommendation_id": shown.recommendation_id,
@@ -410,10 +410,10 @@ def _start_of_json(recommendation_id: str) -> str:
     return _json({"recommendation_id": recommendation_id})[:-1] + ","
 
 
-def _from_json(text: str) -> Shown | None:
+def _from_json(text: str) -> RememberedAnswer | None:
     """None for an answer of more than a day ago: the list lives on while answers are added."""
     fields = json.loads(text)
     if fields.pop("at") + MARK_TTL_S < time.time():
         return None
     item_ids, before = tuple(fields.pop("item_ids")), tuple(fields.pop("before"))
-    return Shown(**fields, item_ids=item_ids, before=before)
+    return RememberedAnswer(**fields, item_ids=item_ids, before=before)

@@ -15,7 +15,7 @@ from service.schemas import Event
 
 
 @dataclass(frozen=True)
-class Shown:
+class RememberedAnswer:
     """An answer as it is remembered. `item_ids` are in the order of their ranks; `before` are the
     items of earlier pages, if it was not the first page."""
 
@@ -60,14 +60,14 @@ class HistoryStore(Protocol):
 
     async def read_page(
         self, user_id: str, recommendation_id: str
-    ) -> tuple[list[str], Shown | None]:
+    ) -> tuple[list[str], RememberedAnswer | None]:
         """The history, and the answer of that id if it is remembered, in one round trip.
 
         Always from the primary: the answer may have been written a moment ago.
         """
         ...
 
-    async def remember(self, answers: Sequence[tuple[str, Shown]]) -> None:
+    async def remember(self, answers: Sequence[tuple[str, RememberedAnswer]]) -> None:
         """Remember answers, each with the user who got it, for a day; the last 20 of a user."""
         ...
 

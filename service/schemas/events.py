@@ -10,12 +10,12 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
-from service.schemas.recommend import Answered, Body, ItemId, UserId, or_why_not
+from service.schemas.recommend import AnswerModel, ItemId, RequestModel, UserId, entry_or_error
 
 MAX_TIMESTAMP_S = 10**11  # the year 5138; below today's milliseconds
 
 
-class Event(Body):
+class Event(RequestModel):
     """Something a user did with an item, or saw. `timestamp` and `value` are not used yet.
 
     An event that names the `recommendation_id` of an answer of the last day, and an item in it, is
@@ -61,15 +61,15 @@ class Event(Body):
         return self
 
 
-class EventsRequest(Body):
+class EventsRequest(RequestModel):
     """Events, appended in the order given. A wrong event does not stop the others."""
 
-    events: list[Annotated[Event | ValidationError, or_why_not(Event)]] = Field(
+    events: list[Annotated[Event | ValidationError, entry_or_error(Event)]] = Field(
         min_length=1, max_length=100
     )
 
 
-class RejectedEvent(Answered):
+class RejectedEvent(AnswerModel):
     """An event that was not stored; `index` is its place in the request."""
 
     index: int
@@ -77,7 +77,7 @@ class RejectedEvent(Answered):
     message: str
 
 
-class EventsResponse(Answered):
+class EventsResponse(AnswerModel):
     """accepted + duplicates + len(rejected) is the number of events sent.
 
     `attributed` of the accepted ones name an answer that is remembered and an item in it.

@@ -10,19 +10,19 @@ from typing import Annotated
 from pydantic import Field
 
 from service.schemas.recommend import (
-    WHOLE,
-    Answered,
+    WHOLE_NUMBER,
+    AnswerModel,
     AttributeValue,
-    Body,
     CodesInCommon,
     ItemId,
     NewItemId,
+    RequestModel,
 )
 
 MAX_SIMILAR = 100
 
 
-class ItemResponse(Answered):
+class ItemResponse(AnswerModel):
     """An item of the active bundle.
 
     popularity_rank: from 1, the most popular; same_sid: other items with the same semantic ID
@@ -37,13 +37,15 @@ class ItemResponse(Answered):
     bundle: str
 
 
-class SimilarRequest(Body):
+class SimilarRequest(RequestModel):
     """Ask for the items most like another one."""
 
-    k: Annotated[int, Field(ge=1, le=MAX_SIMILAR), WHOLE] = Field(10, description="How many items.")
+    k: Annotated[int, Field(ge=1, le=MAX_SIMILAR), WHOLE_NUMBER] = Field(
+        10, description="How many items."
+    )
 
 
-class SimilarResponse(Answered):
+class SimilarResponse(AnswerModel):
     """Items that share codes with the item, most first, then by popularity."""
 
     item_id: str
@@ -51,7 +53,7 @@ class SimilarResponse(Answered):
     bundle: str
 
 
-class NewItem(Body):
+class NewItem(RequestModel):
     """An item to add: with its embedding, or where an embedder is set with what it embeds."""
 
     item_id: NewItemId
@@ -65,14 +67,14 @@ class NewItem(Body):
     )
 
 
-class ItemsRequest(Body):
+class ItemsRequest(RequestModel):
     """Items to add to the active bundle, and to remove from it."""
 
     add: list[NewItem] = Field([], max_length=100)
     remove: list[ItemId] = Field([], max_length=1000)
 
 
-class ItemsResponse(Answered):
+class ItemsResponse(AnswerModel):
     """What changed, and how many items the bundle has now."""
 
     bundle: str

@@ -10,12 +10,12 @@ from typing import Literal
 from pydantic import ConfigDict, Field
 
 from service.decoding import Ranking
-from service.schemas.recommend import Answered, Body
+from service.schemas.recommend import AnswerModel, RequestModel
 
 Role = Literal["active", "previous", "candidate", "experiment"]
 
 
-class DefaultDecoding(Answered):
+class DefaultDecoding(AnswerModel):
     """What a request gets that asks for nothing else."""
 
     model_config = ConfigDict(from_attributes=True)
@@ -27,7 +27,7 @@ class DefaultDecoding(Answered):
     finish_rows: int
 
 
-class LoadRequest(Body):
+class LoadRequest(RequestModel):
     """How a bundle is to be loaded."""
 
     shadow_fraction: float = Field(
@@ -35,7 +35,7 @@ class LoadRequest(Body):
     )
 
 
-class ResidentInfo(Answered):
+class ResidentInfo(AnswerModel):
     """A bundle in memory. role: active, previous, candidate or experiment; it may have several.
 
     digest: of its manifest, and so of all its files; null in bundles written before there was one
@@ -50,20 +50,21 @@ class ResidentInfo(Answered):
     shadow_fraction: float | None
 
 
-class Models(Answered):
+class Models(AnswerModel):
     """The bundles in memory; `configured` is what UNMASK_BUNDLE would load at a restart."""
 
     configured: str | None
+    # In the code: `LoadedBundle`. Clients know these two names in JSON, so they stay.
     residents: list[ResidentInfo]
 
 
-class Drained(Answered):
+class Drained(AnswerModel):
     """The process takes no more requests soon."""
 
     status: Literal["draining"]
 
 
-class Liveness(Answered):
+class Liveness(AnswerModel):
     """Whether to restart the process, and why."""
 
     status: Literal["live", "not_live"]
@@ -71,14 +72,14 @@ class Liveness(Answered):
     cure: str | None
 
 
-class Readiness(Answered):
+class Readiness(AnswerModel):
     """Whether to send requests, and why not."""
 
     status: Literal["ready", "not_ready"]
     reasons: list[str]
 
 
-class ContentInfo(Answered):
+class ContentInfo(AnswerModel):
     """What embeddings of new items must be like. text, model: what of an item was embedded, and by
     what; null when nobody said."""
 
@@ -87,7 +88,7 @@ class ContentInfo(Answered):
     model: str | None
 
 
-class BundleInfo(Answered):
+class BundleInfo(AnswerModel):
     """The bundle that is served. num_items: now; num_items_in_bundle: before items came and went;
     content: null when it takes no new items"""
 
@@ -104,7 +105,7 @@ class BundleInfo(Answered):
     content: ContentInfo | None
 
 
-class Limits(Answered):
+class Limits(AnswerModel):
     """Bounds a client should know."""
 
     max_k: int
@@ -117,7 +118,7 @@ class Limits(Answered):
     history_event_types: list[str]
 
 
-class Info(Answered):
+class Info(AnswerModel):
     """What is running; `bundle` is null until one is loaded."""
 
     version: str

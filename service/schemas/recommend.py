@@ -80,8 +80,8 @@ NewItemId = Annotated[
     Field(json_schema_extra={"pattern": NEW_ITEM_ID.pattern}),
 ]
 # Stands after the bounds of every integer that a client sends.
-WHOLE = BeforeValidator(_without_point)
-TimeoutMs = Annotated[int, Field(ge=1, le=10_000), WHOLE]
+WHOLE_NUMBER = BeforeValidator(_without_point)
+TimeoutMs = Annotated[int, Field(ge=1, le=10_000), WHOLE_NUMBER]
 AttributeName = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 AttributeValue = Annotated[str, StringConstraints(min_length=1, max_length=500)]
 
@@ -100,7 +100,7 @@ def field_name(loc: Iterable[str | int]) -> str:
     return ".".join(str(part) for part in loc)[:MAX_FIELD_CHARS]
 
 
-class Body(BaseModel):
+class RequestModel(BaseModel):
     """What a client sends: nothing unknown, no conversions."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
@@ -113,18 +113,18 @@ class Body(BaseModel):
         return value
 
 
-class Answered(BaseModel):
+class AnswerModel(BaseModel):
     """What it gets."""
 
     model_config = ConfigDict(frozen=True)
 
 
-def or_why_not(model: type[Body]) -> PlainValidator:
+def entry_or_error(model: type[RequestModel]) -> PlainValidator:
     """Validates an entry of a list by itself: the entry, or the ValidationError that says why it is
     none, so that a wrong one does not stop the others.
     """
 
-    def validated(value: Any) -> Body | ValidationError:
+    def validated(value: Any) -> RequestModel | ValidationError:
         try:
             return model.model_validate(value)
         except ValidationError as error:
@@ -133,23 +133,25 @@ def or_why_not(model: type[Body]) -> PlainValidator:
     return PlainValidator(validated, json_schema_input_type=model)
 
 
-class Wanted(Body):
+class RecommendFields(RequestModel):
     """What is asked for a user, alone or in a batch."""
 
     user_id: UserId = Field(description="Whose history to read; any string you like.")
-    k: Annotated[int, Field(ge=1, le=MAX_K), WHOLE] = Field(10, description="How many items.")
+    k: Annotated[int, Field(ge=1, le=MAX_K), WHOLE_NUMBER] = Field(
+        10, description="How many items."
+    )
     schedule: Literal["auto", "fixed"] | None = Field(
         None,
         description="`auto`: the best decoding of those the bundle has measured that is foretold "
         "to be in time; then r_warm and the like must not be given. Default: the service's.",
     )
-    r_warm: Annotated[int, Field(ge=0), WHOLE] | None = Field(
+    r_warm: Annotated[int, Field(ge=0), WHOLE_NUMBER] | None = Field(
         None, description="First decode steps, one position each; default: the bundle's."
     )
-    m_par: Annotated[int, Field(ge=1), WHOLE] | None = Field(
+    m_par: Annotated[int, Field(ge=1), WHOLE_NUMBER] | None = Field(
         None, description="Positions filled by each later step; default: the bundle's."
     )
-    beam_width: Annotated[int, Field(ge=1, le=MAX_BEAM_WIDTH), WHOLE] | None = Field(
+    beam_width: Annotated[int, Field(ge=1, le=MAX_BEAM_WIDTH), WHOLE_NUMBER] | None = Field(
         None, description="Beams kept at each step, at least k; default: the bundle's, or k."
     )
     ranking: Ranking | None = Field(
@@ -157,7 +159,7 @@ class Wanted(Body):
         description="What a beam is worth: the probability of its rows (`rows`), that of its codes "
         "(`path`), or that and its best completion (`best`); default: the bundle's.",
     )
-    finish_rows: Annotated[int, Field(ge=0, le=MAX_FINISH_ROWS), WHOLE] | None = Field(
+    finish_rows: Annotated[int, Field(ge=0, le=MAX_FINISH_ROWS), WHOLE_NUMBER] | None = Field(
         None,
         description="When the beams hold at most so many rows, these are scored and no step "
         "follows; 0 = never; default: the bundle's.",
@@ -210,7 +212,7 @@ class Wanted(Body):
         return any(getattr(self, name) is not None for name in DECODING_FIELDS)
 
 
-class RecommendRequest(Wanted):
+class RecommendRequest(RecommendFields):
     """Ask for k items for a user; only `user_id` is required."""
 
     timeout_ms: TimeoutMs | None = Field(
@@ -218,14 +220,14 @@ class RecommendRequest(Wanted):
     )
 
 
-class CodesInCommon(Answered):
+class CodesInCommon(AnswerModel):
     """An item that shares codes with another one, and how many."""
 
     item_id: str
     codes: int
 
 
-class Explanation(Answered):
+class Explanation(AnswerModel):
     """How an item was found; lists are by position of its SID, or by denoiser call.
 
     filled_by_call: the call, from 1, that filled each position
@@ -241,7 +243,7 @@ class Explanation(Answered):
     history_in_common: list[CodesInCommon]
 
 
-class RecommendedItem(Answered):
+class RecommendedItem(AnswerModel):
     """One item; `score` is the log-probability, comparable inside one answer, null if popular."""
 
     item_id: str
@@ -253,7 +255,7 @@ class RecommendedItem(Answered):
     explanation: Explanation | None = Field(None, description="Only with `explain`.")
 
 
-class UsedDecoding(Answered):
+class UsedDecoding(AnswerModel):
     """How the items were decoded; `nfe` is the number of denoiser calls, encoder not counted.
 
     `nfe` is below the length of `schedule` where `finish_rows` ended the search.
@@ -269,14 +271,14 @@ class UsedDecoding(Answered):
     adjusted: bool = Field(description='Whether `schedule="auto"` took less than the best.')
 
 
-class UsedVariant(Answered):
+class UsedVariant(AnswerModel):
     """The experiment that runs, and the variant that this answer is counted for."""
 
     name: str
     variant: str
 
 
-class UsedHistory(Answered):
+class UsedHistory(AnswerModel):
     """The history behind an answer; `unknown_items` of its `length` are not in the bundle."""
 
     source: HistorySource
@@ -284,7 +286,7 @@ class UsedHistory(Answered):
     unknown_items: int
 
 
-class RecommendResponse(Answered):
+class RecommendResponse(AnswerModel):
     """Items, best first. `decoding` is null when the items are the popular ones."""
 
     recommendation_id: str
@@ -300,7 +302,7 @@ class RecommendResponse(Answered):
     timings_ms: dict[str, float]
 
 
-class BatchEntry(Wanted):
+class BatchEntry(RecommendFields):
     """One of several requests."""
 
     @model_validator(mode="before")
@@ -311,23 +313,23 @@ class BatchEntry(Wanted):
         return value
 
 
-class BatchRequest(Body):
+class BatchRequest(RequestModel):
     """Several requests under one deadline; a refused one does not stop the others."""
 
-    requests: list[Annotated[BatchEntry | ValidationError, or_why_not(BatchEntry)]] = Field(
+    requests: list[Annotated[BatchEntry | ValidationError, entry_or_error(BatchEntry)]] = Field(
         min_length=1, max_length=MAX_REQUESTS
     )
     timeout_ms: TimeoutMs | None = Field(None, description="Deadline of them all, from receipt.")
 
 
-class HistoryResponse(Answered):
+class HistoryResponse(AnswerModel):
     """A user's stored items, oldest to newest; empty for an unknown user."""
 
     user_id: str
     history: list[str]
 
 
-class ErrorDetail(Answered):
+class ErrorDetail(AnswerModel):
     """One wrong field; the message never repeats the value."""
 
     param: str
@@ -335,7 +337,7 @@ class ErrorDetail(Answered):
     type: str
 
 
-class Error(Answered):
+class Error(AnswerModel):
     """`retryable` is true when the same request may succeed later."""
 
     code: str
@@ -346,7 +348,7 @@ class Error(Answered):
     details: list[ErrorDetail]
 
 
-class ErrorResponse(Answered):
+class ErrorResponse(AnswerModel):
     """The body of every answer that is not a success."""
 
     error: Error
@@ -374,7 +376,7 @@ class ErrorResponse(Answered):
         return cls(error=error)
 
 
-class BatchResult(Answered):
+class BatchResult(AnswerModel):
     """The answer to one of several requests: `response` with status 200, else `error`."""
 
     status: int
@@ -382,7 +384,7 @@ class BatchResult(Answered):
     error: Error | None = None
 
 
-class BatchResponse(Answered):
+class BatchResponse(AnswerModel):
     """Results in the order of the requests."""
 
     results: list[BatchResult]

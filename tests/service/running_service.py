@@ -75,8 +75,8 @@ class Service:
 
     def roles(self) -> dict[str, list[str]]:
         """What each bundle in memory is there for."""
-        residents = self.client.get("/models").json()["residents"]
-        return {entry["bundle"]: entry["roles"] for entry in residents}
+        loaded_bundles = self.client.get("/models").json()["residents"]
+        return {entry["bundle"]: entry["roles"] for entry in loaded_bundles}
 
     def wait(self) -> int:
         return self.process.wait(timeout=30)

@@ -45,7 +45,7 @@ def test_histories_are_stored_once(
 def test_a_service_that_does_not_come_is_said(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(seed, "PATIENCE_S", 1.5)
+    monkeypatch.setattr(seed, "RETRY_FOR_S", 1.5)
     assert seed.main(["--url", f"http://127.0.0.1:{free_port()}"]) == 1
     waiting, failed = capsys.readouterr().err.splitlines()  # the first at once, and once
     assert "not yet" in waiting

@@ -25,7 +25,7 @@ from service.histories.redis_store import (
     marks_key,
     shown_key,
 )
-from service.histories.store import Attribution, Shown, Stored
+from service.histories.store import Attribution, RememberedAnswer, Stored
 
 OPERATING = Path(__file__).parents[3] / "docs" / "operating.md"
 Call = Callable[[], Awaitable[Any]]
@@ -91,7 +91,7 @@ async def prepare(store: RedisHistoryStore, user: str) -> None:
 def check_answers(answers: dict[str, Any]) -> None:
     assert answers["append"] == [Stored(True, Attribution("tiny@1", "b", 1, True))]
     assert answers["count"] == [Stored(True, Attribution("tiny@1", "b", 2, True))]
-    assert answers["read_page"] == (["a"], Shown("r1", "tiny@1", "b", ("a", "b")))
+    assert answers["read_page"] == (["a"], RememberedAnswer("r1", "tiny@1", "b", ("a", "b")))
     assert answers["read"] == ["a"]
     assert answers["items_version"] == answers["read_items"][0] > 0
     assert answers["read_items"][1] == {"x": "1", "y": "2"}

@@ -23,7 +23,7 @@ from service.histories.redis_store import RedisHistoryStore
 from service.http.error_map import status_and_body
 from service.loading.embedder import Embedder, TextRefused
 from service.loading.item_changes import ItemChanges
-from service.loading.loaded_bundles import Resident, Residents
+from service.loading.loaded_bundles import LoadedBundle, LoadedBundles
 from service.schemas.items import ItemsRequest, ItemsResponse, NewItem
 from service.telemetry.metrics import Metrics
 
@@ -137,14 +137,14 @@ def change(
     found: list[tuple[ItemsResponse, Bundle]] = []
 
     async def use(store: RedisHistoryStore) -> None:
-        def load(path: Path) -> Resident:
+        def load(path: Path) -> LoadedBundle:
             loaded = Bundle.load(path)
-            return Resident(loaded, Engine(loaded.decoder.decode))
+            return LoadedBundle(loaded, Engine(loaded.decoder.decode))
 
-        residents = Residents(load, Metrics())
-        await residents.start(bundle)
-        changes = ItemChanges(residents, store, SecretStr(embedder))
-        found.append((await changes.change(request), residents.active.bundle))
+        loaded_bundles = LoadedBundles(load, Metrics())
+        await loaded_bundles.start(bundle)
+        changes = ItemChanges(loaded_bundles, store, SecretStr(embedder))
+        found.append((await changes.change(request), loaded_bundles.active.bundle))
 
     with_store(url, use)
     return found[0]

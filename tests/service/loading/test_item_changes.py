@@ -21,7 +21,7 @@ from service.histories import redis_store as redis_history
 from service.histories.redis_store import ITEMS_AT_ONCE, RedisHistoryStore
 from service.loading import item_changes
 from service.loading.item_changes import ItemChanges, Portion, with_changes
-from service.loading.loaded_bundles import Resident, Residents
+from service.loading.loaded_bundles import LoadedBundle, LoadedBundles
 from service.schemas.items import ItemsRequest, NewItem
 from service.telemetry.metrics import Metrics
 
@@ -79,16 +79,16 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "shop"
 
 
-async def started(path: Path) -> Residents:
+async def started(path: Path) -> LoadedBundles:
     """The bundles in the memory of a process."""
 
-    def load(path: Path) -> Resident:
+    def load(path: Path) -> LoadedBundle:
         bundle = Bundle.load(path)
-        return Resident(bundle, Engine(bundle.decoder.decode))
+        return LoadedBundle(bundle, Engine(bundle.decoder.decode))
 
-    residents = Residents(load, Metrics())
-    await residents.start(path)
-    return residents
+    loaded_bundles = LoadedBundles(load, Metrics())
+    await loaded_bundles.start(path)
+    return loaded_bundles
 
 
 def test_every_bundle_catches_up_from_where_it_is(
@@ -97,8 +97,8 @@ def test_every_bundle_catches_up_from_where_it_is(
     monkeypatch.setattr(item_changes, "MADE_AT_ONCE", 150)
 
     async def use(store: RedisHistoryStore) -> None:
-        residents = await started(folder / "1")
-        changes = ItemChanges(residents, store)
+        loaded_bundles = await started(folder / "1")
+        changes = ItemChanges(loaded_bundles, store)
         for start in range(0, 400, 100):
             added = [item(f"new-{n}", n) for n in range(start, start + 100)]
             answer = await changes.change(ItemsRequest(add=added, remove=["item-3"]))
@@ -106,15 +106,15 @@ def test_every_bundle_catches_up_from_where_it_is(
         await changes.change(ItemsRequest(remove=["new-399"]))
         expected = [True, True, False, False]
         names = ("new-0", "new-398", "new-399", "item-3")
-        assert has(residents.active.bundle, *names) == expected
+        assert has(loaded_bundles.active.bundle, *names) == expected
 
         # One that is loaded later, and another process, have more than a portion to catch up.
-        await residents.load(folder / "2", "shop@2")
+        await loaded_bundles.load(folder / "2", "shop@2")
         others = await started(folder / "1")
         follower = ItemChanges(others, store)
         for one in (changes, follower):
             await one.replay()
-        bundles = [resident.bundle for resident in (*residents.all, *others.all)]
+        bundles = [loaded.bundle for loaded in (*loaded_bundles.all, *others.all)]
         assert len(bundles) == 3
         for bundle in bundles:
             assert has(bundle, *names) == expected
@@ -135,7 +135,7 @@ def test_every_bundle_catches_up_from_where_it_is(
         assert others.active.bundle.items_version == 0
         await changes.change(ItemsRequest(add=[item("late")]))
         await follower.replay()
-        for one in (residents, others):
+        for one in (loaded_bundles, others):
             assert has(one.active.bundle, "late", "new-0", "item-4") == [True, True, False]
             assert one.active.bundle.items_version == await store.items_version("shop")
 
@@ -146,22 +146,22 @@ def test_a_bundle_that_comes_between_reading_and_making_misses_nothing(
     folder: Path, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def use(store: RedisHistoryStore) -> None:
-        residents = await started(folder / "1")
-        changes = ItemChanges(residents, store)
+        loaded_bundles = await started(folder / "1")
+        changes = ItemChanges(loaded_bundles, store)
         await changes.change(ItemsRequest(remove=["item-1"]))
         await store.write_items("shop", {"item-2": item_changes.REMOVED})
         read = store.read_items
 
         async def read_and_load(name: str, after: int) -> tuple[int, dict[str, str]]:
             found = await read(name, after)
-            await residents.load(folder / "2", "shop@2")
+            await loaded_bundles.load(folder / "2", "shop@2")
             return found
 
         monkeypatch.setattr(store, "read_items", read_and_load)
         await changes.replay()
-        assert len(residents.all) == 2
-        for resident in residents.all:
-            assert has(resident.bundle, "item-1", "item-2", "item-3") == [False, False, True]
+        assert len(loaded_bundles.all) == 2
+        for loaded in loaded_bundles.all:
+            assert has(loaded.bundle, "item-1", "item-2", "item-3") == [False, False, True]
 
     with_store(url, use)
 
@@ -170,10 +170,10 @@ def test_what_came_before_the_store_fell_silent_is_made(
     folder: Path, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def use(store: RedisHistoryStore) -> None:
-        residents = await started(folder / "1")
+        loaded_bundles = await started(folder / "1")
         await store.write_items("shop", dict.fromkeys(("item-1", "item-2"), item_changes.REMOVED))
         monkeypatch.setattr(redis_history, "ITEMS_AT_ONCE", 1)
-        changes, read, calls = ItemChanges(residents, store), store.read_items, 0
+        changes, read, calls = ItemChanges(loaded_bundles, store), store.read_items, 0
 
         async def read_once(name: str, after: int) -> tuple[int, dict[str, str]]:
             nonlocal calls
@@ -185,10 +185,10 @@ def test_what_came_before_the_store_fell_silent_is_made(
         monkeypatch.setattr(store, "read_items", read_once)
         with pytest.raises(HistoryUnavailable):
             await changes.replay()
-        assert has(residents.active.bundle, "item-1", "item-2") == [False, True]
+        assert has(loaded_bundles.active.bundle, "item-1", "item-2") == [False, True]
         monkeypatch.setattr(store, "read_items", read)
         await changes.replay()
-        assert has(residents.active.bundle, "item-1", "item-2") == [False, False]
+        assert has(loaded_bundles.active.bundle, "item-1", "item-2") == [False, False]
 
     with_store(url, use)
 

@@ -21,7 +21,7 @@ from tiny_bundle import edit_manifest, write_tiny_bundle
 from service.batching.lanes import Engine
 from service.bundles.bundle import Bundle
 from service.decoding import Job, Schedule
-from service.loading.loaded_bundles import Resident, Residents
+from service.loading.loaded_bundles import LoadedBundle, LoadedBundles
 from service.telemetry.metrics import Metrics
 
 ADMIN = {"Authorization": "Bearer an-admin-key"}
@@ -269,14 +269,14 @@ def test_memory_of_the_first_bundle_is_used_again(
 
 def test_the_garbage_collector_does_not_look_at_a_loaded_bundle(store: Path) -> None:
     async def run() -> None:
-        def load(path: Path) -> Resident:
+        def load(path: Path) -> LoadedBundle:
             bundle = Bundle.load(path)
-            return Resident(bundle, Engine(bundle.decoder.decode))
+            return LoadedBundle(bundle, Engine(bundle.decoder.decode))
 
-        residents = Residents(load, Metrics())
-        await residents.start(store / "swap" / "1")
+        loaded_bundles = LoadedBundles(load, Metrics())
+        await loaded_bundles.start(store / "swap" / "1")
         watched = {id(one) for one in gc.get_objects()}
-        items = residents.active.bundle.items
+        items = loaded_bundles.active.bundle.items
         assert not watched & {id(items), *map(id, items)}
 
     try:

@@ -18,12 +18,12 @@ from running_service import Service, service_process, wait_until
 from running_valkey import Server, running
 
 from service.errors import Overloaded
-from service.http.admission.arriving import MOST, Arriving, Coming
-from service.http.admission.doors import AT_ONCE, MOST_WAITING, Doors
-from service.http.admission.gate import Gate, Line
+from service.http.admission.admission_rules import AT_ONCE, MOST_WAITING, AdmissionRules
+from service.http.admission.bodies_in_progress import MOST, BodiesInProgress, BodyInProgress
+from service.http.admission.gate import Gate, WaitingLine
 from service.http.admission.keys import Keys
 from service.http.middleware import Envelope, Message
-from service.http.operator_routes import Shared
+from service.http.operator_routes import SharedText
 from service.telemetry.metrics import Metrics
 
 KEY = {"Authorization": "Bearer a-client-key"}
@@ -46,7 +46,7 @@ def service(
 ) -> Iterator[Service]:
     """A service with keys that lets one request of clients in at a time."""
     with service_process(
-        tmp_path_factory.mktemp("doors"),
+        tmp_path_factory.mktemp("rules"),
         bundles_dir=bundles_dir,
         bundle="tiny@1",
         redis_url=store.url,
@@ -159,7 +159,7 @@ def test_a_body_that_is_whole_when_the_gate_is_full_is_turned_away(
 
 def test_so_many_bodies_and_bytes_are_on_their_way() -> None:
     async def story() -> None:
-        arriving = Arriving(most=3, most_bytes=100)
+        bodies = BodiesInProgress(most=3, most_bytes=100)
         first_parts = [asyncio.Event() for _ in range(8)]
         tasks = []
 
@@ -176,12 +176,12 @@ def test_so_many_bodies_and_bytes_are_on_their_way() -> None:
                 raise AssertionError
 
             async def read() -> None:
-                body = Coming()
+                body = BodyInProgress()
                 try:
                     while True:
-                        await arriving.part(body, receive)
+                        await bodies.part(body, receive)
                 finally:
-                    arriving.end(body)
+                    bodies.end(body)
 
             tasks.append(asyncio.create_task(read()))
 
@@ -191,33 +191,33 @@ def test_so_many_bodies_and_bytes_are_on_their_way() -> None:
         for place in range(3):
             begin()
             await first_parts[place].wait()
-        assert (len(arriving), ended()) == (3, [])
+        assert (len(bodies), ended()) == (3, [])
         begin()
         await first_parts[3].wait()
         await asyncio.wait(tasks[:1])
-        assert (len(arriving), ended()) == (3, [0])
+        assert (len(bodies), ended()) == (3, [0])
         assert isinstance(tasks[0].exception(), Overloaded)
         tasks[1].cancel()  # by the server, say
         await asyncio.wait(tasks[1:2])
         assert tasks[1].cancelled()
         begin(60)
         await first_parts[4].wait()
-        assert (len(arriving), ended()) == (3, [0, 1])
+        assert (len(bodies), ended()) == (3, [0, 1])
         tasks[2].cancel()
         await asyncio.wait(tasks[2:3])
         begin(60)  # 120 bytes: the oldest two go, though the first of them brought none
         await first_parts[5].wait()
         await asyncio.wait(tasks[3:5])
-        assert (len(arriving), ended()) == (1, [0, 1, 2, 3, 4])
+        assert (len(bodies), ended()) == (1, [0, 1, 2, 3, 4])
         begin(101)
         await asyncio.wait(tasks[5:7])
-        assert (len(arriving), ended()) == (0, list(range(7)))
+        assert (len(bodies), ended()) == (0, list(range(7)))
         begin(100)
         await first_parts[7].wait()
-        assert len(arriving) == 1
+        assert len(bodies) == 1
         tasks[7].cancel()
         await asyncio.wait(tasks)
-        assert len(arriving) == 0
+        assert len(bodies) == 0
 
     asyncio.run(asyncio.wait_for(story(), 30))
 
@@ -225,10 +225,10 @@ def test_so_many_bodies_and_bytes_are_on_their_way() -> None:
 # Strangers
 
 
-def doors(api_keys: list[str], admin_keys: list[str]) -> tuple[Doors, Gate]:
+def rules(api_keys: list[str], admin_keys: list[str]) -> tuple[AdmissionRules, Gate]:
     clients = Gate(1, 100)
     keys = Keys([SecretStr(one) for one in api_keys], [SecretStr(one) for one in admin_keys], None)
-    return Doors(keys, clients, ROOTS), clients
+    return AdmissionRules(keys, clients, ROOTS), clients
 
 
 def scope(path: str, key: str = "") -> dict[str, Any]:
@@ -242,27 +242,27 @@ CLIENTS = ["/recommend", "/recommend/batch", "/events", "/users/a/history", "/it
 
 
 def test_who_has_to_pass_what() -> None:
-    keyed, clients = doors(["a-client-key"], ["an-admin-key"])
-    health, others = keyed.door_of(scope("/livez")), keyed.door_of(scope("/metrics"))
-    assert isinstance(health, Line)
-    assert isinstance(others, Line)
+    keyed, clients = rules(["a-client-key"], ["an-admin-key"])
+    health, others = keyed.limit_of(scope("/livez")), keyed.limit_of(scope("/metrics"))
+    assert isinstance(health, WaitingLine)
+    assert isinstance(others, WaitingLine)
     assert health is not others
-    assert all(keyed.door_of(scope(path)) is health for path in HEALTH)
+    assert all(keyed.limit_of(scope(path)) is health for path in HEALTH)
     for key in ("a-client-key", "an-admin-key"):
-        assert all(keyed.door_of(scope(path, key)) is clients for path in CLIENTS)
-        assert all(keyed.door_of(scope(path, key)) is others for path in OPEN)
+        assert all(keyed.limit_of(scope(path, key)) is clients for path in CLIENTS)
+        assert all(keyed.limit_of(scope(path, key)) is others for path in OPEN)
     for key in ("", "a-client-kex", "cl\xefent"):
-        assert all(keyed.door_of(scope(path, key)) is others for path in [*CLIENTS, *OPEN])
+        assert all(keyed.limit_of(scope(path, key)) is others for path in [*CLIENTS, *OPEN])
     for key in ("", "a-client-key", "an-admin-kex"):
-        assert keyed.door_of(scope("/admin/drain", key)) is others
-    assert keyed.door_of(scope("/admin/drain", "an-admin-key")) is None
+        assert keyed.limit_of(scope("/admin/drain", key)) is others
+    assert keyed.limit_of(scope("/admin/drain", "an-admin-key")) is None
 
-    free, clients = doors([], ["an-admin-key"])
-    others = free.door_of(scope("/metrics"))
-    assert all(free.door_of(scope(path)) is clients for path in CLIENTS)
-    assert all(free.door_of(scope(path)) is others for path in OPEN)
-    assert free.door_of(scope("/admin/drain")) is others
-    assert free.door_of(scope("/admin/drain", "an-admin-key")) is None
+    free, clients = rules([], ["an-admin-key"])
+    others = free.limit_of(scope("/metrics"))
+    assert all(free.limit_of(scope(path)) is clients for path in CLIENTS)
+    assert all(free.limit_of(scope(path)) is others for path in OPEN)
+    assert free.limit_of(scope("/admin/drain")) is others
+    assert free.limit_of(scope("/admin/drain", "an-admin-key")) is None
 
 
 def test_strangers_take_turns_with_clients() -> None:
@@ -271,7 +271,7 @@ def test_strangers_take_turns_with_clients() -> None:
     """
 
     async def story() -> None:
-        keyed, clients = doors(["a-client-key"], [])
+        keyed, clients = rules(["a-client-key"], [])
         done: list[str] = []
 
         async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -279,7 +279,7 @@ def test_strangers_take_turns_with_clients() -> None:
             await send({"type": "http.response.body", "body": b""})
             done.append(scope["path"])
 
-        envelope = Envelope(app, Metrics(), clients, door_of=keyed.door_of)
+        envelope = Envelope(app, Metrics(), clients, limit_of=keyed.limit_of)
         many = 50
         asked = [
             scope(path) for path in ("/metrics", "/nothing", "/recommend") for _ in range(many)
@@ -305,7 +305,7 @@ def test_strangers_take_turns_with_clients() -> None:
 
 def test_so_many_strangers_wait() -> None:
     async def story() -> None:
-        keyed, clients = doors(["a-client-key"], [])
+        keyed, clients = rules(["a-client-key"], [])
         may_end = asyncio.Event()
         inside: list[str] = []
         statuses: list[int] = []
@@ -321,7 +321,7 @@ def test_so_many_strangers_wait() -> None:
                 statuses.append(message["status"])
 
         metrics = Metrics()
-        envelope = Envelope(app, metrics, clients, door_of=keyed.door_of)
+        envelope = Envelope(app, metrics, clients, limit_of=keyed.limit_of)
 
         def ask(*paths: str) -> list[asyncio.Task[None]]:
             return [asyncio.create_task(envelope(scope(one), no_more, send)) for one in paths]
@@ -426,7 +426,7 @@ def test_one_rendering_is_for_all_who_asked_before_it_began() -> None:
             assert may_end.wait(30)
             return str(len(begun)).encode()
 
-        shared = Shared(make)
+        shared = SharedText(make)
         first = asyncio.create_task(shared.get())
         while not begun:
             await asyncio.sleep(0)
@@ -455,7 +455,7 @@ def test_a_rendering_that_fails_fails_no_other() -> None:
                 raise text
             return text
 
-        shared = Shared(make)
+        shared = SharedText(make)
         with pytest.raises(ValueError, match="once"):
             await shared.get()
         assert await shared.get() == b"fine"
