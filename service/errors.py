@@ -34,7 +34,7 @@ class UnmaskError(Exception):
 
 
 class StartError(UnmaskError):
-    """The service cannot start; the operator has to change something."""
+    """The service cannot start. The operator has to change something."""
 
 
 class SettingsInvalid(StartError):
@@ -62,7 +62,7 @@ class PortUnavailable(StartError):
 
 
 class RequestError(UnmaskError):
-    """One request gets no answer; the others are not affected."""
+    """One request gets no answer. Other requests are not affected."""
 
 
 class MalformedUrl(RequestError):
@@ -94,7 +94,7 @@ class ItemNotFound(RequestError):
 
 
 class RecommendationNotFound(RequestError):
-    """The answer to go on from is not remembered, any more or at all."""
+    """The answer to continue from is not remembered: not any more, or never."""
 
 
 class BundleNotFound(RequestError):
@@ -137,12 +137,14 @@ class HistoryUnavailable(RequestError):
 
 
 class EmbedderUnavailable(RequestError):
-    """The embedder of new items' titles did not answer, or has too much to do: try again."""
+    """The embedder of new items' titles did not answer, or has too much to do. Try again."""
 
 
 class EmbedderUnfit(RequestError):
-    """The embedder refuses, or answers with something else than embeddings: trying again is in
-    vain until somebody changes it, or the settings."""
+    """The embedder refuses, or answers with something other than embeddings.
+
+    Trying again does not help until somebody changes the embedder or the settings.
+    """
 
 
 class DecodeFailed(RequestError):

@@ -179,10 +179,10 @@ class Lanes:
             return lane, batch
 
     def seconds_before(self, engine: Engine, work: Work, beam_width: int, in_bulk: bool) -> float:
-        """Seconds until a job would be answered if it came now: its lane's jobs, and turns of
-        others.
+        """Seconds until a job would be answered if it came now.
 
-        It is answered after its own last call, however many calls the other jobs of its batch need.
+        That is the time for its lane's jobs, and for the turns of other lanes. It is answered after
+        its own last call, however many calls the other jobs of its batch need.
         """
         with self._lock:
             own = self._lanes.get(_key(engine, beam_width, in_bulk))

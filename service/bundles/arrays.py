@@ -1,7 +1,7 @@
-"""The arrays of a bundle: which dtype, shape and range each has, checked as it is read.
+"""The arrays of a bundle: the dtype, shape and range of each, checked when it is read.
 
-Sizes that are not in the manifest have a letter; where a letter comes twice the sizes must agree.
-What is here holds for every bundle, so that nothing behind it meets a surprise.
+Sizes that are not in the manifest have a name, such as "d". Where a name occurs twice, the sizes
+must agree. These checks hold for every bundle, so that later code meets no surprise.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from service.bundles.npy import array_of
 
 Arrays = dict[str, NDArray[Any]]
 Size = int | str
-# The least and the most that a letter may mean.
+# The least and the most that a named size may be.
 NAMED_SIZES = {
     "d": (0, MAX_DIMS),
     "rotated": (1, MAX_DIMS + 64),
@@ -30,7 +30,7 @@ NAMED_SIZES = {
 
 @dataclass(frozen=True)
 class _ArrayKind:
-    """dtype, shape, and what its numbers must be: a rule, and the rule in words."""
+    """dtype, shape, and what the numbers must be: a rule, and the rule in words."""
 
     dtype: str
     shape: tuple[Size, ...]
@@ -39,9 +39,9 @@ class _ArrayKind:
 
 
 def read_arrays(manifest: Manifest, files: Mapping[str, bytes]) -> Arrays:
-    """All arrays, by their names without the suffix. Raises ValueError, which names the file."""
+    """All arrays, by file name without suffix. Raises ValueError, which names the file."""
     kinds = _kinds_of(manifest)
-    sizes: dict[str, tuple[int, str]] = {}  # of a letter, and the file that it is from
+    sizes: dict[str, tuple[int, str]] = {}  # the size for a name, and the file that it comes from
     arrays: Arrays = {}
     for name, kind in kinds.items():
         file = f"{name}.npy"

@@ -94,8 +94,9 @@ class Envelope:
         metrics.inflight_requests.set_function(lambda: gate.inside)
 
     def admit(self, scope: Scope) -> Sequence[Message]:
-        """Ask the limit of an HTTP request: no messages if it may pass, else those of its 429
-        answer.
+        """Ask the limit of an HTTP request.
+
+        Returns no messages if the request may pass, else the two messages of its 429 answer.
         """
         context = scope[SCOPE_KEY]
         limit = self._limit_of(scope)

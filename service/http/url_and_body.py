@@ -59,7 +59,7 @@ class UrlAndBodyChecks:
             self._bodies.end(body)
 
     def _read(self, context: RequestContext, body: BodyInProgress, receive: Receive) -> Receive:
-        """The `receive` that routes use. It takes the place in the gate when the body is complete."""
+        """The `receive` for routes. It takes the place in the gate when the body is complete."""
         is_whole = False
 
         async def read() -> Message:

@@ -83,7 +83,7 @@ class Embedder:
     async def _piece(
         self, client: httpx.AsyncClient, texts: Sequence[str], first: int
     ) -> list[list[float]]:
-        """Embed some texts, in halves if they are too much for one call. first: index of the first."""
+        """Embed some texts, in halves if they are too much for a call. first: index of the first"""
         status, data = await self._asked(
             client, "POST", "/embed", {"inputs": list(texts), "truncate": True}
         )

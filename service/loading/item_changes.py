@@ -277,7 +277,7 @@ def with_changes(bundle: Bundle, entries: Mapping[str, str]) -> Bundle:
 def _replaced(
     bundle: Bundle, gone: Sequence[str], new: Mapping[str, tuple[Item, NDArray[np.float32]]]
 ) -> Bundle:
-    """A bundle without some of its items, and with new ones. It has at least one item all the time."""
+    """A bundle without some of its items, and with new ones. It is never without any item."""
     if len(gone) == bundle.catalogue.num_items:
         *gone, last = gone
         others = {item_id: item for item_id, item in new.items() if item_id != last}

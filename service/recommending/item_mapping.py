@@ -59,7 +59,7 @@ def similar_items(bundle: Bundle, row: int, k: int) -> list[CodesInCommon]:
 
 
 def most_codes_in_common(bundle: Bundle, row: int, among: Rows, most: int) -> list[CodesInCommon]:
-    """The rows of `among` that share a code with a row: most codes first, then in the given order."""
+    """The rows of `among` that share a code with a row: most codes first, then in that order."""
     codes = bundle.catalogue.codes
     in_common = (codes[among] == codes[row]).sum(axis=1)
     best = np.argsort(-in_common, kind="stable")[:most]

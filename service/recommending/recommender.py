@@ -87,7 +87,7 @@ class Recommender:
         self._begun: set[tuple[str, str]] = set()  # bundles and labels that metrics know
 
     def assign(self, request: RecommendRequest) -> Assignment:
-        """Choose the bundle and variant that answer, by the experiment that runs. Raises NotReady."""
+        """Choose the bundle and variant that answer, by the running experiment. Raises NotReady."""
         assignment = self._assignment(request)
         begun = assignment.loaded_bundle.ref, assignment.label
         if begun not in self._begun:
@@ -185,9 +185,7 @@ class Recommender:
     def _plan(
         self, request: RecommendRequest, assignment: Assignment, due: float, *, in_bulk: bool
     ) -> Plan:
-        """due: when "auto" should have its answer. Users in an experiment get their variant's
-        decoding.
-        """
+        """due: when "auto" should have its answer. Users in an experiment get its decoding."""
         loaded, variant = assignment.loaded_bundle, assignment.variant
         num_subspaces = loaded.bundle.catalogue.num_subspaces
         is_adaptive = self._policy.adaptive_schedule and self._experiment is None

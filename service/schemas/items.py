@@ -1,4 +1,4 @@
-"""JSON about items: one of them, those like it, and changes to them.
+"""JSON about items: one item, similar items, and changes of items.
 
 As in `service.schemas.recommend`, unknown fields are refused. Knows nothing of HTTP.
 """
@@ -38,7 +38,7 @@ class ItemResponse(AnswerModel):
 
 
 class SimilarRequest(RequestModel):
-    """Ask for the items most like another one."""
+    """Ask for the items most similar to another one."""
 
     k: Annotated[int, Field(ge=1, le=MAX_SIMILAR), WHOLE_NUMBER] = Field(
         10, description="How many items."
@@ -46,7 +46,7 @@ class SimilarRequest(RequestModel):
 
 
 class SimilarResponse(AnswerModel):
-    """Items that share codes with the item, most first, then by popularity."""
+    """Items that share codes with the item: most shared codes first, then by popularity."""
 
     item_id: str
     similar: list[CodesInCommon]
@@ -54,7 +54,7 @@ class SimilarResponse(AnswerModel):
 
 
 class NewItem(RequestModel):
-    """An item to add: with its embedding, or where an embedder is set with what it embeds."""
+    """An item to add: with its embedding, or with the text that the embedder will embed."""
 
     item_id: NewItemId
     title: str = Field(max_length=1000)
@@ -68,7 +68,7 @@ class NewItem(RequestModel):
 
 
 class ItemsRequest(RequestModel):
-    """Items to add to the active bundle, and to remove from it."""
+    """Items to add to the active bundle, and items to remove from it."""
 
     add: list[NewItem] = Field([], max_length=100)
     remove: list[ItemId] = Field([], max_length=1000)

@@ -1,4 +1,4 @@
-"""JSON for whoever operates the service: health, facts, bundles in memory.
+"""JSON for operators of the service: health, facts, bundles in memory.
 
 As in `service.schemas.recommend`, unknown fields are refused. Knows nothing of HTTP.
 """
@@ -16,7 +16,7 @@ Role = Literal["active", "previous", "candidate", "experiment"]
 
 
 class DefaultDecoding(AnswerModel):
-    """What a request gets that asks for nothing else."""
+    """The decoding of a request that asks for nothing else."""
 
     model_config = ConfigDict(from_attributes=True)
 
@@ -28,7 +28,7 @@ class DefaultDecoding(AnswerModel):
 
 
 class LoadRequest(RequestModel):
-    """How a bundle is to be loaded."""
+    """How to load a bundle."""
 
     shadow_fraction: float = Field(
         0.0, ge=0, le=1, description="Share of the requests that it answers too, unseen."
@@ -36,9 +36,9 @@ class LoadRequest(RequestModel):
 
 
 class ResidentInfo(AnswerModel):
-    """A bundle in memory. role: active, previous, candidate or experiment; it may have several.
+    """A bundle in memory. It may have several roles.
 
-    digest: of its manifest, and so of all its files; null in bundles written before there was one
+    digest: of its manifest, and so of all its files; null in bundles older than digests
     """
 
     bundle: str
@@ -51,7 +51,7 @@ class ResidentInfo(AnswerModel):
 
 
 class Models(AnswerModel):
-    """The bundles in memory; `configured` is what UNMASK_BUNDLE would load at a restart."""
+    """The bundles in memory. `configured` is the bundle that a restart would load."""
 
     configured: str | None
     # In the code: `LoadedBundle`. Clients know these two names in JSON, so they stay.
@@ -59,13 +59,13 @@ class Models(AnswerModel):
 
 
 class Drained(AnswerModel):
-    """The process takes no more requests soon."""
+    """The process will soon take no more requests."""
 
     status: Literal["draining"]
 
 
 class Liveness(AnswerModel):
-    """Whether to restart the process, and why."""
+    """Whether the process needs a restart, and why."""
 
     status: Literal["live", "not_live"]
     reasons: list[str]
@@ -73,15 +73,18 @@ class Liveness(AnswerModel):
 
 
 class Readiness(AnswerModel):
-    """Whether to send requests, and why not."""
+    """Whether requests should be sent, and why not."""
 
     status: Literal["ready", "not_ready"]
     reasons: list[str]
 
 
 class ContentInfo(AnswerModel):
-    """What embeddings of new items must be like. text, model: what of an item was embedded, and by
-    what; null when nobody said."""
+    """What embeddings of new items must be like.
+
+    text: which text of an item was embedded; null when unknown
+    model: the model that embedded it; null when unknown
+    """
 
     embedding_dims: int
     text: str | None
@@ -89,8 +92,11 @@ class ContentInfo(AnswerModel):
 
 
 class BundleInfo(AnswerModel):
-    """The bundle that is served. num_items: now; num_items_in_bundle: before items came and went;
-    content: null when it takes no new items"""
+    """The active bundle.
+
+    num_items: now; num_items_in_bundle: before items were added and removed
+    content: null when it accepts no new items
+    """
 
     name: str
     version: str
@@ -106,7 +112,7 @@ class BundleInfo(AnswerModel):
 
 
 class Limits(AnswerModel):
-    """Bounds a client should know."""
+    """Bounds that a client should know."""
 
     max_k: int
     max_beam_width: int
@@ -119,7 +125,7 @@ class Limits(AnswerModel):
 
 
 class Info(AnswerModel):
-    """What is running; `bundle` is null until one is loaded."""
+    """What is running. `bundle` is null until one is loaded."""
 
     version: str
     bundle: BundleInfo | None

@@ -1,7 +1,7 @@
 """What requests and answers look like in JSON: fields, bounds, one sentence each.
 
-Unknown fields are refused, so that a misspelt one is not silently a default. Bounds that depend on
-the bundle (r_warm, m_par) are checked by the recommender. Knows nothing of HTTP.
+Unknown fields are refused, so that a misspelt field does not silently mean a default. The
+recommender checks bounds that depend on the bundle (r_warm, m_par). Knows nothing of HTTP.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ MAX_FINISH_ROWS = 1_000_000
 MAX_REQUESTS = 32
 MAX_HISTORY_LIMIT = 10_000
 MAX_FIELD_CHARS = 100
-# What says how to decode: the fields of `DecodingDefaults`, which a test holds against these.
+# The fields that say how to decode. A test checks that they are those of `DecodingDefaults`.
 DECODING_FIELDS = ("r_warm", "m_par", "beam_width", "ranking", "finish_rows")
 
-# User ids are path segments and Redis hash tags. Clients take `.` and `..` out of a path, however
-# they are escaped, before they send it: such a user could be stored and never be erased.
+# User ids are path segments and Redis hash tags. Clients remove `.` and `..` from a path before
+# they send it, even when escaped. Such a user could be stored, but never erased.
 USER_ID = re.compile(r"^(?!\.{1,2}$)[^/{}\x00-\x1f\x7f]+$")
 NEW_ITEM_ID = re.compile(r"^(?!\.{1,2}$)[^\x00-\x1f\x7f]+$")
 
@@ -62,7 +62,7 @@ def _check_new_item_id(item_id: str) -> str:
 
 
 def _without_point(value: Any) -> Any:
-    """3 for 3.0: JSON has one kind of number, and JSON Schema calls both integers."""
+    """3 for 3.0. JSON has one kind of number, and JSON Schema calls both integers."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -72,14 +72,14 @@ UserId = Annotated[
     AfterValidator(_check_user_id),
     Field(json_schema_extra={"pattern": USER_ID.pattern}),
 ]
-# Whatever a bundle may call an item can be named; what is added has to fit into a path, too.
+# Every id that a bundle may hold can be named. An added id must fit into a path, too.
 ItemId = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 NewItemId = Annotated[
     ItemId,
     AfterValidator(_check_new_item_id),
     Field(json_schema_extra={"pattern": NEW_ITEM_ID.pattern}),
 ]
-# Stands after the bounds of every integer that a client sends.
+# Comes after the bounds of every integer that a client sends.
 WHOLE_NUMBER = BeforeValidator(_without_point)
 TimeoutMs = Annotated[int, Field(ge=1, le=10_000), WHOLE_NUMBER]
 AttributeName = Annotated[str, StringConstraints(min_length=1, max_length=64)]
@@ -87,7 +87,7 @@ AttributeValue = Annotated[str, StringConstraints(min_length=1, max_length=500)]
 
 
 def is_user_id(text: str) -> bool:
-    """Whether the service takes it as a user's."""
+    """Whether the service accepts the text as a user id."""
     try:
         TypeAdapter(UserId).validate_python(text)
     except ValidationError:
@@ -96,12 +96,12 @@ def is_user_id(text: str) -> bool:
 
 
 def field_name(loc: Iterable[str | int]) -> str:
-    """`history.1` for ("history", 1); cut, because a client may invent a name of any length."""
+    """`history.1` for ("history", 1). It is cut, because a client may send a name of any length."""
     return ".".join(str(part) for part in loc)[:MAX_FIELD_CHARS]
 
 
 class RequestModel(BaseModel):
-    """What a client sends: nothing unknown, no conversions."""
+    """What a client sends: no unknown fields, no conversions."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
@@ -114,14 +114,15 @@ class RequestModel(BaseModel):
 
 
 class AnswerModel(BaseModel):
-    """What it gets."""
+    """What a client gets."""
 
     model_config = ConfigDict(frozen=True)
 
 
 def entry_or_error(model: type[RequestModel]) -> PlainValidator:
-    """Validates an entry of a list by itself: the entry, or the ValidationError that says why it is
-    none, so that a wrong one does not stop the others.
+    """Validates an entry of a list on its own, so that a wrong one does not stop the others.
+
+    The result is the entry, or the ValidationError that says what is wrong with it.
     """
 
     def validated(value: Any) -> RequestModel | ValidationError:
@@ -213,7 +214,7 @@ class RecommendFields(RequestModel):
 
 
 class RecommendRequest(RecommendFields):
-    """Ask for k items for a user; only `user_id` is required."""
+    """Ask for k items for a user. Only `user_id` is required."""
 
     timeout_ms: TimeoutMs | None = Field(
         None, description="Deadline, from receipt; default: the service's."
@@ -221,18 +222,18 @@ class RecommendRequest(RecommendFields):
 
 
 class CodesInCommon(AnswerModel):
-    """An item that shares codes with another one, and how many."""
+    """An item that shares codes with another one, and how many codes."""
 
     item_id: str
     codes: int
 
 
 class Explanation(AnswerModel):
-    """How an item was found; lists are by position of its SID, or by denoiser call.
+    """How an item was found. Lists are by position of its SID, or by denoiser call.
 
-    filled_by_call: the call, from 1, that filled each position
-    log_probs: of its code at each position in that call, null where no call was asked for it
-    survivors, beam_scores: by call, the items left in its beam, and the beam's score
+    filled_by_call: for each position, the call that filled it, from 1
+    log_probs: for each position, of its code in that call; null where no call was asked for it
+    survivors, beam_scores: for each call, the items left in the item's beam, and the beam's score
     history_in_common: items of the history that share most codes with it
     """
 
@@ -244,7 +245,10 @@ class Explanation(AnswerModel):
 
 
 class RecommendedItem(AnswerModel):
-    """One item; `score` is the log-probability, comparable inside one answer, null if popular."""
+    """One item. `score` is its log-probability, null for popular items.
+
+    Scores are comparable within one answer only.
+    """
 
     item_id: str
     title: str
@@ -256,9 +260,9 @@ class RecommendedItem(AnswerModel):
 
 
 class UsedDecoding(AnswerModel):
-    """How the items were decoded; `nfe` is the number of denoiser calls, encoder not counted.
+    """How the items were decoded. `nfe` is the number of denoiser calls, without the encoder.
 
-    `nfe` is below the length of `schedule` where `finish_rows` ended the search.
+    `nfe` is smaller than the length of `schedule` if `finish_rows` ended the search early.
     """
 
     r_warm: int
@@ -272,14 +276,14 @@ class UsedDecoding(AnswerModel):
 
 
 class UsedVariant(AnswerModel):
-    """The experiment that runs, and the variant that this answer is counted for."""
+    """The experiment that runs, and the variant that this answer counts for."""
 
     name: str
     variant: str
 
 
 class UsedHistory(AnswerModel):
-    """The history behind an answer; `unknown_items` of its `length` are not in the bundle."""
+    """The history behind an answer. `unknown_items` of its `length` items are not in the bundle."""
 
     source: HistorySource
     length: int
@@ -314,7 +318,7 @@ class BatchEntry(RecommendFields):
 
 
 class BatchRequest(RequestModel):
-    """Several requests under one deadline; a refused one does not stop the others."""
+    """Several requests under one deadline. A refused request does not stop the others."""
 
     requests: list[Annotated[BatchEntry | ValidationError, entry_or_error(BatchEntry)]] = Field(
         min_length=1, max_length=MAX_REQUESTS
@@ -323,14 +327,14 @@ class BatchRequest(RequestModel):
 
 
 class HistoryResponse(AnswerModel):
-    """A user's stored items, oldest to newest; empty for an unknown user."""
+    """A user's stored items, oldest to newest. Empty for an unknown user."""
 
     user_id: str
     history: list[str]
 
 
 class ErrorDetail(AnswerModel):
-    """One wrong field; the message never repeats the value."""
+    """One wrong field. The message never repeats the value."""
 
     param: str
     message: str
@@ -377,7 +381,7 @@ class ErrorResponse(AnswerModel):
 
 
 class BatchResult(AnswerModel):
-    """The answer to one of several requests: `response` with status 200, else `error`."""
+    """The answer to one of several requests: `response` if the status is 200, else `error`."""
 
     status: int
     response: RecommendResponse | None = None

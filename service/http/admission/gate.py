@@ -108,7 +108,7 @@ class WaitingLine:
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
-        """Wait for a turn, then hold it. The next request gets it one turn of the event loop later."""
+        """Wait for a turn, then hold it. The next request gets it one turn of the loop later."""
         self.here += 1
         try:
             await self._turns.acquire()
