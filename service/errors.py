@@ -8,14 +8,14 @@ UnmaskError
 │   ├── ProviderUnavailable   ONNX Runtime cannot run the graphs where UNMASK_PROVIDER says
 │   ├── EmbeddedStoreFailed   the embedded Valkey cannot run in its folder
 │   └── PortUnavailable       another program listens there, or this one may not
-└── RequestError              one request gets no answer; http_errors.py has the HTTP statuses
+└── RequestError              one request gets no answer; http/error_map.py has its status
     ├── MalformedUrl          the path or the query cannot be read as text
     ├── UnsupportedMedia      the body is not JSON in UTF-8 as it is
     ├── InvalidRequest        a value is out of bounds for the bundle that is served
     ├── Unauthenticated       the key is missing or wrong
     ├── Forbidden             the key is not an administrator's
     ├── ItemNotFound          the bundle that is served has no such item
-    ├── RecommendationNotFound  the answer to go on from is not remembered
+    ├── RecommendationNotFound  the answer to continue from is not remembered
     ├── BundleNotFound        the store has no such bundle
     ├── BundleConflict        the bundles in memory do not allow that now
     ├── NotReady              no bundle is loaded yet, or the decode thread is gone
@@ -24,7 +24,7 @@ UnmaskError
     ├── ClientDisconnected    nobody waits for the answer any more
     ├── HistoryUnavailable    the history store did not answer in time
     ├── EmbedderUnavailable   the embedder of new items' titles did not answer
-    ├── EmbedderUnfit         the embedder refuses, or answers with something else than embeddings
+    ├── EmbedderUnfit         the embedder refuses, or answers with something other than embeddings
     └── DecodeFailed          decoding this job raised
 """
 

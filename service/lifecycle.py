@@ -180,7 +180,7 @@ class Lifecycle:
             self.metrics.bundle_operations.labels("reload", result).inc()
 
     async def _watch_configured(self) -> None:
-        """Keep `configured` current: the bundle that a restart would load changes with the store."""
+        """Keep `configured` current: what a restart would load changes with the store."""
         while True:
             await asyncio.sleep(LOOK_EVERY_S)
             with suppress(UnmaskError, OSError):
@@ -280,7 +280,7 @@ class Lifecycle:
         latency = LatencyModel()
         prime(bundle, latency, until)
         if bundle.manifest.digest is None:
-            cure = "promote it again, or write it anew"
+            cure = "promote it again, or write it again"
             log.warning("bundle_without_digest", bundle=bundle.manifest.ref, cure=cure)
         return LoadedBundle(bundle, Engine(bundle.decoder.decode, latency))
 

@@ -41,12 +41,7 @@ MOST_TYPE_CHARS = 64  # of an event's type, as in service.schemas.events
 DAY_S = 24 * 60 * 60
 HOUR_S = 60 * 60
 KEY = re.compile(r"[!-~]*", re.ASCII)  # what every client can put into a header
-LISTS = {
-    "history_event_types",
-    "counted_event_types",
-    "api_keys",
-    "admin_keys",
-}  # these may be empty
+LISTS = {"history_event_types", "counted_event_types", "api_keys", "admin_keys"}  # may be empty
 
 
 def available_cpus(
@@ -260,8 +255,8 @@ class Settings(BaseSettings):
         100,
         ge=1,
         le=600_000,
-        description="Latency to hold: schedule=auto aims at it, and a request that is foretold "
-        "to wait longer for others gets 429.",
+        description="Latency to hold: schedule=auto aims at it, and a request gets 429 if the "
+        "forecast says that it would wait longer than this for others.",
     )
     adaptive_schedule: bool = Field(
         False, description="Whether requests that say nothing of decoding get schedule=auto."

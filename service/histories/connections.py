@@ -307,9 +307,8 @@ class StoreConnection:
             primaries = sorted({str(shard.primary) for shard in found.values()})
             log.info("history_store_found", primaries=primaries)
         self._map, self._complaint = found, ""
-        self._slots = [
-            next(iter(found.values()))
-        ] * NUM_SLOTS  # a slot without owner: the server will say so
+        # A slot without owner: whatever server is asked will say so.
+        self._slots = [next(iter(found.values()))] * NUM_SLOTS
         for (first, last), shard in found.items():
             self._slots[first : last + 1] = [shard] * (last + 1 - first)
         self._known.set()

@@ -81,7 +81,7 @@ class EmbeddedValkey:
             if self._lock is None:
                 self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
                 self._lock = await self._take(self._folder / "lock")
-            elif not _is_at(self._lock, self._folder / "lock"):  # else histories would be lost
+            elif not _is_at(self._lock, self._folder / "lock"):  # else histories start empty
                 raise EmbeddedStoreFailed(
                     f"{self._folder} is no longer the folder that the histories are in; "
                     "bring it back, or restart the service to begin with the one that is there"

@@ -40,7 +40,7 @@ class ChangeStore(Protocol):
     """Keeps changes of items for all replicas. Every method may raise HistoryUnavailable."""
 
     async def write_items(self, name: str, entries: Mapping[str, str]) -> None:
-        """Keep changes to the items of bundles of that name, for good. entries: by item_id"""
+        """Keep changes to the items of bundles of that name, permanently. entries: by item_id"""
         ...
 
     async def read_items(self, name: str, after: int) -> tuple[int, dict[str, str]]:
@@ -75,7 +75,7 @@ class ItemChanges:
         self._replaying = asyncio.Lock()
 
     async def change(self, request: ItemsRequest) -> ItemsResponse:
-        """Add and remove items, for good. An added item that exists already is replaced.
+        """Add and remove items permanently. An added item that exists already is replaced.
 
         Raises InvalidRequest, EmbedderUnfit, EmbedderUnavailable, or HistoryUnavailable. Repeat the
         call after the last two.

@@ -62,7 +62,7 @@ class NewItem(RequestModel):
     embedding: list[Annotated[float, Field(allow_inf_nan=False)]] | None = Field(
         None,
         max_length=8192,
-        description="As the training items' content embeddings; without it the text "
+        description="Made like the content embeddings of the training items; without it the text "
         '"title. categories" is embedded.',
     )
 

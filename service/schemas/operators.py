@@ -31,7 +31,7 @@ class LoadRequest(RequestModel):
     """How to load a bundle."""
 
     shadow_fraction: float = Field(
-        0.0, ge=0, le=1, description="Share of the requests that it answers too, unseen."
+        0.0, ge=0, le=1, description="Share of the requests that it also answers, unseen by users."
     )
 
 

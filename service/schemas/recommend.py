@@ -143,8 +143,8 @@ class RecommendFields(RequestModel):
     )
     schedule: Literal["auto", "fixed"] | None = Field(
         None,
-        description="`auto`: the best decoding of those the bundle has measured that is foretold "
-        "to be in time; then r_warm and the like must not be given. Default: the service's.",
+        description="`auto`: of the decodings that the bundle has measured, the best that should "
+        "be in time; then no setting of the decoding may be given. Default: the service's.",
     )
     r_warm: Annotated[int, Field(ge=0), WHOLE_NUMBER] | None = Field(
         None, description="First decode steps, one position each; default: the bundle's."
@@ -157,13 +157,13 @@ class RecommendFields(RequestModel):
     )
     ranking: Ranking | None = Field(
         None,
-        description="What a beam is worth: the probability of its rows (`rows`), that of its codes "
-        "(`path`), or that and its best completion (`best`); default: the bundle's.",
+        description="What a beam is worth: the probability of its rows (`rows`), of its codes "
+        "(`path`), or of its codes and its best completion (`best`); default: the bundle's.",
     )
     finish_rows: Annotated[int, Field(ge=0, le=MAX_FINISH_ROWS), WHOLE_NUMBER] | None = Field(
         None,
-        description="When the beams hold at most so many rows, these are scored and no step "
-        "follows; 0 = never; default: the bundle's.",
+        description="When the beams own at most this many rows, all of these are scored and the "
+        "search ends; 0 = never; default: the bundle's.",
     )
     history: list[ItemId] | None = Field(
         None,
@@ -179,14 +179,14 @@ class RecommendFields(RequestModel):
     ] = Field(
         {},
         max_length=8,
-        description="Only items that have, of each attribute, one of the values; see README.md.",
+        description="Only items that have one of the values of each attribute; see README.md.",
     )
     after: str | None = Field(
         None,
         min_length=1,
         max_length=128,
-        description="A recommendation_id of this user: the next page, without the items of that "
-        "answer and of the pages before it.",
+        description="A recommendation_id of this user. The answer is its next page, without the "
+        "items of that answer and of the pages before it.",
     )
     metadata: bool = Field(False, description="Whether items come with their categories.")
     explain: bool = Field(False, description="Whether items come with how they were found.")

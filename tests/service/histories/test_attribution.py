@@ -1,4 +1,4 @@
-"""Answers written behind the requests' back: to a real store, to a slow one, to none."""
+"""Answers written in the background: to a real store, to a slow one, to none."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from service.telemetry.metrics import Metrics
 
 
 class StalledStore:
-    """Takes no answer until it is let go."""
+    """Takes no answer until it is released."""
 
     def __init__(self, *, fails: bool = False) -> None:
         self.go = asyncio.Event()
@@ -136,7 +136,7 @@ def test_a_bug_does_not_end_the_writer(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_store_costs_nothing() -> None:
-    """With the breaker open answers go at once; nothing piles up and the loop stays free."""
+    """With an open breaker answers are dropped at once. Nothing piles up."""
     metrics = Metrics()
 
     async def use(store: RedisHistoryStore) -> None:

@@ -1,4 +1,4 @@
-"""A load that hangs stops nothing else: bundles are swapped, items change, another load begins."""
+"""A load that hangs stops nothing else: bundles are swapped, items change, another load starts."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def go_on() -> Iterator[threading.Event]:
-    """What a disk that hangs waits for."""
+    """The event that a hanging disk waits for."""
     event = threading.Event()
     yield event
     event.set()
@@ -120,16 +120,16 @@ def test_a_load_is_given_up_and_another_one_may_begin(store: Path, go_on: thread
         for version in "23":
             with pytest.raises(BundleLoadTimedOut, match="was not loaded in"):
                 await loaded_bundles.load(store / "shop" / version, f"shop@{version}")
-            assert gc.get_threshold() == before  # nor does what is given up hold off the collector
+            assert gc.get_threshold() == before  # nor does a load that was given up
         assert NEVER not in before
-        # Threads cannot be killed: only so many may hang.
+        # Threads cannot be killed, so only a few may hang.
         with pytest.raises(BundleConflict, match="2 loads that were given up still hang") as full:
             await loaded_bundles.load(store / "shop" / "2", "shop@2")
         assert full.value.code == "bundle_busy"
         go_on.set()
         while loaded_bundles._threads.num_given_up:
             await asyncio.sleep(0.01)
-        assert [one.ref for one in loaded_bundles.all] == ["shop@1"]  # what came late is dropped
+        assert [one.ref for one in loaded_bundles.all] == ["shop@1"]  # a late result is dropped
         loaded_bundles._threads.limit_s = 60
         assert (await loaded_bundles.load(store / "shop" / "2", "shop@2")).ref == "shop@2"
 

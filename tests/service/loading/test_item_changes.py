@@ -49,7 +49,7 @@ def test_changes_are_read_in_order_and_in_portions(url: str) -> None:
         assert portions == 3
         assert found == many | {"item-3": "second", "ünïcode": ""}
         assert version == newest
-        assert list(found)[-2:] == ["item-3", "ünïcode"]  # of an item only the last change
+        assert list(found)[-2:] == ["item-3", "ünïcode"]  # of each item only the last change
         assert await store.read_items("x", newest - 1) == (newest, {"ünïcode": ""})
 
     with_store(url, use)
@@ -66,7 +66,7 @@ def has(bundle: Bundle, *item_ids: str) -> list[bool]:
 
 @pytest.fixture
 def url(tmp_path: Path) -> Iterator[str]:
-    """An empty store: other tests change the items of bundles of this name."""
+    """An empty store, because other tests change the items of bundles of this name."""
     valkey = Server(tmp_path / "valkey", {"save": '""'})
     with running(valkey):
         yield valkey.url
@@ -80,7 +80,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 async def started(path: Path) -> LoadedBundles:
-    """The bundles in the memory of a process."""
+    """The bundles in the memory of one process."""
 
     def load(path: Path) -> LoadedBundle:
         bundle = Bundle.load(path)
@@ -108,7 +108,7 @@ def test_every_bundle_catches_up_from_where_it_is(
         names = ("new-0", "new-398", "new-399", "item-3")
         assert has(loaded_bundles.active.bundle, *names) == expected
 
-        # One that is loaded later, and another process, have more than a portion to catch up.
+        # A bundle that is loaded later, and another process, need more than one portion.
         await loaded_bundles.load(folder / "2", "shop@2")
         others = await started(folder / "1")
         follower = ItemChanges(others, store)
@@ -121,7 +121,7 @@ def test_every_bundle_catches_up_from_where_it_is(
             assert bundle.catalogue.num_items == bundles[0].catalogue.num_items
             assert bundle.items_version == await store.items_version("shop")
 
-        # Nothing is made, nor read, twice.
+        # Nothing is applied or read twice.
         before = others.active
         await follower.replay()
         assert others.active is before
@@ -129,7 +129,7 @@ def test_every_bundle_catches_up_from_where_it_is(
         await follower.replay()
         assert has(others.active.bundle, "item-4", "item-5") == [False, True]
 
-        # The store loses everything; what comes next has numbers that were never used.
+        # The store loses everything. Later changes have numbers that were never used.
         redis.Redis.from_url(url).flushall()
         await follower.replay()
         assert others.active.bundle.items_version == 0
@@ -166,7 +166,7 @@ def test_a_bundle_that_comes_between_reading_and_making_misses_nothing(
     with_store(url, use)
 
 
-def test_what_came_before_the_store_fell_silent_is_made(
+def test_changes_read_before_the_store_fell_silent_are_applied(
     folder: Path, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def use(store: RedisHistoryStore) -> None:
@@ -215,13 +215,13 @@ def test_all_items_may_be_replaced_in_one_portion(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("portion", "versions"),
     [
-        (Portion("shop", 3, 7, 9, {}), {3, 4, 5, 6}),  # who has less would miss some
+        (Portion("shop", 3, 7, 9, {}), {3, 4, 5, 6}),  # a bundle with fewer changes would miss some
         (Portion("shop", 0, 2, 2, {}), {0, 1, 3, 4, 5, 6, 7, 8}),  # more than the store has now
         (Portion("shop", 0, 0, 0, {}), {1, 2, 3, 4, 5, 6, 7, 8}),
         (Portion("shelf", 0, 8, 8, {}), set()),
     ],
 )
-def test_who_a_portion_is_for(folder: Path, portion: Portion, versions: set[int]) -> None:
+def test_which_bundles_a_portion_is_for(folder: Path, portion: Portion, versions: set[int]) -> None:
     bundle = Bundle.load(folder / "1")
     at = {version: replace(bundle, items_version=version) for version in range(9)}
     assert {version for version in at if portion.is_next_of(at[version])} == versions

@@ -1,4 +1,4 @@
-"""What stays is out of the garbage collector's sight, and what fails to be made is not."""
+"""Objects that stay are hidden from the garbage collector. Objects of a failed block are not."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from service.telemetry.interpreter_pauses import NEVER, hidden_from_gc
 
 
 class Thing:
-    """Something that can be a part of itself."""
+    """Something that can hold a reference to itself."""
 
     itself: Thing
 

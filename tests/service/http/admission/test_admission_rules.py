@@ -1,4 +1,4 @@
-"""Who is let in, and who keeps nobody out: clients, strangers, bodies that do not come."""
+"""Who may enter, and who keeps nobody out: clients, strangers, bodies that do not arrive."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def service(
     bundles_dir: Path, store: Server, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Service]:
-    """A service with keys that lets one request of clients in at a time."""
+    """A service with keys, which lets in one client's request at a time."""
     with service_process(
         tmp_path_factory.mktemp("rules"),
         bundles_dir=bundles_dir,
@@ -94,10 +94,10 @@ def is_answered(service: Service, times: int = 10) -> None:
         assert service.recommend(user_id="x", history=["item-1"]).status_code == 200
 
 
-# Bodies that do not come
+# Bodies that do not arrive
 
 
-def test_bodies_that_do_not_come_keep_nobody_out(service: Service) -> None:
+def test_bodies_that_do_not_arrive_keep_nobody_out(service: Service) -> None:
     stalled = 100
     with ExitStack() as stack:
         clients = [stack.enter_context(closing(connection(service))) for _ in range(stalled)]
@@ -106,7 +106,7 @@ def test_bodies_that_do_not_come_keep_nobody_out(service: Service) -> None:
         wait_until(lambda: service.samples()[ARRIVING] == stalled, 30)
         assert service.samples()[INSIDE] == 0
         is_answered(service)
-        for number, client in enumerate(clients):  # what comes late is answered all the same
+        for number, client in enumerate(clients):  # what arrives late is still answered
             client.sendall(BODY[number % 5 :])
             assert answer(client)[0] == 200
     wait_until(lambda: service.samples()[ARRIVING] == 0, 30)
@@ -121,7 +121,7 @@ def test_the_oldest_of_too_many_makes_room(service: Service) -> None:
             client = stack.enter_context(closing(connection(service)))
             clients.append(client)
             client.sendall(head("POST", "/events", f"X-Request-ID: n-{number}", length=10))
-            if number in (more - 1, MOST - 1):  # they come in this order
+            if number in (more - 1, MOST - 1):  # they arrive in this order
                 wait_until(lambda n=number: service.samples()[ARRIVING] == n + 1, 30)  # type: ignore[misc]
         wait_until(lambda: service.samples()[reason] == before + more, 30)
         assert service.samples()[ARRIVING] == MOST
@@ -157,7 +157,7 @@ def test_a_body_that_is_whole_when_the_gate_is_full_is_turned_away(
         assert answer(late)[0] == 200
 
 
-def test_so_many_bodies_and_bytes_are_on_their_way() -> None:
+def test_bodies_in_progress_and_their_bytes_are_limited() -> None:
     async def story() -> None:
         bodies = BodiesInProgress(most=3, most_bytes=100)
         first_parts = [asyncio.Event() for _ in range(8)]
@@ -241,7 +241,7 @@ OPEN = ["/metrics", "/info", "/models", "/docs", "/openapi.json", "/nothing", "/
 CLIENTS = ["/recommend", "/recommend/batch", "/events", "/users/a/history", "/items/a"]
 
 
-def test_who_has_to_pass_what() -> None:
+def test_which_limit_a_request_has_to_pass() -> None:
     keyed, clients = rules(["a-client-key"], ["an-admin-key"])
     health, others = keyed.limit_of(scope("/livez")), keyed.limit_of(scope("/metrics"))
     assert isinstance(health, WaitingLine)
@@ -266,8 +266,9 @@ def test_who_has_to_pass_what() -> None:
 
 
 def test_strangers_take_turns_with_clients() -> None:
-    """All come in one turn of the event loop. The strangers' last one waits for many turns, the
-    last client for none.
+    """All arrive in one turn of the event loop.
+
+    The strangers' last request waits for many turns, the last client's for none.
     """
 
     async def story() -> None:
@@ -303,7 +304,7 @@ def test_strangers_take_turns_with_clients() -> None:
     asyncio.run(asyncio.wait_for(story(), 30))
 
 
-def test_so_many_strangers_wait() -> None:
+def test_the_number_of_waiting_strangers_is_limited() -> None:
     async def story() -> None:
         keyed, clients = rules(["a-client-key"], [])
         may_end = asyncio.Event()
@@ -354,7 +355,7 @@ async def no_more() -> Message:
     return {"type": "http.disconnect"}
 
 
-def test_who_does_not_take_an_answer_holds_no_place() -> None:
+def test_a_client_that_does_not_read_its_answer_holds_no_place() -> None:
     async def story() -> None:
         gate = Gate(1, 1)
         is_stuck, may_go_on = asyncio.Event(), asyncio.Event()
@@ -393,7 +394,7 @@ def test_who_does_not_take_an_answer_holds_no_place() -> None:
 def test_a_flood_of_strangers_takes_no_client_s_place(
     service: Service, method: str, path: str, key: str, statuses: set[int]
 ) -> None:
-    """One place is all that clients have, and it is theirs."""
+    """Clients have only one place, and it stays theirs."""
     seen: list[int] = []
     is_over = threading.Event()
 
