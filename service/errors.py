@@ -11,10 +11,10 @@ UnmaskError
 └── RequestError              one request gets no answer; http/error_map.py has its status
     ├── MalformedUrl          the path or the query cannot be read as text
     ├── UnsupportedMedia      the body is not JSON in UTF-8 as it is
-    ├── InvalidRequest        a value is out of bounds for the bundle that is served
+    ├── InvalidRequest        a value is out of bounds for the active bundle
     ├── Unauthenticated       the key is missing or wrong
     ├── Forbidden             the key is not an administrator's
-    ├── ItemNotFound          the bundle that is served has no such item
+    ├── ItemNotFound          the active bundle has no such item
     ├── RecommendationNotFound  the answer to continue from is not remembered
     ├── BundleNotFound        the store has no such bundle
     ├── BundleConflict        the bundles in memory do not allow that now
@@ -74,7 +74,7 @@ class UnsupportedMedia(RequestError):
 
 
 class InvalidRequest(RequestError):
-    """The value of `param` is out of bounds for the bundle that is served."""
+    """The value of `param` is out of bounds for the active bundle."""
 
     def __init__(self, message: str, *, param: str) -> None:
         super().__init__(message)
@@ -90,7 +90,7 @@ class Forbidden(RequestError):
 
 
 class ItemNotFound(RequestError):
-    """The bundle that is served has no such item."""
+    """The active bundle has no such item."""
 
 
 class RecommendationNotFound(RequestError):
