@@ -1,9 +1,9 @@
 """`python -m service`: settings, then one uvicorn worker until SIGTERM, Ctrl-C or a failed start.
 
-SIGHUP loads and activates the bundle that UNMASK_BUNDLE means by then.
+SIGHUP loads and activates the bundle that UNMASK_BUNDLE names at that moment.
 
 Exit status: that of the signal, 1 when something cannot start, 2 when a setting is wrong. The
-reason is one sentence on stderr; stdout has the log, one JSON object a line.
+reason is one sentence on stderr. The log is on stdout, one JSON object a line.
 """
 
 from __future__ import annotations
@@ -27,27 +27,27 @@ from service.settings import load_settings
 from service.telemetry import Metrics
 
 LOOPBACK = {"127.0.0.1", "::1", "localhost"}
-SWITCH_INTERVAL_S = 0.0001  # event loop and decode thread get the interpreter back soon
-KEEP_ALIVE_S = 75  # longer than clients and proxies keep an idle connection, so that they close it
-KEPT_DESCRIPTORS = 64  # and those of the pool: for the history store, bundles, files
+SWITCH_INTERVAL_S = 0.0001  # the event loop and the decode thread soon get the interpreter back
+KEEP_ALIVE_S = 75  # longer than clients and proxies keep an idle connection, so they close it
+KEPT_DESCRIPTORS = 64  # beside those of the pool: for the store, bundles, files
 LEAST_HUNG_UP = 16
-LATE_REQUESTS_S = 0.2  # after the port is closed, for requests on connections that are open
+LATE_REQUESTS_S = 0.2  # for late requests on open connections, once the port is closed
 
 log = structlog.get_logger()
 
 
 class Server(uvicorn.Server):
-    """uvicorn, which tells the lifecycle when it is asked to stop."""
+    """uvicorn's server, which tells the lifecycle when it has to stop."""
 
     def __init__(self, lifecycle: Lifecycle, port: Port) -> None:
         config = uvicorn.Config(
             create_app(lifecycle),
             http=Http,
-            ws="none",  # whatever is installed: no route speaks WebSocket
+            ws="none",  # no route uses WebSocket, whatever is installed
             lifespan="on",
             loop="asyncio",  # uvloop lets connections starve under overload (docs/decisions/024)
             access_log=False,
-            log_level="error",  # of a request that is not HTTP there is a line of ours
+            log_level="error",  # we log a line of our own for requests that are not HTTP
             server_header=False,
             timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=lifecycle.settings.shutdown_timeout_s,
@@ -60,9 +60,9 @@ class Server(uvicorn.Server):
         lifecycle.on_failure = self._stop
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """SIGTERM: not ready at once, and answering for a while, until nobody sends any more.
+        """On SIGTERM: be not ready at once, but go on answering for a while.
 
-        Ctrl-C and a second signal end that while.
+        Meanwhile clients stop sending. Ctrl-C or a second signal ends this time.
         """
         delay_s = self._lifecycle.settings.drain_delay_s
         if sig != signal.SIGTERM or self._told_to_stop or not delay_s or self._loop is None:
@@ -80,12 +80,14 @@ class Server(uvicorn.Server):
         await super().serve(sockets)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets=[])  # the application; the port is ours
+        await super().startup(sockets=[])  # starts the application; the port is ours
         self._port.serve(self._protocol, self._hang_up)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Close the port, but take those who wait at it; let requests that are on their way arrive
-        on connections that are open; then end these.
+        """Close the port and end the connections, without losing requests.
+
+        Connections that wait at the port are taken first. Requests that are on their way on open
+        connections may still arrive. Then the connections end.
         """
         await self._port.close()
         if self._lifecycle.failure is None:
@@ -96,7 +98,7 @@ class Server(uvicorn.Server):
         return Http(self.config, self.server_state, self.lifespan.state)
 
     def _hang_up(self) -> None:
-        """Close some connections that are idle, those that have been so for longest."""
+        """Close some idle connections: those that have been idle for longest."""
         connections = cast("set[Http]", self.server_state.connections)
         idle = [(one.timeout_keep_alive_task, one) for one in connections]
         ends = [(timer.when(), id(one), one) for timer, one in idle if timer is not None]
@@ -110,7 +112,7 @@ class Server(uvicorn.Server):
 
 
 def configure_log(level: str) -> None:
-    """JSON lines on stdout."""
+    """Log JSON lines on stdout."""
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
@@ -148,7 +150,7 @@ def main() -> int:
     )
     try:
         sys.setswitchinterval(SWITCH_INTERVAL_S)
-        threadpool_limits(1, user_api="blas")  # numpy encodes new items, beside the decode thread
+        threadpool_limits(1, user_api="blas")  # numpy encodes new items while others decode
         Server(lifecycle, port).run()
     except KeyboardInterrupt:  # Ctrl-C, passed on by uvicorn once everything has stopped
         return 130

@@ -1,10 +1,10 @@
-"""`python -m service.demo`: the service at work, in one command.
+"""`python -m service.demo`: shows the service at work, in one command.
 
-Starts `python -m service` as a child process, stores the histories of a few held-out users through
-POST /events, asks for items for each of them, counts how often the item that really came next is
-in the answer, and shows one of these users. Then it serves until Ctrl-C; with ONCE=1 it ends. Only
-titles and held-out users come from the bundle, everything else over HTTP. Its histories are gone
-when it ends, unless UNMASK_HISTORY_DIR or UNMASK_REDIS_URL says where to keep them.
+It starts `python -m service` as a child process and stores the histories of a few held-out users
+through POST /events. It asks for items for each of them, and counts how often the answer has the
+item that really came next. It shows one of these users. Then it serves until Ctrl-C; with ONCE=1 it
+ends. Only titles and held-out users come from the bundle; all else goes over HTTP. Its histories
+are gone when it ends, unless UNMASK_HISTORY_DIR or UNMASK_REDIS_URL says where to keep them.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ STOP_WITHIN_S = 30
 
 
 class DemoFailed(StartError):
-    """The demo cannot run; the sentence says what to do."""
+    """The demo cannot run. The sentence says what to do."""
 
 
 def main() -> int:
-    """Run the demo; 1 with a sentence on stderr when it cannot."""
+    """Run the demo. Returns 1, with a sentence on stderr, when it cannot run."""
     with tempfile.TemporaryDirectory(prefix="unmask-demo-") as folder:
         if "UNMASK_REDIS_URL" not in os.environ:
             os.environ.setdefault("UNMASK_HISTORY_DIR", folder)
@@ -47,8 +47,8 @@ def main() -> int:
 
 
 def run() -> int:
-    """Serve, show, and wait; the exit status."""
-    # Else SIGTERM would end this process and leave the server behind.
+    """Serve, show, and wait; returns the exit status."""
+    # Otherwise SIGTERM would end this process and leave the server running.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if port := os.environ.get("PORT"):
         os.environ["UNMASK_PORT"] = port
@@ -80,7 +80,10 @@ def run() -> int:
 
 
 def show(client: httpx.Client, bundle: Bundle) -> dict[str, Any]:
-    """Store the users, ask for all, print one of those it worked for; returns that as JSON."""
+    """Store the histories, ask for all users, and print one of those for whom it worked.
+
+    Returns what was printed, as JSON.
+    """
     users = bundle.held_out[:NUM_USERS]
     if not users:
         raise DemoFailed(f"{bundle.manifest.ref} has no held-out users to show")
@@ -144,7 +147,7 @@ def _post(client: httpx.Client, route: str, body: dict[str, Any]) -> dict[str, A
 
 @contextlib.contextmanager
 def _server(settings: Settings) -> Iterator[subprocess.Popen[bytes]]:
-    """`python -m service` while the block runs; afterwards it is gone and its port is free."""
+    """Runs `python -m service` during the block. Afterwards it has ended and its port is free."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -158,7 +161,7 @@ def _server(settings: Settings) -> Iterator[subprocess.Popen[bytes]]:
         [sys.executable, "-m", "service"],
         stdin=subprocess.DEVNULL,
         stdout=sys.stderr,  # stdout is the demo's own
-        start_new_session=True,  # Ctrl-C is for us; we end the server, once
+        start_new_session=True,  # Ctrl-C is for the demo, which ends the server once
     )
     try:
         yield server

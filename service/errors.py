@@ -8,14 +8,14 @@ UnmaskError
 │   ├── ProviderUnavailable   ONNX Runtime cannot run the graphs where UNMASK_PROVIDER says
 │   ├── EmbeddedStoreFailed   the embedded Valkey cannot run in its folder
 │   └── PortUnavailable       another program listens there, or this one may not
-└── RequestError              one request gets no answer; http_errors.py has the HTTP statuses
+└── RequestError              one request gets no answer; http/error_map.py has its status
     ├── MalformedUrl          the path or the query cannot be read as text
     ├── UnsupportedMedia      the body is not JSON in UTF-8 as it is
-    ├── InvalidRequest        a value is out of bounds for the bundle that is served
+    ├── InvalidRequest        a value is out of bounds for the active bundle
     ├── Unauthenticated       the key is missing or wrong
     ├── Forbidden             the key is not an administrator's
-    ├── ItemNotFound          the bundle that is served has no such item
-    ├── RecommendationNotFound  the answer to go on from is not remembered
+    ├── ItemNotFound          the active bundle has no such item
+    ├── RecommendationNotFound  the answer to continue from is not remembered
     ├── BundleNotFound        the store has no such bundle
     ├── BundleConflict        the bundles in memory do not allow that now
     ├── NotReady              no bundle is loaded yet, or the decode thread is gone
@@ -24,7 +24,7 @@ UnmaskError
     ├── ClientDisconnected    nobody waits for the answer any more
     ├── HistoryUnavailable    the history store did not answer in time
     ├── EmbedderUnavailable   the embedder of new items' titles did not answer
-    ├── EmbedderUnfit         the embedder refuses, or answers with something else than embeddings
+    ├── EmbedderUnfit         the embedder refuses, or answers with something other than embeddings
     └── DecodeFailed          decoding this job raised
 """
 
@@ -34,7 +34,7 @@ class UnmaskError(Exception):
 
 
 class StartError(UnmaskError):
-    """The service cannot start; the operator has to change something."""
+    """The service cannot start. The operator has to change something."""
 
 
 class SettingsInvalid(StartError):
@@ -62,7 +62,7 @@ class PortUnavailable(StartError):
 
 
 class RequestError(UnmaskError):
-    """One request gets no answer; the others are not affected."""
+    """One request gets no answer. Other requests are not affected."""
 
 
 class MalformedUrl(RequestError):
@@ -74,7 +74,7 @@ class UnsupportedMedia(RequestError):
 
 
 class InvalidRequest(RequestError):
-    """The value of `param` is out of bounds for the bundle that is served."""
+    """The value of `param` is out of bounds for the active bundle."""
 
     def __init__(self, message: str, *, param: str) -> None:
         super().__init__(message)
@@ -90,11 +90,11 @@ class Forbidden(RequestError):
 
 
 class ItemNotFound(RequestError):
-    """The bundle that is served has no such item."""
+    """The active bundle has no such item."""
 
 
 class RecommendationNotFound(RequestError):
-    """The answer to go on from is not remembered, any more or at all."""
+    """The answer to continue from is not remembered: not any more, or never."""
 
 
 class BundleNotFound(RequestError):
@@ -137,12 +137,14 @@ class HistoryUnavailable(RequestError):
 
 
 class EmbedderUnavailable(RequestError):
-    """The embedder of new items' titles did not answer, or has too much to do: try again."""
+    """The embedder of new items' titles did not answer, or has too much to do. Try again."""
 
 
 class EmbedderUnfit(RequestError):
-    """The embedder refuses, or answers with something else than embeddings: trying again is in
-    vain until somebody changes it, or the settings."""
+    """The embedder refuses, or answers with something other than embeddings.
+
+    Trying again does not help until somebody changes the embedder or the settings.
+    """
 
 
 class DecodeFailed(RequestError):

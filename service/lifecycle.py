@@ -1,8 +1,8 @@
 """From settings to a service that answers, and back: history store, bundles, decode thread.
 
-Everything is started and stopped inside `running`, while the port is open already; until all is
-there `not_ready` says what is missing. What cannot start ends the process: `failure` holds the
-reason and `on_failure` is called. Knows nothing of HTTP.
+`running` starts and stops everything. The port is already open meanwhile. Until all parts are
+there, `not_ready` says what is missing. When a part cannot start, the process ends: `failure` holds
+the reason, and `on_failure` is called. Knows nothing of HTTP.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from service.errors import (
     UnmaskError,
 )
 from service.histories import (
+    AnswerMemory,
     EmbeddedValkey,
     RedisHistoryStore,
-    Remembering,
     parse_store_url,
 )
-from service.loading import ItemChanges, Patience, Resident, Residents, prime
+from service.loading import ItemChanges, LoadedBundle, LoadedBundles, TimedThreads, prime
 from service.recommending import (
     Experiment,
     Policy,
@@ -54,7 +54,7 @@ log = structlog.get_logger()
 
 
 class Lifecycle:
-    """The parts of one process and whether they are there yet."""
+    """The parts of one process, and whether they are there yet."""
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         check_stores(settings)
@@ -64,13 +64,13 @@ class Lifecycle:
         self.draining = False
         self.failure: StartError | None = None
         self.on_failure: Callable[[], None] = lambda: None
-        self.configured: str | None = None  # the bundle that UNMASK_BUNDLE means
+        self.configured: str | None = None  # name@version that UNMASK_BUNDLE names
         self.experiment: Experiment | None = None
-        self.residents = Residents(self._load, metrics, settings.load_timeout_s)
+        self.loaded_bundles = LoadedBundles(self._load, metrics, settings.load_timeout_s)
         self._starting: str | None = "starting"
         self._embedded: EmbeddedValkey | None = None
         self._histories: RedisHistoryStore | None = None
-        self._answers: Remembering | None = None
+        self._answers: AnswerMemory | None = None
         self._changes: ItemChanges | None = None
         self._batcher: MicroBatcher | None = None
         self._shadow: Shadow | None = None
@@ -105,17 +105,17 @@ class Lifecycle:
 
     @property
     def bundle(self) -> Bundle | None:
-        """The active bundle, once there is one."""
-        return self.residents.active.bundle if self.residents.has_active else None
+        """The active bundle; None until there is one."""
+        return self.loaded_bundles.active.bundle if self.loaded_bundles.has_active else None
 
     @property
     def has_drifted(self) -> bool:
-        """Whether a restart would bring another bundle than the active one."""
-        return self.residents.has_active and self.residents.active.ref != self.configured
+        """Whether a restart would load another bundle than the active one."""
+        return self.loaded_bundles.has_active and self.loaded_bundles.active.ref != self.configured
 
     @property
     def not_ready(self) -> list[str]:
-        """Why no requests should come now; empty when they should."""
+        """Why no requests should come now; empty when they may come."""
         reasons = [self._starting] if self._starting else []
         reasons += self.not_live
         if self.draining:
@@ -126,7 +126,7 @@ class Lifecycle:
 
     @property
     def not_live(self) -> list[str]:
-        """Why a restart is wanted; empty when it is not. Never depends on a store outside."""
+        """Why a restart is needed; empty when it is not. Never depends on an external store."""
         reasons = []
         if self._batcher is not None and not self._batcher.is_alive:
             reasons.append("decode_thread_dead")
@@ -141,18 +141,20 @@ class Lifecycle:
         await self.histories.erase(user_id)
 
     async def load(self, ref: str, *, shadow_fraction: float = 0.0) -> None:
-        """Load a bundle of the store as the candidate. Raises what `Residents.load` does, and
-        BundleNotFound.
+        """Load a bundle of the bundle store as the candidate.
+
+        Raises what `LoadedBundles.load` raises, and BundleNotFound.
         """
         store = self.settings.bundles_dir
-        path = await self.residents.in_time(lambda: existing_path(store, ref))
-        await self.residents.load(path, ref, shadow_fraction=shadow_fraction)
+        path = await self.loaded_bundles.in_time(lambda: existing_path(store, ref))
+        await self.loaded_bundles.load(path, ref, shadow_fraction=shadow_fraction)
         await self.changes.replay()
 
     def reload_soon(self) -> None:
-        """Load and activate what UNMASK_BUNDLE means now; the old one stays when that fails.
+        """Load and activate what UNMASK_BUNDLE names now. If that fails, the old bundle stays.
 
-        After the start or the reload that runs: it may have looked before the new one was there.
+        It runs after the start, or after the reload that is running, because that one may have
+        looked before the new bundle was there.
         """
         self._reload_wanted.set()
 
@@ -165,27 +167,27 @@ class Lifecycle:
     async def _reload(self) -> None:
         result = "failed"
         try:
-            path, ref = await self.residents.in_time(self._look)
-            await self.residents.load(path, ref)
+            path, ref = await self.loaded_bundles.in_time(self._look)
+            await self.loaded_bundles.load(path, ref)
             await self.changes.replay()
-            await self.residents.activate(ref)
+            await self.loaded_bundles.activate(ref)
             self.configured, result = ref, "done"
         except UnmaskError as error:
-            log.error("reload_failed", reason=str(error), still=self.residents.active.ref)
-        except Exception:  # the next one may go better
-            log.exception("reload_failed", still=self.residents.active.ref)
+            log.error("reload_failed", reason=str(error), still=self.loaded_bundles.active.ref)
+        except Exception:  # the next reload may succeed
+            log.exception("reload_failed", still=self.loaded_bundles.active.ref)
         finally:
             self.metrics.bundle_operations.labels("reload", result).inc()
 
     async def _watch_configured(self) -> None:
-        """What a restart would bring changes with the store."""
+        """Keep `configured` current: what a restart would load changes with the store."""
         while True:
             await asyncio.sleep(LOOK_EVERY_S)
             with suppress(UnmaskError, OSError):
-                _, self.configured = await Patience(None).wait_for(self._look)
+                _, self.configured = await TimedThreads(None).wait_for(self._look)
 
     def _look(self) -> tuple[Path, str]:
-        """What UNMASK_BUNDLE means now: a folder, and name@version. In a thread: disks may hang."""
+        """The folder and name@version that UNMASK_BUNDLE names. In a thread: disks may hang."""
         path = self._configured_path()
         return path, reference_at(path)
 
@@ -228,18 +230,18 @@ class Lifecycle:
             url = settings.redis_url.get_secret_value() if settings.redis_url else ""
             self._histories = self._connect(self._embedded.url if self._embedded else url)
             try:
-                await self._histories.check()  # opens the first connection before a client waits
+                await self._histories.check()  # opens a connection before a client waits
             except HistoryUnavailable:
                 log.warning("history_store_unavailable", until_then="popular items, flagged")
             await self._load_bundles()
             self._serve()
-            with suppress(HistoryUnavailable):  # `follow` makes up for it
+            with suppress(HistoryUnavailable):  # `follow` will apply them later
                 await self.changes.replay()
             gc.collect()
-            gc.freeze()  # all that was imported, too
+            gc.freeze()  # this covers all imported modules, too
             self._starting = None
             self._tasks.append(asyncio.create_task(self._reload_when_wanted()))
-            active = self.residents.active
+            active = self.loaded_bundles.active
             log.info("ready", bundle=active.ref, precision=active.bundle.precision)
         except StartError as error:
             self._fail(error)
@@ -253,15 +255,15 @@ class Lifecycle:
 
     async def _load_bundles(self) -> None:
         self._starting = "loading_bundle"
-        await self.residents.start(await self.residents.in_time(self._configured_path))
-        self.configured = self.residents.active.ref
+        await self.loaded_bundles.start(await self.loaded_bundles.in_time(self._configured_path))
+        self.configured = self.loaded_bundles.active.ref
         for variant in self.experiment.variants if self.experiment else ():
             if variant.bundle:
                 path = stored_path(self.settings.bundles_dir, variant.bundle)
-                await self.residents.load_for_experiment(path, variant.bundle)
+                await self.loaded_bundles.load_for_experiment(path, variant.bundle)
 
-    def _load(self, path: Path) -> Resident:
-        """In a thread."""
+    def _load(self, path: Path) -> LoadedBundle:
+        """Load, check and prime a bundle. Runs in a thread."""
         settings = self.settings
         until = time.monotonic() + settings.load_timeout_s
         bundle = Bundle.load(
@@ -278,9 +280,9 @@ class Lifecycle:
         latency = LatencyModel()
         prime(bundle, latency, until)
         if bundle.manifest.digest is None:
-            cure = "promote it again, or write it anew"
+            cure = "promote it again, or write it again"
             log.warning("bundle_without_digest", bundle=bundle.manifest.ref, cure=cure)
-        return Resident(bundle, Engine(bundle.decoder.decode, latency))
+        return LoadedBundle(bundle, Engine(bundle.decoder.decode, latency))
 
     def _connect(self, url: str) -> RedisHistoryStore:
         settings = self.settings
@@ -307,12 +309,12 @@ class Lifecycle:
             traces=self.traces,
         )
         self._batcher.start()
-        self._answers = Remembering(histories, metrics)
+        self._answers = AnswerMemory(histories, metrics)
         self._answers.start()
-        self._shadow = Shadow(self.residents, self._batcher, metrics)
-        self._changes = ItemChanges(self.residents, histories, settings.embedder_url)
+        self._shadow = Shadow(self.loaded_bundles, self._batcher, metrics)
+        self._changes = ItemChanges(self.loaded_bundles, histories, settings.embedder_url)
         self._recommender = Recommender(
-            self.residents,
+            self.loaded_bundles,
             histories,
             self._answers,
             self._batcher,
@@ -334,7 +336,7 @@ class Lifecycle:
 
 
 def check_stores(settings: Settings) -> None:
-    """Raise SettingsInvalid for addresses of history stores that cannot work, alone or together."""
+    """Raise SettingsInvalid for history store URLs that cannot work, alone or together."""
     kinds = {}
     for name in ("redis_url", "redis_replica_url"):
         url = getattr(settings, name)
@@ -354,9 +356,9 @@ def check_stores(settings: Settings) -> None:
 
 
 def check_defaults(settings: Settings, experiment: Experiment | None, bundle: Bundle) -> None:
-    """Raise SettingsInvalid when requests that ask for nothing special would all be refused.
+    """Raise SettingsInvalid when all requests that ask for nothing special would be refused.
 
-    Those of a variant that names no bundle may be answered by any.
+    Any bundle may answer the requests of a variant that names none.
     """
     ref, defaults = bundle.manifest.ref, bundle.manifest.decoding
     plain = RecommendRequest.model_validate({"user_id": "anybody"})

@@ -1,9 +1,10 @@
-"""`python -m service.seed --url URL`: the histories of a bundle's held-out users, into a service.
+"""`python -m service.seed --url URL`: stores the histories of a bundle's held-out users.
 
-So that a fresh installation has somebody to recommend to. Posts to `POST /events`, as a shop would;
-users who have a history keep it, so that a second run changes nothing. Users who were erased get
-their histories back: with `--demo-only`, for what runs it at every start, real ones get none. The
-bundle is the one that UNMASK_BUNDLE means, here as at the service.
+So a fresh installation has users to recommend to. It posts to `POST /events`, as a shop would.
+Users who have a history keep it, so a second run changes nothing. But users who were erased get
+their histories back. Use `--demo-only` where it runs at every start: then only the demo bundle's
+users get histories, never real users. The bundle is the one that UNMASK_BUNDLE names, as for the
+service.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ from service.errors import StartError
 from service.schemas import is_user_id
 from service.settings import load_settings
 
-NEWEST = 100  # items of a history that are stored: what one POST /events takes
+NEWEST = 100  # the newest items of a history are stored: as many as one POST /events takes
 TIMEOUT_S = 10
-PATIENCE_S = 30  # for one user
+RETRY_FOR_S = 30  # for one user
 
 
 def main(arguments: list[str]) -> int:
-    """Seed; 1 with a sentence on stderr when it cannot."""
+    """Store the histories. Returns 1, with a sentence on stderr, when it cannot."""
     parser = argparse.ArgumentParser(prog="python -m service.seed", description=__doc__)
     parser.add_argument("--url", required=True, help="the service, e.g. http://127.0.0.1:8000")
     parser.add_argument("--demo-only", action="store_true", help="do nothing for other bundles")
@@ -43,7 +44,7 @@ def main(arguments: list[str]) -> int:
                 key = settings.api_keys[0].get_secret_value()
                 client.headers["Authorization"] = f"Bearer {key}"
             nameable = [user for user in users if is_user_id(user.user_id)]
-            stored = sum(_patiently(client, user) for user in nameable)
+            stored = sum(_store_with_retries(client, user) for user in nameable)
     except (StartError, httpx.HTTPError) as error:
         print(f"the histories could not be stored: {error}", file=sys.stderr)
         return 1
@@ -53,9 +54,9 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _patiently(client: httpx.Client, user: HeldOutUser) -> bool:
-    """As `store_history`, again and again while the service or its store is not there yet."""
-    until = time.monotonic() + PATIENCE_S
+def _store_with_retries(client: httpx.Client, user: HeldOutUser) -> bool:
+    """Like `store_history`, but repeated while the service or its store is not ready yet."""
+    until = time.monotonic() + RETRY_FOR_S
     has_said = False
     while True:
         try:
@@ -68,13 +69,13 @@ def _patiently(client: httpx.Client, user: HeldOutUser) -> bool:
                 raise
             if not has_said:
                 reason = str(error).partition("\n")[0]
-                print(f"not yet ({reason}); trying for {PATIENCE_S} seconds", file=sys.stderr)
+                print(f"not yet ({reason}); trying for {RETRY_FOR_S} seconds", file=sys.stderr)
                 has_said = True
             time.sleep(1)
 
 
 def store_history(client: httpx.Client, user: HeldOutUser) -> bool:
-    """Post the user's history as events, unless there is one; whether it was posted."""
+    """Post the user's history as events, unless there is one; returns whether it was posted."""
     if history_of(client, user.user_id) or not user.history:
         return False
     events = [
@@ -87,7 +88,7 @@ def store_history(client: httpx.Client, user: HeldOutUser) -> bool:
 
 
 def history_of(client: httpx.Client, user_id: str) -> list[str]:
-    """What is stored, oldest to newest."""
+    """The stored history, oldest to newest."""
     answer = client.get(f"/users/{quote(user_id, safe='')}/history").raise_for_status()
     history: list[str] = answer.json()["history"]
     return history

@@ -1,8 +1,8 @@
 """Every setting of the service: default, unit, one sentence. Flag beats variable beats default.
 
 `--redis-url` and `UNMASK_REDIS_URL` are the same setting. Units are in the names. A variable that
-starts with UNMASK_ and is no setting stops the start, so that a typing error is not silently a
-default; so does a value that could not work, in whatever way: each has its bounds here. Knows
+starts with UNMASK_ but is no setting stops the start, so that a typing error does not silently mean
+a default. A value that cannot work stops the start too: each setting has its bounds here. Knows
 nothing of what the settings are used for.
 """
 
@@ -37,7 +37,7 @@ PREFIX = "UNMASK_"
 NOT_OURS = {"UNMASK_DATA_DIR"}  # where the tests find the real data sets
 LEAST_KEY_CHARS, MOST_KEY_CHARS = 8, 512
 LEAST_BUNDLE_KEY_CHARS = 32
-MOST_TYPE_CHARS = 64  # of an event's type: service.schemas.events
+MOST_TYPE_CHARS = 64  # of an event's type, as in service.schemas.events
 DAY_S = 24 * 60 * 60
 HOUR_S = 60 * 60
 KEY = re.compile(r"[!-~]*", re.ASCII)  # what every client can put into a header
@@ -47,9 +47,9 @@ LISTS = {"history_event_types", "counted_event_types", "api_keys", "admin_keys"}
 def available_cpus(
     cgroup_root: Path = Path("/sys/fs/cgroup"), own_cgroup: Path = Path("/proc/self/cgroup")
 ) -> int:
-    """Cores this process may use: the least of its affinity and its cgroups' `cpu.max` (v2).
+    """Cores that this process may use: the minimum of its affinity and its cgroups' `cpu.max` (v2).
 
-    ONNX Runtime counts the cores of the host instead, and slows down inside a limited container.
+    ONNX Runtime counts the cores of the host instead, and gets slow inside a limited container.
     """
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
@@ -72,7 +72,7 @@ def _random_salt() -> SecretStr:
 
 
 def _split_commas(value: Any) -> Any:
-    """Nothing at all is an empty list."""
+    """Split at commas. Empty text is an empty list."""
     if not isinstance(value, str):
         return value
     parts = tuple(part.strip() for part in value.split(",")) if value.strip() else ()
@@ -83,7 +83,7 @@ def _split_commas(value: Any) -> Any:
 
 def _check_host(host: str) -> str:
     try:
-        host.encode("idna")  # as the socket will
+        host.encode("idna")  # as the socket will do
     except UnicodeError:
         raise ValueError("it must be an address or the name of a host") from None
     return host
@@ -168,7 +168,7 @@ class Settings(BaseSettings):
     @field_validator("*", mode="before")
     @classmethod
     def _is_text(cls, value: Any, info: ValidationInfo) -> Any:
-        """An empty variable is mostly one whose value got lost on its way here."""
+        """An empty variable is mostly one whose value was lost on the way, so it is refused."""
         if isinstance(value, str):
             if any("\ud800" <= character <= "\udfff" for character in value):
                 raise ValueError("it must be text in UTF-8")
@@ -255,8 +255,8 @@ class Settings(BaseSettings):
         100,
         ge=1,
         le=600_000,
-        description="Latency to hold: schedule=auto aims at it, and a request that is foretold "
-        "to wait longer for others gets 429.",
+        description="Latency to hold: schedule=auto aims at it, and a request gets 429 if the "
+        "forecast says that it would wait longer than this for others.",
     )
     adaptive_schedule: bool = Field(
         False, description="Whether requests that say nothing of decoding get schedule=auto."
@@ -367,7 +367,7 @@ def load_settings(arguments: Sequence[str] = ()) -> Settings:
 
 
 def sentence_of(error: ValidationError) -> str:
-    """Which setting is wrong, and why; never the value."""
+    """Which setting is wrong, and why. It never repeats the value."""
     first = error.errors(include_input=False, include_url=False)[0]
     name = str(first["loc"][0]) if first["loc"] else "settings"
     return wrong(name, first["msg"].removeprefix("Value error, "))

@@ -1,7 +1,8 @@
-"""Ending tasks for certain.
+"""Ends tasks reliably.
 
-A library may swallow a cancellation: redis-py 8.1.0 with Python 3.11 does when it comes while a
-connection is handed out. Then a loop like `while True: call()` would go on for ever.
+A library may swallow a cancellation. redis-py 8.1.0 with Python 3.11 does so when the cancellation
+comes while a connection is handed out. Then a loop such as `while True: call()` would go on for
+ever.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 """The queue in front of the decode thread: which jobs are decoded together, and when.
 
-Jobs wait in lanes; one thread takes a batch, decodes it and answers each job. A job that is
-foretold to be too late is refused. Knows jobs and their sizes, nothing of users, bundles or HTTP.
+Jobs wait in lanes. One thread takes a batch, decodes it and answers each job. A job is refused when
+the forecast says that it would be too late. Knows jobs and their sizes, and nothing of users,
+bundles or HTTP.
 
-Reading order: `batcher` (admission, the thread), `lanes` (who is next), `latency_model` (how long
-decoding will take).
+Reading order: `batcher` (admission, the thread), `lanes` (which job is next), `latency_model` (how
+long decoding will take).
 """
 
 from service.batching.batcher import MicroBatcher

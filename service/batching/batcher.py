@@ -1,9 +1,10 @@
 """Decodes jobs together: a bounded queue in front of the one thread that runs the networks.
 
-A lone job starts at once; jobs that arrive while a batch runs are in one of the next batches (see
-`service.batching.lanes`), which the thread takes by itself: under load the event loop is late. A
-job that is foretold to be too late is not admitted; one that nobody waits for any more leaves the
-queue at once, or the search at its next step. Knows nothing of users, bundles or HTTP.
+A single job starts at once. Jobs that arrive while a batch runs join one of the next batches (see
+`service.batching.lanes`). The thread takes the next batch itself, because the event loop is late
+under load. A job is not admitted when the forecast says that it would be too late. A job that
+nobody waits for leaves the queue at once, or leaves the search at its next step. Knows nothing of
+users, bundles or HTTP.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from service.errors import (
 )
 from service.telemetry import Metrics, Traces
 
-LONGEST_BATCH_S = 60.0  # a batch that runs longer hangs: the process is not live
+LONGEST_BATCH_S = 60.0  # a longer batch hangs, so the process is not live
 LONGEST_RETRY_AFTER_S = 30
 SETTLED_AT_ONCE = 4
 DECODE_NICENESS = 10
@@ -45,14 +46,14 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True)
 class Forecast:
-    """Seconds until a job would be answered, and how many of these it would wait for others."""
+    """Seconds until a job would be answered, and how many of these it would wait for other jobs."""
 
     total_s: float
     wait_s: float
 
 
 class MicroBatcher:
-    """Call `start` and `submit` in the event loop; engines run in the decode thread."""
+    """Call `start` and `submit` in the event loop. Engines run in the decode thread."""
 
     def __init__(
         self,
@@ -64,10 +65,10 @@ class MicroBatcher:
         max_wait_s: float = math.inf,
         traces: Traces | None = None,
     ) -> None:
-        """max_queue_rows: of each lane.
+        """max_queue_rows: of each lane
 
-        max_wait_s: a job that is foretold to wait longer is not admitted, unless it came in bulk:
-            those that it waits for came with it; a batch takes half of it
+        max_wait_s: a job is not admitted if its forecast wait is longer. Jobs in bulk are exempt:
+            the jobs that they wait for came in the same call. A batch may take half of this time.
         """
         self._metrics = metrics
         self._traces = traces
@@ -75,23 +76,23 @@ class MicroBatcher:
         self._max_wait_s = max_wait_s
         self._lanes = Lanes(max_batch_requests, max_batch_rows, max_wait_s / 2)
         self._stopping = False
-        # Of the thread; it makes new lists and changes none.
+        # Belongs to the thread, which makes new lists and changes none.
         self._batch: list[Ticket] = []
-        self._batch_started = self._batch_ends = 0.0  # time.monotonic(); the end is foretold
+        self._batch_started = self._batch_ends = 0.0  # time.monotonic(); the end is a forecast
         self._arrived = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, "decode", initializer=_give_way)
-        self._outcomes: deque[tuple[Ticket, Answer | RequestError]] = deque()  # from the thread
+        self._outcomes: deque[tuple[Ticket, Answer | RequestError]] = deque()  # by the thread
         self._pump: asyncio.Task[None] | None = None
         metrics.queue_requests.set_function(lambda: len(self._lanes.waiting))
         metrics.queue_rows.set_function(lambda: sum(t.job.beam_width for t in self._lanes.waiting))
 
     def start(self) -> None:
-        """Begin to decode."""
+        """Start to decode."""
         self._pump = asyncio.create_task(self._run(), name="batches")
         self._pump.add_done_callback(self._on_end)
 
     async def stop(self) -> None:
-        """End after the batch that runs; jobs still waiting fail with NotReady."""
+        """Stop after the batch that runs. Jobs that still wait fail with NotReady."""
         self._stopping = True
         if self._pump is not None:
             self._pump.cancel()
@@ -113,7 +114,7 @@ class MicroBatcher:
     def forecast(
         self, engine: Engine, work: Work, beam_width: int, *, in_bulk: bool = False
     ) -> Forecast:
-        """When a job would be answered that came now."""
+        """When a job would be answered if it came now."""
         own_s = engine.latency.seconds(work)
         if self.is_idle:
             return Forecast(own_s, 0.0)
@@ -131,18 +132,19 @@ class MicroBatcher:
         *,
         in_bulk: bool = False,
     ) -> None:
-        """Refuse a job that would come too late, or that finds the queue full.
+        """Refuse a job that would be too late, or that finds the queue full.
 
-        An idle decode thread takes every job: a forecast that is wrong is put right by it.
-        deadline: seconds of time.monotonic(). Raises Overloaded, DeadlineExceeded, InvalidRequest
-        when the queue can never hold it, or NotReady when nothing decodes.
+        An idle decode thread takes every job: if the forecast is wrong, this job corrects it.
+        deadline: seconds of time.monotonic()
+        Raises Overloaded, DeadlineExceeded, InvalidRequest when the queue can never hold the job,
+        or NotReady when nothing decodes.
         """
         if self._pump is None or self._pump.done():
             raise NotReady("nothing decodes in this process; ask another replica")
         now = time.monotonic()
         if now >= deadline:
             raise DeadlineExceeded("the deadline passed")
-        if beam_width > self._max_queue_rows:  # however often it is tried
+        if beam_width > self._max_queue_rows:  # trying again would not help
             message = f"beam_width, which is at least k, may be {self._max_queue_rows} here"
             raise InvalidRequest(message, param="beam_width")
         if self._lanes.rows(engine, beam_width, in_bulk) + beam_width > self._max_queue_rows:
@@ -157,9 +159,9 @@ class MicroBatcher:
     async def submit(
         self, engine: Engine, job: Job, deadline: float, *, in_bulk: bool = False
     ) -> Answer:
-        """Wait for the answer to a job; cancelling the caller cancels the job.
+        """Wait for the answer to a job. Cancelling the caller cancels the job.
 
-        Raises what `admit` raises, and DecodeFailed when this job raised.
+        Raises what `admit` raises, and DecodeFailed when decoding this job raised.
         """
         work = Work.of_job(job)
         self.admit(engine, work, job.beam_width, deadline, in_bulk=in_bulk)
@@ -191,18 +193,21 @@ class MicroBatcher:
                 await self._arrived.wait()
 
     def _decode_all(self, loop: asyncio.AbstractEventLoop) -> None:
-        """In the decode thread: batch after batch, until no job waits."""
+        """In the decode thread: decode batch after batch until no job waits."""
         while not self._stopping and self._decode_next(loop):
             pass
 
     def _decode_next(self, loop: asyncio.AbstractEventLoop) -> bool:
-        """Whether there was a batch. Its engine is forgotten at the end: it may be unloaded."""
+        """Decode the next batch; returns whether there was one.
+
+        At the end no reference to its engine is left, because the engine may be unloaded.
+        """
         taken = self._lanes.take()
         if taken is None:
             return False
         lane, tickets = taken
         started = self._batch_started = self._batch_ends = time.monotonic()
-        self._batch = tickets  # at once: whatever happens, somebody waits for these
+        self._batch = tickets  # set at once: whatever happens, somebody waits for these
         batch = []
         for ticket in tickets:
             if ticket.wait.is_over():
@@ -233,9 +238,9 @@ class MicroBatcher:
     def _decode(
         self, engine: Engine, batch: Sequence[Ticket], loop: asyncio.AbstractEventLoop
     ) -> bool:
-        """Decode and tell; whether all went to their end at the first try.
+        """Decode and answer; returns whether all jobs were decoded completely at the first try.
 
-        Of a batch that raises, the jobs not answered yet are decoded again, one at a time.
+        When a batch raises, its jobs without an answer are decoded again, one at a time.
         """
         left = dict.fromkeys(batch)
         is_whole = True
@@ -276,15 +281,15 @@ class MicroBatcher:
     def _tell(
         self, loop: asyncio.AbstractEventLoop, ticket: Ticket, outcome: Answer | RequestError
     ) -> None:
-        """From the decode thread to who waits."""
+        """Hand an outcome from the decode thread to the caller that waits."""
         self._outcomes.append((ticket, outcome))
-        if len(self._outcomes) == 1:  # else the loop is on its way here
+        if len(self._outcomes) == 1:  # otherwise the loop will come here anyway
             loop.call_soon_threadsafe(self._settle)
 
     def _settle(self) -> None:
-        """Hand on what the decode thread has told, a few at a time.
+        """Pass on the outcomes of the decode thread, a few at a time.
 
-        Between these the loop looks at its sockets, so that refusals need not wait for a batch.
+        In between, the loop looks at its sockets, so that refusals do not have to wait for a batch.
         """
         for _ in range(min(SETTLED_AT_ONCE, len(self._outcomes))):
             ticket, outcome = self._outcomes.popleft()
@@ -307,8 +312,8 @@ class MicroBatcher:
 
 
 def _give_way() -> None:
-    """Let the event loop go first where they share a core: refusing must be quick."""
-    with suppress(AttributeError, OSError):  # only Linux has priorities of threads
+    """Let the event loop go first when both share a core, because refusing must be quick."""
+    with suppress(AttributeError, OSError):  # only Linux has thread priorities
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), DECODE_NICENESS)
 
 

@@ -1,10 +1,11 @@
-"""Which jobs wait, which are decoded next, and how long those before a new one will take.
+"""Which jobs wait, which are decoded next, and how long the jobs before a new one will take.
 
-Jobs wait in lanes: those of one bundle and of similar beam width, those that came in bulk apart. A
-batch is of one lane, and the lane that has had the least decoding time is next, so that wide beams
-slow each other down more than others. Time of bulk counts several times: a lane of it gets a fifth
-of what it and another one use. The event loop brings jobs and the decode thread takes them, each
-under a lock that is held for microseconds. Knows nothing of metrics or limits of the queue.
+Jobs wait in lanes. A lane has the jobs of one bundle and of similar beam width. Jobs in bulk have
+lanes of their own. A batch comes from one lane: the lane with the least decoding time so far is
+next. So wide beams mainly slow down each other. Decoding time of bulk counts several times: a bulk
+lane gets a fifth of the time that it and one other lane use together. The event loop brings jobs
+and the decode thread takes them. Both hold a lock for microseconds. Knows nothing of metrics or of
+the queue's limits.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ BULK_PRICE = 4.0
 
 
 class DecodeBatch(Protocol):
-    """`Decoder.decode`."""
+    """The signature of `Decoder.decode`."""
 
     def __call__(
         self, jobs: Sequence[Job], on_answer: OnAnswer
@@ -32,7 +33,7 @@ class DecodeBatch(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Engine:
-    """What decodes the jobs of one bundle, and how long that takes it."""
+    """What decodes the jobs of one bundle, and the model of how long that takes."""
 
     decode: DecodeBatch
     latency: LatencyModel = field(default_factory=LatencyModel)
@@ -40,7 +41,7 @@ class Engine:
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """A decoded job; `timings` are those of its batch until it was answered."""
+    """A decoded job. `timings` are those of its batch, until this job was answered."""
 
     decoded: Decoded
     queue_s: float
@@ -49,16 +50,17 @@ class Answer:
 
 @dataclass(eq=False)
 class Wait:
-    """Whether an answer is still waited for. deadline: seconds of time.monotonic()
+    """Whether somebody still waits for an answer. deadline: seconds of time.monotonic()
 
-    A job knows its wait, and not its ticket: else the two would hold each other, and the engine.
+    A job knows its wait, not its ticket. Otherwise job and ticket would keep each other, and the
+    engine, in memory.
     """
 
     deadline: float
     abandoned: bool = False
 
     def is_over(self) -> bool:
-        """Asked by the decode thread too; reading two plain attributes needs no lock."""
+        """The decode thread calls this too. Reading two plain attributes needs no lock."""
         return self.abandoned or time.monotonic() >= self.deadline
 
 
@@ -66,8 +68,8 @@ class Wait:
 class Ticket:
     """A job in the queue or in a batch. entered, started: seconds of time.monotonic()
 
-    in_bulk: whether it came with others in one call, and keeps to a lane of such jobs
-    span: of the request that it is for, where there are traces
+    in_bulk: whether it came with others in one call, and so waits in a lane of such jobs
+    span: of the request that it belongs to, if there are traces
     """
 
     engine: Engine
@@ -82,7 +84,7 @@ class Ticket:
 
     @property
     def key(self) -> LaneKey:
-        """Of its lane."""
+        """The key of its lane."""
         return _key(self.engine, self.job.beam_width, self.in_bulk)
 
 
@@ -94,8 +96,8 @@ class Lane:
     """Jobs that may share a batch.
 
     waiting: an ordered set, oldest first; rows: beams of all its jobs, waiting or in a batch
-    used_s: decoding time it has had, times its price, counted up to the others' when it was empty;
-        the decode thread adds to it
+    used_s: its decoding time so far, times its price; a lane that was empty starts with the time of
+        the other lanes; the decode thread adds to it
     """
 
     engine: Engine
@@ -108,9 +110,9 @@ class Lane:
 class Lanes:
     """The lanes that have jobs.
 
-    max_batch_requests, max_batch_rows: of a batch; one job that is too much for it is a batch
-    max_batch_s: foretold, of a batch; jobs wait for the whole of theirs, so that a long one makes
-        those late that were foretold to be in time before the others came
+    max_batch_requests, max_batch_rows: of a batch; one job that is larger is a batch of its own
+    max_batch_s: forecast time of a batch. A job waits for its whole batch. So a long batch would
+        make jobs late whose forecast was good before the others came.
     """
 
     def __init__(self, max_batch_requests: int, max_batch_rows: int, max_batch_s: float) -> None:
@@ -119,7 +121,7 @@ class Lanes:
         self._max_batch_s = max_batch_s
         self._lock = Lock()
         self._lanes: dict[LaneKey, Lane] = {}
-        self._turn_s = 0.0  # `used_s` of the lane served last, before that
+        self._turn_s = 0.0  # `used_s` of the lane that was served last, before that
 
     def __bool__(self) -> bool:
         return bool(self._lanes)
@@ -145,7 +147,7 @@ class Lanes:
             lane.waiting[ticket] = None
 
     def leave(self, ticket: Ticket) -> None:
-        """Forget a job that was answered, or is not wanted any more."""
+        """Forget a job that was answered, or that nobody wants any more."""
         with self._lock:
             lane = self._lanes[ticket.key]
             lane.rows -= ticket.job.beam_width
@@ -154,7 +156,7 @@ class Lanes:
                 del self._lanes[ticket.key]
 
     def take(self) -> tuple[Lane, list[Ticket]] | None:
-        """The next batch, oldest jobs first, and the lane whose turn it is; none if none waits."""
+        """The next batch, oldest jobs first, and its lane; None if no job waits."""
         with self._lock:
             lanes = [lane for lane in self._lanes.values() if lane.waiting]
             lane = min(lanes, key=lambda lane: lane.used_s, default=None)
@@ -177,9 +179,10 @@ class Lanes:
             return lane, batch
 
     def seconds_before(self, engine: Engine, work: Work, beam_width: int, in_bulk: bool) -> float:
-        """Until a job that came now would be answered: its lane's jobs, and the others' turns.
+        """Seconds until a job would be answered if it came now.
 
-        It is answered after its own last call, however many those in its batch need.
+        That is the time for its lane's jobs, and for the turns of other lanes. It is answered after
+        its own last call, however many calls the other jobs of its batch need.
         """
         with self._lock:
             own = self._lanes.get(_key(engine, beam_width, in_bulk))
@@ -199,20 +202,20 @@ class Lanes:
 
     @property
     def seconds(self) -> float:
-        """Until all that waits now is answered."""
+        """Seconds until all jobs that wait now are answered."""
         with self._lock:
             queues = [(lane.engine, _works(lane)) for lane in self._lanes.values()]
         return sum(self._seconds(*queue) for queue in queues)
 
     def _seconds(self, engine: Engine, works: Sequence[Work]) -> float:
-        """Of these jobs, in as many batches as they need."""
+        """Seconds for these jobs, in as many batches as they need."""
         most = self._max_batch_requests
         batches = [works[start : start + most] for start in range(0, len(works), most)]
         return sum(engine.latency.seconds(Work.together(batch)) for batch in batches)
 
 
 def _price(in_bulk: bool) -> float:
-    """Of a second of decoding."""
+    """What a second of decoding costs its lane."""
     return BULK_PRICE if in_bulk else 1.0
 
 
@@ -221,5 +224,5 @@ def _works(lane: Lane) -> list[Work]:
 
 
 def _key(engine: Engine, beam_width: int, in_bulk: bool) -> LaneKey:
-    """Beam widths up to 16, 32, 64, ... share a lane."""
+    """The key of a lane. Beam widths up to 16, 32, 64, ... share one."""
     return engine, max(4, (beam_width - 1).bit_length()), in_bulk

@@ -1,11 +1,11 @@
-"""The bundle: the folder that training writes and the service reads, and nothing else passes.
+"""The bundle: the folder that training writes and the service reads. It is their only link.
 
 Format version, sizes and hashes of every file, items and their attributes. Training and serving
-both use this room, so it knows neither: no queue, no store, no HTTP, no torch.
+both use this room, so it knows neither: no queue, no history store, no HTTP, no torch.
 
-Reading order: `manifest` (what a bundle says of itself), `bundle` (reading and writing one),
+Reading order: `manifest` (what a bundle says about itself), `bundle` (reading and writing one),
 `arrays` and `lines` (its files, checked), `items` (titles, categories, filters), `ladder` (its
-faster decoding settings), `store` (folders of bundles), `npy` (arrays as bytes).
+faster decoding settings), `store` (the bundle store: folders of bundles), `npy` (arrays as bytes).
 """
 
 from service.bundles.bundle import Bundle, verify, write_bundle

@@ -1,7 +1,7 @@
-"""The arrays of a bundle: which dtype, shape and range each has, checked as it is read.
+"""The arrays of a bundle: the dtype, shape and range of each, checked when it is read.
 
-Sizes that are not in the manifest have a letter; where a letter comes twice the sizes must agree.
-What is here holds for every bundle, so that nothing behind it meets a surprise.
+Sizes that are not in the manifest have a name, such as "d". Where a name occurs twice, the sizes
+must agree. These checks hold for every bundle, so that later code meets no surprise.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from service.bundles.npy import array_of
 
 Arrays = dict[str, NDArray[Any]]
 Size = int | str
-# The least and the most that a letter may mean.
-LETTERS = {
+# The least and the most that a named size may be.
+NAMED_SIZES = {
     "d": (0, MAX_DIMS),
     "rotated": (1, MAX_DIMS + 64),
     "d_sub": (1, MAX_DIMS),
@@ -29,8 +29,8 @@ LETTERS = {
 
 
 @dataclass(frozen=True)
-class _Kind:
-    """dtype, shape, and what its numbers must be: a rule, and the rule in words."""
+class _ArrayKind:
+    """dtype, shape, and what the numbers must be: a rule, and the rule in words."""
 
     dtype: str
     shape: tuple[Size, ...]
@@ -39,9 +39,9 @@ class _Kind:
 
 
 def read_arrays(manifest: Manifest, files: Mapping[str, bytes]) -> Arrays:
-    """All arrays, by their names without the suffix. Raises ValueError, which names the file."""
+    """All arrays, by file name without suffix. Raises ValueError, which names the file."""
     kinds = _kinds_of(manifest)
-    sizes: dict[str, tuple[int, str]] = {}  # of a letter, and the file that it is from
+    sizes: dict[str, tuple[int, str]] = {}  # the size for a name, and the file that it comes from
     arrays: Arrays = {}
     for name, kind in kinds.items():
         file = f"{name}.npy"
@@ -58,28 +58,28 @@ def read_arrays(manifest: Manifest, files: Mapping[str, bytes]) -> Arrays:
     return arrays
 
 
-def _kinds_of(manifest: Manifest) -> dict[str, _Kind]:
+def _kinds_of(manifest: Manifest) -> dict[str, _ArrayKind]:
     items, subspaces, codes = manifest.num_items, manifest.num_subspaces, manifest.num_codes
     finite = np.isfinite, "finite"
     strength = (lambda a: np.isfinite(a) & (a >= 0)), "finite and not negative"
     kinds = {
-        "codes": _Kind("uint16", (items, subspaces), lambda a: a < codes, f"below {codes}"),
-        "popularity": _Kind("int64", (items,), lambda a: a >= 0, "not negative"),
-        "vectors": _Kind("float16", (items, "d"), *finite),
-        "neighbours": _Kind(
+        "codes": _ArrayKind("uint16", (items, subspaces), lambda a: a < codes, f"below {codes}"),
+        "popularity": _ArrayKind("int64", (items,), lambda a: a >= 0, "not negative"),
+        "vectors": _ArrayKind("float16", (items, "d"), *finite),
+        "neighbours": _ArrayKind(
             "int32",
             (items, "num_neighbours"),
             lambda a: (a >= 0) & (a < items),
             f"a row of the catalogue, from 0 to {items - 1}",
         ),
-        "affinities": _Kind("float16", (items, "num_neighbours"), *strength),
-        "rotation": _Kind("float32", ("rotation_rows", "rotated"), *finite),
-        "centroids": _Kind("float32", (subspaces, codes, "d_sub"), *finite),
+        "affinities": _ArrayKind("float16", (items, "num_neighbours"), *strength),
+        "rotation": _ArrayKind("float32", ("rotation_rows", "rotated"), *finite),
+        "centroids": _ArrayKind("float32", (subspaces, codes, "d_sub"), *finite),
     }
     if manifest.content:
         dims = manifest.content.embedding_dims
-        kinds["content_mean"] = _Kind("float32", (dims,), *finite)
-        kinds["content_components"] = _Kind("float32", ("content_dims", dims), *finite)
+        kinds["content_mean"] = _ArrayKind("float32", (dims,), *finite)
+        kinds["content_components"] = _ArrayKind("float32", ("content_dims", dims), *finite)
     return kinds
 
 
@@ -88,7 +88,7 @@ def _check_size(
     array: NDArray[Any],
     size: int,
     wanted: Size,
-    kind: _Kind,
+    kind: _ArrayKind,
     sizes: dict[str, tuple[int, str]],
 ) -> None:
     if isinstance(wanted, int):
@@ -97,7 +97,7 @@ def _check_size(
                 f"{file} has shape {array.shape}, the manifest says {_written(kind.shape)}"
             )
         return
-    least, most = LETTERS.get(wanted, (1, MAX_DIMS))
+    least, most = NAMED_SIZES.get(wanted, (1, MAX_DIMS))
     if not least <= size <= most:
         raise ValueError(
             f"{file} has shape {array.shape}; {wanted} of {_written(kind.shape)} must be "
@@ -108,7 +108,7 @@ def _check_size(
         raise ValueError(f"{file} has shape {array.shape}, but {wanted} of {other} is {known}")
 
 
-def _check_numbers(file: str, array: NDArray[Any], kind: _Kind) -> None:
+def _check_numbers(file: str, array: NDArray[Any], kind: _ArrayKind) -> None:
     fits = kind.rule(array)
     if not fits.all():
         row = int(np.flatnonzero(~fits.reshape(len(array), -1).all(axis=1))[0])

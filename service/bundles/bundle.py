@@ -1,18 +1,18 @@
-"""The bundle: a directory with all that serving needs, and the only contract with training.
+"""The bundle: a folder with all that serving needs, and the only contract with training.
 
-`training` writes one with `write_bundle`, `service` reads it with `Bundle.load`. A manifest names
-the format version, the sizes and the SHA-256 of every file; right hashes say only that nothing was
-changed, so that everything read is checked for type and bound. No pickle, no path from inside a
-bundle is followed. Knows nothing of torch, Redis or HTTP.
+`training` writes a bundle with `write_bundle`, and `service` reads it with `Bundle.load`. A
+manifest names the format version, the sizes and the SHA-256 of every file. Right hashes say only
+that nothing was changed. So everything that is read is also checked for type and bounds. No pickle
+is read, and no path from inside a bundle is followed. Knows nothing of torch, Redis or HTTP.
 
 manifest.json    Manifest                     codes.npy       (num_items, num_subspaces) uint16
 encoder.onnx     history -> memory            vectors.npy     (num_items, d) float16
 decoder.onnx     partial SIDs -> log-probs    popularity.npy  (num_items,) int64, never increasing
 items.jsonl      Item, one a row              neighbours.npy  (num_items, num_neighbours) int32
 held_out.jsonl   HeldOutUser, one a line      affinities.npy  (num_items, num_neighbours) float16
-rotation.npy, centroids.npy                   the Codebook, for items that come later
-content_mean.npy, content_components.npy      its ContentProjection, where there is one
-encoder.int8.onnx, decoder.int8.onnx          the graphs with 8-bit products, where there are any
+rotation.npy, centroids.npy                   the Codebook, for items that are added later
+content_mean.npy, content_components.npy      its ContentProjection, if it has one
+encoder.int8.onnx, decoder.int8.onnx          the graphs with 8-bit products, if it has them
 """
 
 from __future__ import annotations
@@ -72,11 +72,11 @@ from service.errors import BundleInvalid, ProviderUnavailable
 class Bundle:
     """A verified bundle in memory, ready to decode.
 
-    manifest: of the directory it was read from; items may have come and gone since
+    manifest: of the folder that it was read from; items may have been added or removed since
     items:    in catalogue order, one per row
-    attributes: which of these rows a filter leaves
+    attributes: which of these rows pass a filter
     precision: of the graphs that the decoder runs
-    items_version: how far it has the changes to its items, see `service.loading.item_changes`
+    items_version: which changes of its items it has, see `service.loading.item_changes`
     """
 
     manifest: Manifest
@@ -123,10 +123,11 @@ class Bundle:
         encoder_cache: int = 0,
         key: str | None = None,
     ) -> Self:
-        """Read, verify and build a bundle. Raises BundleInvalid or ProviderUnavailable, a sentence.
+        """Read, verify and build a bundle.
 
-        key: that the manifest must be signed with; None = signed or not
-        ort_threads, provider: of each ONNX Runtime session; encoder_cache: see `Decoder`.
+        Raises BundleInvalid or ProviderUnavailable, each with one sentence.
+        key: the key that the manifest must be signed with; None = signed or not
+        ort_threads, provider: of each ONNX Runtime session; encoder_cache: see `Decoder`
         precision: of the graphs to run; only these become sessions
         """
         manifest, files = read_files(path, key)
@@ -183,7 +184,7 @@ class Bundle:
             raise ProviderUnavailable(str(error)) from error
         except ValueError as error:
             raise BundleInvalid(f"bundle {path}: {one_line(error)}") from error
-        except Exception as error:  # of a library: nothing that a bundle holds is a bug of ours
+        except Exception as error:  # from a library: whatever a bundle holds, it is no bug of ours
             kind = type(error).__name__
             raise BundleInvalid(
                 f"bundle {path} cannot be loaded: {kind}: {one_line(error)}"
@@ -194,7 +195,7 @@ class Bundle:
 def verify(path: Path, key: str | None = None) -> Manifest:
     """Check version, digest, and presence, size and SHA-256 of every file; return the manifest.
 
-    key: that the manifest must be signed with. Raises BundleInvalid.
+    key: the key that the manifest must be signed with. Raises BundleInvalid.
     """
     return read_files(path, key)[0]
 
@@ -222,8 +223,9 @@ def write_bundle(
 ) -> Manifest:
     """Write a bundle to `path`, which must not exist: into a temporary folder, renamed last.
 
-    content_text, content_model: what was embedded of the items, by what; None = nobody said
-    int8: the encoder and the decoder with 8-bit products, if they are to be there
+    content_text, content_model: which text of the items was embedded, and by which model; None =
+        unknown
+    int8: the encoder and the decoder with 8-bit products, if the bundle should have them
     A crash leaves no half-written bundle. Raises FileExistsError, or BundleInvalid when the parts
     do not fit together.
     """

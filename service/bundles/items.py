@@ -1,9 +1,9 @@
 """Items as people know them: titles, and attributes that a request can filter by.
 
-`ATTRIBUTES` is the list of attributes. An `AttributeIndex` knows the rows that have each value of
-each attribute, as ascending posting lists in CSR form: four bytes for each value an item has,
-however many values there are. What of an item is embedded is decided here, for training and for
-items that come later alike. Knows nothing of SIDs, scores or HTTP.
+`ATTRIBUTES` is the list of attributes. An `AttributeIndex` knows which rows have each value of each
+attribute. It keeps them as ascending posting lists in CSR form: four bytes for each value of an
+item, however many values there are. This module also decides which text of an item is embedded, for
+training and for items that are added later. Knows nothing of SIDs, scores or HTTP.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Rows = NDArray[np.int32]
 
 PATH_SEPARATOR = " > "
 MAX_ITEM_ID_CHARS = 256
-MAX_DEPTH = 50  # of a path of categories: each step is a value of its own
+MAX_DEPTH = 50  # of a path of categories; each step is a value of its own
 
 
 def _check_depth(path: str) -> str:
@@ -32,7 +32,7 @@ def _check_depth(path: str) -> str:
     return path
 
 
-# A client could not ask for another one: see `ItemId` in service/schemas/recommend.py.
+# A client could not ask for other ids: see `ItemId` in service/schemas/recommend.py.
 StoredItemId = Annotated[
     str,
     StringConstraints(
@@ -43,9 +43,10 @@ StoredItemId = Annotated[
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """What is shown of an item; the rest of the system knows only its row.
+    """What is shown of an item. The rest of the system knows only its row.
 
-    Bounds are those of `ITEM`, which checks what is read; a program that makes one need not.
+    `ITEM` checks the bounds of an item that is read. A program that makes an Item need not check
+    them.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -59,7 +60,7 @@ class Item:
             ],
             ...,
         ],
-        Field(max_length=1000),  # of JSON it is a list
+        Field(max_length=1000),  # in JSON it is a list
     ]
 
 
@@ -67,32 +68,32 @@ ITEM = TypeAdapter(Item)
 
 
 def text_of(item: Item) -> str:
-    """What of an item is embedded: "title. categories"; "" when it has neither.
+    """The text of an item that is embedded: "title. categories"; "" when it has neither.
 
-    The manifest calls it CONTENT_TEXT: another text needs another name.
+    The manifest calls it CONTENT_TEXT. Another text would need another name.
     """
     return ". ".join(filter(None, (item.title, ", ".join(item.categories))))
 
 
 def with_ancestors(paths: Iterable[str]) -> Iterator[str]:
-    """`Books` and `Books > Poetry` for `Books > Poetry`; some may come twice."""
+    """`Books` and `Books > Poetry` for `Books > Poetry`. Some may occur twice."""
     for path in paths:
         parts = path.split(PATH_SEPARATOR)
         for depth in range(1, len(parts) + 1):
             yield PATH_SEPARATOR.join(parts[:depth])
 
 
-# Values of each attribute of an item. Empty ones are no values.
+# The values that an item has of each attribute. Empty texts are no values.
 ATTRIBUTES: Mapping[str, Callable[[Item], Iterable[str]]] = {
     "category": lambda item: with_ancestors(item.categories),
 }
 
 
 class AttributeIndex:
-    """Which rows have which values. Immutable: items that come and go make a new index."""
+    """Which rows have which values. Immutable: added or removed items make a new index."""
 
     def __init__(self, num_items: int, postings: Mapping[str, _Postings]) -> None:
-        """postings: by attribute, those of ATTRIBUTES"""
+        """postings: by attribute, for those of ATTRIBUTES"""
         self._num_items = num_items
         self._postings = postings
 
@@ -108,7 +109,8 @@ class AttributeIndex:
         return sum(own.indptr.nbytes + own.rows.nbytes for own in self._postings.values())
 
     def allowed(self, wanted: Mapping[str, Collection[str]]) -> Rows:
-        """Rows that have, of every attribute in `wanted`, one of its values: (n,) int32, ascending.
+        """The rows that have, of every attribute in `wanted`, one of its values: (n,) int32,
+        ascending.
 
         Unknown values match nothing. Raises KeyError for an unknown attribute.
         """
@@ -128,7 +130,7 @@ class AttributeIndex:
         return np.arange(self._num_items, dtype=np.int32) if allowed is None else allowed
 
     def with_items(self, items: Sequence[Item]) -> Self:
-        """The index with these items behind its own, made without haste: `Catalogue.with_items`."""
+        """The index with these items after its own. Made slowly, like `Catalogue.with_items`."""
         return self._with(items, with_pauses)
 
     def _with(
@@ -141,7 +143,7 @@ class AttributeIndex:
         return type(self)(self._num_items + len(items), postings)
 
     def without_rows(self, removed: Rows) -> Self:
-        """The index without these rows; later rows move up. See `Catalogue.without_items`."""
+        """The index without these rows. Later rows move up. See `Catalogue.without_items`."""
         kept = np.ones(self._num_items, np.bool_)
         kept[removed] = False
         postings = {name: own.of_kept(kept) for name, own in self._postings.items()}
@@ -152,7 +154,7 @@ class AttributeIndex:
 class _Postings:
     """The rows that have each value of one attribute.
 
-    number_of: values are numbered from 0
+    number_of: the number of each value, from 0
     indptr: (values + 1,) int64: rows[indptr[n]:indptr[n + 1]] have value n
     rows:   (n,) int32, ascending within a value
     """
@@ -184,7 +186,7 @@ class _Postings:
         return _Postings(number_of, indptr, all_rows)
 
     def of_kept(self, kept: NDArray[np.bool_]) -> _Postings:
-        """These postings without the other rows. kept: (num_items,); rows are numbered anew."""
+        """The postings of the rows that are kept, which get new numbers. kept: (num_items,) bool"""
         stay = kept[self.rows]
         before = np.concatenate(([0], stay.cumsum()))
         new_row_of = np.cumsum(kept, dtype=np.int32) - np.int32(1)

@@ -1,6 +1,6 @@
-"""A bundle's ladder: its default decoding on top, and below it what its grid measured to be faster.
+"""A bundle's ladder: its default decoding first, then ever faster settings that its grid measured.
 
-The grid is in the manifest's `facts`, which may hold anything: what cannot be read is left out.
+The grid is in the manifest's `facts`, which may hold anything. What cannot be read is left out.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from pydantic import ValidationError
 
 from service.bundles.manifest import DecodingDefaults, Manifest
 
-MAX_RUNGS = 32  # each is looked at for every request
-FASTER = 0.9  # of the time of the rung above; less would be noise
+MAX_RUNGS = 32  # each rung is checked for every request
+FASTER = 0.9  # share of the time of the rung above; less difference would be noise
 
 
 def ladder_of(manifest: Manifest) -> tuple[DecodingDefaults, ...]:
-    """The default decoding, then what the grid in `facts` measured to be ever faster.
+    """The default decoding, then the settings that are ever faster by the grid in `facts`.
 
-    Of two rungs the upper has the higher recall. A bundle without a grid has one rung. Points that
-    do not fit the bundle are left out: facts are no part of its contract.
+    Of two rungs, the upper has the higher recall. A bundle without a grid has one rung. Points that
+    do not fit the bundle are left out, because facts are not part of its contract.
     """
     ladder = [manifest.decoding]
     grid = manifest.facts.get("grid")
@@ -43,7 +43,7 @@ def ladder_of(manifest: Manifest) -> tuple[DecodingDefaults, ...]:
 
 
 def _measured(point: object) -> tuple[DecodingDefaults, float, float] | None:
-    """A point of the grid: its decoding, milliseconds, and recall@10."""
+    """A point of the grid: its decoding, milliseconds, and recall@10; None if it is unreadable."""
     if not isinstance(point, dict):
         return None
     names = DecodingDefaults.model_fields

@@ -1,6 +1,7 @@
-"""The lines of a bundle: items and held-out users as JSON, checked one by one as they are read.
+"""The lines of a bundle: items and held-out users as JSON, each checked when it is read.
 
-items.jsonl, one line an item in catalogue order; held_out.jsonl, one line a user.
+items.jsonl has one line for each item, in catalogue order. held_out.jsonl has one line for each
+user.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class HeldOutUser:
-    """A test user: history (item_ids, oldest first) and the item that came next."""
+    """A test user: history (item_ids, oldest first), and the item that came next."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
@@ -42,7 +43,7 @@ HELD_OUT_USER = TypeAdapter(HeldOutUser)
 
 
 def read_items(data: bytes, num_items: int) -> list[Item]:
-    """So many items, distinct. Raises ValueError, which names the line."""
+    """`num_items` distinct items. Raises ValueError, which names the line."""
     lines = data.splitlines()
     if len(lines) != num_items:
         raise ValueError(f"{ITEMS} has {len(lines)} lines, the manifest says {num_items}")
@@ -57,7 +58,7 @@ def read_items(data: bytes, num_items: int) -> list[Item]:
 
 
 def read_held_out(data: bytes) -> tuple[HeldOutUser, ...]:
-    """All of them. Raises ValueError, which names the line."""
+    """All held-out users. Raises ValueError, which names the line."""
     lines = data.splitlines()
     if len(lines) > MAX_HELD_OUT_USERS:
         raise ValueError(f"{HELD_OUT} has {len(lines)} lines, it may have {MAX_HELD_OUT_USERS}")
@@ -65,7 +66,7 @@ def read_held_out(data: bytes) -> tuple[HeldOutUser, ...]:
 
 
 def check_items(items: Iterable[Item]) -> None:
-    """Raise ValueError for the first item that a bundle cannot hold: before a run, not after it."""
+    """Raise ValueError for the first item that a bundle cannot hold. Use it before a run."""
     for row, item in enumerate(items):
         try:
             ITEM.validate_python(asdict(item))
@@ -74,7 +75,7 @@ def check_items(items: Iterable[Item]) -> None:
 
 
 def lines_of(entries: Iterable[Item | HeldOutUser]) -> bytes:
-    """What the readers read."""
+    """The bytes of the lines, as `read_items` and `read_held_out` read them."""
     text = "".join(json.dumps(asdict(entry), ensure_ascii=False) + "\n" for entry in entries)
     return text.encode()
 
@@ -86,8 +87,8 @@ def _entries(
         if len(line) > most_bytes:
             raise ValueError(f"{file}, line {number} is of more than {most_bytes} bytes")
         try:
-            # Kept in a cache, some values would lie between those that go with a bundle, and hold
-            # its memory.
+            # A cache of values would keep some of them between others that go with a bundle, and so
+            # hold the bundle's memory.
             yield kind.validate_python(from_json(line, cache_strings="keys"))
         except ValidationError as error:
             raise ValueError(f"{file}, line {number}: {first_of(error)}") from error

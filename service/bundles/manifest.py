@@ -1,9 +1,8 @@
 """The manifest of a bundle: its format version, sizes, numbers, and the SHA-256 of every file.
 
-Every number has a bound that no real use exceeds: what is read here decides how much memory is
-taken and how long it is worked. The digest is over the manifest itself, and so over all files; a
-signature is over the digest. Checked against the files as bytes here, against what they hold in
-`service.bundles.bundle`.
+Every number has a bound that no real use exceeds, because these numbers decide how much memory and
+time a load takes. The digest covers the manifest, and so all files. A signature covers the digest.
+This module checks the files as bytes. `service.bundles.bundle` checks what they hold.
 """
 
 from __future__ import annotations
@@ -26,13 +25,13 @@ from service.errors import BundleInvalid
 
 FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
-# Items of a history that the service keeps, unless UNMASK_HISTORY_CAP says otherwise; evaluation
-# sees no more.
+# How many items of a history the service keeps, unless UNMASK_HISTORY_CAP says otherwise.
+# Evaluation sees no more.
 HISTORY_CAP = 200
 MAX_ITEMS = 100_000_000
 MAX_SUBSPACES = 64
 MAX_CODES = 65_535  # codes and MASK are uint16
-MAX_HISTORY_LENGTH = 2_048  # an encoder's attention takes memory by its square
+MAX_HISTORY_LENGTH = 2_048  # an encoder's attention needs memory by its square
 MAX_NEIGHBOURS = 10_000
 MAX_DIMS = 8_192  # of vectors and of embeddings
 MAX_BEAM_WIDTH = 1_000
@@ -41,7 +40,7 @@ MAX_HELD_OUT_USERS = 1_000_000
 MAX_ITEM_BYTES = 1 << 16  # of a line of items.jsonl
 MAX_USER_BYTES = 1 << 17  # of a line of held_out.jsonl
 MAX_MANIFEST_BYTES = 16 << 20
-MAX_GRAPH_BYTES = 1 << 31  # of protobuf
+MAX_GRAPH_BYTES = 1 << 31  # the limit of protobuf
 MAX_HEADER_BYTES = 1 << 14  # of an .npy file
 FILES = (
     "encoder.onnx",
@@ -84,11 +83,11 @@ class FileEntry(_Model):
 
 
 class ContentPart(_Model):
-    """What new items' embeddings must be like; what turns them into vectors are files.
+    """What embeddings of new items must be like. Files hold what turns them into vectors.
 
     weight: share of the content part in the squared norm of a vector that has all parts
-    text:   of an item, what was embedded; null when nobody said
-    model:  that embedded it; null when nobody said
+    text: which text of an item was embedded; null when unknown
+    model: the model that embedded it; null when unknown
     """
 
     embedding_dims: int = Field(ge=1, le=MAX_DIMS)
@@ -98,7 +97,7 @@ class ContentPart(_Model):
 
 
 class DecodingDefaults(_Model):
-    """What a request gets that says nothing else; each field is chosen by measurement."""
+    """The decoding of a request that asks for nothing else. Each field is chosen by measurement."""
 
     r_warm: int = Field(ge=0, le=MAX_SUBSPACES)
     m_par: int = Field(ge=1, le=MAX_SUBSPACES)
@@ -107,7 +106,7 @@ class DecodingDefaults(_Model):
     finish_rows: int = Field(0, ge=0, le=MAX_FINISH_ROWS)
 
     def wide_enough(self, k: int) -> Self:
-        """The same for k items: no fewer beams than these."""
+        """The same, with at least k beams."""
         return self.model_copy(update={"beam_width": max(self.beam_width, k)})
 
 
@@ -116,15 +115,15 @@ class PriorWeights(_Model):
 
     history_length: int = Field(ge=1, le=1_000_000)
     decay: float = Field(gt=0, le=1)
-    scale: float = Field(ge=1e-12, le=1e12)  # else memory / scale could overflow, or be nothing
+    scale: float = Field(ge=1e-12, le=1e12)  # otherwise memory / scale could overflow, or be 0
     weight: float = Field(ge=0, le=1e6)
 
 
 class Manifest(_Model):
-    """Description of a bundle; `facts` holds how it was made and how well it does.
+    """Description of a bundle. `facts` holds how it was made and how good it is.
 
-    content: null when no embeddings of new items are accepted
-    digest:  `digest_of` it; null in bundles written before there was one
+    content: null when the bundle accepts no embeddings of new items
+    digest: its `digest_of`; null in bundles older than digests
     signature: of the digest, see `signature_of`; null when nobody signed it
     """
 
@@ -158,12 +157,12 @@ class Manifest(_Model):
 
     @property
     def ref(self) -> str:
-        """`name@version`, the form requests, metrics and settings use."""
+        """`name@version`, as in requests, metrics and settings."""
         return f"{self.name}@{self.version}"
 
     @property
     def most_bytes(self) -> dict[str, int]:
-        """The most bytes that each file may have, by what the other numbers say."""
+        """The most bytes that each file may have, given the other numbers."""
         items, codes = self.num_items, self.num_subspaces * self.num_codes
         arrays = {
             "codes.npy": 2 * items * self.num_subspaces,
@@ -184,10 +183,11 @@ class Manifest(_Model):
 
 
 def digest_of(fields: Mapping[str, Any]) -> str:
-    """SHA-256, in hex, of the JSON of all fields but the digest and the signature.
+    """SHA-256, in hex, of the JSON of all fields except the digest and the signature.
 
-    Names sorted, nothing between tokens, UTF-8, numbers as Python writes them: no layout of the
-    file changes it. Raises ValueError for numbers that are not finite.
+    Names are sorted, nothing is between tokens, the text is UTF-8, and numbers are as Python writes
+    them. So the layout of the file does not change it. Raises ValueError for numbers that are not
+    finite.
     """
     digested = {name: value for name, value in fields.items() if name not in UNDIGESTED}
     text = json.dumps(
@@ -197,14 +197,14 @@ def digest_of(fields: Mapping[str, Any]) -> str:
 
 
 def signature_of(digest: str, key: str) -> str:
-    """HMAC-SHA256, in hex: who signs and who checks have the same key."""
+    """HMAC-SHA256, in hex. The signer and the checker have the same key."""
     return hmac.new(key.encode(), f"unmask bundle {digest}".encode(), hashlib.sha256).hexdigest()
 
 
 def write_manifest(folder: Path, manifest: Manifest, key: str | None = None) -> Manifest:
-    """Write the manifest of a bundle's folder whole or not at all: a temporary file, renamed.
+    """Write the manifest of a bundle's folder completely or not at all: a temporary file, renamed.
 
-    With a digest of its own, and signed if there is a key. Returns it as it was written.
+    It gets its digest, and a signature if there is a key. Returns the manifest as it was written.
     """
     fields = manifest.model_dump(mode="json")
     digest = digest_of(fields)
@@ -218,7 +218,7 @@ def write_manifest(folder: Path, manifest: Manifest, key: str | None = None) -> 
 
 
 def read_fields(path: Path) -> dict[str, Any]:
-    """The fields of a bundle's manifest, nothing of them checked. Raises BundleInvalid."""
+    """The fields of a bundle's manifest, unchecked. Raises BundleInvalid."""
     try:
         data = read_regular(path / MANIFEST, MAX_MANIFEST_BYTES)
     except OSError as error:
@@ -237,7 +237,7 @@ def read_fields(path: Path) -> dict[str, Any]:
 
 
 def read_manifest(path: Path, key: str | None = None) -> Manifest:
-    """The manifest of a bundle, alone. key: it must be signed with. Raises BundleInvalid."""
+    """The manifest of a bundle, alone. key: it must be signed with it. Raises BundleInvalid."""
     fields = read_fields(path)
     version = fields.get("format_version")
     if type(version) is not int:
@@ -281,9 +281,9 @@ def read_manifest(path: Path, key: str | None = None) -> Manifest:
 
 
 def read_files(path: Path, key: str | None = None) -> tuple[Manifest, dict[str, bytes]]:
-    """The manifest of a bundle and its files, each as the manifest says.
+    """The manifest of a bundle and its files, each checked against the manifest.
 
-    key: that it must be signed with. Raises BundleInvalid.
+    key: the key that the manifest must be signed with. Raises BundleInvalid.
     """
     manifest = read_manifest(path, key)
     files = {}
@@ -305,28 +305,28 @@ def read_files(path: Path, key: str | None = None) -> tuple[Manifest, dict[str, 
 
 
 def read_regular(path: Path, most_bytes: int) -> bytes:
-    """A file, which may be a link to one. Nothing else is opened: a pipe would be waited for.
+    """The bytes of a file or of a link to one. Nothing else is opened: reading a pipe would wait.
 
-    Raises OSError, or ValueError for what is no file or has more bytes.
+    Raises OSError, or ValueError for what is no regular file or has too many bytes.
     """
     if not stat.S_ISREG(path.stat().st_mode):
         raise ValueError(f"{path.name} is no regular file")
     with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-        found = os.fstat(file.fileno())  # of what was opened, whatever was there before
+        found = os.fstat(file.fileno())  # of the opened file, whatever was at the path before
         if not stat.S_ISREG(found.st_mode):
             raise ValueError(f"{path.name} is no regular file")
         if found.st_size > most_bytes:
             raise ValueError(f"{path.name} has {found.st_size} bytes, at most {most_bytes} are due")
-        return file.read(most_bytes + 1)  # one more: it may grow
+        return file.read(most_bytes + 1)  # one more, because the file may grow
 
 
 def first_of(error: ValidationError) -> str:
-    """The first complaint: where, and what is expected. Never what was found there."""
+    """The first error: where it is, and what is expected. It never says what was found there."""
     first = error.errors(include_input=False, include_url=False, include_context=False)[0]
     place = ".".join(map(str, first["loc"]))[:100]
     return f"{place}: {first['msg']}" if place else str(first["msg"])
 
 
 def one_line(error: Exception) -> str:
-    """The start of an error's text, for a sentence."""
+    """The start of an error's text, on one line, for use in a sentence."""
     return " ".join(str(error).split())[:300]

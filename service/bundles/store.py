@@ -1,7 +1,8 @@
-"""Where bundles are on disk: the store's folder, laid out as <name>/<version>/.
+"""The bundle store: where bundles are on disk, in a folder laid out as <name>/<version>/.
 
-A reference is name@version, or a name: then the version that the file <name>/current holds, or the
-newest. Nothing that a client sends is a path. Knows nothing of what is in a bundle but its date.
+A reference is name@version, or a name. A name means the version in the file <name>/current, or else
+the newest version. Nothing that a client sends is a path. Of a bundle's content, it knows only the
+date.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ log = structlog.get_logger()
 
 
 def configured_path(store: Path, reference: str) -> Path:
-    """The directory that UNMASK_BUNDLE means: name@version, a name, or a path.
+    """The folder that UNMASK_BUNDLE names: by name@version, a name, or a path.
 
     Raises BundleInvalid when there is no such bundle.
     """
@@ -40,9 +41,9 @@ def configured_path(store: Path, reference: str) -> Path:
 
 
 def stored_path(store: Path, reference: str) -> Path:
-    """Directory of `name@version` in a store: `<store>/<name>/<version>`.
+    """The folder of `name@version` in a store: `<store>/<name>/<version>`.
 
-    Raises BundleInvalid when the reference is malformed; it can never leave the store.
+    Raises BundleInvalid when the reference is malformed. The path can never leave the store.
     """
     if not REFERENCE.fullmatch(reference):
         raise BundleInvalid(f"{reference!r} is not of the form name@version")
@@ -51,7 +52,7 @@ def stored_path(store: Path, reference: str) -> Path:
 
 
 def existing_path(store: Path, reference: str) -> Path:
-    """As `stored_path`; raises BundleNotFound when nothing is there."""
+    """Like `stored_path`, but raises BundleNotFound when no bundle is there."""
     path = stored_path(store, reference)
     if not (path / "manifest.json").is_file():
         raise BundleNotFound("the store has no such bundle")
@@ -59,7 +60,7 @@ def existing_path(store: Path, reference: str) -> Path:
 
 
 def reference_at(path: Path) -> str:
-    """name@version by the manifest in a directory. Raises BundleInvalid."""
+    """The name@version in the manifest of a folder. Raises BundleInvalid."""
     fields = read_fields(path)
     reference = f"{fields.get('name')}@{fields.get('version')}"
     if not REFERENCE.fullmatch(reference):
@@ -67,7 +68,7 @@ def reference_at(path: Path) -> str:
     return reference
 
 
-@cache  # the store is looked at again and again
+@cache  # log it once: the store is looked at again and again
 def _say_skipped(manifest: Path) -> None:
     log.warning("bundle_skipped", manifest=str(manifest), reason="not readable")
 
@@ -75,7 +76,7 @@ def _say_skipped(manifest: Path) -> None:
 def _newest(store: Path, name: str) -> Path:
     versions: list[tuple[str, str]] = []  # created_at, version
     for manifest in (store / name).glob("*/manifest.json"):
-        if manifest.parent.name.startswith("."):  # being written
+        if manifest.parent.name.startswith("."):  # a bundle that is being written
             continue
         try:
             created_at = str(read_fields(manifest.parent)["created_at"])

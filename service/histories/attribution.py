@@ -1,8 +1,8 @@
-"""Answers are remembered behind the back of the requests: noted at once, written by a task.
+"""Remembers answers in the background: requests note them at once, a task writes them.
 
-So that a hit can be counted, and the next page asked for, every answer with items goes to the
-history store. A request never waits for that: answers wait in a bounded queue and what does not fit
-is dropped and counted, as is what the store does not take. Knows nothing of keys or commands.
+Every answer with items goes to the history store. So a hit can be counted, and the next page can be
+asked for. A request never waits for this. Answers wait in a bounded queue. An answer that does not
+fit, or that the store does not take, is dropped and counted. Knows nothing of keys or commands.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from itertools import islice
 import structlog
 
 from service.errors import HistoryUnavailable
-from service.histories.store import HistoryStore, Shown
+from service.histories.store import HistoryStore, RememberedAnswer
 from service.tasks import ended
 from service.telemetry import Metrics
 
@@ -24,7 +24,7 @@ FLUSH_S = 1.0
 log = structlog.get_logger()
 
 
-class Remembering:
+class AnswerMemory:
     """A queue of answers and the task that writes them. For one event loop."""
 
     def __init__(
@@ -33,17 +33,17 @@ class Remembering:
         self._histories = histories
         self._metrics = metrics
         self._max_waiting = max_waiting
-        self._waiting: dict[tuple[str, str], Shown] = {}  # by user and id, the oldest first
+        self._waiting: dict[tuple[str, str], RememberedAnswer] = {}  # by user and id, oldest first
         self._wake = asyncio.Event()
         self._writing = asyncio.Lock()
         self._stopping = False
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin to write."""
+        """Start to write."""
         self._task = asyncio.create_task(self._write_all())
 
-    def note(self, user_id: str, shown: Shown) -> None:
+    def note(self, user_id: str, shown: RememberedAnswer) -> None:
         """Remember an answer soon, or drop it. Never waits, never raises."""
         if not shown.item_ids:
             return
@@ -54,19 +54,19 @@ class Remembering:
         self._waiting[user_id, shown.recommendation_id] = shown
         self._wake.set()
 
-    def pending(self, user_id: str, recommendation_id: str) -> Shown | None:
-        """The answer of that id, while the store may not have it yet."""
+    def pending(self, user_id: str, recommendation_id: str) -> RememberedAnswer | None:
+        """The answer with that id, if it may not be in the store yet."""
         return self._waiting.get((user_id, recommendation_id))
 
     async def forget(self, user_id: str) -> None:
-        """None of a user's answers that were noted until now is written after this."""
+        """Make sure that none of the user's answers noted so far is written later."""
         for key in [key for key in self._waiting if key[0] == user_id]:
             del self._waiting[key]
-        async with self._writing:  # by the store's timeout at the latest
+        async with self._writing:  # takes at most the store's timeout
             pass
 
     async def stop(self) -> None:
-        """Write what waits, for a second at most; what is left is dropped and counted."""
+        """Write what waits, for one second at most. The rest is dropped and counted."""
         self._stopping = True
         self._wake.set()
         if self._task:
@@ -87,14 +87,14 @@ class Remembering:
                     self._wake.clear()
 
     async def _write_some(self) -> None:
-        """What was forgotten meanwhile may be gone."""
+        """Write some answers. Meanwhile `forget` may remove answers from the queue."""
         batch = list(islice(self._waiting.items(), MAX_BATCH))
         answers = [(user_id, shown) for (user_id, _), shown in batch]
         try:
             await self._histories.remember(answers)
         except HistoryUnavailable:
             self._metrics.remember_dropped.inc(len(batch))
-            await asyncio.sleep(0)  # an open breaker refuses without waiting; others want a turn
+            await asyncio.sleep(0)  # an open breaker refuses at once; let others have a turn
         except Exception:
             self._metrics.remember_dropped.inc(len(batch))
             log.exception("remembering_failed")

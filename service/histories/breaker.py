@@ -1,8 +1,8 @@
 """A circuit breaker: a store that fails again and again is left alone for a while.
 
-After FAILURES in a row it opens, and calls are refused without being tried. After OPEN_S one call
-is let through to probe: its success closes the breaker, its failure opens it again. For one event
-loop, so there are no locks. Knows nothing of the store.
+After FAILURES failures in a row it opens, and calls are refused without a try. After OPEN_S one
+call may go through as a probe. If it succeeds, the breaker closes. If it fails, the breaker opens
+again. For one event loop, so there are no locks. Knows nothing of the store.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ OPEN_S = 2.0
 
 
 class BreakerState(IntEnum):
-    """As the metric shows it."""
+    """The state, as the metric shows it."""
 
     CLOSED = 0
     HALF_OPEN = 1
@@ -24,7 +24,7 @@ class BreakerState(IntEnum):
 
 
 class Breaker:
-    """Ask `admits` before a call; tell `succeeded`, `failed` or `gave_up` after it.
+    """Ask `admits` before a call. Call `succeeded`, `failed` or `gave_up` after it.
 
     clock: seconds, never going back
     """
@@ -44,7 +44,7 @@ class Breaker:
         return BreakerState.HALF_OPEN
 
     def admits(self) -> bool:
-        """Whether a call may be tried now; while half open, one at a time may."""
+        """Whether a call may be tried now. While half open, one call at a time may."""
         state = self.state
         if state == BreakerState.HALF_OPEN and not self._probing:
             self._probing = True
@@ -56,12 +56,12 @@ class Breaker:
         self._failures, self._open_until, self._probing = 0, None, False
 
     def failed(self) -> None:
-        """It did not."""
+        """The store did not answer a call that was admitted."""
         self._failures += 1
         self._probing = False
         if self._failures >= FAILURES:
             self._open_until = self._clock() + OPEN_S
 
     def gave_up(self) -> None:
-        """The caller stopped waiting, which says nothing of the store."""
+        """The caller stopped waiting, which says nothing about the store."""
         self._probing = False

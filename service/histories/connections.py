@@ -1,12 +1,12 @@
 """Connections to the history store: which server to ask, and how long to wait for it.
 
-A store is a map from the 16384 key slots to servers, whatever it is: one server owns all slots, the
-primary that sentinels watch does too, the nodes of a cluster share them. A task of its own keeps
-the map current, at once after a failure, so that a call is never held up by looking for servers.
-MOVED and ASK are followed, as they say that nothing was done. Nothing else is retried, but what was
-sent on a connection that turned out to be closed: once, on a new one, so commands must be such that
-doing them twice is doing them once. Limits on the whole of a call are the caller's. Knows nothing
-of keys or their meaning.
+Every store is a map from the 16384 key slots to servers. A single server owns all slots, and so
+does the primary that sentinels watch. The nodes of a cluster share them. A task keeps the map
+current, and looks again at once after a failure. So no call waits for a search for servers. MOVED
+and ASK are followed, because they say that nothing was done. Only one other thing is retried:
+commands sent on a connection that turned out to be closed, once, on a new connection. So doing a
+command twice must be the same as doing it once. The caller limits the time of a whole call. Knows
+nothing of keys or their meaning.
 
 redis-py's own cluster and sentinel clients are not used: docs/decisions/020.
 """
@@ -37,12 +37,12 @@ from service.histories.trouble import reason_of
 from service.tasks import ended
 
 NUM_SLOTS = 16384
-NUM_ASKED = 5  # nodes asked at once for the map: some of them may be down
+NUM_ASKED = 5  # nodes asked at once for the map, because some may be down
 ASK_TIMEOUT_S = 0.5
 DOUBTFUL_S = 0.5  # between two looks at the map while calls fail
-CALM_S = 30.0  # while none does: replicas come and go
-REDIRECT_PAUSE_S = 0.005  # a slot that is on the move may take a while to arrive
-DOWN = {"s_down", "o_down", "disconnected"}  # what sentinels say of a replica not to ask
+CALM_S = 30.0  # while no call fails; replicas come and go
+REDIRECT_PAUSE_S = 0.005  # a slot that moves may take a while
+DOWN = {"s_down", "o_down", "disconnected"}  # flags of replicas not to ask
 
 PRIMARY, REPLICA = Node("primary", 0), Node("replica", 0)  # of a store that is one server
 
@@ -50,7 +50,7 @@ log = structlog.get_logger()
 
 
 class Command(NamedTuple):
-    """`args` of a command whose keys are all in the slot of `key`."""
+    """The `args` of a command. All its keys are in the slot of `key`."""
 
     key: str
     args: tuple[str | int, ...]
@@ -58,21 +58,22 @@ class Command(NamedTuple):
 
 @dataclass(frozen=True)
 class Shard:
-    """The servers of some slots: `primary` takes writes, `replicas` lag behind it."""
+    """The servers of some slots. `primary` takes writes; `replicas` lag behind it."""
 
     primary: Node
     replicas: tuple[Node, ...] = ()
 
 
-SlotMap = dict[tuple[int, int], Shard]  # first and last slot of a range
+SlotMap = dict[tuple[int, int], Shard]  # by first and last slot of a range
 
 
 class StoreConnection:
-    """Connections to all servers of a store. Make it inside the event loop that uses it.
+    """Connections to all servers of a store. Create it inside the event loop that uses it.
 
-    timeout_s: what a caller waits for; connections give up after twice that
+    timeout_s: how long a caller waits; connections give up after twice that time
     pool_size: most connections to each server
-    on_replica_error: called with why a replica did not answer a read, and the primary is asked
+    on_replica_error: called with the error when a replica did not answer a read; then the primary
+        is asked
     """
 
     def __init__(
@@ -94,7 +95,7 @@ class StoreConnection:
         self._breakers: defaultdict[Node, Breaker] = defaultdict(Breaker)
         self._replica_prefix = "READONLY" if url.kind == "cluster" else ""
         self._map: SlotMap = {}
-        self._slots: list[Shard] = []  # one a slot; MOVED changes it before the map is asked for
+        self._slots: list[Shard] = []  # one for each slot; MOVED changes it at once
         self._complaint = ""
         self._known = asyncio.Event()
         self._doubt = asyncio.Event()
@@ -109,9 +110,10 @@ class StoreConnection:
             self._following = asyncio.create_task(self._follow())
 
     async def run(self, commands: Sequence[Command]) -> list[Any]:
-        """Carry out commands on the primaries, in one round trip when nothing has moved.
+        """Run commands on the primaries, in one round trip if nothing has moved.
 
-        Commands of one slot keep their order. Raises the first error, when all have been tried.
+        Commands of one slot keep their order. Raises the first error, after all commands have been
+        tried.
         """
         try:
             await self._known.wait()
@@ -120,35 +122,35 @@ class StoreConnection:
             else:
                 replies = await self._send(self._shard_of(commands[0]).primary, commands)
             _raise_first(replies)
-        except BaseException:  # a cancelled call too: it may have waited for a dead server
+        except BaseException:  # a cancelled call too, which may have waited for a dead server
             self._doubt.set()
             raise
         self._doubt.clear()
         return replies
 
     async def read(self, commands: Sequence[Command]) -> list[Any]:
-        """Like `run`, for commands of one slot that write nothing: a replica may answer them.
+        """Like `run`, for commands of one slot that write nothing. A replica may answer them.
 
-        A replica gets half the timeout, and the primary the rest; one that fails again and again
-        is not asked for a while.
+        A replica gets half the timeout, and the primary the rest. A replica that fails again and
+        again is not asked for a while.
         """
         await self._known.wait()
         replica = self._replica_of(commands[0])
         if replica is None:
             return await self.run(commands)
-        told = self._breakers[replica].gave_up
+        tell_breaker = self._breakers[replica].gave_up
         try:
             async with asyncio.timeout(self._timeout_s / 2):
                 replies = await self._send(replica, commands, prefix=self._replica_prefix)
                 _raise_first(replies)
-            told = self._breakers[replica].succeeded
+            tell_breaker = self._breakers[replica].succeeded
             return replies
         except (RedisError, OSError) as error:
-            told = self._breakers[replica].failed
+            tell_breaker = self._breakers[replica].failed
             self._doubt.set()
             self._on_replica_error(error)
         finally:
-            told()
+            tell_breaker()
         return await self.run(commands)
 
     async def close(self) -> None:
@@ -160,9 +162,9 @@ class StoreConnection:
     # --- asking servers ---------------------------------------------------------------------------
 
     async def _redirected(self, commands: Sequence[Command]) -> list[Any]:
-        """Replies and errors of a cluster; those that say whom to ask instead are followed."""
+        """Replies and errors of a cluster. Replies that name another server are followed."""
         replies: list[Any] = [None] * len(commands)
-        asked: dict[int, Node] = {}  # whom ASK names, for the command at that index
+        asked: dict[int, Node] = {}  # the node that ASK named, by index of the command
         todo = list(range(len(commands)))
         for num_rounds in itertools.count():
             if num_rounds > 1:
@@ -189,7 +191,7 @@ class StoreConnection:
         return replies
 
     def _redirect(self, index: int, reply: Any, node: Node, asked: dict[int, Node]) -> None:
-        if isinstance(reply, MovedError):  # a subclass of AskError
+        if isinstance(reply, MovedError):  # MovedError is a subclass of AskError
             asked.pop(index, None)
             self._slots[reply.slot_id] = Shard(_node_named(reply, node))
             self._doubt.set()
@@ -199,17 +201,17 @@ class StoreConnection:
     async def _send_or_fail(
         self, node: Node, commands: Sequence[Command], prefix: str
     ) -> Sequence[Any]:
-        """Let the other nodes of a call answer when one cannot."""
+        """Like `_send`, but returns errors, so that the other nodes of a call can still answer."""
         try:
             return await self._send(node, commands, prefix)
         except (RedisError, OSError) as error:
             return [error] * len(commands)
 
     async def _send(self, node: Node, commands: Sequence[Command], prefix: str = "") -> list[Any]:
-        """Replies and errors, one a command; prefix: a command to send before each of them.
+        """Replies and errors, one for each command. prefix: a command to send before each of them
 
-        Servers, and what stands before them, close connections that lie idle; one that is closed
-        in this moment looks open. What was sent on it is sent again.
+        Servers, and proxies before them, close idle connections. A connection that is closed at
+        this moment still looks open. What was sent on it is sent again.
         """
         if node not in self._clients:
             self._clients[node] = self._connect(self._url.of_server(node))
@@ -217,27 +219,27 @@ class StoreConnection:
         try:
             replies = await _replies(client, commands, prefix)
         except RedisConnectionError as error:
-            if type(error) is not RedisConnectionError:  # it said why: a wrong password, loading
+            if type(error) is not RedisConnectionError:  # the server said why
                 raise
             replies = None
         if replies is None:
             await _hang_up(client)
             replies = await _replies(client, commands, prefix)
         if any(isinstance(reply, ReadOnlyError) for reply in replies):
-            await _hang_up(client)  # its name may lead to another server by now
+            await _hang_up(client)  # the name may lead to another server now
         return replies
 
     def _shard_of(self, command: Command) -> Shard:
         return self._slots[key_slot(command.key.encode())]
 
     def _replica_of(self, command: Command) -> Node | None:
-        """One that may be asked now, if there is one."""
+        """A replica that may be asked now, or None."""
         replicas = self._shard_of(command).replicas if self._replica_reads else ()
         shuffled = random.sample(replicas, len(replicas))
         return next((node for node in shuffled if self._breakers[node].admits()), None)
 
     def _connect(self, url: str) -> Redis:
-        longest_s = 2 * self._timeout_s  # the caller's own limit comes first
+        longest_s = 2 * self._timeout_s  # the caller's own limit is reached first
         pool = BlockingConnectionPool.from_url(
             url, max_connections=self._pool_size, timeout=longest_s, **_options(longest_s)
         )
@@ -255,9 +257,9 @@ class StoreConnection:
                         await self._doubt.wait()
 
     async def _find(self) -> None:
-        """Ask some that may know for the map; the first to answer is believed."""
+        """Ask some nodes that may know the map. The first answer is used."""
         may_know = set(self._url.seeds)
-        if self._url.kind == "cluster":  # its nodes may all have changed since the start
+        if self._url.kind == "cluster":  # all nodes may have changed since the start
             may_know |= {shard.primary for shard in self._map.values()}
         asked = random.sample(sorted(may_know), min(NUM_ASKED, len(may_know)))
         asking = [asyncio.create_task(self._ask_for_map(node)) for node in asked]
@@ -266,11 +268,11 @@ class StoreConnection:
                 try:
                     self._adopt(await answered)
                     break
-                except Exception as error:  # nonsense too: this task must not end
+                except Exception as error:  # nonsense too, because this task must not end
                     complaint = reason_of(error)
             else:
                 self._complain(complaint)
-            await asyncio.wait(asking)  # a connection cancelled while it is made may stay open
+            await asyncio.wait(asking)  # a connection cancelled while it opens may stay open
         finally:
             for task in asking:
                 task.cancel()
@@ -278,7 +280,10 @@ class StoreConnection:
         await self._leave()
 
     async def _ask_for_map(self, node: Node) -> SlotMap:
-        """Raises RedisError or OSError; one that answers but does not know raises RedisError."""
+        """Ask one node for the map. Raises RedisError or OSError.
+
+        A node that answers but does not know the map raises RedisError.
+        """
         is_cluster = self._url.kind == "cluster"
         url = self._url.of_server(node) if is_cluster else self._url.of_sentinel(node)
         async with (
@@ -302,7 +307,8 @@ class StoreConnection:
             primaries = sorted({str(shard.primary) for shard in found.values()})
             log.info("history_store_found", primaries=primaries)
         self._map, self._complaint = found, ""
-        self._slots = [next(iter(found.values()))] * NUM_SLOTS  # a slot without owner: it will say
+        # A slot without owner: whatever server is asked will say so.
+        self._slots = [next(iter(found.values()))] * NUM_SLOTS
         for (first, last), shard in found.items():
             self._slots[first : last + 1] = [shard] * (last + 1 - first)
         self._known.set()
@@ -313,7 +319,7 @@ class StoreConnection:
         self._complaint = complaint
 
     async def _leave(self) -> None:
-        """Close idle connections to servers that are not on the map any more."""
+        """Close idle connections to servers that are no longer on the map."""
         present = {node for s in self._map.values() for node in (s.primary, *s.replicas)}
         for node in self._clients.keys() - present:
             await _hang_up(self._clients[node])
@@ -339,24 +345,26 @@ def _options(timeout_s: float) -> dict[str, Any]:
     return {
         "socket_timeout": timeout_s,
         "socket_connect_timeout": timeout_s,
-        "retry": Retry(NoBackoff(), 0),  # redis-py's default retries a stalled server for seconds
+        "retry": Retry(NoBackoff(), 0),  # redis-py's default retries for seconds
         "decode_responses": True,
-        # With them, redis-py 8.1 does not look whether the server has closed a connection.
+        # With these notifications, redis-py 8.1 does not check whether the server has closed a
+        # connection.
         "maint_notifications_config": MaintNotificationsConfig(enabled=False),
-        "driver_info": None,  # else each connection begins with CLIENT SETINFO, which needs a right
+        "driver_info": None,  # else connections start with CLIENT SETINFO, which needs a right
     }
 
 
 def _cluster_map(ranges: Sequence[Any], asked: Node) -> SlotMap:
-    """From the reply to CLUSTER SLOTS: first, last, primary, replicas of each range.
+    """The map, from the reply to CLUSTER SLOTS: first, last, primary, replicas of each range.
 
-    Raises RedisError when there is none: the node is in no cluster yet.
+    Raises RedisError when there is no range: the node is not in a cluster yet.
     """
     if not ranges:
         raise RedisError("no slot of the cluster has an owner")
     found = {}
     for first, last, *servers in ranges:
-        # host, port, then what does not matter; no host: that of the one asked; ?: unknown to it
+        # Each server is host, port, and more that does not matter. No host means the node that was
+        # asked. `?` means a host that the node does not know.
         nodes = [Node(server[0] or asked.host, int(server[1])) for server in servers]
         primary, *replicas = nodes
         found[first, last] = Shard(primary, tuple(n for n in replicas if n.host != "?"))
@@ -370,5 +378,9 @@ def _raise_first(replies: Sequence[Any]) -> None:
 
 
 def _node_named(error: AskError, asked: Node) -> Node:
-    """A node that does not know its own address leaves the host empty: the one asked has it."""
+    """The node that an error names.
+
+    A node that does not know its own address leaves the host empty. Then it is the host of the node
+    that was asked.
+    """
     return Node(error.host or asked.host, error.port)

@@ -1,9 +1,9 @@
-"""A Valkey of our own, for running without a Redis server: one process, one folder, one owner.
+"""A Valkey that the service runs itself, when there is no Redis server. One folder has one owner.
 
-Histories survive restarts (append-only file). The server ends with the service, however that ends:
-asked to in `stop`, and by Linux's parent-death signal when the service is killed. One that ends by
-itself, or hangs, is started again on the same socket. Clients reach it through a socket in a
-private temporary folder, so nothing listens on the network. Knows nothing of keys or histories.
+Histories survive restarts (append-only file). The server ends with the service, however the service
+ends: `stop` ends it, and Linux's parent-death signal does when the service is killed. A server that
+ends by itself, or hangs, is started again on the same socket. Clients reach it through a socket in
+a private temporary folder, so nothing listens on the network. Knows nothing of keys or histories.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from service.errors import EmbeddedStoreFailed
 from service.tasks import ended
 from service.telemetry import Metrics
 
-LOCK_WAIT_S = 3.0  # a killed service's server needs a moment to write its data and go
+LOCK_WAIT_S = 3.0  # the server of a killed service needs a moment to write its data and end
 START_WAIT_S = 60.0  # without a sign of life
 STOP_WAIT_S = 10.0
-LOOK_EVERY_S = 0.2  # whether it has ended
-PING_EVERY_S = 5.0  # whether it answers; as long is waited for the answer
-MISSED_PINGS = 6  # in a row: it hangs
-STEADY_S = 60.0  # a server that ran as long has started well
-QUICK_STARTS = 5  # in a row; then one a minute, and a restart of the service is asked for
-FIRST_PAUSE_S = 1.0  # before the second start in a row; then twice as long each time
+LOOK_EVERY_S = 0.2  # between checks whether it has ended
+PING_EVERY_S = 5.0  # between checks whether it answers, and the wait for an answer
+MISSED_PINGS = 6  # in a row mean that it hangs
+STEADY_S = 60.0  # a server that ran this long has started well
+QUICK_STARTS = 5  # in a row; then one a minute, and `is_failing` asks for a restart
+FIRST_PAUSE_S = 1.0  # before the second start in a row; doubles each time
 LONGEST_PAUSE_S = 60.0
 SYNC_EVERY_S = 1.0
 PR_SET_PDEATHSIG = 1
@@ -48,29 +48,30 @@ log = structlog.get_logger()
 class EmbeddedValkey:
     """A valkey-server child process that keeps its data in `folder`.
 
-    Call `start` and `keep_running` in the main thread: the parent-death signal is sent when the
-    starting thread ends.
+    Call `start` and `keep_running` in the main thread. The parent-death signal is sent when the
+    thread that started the server ends.
     """
 
     def __init__(self, folder: Path, metrics: Metrics) -> None:
         self._folder = folder.absolute()
         self._metrics = metrics
         self._process: subprocess.Popen[bytes] | None = None
-        self._lock: IO[str] | None = None  # as long as this object has the folder
-        self._starts_in_a_row = 0  # none of which lasted
+        self._lock: IO[str] | None = None  # held as long as this object owns the folder
+        self._starts_in_a_row = 0  # starts in a row that did not last
         self._is_failing = False
-        # Not in the data folder: a socket's path may have 107 bytes, and a stale one is in the way.
+        # Not in the data folder: a socket's path may have at most 107 bytes, and a stale socket
+        # would be in the way.
         self._socket_folder = tempfile.TemporaryDirectory(prefix="unmask-")
         self._socket = Path(self._socket_folder.name) / "valkey.sock"
 
     @property
     def url(self) -> str:
-        """For redis-py; valid before the server answers, and the same after a restart."""
+        """The URL for redis-py. Valid before the server answers, and the same after a restart."""
         return f"unix://{self._socket}"
 
     @property
     def is_failing(self) -> bool:
-        """Whether it has been started again and again and did not last: somebody must look."""
+        """Whether it was started again and again and did not last. Somebody must look at it."""
         return self._is_failing
 
     async def start(self) -> None:
@@ -80,12 +81,12 @@ class EmbeddedValkey:
             if self._lock is None:
                 self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
                 self._lock = await self._take(self._folder / "lock")
-            elif not _is_at(self._lock, self._folder / "lock"):  # histories would begin anew
+            elif not _is_at(self._lock, self._folder / "lock"):  # else histories start empty
                 raise EmbeddedStoreFailed(
                     f"{self._folder} is no longer the folder that the histories are in; "
                     "bring it back, or restart the service to begin with the one that is there"
                 )
-            self._socket.parent.mkdir(mode=0o700, exist_ok=True)  # what tidies /tmp may take it
+            self._socket.parent.mkdir(mode=0o700, exist_ok=True)  # a cleaner of /tmp may delete it
             with (self._folder / "valkey.log").open("ab") as server_log:
                 self._process = self._spawn(binary, self._lock, server_log)
         except (OSError, subprocess.SubprocessError) as error:
@@ -101,9 +102,10 @@ class EmbeddedValkey:
         await self._answers(self._process)
 
     async def keep_running(self) -> None:
-        """Start the server again whenever it has ended or hangs, until cancelled.
+        """Until cancelled: start the server again whenever it has ended or hangs.
 
-        At once, then after pauses that grow to a minute, and for ever: what is in the way may go.
+        The first start is at once. The pauses before later ones grow to a minute. It never stops
+        trying, because the cause may go away.
         """
         syncing = asyncio.create_task(self._sync())
         try:
@@ -115,7 +117,7 @@ class EmbeddedValkey:
             await ended([syncing])
 
     async def stop(self) -> None:
-        """End the server; its data is on disk afterwards."""
+        """End the server. Its data is on disk afterwards."""
         try:
             if self._process is not None and self._process.poll() is None:
                 self._process.terminate()
@@ -131,7 +133,7 @@ class EmbeddedValkey:
     # --- supervision ------------------------------------------------------------------------------
 
     async def _trouble(self) -> str:
-        """Wait until the server has ended or hangs; what happened to it."""
+        """Wait until the server has ended or hangs; returns what happened to it."""
         assert self._process is not None
         started = asked = time.monotonic()
         missed = 0
@@ -173,7 +175,7 @@ class EmbeddedValkey:
                 return
 
     def _pause_s(self) -> float:
-        """Before the next start: 0, 1, 2, 4, 8, then a minute."""
+        """Seconds before the next start: 0, 1, 2, 4, 8, then a minute."""
         if self._is_failing:
             return LONGEST_PAUSE_S
         return FIRST_PAUSE_S * 2 ** (self._starts_in_a_row - 1) if self._starts_in_a_row else 0.0
@@ -181,12 +183,12 @@ class EmbeddedValkey:
     async def _end(self) -> None:
         """Kill the server, if there is one."""
         if self._process is not None:
-            self._process.kill()  # nothing that it has acknowledged is lost with it
+            self._process.kill()  # nothing that it has acknowledged is lost
             await asyncio.to_thread(self._process.wait)
             self._process = None
 
     async def _sync(self) -> None:
-        """Bring to disk once a second what the server has written; see `_spawn`."""
+        """Once a second, bring to disk what the server has written. See `_spawn`."""
         complaint = ""
         while True:
             await asyncio.sleep(SYNC_EVERY_S)
@@ -201,10 +203,10 @@ class EmbeddedValkey:
     # --- one start --------------------------------------------------------------------------------
 
     async def _take(self, path: Path) -> IO[str]:
-        """Lock the folder by this file, or say who has it.
+        """Lock the folder by this file. Raises EmbeddedStoreFailed, which names the owner.
 
-        The lock is inherited by every server that is started: it stays when this process is killed,
-        until the server has ended too.
+        Every server that is started inherits the lock. So when this process is killed, the lock
+        stays until the server has ended too.
         """
         until = time.monotonic() + LOCK_WAIT_S
         with contextlib.ExitStack() as unless_taken:
@@ -233,18 +235,18 @@ class EmbeddedValkey:
             "unixsocketperm": "700",
             "port": "0",
             "appendonly": "yes",
-            # With `everysec` the server answers before it has written while a sync takes long, up
-            # to two seconds: killed then, it has lost what was acknowledged (seen with Valkey
-            # 9.1.2). With `no` it always writes first; `_sync` does what `everysec` would.
+            # With `everysec`, when a sync takes long, the server answers before it has written, for
+            # up to two seconds. If it is killed then, acknowledged data is lost (seen with Valkey
+            # 9.1.2). With `no` it always writes first, and `_sync` does what `everysec` would do.
             "appendfsync": "no",
             "save": "",
         }
-        libc = ctypes.CDLL(None)  # loaded before the fork; the child only makes the call
+        libc = ctypes.CDLL(None)  # loaded before the fork; the child only calls it
         service = os.getpid()
 
         def die_with_service() -> None:
             libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-            if os.getppid() != service:  # it died before the call
+            if os.getppid() != service:  # the service died before the call
                 os._exit(1)
 
         return subprocess.Popen(
@@ -259,7 +261,10 @@ class EmbeddedValkey:
         )
 
     async def _answers(self, process: subprocess.Popen[bytes]) -> None:
-        """Wait until the server does; while it reads its data it says so, however long that is."""
+        """Wait until the server answers.
+
+        While it reads its data it says so, and then it may take as long as it needs.
+        """
         until = time.monotonic() + START_WAIT_S
         while time.monotonic() < until and process.poll() is None:
             reply = await self._reply(1)
@@ -273,14 +278,14 @@ class EmbeddedValkey:
         )
 
     async def _reply(self, within_s: float) -> bytes:
-        """To a PING; empty when there is none."""
+        """The reply to a PING; empty when there is none."""
         try:
             async with asyncio.timeout(within_s):
                 reader, writer = await asyncio.open_unix_connection(self._socket)
                 with contextlib.closing(writer):
                     writer.write(b"PING\r\n")
                     return await reader.readline()
-        except OSError as error:  # a TimeoutError too
+        except OSError as error:  # TimeoutError is one too
             is_own_fault = error.errno in (errno.EMFILE, errno.ENFILE)
             return b"not asked" if is_own_fault else b""
 

@@ -1,8 +1,8 @@
-"""The story of POST /events: each entry is rejected with a reason, or stored and counted.
+"""The story of POST /events: each event is rejected with a reason, or stored and counted.
 
-Events of some types are appended to histories, of others only counted; both are attributed to the
-answers they name. A wrong entry does not stop the others, and sending the same events again changes
-nothing. Knows nothing of HTTP or Redis commands.
+Events of some types enter histories. Events of other types are only counted. Both are attributed to
+the answers that they name. A wrong event does not stop the others. Sending the same events again
+changes nothing. Knows nothing of HTTP or Redis commands.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ async def store_events(
 ) -> EventsResponse:
     """Store the valid events, in the order given.
 
-    event_types: those that belong into a history; counted_event_types: those that do not, and are
-    accepted all the same (a type in both enters the history). Raises HistoryUnavailable; then some
-    events may be stored, and repeating the call stores the rest.
+    event_types: types that enter a history
+    counted_event_types: types that do not enter a history but are accepted; a type in both enters
+        the history
+    Raises HistoryUnavailable. Then some events may be stored. Repeating the call stores the rest.
     """
     started = time.perf_counter()
     counted = [event_type for event_type in counted_event_types if event_type not in event_types]
@@ -71,7 +72,7 @@ def _count(event_type: str, stored: Stored, metrics: Metrics) -> None:
 
 
 def _first_message(error: ValidationError) -> str:
-    """Where and what, of the first of the errors; never the value."""
+    """Where the first error is, and what it is. It never repeats the value."""
     first = error.errors(include_input=False, include_url=False, include_context=False)[0]
     name = field_name(first["loc"])
     return f"{name}: {first['msg']}" if name else first["msg"]

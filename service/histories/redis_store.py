@@ -1,10 +1,10 @@
-"""The history store in Redis: histories, marks of events, answers just given, items that changed.
+"""The history store in Redis: histories, marks of events, remembered answers, changed items.
 
-The only module that knows the keys and the commands. Inside Redis, and nowhere else, the newest
-item of a history comes first. Every call has the store's own timeout and raises HistoryUnavailable
-without an answer; repeating it is then safe. A store that fails again and again is not asked for a
-while (`service.histories.breaker`). Which server is asked: `service.histories.connections`; what
-its errors mean: `service.histories.trouble`.
+The only module that knows keys and commands. Only inside Redis, the newest item of a history comes
+first. Every call has the store's own timeout, and raises HistoryUnavailable when there is no
+answer. Then the call may be repeated safely. A store that fails again and again is not asked for a
+while (`service.histories.breaker`). `service.histories.connections` chooses the server.
+`service.histories.trouble` says what its errors mean.
 """
 
 from __future__ import annotations
@@ -23,19 +23,20 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from service.errors import HistoryUnavailable
 from service.histories.breaker import Breaker, BreakerState
 from service.histories.connections import Command, StoreConnection
-from service.histories.store import Attribution, Shown, Stored
+from service.histories.store import Attribution, RememberedAnswer, Stored
 from service.histories.store_url import parse_store_url
 from service.histories.trouble import Troubles, reason_of, rights_reason
 from service.schemas import Event
 from service.telemetry import Metrics
 
-MARK_TTL_S = 24 * 60 * 60  # how long a repeated event_id is recognised, and an answer remembered
-MAX_ANSWERS = 20  # remembered of a user
+MARK_TTL_S = 24 * 60 * 60  # how long an event_id and an answer are remembered
+MAX_ANSWERS = 20  # answers remembered for each user
 
-# Each script reads, plans its writes, and carries them out at the end, all or none: nothing undoes
-# the first writes of a script that fails at a later one. What could fail later is asked before: the
-# header lets the store refuse a whole script when its memory is full, it is read-only or cannot
-# save; `commit` asks whether the user may run every command; reads find keys of another type.
+# Each script first reads, then plans its writes, and carries them out at the end: all or none. If a
+# later write failed, nothing would undo the earlier ones. So the script checks before it writes.
+# The header lets the store refuse the whole script when its memory is full, when it is read-only,
+# or when it cannot save. `commit` checks that the user may run every command. The reads find keys
+# of another type.
 WRITES = """#!lua
 local writes = {}
 local function write(...) writes[#writes + 1] = {...} end
@@ -50,11 +51,11 @@ end
 """
 READS = "#!lua flags=no-writes\n"
 
-# KEYS history, marks, shown; ARGV event_id, history_cap (0: the event does not enter the history),
-# history_ttl_s, mark_ttl_s, start of the answer it names ('' for none), the mark of that answer's
-# first event of this type, item_ids. 0 = a duplicate, 1 = stored, or bundle, variant, rank and
-# whether it is the first. The clock is the server's, so that replicas of the service agree.
-# The marks are written when all else is: an event without its mark would be stored again.
+# KEYS history, marks, shown. ARGV event_id, history_cap (0: the event does not enter the history),
+# history_ttl_s, mark_ttl_s, start of the answer that it names ('' for none), the mark of that
+# answer's first event of this type, item_ids. Returns 0 for a duplicate, 1 for stored, or bundle,
+# variant, rank, and whether it is the first. The clock is the server's, so that all replicas of the
+# service agree. The marks are written last: an event without its mark would be stored again.
 APPEND = (
     WRITES
     + r"""
@@ -99,8 +100,8 @@ return commit() or reply
 """
 )
 
-# KEYS shown; ARGV an answer, index of the oldest one that stays, how long all stay. One command in
-# the place of three: this is done for every recommendation. A repeated call changes nothing.
+# KEYS shown. ARGV an answer, index of the oldest answer that stays, how long all stay. One command
+# instead of three, because this runs for every recommendation. A repeated call changes nothing.
 REMEMBER = (
     WRITES
     + """
@@ -112,10 +113,10 @@ return commit() or 1
 """
 )
 
-# KEYS order, items; ARGV an item_id, its entry, and so on. Every change gets a number of
-# its own, so that a reader can go on from any of them; of an item only the last is kept. Numbers
-# are microseconds of the server's clock, so that one that lost some writes gives none out again.
-# A number is written after its entry: whoever reads the number finds it.
+# KEYS order, items. ARGV an item_id, its entry, and so on. Every change gets its own number, so a
+# reader can continue from any number. Of each item only the last change is kept. Numbers are
+# microseconds of the server's clock. So a server that lost some writes gives no number out again. A
+# number is written after its entry, so whoever reads the number finds the entry.
 WRITE_ITEMS = (
     WRITES
     + """
@@ -131,11 +132,11 @@ return commit() or 1
 """
 )
 
-# KEYS order. The number of the last change.
+# KEYS order. Returns the number of the last change.
 ITEMS_VERSION = READS + "return redis.call('ZRANGE', KEYS[1], -1, -1, 'WITHSCORES')[2] or '0'"
 
-# KEYS order, items; ARGV the number of the last change that is known, how many to read.
-# Item_ids, each before its number; then their entries.
+# KEYS order, items. ARGV the number of the last change that is known, how many to read. Returns the
+# item_ids, each before its number; then their entries.
 READ_ITEMS = (
     READS
     + """
@@ -147,7 +148,7 @@ if #ids == 0 then return {changes, {}} end
 return {changes, redis.call('HMGET', KEYS[2], unpack(ids))}
 """
 )
-# KEYS some; ARGV commands. Those that the user may not run with such keys.
+# KEYS some. ARGV commands. Returns those that the user may not run with such keys.
 CHECK = (
     READS
     + """
@@ -160,38 +161,42 @@ end
 return denied
 """
 )
-# What the scripts run, and what is run beside them; EVAL has shown itself when CHECK answers.
+# What the scripts run, and what is run beside them. EVAL is not here: if CHECK answers, EVAL works.
 RIGHTS = {"DEL", "EXPIRE", "HMGET", "HSET", "LPOS", "LPUSH", "LRANGE", "LTRIM", "TIME", "ZADD"}
 RIGHTS |= {"ZRANGE", "ZRANGEBYSCORE", "ZREMRANGEBYSCORE", "ZSCORE"}
-ITEMS_AT_ONCE = 100  # changes that are read in one call: their embeddings may be large
+ITEMS_AT_ONCE = 100  # changes read in one call; their embeddings may be large
 
 
 def history_key(user_id: str) -> str:
-    """The list of a user's items. The braces keep a user's keys on one cluster slot."""
+    """The list of a user's items. The braces keep all keys of a user in one slot."""
     return f"unmask:history:{{{user_id}}}"
 
 
 def marks_key(user_id: str) -> str:
-    """The sorted set of a user's recent event_ids, by time; also, which answers had a hit."""
+    """The sorted set of a user's recent event_ids, by time. It marks answers with a hit, too."""
     return f"unmask:marks:{{{user_id}}}"
 
 
 def shown_key(user_id: str) -> str:
-    """The list of the last answers a user got, as JSON, the newest first."""
+    """The list of the last answers that a user got, as JSON, newest first."""
     return f"unmask:recs:{{{user_id}}}"
 
 
 def _items_keys(name: str) -> tuple[str, str]:
-    """The sorted set of a bundle's items by the number of their last change, and the hash of these
-    changes."""
+    """Two keys of a bundle's items.
+
+    First the sorted set of item_ids by the number of their last change, then the hash of these
+    changes.
+    """
     return f"unmask:items-order:{{{name}}}", f"unmask:items:{{{name}}}"
 
 
 class RedisHistoryStore:
-    """Histories in Redis-compatible servers. Make it inside the event loop that uses it.
+    """Histories in Redis-compatible servers. Create it inside the event loop that uses it.
 
-    url, replica_url: see `service.histories.store_url`; replica_reads: reads may go to the replicas
-    that a cluster or sentinels name. Raises ValueError for a URL that cannot be read.
+    url, replica_url: see `service.histories.store_url`
+    replica_reads: whether replicas that a cluster or sentinels name may answer reads
+    Raises ValueError for a URL that cannot be read.
     """
 
     def __init__(
@@ -232,7 +237,7 @@ class RedisHistoryStore:
 
     async def read_page(
         self, user_id: str, recommendation_id: str
-    ) -> tuple[list[str], Shown | None]:
+    ) -> tuple[list[str], RememberedAnswer | None]:
         commands = [_list(history_key(user_id)), _list(shown_key(user_id))]
         reading = self._connection.run(commands)
         newest_first, answers = await self._call("read_page", reading)
@@ -240,7 +245,7 @@ class RedisHistoryStore:
         found = next((text for text in answers if text.startswith(start)), None)
         return newest_first[::-1], _from_json(found) if found else None
 
-    async def remember(self, answers: Sequence[tuple[str, Shown]]) -> None:
+    async def remember(self, answers: Sequence[tuple[str, RememberedAnswer]]) -> None:
         commands = [
             Command(key, ("EVAL", REMEMBER, 1, key, _to_json(shown), MAX_ANSWERS - 1, MARK_TTL_S))
             for key, shown in ((shown_key(user_id), shown) for user_id, shown in answers)
@@ -290,7 +295,7 @@ class RedisHistoryStore:
 
     @property
     def is_down(self) -> bool:
-        """Whether the store has failed so often that it is not asked for now."""
+        """Whether the store has failed so often that it is not asked now."""
         return self._breaker.state is not BreakerState.CLOSED
 
     async def close(self) -> None:
@@ -324,37 +329,38 @@ class RedisHistoryStore:
             self._metrics.redis_errors.labels(operation, "breaker_open").inc()
             raise HistoryUnavailable("the history store has failed repeatedly; try again")
         started = time.perf_counter()
-        told = self._breaker.gave_up
+        tell_breaker = self._breaker.gave_up
         try:
             replies = await self._limited(work)
-            told = self._breaker.succeeded
+            tell_breaker = self._breaker.succeeded
             self._troubles.answered()
             return replies
         except (RedisError, OSError, UnicodeDecodeError) as error:
-            kind = (  # OSError: asyncio's TimeoutError, and a lost socket
+            kind = (  # OSError includes asyncio's TimeoutError and a lost socket
                 "timeout"
                 if isinstance(error, TimeoutError | RedisTimeoutError)
                 else "connection"
                 if isinstance(error, OSError | RedisConnectionError)
                 else "response"
             )
-            told = self._breaker.succeeded if kind == "response" else self._breaker.failed
+            tell_breaker = self._breaker.succeeded if kind == "response" else self._breaker.failed
             self._metrics.redis_errors.labels(operation, kind).inc()
             self._troubles.seen(reason_of(error))
             raise HistoryUnavailable("the history store did not answer; try again") from error
         finally:
-            told()
+            tell_breaker()
             seconds = time.perf_counter() - started
             self._metrics.redis_operation_duration.labels(operation).observe(seconds)
 
     async def _limited(self, work: Coroutine[Any, Any, list[Any]]) -> list[Any]:
-        """Raises TimeoutError, on time whatever the work does about being cancelled.
+        """Do the work within the timeout, even if it ignores being cancelled. Raises TimeoutError.
 
-        Where the event loop itself was late, the reply may be there and unread, and the store is
-        not to blame: it is waited for as much longer as the loop was late, at most the timeout.
+        When the event loop itself was late, the reply may have arrived unread, and the store is not
+        to blame. So the reply gets as much more time as the loop was late, at most the timeout once
+        more.
 
-        Now and then it goes on until its socket's timeout: in Python 3.11 asyncio.wait_for, which
-        redis-py sends with, may lose a cancellation.
+        Sometimes the work goes on until its socket's timeout: redis-py sends with asyncio.wait_for,
+        which may lose a cancellation in Python 3.11.
         """
         loop = asyncio.get_running_loop()
         due = loop.time() + self._timeout_s
@@ -374,7 +380,7 @@ class RedisHistoryStore:
     def _forget(self, task: asyncio.Task[list[Any]]) -> None:
         self._tasks.discard(task)
         if not task.cancelled():
-            task.exception()  # nobody may have waited for it
+            task.exception()  # read it, because nobody may have waited for it
 
 
 def _list(key: str, last: int = -1) -> Command:
@@ -388,12 +394,12 @@ def _stored(reply: Any) -> Stored:
     return Stored(True, Attribution(bundle, variant, rank, is_first == 1))
 
 
-# The id comes first, so that an answer is found without reading the others' JSON. ensure_ascii is
-# off so that an item_id in it has the bytes it has in an event.
+# The id comes first, so that an answer is found without parsing the JSON of the others.
+# ensure_ascii is off, so that an item_id has the same bytes here as in an event.
 _json = partial(json.dumps, ensure_ascii=False, separators=(",", ":"))
 
 
-def _to_json(shown: Shown) -> str:
+def _to_json(shown: RememberedAnswer) -> str:
     return _json(
         {
             "recommendation_id": shown.recommendation_id,
@@ -410,10 +416,10 @@ def _start_of_json(recommendation_id: str) -> str:
     return _json({"recommendation_id": recommendation_id})[:-1] + ","
 
 
-def _from_json(text: str) -> Shown | None:
-    """None for an answer of more than a day ago: the list lives on while answers are added."""
+def _from_json(text: str) -> RememberedAnswer | None:
+    """The answer; None if it is older than a day. The list lives on while answers are added."""
     fields = json.loads(text)
     if fields.pop("at") + MARK_TTL_S < time.time():
         return None
     item_ids, before = tuple(fields.pop("item_ids")), tuple(fields.pop("before"))
-    return Shown(**fields, item_ids=item_ids, before=before)
+    return RememberedAnswer(**fields, item_ids=item_ids, before=before)

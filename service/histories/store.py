@@ -1,8 +1,9 @@
-"""What the service keeps, of users and of items that change: the protocol of the store.
+"""What the service keeps of users and of changed items: the protocol of the history store.
 
 A history is a list of item_ids, oldest to newest. An event is remembered by its `event_id` for a
-day: repeating it changes nothing. So is an answer, by its `recommendation_id`: an event that names
-it and holds one of its items is attributed to it. Knows nothing of Redis.
+day, and repeating it changes nothing. An answer is remembered by its `recommendation_id` for a day
+too. An event that names the answer and has one of its items is attributed to it. Knows nothing of
+Redis.
 """
 
 from __future__ import annotations
@@ -15,9 +16,12 @@ from service.schemas import Event
 
 
 @dataclass(frozen=True)
-class Shown:
-    """An answer as it is remembered. `item_ids` are in the order of their ranks; `before` are the
-    items of earlier pages, if it was not the first page."""
+class RememberedAnswer:
+    """An answer as it is remembered.
+
+    item_ids: in the order of their ranks
+    before: the items of earlier pages; empty for a first page
+    """
 
     recommendation_id: str
     bundle: str
@@ -28,10 +32,11 @@ class Shown:
 
 @dataclass(frozen=True)
 class Attribution:
-    """The answer that an event goes back to.
+    """The answer that an event is attributed to.
 
-    rank: of the event's item in it, from 1, the best of them if the event has several; is_first:
-    no event of this type was attributed to this answer before
+    rank: rank of the event's item in the answer, from 1; the best one if the event has several
+        items
+    is_first: whether no event of this type was attributed to this answer before
     """
 
     bundle: str
@@ -42,7 +47,7 @@ class Attribution:
 
 @dataclass(frozen=True)
 class Stored:
-    """What became of an event; `is_new` is False for an event_id the user has sent before."""
+    """What became of an event. `is_new` is False for an event_id that the user has sent before."""
 
     is_new: bool
     attribution: Attribution | None = None
@@ -52,35 +57,35 @@ class HistoryStore(Protocol):
     """Where histories are kept. Every method may raise HistoryUnavailable."""
 
     async def read(self, user_id: str, limit: int | None = None) -> list[str]:
-        """The newest `limit` items of a user (all by default), oldest to newest.
+        """The newest `limit` items of a user (default: all), oldest to newest.
 
-        A replica may answer, if there is one; then the newest events may be missing.
+        A replica may answer, if there is one. Then the newest events may be missing.
         """
         ...
 
     async def read_page(
         self, user_id: str, recommendation_id: str
-    ) -> tuple[list[str], Shown | None]:
-        """The history, and the answer of that id if it is remembered, in one round trip.
+    ) -> tuple[list[str], RememberedAnswer | None]:
+        """The history, and the answer with that id if it is remembered, in one round trip.
 
-        Always from the primary: the answer may have been written a moment ago.
+        It always asks the primary, because the answer may have been written a moment ago.
         """
         ...
 
-    async def remember(self, answers: Sequence[tuple[str, Shown]]) -> None:
-        """Remember answers, each with the user who got it, for a day; the last 20 of a user."""
+    async def remember(self, answers: Sequence[tuple[str, RememberedAnswer]]) -> None:
+        """Remember answers, each with its user, for a day. Of each user, the last 20 are kept."""
         ...
 
     async def append(
         self, events: Sequence[Event], counted_event_types: Collection[str] = ()
     ) -> list[Stored]:
-        """Store events in the order given: append them to histories, attribute them to answers.
+        """Store events in the order given: append them to histories, and attribute them to answers.
 
-        counted_event_types: those that are attributed and do not enter a history. Each event is
-        stored wholly or not at all.
+        counted_event_types: types that are attributed but do not enter a history
+        Each event is stored completely or not at all.
         """
         ...
 
     async def erase(self, user_id: str) -> None:
-        """Forget the user; nothing happens when there is nothing to forget."""
+        """Forget the user. Nothing happens if there is nothing to forget."""
         ...

@@ -1,10 +1,11 @@
 """The address of the history store as text: one server, a cluster, or sentinels that know it.
 
-`redis://`, `rediss://` and `unix://` name one server; `redis+cluster://user:pass@h1:p1,h2:p2` some
-nodes of a cluster; `redis+sentinel://user:pass@h1:p1,h2:p2/name/db` the sentinels that watch the
-servers called `name`. Credentials are those of the servers; sentinels with a password of their own
-are given it by `?sentinel_password=`. What is not understood is refused, never left out. No error
-repeats any part of a URL but the names of options: it may hold a password. Opens no connection.
+`redis://`, `rediss://` and `unix://` name one server. `redis+cluster://user:pass@h1:p1,h2:p2` names
+some nodes of a cluster. `redis+sentinel://user:pass@h1:p1,h2:p2/name/db` names the sentinels that
+watch the servers called `name`. The credentials are those of the servers. Sentinels with their own
+password get it by `?sentinel_password=`. What is not understood is refused, never ignored. A URL
+may hold a password, so errors repeat no part of it except the names of options. Opens no
+connection.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ DEFAULT_PORTS = {"server": 6379, "cluster": 6379, "sentinel": 26379}
 ESCAPE = "special characters of a password must be percent-encoded"
 MAX_DB = 2**31 - 1
 DIGITS = re.compile(r"[0-9]{1,10}", re.ASCII)
-# redis-py would take more; these are what somebody may need and what cannot break the service.
+# redis-py knows more options. These are useful to somebody and cannot break the service.
 CHOICES = {
     "ssl_cert_reqs": ("required", "optional", "none"),
     "ssl_check_hostname": ("true", "false"),
@@ -39,7 +40,7 @@ Kind = Literal["server", "cluster", "sentinel"]
 
 
 class Node(NamedTuple):
-    """Where a server, or a sentinel, listens."""
+    """Where a server or a sentinel listens."""
 
     host: str
     port: int
@@ -50,7 +51,7 @@ class Node(NamedTuple):
 
 @dataclass(frozen=True)
 class StoreUrl:
-    """A parsed URL. `seeds` are nodes of the cluster or the sentinels; one server has none."""
+    """A parsed URL. `seeds` are nodes of the cluster, or the sentinels; empty for one server."""
 
     kind: Kind
     text: str = field(repr=False)
@@ -62,7 +63,7 @@ class StoreUrl:
     options: tuple[tuple[str, str], ...] = field(default=(), repr=False)
 
     def of_server(self, node: Node) -> str:
-        """The URL of one server of the cluster, or of those that the sentinels watch."""
+        """The URL of one server of the cluster, or of one that the sentinels watch."""
         return f"{self.scheme}://{self.credentials}{node}/{self.db}?{self._tls_options}"
 
     def of_sentinel(self, node: Node) -> str:
@@ -79,7 +80,7 @@ class StoreUrl:
 
 
 def parse_store_url(text: str) -> StoreUrl:
-    """Raises ValueError with half a sentence that says what is wrong, without the value."""
+    """Parse a URL. Raises ValueError with half a sentence on what is wrong, without the value."""
     if any(character.isspace() or not character.isprintable() for character in text):
         raise ValueError(
             "it has a space, a line break or a control character in it; such characters of a "
@@ -184,7 +185,7 @@ def _options(query: str, scheme: str, kind: Kind) -> dict[str, str]:
 
 
 def _check_files(options: dict[str, str]) -> None:
-    """Certificates are looked at now: at the first connection it would be too late."""
+    """Read the certificates now. At the first connection it would be too late."""
     context = ssl.create_default_context()
     try:
         if "ssl_ca_certs" in options:
@@ -197,7 +198,7 @@ def _check_files(options: dict[str, str]) -> None:
             )
             key, password = options.get("ssl_keyfile"), options.get("ssl_password", "")
             context.load_cert_chain(options["ssl_certfile"], key, lambda: password)
-    except OSError:  # an SSLError is one
+    except OSError:  # SSLError is one too
         raise ValueError(f"its option {what}") from None
 
 

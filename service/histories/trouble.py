@@ -1,7 +1,7 @@
-"""What is wrong with the history store: its own reason, in words, with what to do, said once.
+"""What is wrong with the history store: its own reason, in words, with what to do, logged once.
 
-A sentence holds no password and nothing of a user: of what the store says, only the name of a
-command is repeated. Trouble is logged when it begins and when it is over, not with every call.
+A sentence holds no password and nothing of a user. Of the store's own words, only the name of a
+command is repeated. Trouble is logged when it begins and when it ends, not at every call.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import InvalidResponse, RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-CALM_S = 10.0  # a trouble that has not shown for so long is over when the store answers
+CALM_S = 10.0  # a trouble not seen for so long is over when the store answers
 RIGHTS = "give it the rights that docs/how-to/operate.md lists under History store"
 TOO_OLD = (
     "it lacks what the service needs: Redis 7.0 or newer, or Valkey, and no proxy that speaks only "
@@ -46,7 +46,7 @@ BY_CODE = {
     "WRONGTYPE": "a key that starts with unmask: holds what this service did not write: "
     "give the service a database of its own, or remove that key",
 }
-# By a part of the reply, where the first word says nothing.
+# By a part of the reply, when the first word says nothing.
 BY_TEXT = {
     "DB index is out of range": "it has no database of that number: correct the end of the URL",
     "SELECT is not allowed in cluster": BY_CODE["MOVED"],
@@ -79,7 +79,7 @@ def reason_of(error: BaseException) -> str:
 
 
 def rights_reason(commands: list[str]) -> str:
-    """As `reason_of`, for commands that the store's user may not run."""
+    """Like `reason_of`, for commands that the store's user may not run."""
     return f"its user may not run {', '.join(sorted(commands)).lower()}: {RIGHTS}"
 
 
@@ -105,7 +105,7 @@ def _reason_of_one(error: BaseException) -> str | None:
         return BY_CODE["WRONGTYPE"]
     if isinstance(error, InvalidResponse):
         return "what answers at its address does not speak as Redis does: correct the URL"
-    if type(error) is RedisError:  # one of our own: service.histories.connections
+    if type(error) is RedisError:  # raised by service.histories.connections
         return str(error)
     if isinstance(error, RedisError):
         return _reason_of_reply(error)
@@ -124,13 +124,13 @@ def _reason_of_reply(error: RedisError) -> str | None:
 
 
 def _code(error: BaseException) -> str:
-    """The first word of the store's reply, if there was one."""
+    """The first word of the store's reply; empty if there was no reply."""
     code = getattr(error, "status_code", None) or str(error).partition(" ")[0]
     return code if code.isascii() and code.isupper() and code.isalpha() else ""
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The error and what lies below it: redis-py puts its own error over that of a socket."""
+    """The error and its causes. redis-py wraps the error of a socket in its own."""
     yield error
     below = error.__cause__ or error.__context__
     if below is not None:
@@ -138,14 +138,14 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 class Troubles:
-    """Troubles of the store that are going on. For one event loop.
+    """The store's present troubles. For one event loop.
 
     clock: seconds, never going back
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._last: dict[str, float] = {}  # when each was seen last
+        self._last: dict[str, float] = {}  # by reason, when it was seen last
 
     def seen(self, reason: str) -> None:
         """A call failed for that reason."""
@@ -154,7 +154,7 @@ class Troubles:
         self._last[reason] = self._clock()
 
     def answered(self) -> None:
-        """A call went well, which says nothing of other calls: some may fail still."""
+        """A call succeeded. This says nothing about other calls: some may still fail."""
         if not self._last:
             return
         before = self._clock() - CALM_S

@@ -1,13 +1,14 @@
-"""What clients and operators reach over HTTP: routes, errors, and what is around every request.
+"""What clients and operators reach over HTTP: routes, errors, and what happens around every
+request.
 
-The only room that knows HTTP, FastAPI and uvicorn. It turns requests into calls of the rooms below
-and their answers and errors into statuses, headers and JSON. It decides nothing about
-recommendations, histories or bundles.
+This is the only room that knows HTTP, FastAPI and uvicorn. It turns requests into calls of the
+rooms below. It turns their answers and errors into statuses, headers and JSON. It decides nothing
+about recommendations, histories or bundles.
 
 Reading order: `app` (the wiring, the routes of clients), `bulk` (POST /recommend/batch),
-`operator_routes`, `error_map` (which error is which status), `preconditions` (what is checked
-before a body is read), `intake` (URL and body), `middleware` (request id, metrics, log line). Who
-is let in: `admission`. How bytes become requests: `wire`.
+`operator_routes`, `error_map` (which error has which status), `preconditions` (what is checked
+before the body is read), `url_and_body` (checks of the URL, limits of the body), `middleware`
+(request id, metrics, log line). Who may enter: `admission`. How bytes become requests: `wire`.
 """
 
 from service.http.app import create_app

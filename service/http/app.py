@@ -1,8 +1,8 @@
 """The HTTP side of what clients use: routes and their statuses.
 
-`create_app` is the wiring, `Routes` has one method per route. What a request means is decided in
-the recommender and the history store, which error is which status in `service.http.error_map`, and
-what operators use is in `service.http.operator_routes`.
+`create_app` is the wiring. `Routes` has one method per route. The recommender and the history store
+decide what a request means. `service.http.error_map` says which error has which status. The routes
+of operators are in `service.http.operator_routes`.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from pydantic import BaseModel
 
 from service import errors, schemas
 from service.histories import store_events
-from service.http.admission.doors import Doors, bearer_key_of
+from service.http.admission.admission_rules import AdmissionRules, bearer_key_of
 from service.http.admission.gate import Gate
 from service.http.admission.keys import Keys
 from service.http.bulk import Bulk
 from service.http.error_map import add_handlers, context_of
-from service.http.intake import Intake
 from service.http.middleware import ASGIApp, Envelope, RequestContext
 from service.http.operator_routes import add_admin_routes, add_health_routes
 from service.http.preconditions import BEARER, Guard, guarded, require_json
+from service.http.url_and_body import UrlAndBodyChecks
 from service.lifecycle import VERSION, Lifecycle
 from service.recommending import similar_items
 from service.schemas import (
@@ -71,21 +71,21 @@ def create_app(lifecycle: Lifecycle) -> ASGIApp:
     if settings.admin_keys:
         add_admin_routes(app, lifecycle, admin_key)
     add_health_routes(app, lifecycle)
-    app.add_middleware(Intake, metrics=lifecycle.metrics)
+    app.add_middleware(UrlAndBodyChecks, metrics=lifecycle.metrics)
     add_handlers(app)
     gate = Gate(settings.slo_ms / 1000, settings.max_inflight)
     return Envelope(
         app,
         lifecycle.metrics,
         gate,
-        door_of=Doors(keys, gate, client_roots).door_of,
+        limit_of=AdmissionRules(keys, gate, client_roots).limit_of,
         is_draining=lambda: lifecycle.draining,
         traces=lifecycle.traces,
     )
 
 
 def add_client_routes(app: FastAPI, routes: Routes, guards: Sequence[Guard]) -> set[str]:
-    """What clients use; every status that a route may answer with is declared.
+    """Add the routes of clients; each declares every status that it may answer with.
 
     Returns the first parts of their paths.
     """
@@ -123,7 +123,7 @@ def add_client_routes(app: FastAPI, routes: Routes, guards: Sequence[Guard]) -> 
     route("POST", "/events", routes.events, 503)
     route("GET", "/users/{user_id}/history", routes.history, 503)
     route("DELETE", "/users/{user_id}/history", routes.erase, 503)
-    # An item_id may have slashes in it, so the longer path comes first.
+    # An item_id may contain slashes, so the longer path comes first.
     route("POST", "/items/{item_id:path}/similar", routes.similar, 404, 503)
     route("GET", "/items/{item_id:path}", routes.item, 404, 503)
     return roots
@@ -145,14 +145,14 @@ class Routes:
         context.log.update(user_hash=self._hash(body.user_id), k=body.k)
         recommender = self._lifecycle.recommender
         assignment = recommender.assign(body)
-        context.bundle, context.variant = assignment.resident.ref, assignment.label
+        context.bundle, context.variant = assignment.loaded_bundle.ref, assignment.label
         work = recommender.recommend(body, assignment, context.received)
         answer = await unless_disconnected(request, work)
         report(answer, context)
         return json_answer(answer)
 
     async def recommend_batch(self, body: schemas.BatchRequest, request: Request) -> Response:
-        """Answer several requests, in their order; each has a status of its own."""
+        """Answer several requests, in their order. Each has its own status."""
         context = context_of(request)
         context.log.update(requests=len(body.requests))
         recommender = self._lifecycle.recommender
@@ -161,7 +161,7 @@ class Routes:
         return json_answer(await unless_disconnected(request, bulk.answer(body)))
 
     async def events(self, body: EventsRequest) -> EventsResponse:
-        """Append events to the histories of their users. Safe to repeat."""
+        """Append events to the histories of their users. Repeating the same events is safe."""
         return await store_events(
             body.events,
             self._lifecycle.histories,
@@ -188,7 +188,7 @@ class Routes:
 
     async def item(self, item_id: ItemIdPath) -> ItemResponse:
         """An item of the active bundle."""
-        bundle = self._lifecycle.residents.active.bundle
+        bundle = self._lifecycle.loaded_bundles.active.bundle
         row = self._row_of(item_id)
         item, sid = bundle.items[row], bundle.catalogue.codes[row]
         same = bundle.decoder.trie.rows_with(sid).tolist()
@@ -203,14 +203,14 @@ class Routes:
         )
 
     async def similar(self, item_id: ItemIdPath, body: SimilarRequest) -> SimilarResponse:
-        """Items of the active bundle that share codes with an item; the network is not asked."""
-        bundle = self._lifecycle.residents.active.bundle
+        """Items of the active bundle that share codes with an item. The network is not called."""
+        bundle = self._lifecycle.loaded_bundles.active.bundle
         row = self._row_of(item_id)
         similar = await asyncio.to_thread(similar_items, bundle, row, body.k)
         return SimilarResponse(item_id=item_id, similar=similar, bundle=bundle.manifest.ref)
 
     def _row_of(self, item_id: str) -> int:
-        rows = self._lifecycle.residents.active.bundle.catalogue.rows_of([item_id])
+        rows = self._lifecycle.loaded_bundles.active.bundle.catalogue.rows_of([item_id])
         if not len(rows):
             raise errors.ItemNotFound("the active bundle has no such item")
         return int(rows[0])
@@ -220,12 +220,12 @@ class Routes:
 
 
 def json_answer(answer: BaseModel) -> Response:
-    """An answer as it is: FastAPI would validate it once more."""
+    """An answer as JSON. FastAPI would validate it once more, so it is not used here."""
     return Response(answer.model_dump_json(), media_type="application/json")
 
 
 def report(answer: schemas.RecommendResponse, context: RequestContext) -> None:
-    """Put what gateways and operators want to see into headers and the log line."""
+    """Put what gateways and operators want to see into the headers and the log line."""
     timings = answer.timings_ms
     context.timings_ms, context.degraded = timings, answer.degraded
     context.headers["X-Unmask-Bundle"] = answer.bundle
@@ -245,7 +245,7 @@ def report(answer: schemas.RecommendResponse, context: RequestContext) -> None:
 
 
 async def unless_disconnected(request: Request, work: Awaitable[T]) -> T:
-    """Do `work`, cancelled when the client goes away: FastAPI itself would do it to its end."""
+    """Do `work`, and cancel it when the client goes away. FastAPI itself would finish it."""
     task = asyncio.current_task()
     assert task is not None
     has_gone = False

@@ -1,7 +1,7 @@
-"""The story of POST /recommend/batch: each entry is answered, or refused, by itself.
+"""The story of POST /recommend/batch: each entry is answered or refused on its own.
 
-Those that find the queue full because the others of their call are in it wait for these: a batch is
-no larger than what is answered in the end. Knows nothing of routes.
+An entry may find the queue full because other entries of the same call are in it. Then it waits
+until one of them ends. So no call is too large for the queue. Knows nothing of routes.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class Bulk:
         self._recommender = recommender
         self._metrics = metrics
         self._context = context
-        self._at_work = 0  # entries that are being answered
-        self._waiting: deque[asyncio.Event] = deque()  # for one of these to end
+        self._at_work = 0  # entries that are being answered now
+        self._waiting: deque[asyncio.Event] = deque()  # entries that wait until one of these ends
 
     async def answer(self, body: BatchRequest) -> BatchResponse:
         """The results, in the order of the requests."""
@@ -50,7 +50,7 @@ class Bulk:
     async def _result(
         self, one: BatchEntry | ValidationError, timeout_ms: int | None
     ) -> BatchResult:
-        bundle, variant, outcome = "none", "none", "cancelled"  # until more is known
+        bundle, variant, outcome = "none", "none", "cancelled"  # labels until more is known
         request_id = self._context.request_id
         try:
             if isinstance(one, ValidationError):
@@ -59,7 +59,7 @@ class Bulk:
                 return BatchResult(status=422, error=shown.error)
             request = RecommendRequest.model_construct(**dict(one), timeout_ms=timeout_ms)
             assignment = self._recommender.assign(request)
-            bundle, variant = assignment.resident.ref, assignment.label
+            bundle, variant = assignment.loaded_bundle.ref, assignment.label
             answer = await self._when_there_is_room(
                 lambda: self._recommender.recommend(
                     request, assignment, self._context.received, in_bulk=True
@@ -67,7 +67,7 @@ class Bulk:
             )
             outcome = outcome_of(200, degraded=answer.degraded)
             return BatchResult(status=200, response=answer)
-        except Exception as error:  # the others are answered all the same
+        except Exception as error:  # the other entries are still answered
             if isinstance(error, errors.Overloaded | errors.NotReady):
                 self._metrics.rejected.labels(error.reason).inc()
             if not isinstance(error, errors.RequestError):
@@ -81,7 +81,7 @@ class Bulk:
             self._metrics.recommend_requests.labels(bundle, variant, outcome).inc()
 
     async def _when_there_is_room(self, ask: Ask) -> RecommendResponse:
-        """Where the queue is full while others of this call are at work, wait until one ends."""
+        """Ask. If other entries of this call fill the queue, wait until one ends, and ask again."""
         while True:
             self._at_work += 1
             goes_on = False

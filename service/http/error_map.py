@@ -1,7 +1,7 @@
-"""Which error is which HTTP status, and the one body that all of them have.
+"""Which error has which HTTP status, and the one JSON body that all errors have.
 
-A table of our errors, handlers for those of FastAPI and Starlette. Messages never repeat a value
-that a client sent. Knows nothing of routes.
+A table of our own errors, and handlers for those of FastAPI and Starlette. Messages never repeat a
+value that a client sent. Knows nothing of routes.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ ANSWERS: dict[type[errors.UnmaskError], tuple[int, str]] = {
     errors.BundleInvalid: (422, "bundle_invalid"),
     errors.BundleLoadTimedOut: (504, "bundle_load_timeout"),
     errors.ProviderUnavailable: (422, "bundle_invalid"),
-    errors.SettingsInvalid: (422, "bundle_invalid"),  # too wide a bundle for them
+    errors.SettingsInvalid: (422, "bundle_invalid"),  # the bundle is too wide for the settings
     errors.Unauthenticated: (401, "unauthenticated"),
     errors.Forbidden: (403, "forbidden"),
     errors.ItemNotFound: (404, "item_not_found"),
     errors.RecommendationNotFound: (404, "recommendation_not_found"),
     errors.BundleNotFound: (404, "bundle_not_found"),
-    errors.BundleConflict: (409, "bundle_conflict"),  # each has a code of its own
+    errors.BundleConflict: (409, "bundle_conflict"),  # each error has its own code
     errors.Overloaded: (429, "overloaded"),
-    errors.ClientDisconnected: (499, "client_disconnected"),  # only seen in the log and in metrics
+    errors.ClientDisconnected: (499, "client_disconnected"),  # shown in the log and metrics only
     errors.DecodeFailed: (500, "internal_error"),
     errors.HistoryUnavailable: (503, "history_unavailable"),
     errors.EmbedderUnavailable: (503, "embedder_unavailable"),
@@ -57,7 +57,7 @@ BETWEEN_FIELDS = {
     "beam_width",
     "schedule",
     "timeout_ms",
-}  # types of errors of service.schemas.recommend
+}  # error types of service.schemas.recommend
 
 log = structlog.get_logger()
 
@@ -71,7 +71,7 @@ def add_handlers(app: FastAPI) -> None:
 
 
 def status_and_body(error: Exception, request_id: str) -> tuple[int, ErrorResponse]:
-    """What a client gets to see of an error of ours, or of a bug."""
+    """The status and body that a client gets for one of our errors, or for a bug."""
     if not isinstance(error, errors.UnmaskError):
         message = "something went wrong in the service"
         return 500, ErrorResponse.of("internal_error", message, request_id)
@@ -86,7 +86,7 @@ def status_and_body(error: Exception, request_id: str) -> tuple[int, ErrorRespon
 
 
 async def on_error(request: Request, error: Exception) -> Response:
-    """An error of ours."""
+    """Answer for one of our own errors."""
     assert isinstance(error, errors.UnmaskError)
     context = context_of(request)
     status, body = status_and_body(error, context.request_id)
@@ -103,18 +103,18 @@ async def on_error(request: Request, error: Exception) -> Response:
 
 
 async def on_validation_error(request: Request, error: Exception) -> Response:
-    """Pydantic refused the request; values are never repeated."""
+    """Answer when Pydantic refused the request. Values are never repeated."""
     assert isinstance(error, RequestValidationError)
     found = error.errors()
     if any(entry["type"] == "json_invalid" for entry in found):
         return _http_answer(request, 400)
-    # Each place begins with `body`, `path` or `query`.
+    # Each location begins with `body`, `path` or `query`.
     found = [{**entry, "loc": entry["loc"][1:]} for entry in found]
     return _answer(422, invalid_body(found, context_of(request).request_id))
 
 
 def invalid_body(found: Sequence[Mapping[str, Any]], request_id: str) -> ErrorResponse:
-    """What a client gets to see of what Pydantic found."""
+    """The body that a client gets for the errors that Pydantic found."""
     details = [
         ErrorDetail(
             param=field_name(_place(entry)) or "body",
@@ -131,36 +131,36 @@ def invalid_body(found: Sequence[Mapping[str, Any]], request_id: str) -> ErrorRe
 
 
 async def on_http_error(request: Request, error: Exception) -> Response:
-    """Starlette's own, and those that routes raise."""
+    """Answer for Starlette's own errors, and for HTTPExceptions that routes raise."""
     assert isinstance(error, HTTPException)
     if isinstance(error.__cause__, errors.UnmaskError):
         return await on_error(request, error.__cause__)
     answer = _http_answer(request, error.status_code)
     answer.headers.update(error.headers or {})
-    if error.status_code == 405:  # the router knows the methods of the first route of a path only
+    if error.status_code == 405:  # the router lists only the methods of a path's first route
         answer.headers["Allow"] = ", ".join(_methods_of(request))
     return answer
 
 
 async def on_unexpected_error(request: Request, error: Exception) -> Response:
-    """A bug. The middleware logs the traceback."""
+    """Answer for a bug. The middleware logs the traceback."""
     return _answer(*status_and_body(error, context_of(request).request_id))
 
 
 def context_of(request: Request) -> RequestContext:
-    """What the envelope knows of a request."""
+    """The RequestContext that the envelope attached to a request."""
     context: RequestContext = request.scope[SCOPE_KEY]
     return context
 
 
 def _place(entry: Mapping[str, Any]) -> tuple[str | int, ...]:
-    """Where in the body it is. An error between fields is named after the one to change."""
+    """Where in the body the error is. An error between two fields names the field to change."""
     loc: tuple[str | int, ...] = entry["loc"]
     return (*loc, entry["type"]) if entry["type"] in BETWEEN_FIELDS else loc
 
 
 def _methods_of(request: Request) -> Iterable[str]:
-    """All that routes of this path have."""
+    """The methods of all routes of this path."""
     found: set[str] = set()
     for route in request.app.routes:
         if route.matches(request.scope)[0] is not Match.NONE:

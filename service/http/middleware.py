@@ -1,12 +1,13 @@
 """What every HTTP answer gets, whoever made it: request id, headers, metrics, one log line.
 
-And the gate: more requests at a time than can be answered in time are turned away before anything
-is read of them, so that refusing costs next to nothing. And what the server refuses by itself, as
-no HTTP or not whole in time, by `refuse`: the same body, the same metrics, the same line.
+It also asks the gate. When too many requests are inside, it refuses the next before anything of it
+is read, so that refusing costs almost nothing. The server refuses some requests on its own: those
+that are not HTTP, or not complete in time. It does so with `refuse`, which gives the same body,
+metrics and log line.
 
-Plain ASGI around the whole FastAPI application, because Starlette's answer to an unexpected
-exception is made outside all inner middleware. Knows nothing of routes' bodies; a handler leaves
-what it knows in the RequestContext.
+Plain ASGI around the whole FastAPI application, because Starlette makes its answer to an unexpected
+exception outside all inner middleware. Knows nothing of the bodies of routes. A handler leaves what
+it knows in the RequestContext.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any
 
 import structlog
 
-from service.http.admission.gate import Gate, Line, Place
+from service.http.admission.gate import Gate, PlaceInGate, WaitingLine
 from service.schemas import ErrorResponse
 from service.telemetry import Metrics, Traces, request_id
 
@@ -37,9 +38,9 @@ TOO_MANY = "too many requests are being answered; try again in a second"
 RECOMMEND = "/recommend"
 QUIET_ROUTES = {"/health/live", "/health/ready", "/livez", "/readyz", "/metrics"}
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
-METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}  # a client may invent one
-QUIET_REFUSALS = {"inflight", "unkeyed", "arriving"}  # there may be thousands
-NOT_OF_CLIENTS = {"rate_limit", "unkeyed", "arriving"}  # reasons that say nothing of the service
+METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}  # a client may invent others
+QUIET_REFUSALS = {"inflight", "unkeyed", "arriving"}  # there may be thousands of them
+NOT_OF_CLIENTS = {"rate_limit", "unkeyed", "arriving"}  # not about the service's health
 OUTCOMES = {429: "rejected", 503: "rejected", 504: "timeout", 499: "cancelled"}
 TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 
@@ -58,21 +59,21 @@ class RequestContext:
     bundle: str = "none"
     variant: str = "none"
     degraded: bool = False
-    rejected: str | None = None  # why it was turned away, if it was
-    place: Place | None = None  # in the gate that it has to pass
-    line: Line | None = None  # that it has to wait in
-    status: int | None = None  # of its answer, once that has begun
-    refused: int | None = None  # the status that the server answered while its body came
+    rejected: str | None = None  # why it was refused, if it was
+    place: PlaceInGate | None = None  # its place in the gate that it has to pass
+    line: WaitingLine | None = None  # the line that it has to wait in
+    status: int | None = None  # status of its answer, once the answer has begun
+    refused: int | None = None  # the status that the server sent while the body arrived
     timings_ms: dict[str, float] = field(default_factory=dict)  # of a recommendation
     span: Any = None  # where there are traces
 
 
 class Envelope:
-    """Wraps an ASGI application; see the module.
+    """Wraps an ASGI application. See the module.
 
-    gate: of clients
-    door_of: what a request has to pass, if anything; as it is, `gate`
-    is_draining: whether connections are to end with their next answer
+    gate: the gate of clients
+    limit_of: the limit that a request has to pass, or None; default: `gate` for every request
+    is_draining: whether connections should end with their next answer
     """
 
     def __init__(
@@ -81,40 +82,44 @@ class Envelope:
         metrics: Metrics,
         gate: Gate,
         *,
-        door_of: Callable[[Scope], Gate | Line | None] | None = None,
+        limit_of: Callable[[Scope], Gate | WaitingLine | None] | None = None,
         is_draining: Callable[[], bool] = lambda: False,
         traces: Traces | None = None,
     ) -> None:
         self._app = app
         self._metrics = metrics
-        self._door_of = door_of or (lambda _: gate)
+        self._limit_of = limit_of or (lambda _: gate)
         self._traces = traces
         self._is_draining = is_draining
         metrics.inflight_requests.set_function(lambda: gate.inside)
 
     def admit(self, scope: Scope) -> Sequence[Message]:
-        """Let a request of HTTP in: no messages; or the two messages of its 429."""
+        """Ask the limit of an HTTP request.
+
+        Returns no messages if the request may pass, else the two messages of its 429 answer.
+        """
         context = scope[SCOPE_KEY]
-        door = self._door_of(scope)
-        if door is None:
+        limit = self._limit_of(scope)
+        if limit is None:
             return ()
-        if door.admits():
-            if isinstance(door, Line):
-                context.line = door
+        if limit.admits():
+            if isinstance(limit, WaitingLine):
+                context.line = limit
                 return ()
-            context.place = Place(door)
-            if scope["method"] != "POST":  # else once its body is whole, by `service.http.intake`
+            context.place = PlaceInGate(limit)
+            if scope["method"] != "POST":  # a POST takes it in `url_and_body`
                 context.place.take()
             return ()
-        context.rejected = door.reason
+        context.rejected = limit.reason
         self._begin_span(scope, context)
         self._observe(scope, 429, context)
         return self._failure(429, "overloaded", TOO_MANY, context)
 
     def refuse(self, scope: Scope | None, status: int, code: str, message: str) -> ErrorResponse:
-        """What the server answers by itself.
+        """The body of an answer that the server gives on its own.
 
-        scope: where the application has been given the request, or will be; it is counted then
+        scope: of a request that the application has got or will get, which then counts it; None =
+            it will never get it, so it is counted here
         """
         if scope is None:
             context = RequestContext(request_id())
@@ -134,7 +139,7 @@ class Envelope:
         if SCOPE_KEY not in scope:
             scope[SCOPE_KEY] = _context_of(scope)
         context: RequestContext = scope[SCOPE_KEY]
-        if context.refused is not None:  # before its turn came
+        if context.refused is not None:  # refused before its turn came
             self._observe(scope, context.refused, context)
             return
         for message in self.admit(scope):
@@ -145,7 +150,7 @@ class Envelope:
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 context.status = message["status"]
-                if context.place:  # the work is done; a client may be slow to take its answer
+                if context.place:  # the work is done, but a client may be slow to read
                     context.place.give_back(served=context.status < 400)
                 message["headers"] = [*message.get("headers", ()), *self._added_headers(context)]
             await send(message)
@@ -161,12 +166,13 @@ class Envelope:
             async with context.line.turn() if context.line else nullcontext():
                 await self._app(scope, receive, send_with_headers)
         except Exception:
-            # Starlette has answered 500, unless it broke itself, and passes the exception on.
+            # Starlette has answered 500, unless it failed itself, and raises the exception again.
             log.exception("unexpected_error", request_id=context.request_id)
             sentence = "something went wrong in the service"
             await fail(500, "internal_error", sentence, retryable=False)
         except asyncio.CancelledError:
-            # Only by the server, whose time to stop is up; it would answer in words of its own.
+            # Only the server cancels, when its time to stop is up. It would answer in its own
+            # words.
             await fail(503, "not_ready", "the service stops; ask another one", retryable=True)
         finally:
             status = context.refused or context.status or 500
@@ -182,7 +188,7 @@ class Envelope:
 
     def _added_headers(self, context: RequestContext) -> list[Header]:
         added = {"X-Request-ID": context.request_id, **context.headers}
-        if self._is_draining():  # so that clients have left before the port is closed
+        if self._is_draining():  # so that clients leave before the port is closed
             added["Connection"] = "close"
         return [(name.encode(), value.encode()) for name, value in added.items()]
 
@@ -211,9 +217,9 @@ class Envelope:
 
     def _observe(self, scope: Scope, status: int, context: RequestContext) -> None:
         seconds = time.monotonic() - context.received
-        # The template, never the raw path.
+        # The template of the path, never the raw path.
         route = getattr(scope.get("route"), "path_format", "other")
-        if route == "other" and scope["path"] == RECOMMEND:  # turned away before it was routed
+        if route == "other" and scope["path"] == RECOMMEND:  # refused before it was routed
             route = RECOMMEND
         method = scope["method"] if scope["method"] in METHODS else "other"
         self._metrics.http_requests.labels(route, method, str(status)).inc()
@@ -256,7 +262,7 @@ def _context_of(scope: Scope) -> RequestContext:
 
 
 def outcome_of(status: int, *, degraded: bool) -> str:
-    """How a recommendation that was asked for ended, as metrics and the log call it."""
+    """How a request for recommendations ended, in the words of the metrics and the log."""
     if status == 200:
         return "degraded" if degraded else "ok"
     return OUTCOMES.get(status, "invalid" if status < 500 else "error")

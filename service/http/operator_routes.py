@@ -1,7 +1,7 @@
 """The HTTP side of what operators use: health, facts, metrics, bundles in memory, new items.
 
-Health, facts and metrics are open; everything else is there only when UNMASK_ADMIN_KEYS is set.
-What an operation means is decided in the lifecycle and its residents.
+Health, facts and metrics are open. All other routes exist only when UNMASK_ADMIN_KEYS is set. The
+lifecycle and its loaded bundles decide what an operation means.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from service import schemas
 from service.bundles import REFERENCE, Bundle
 from service.http.preconditions import BEARER, Guard, WholePathRoute, guarded, require_json
 from service.lifecycle import VERSION, Lifecycle
-from service.loading import Resident
+from service.loading import LoadedBundle
 from service.schemas import MAX_BEAM_WIDTH, MAX_K, ErrorResponse, ItemsRequest, ItemsResponse
 from service.telemetry import METRICS_CONTENT_TYPE
 
@@ -26,7 +26,7 @@ BundleRef = Annotated[str, Path(max_length=200, pattern=f"^{REFERENCE.pattern}$"
 
 
 def add_health_routes(app: FastAPI, lifecycle: Lifecycle) -> None:
-    """Health, facts and metrics."""
+    """Add the routes of health, facts and metrics."""
     routes = HealthRoutes(lifecycle)
 
     def route(path: str, handler: Callable[..., Any], *aliases: str, **declared: Any) -> None:
@@ -51,7 +51,7 @@ def add_health_routes(app: FastAPI, lifecycle: Lifecycle) -> None:
 
 
 def add_admin_routes(app: FastAPI, lifecycle: Lifecycle, admin_key: Guard) -> None:
-    """What needs an administrator's key."""
+    """Add the routes that need an administrator's key."""
     routes = AdminRoutes(lifecycle)
 
     def route(path: str, handler: Callable[..., Any], *statuses: int, has_body: bool) -> None:
@@ -82,21 +82,21 @@ class MetricsResponse(Response):
     media_type = METRICS_CONTENT_TYPE
 
 
-class Shared:
-    """A text that takes a while to make: in a thread, one at a time, for all who asked before.
+class SharedText:
+    """A text that takes time to make. A thread makes it once for all who asked before it began.
 
-    However many ask, making it takes at most one `SHARE`th of a processor. Nobody gets a text that
-    was begun before he asked.
+    However many ask, making the text takes at most one `SHARE`th of a processor. Nobody gets a text
+    that was begun before the request for it.
     """
 
     def __init__(self, make: Callable[[], bytes]) -> None:
         self._make = make
         self._making = asyncio.Lock()
         self._free_at = 0.0  # time.monotonic()
-        self._next: asyncio.Task[bytes] | None = None  # not begun yet
+        self._next: asyncio.Task[bytes] | None = None  # the next text, not begun yet
 
     async def get(self) -> bytes:
-        """The text, made from now on."""
+        """The text, made after this call."""
         if self._next is None:
             self._next = asyncio.create_task(self._made())
         return await asyncio.shield(self._next)
@@ -120,7 +120,7 @@ class HealthRoutes:
 
     def __init__(self, lifecycle: Lifecycle) -> None:
         self._lifecycle = lifecycle
-        self._metrics_text = Shared(lifecycle.metrics.text)
+        self._metrics_text = SharedText(lifecycle.metrics.text)
 
     async def info(self) -> schemas.Info:
         """What runs here, and its limits."""
@@ -148,7 +148,7 @@ class HealthRoutes:
         return models_of(self._lifecycle)
 
     async def live(self, response: Response) -> schemas.Liveness:
-        """200 unless only a restart helps."""
+        """200, unless only a restart helps."""
         reasons = self._lifecycle.not_live
         if not reasons:
             return schemas.Liveness(status="live", reasons=[], cure=None)
@@ -174,7 +174,7 @@ class AdminRoutes:
 
     def __init__(self, lifecycle: Lifecycle) -> None:
         self._lifecycle = lifecycle
-        self._residents = lifecycle.residents
+        self._loaded_bundles = lifecycle.loaded_bundles
 
     async def load(self, bundle: BundleRef, body: schemas.LoadRequest) -> schemas.Models:
         """Verify, load and prime a bundle beside the active one."""
@@ -183,31 +183,31 @@ class AdminRoutes:
 
     async def activate(self, bundle: BundleRef) -> schemas.Models:
         """Answer from a bundle in memory from now on."""
-        await self._residents.activate(bundle)
+        await self._loaded_bundles.activate(bundle)
         return models_of(self._lifecycle)
 
     async def unload(self, bundle: BundleRef) -> schemas.Models:
-        """Forget a bundle in memory that is not in use."""
-        await self._residents.unload(bundle)
+        """Remove a bundle from memory that is not in use."""
+        await self._loaded_bundles.unload(bundle)
         return models_of(self._lifecycle)
 
     async def rollback(self) -> schemas.Models:
         """Answer from the bundle before the active one."""
-        await self._residents.rollback()
+        await self._loaded_bundles.rollback()
         return models_of(self._lifecycle)
 
     async def items(self, body: ItemsRequest) -> ItemsResponse:
-        """Add items to the active bundle and remove others; kept for the next start."""
+        """Add items to the active bundle and remove others. The next start has the changes too."""
         return await self._lifecycle.changes.change(body)
 
     async def drain(self) -> schemas.Drained:
-        """Be not ready from now on, and go on answering: for a hook before SIGTERM."""
+        """Be not ready from now on, but go on answering. For a hook that runs before SIGTERM."""
         self._lifecycle.draining = True
         return schemas.Drained(status="draining")
 
 
 def bundle_info_of(bundle: Bundle) -> schemas.BundleInfo:
-    """A bundle as it is now: items may have come and gone since it was written."""
+    """A bundle as it is now. Items may have been added or removed since it was written."""
     manifest = bundle.manifest
     fields = manifest.model_dump(include=set(schemas.BundleInfo.model_fields))
     return schemas.BundleInfo(
@@ -221,21 +221,21 @@ def bundle_info_of(bundle: Bundle) -> schemas.BundleInfo:
 
 def models_of(lifecycle: Lifecycle) -> schemas.Models:
     """The bundles in memory, as JSON."""
-    residents = lifecycle.residents
+    loaded_bundles = lifecycle.loaded_bundles
 
-    def info(resident: Resident) -> schemas.ResidentInfo:
-        manifest = resident.bundle.manifest
-        is_candidate = resident is residents.candidate
+    def info(loaded: LoadedBundle) -> schemas.ResidentInfo:
+        manifest = loaded.bundle.manifest
+        is_candidate = loaded is loaded_bundles.candidate
         return schemas.ResidentInfo(
-            bundle=resident.ref,
+            bundle=loaded.ref,
             digest=manifest.digest,
             is_signed=manifest.signature is not None,
-            roles=residents.roles(resident),
-            num_items=resident.bundle.catalogue.num_items,
+            roles=loaded_bundles.roles(loaded),
+            num_items=loaded.bundle.catalogue.num_items,
             decoding=schemas.DefaultDecoding.model_validate(manifest.decoding),
-            shadow_fraction=residents.shadow_fraction if is_candidate else None,
+            shadow_fraction=loaded_bundles.shadow_fraction if is_candidate else None,
         )
 
     return schemas.Models(
-        configured=lifecycle.configured, residents=[info(one) for one in residents.all]
+        configured=lifecycle.configured, residents=[info(one) for one in loaded_bundles.all]
     )

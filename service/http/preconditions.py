@@ -1,7 +1,7 @@
-"""What a request is asked before anything of its body is read: for a key, and for its media type.
+"""What is checked before any of the body is read: the key, and the media type.
 
-FastAPI's dependencies come after the body, which may be a megabyte of JSON from a stranger. Which
-keys there are is decided in `service.http.admission.keys`.
+FastAPI's dependencies run after the body is read, and the body may be a megabyte of JSON from a
+stranger. `service.http.admission.keys` decides which keys are valid.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from service.errors import UnsupportedMedia
 CHARSETS = {"utf-8", "utf8", "us-ascii", "ascii"}
 Guard = Callable[[Request], None]
 
-# For the OpenAPI document only; FastAPI's name for what a guard reads.
+# For the OpenAPI document only: FastAPI's description of the header that a guard reads.
 BEARER = Depends(
     HTTPBearer(auto_error=False, description="A key of UNMASK_API_KEYS or UNMASK_ADMIN_KEYS.")
 )
 
 
 class WholePathRoute(APIRoute):
-    """A route of a path to its very end.
+    """A route whose pattern matches the path to its very end.
 
-    Starlette's patterns end where a last line break begins, and its `{item_id:path}` at the first:
-    another item, or another user, would be meant.
+    Starlette's patterns end before a trailing line break, and its `{item_id:path}` ends at the
+    first line break. The request would then name another item, or another user.
     """
 
     def __init__(self, path: str, *args: Any, **kwargs: Any) -> None:
@@ -40,7 +40,7 @@ class WholePathRoute(APIRoute):
 
 
 def guarded(*guards: Guard) -> type[APIRoute]:
-    """The class of routes that ask these, one after another; each may raise."""
+    """The class of routes that call these guards, one after another. Each guard may raise."""
 
     class GuardedRoute(WholePathRoute):
         def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -57,7 +57,10 @@ def guarded(*guards: Guard) -> type[APIRoute]:
 
 
 def require_json(request: Request) -> None:
-    """Refuse other media types, a form post from a browser, say, and what would be misread."""
+    """Raise UnsupportedMedia unless the body is uncompressed JSON in UTF-8.
+
+    A form post from a browser is refused, for example, and so is what would be misread.
+    """
     content_type = request.headers.get("content-type", "")
     if content_type.partition(";")[0].strip().lower() != "application/json":
         raise UnsupportedMedia("the Content-Type must be application/json")

@@ -1,23 +1,24 @@
-"""From a bundle's folder to a bundle in memory that answers, and how bundles take turns.
+"""From a bundle's folder to a bundle in memory that answers, and how bundles replace each other.
 
-Loads and primes bundles in a thread while others answer, swaps the active one, rolls back, and
-keeps added and removed items in step. Knows nothing of requests or HTTP, and of stores only the
-calls that keep changes of items.
+Loads and primes bundles in a thread while others answer. Swaps the active bundle, rolls back, and
+applies added and removed items to all bundles. Knows nothing of requests or HTTP. Of the history
+store it knows only the calls that keep changes of items.
 
-Reading order: `loaded_bundles` (which are in memory, and for what), `patience` (a load that hangs
-is given up), `priming` (a bundle decodes before it serves), `compile_ahead` (machine code for
-images), `item_changes` (items that come and go), `embedder` (a server that embeds their titles).
+Reading order: `loaded_bundles` (which are in memory, and for what), `timed_threads` (a load that
+hangs is given up), `priming` (a bundle decodes before it serves), `compile_ahead` (machine code for
+images), `item_changes` (items that are added or removed), `embedder` (a server that embeds their
+titles).
 """
 
 from service.loading.item_changes import ItemChanges
-from service.loading.loaded_bundles import Resident, Residents
-from service.loading.patience import Patience
+from service.loading.loaded_bundles import LoadedBundle, LoadedBundles
 from service.loading.priming import prime
+from service.loading.timed_threads import TimedThreads
 
 __all__ = [
     "ItemChanges",
-    "Patience",
-    "Resident",
-    "Residents",
+    "LoadedBundle",
+    "LoadedBundles",
+    "TimedThreads",
     "prime",
 ]

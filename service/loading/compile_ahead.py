@@ -1,9 +1,8 @@
-"""`python -m service.loading.compile_ahead BUNDLE_DIRECTORY`: numba's cache with the kernel's
-machine code.
+"""`python -m service.loading.compile_ahead BUNDLE_DIRECTORY`: fills numba's cache for images.
 
-For images: built with NUMBA_CACHE_DIR set, the code is there when the service starts on such a
-processor, and nothing need be written. Decodes what priming decodes. Says how many functions had to
-be compiled: none where the cache has them.
+Run it with NUMBA_CACHE_DIR set while an image is built. Then the kernel's machine code is there
+when the service starts on such a processor, and nothing has to be written. It decodes what priming
+decodes. It prints how many functions had to be compiled: none if the cache has them all.
 """
 
 from __future__ import annotations

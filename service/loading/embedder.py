@@ -1,8 +1,8 @@
-"""A server that embeds texts, as Text Embeddings Inference does: POST /embed, and GET /info.
+"""A server that embeds texts, like Text Embeddings Inference: POST /embed, and GET /info.
 
-`{"inputs": [text, ...]}` is answered with `[[number, ...], ...]`. Such a server takes 32 texts a
-call by default; /info says how many and which model it has, and is not needed. What it answers is
-checked before it is used. Knows nothing of items or bundles.
+`{"inputs": [text, ...]}` is answered with `[[number, ...], ...]`. By default such a server takes 32
+texts a call. /info says how many it takes and which model it has; a server without /info works too.
+Its answers are checked before they are used. Knows nothing of items or bundles.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pydantic import BaseModel, Field, SecretStr, TypeAdapter, ValidationError
 from service.errors import EmbedderUnavailable, EmbedderUnfit
 
 READ_TIMEOUT_S = 10.0
-CALL_TIMEOUT_S = 30.0  # a server may send a byte now and then
+CALL_TIMEOUT_S = 30.0  # for the whole call: a server may send a byte now and then
 TEXTS_A_CALL = 32
 MAX_ANSWER_BYTES = 32 << 20
 TRY_LATER = {408, 424, 425, 429}  # 424: its model failed
@@ -34,7 +34,7 @@ log = structlog.get_logger()
 
 
 class TextRefused(Exception):
-    """The embedder does not take this text. place: among those given"""
+    """The embedder does not accept this text. place: its index among the given texts"""
 
     def __init__(self, place: int) -> None:
         super().__init__(place)
@@ -48,20 +48,20 @@ class _Info(BaseModel):
 
 @dataclass(frozen=True)
 class Embedded:
-    """embeddings: of each text, all of one length; model: as the server calls it, if it says."""
+    """embeddings: one for each text, of one length; model: as the server calls it, if it does."""
 
     embeddings: list[list[float]]
     model: str | None
 
 
 class Embedder:
-    """url: with or without a slash at its end; it may hold a password, so it is never shown."""
+    """url: with or without a slash at its end. It may hold a password, so it is never shown."""
 
     def __init__(self, url: SecretStr) -> None:
         self._url = url.get_secret_value().rstrip("/")
 
     async def embed(self, texts: Sequence[str]) -> Embedded:
-        """Raises EmbedderUnavailable, EmbedderUnfit, or TextRefused."""
+        """Embed texts. Raises EmbedderUnavailable, EmbedderUnfit, or TextRefused."""
         found: list[list[float]] = []
         async with httpx.AsyncClient(timeout=READ_TIMEOUT_S) as client:
             info = await self._info(client)
@@ -73,7 +73,7 @@ class Embedder:
         return Embedded(found, info.model_id)
 
     async def _info(self, client: httpx.AsyncClient) -> _Info:
-        """Another server than the one that is imitated may not have it."""
+        """What /info says. Other servers that imitate the API may not have it."""
         status, data = await self._asked(client, "GET", "/info")
         try:
             return _Info.model_validate_json(data) if status == 200 else _Info()
@@ -83,7 +83,7 @@ class Embedder:
     async def _piece(
         self, client: httpx.AsyncClient, texts: Sequence[str], first: int
     ) -> list[list[float]]:
-        """first: place of the first of them. In halves where it is too much for one call."""
+        """Embed some texts, in halves if they are too much for a call. first: index of the first"""
         status, data = await self._asked(
             client, "POST", "/embed", {"inputs": list(texts), "truncate": True}
         )
@@ -109,7 +109,7 @@ class Embedder:
     async def _asked(
         self, client: httpx.AsyncClient, method: str, path: str, body: object = None
     ) -> tuple[int, bytes]:
-        """Status and body of an answer."""
+        """The status and the body of an answer."""
         data = bytearray()
         try:
             async with (

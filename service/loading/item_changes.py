@@ -1,10 +1,10 @@
-"""Items that come and go while the service runs: added by their embeddings, or removed.
+"""Items that are added, with their embeddings, or removed while the service runs.
 
-A change is written to the history store first, then made in every bundle in memory that has the
-name, and made again after every start and load; the other replicas follow within seconds. Changes
-are numbered, and a bundle knows the last one that it has: only those after it are read. Repeating
-one changes no item: what is there with the same title and categories stays as it is. Knows nothing
-of HTTP routes or Redis commands.
+A change is written to the history store first. Then it is applied to every bundle in memory that
+has the name, and applied again after every start and load. The other replicas follow within
+seconds. Changes are numbered. A bundle knows the last change that it has, and only later ones are
+read. Repeating a change does nothing: an item with the same title and categories stays as it is.
+Knows nothing of HTTP routes or Redis commands.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from service.bundles import CONTENT_TEXT, Bundle, ContentPart, Item, text_of
 from service.decoding.catalogue import with_pauses
 from service.errors import EmbedderUnfit, HistoryUnavailable, InvalidRequest, RequestError
 from service.loading.embedder import LARGEST, Embedder, TextRefused
-from service.loading.loaded_bundles import Residents
+from service.loading.loaded_bundles import LoadedBundles
 from service.schemas import ItemsRequest, ItemsResponse, NewItem
 
 FOLLOW_EVERY_S = 5.0
-MADE_AT_ONCE = 10_000  # changes: more would take much memory while they are on their way
+MADE_AT_ONCE = 10_000  # changes at a time: more would take too much memory
 REMOVED = ""
 
 log = structlog.get_logger()
@@ -40,18 +40,19 @@ class ChangeStore(Protocol):
     """Keeps changes of items for all replicas. Every method may raise HistoryUnavailable."""
 
     async def write_items(self, name: str, entries: Mapping[str, str]) -> None:
-        """Keep the changes to the items of bundles of that name, by item_id, for good."""
+        """Keep changes to the items of bundles of that name, permanently. entries: by item_id"""
         ...
 
     async def read_items(self, name: str, after: int) -> tuple[int, dict[str, str]]:
-        """The next changes after that version, by item_id, and the version that they bring to.
+        """The next changes after a version, by item_id, and the version that they lead to.
 
-        Few enough for one call; none when there are no more. Of an item only its last change.
+        They are few enough for one call, and none when there are no more. Of each item only the
+        last change is kept.
         """
         ...
 
     async def items_version(self, name: str) -> int:
-        """The version that all changes bring to; 0 when nothing was ever changed."""
+        """The version that all changes lead to; 0 when nothing was ever changed."""
         ...
 
 
@@ -59,24 +60,27 @@ class ItemChanges:
     """The changes to the items of the bundles in memory, by the bundles' names.
 
     embedder_url: of a server that answers POST /embed as Text Embeddings Inference does; None = new
-        items must bring their embeddings
+        items must come with embeddings
     """
 
     def __init__(
-        self, residents: Residents, store: ChangeStore, embedder_url: SecretStr | None = None
+        self,
+        loaded_bundles: LoadedBundles,
+        store: ChangeStore,
+        embedder_url: SecretStr | None = None,
     ) -> None:
-        self._residents = residents
+        self._loaded_bundles = loaded_bundles
         self._store = store
         self._embedder = Embedder(embedder_url) if embedder_url else None
         self._replaying = asyncio.Lock()
 
     async def change(self, request: ItemsRequest) -> ItemsResponse:
-        """Add and remove items, for good. An item that is there already is replaced.
+        """Add and remove items permanently. An added item that exists already is replaced.
 
-        Raises InvalidRequest, EmbedderUnfit, EmbedderUnavailable, or HistoryUnavailable; after the
-        last two repeat it.
+        Raises InvalidRequest, EmbedderUnfit, EmbedderUnavailable, or HistoryUnavailable. Repeat the
+        call after the last two.
         """
-        before = self._residents.active.bundle
+        before = self._loaded_bundles.active.bundle
         name, catalogue = before.manifest.name, before.catalogue
         embeddings = await self._embeddings(request.add, before)
         entries = dict.fromkeys(request.remove, REMOVED) | {
@@ -91,7 +95,7 @@ class ItemChanges:
         if entries:
             await self._store.write_items(name, entries)
         await self.replay()
-        after = self._residents.active.bundle
+        after = self._loaded_bundles.active.bundle
         return ItemsResponse(
             bundle=after.manifest.ref,
             added=len(added) - len(catalogue.rows_of(added)),
@@ -100,17 +104,17 @@ class ItemChanges:
         )
 
     async def replay(self) -> None:
-        """Make all changes that are written, where they are not made yet.
+        """Apply all written changes to the bundles that lack them.
 
-        Raises HistoryUnavailable; `follow` tries again.
+        Raises HistoryUnavailable. `follow` tries again.
         """
         async with self._replaying:
             while portions := await self._portions():
-                await self._residents.change(partial(_with_portions, portions=portions))
+                await self._loaded_bundles.change(partial(_with_portions, portions=portions))
 
     async def _portions(self) -> list[Portion]:
-        """The next changes that some bundle lacks, for each name."""
-        bundles = [resident.bundle for resident in self._residents.all]
+        """For each name, the next changes that some bundle lacks."""
+        bundles = [loaded.bundle for loaded in self._loaded_bundles.all]
         names = sorted({bundle.manifest.name for bundle in bundles})
         portions = [
             await self._portion(name, [one for one in bundles if one.manifest.name == name])
@@ -119,7 +123,7 @@ class ItemChanges:
         return [portion for portion in portions if any(map(portion.is_next_of, bundles))]
 
     async def _portion(self, name: str, bundles: Sequence[Bundle]) -> Portion:
-        """What comes after the changes that all these bundles have."""
+        """The changes that follow those that all these bundles have."""
         newest = await self._store.items_version(name)
         after = version = min(_version_of(bundle, newest) for bundle in bundles)
         entries: dict[str, str] = {}
@@ -130,13 +134,13 @@ class ItemChanges:
             except HistoryUnavailable:
                 if not entries:
                     raise
-                break  # first make those that came
+                break  # first apply those that came
             entries |= read
             more = bool(read)
         return Portion(name, after, version, newest, entries)
 
     async def follow(self) -> None:
-        """Until it is cancelled: make what other replicas have written."""
+        """Until cancelled: apply what other replicas have written."""
         while True:
             try:
                 await self.replay()
@@ -147,7 +151,7 @@ class ItemChanges:
             await asyncio.sleep(FOLLOW_EVERY_S)
 
     async def _embeddings(self, items: Sequence[NewItem], bundle: Bundle) -> list[list[float]]:
-        """Of each item: what it brings, else what the embedder makes of its text."""
+        """For each item: its own embedding, or what the embedder makes of its text."""
         if not items:
             return []
         content = bundle.manifest.content
@@ -172,7 +176,7 @@ class ItemChanges:
     async def _embedded(
         self, items: Sequence[NewItem], missing: Sequence[int], content: ContentPart
     ) -> list[list[float]]:
-        """missing: places of the items without an embedding"""
+        """Embeddings of the items without one. missing: indices of these items"""
         if self._embedder is None:
             message = "an embedding is needed, as UNMASK_EMBEDDER_URL is not set"
             raise InvalidRequest(message, param=f"add.{missing[0]}.embedding")
@@ -201,16 +205,16 @@ class ItemChanges:
 
 
 def _last(model: str) -> str:
-    """`minilm` for `Some-Org/MiniLM` and for the folder `/models/minilm`."""
+    """The last part of a model's name: `minilm` for `Some-Org/MiniLM` and for `/models/minilm`."""
     return model.rstrip("/").rpartition("/")[2].lower()
 
 
 @dataclass(frozen=True)
 class Portion:
-    """Changes to the bundles of one name: those numbered from after + 1 to version.
+    """Changes to the bundles of one name, those numbered from after + 1 to version.
 
-    newest: number of the last one that the store had
-    entries: by item_id, REMOVED or what `_entry` wrote; of an item only the last change
+    newest: number of the last change that the store had
+    entries: by item_id, REMOVED or what `_entry` wrote; of each item only the last change
     """
 
     name: str
@@ -220,7 +224,7 @@ class Portion:
     entries: Mapping[str, str]
 
     def is_next_of(self, bundle: Bundle) -> bool:
-        """Whether these changes bring a bundle further, and it has all before them."""
+        """Whether a bundle lacks these changes, and has all changes before them."""
         return (
             bundle.manifest.name == self.name
             and bundle.items_version != self.version
@@ -229,9 +233,10 @@ class Portion:
 
 
 def _version_of(bundle: Bundle, newest: int) -> int:
-    """How far a bundle has the changes of a store that has so many.
+    """How many changes of the store a bundle has. newest: how many the store has
 
-    One that has more is to get all of them again: the store has lost some.
+    A bundle with more changes than the store gets all of them again, because the store has lost
+    some.
     """
     return bundle.items_version if bundle.items_version <= newest else 0
 
@@ -245,9 +250,10 @@ def _with_portions(bundle: Bundle, portions: Iterable[Portion]) -> Bundle:
 
 
 def with_changes(bundle: Bundle, entries: Mapping[str, str]) -> Bundle:
-    """A bundle with the changes made that it does not have; itself when it has them all.
+    """A bundle with these changes applied; the same bundle if it has them all already.
 
-    entries: by item_id, REMOVED or what `_entry` wrote. A bundle of other embeddings gets no items.
+    entries: by item_id, REMOVED or what `_entry` wrote
+    A bundle with embeddings of another length gets no new items.
     """
     content = bundle.manifest.content
     gone: list[str] = []
@@ -271,7 +277,7 @@ def with_changes(bundle: Bundle, entries: Mapping[str, str]) -> Bundle:
 def _replaced(
     bundle: Bundle, gone: Sequence[str], new: Mapping[str, tuple[Item, NDArray[np.float32]]]
 ) -> Bundle:
-    """A bundle without items that it has, and with new ones. One is there all the time."""
+    """A bundle without some of its items, and with new ones. It is never without any item."""
     if len(gone) == bundle.catalogue.num_items:
         *gone, last = gone
         others = {item_id: item for item_id, item in new.items() if item_id != last}

@@ -1,7 +1,7 @@
-"""Priming: a bundle decodes its recorded requests before the first client's.
+"""Priming: a bundle decodes its recorded requests before the first client's request.
 
-So no client meets a cold start, a graph that takes shorter histories than the manifest says is
-found out, and the latency model has seen batches of every size. Knows nothing of queues.
+So no client meets a cold start. A graph that takes shorter histories than the manifest says is
+found. And the latency model has seen batches of every size. Knows nothing of queues.
 """
 
 from __future__ import annotations
@@ -27,12 +27,13 @@ MAX_RUNGS = 4
 def prime(bundle: Bundle, latency: LatencyModel, until: float = inf) -> None:
     """Decode held-out histories in batches of the usual sizes, by every rung of the ladder.
 
-    Twice, and the second times are what `latency` learns; before that one history of full length,
-    by what the default never calls. until: of time.monotonic(), when nobody waits any more.
-    Raises BundleInvalid when decoding fails, BundleLoadTimedOut when it is too late.
+    All batches are decoded twice, and `latency` learns the times of the second run. Before that,
+    one history of full length is decoded, and jobs that need what the default setting never calls.
+    until: seconds of time.monotonic(), when nobody waits any more
+    Raises BundleInvalid when decoding fails, and BundleLoadTimedOut when it is too late.
     """
     manifest = bundle.manifest
-    decoder = replace(bundle.decoder, encoder_cache=0)  # every batch is to run the encoder
+    decoder = replace(bundle.decoder, encoder_cache=0)  # every batch must run the encoder
     histories = [bundle.catalogue.rows_of(user.history) for user in bundle.held_out[:16]]
     histories = [rows for rows in histories if len(rows)] or [np.zeros(1, np.int32)]
     rungs = ladder_of(manifest)[:MAX_RUNGS]
@@ -84,7 +85,7 @@ def _check(bundle: Bundle, decoder: Decoder, jobs: Sequence[Job]) -> None:
 
 
 def _rare_jobs(bundle: Bundle, history: NDArray[np.int32], width: int) -> list[Job]:
-    """Jobs that need compiled code which the bundle's default schedule may not."""
+    """Jobs that need compiled code which the bundle's default schedule may not need."""
     num_items, num_subspaces = bundle.catalogue.num_items, bundle.catalogue.num_subspaces
     schedules = [
         Schedule.from_params(

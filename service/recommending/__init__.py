@@ -1,11 +1,11 @@
 """The story of a recommendation: from a request to the items that answer it.
 
 Reads the history, plans the decoding, queues the job, and maps rows back to items. It must not know
-HTTP, Redis or ONNX Runtime: it talks to the history store, the batcher and the loaded bundles.
+HTTP, Redis or ONNX Runtime. It talks to the history store, the batcher and the loaded bundles.
 
 Reading order: `recommender` (the whole story), `planning` (which schedule and beam width), `jobs`
-(from item ids to rows), `item_mapping` (from rows to items), `experiment` (who gets which variant),
-`shadow` (a candidate bundle that answers unseen).
+(from item ids to rows), `item_mapping` (from rows to items), `experiment` (which user gets which
+variant), `shadow` (a candidate bundle that answers unseen).
 """
 
 from service.recommending.experiment import Experiment, load_experiment

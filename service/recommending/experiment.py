@@ -1,8 +1,8 @@
 """An A/B experiment: which users get which variant of decoding or bundle.
 
-A variant is drawn by the hash of salt and user_id: the same user gets the same variant from every
-replica, with nothing stored, and another salt shuffles anew. Read from a TOML file; knows nothing
-of requests or bundles in memory.
+The hash of salt and user_id chooses the variant. So every replica gives the same user the same
+variant, and nothing is stored. Another salt shuffles the users again. Read from a TOML file. Knows
+nothing of requests or bundles in memory.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from service.errors import SettingsInvalid
 from service.schemas import MAX_BEAM_WIDTH
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,32}$")]
-DEFAULT = "default"  # the variant of a request outside any experiment
-PINNED = "pinned"  # of one that chose its own decoding
+DEFAULT = "default"  # the variant when no experiment runs
+PINNED = "pinned"  # the variant of a request that chose its own decoding
 MAX_VARIANTS = 8
 
 
@@ -36,7 +36,7 @@ class _Model(BaseModel):
 
 
 class Variant(_Model):
-    """What its users get; what is not said is as for everybody.
+    """What the users of this variant get. What it leaves out is as for everybody.
 
     bundle: name@version, kept in memory beside the active one
     """
@@ -50,13 +50,13 @@ class Variant(_Model):
 
     @property
     def decoding(self) -> dict[str, int]:
-        """What it says of decoding."""
+        """The settings of decoding that it sets."""
         asked = {"r_warm": self.r_warm, "m_par": self.m_par, "beam_width": self.beam_width}
         return {name: value for name, value in asked.items() if value is not None}
 
 
 class Experiment(_Model):
-    """Variants and the shares of the users they get, by weight."""
+    """Variants, and the share of users that each gets, by weight."""
 
     name: Name
     salt: str

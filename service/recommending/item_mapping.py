@@ -1,6 +1,6 @@
 """From catalogue rows back to items: titles, scores, explanations, and the popular items.
 
-Knows one bundle at a time; nothing of requests' deadlines, queues or stores.
+Knows one bundle at a time, and nothing of deadlines, queues or stores.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ MAX_IN_COMMON = 5
 def decoded_items(
     bundle: Bundle, decoded: Decoded, history: Rows, *, metadata: bool
 ) -> list[RecommendedItem]:
-    """The items of an answer, explained where it has a trajectory. history: oldest to newest."""
+    """The items of an answer, explained if it has a trajectory. history: oldest to newest."""
     scores = decoded.scores.tolist()
     explanations: list[Explanation] | list[None] = [None] * len(scores)
     if decoded.trajectory is not None:
@@ -48,7 +48,7 @@ def popular_items(
 
 
 def similar_items(bundle: Bundle, row: int, k: int) -> list[CodesInCommon]:
-    """The k other items that share most codes with a row, the more popular first."""
+    """The k other items that share most codes with a row; of equal ones, the more popular first."""
     codes = bundle.catalogue.codes
     in_common = (codes == codes[row]).sum(axis=1, dtype=np.int16)
     in_common[row] = 0
@@ -59,7 +59,7 @@ def similar_items(bundle: Bundle, row: int, k: int) -> list[CodesInCommon]:
 
 
 def most_codes_in_common(bundle: Bundle, row: int, among: Rows, most: int) -> list[CodesInCommon]:
-    """Those of the rows `among` that share a code with a row, most codes first, then in order."""
+    """The rows of `among` that share a code with a row: most codes first, then in that order."""
     codes = bundle.catalogue.codes
     in_common = (codes[among] == codes[row]).sum(axis=1)
     best = np.argsort(-in_common, kind="stable")[:most]

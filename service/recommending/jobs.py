@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from service.bundles import ATTRIBUTES, Bundle
 from service.decoding import Job
 from service.errors import InvalidRequest
-from service.histories import Shown
+from service.histories import RememberedAnswer
 from service.recommending.planning import Plan
 from service.schemas import HistorySource, RecommendRequest
 
@@ -24,15 +24,18 @@ Rows = NDArray[np.int32]
 
 @dataclass(frozen=True)
 class UserHistory:
-    """item_ids: oldest to newest; shown: the answer that a next page goes on from."""
+    """A user's items, and for a next page the answer before it.
+
+    item_ids: oldest to newest; shown: the answer whose next page is asked for, else None
+    """
 
     source: HistorySource
     item_ids: Sequence[str]
-    shown: Shown | None = None
+    shown: RememberedAnswer | None = None
 
     @property
     def before(self) -> tuple[str, ...]:
-        """All items of the pages before."""
+        """All items of earlier pages."""
         return (*self.shown.before, *self.shown.item_ids) if self.shown else ()
 
 
@@ -41,8 +44,8 @@ class Inputs:
     """What a request means for one bundle.
 
     history:  (n,) int32, oldest to newest, the items that the bundle knows
-    excluded: (m,) int32, distinct rows not to return
-    allowed:  (l,) int32, ascending rows that the filter leaves; None = all
+    excluded: (m,) int32, distinct rows that must not be returned
+    allowed:  (l,) int32, ascending rows that pass the filter; None = all
     """
 
     history: Rows
@@ -53,7 +56,7 @@ class Inputs:
     async def look_up(
         cls, request: RecommendRequest, history: UserHistory, bundle: Bundle
     ) -> Inputs:
-        """Look everything up; a filter, which may leave millions of rows, in a thread."""
+        """Turn item ids into rows. A filter may leave millions of rows, so it runs in a thread."""
         if request.filter:
             return await asyncio.to_thread(cls._of, request, history, bundle)
         return cls._of(request, history, bundle)
@@ -69,7 +72,7 @@ class Inputs:
         return cls(rows, np.fromiter(excluded, np.int32, len(excluded)), allowed)
 
     def short_because(self, k: int, num_items: int) -> str:
-        """Why an answer has fewer than k items, as the metric calls it."""
+        """Why an answer has fewer than k items, as a label of the metric."""
         left = num_items if self.allowed is None else len(self.allowed)
         if left < k:
             return "catalogue" if self.allowed is None else "filter"
@@ -81,7 +84,7 @@ class Inputs:
         return "exclusions" if left - num_taken < k else "beam"
 
     def job(self, request: RecommendRequest, plan: Plan) -> Job:
-        """The work."""
+        """The work for the decoder."""
         return Job(
             self.history,
             request.k,

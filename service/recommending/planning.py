@@ -1,7 +1,7 @@
-"""How a request is decoded: as it asks, or by the best schedule that is foretold to be in time.
+"""How a request is decoded: as it asks, or by the best schedule that should be in time.
 
-`schedule="auto"` takes the first rung of the bundle's ladder (`service.bundles.ladder`) that makes
-the deadline. Knows nothing of queues: the forecast is given.
+`schedule="auto"` takes the first rung of the bundle's ladder (`service.bundles.ladder`) whose
+forecast meets the deadline. Knows nothing of queues: the forecast is given to it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from service.schemas import RecommendRequest
 
 @dataclass(frozen=True)
 class Plan:
-    """Settings of the decoder for one request; `adjusted` when "auto" took less than the best."""
+    """Decoder settings of one request. `adjusted`: "auto" took less than the best."""
 
     decoding: DecodingDefaults
     schedule: Schedule
@@ -31,9 +31,9 @@ class Plan:
 
 
 def fixed_plan(request: RecommendRequest, decoding: DecodingDefaults, num_subspaces: int) -> Plan:
-    """What the request asks for, and where it asks for nothing `decoding`.
+    """What the request asks for. `decoding` gives every setting that it does not mention.
 
-    Raises InvalidRequest where the bundle's SIDs are too short for it.
+    Raises InvalidRequest if the bundle's SIDs are too short for it.
     """
     asked = {
         name: value
@@ -57,9 +57,9 @@ def plan_in_time(
     seconds: Callable[[Plan], float],
     within_s: float,
 ) -> Plan:
-    """The first rung foretold to be in time, else the fastest.
+    """The first rung whose forecast is in time, else the fastest rung.
 
-    seconds: until a plan would be answered; within_s: that it may take
+    seconds: forecast time until a plan would be answered; within_s: how long it may take
     """
     plans = [_plan(rung.wide_enough(k), num_subspaces) for rung in ladder]
     for plan in plans:

@@ -1,7 +1,7 @@
 """The story of one request: history in, items out. Read `Recommender.recommend` first.
 
-Speaks item ids outside and catalogue rows inside. Knows nothing of HTTP or Redis commands; decoding
-happens in the MicroBatcher. Times are seconds of time.monotonic() until they are reported.
+Uses item ids outside and catalogue rows inside. Knows nothing of HTTP or Redis commands. The
+MicroBatcher decodes. Times are seconds of time.monotonic() until they are reported.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from service.errors import (
     InvalidRequest,
     RecommendationNotFound,
 )
-from service.histories import HistoryStore, Remembering, Shown
-from service.loading import Resident, Residents
+from service.histories import AnswerMemory, HistoryStore, RememberedAnswer
+from service.loading import LoadedBundle, LoadedBundles
 from service.recommending.experiment import DEFAULT, PINNED, Experiment, Variant
 from service.recommending.item_mapping import decoded_items, popular_items
 from service.recommending.jobs import Inputs, UserHistory, check_filter
@@ -45,7 +45,7 @@ MAX_ITEMS_BEFORE = 1000
 
 @dataclass(frozen=True)
 class Policy:
-    """What holds for requests that say nothing else; see `service.settings`."""
+    """The rules for requests that say nothing else. See `service.settings`."""
 
     default_timeout_s: float
     slo_s: float
@@ -57,7 +57,7 @@ class Policy:
 class Assignment:
     """The bundle that answers a request, its variant if there is one, and the variant's label."""
 
-    resident: Resident
+    loaded_bundle: LoadedBundle
     variant: Variant | None
     label: str
 
@@ -67,16 +67,16 @@ class Recommender:
 
     def __init__(
         self,
-        residents: Residents,
+        loaded_bundles: LoadedBundles,
         histories: HistoryStore,
-        answers: Remembering,
+        answers: AnswerMemory,
         batcher: MicroBatcher,
         metrics: Metrics,
         policy: Policy,
         shadow: Shadow,
         experiment: Experiment | None = None,
     ) -> None:
-        self._residents = residents
+        self._loaded_bundles = loaded_bundles
         self._histories = histories
         self._answers = answers
         self._batcher = batcher
@@ -87,26 +87,26 @@ class Recommender:
         self._begun: set[tuple[str, str]] = set()  # bundles and labels that metrics know
 
     def assign(self, request: RecommendRequest) -> Assignment:
-        """Choose who answers, by the experiment that runs. Raises NotReady."""
+        """Choose the bundle and variant that answer, by the running experiment. Raises NotReady."""
         assignment = self._assignment(request)
-        begun = assignment.resident.ref, assignment.label
+        begun = assignment.loaded_bundle.ref, assignment.label
         if begun not in self._begun:
             self._begun.add(begun)
             self._metrics.begin_outcomes(*begun)
         return assignment
 
     def _assignment(self, request: RecommendRequest) -> Assignment:
-        resident = self._residents.active
+        loaded = self._loaded_bundles.active
         if request.pins_decoding:
-            return Assignment(resident, None, PINNED)
+            return Assignment(loaded, None, PINNED)
         if self._experiment is None:
-            return Assignment(resident, None, DEFAULT)
-        if request.schedule == "auto":  # no variant's decoding, so not one of its users
-            return Assignment(resident, None, PINNED)
+            return Assignment(loaded, None, DEFAULT)
+        if request.schedule == "auto":  # it gets no variant's decoding, so it counts for none
+            return Assignment(loaded, None, PINNED)
         variant = self._experiment.variant_of(request.user_id)
         if variant.bundle:
-            resident = self._residents.of(variant.bundle)
-        return Assignment(resident, variant, variant.name)
+            loaded = self._loaded_bundles.of(variant.bundle)
+        return Assignment(loaded, variant, variant.name)
 
     async def recommend(
         self,
@@ -116,27 +116,27 @@ class Recommender:
         *,
         in_bulk: bool = False,
     ) -> RecommendResponse:
-        """The k best items for a user; the popular ones when there is no history to go by.
+        """The k best items for a user. Popular items when there is no history to work with.
 
-        received: when the request arrived; the deadline counts from then.
-        in_bulk: one of many of one call, which has a deadline and no SLO.
+        received: when the request arrived; the deadline counts from then
+        in_bulk: one of many requests of one call; the call has a deadline, but no SLO
         Raises InvalidRequest, Overloaded, DeadlineExceeded, DecodeFailed, NotReady,
-        RecommendationNotFound, or HistoryUnavailable where nothing else will do.
+        RecommendationNotFound, or HistoryUnavailable when nothing else can answer.
         """
-        resident = assignment.resident
+        loaded = assignment.loaded_bundle
         check_filter(request)
         timeout_s = self._policy.default_timeout_s
         deadline = received + (request.timeout_ms / 1000 if request.timeout_ms else timeout_s)
         due = deadline if in_bulk else min(deadline, received + self._policy.slo_s)
         plan = self._plan(request, assignment, due, in_bulk=in_bulk)
-        engine, width = resident.engine, plan.decoding.beam_width
+        engine, width = loaded.engine, plan.decoding.beam_width
         self._batcher.admit(engine, plan.work, width, deadline, in_bulk=in_bulk)
         stages: dict[str, float] = {}
         reasons: list[DegradedReason] = []
         async with _until(deadline):
             with _timed(stages, "history"):
                 history = await self._history_of(request)
-            inputs = await Inputs.look_up(request, history, resident.bundle)
+            inputs = await Inputs.look_up(request, history, loaded.bundle)
         answer = None
         if len(inputs.history):
             try:
@@ -148,10 +148,10 @@ class Recommender:
                     raise
                 reasons.append("decode_failed" if isinstance(error, DecodeFailed) else "deadline")
         if answer:
-            num_items = resident.bundle.catalogue.num_items
+            num_items = loaded.bundle.catalogue.num_items
             count_decoded(self._metrics, answer.decoded, plan, num_items)
         with _timed(stages, "map"):
-            items = _items(request, resident, inputs, answer)
+            items = _items(request, loaded, inputs, answer)
         reasons += _reasons(history, inputs, plan, answer)
         response = RecommendResponse(
             recommendation_id=str(uuid7()),
@@ -159,7 +159,7 @@ class Recommender:
             served_by="model" if answer else "popular",
             degraded=bool(reasons),
             degraded_reasons=reasons,
-            bundle=resident.ref,
+            bundle=loaded.ref,
             experiment=self._used_variant(assignment.label),
             items=items,
             decoding=_used_decoding(plan, answer) if answer else None,
@@ -172,7 +172,7 @@ class Recommender:
         )
         self._observe(response, is_filtered=bool(request.filter), in_bulk=in_bulk)
         if len(items) < request.k:
-            num_items = resident.bundle.catalogue.num_items
+            num_items = loaded.bundle.catalogue.num_items
             self._metrics.short_lists.labels(inputs.short_because(request.k, num_items)).inc()
         self._remember(response, history, assignment.label)
         if answer:
@@ -185,24 +185,26 @@ class Recommender:
     def _plan(
         self, request: RecommendRequest, assignment: Assignment, due: float, *, in_bulk: bool
     ) -> Plan:
-        """due: when "auto" should have its answer. Who is in an experiment gets what it says."""
-        resident, variant = assignment.resident, assignment.variant
-        num_subspaces = resident.bundle.catalogue.num_subspaces
+        """due: when "auto" should have its answer. Users in an experiment get its decoding."""
+        loaded, variant = assignment.loaded_bundle, assignment.variant
+        num_subspaces = loaded.bundle.catalogue.num_subspaces
         is_adaptive = self._policy.adaptive_schedule and self._experiment is None
         if request.schedule != "auto" and (request.pins_decoding or not is_adaptive):
             asked = variant.decoding if variant else {}
-            decoding = resident.bundle.manifest.decoding.model_copy(update=asked)
+            decoding = loaded.bundle.manifest.decoding.model_copy(update=asked)
             return fixed_plan(request, decoding, num_subspaces)
 
         def seconds(plan: Plan) -> float:
-            """Waiting counts three times: at half the SLO the gate shuts, and quality is to bend
-            before."""
+            """Waiting counts three times.
+
+            The gate closes at half the SLO. Faster schedules must be chosen before that.
+            """
             width = plan.decoding.beam_width
-            forecast = self._batcher.forecast(resident.engine, plan.work, width, in_bulk=in_bulk)
+            forecast = self._batcher.forecast(loaded.engine, plan.work, width, in_bulk=in_bulk)
             return forecast.total_s + (0 if in_bulk else 2 * forecast.wait_s)
 
         within_s = due - time.monotonic()
-        return plan_in_time(resident.ladder, num_subspaces, request.k, seconds, within_s)
+        return plan_in_time(loaded.ladder, num_subspaces, request.k, seconds, within_s)
 
     async def _history_of(self, request: RecommendRequest) -> UserHistory:
         user_id, after = request.user_id, request.after
@@ -230,8 +232,8 @@ class Recommender:
             return UserHistory("unavailable", [])
 
     def _remember(self, response: RecommendResponse, history: UserHistory, label: str) -> None:
-        """So that events that name the answer are attributed to it, and a next page goes on."""
-        shown = Shown(
+        """Remember the answer, for the attribution of events and for a next page."""
+        shown = RememberedAnswer(
             response.recommendation_id,
             response.bundle,
             label,
@@ -259,7 +261,7 @@ class Recommender:
 
 
 def count_decoded(metrics: Metrics, decoded: Decoded, plan: Plan, num_items: int) -> None:
-    """What the search did for an answer, and whether it kept its promise."""
+    """Count what the search did for an answer, and whether its rows are valid and distinct."""
     rows = decoded.rows.tolist()
     metrics.nfe.observe(decoded.nfe)
     metrics.nfe_saved.inc(plan.schedule.nfe - decoded.nfe)
@@ -268,9 +270,9 @@ def count_decoded(metrics: Metrics, decoded: Decoded, plan: Plan, num_items: int
 
 
 def _items(
-    request: RecommendRequest, resident: Resident, inputs: Inputs, answer: Answer | None
+    request: RecommendRequest, loaded: LoadedBundle, inputs: Inputs, answer: Answer | None
 ) -> list[RecommendedItem]:
-    bundle, metadata = resident.bundle, request.metadata
+    bundle, metadata = loaded.bundle, request.metadata
     if answer is None:
         return popular_items(bundle, request.k, inputs.excluded, inputs.allowed, metadata=metadata)
     return decoded_items(bundle, answer.decoded, inputs.history, metadata=metadata)
@@ -279,7 +281,7 @@ def _items(
 def _reasons(
     history: UserHistory, inputs: Inputs, plan: Plan, answer: Answer | None
 ) -> list[DegradedReason]:
-    """Why the answer is less than it could be."""
+    """Why the answer is worse than it could be."""
     if history.source == "unavailable":
         return ["history_unavailable"]
     if history.item_ids and not len(inputs.history):

@@ -1,7 +1,8 @@
 """Shadow mode: the candidate bundle answers a share of the requests too, and nobody sees it.
 
-Only when nothing else is to be decoded, so that it is the first to go under load. Tells how many of
-an answer's items the candidate's own default finds. Knows nothing of users or HTTP.
+It decodes only when nothing else waits, so it is the first to stop under load. It measures how many
+items of an answer the candidate also finds, with the candidate's own default setting. Knows nothing
+of users or HTTP.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import time
 from service.batching import MicroBatcher
 from service.bundles import DecodingDefaults
 from service.errors import RequestError
-from service.loading import Resident, Residents
+from service.loading import LoadedBundle, LoadedBundles
 from service.recommending.jobs import Inputs, UserHistory
 from service.recommending.planning import fixed_plan
 from service.schemas import RecommendRequest, RecommendResponse
@@ -26,10 +27,12 @@ AS_ITS_DEFAULT = {**dict.fromkeys(DecodingDefaults.model_fields), "explain": Fal
 
 
 class Shadow:
-    """Make it inside the event loop."""
+    """Create it inside the event loop."""
 
-    def __init__(self, residents: Residents, batcher: MicroBatcher, metrics: Metrics) -> None:
-        self._residents = residents
+    def __init__(
+        self, loaded_bundles: LoadedBundles, batcher: MicroBatcher, metrics: Metrics
+    ) -> None:
+        self._loaded_bundles = loaded_bundles
         self._batcher = batcher
         self._metrics = metrics
         self._tasks: set[asyncio.Task[None]] = set()
@@ -37,8 +40,8 @@ class Shadow:
     def follow(
         self, request: RecommendRequest, history: UserHistory, response: RecommendResponse
     ) -> None:
-        """Let the candidate answer too, if its share says so; returns at once."""
-        candidate, share = self._residents.candidate, self._residents.shadow_fraction
+        """Let the candidate answer too, if its share says so. Returns at once."""
+        candidate, share = self._loaded_bundles.candidate, self._loaded_bundles.shadow_fraction
         if candidate is None or not response.items or random.random() >= share:
             return
         task = asyncio.create_task(self._compare(candidate, request, history, response))
@@ -46,19 +49,19 @@ class Shadow:
         task.add_done_callback(self._tasks.discard)
 
     async def stop(self) -> None:
-        """Drop what still runs."""
+        """Cancel the comparisons that still run."""
         await ended(self._tasks)
 
     async def _compare(
         self,
-        candidate: Resident,
+        candidate: LoadedBundle,
         request: RecommendRequest,
         history: UserHistory,
         response: RecommendResponse,
     ) -> None:
         result = "failed"
         try:
-            await asyncio.sleep(SETTLE_S)  # the batch that has just answered is ending
+            await asyncio.sleep(SETTLE_S)  # the batch that has just answered is still ending
             if not self._batcher.is_idle:
                 result = "skipped"
                 return
@@ -74,6 +77,6 @@ class Shadow:
             self._metrics.shadow_overlap.observe(hits / len(response.items))
             result = "compared"
         except RequestError:
-            pass  # the metric tells
+            pass  # the metric shows it
         finally:
             self._metrics.shadow_requests.labels(result).inc()

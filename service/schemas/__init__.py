@@ -1,7 +1,7 @@
 """What requests and answers look like in JSON: fields, bounds, one sentence each.
 
 Pydantic models and nothing else. The OpenAPI document is made from them. They know no HTTP, no
-store and no bundle; bounds that depend on a bundle are checked where it is known.
+store and no bundle. Bounds that depend on a bundle are checked where the bundle is known.
 
 Reading order: `recommend` (requests, answers and the one error body), `events`, `items`,
 `operators`.

@@ -10,16 +10,17 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
-from service.schemas.recommend import Answered, Body, ItemId, UserId, or_why_not
+from service.schemas.recommend import AnswerModel, ItemId, RequestModel, UserId, entry_or_error
 
-MAX_TIMESTAMP_S = 10**11  # the year 5138; below today's milliseconds
+MAX_TIMESTAMP_S = 10**11  # the year 5138; today's time in milliseconds is larger, so it is refused
 
 
-class Event(Body):
-    """Something a user did with an item, or saw. `timestamp` and `value` are not used yet.
+class Event(RequestModel):
+    """Something that a user did with an item, or saw. `timestamp` and `value` are not used yet.
 
-    An event that names the `recommendation_id` of an answer of the last day, and an item in it, is
-    attributed to that answer. A history is in the order in which its events arrive.
+    An event may name the `recommendation_id` of an answer of the last day. If that answer has the
+    event's item, the event is attributed to it. A history has its events in the order in which they
+    arrived.
     """
 
     event_id: str = Field(
@@ -51,7 +52,7 @@ class Event(Body):
 
     @property
     def all_item_ids(self) -> list[str]:
-        """The items, one or more."""
+        """The item ids, one or more."""
         return self.item_ids or [self.item_id or ""]
 
     @model_validator(mode="after")
@@ -61,26 +62,26 @@ class Event(Body):
         return self
 
 
-class EventsRequest(Body):
+class EventsRequest(RequestModel):
     """Events, appended in the order given. A wrong event does not stop the others."""
 
-    events: list[Annotated[Event | ValidationError, or_why_not(Event)]] = Field(
+    events: list[Annotated[Event | ValidationError, entry_or_error(Event)]] = Field(
         min_length=1, max_length=100
     )
 
 
-class RejectedEvent(Answered):
-    """An event that was not stored; `index` is its place in the request."""
+class RejectedEvent(AnswerModel):
+    """An event that was not stored. `index` is its position in the request, from 0."""
 
     index: int
     code: Literal["invalid_event", "unknown_event_type"]
     message: str
 
 
-class EventsResponse(Answered):
+class EventsResponse(AnswerModel):
     """accepted + duplicates + len(rejected) is the number of events sent.
 
-    `attributed` of the accepted ones name an answer that is remembered and an item in it.
+    `attributed` counts accepted events that name a remembered answer and an item in it.
     """
 
     accepted: int

@@ -1,4 +1,4 @@
-"""JSON about items: one of them, those like it, and changes to them.
+"""JSON about items: one item, similar items, and changes of items.
 
 As in `service.schemas.recommend`, unknown fields are refused. Knows nothing of HTTP.
 """
@@ -10,19 +10,19 @@ from typing import Annotated
 from pydantic import Field
 
 from service.schemas.recommend import (
-    WHOLE,
-    Answered,
+    WHOLE_NUMBER,
+    AnswerModel,
     AttributeValue,
-    Body,
     CodesInCommon,
     ItemId,
     NewItemId,
+    RequestModel,
 )
 
 MAX_SIMILAR = 100
 
 
-class ItemResponse(Answered):
+class ItemResponse(AnswerModel):
     """An item of the active bundle.
 
     popularity_rank: from 1, the most popular; same_sid: other items with the same semantic ID
@@ -37,22 +37,24 @@ class ItemResponse(Answered):
     bundle: str
 
 
-class SimilarRequest(Body):
-    """Ask for the items most like another one."""
+class SimilarRequest(RequestModel):
+    """Ask for the items most similar to another one."""
 
-    k: Annotated[int, Field(ge=1, le=MAX_SIMILAR), WHOLE] = Field(10, description="How many items.")
+    k: Annotated[int, Field(ge=1, le=MAX_SIMILAR), WHOLE_NUMBER] = Field(
+        10, description="How many items."
+    )
 
 
-class SimilarResponse(Answered):
-    """Items that share codes with the item, most first, then by popularity."""
+class SimilarResponse(AnswerModel):
+    """Items that share codes with the item: most shared codes first, then by popularity."""
 
     item_id: str
     similar: list[CodesInCommon]
     bundle: str
 
 
-class NewItem(Body):
-    """An item to add: with its embedding, or where an embedder is set with what it embeds."""
+class NewItem(RequestModel):
+    """An item to add: with its embedding, or with the text that the embedder will embed."""
 
     item_id: NewItemId
     title: str = Field(max_length=1000)
@@ -60,19 +62,19 @@ class NewItem(Body):
     embedding: list[Annotated[float, Field(allow_inf_nan=False)]] | None = Field(
         None,
         max_length=8192,
-        description="As the training items' content embeddings; without it the text "
+        description="Made like the content embeddings of the training items; without it the text "
         '"title. categories" is embedded.',
     )
 
 
-class ItemsRequest(Body):
-    """Items to add to the active bundle, and to remove from it."""
+class ItemsRequest(RequestModel):
+    """Items to add to the active bundle, and items to remove from it."""
 
     add: list[NewItem] = Field([], max_length=100)
     remove: list[ItemId] = Field([], max_length=1000)
 
 
-class ItemsResponse(Answered):
+class ItemsResponse(AnswerModel):
     """What changed, and how many items the bundle has now."""
 
     bundle: str

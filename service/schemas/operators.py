@@ -1,4 +1,4 @@
-"""JSON for whoever operates the service: health, facts, bundles in memory.
+"""JSON for operators of the service: health, facts, bundles in memory.
 
 As in `service.schemas.recommend`, unknown fields are refused. Knows nothing of HTTP.
 """
@@ -10,13 +10,13 @@ from typing import Literal
 from pydantic import ConfigDict, Field
 
 from service.decoding import Ranking
-from service.schemas.recommend import Answered, Body
+from service.schemas.recommend import AnswerModel, RequestModel
 
 Role = Literal["active", "previous", "candidate", "experiment"]
 
 
-class DefaultDecoding(Answered):
-    """What a request gets that asks for nothing else."""
+class DefaultDecoding(AnswerModel):
+    """The decoding of a request that asks for nothing else."""
 
     model_config = ConfigDict(from_attributes=True)
 
@@ -27,18 +27,18 @@ class DefaultDecoding(Answered):
     finish_rows: int
 
 
-class LoadRequest(Body):
-    """How a bundle is to be loaded."""
+class LoadRequest(RequestModel):
+    """How to load a bundle."""
 
     shadow_fraction: float = Field(
-        0.0, ge=0, le=1, description="Share of the requests that it answers too, unseen."
+        0.0, ge=0, le=1, description="Share of the requests that it also answers, unseen by users."
     )
 
 
-class ResidentInfo(Answered):
-    """A bundle in memory. role: active, previous, candidate or experiment; it may have several.
+class ResidentInfo(AnswerModel):
+    """A bundle in memory. It may have several roles.
 
-    digest: of its manifest, and so of all its files; null in bundles written before there was one
+    digest: of its manifest, and so of all its files; null in bundles older than digests
     """
 
     bundle: str
@@ -50,46 +50,53 @@ class ResidentInfo(Answered):
     shadow_fraction: float | None
 
 
-class Models(Answered):
-    """The bundles in memory; `configured` is what UNMASK_BUNDLE would load at a restart."""
+class Models(AnswerModel):
+    """The bundles in memory. `configured` is the bundle that a restart would load."""
 
     configured: str | None
+    # In the code: `LoadedBundle`. Clients know these two names in JSON, so they stay.
     residents: list[ResidentInfo]
 
 
-class Drained(Answered):
-    """The process takes no more requests soon."""
+class Drained(AnswerModel):
+    """The process will soon take no more requests."""
 
     status: Literal["draining"]
 
 
-class Liveness(Answered):
-    """Whether to restart the process, and why."""
+class Liveness(AnswerModel):
+    """Whether the process needs a restart, and why."""
 
     status: Literal["live", "not_live"]
     reasons: list[str]
     cure: str | None
 
 
-class Readiness(Answered):
-    """Whether to send requests, and why not."""
+class Readiness(AnswerModel):
+    """Whether requests should be sent, and why not."""
 
     status: Literal["ready", "not_ready"]
     reasons: list[str]
 
 
-class ContentInfo(Answered):
-    """What embeddings of new items must be like. text, model: what of an item was embedded, and by
-    what; null when nobody said."""
+class ContentInfo(AnswerModel):
+    """What embeddings of new items must be like.
+
+    text: which text of an item was embedded; null when unknown
+    model: the model that embedded it; null when unknown
+    """
 
     embedding_dims: int
     text: str | None
     model: str | None
 
 
-class BundleInfo(Answered):
-    """The bundle that is served. num_items: now; num_items_in_bundle: before items came and went;
-    content: null when it takes no new items"""
+class BundleInfo(AnswerModel):
+    """The active bundle.
+
+    num_items: now; num_items_in_bundle: before items were added and removed
+    content: null when it accepts no new items
+    """
 
     name: str
     version: str
@@ -104,8 +111,8 @@ class BundleInfo(Answered):
     content: ContentInfo | None
 
 
-class Limits(Answered):
-    """Bounds a client should know."""
+class Limits(AnswerModel):
+    """Bounds that a client should know."""
 
     max_k: int
     max_beam_width: int
@@ -117,8 +124,8 @@ class Limits(Answered):
     history_event_types: list[str]
 
 
-class Info(Answered):
-    """What is running; `bundle` is null until one is loaded."""
+class Info(AnswerModel):
+    """What is running. `bundle` is null until one is loaded."""
 
     version: str
     bundle: BundleInfo | None

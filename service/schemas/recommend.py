@@ -1,7 +1,7 @@
 """What requests and answers look like in JSON: fields, bounds, one sentence each.
 
-Unknown fields are refused, so that a misspelt one is not silently a default. Bounds that depend on
-the bundle (r_warm, m_par) are checked by the recommender. Knows nothing of HTTP.
+Unknown fields are refused, so that a misspelt field does not silently mean a default. The
+recommender checks bounds that depend on the bundle (r_warm, m_par). Knows nothing of HTTP.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ MAX_FINISH_ROWS = 1_000_000
 MAX_REQUESTS = 32
 MAX_HISTORY_LIMIT = 10_000
 MAX_FIELD_CHARS = 100
-# What says how to decode: the fields of `DecodingDefaults`, which a test holds against these.
+# The fields that say how to decode. A test checks that they are those of `DecodingDefaults`.
 DECODING_FIELDS = ("r_warm", "m_par", "beam_width", "ranking", "finish_rows")
 
-# User ids are path segments and Redis hash tags. Clients take `.` and `..` out of a path, however
-# they are escaped, before they send it: such a user could be stored and never be erased.
+# User ids are path segments and Redis hash tags. Clients remove `.` and `..` from a path before
+# they send it, even when escaped. Such a user could be stored, but never erased.
 USER_ID = re.compile(r"^(?!\.{1,2}$)[^/{}\x00-\x1f\x7f]+$")
 NEW_ITEM_ID = re.compile(r"^(?!\.{1,2}$)[^\x00-\x1f\x7f]+$")
 
@@ -62,7 +62,7 @@ def _check_new_item_id(item_id: str) -> str:
 
 
 def _without_point(value: Any) -> Any:
-    """3 for 3.0: JSON has one kind of number, and JSON Schema calls both integers."""
+    """3 for 3.0. JSON has one kind of number, and JSON Schema calls both integers."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -72,22 +72,22 @@ UserId = Annotated[
     AfterValidator(_check_user_id),
     Field(json_schema_extra={"pattern": USER_ID.pattern}),
 ]
-# Whatever a bundle may call an item can be named; what is added has to fit into a path, too.
+# Every id that a bundle may hold can be named. An added id must fit into a path, too.
 ItemId = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 NewItemId = Annotated[
     ItemId,
     AfterValidator(_check_new_item_id),
     Field(json_schema_extra={"pattern": NEW_ITEM_ID.pattern}),
 ]
-# Stands after the bounds of every integer that a client sends.
-WHOLE = BeforeValidator(_without_point)
-TimeoutMs = Annotated[int, Field(ge=1, le=10_000), WHOLE]
+# Comes after the bounds of every integer that a client sends.
+WHOLE_NUMBER = BeforeValidator(_without_point)
+TimeoutMs = Annotated[int, Field(ge=1, le=10_000), WHOLE_NUMBER]
 AttributeName = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 AttributeValue = Annotated[str, StringConstraints(min_length=1, max_length=500)]
 
 
 def is_user_id(text: str) -> bool:
-    """Whether the service takes it as a user's."""
+    """Whether the service accepts the text as a user id."""
     try:
         TypeAdapter(UserId).validate_python(text)
     except ValidationError:
@@ -96,12 +96,12 @@ def is_user_id(text: str) -> bool:
 
 
 def field_name(loc: Iterable[str | int]) -> str:
-    """`history.1` for ("history", 1); cut, because a client may invent a name of any length."""
+    """`history.1` for ("history", 1). It is cut, because a client may send a name of any length."""
     return ".".join(str(part) for part in loc)[:MAX_FIELD_CHARS]
 
 
-class Body(BaseModel):
-    """What a client sends: nothing unknown, no conversions."""
+class RequestModel(BaseModel):
+    """What a client sends: no unknown fields, no conversions."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
@@ -113,18 +113,19 @@ class Body(BaseModel):
         return value
 
 
-class Answered(BaseModel):
-    """What it gets."""
+class AnswerModel(BaseModel):
+    """What a client gets."""
 
     model_config = ConfigDict(frozen=True)
 
 
-def or_why_not(model: type[Body]) -> PlainValidator:
-    """Validates an entry of a list by itself: the entry, or the ValidationError that says why it is
-    none, so that a wrong one does not stop the others.
+def entry_or_error(model: type[RequestModel]) -> PlainValidator:
+    """Validates an entry of a list on its own, so that a wrong one does not stop the others.
+
+    The result is the entry, or the ValidationError that says what is wrong with it.
     """
 
-    def validated(value: Any) -> Body | ValidationError:
+    def validated(value: Any) -> RequestModel | ValidationError:
         try:
             return model.model_validate(value)
         except ValidationError as error:
@@ -133,34 +134,36 @@ def or_why_not(model: type[Body]) -> PlainValidator:
     return PlainValidator(validated, json_schema_input_type=model)
 
 
-class Wanted(Body):
+class RecommendFields(RequestModel):
     """What is asked for a user, alone or in a batch."""
 
     user_id: UserId = Field(description="Whose history to read; any string you like.")
-    k: Annotated[int, Field(ge=1, le=MAX_K), WHOLE] = Field(10, description="How many items.")
+    k: Annotated[int, Field(ge=1, le=MAX_K), WHOLE_NUMBER] = Field(
+        10, description="How many items."
+    )
     schedule: Literal["auto", "fixed"] | None = Field(
         None,
-        description="`auto`: the best decoding of those the bundle has measured that is foretold "
-        "to be in time; then r_warm and the like must not be given. Default: the service's.",
+        description="`auto`: of the decodings that the bundle has measured, the best that should "
+        "be in time; then no setting of the decoding may be given. Default: the service's.",
     )
-    r_warm: Annotated[int, Field(ge=0), WHOLE] | None = Field(
+    r_warm: Annotated[int, Field(ge=0), WHOLE_NUMBER] | None = Field(
         None, description="First decode steps, one position each; default: the bundle's."
     )
-    m_par: Annotated[int, Field(ge=1), WHOLE] | None = Field(
+    m_par: Annotated[int, Field(ge=1), WHOLE_NUMBER] | None = Field(
         None, description="Positions filled by each later step; default: the bundle's."
     )
-    beam_width: Annotated[int, Field(ge=1, le=MAX_BEAM_WIDTH), WHOLE] | None = Field(
+    beam_width: Annotated[int, Field(ge=1, le=MAX_BEAM_WIDTH), WHOLE_NUMBER] | None = Field(
         None, description="Beams kept at each step, at least k; default: the bundle's, or k."
     )
     ranking: Ranking | None = Field(
         None,
-        description="What a beam is worth: the probability of its rows (`rows`), that of its codes "
-        "(`path`), or that and its best completion (`best`); default: the bundle's.",
+        description="What a beam is worth: the probability of its rows (`rows`), of its codes "
+        "(`path`), or of its codes and its best completion (`best`); default: the bundle's.",
     )
-    finish_rows: Annotated[int, Field(ge=0, le=MAX_FINISH_ROWS), WHOLE] | None = Field(
+    finish_rows: Annotated[int, Field(ge=0, le=MAX_FINISH_ROWS), WHOLE_NUMBER] | None = Field(
         None,
-        description="When the beams hold at most so many rows, these are scored and no step "
-        "follows; 0 = never; default: the bundle's.",
+        description="When the beams own at most this many rows, all of these are scored and the "
+        "search ends; 0 = never; default: the bundle's.",
     )
     history: list[ItemId] | None = Field(
         None,
@@ -176,14 +179,14 @@ class Wanted(Body):
     ] = Field(
         {},
         max_length=8,
-        description="Only items that have, of each attribute, one of the values; see README.md.",
+        description="Only items that have one of the values of each attribute; see README.md.",
     )
     after: str | None = Field(
         None,
         min_length=1,
         max_length=128,
-        description="A recommendation_id of this user: the next page, without the items of that "
-        "answer and of the pages before it.",
+        description="A recommendation_id of this user. The answer is its next page, without the "
+        "items of that answer and of the pages before it.",
     )
     metadata: bool = Field(False, description="Whether items come with their categories.")
     explain: bool = Field(False, description="Whether items come with how they were found.")
@@ -210,27 +213,27 @@ class Wanted(Body):
         return any(getattr(self, name) is not None for name in DECODING_FIELDS)
 
 
-class RecommendRequest(Wanted):
-    """Ask for k items for a user; only `user_id` is required."""
+class RecommendRequest(RecommendFields):
+    """Ask for k items for a user. Only `user_id` is required."""
 
     timeout_ms: TimeoutMs | None = Field(
         None, description="Deadline, from receipt; default: the service's."
     )
 
 
-class CodesInCommon(Answered):
-    """An item that shares codes with another one, and how many."""
+class CodesInCommon(AnswerModel):
+    """An item that shares codes with another one, and how many codes."""
 
     item_id: str
     codes: int
 
 
-class Explanation(Answered):
-    """How an item was found; lists are by position of its SID, or by denoiser call.
+class Explanation(AnswerModel):
+    """How an item was found. Lists are by position of its SID, or by denoiser call.
 
-    filled_by_call: the call, from 1, that filled each position
-    log_probs: of its code at each position in that call, null where no call was asked for it
-    survivors, beam_scores: by call, the items left in its beam, and the beam's score
+    filled_by_call: for each position, the call that filled it, from 1
+    log_probs: for each position, of its code in that call; null where no call was asked for it
+    survivors, beam_scores: for each call, the items left in the item's beam, and the beam's score
     history_in_common: items of the history that share most codes with it
     """
 
@@ -241,8 +244,11 @@ class Explanation(Answered):
     history_in_common: list[CodesInCommon]
 
 
-class RecommendedItem(Answered):
-    """One item; `score` is the log-probability, comparable inside one answer, null if popular."""
+class RecommendedItem(AnswerModel):
+    """One item. `score` is its log-probability, null for popular items.
+
+    Scores are comparable within one answer only.
+    """
 
     item_id: str
     title: str
@@ -253,10 +259,10 @@ class RecommendedItem(Answered):
     explanation: Explanation | None = Field(None, description="Only with `explain`.")
 
 
-class UsedDecoding(Answered):
-    """How the items were decoded; `nfe` is the number of denoiser calls, encoder not counted.
+class UsedDecoding(AnswerModel):
+    """How the items were decoded. `nfe` is the number of denoiser calls, without the encoder.
 
-    `nfe` is below the length of `schedule` where `finish_rows` ended the search.
+    `nfe` is smaller than the length of `schedule` if `finish_rows` ended the search early.
     """
 
     r_warm: int
@@ -269,22 +275,22 @@ class UsedDecoding(Answered):
     adjusted: bool = Field(description='Whether `schedule="auto"` took less than the best.')
 
 
-class UsedVariant(Answered):
-    """The experiment that runs, and the variant that this answer is counted for."""
+class UsedVariant(AnswerModel):
+    """The experiment that runs, and the variant that this answer counts for."""
 
     name: str
     variant: str
 
 
-class UsedHistory(Answered):
-    """The history behind an answer; `unknown_items` of its `length` are not in the bundle."""
+class UsedHistory(AnswerModel):
+    """The history behind an answer. `unknown_items` of its `length` items are not in the bundle."""
 
     source: HistorySource
     length: int
     unknown_items: int
 
 
-class RecommendResponse(Answered):
+class RecommendResponse(AnswerModel):
     """Items, best first. `decoding` is null when the items are the popular ones."""
 
     recommendation_id: str
@@ -300,7 +306,7 @@ class RecommendResponse(Answered):
     timings_ms: dict[str, float]
 
 
-class BatchEntry(Wanted):
+class BatchEntry(RecommendFields):
     """One of several requests."""
 
     @model_validator(mode="before")
@@ -311,31 +317,31 @@ class BatchEntry(Wanted):
         return value
 
 
-class BatchRequest(Body):
-    """Several requests under one deadline; a refused one does not stop the others."""
+class BatchRequest(RequestModel):
+    """Several requests under one deadline. A refused request does not stop the others."""
 
-    requests: list[Annotated[BatchEntry | ValidationError, or_why_not(BatchEntry)]] = Field(
+    requests: list[Annotated[BatchEntry | ValidationError, entry_or_error(BatchEntry)]] = Field(
         min_length=1, max_length=MAX_REQUESTS
     )
     timeout_ms: TimeoutMs | None = Field(None, description="Deadline of them all, from receipt.")
 
 
-class HistoryResponse(Answered):
-    """A user's stored items, oldest to newest; empty for an unknown user."""
+class HistoryResponse(AnswerModel):
+    """A user's stored items, oldest to newest. Empty for an unknown user."""
 
     user_id: str
     history: list[str]
 
 
-class ErrorDetail(Answered):
-    """One wrong field; the message never repeats the value."""
+class ErrorDetail(AnswerModel):
+    """One wrong field. The message never repeats the value."""
 
     param: str
     message: str
     type: str
 
 
-class Error(Answered):
+class Error(AnswerModel):
     """`retryable` is true when the same request may succeed later."""
 
     code: str
@@ -346,7 +352,7 @@ class Error(Answered):
     details: list[ErrorDetail]
 
 
-class ErrorResponse(Answered):
+class ErrorResponse(AnswerModel):
     """The body of every answer that is not a success."""
 
     error: Error
@@ -374,15 +380,15 @@ class ErrorResponse(Answered):
         return cls(error=error)
 
 
-class BatchResult(Answered):
-    """The answer to one of several requests: `response` with status 200, else `error`."""
+class BatchResult(AnswerModel):
+    """The answer to one of several requests: `response` if the status is 200, else `error`."""
 
     status: int
     response: RecommendResponse | None = None
     error: Error | None = None
 
 
-class BatchResponse(Answered):
+class BatchResponse(AnswerModel):
     """Results in the order of the requests."""
 
     results: list[BatchResult]

@@ -1,21 +1,21 @@
-"""What operators see: metrics, traces, and the pauses of the interpreter.
+"""What operators see: metrics, traces, and the pauses of the Python interpreter.
 
-Counts and times what it is told; it decides nothing and knows no other room.
+Counts and times what it is told. It decides nothing and knows no other room.
 
-Reading order: `metrics` (every metric, in one list), `traces` (OpenTelemetry, if asked for),
-`pauses` (garbage collection and event-loop lag), `ids` (of requests and answers).
+Reading order: `metrics` (every metric, in one list), `traces` (OpenTelemetry, if it is wanted),
+`interpreter_pauses` (garbage collection and event-loop lag), `ids` (of requests and answers).
 """
 
 from service.telemetry.ids import request_id, uuid7
+from service.telemetry.interpreter_pauses import hidden_from_gc, measure_loop_lag, watched_gc
 from service.telemetry.metrics import METRICS_CONTENT_TYPE, Metrics
-from service.telemetry.pauses import made_to_stay, measure_loop_lag, watched_gc
 from service.telemetry.traces import Traces, traces_if_asked
 
 __all__ = [
     "METRICS_CONTENT_TYPE",
     "Metrics",
     "Traces",
-    "made_to_stay",
+    "hidden_from_gc",
     "measure_loop_lag",
     "request_id",
     "traces_if_asked",

@@ -1,8 +1,8 @@
-"""Ids of requests and answers: unlikely to meet again, and not secret.
+"""Ids of requests and answers: very likely unique, and not secret.
 
-Bits come from a generator that is seeded by the system once: asking the system for every id takes
-longer than reading the request. Answers' ids sort by the time they were made: UUID version 7, which
-Python 3.11 does not have.
+The system seeds the random generator once. Asking the system for every id would take longer than
+reading the request. Ids of answers sort by the time they were made: UUID version 7, which Python
+3.11 does not have.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _bits = random.Random().getrandbits
 
 
 def request_id() -> str:
-    """32 hex digits."""
+    """A random id of 32 hex digits."""
     return f"{_bits(128):032x}"
 
 

@@ -1,7 +1,7 @@
-"""Every metric: name, labels, buckets. Seconds; counters end in `_total`; no label from user input.
+"""Every metric: name, labels, buckets. Times are seconds, counters end in `_total`.
 
-One `Metrics` per process with a registry of its own, made in `__main__` and handed to whoever
-observes. Knows nothing of HTTP, Redis or decoding.
+No label's value comes from user input. Each process has one `Metrics` with its own registry.
+`__main__` makes it and hands it to all that observe. Knows nothing of HTTP, Redis or decoding.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ LOAD_S = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
 class Metrics:
-    """The metrics of one process; each attribute is one of them, named without `unmask_`.
+    """The metrics of one process. Each attribute is one metric, named without `unmask_`.
 
-    Counters whose labels are known beforehand begin at 0: Prometheus sees no increase in a series
-    that begins with its first count, and most alerts are about the first.
+    Counters whose labels are known in advance start at 0. Prometheus sees no increase in a series
+    that starts with its first count, and most alerts are about the first.
     """
 
     def __init__(self) -> None:
-        disable_created_metrics()  # type: ignore[no-untyped-call]  # they would double the series
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # they double the series
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
 
@@ -86,7 +86,7 @@ class Metrics:
             "variant",
             "outcome",
         )
-        self.begin_outcomes("none", "none")  # of requests that come to no bundle
+        self.begin_outcomes("none", "none")  # for requests that reach no bundle
         self.recommend_duration = histogram(
             "recommend_duration_seconds",
             "From receipt to answer, answered requests only; not those of a batch, which have a "
@@ -286,7 +286,7 @@ class Metrics:
         )
 
     def begin_outcomes(self, bundle: str, variant: str) -> None:
-        """Let a bundle's recommendations of every outcome begin at 0."""
+        """Let a bundle's counters of recommendations start at 0, for every outcome."""
         for outcome in OUTCOMES:
             self.recommend_requests.labels(bundle, variant, outcome)
 

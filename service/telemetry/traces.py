@@ -1,10 +1,10 @@
-"""OpenTelemetry: a span for each request, for each stage of a recommendation, and for each batch.
+"""OpenTelemetry: a span for each request, each stage of a recommendation, and each batch.
 
-On when OTEL_EXPORTER_OTLP_ENDPOINT is set and the extra `otel` is installed; the SDK's own OTEL_
-variables say the rest. Spans of stages are made after the answer, from its timings: a stage that
-came in pieces, as calls of the network between steps of the search do, is one span of their sum. A
-`traceparent` that came with the request is the parent. A batch has many requests and so no parent:
-it is a trace of its own, whose span is linked to theirs.
+Tracing is on when OTEL_EXPORTER_OTLP_ENDPOINT is set and the extra `otel` is installed. The SDK's
+own OTEL_ variables set the rest. Spans of stages are made after the answer, from its timings. Some
+stages come in pieces: calls of the network alternate with steps of the search. Such a stage is one
+span as long as their sum. If a request has a `traceparent`, that is its parent. A batch has many
+requests, so it has no parent: it is a trace of its own, linked to the spans of its requests.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ class Traces:
         self._current: ContextVar[Any] = ContextVar("request", default=None)
 
     def begin(self, method: str, seconds: float, traceparent: str | None) -> Any:
-        """The span of a request that began so long ago; the current one of this task.
+        """The span of a request that began `seconds` ago. It becomes the current span of this task.
 
-        Samplers see no route: nobody has looked for it yet.
+        Samplers see no route, because the route is not known yet.
         """
         parent = self._extract({"traceparent": traceparent}) if traceparent else None
         start = time.time_ns() - int(seconds * NS)
@@ -65,19 +65,19 @@ class Traces:
 
     @property
     def current(self) -> Any:
-        """The span of the request that this task is for; None = of none."""
+        """The span of the request that this task works for; None if there is no request."""
         return self._current.get()
 
     def end(
         self, root: Any, name: str, attributes: dict[str, Any], timings_ms: dict[str, float]
     ) -> str:
-        """End the span of a request, with spans of its stages; its trace id in hex."""
+        """End the span of a request and add spans of its stages; returns its trace id in hex."""
         end = time.time_ns()
         root.update_name(name)
         root.set_attributes(attributes)
         inside = self._inside(root)
         stages = {stage: timings_ms[stage] for stage in STAGES if stage in timings_ms}
-        at = end - int(sum(stages.values()) * NS / 1000)  # what comes before is reading the request
+        at = end - int(sum(stages.values()) * NS / 1000)  # the time before is reading the request
         for stage, milliseconds in stages.items():
             span = self._tracer.start_span(stage, inside, start_time=at)
             at = min(end, at + int(milliseconds * NS / 1000))  # rounding may add a nanosecond
@@ -88,9 +88,9 @@ class Traces:
     def record_batch(
         self, requests: Iterable[Any], end: int, seconds: float, attributes: dict[str, Any]
     ) -> None:
-        """The span of a batch, if one of its requests is sampled.
+        """Record the span of a batch, if at least one of its requests is sampled.
 
-        requests: their spans, one may come often; end: time.time_ns()
+        requests: their spans; one may occur several times; end: time.time_ns()
         """
         contexts = [span.get_span_context() for span in dict.fromkeys(requests)]
         links = [self._link(context) for context in contexts if context.trace_flags.sampled]
@@ -103,7 +103,7 @@ class Traces:
         span.end(end)
 
     def stop(self) -> None:
-        """Send what is left; a collector that does not answer is given up on."""
+        """Send what is left. A collector that does not answer is given up."""
         give_up = threading.Timer(FLUSH_S, self._exporter.shutdown)
         give_up.start()
         self._provider.shutdown()
@@ -111,5 +111,5 @@ class Traces:
 
 
 def traces_if_asked() -> Traces | None:
-    """A tracer where the environment asks for one."""
+    """A tracer if the environment asks for one, else None."""
     return Traces() if os.environ.get(ENDPOINT) else None

@@ -18,7 +18,7 @@ SLOW_WORK = 1500  # matrix size of the slow bundle: 50 to 100 ms a denoiser call
 
 @pytest.fixture(scope="session")
 def bundles_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with the bundles tiny@1 and tiny@slow."""
+    """A bundle store with tiny@1 and tiny@slow."""
     folder = tmp_path_factory.mktemp("bundles")
     write_tiny_bundle(folder / "tiny" / "1", created_at="2026-02-02T00:00:00Z")
     write_tiny_bundle(folder / "tiny" / "slow", version="slow", work=SLOW_WORK)
@@ -32,7 +32,7 @@ def bundle(bundles_dir: Path) -> Bundle:
 
 @pytest.fixture(scope="session")
 def redis_url() -> Iterator[str]:
-    """A real Valkey behind a socket; every test uses its own users."""
+    """A real Valkey behind a socket. Every test uses its own users."""
     with tempfile.TemporaryDirectory(prefix="unmask-test-") as folder:
         server = ValkeyServer(port=0, unix_socket_path=f"{folder}/v.sock", data_dir=folder)
         with server:

@@ -1,4 +1,4 @@
-"""HTTP byte by byte, for what no client would send or show."""
+"""HTTP byte by byte, for requests that no client would send, and answers that none would show."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def answers(received: bytes) -> Iterable[Answer]:
 
 
 def exchange(service: Service, *parts: bytes) -> bytes:
-    """All that comes back until the service closes the connection, which it must."""
+    """All bytes until the service closes the connection, which it must do."""
     with connection(service) as client:
         received = b""
         try:
@@ -42,12 +42,12 @@ def exchange(service: Service, *parts: bytes) -> bytes:
             while some := client.recv(1 << 16):
                 received += some
         except (ConnectionResetError, BrokenPipeError):
-            pass  # it need not read what it refuses
+            pass  # it does not have to read what it refuses
         return received
 
 
 def error_code(answer: Answer) -> str:
-    """That of the one error body, which the answer must have as it is described."""
+    """The code of the one error body. Checks that the answer has it as documented."""
     status, headers, body = answer
     assert status >= 400
     assert headers["content-type"] == "application/json"

@@ -21,7 +21,7 @@ READY_WITHIN_S = 60
 
 @dataclass
 class Service:
-    """A running process and a client to it; stdout and stderr go to files in `folder`."""
+    """A running process and a client for it. stdout and stderr go to files in `folder`."""
 
     process: subprocess.Popen[bytes]
     client: httpx.Client
@@ -63,7 +63,7 @@ class Service:
 
     @property
     def rss_bytes(self) -> int:
-        """Memory of the process that is in use now."""
+        """Memory that the process uses now."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return 1024 * int(status.partition("VmRSS:")[2].split()[0])
 
@@ -74,9 +74,9 @@ class Service:
         return {name: float(value) for name, value in pairs}
 
     def roles(self) -> dict[str, list[str]]:
-        """What each bundle in memory is there for."""
-        residents = self.client.get("/models").json()["residents"]
-        return {entry["bundle"]: entry["roles"] for entry in residents}
+        """What each bundle is in memory for."""
+        loaded_bundles = self.client.get("/models").json()["residents"]
+        return {entry["bundle"]: entry["roles"] for entry in loaded_bundles}
 
     def wait(self) -> int:
         return self.process.wait(timeout=30)
@@ -96,7 +96,7 @@ class Service:
 def service_process(
     folder: Path, *, wait: bool = True, descriptors: tuple[int, int] | None = None, **settings: Any
 ) -> Iterator[Service]:
-    """Start the service with UNMASK_ settings given in lower case; end it with SIGTERM.
+    """Start the service with UNMASK_ settings in lower case; end it with SIGTERM.
 
     descriptors: the soft and the hard limit of open files that it starts with
     """

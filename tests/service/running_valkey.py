@@ -1,4 +1,4 @@
-"""Real Valkey and Redis servers for the tests: single ones, replicas, a cluster, and a sentinel."""
+"""Real Valkey and Redis servers for the tests: single servers, replicas, a cluster, a sentinel."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def replicated(folder: Path, **config: str) -> Iterator[tuple[Server, Server]]:
 
 @contextlib.contextmanager
 def watched(folder: Path, *, password: str) -> Iterator[tuple[Server, Server, Server]]:
-    """A primary, its replica, and a sentinel that calls them `shop`; all want the password."""
+    """A primary, its replica, and a sentinel that calls them `shop`. All need the password."""
     with replicated(folder, requirepass=password, masterauth=password) as (primary, replica):
         config = {
             "requirepass": password,
@@ -123,7 +123,7 @@ def watched(folder: Path, *, password: str) -> Iterator[tuple[Server, Server, Se
 
 @contextlib.contextmanager
 def clustered(folder: Path, **more: str) -> Iterator[list[Server]]:
-    """Three primaries that share the slots, and a replica of the first."""
+    """Three primaries that share the slots, and a replica of the first one."""
     config = {"save": '""', "cluster-enabled": "yes", "cluster-node-timeout": "500", **more}
     config |= {"cluster-replica-validity-factor": "0", "repl-diskless-sync-delay": "0"}
     nodes = [Server(folder / str(i), config | {"cluster-port": str(free_port())}) for i in range(4)]

@@ -1,4 +1,4 @@
-"""A TCP proxy that a test puts in front of a store to make it slow, silent or rude."""
+"""A TCP proxy that a test puts before a store to make it slow, silent or rude."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ Mood = Literal["kind", "silent", "rude", "forgetful"]
 
 
 class SlowProxy:
-    """Connections to `port` go on to `target`; set `delay_s` or `mood` at any time.
+    """Connections to `port` are forwarded to `target`. Set `delay_s` or `mood` at any time.
 
-    delay_s: how much later the replies come; silent: they never come; rude: each connection is
-    reset when something is asked on it; forgetful: once, it is reset in place of a reply, and what
-    was asked has been done
+    delay_s: how much later replies come
+    mood: silent: replies never come; rude: each connection is reset when a command is sent;
+        forgetful: once, a connection is reset instead of a reply, although the command was run
     """
 
     def __init__(self, target: int) -> None:
@@ -65,7 +65,7 @@ class SlowProxy:
 
 @contextlib.contextmanager
 def slow_proxy(target: int) -> Iterator[SlowProxy]:
-    """A proxy to a port of 127.0.0.1, in a thread of its own."""
+    """A proxy to a port of 127.0.0.1, in its own thread."""
     proxy, started = SlowProxy(target), threading.Event()
     loop, ended = asyncio.new_event_loop(), asyncio.Event()
 

@@ -1,4 +1,4 @@
-"""Clients in threads that ask without a pause, for as long as a test does something else."""
+"""Clients in threads that ask without a pause, while a test does something else."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ Ask = Callable[[httpx.Client, int], None]
 
 @dataclass
 class Load:
-    """How often each client has asked; `stop` ends them all after the request they are at.
+    """How often each client has asked. `stop` ends each client after its present request.
 
-    has_failed: what a client was answered was wrong; the end of the load tells
+    has_failed: whether a client got a wrong answer; the end of the load raises it
     """
 
     counts: list[int]
@@ -36,8 +36,8 @@ class Load:
 def steady_load(url: httpx.URL, asks: Sequence[Ask]) -> Iterator[Load]:
     """One thread and one keep-alive client for each of `asks`, called again and again.
 
-    Each call gets the client and the number of the call. What a call raises ends its thread and is
-    raised at the end.
+    Each call gets the client and the number of the call. An exception in a call ends its thread,
+    and is raised at the end.
     """
     load = Load([0] * len(asks))
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from service.errors import HistoryUnavailable
 from service.histories.redis_store import RedisHistoryStore
-from service.histories.store import Shown
+from service.histories.store import RememberedAnswer
 from service.schemas.events import Event
 from service.telemetry.metrics import Metrics
 
@@ -50,8 +50,8 @@ def event(user_id: str, item_id: str, event_id: str | None = None, **fields: Any
     return Event(event_id=event_id or item_id, user_id=user_id, item_id=item_id, **fields)
 
 
-def shown(recommendation_id: str, *item_ids: str, before: tuple[str, ...] = ()) -> Shown:
-    return Shown(recommendation_id, "tiny@1", "b", item_ids, before)
+def shown(recommendation_id: str, *item_ids: str, before: tuple[str, ...] = ()) -> RememberedAnswer:
+    return RememberedAnswer(recommendation_id, "tiny@1", "b", item_ids, before)
 
 
 async def answered(call: Callable[[], Awaitable[T]], within_s: float = 15) -> T:

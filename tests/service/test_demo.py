@@ -1,4 +1,4 @@
-"""The demo as a person runs it: an answer, a JSON document, the same again, clear refusals."""
+"""The demo as a person runs it: an answer, a JSON document, the same again, clear errors."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_once_ends_with_a_json_document_and_again_with_the_same(
     assert documents[0] == documents[1]
 
 
-def test_a_taken_port_is_said(tmp_path: Path) -> None:
+def test_a_taken_port_is_reported(tmp_path: Path) -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
@@ -53,7 +53,7 @@ def test_a_taken_port_is_said(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_a_missing_bundle_is_said(free_port: int, tmp_path: Path) -> None:
+def test_a_missing_bundle_is_reported(free_port: int, tmp_path: Path) -> None:
     done = run_demo(free_port, tmp_path, UNMASK_BUNDLE="nowhere")
     assert done.returncode == 1
     assert "set UNMASK_BUNDLE" in done.stderr

@@ -32,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def embedded(folder: Path, bundles_dir: Path) -> Iterator[Service]:
-    """A service with its own Valkey and a slow decoder. Ended by the last test that uses it."""
+    """A service with its own Valkey and a slow decoder. The last test that uses it ends it."""
     with service_process(
         folder / "first",
         bundle=bundles_dir / "tiny" / "slow",  # a path
@@ -44,7 +44,7 @@ def embedded(folder: Path, bundles_dir: Path) -> Iterator[Service]:
 
 
 def send_surely(service: Service, *item_ids: str, user_id: str) -> None:
-    """On a busy machine a write may take longer than the timeout; repeating it is safe."""
+    """On a busy machine a write may take longer than the timeout. Repeating it is safe."""
     for item_id in item_ids:
         event = {
             "event_id": item_id,
@@ -60,7 +60,7 @@ def send_surely(service: Service, *item_ids: str, user_id: str) -> None:
 
 
 def history_of(service: Service, user_id: str) -> list[str]:
-    """The same for reading."""
+    """The same for reads."""
     answers: list[httpx.Response] = []
 
     def answered() -> bool:
@@ -113,7 +113,7 @@ def test_a_stalled_store_degrades_answers_within_the_deadline(embedded: Service)
 def test_a_second_service_on_the_same_folder_is_refused(
     embedded: Service, folder: Path, bundles_dir: Path
 ) -> None:
-    """While it waits for the folder, it is live and says why it is not ready."""
+    """While it waits for the folder, it is live, and it says why it is not ready."""
     with service_process(
         folder / "second",
         wait=False,
@@ -289,7 +289,7 @@ def test_a_name_means_its_newest_version(tmp_path: Path) -> None:
 
 
 def test_answers_do_not_wait_for_an_acknowledgement(served: Service) -> None:
-    """Without TCP_NODELAY head and body are two packets, the second 40 ms after the first."""
+    """Without TCP_NODELAY head and body are two packets, and the second comes 40 ms later."""
 
     def milliseconds() -> float:
         started = time.perf_counter()
@@ -321,7 +321,7 @@ def ending(bundles_dir: Path, redis_url: str, tmp_path: Path) -> Iterator[Servic
 
 
 class Leaving:
-    """Clients that go on asking until nobody listens; all they may see is whole answers."""
+    """Clients that ask until nobody listens. They must see complete answers only."""
 
     def __init__(self, *, keep_alive: bool) -> None:
         self.keep_alive = keep_alive
@@ -407,7 +407,7 @@ def test_a_hangup_while_it_starts_is_not_the_end(
         assert service.recommend(user_id="x", history=["item-1"]).status_code == 200
 
 
-def test_a_hangup_while_it_starts_is_heeded_afterwards(redis_url: str, tmp_path: Path) -> None:
+def test_a_hangup_during_the_start_is_obeyed_afterwards(redis_url: str, tmp_path: Path) -> None:
     store = tmp_path / "store"
     for version in "12":
         write_tiny_bundle(store / "tiny" / version, version=version)

@@ -1,4 +1,4 @@
-"""Seeding: held-out users get their histories once, from a service that may not be there yet."""
+"""Seeding: held-out users get their histories once, from a service that may start late."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ def test_histories_are_stored_once(
         assert f"0 users; {len(users)} had one already" in capsys.readouterr().out
 
 
-def test_a_service_that_does_not_come_is_said(
+def test_a_service_that_never_starts_is_reported(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(seed, "PATIENCE_S", 1.5)
+    monkeypatch.setattr(seed, "RETRY_FOR_S", 1.5)
     assert seed.main(["--url", f"http://127.0.0.1:{free_port()}"]) == 1
-    waiting, failed = capsys.readouterr().err.splitlines()  # the first at once, and once
+    waiting, failed = capsys.readouterr().err.splitlines()  # the first is at once, and once only
     assert "not yet" in waiting
     assert "could not be stored" in failed

@@ -1,4 +1,4 @@
-"""Settings: flag beats variable beats default, and a typing error is never silently a default."""
+"""Settings: flag beats variable beats default, and a typing error never means a default."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def checked(arguments: Sequence[str] = ()) -> Settings:
-    """The settings, as `python -m service` takes them."""
+    """The settings, as `python -m service` reads them."""
     settings = load_settings(arguments)
     check_stores(settings)
     return settings
@@ -107,7 +107,7 @@ TEXTS += ["\x01", "a\nb", "\u2028", "://", "redis://\u2100", "http://[", "..", "
 def test_an_absurd_value_is_refused_in_a_sentence_or_can_be_used(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of every setting, as a variable and as a flag; a bound that is missing shows here."""
+    """For every setting, as a variable and as a flag. A missing bound shows here."""
     flag = f"--{name.replace('_', '-')}"
     refused = []
     for value in NUMBERS + TEXTS:

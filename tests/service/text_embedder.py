@@ -1,6 +1,7 @@
-"""A server that behaves as Text Embeddings Inference does, in a thread: its limits, its errors.
+"""A server that behaves like Text Embeddings Inference, in a thread: its limits, its errors.
 
-Texts are embedded by their words, so that equal texts have equal embeddings, and alike ones alike.
+Texts are embedded by their words. So equal texts have equal embeddings, and similar texts similar
+ones.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ def embedding_of(text: str, dims: int = EMBEDDING_DIMS) -> list[float]:
 
 @dataclass
 class TextEmbedder:
-    """What it was asked, and what it is to do instead of what a good server does.
+    """What it was asked, and what it should do instead of what a good server does.
 
-    answers: raw bodies that are sent instead of embeddings, with their statuses, first come first
+    answers: raw bodies that are sent instead of embeddings, with their statuses, in this order
     """
 
     url: str = ""
@@ -72,7 +73,7 @@ def text_embedder(**fields: Any) -> Iterator[TextEmbedder]:
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
-            with contextlib.suppress(OSError):  # who asks may have read enough
+            with contextlib.suppress(OSError):  # the client may have read enough
                 self.wfile.write(data)
 
         def do_GET(self) -> None:

@@ -1,10 +1,10 @@
 """A real bundle in a few kilobytes: two ONNX graphs written by hand, no training.
 
-The log-probs at each position are the counts of the history's codes there, nudged by the items'
-vectors and smoothed: items that share codes with the history come first. The prior calls for the
-next two rows after each item, and repeats are held back. The codebook is random: new items get
-codes from it, those of the others are not its own. POISON in a history makes ONNX Runtime raise.
-`work` makes every denoiser call slow: it multiplies (work, work) matrices.
+The log-probs at each position are counts of the history's codes there, changed a little by the
+items' vectors, and smoothed. So items that share codes with the history come first. The prior
+prefers the next two rows after each item. Repeats get a penalty. The codebook is random: new items
+get codes from it, and the codes of the other items do not come from it. POISON in a history makes
+ONNX Runtime raise. `work` makes every denoiser call slow: it multiplies (work, work) matrices.
 """
 
 from __future__ import annotations
@@ -101,12 +101,12 @@ def tiny_catalogue(
 
 
 def tiny_categories(row: int) -> tuple[str, ...]:
-    """A path for every item; each fiftieth is rare as well."""
+    """A path for every item. Every fiftieth item also has a rare one."""
     return (f"Shelves > {row % 10}", "rare") if row % 50 == 0 else (f"Shelves > {row % 10}",)
 
 
 def tiny_prior(offset: int = 0, num_items: int = NUM_ITEMS) -> NeighbourPrior:
-    """After an item comes the next row, half as often the one after, and nothing else."""
+    """After an item comes the next row; half as often the one after it; nothing else."""
     steps = np.array([1, 2, 0], np.int32) + np.int32(offset)
     neighbours = (np.arange(num_items, dtype=np.int32)[:, None] + steps) % num_items
     affinities = np.tile(np.array([1, 0.5, 0], np.float16), (num_items, 1))
@@ -114,7 +114,7 @@ def tiny_prior(offset: int = 0, num_items: int = NUM_ITEMS) -> NeighbourPrior:
 
 
 def tiny_grid() -> list[dict[str, JsonValue]]:
-    """As measured: the default, and two faster points of lower recall."""
+    """As if measured: the default, and two faster points with lower recall."""
     measured = [(2, 2, 4.0, 0.3), (1, 3, 2.0, 0.2), (0, 4, 1.0, 0.1)]
     return [
         DecodingDefaults(r_warm=r_warm, m_par=m_par, beam_width=10).model_dump()
@@ -124,7 +124,7 @@ def tiny_grid() -> list[dict[str, JsonValue]]:
 
 
 def tiny_codebook() -> Codebook:
-    """Content of 8 of the 64 dimensions, none of them turned."""
+    """Content has 8 of the 64 dimensions. None of them is rotated."""
     random = np.random.default_rng(8)
     dims = NUM_SUBSPACES * NUM_CODES
     projection = ContentProjection(
@@ -153,8 +153,8 @@ def write_tiny_bundle(
 ) -> Path:
     """Write the bundle `name@version` to `path` and return the path.
 
-    offset: of the prior's neighbours; bundles of different ones give different answers
-    names: other ids of some items
+    offset: of the prior's neighbours; bundles with different offsets give different answers
+    names: other ids for some items
     """
     catalogue = tiny_catalogue(num_items, names or {})
     histories = [[f"item-{(3 * n + i) % 199}" for i in range(5)] for n in range(10)]
@@ -183,7 +183,7 @@ def write_tiny_bundle(
 
 
 def edit_manifest(path: Path, edit: Callable[[dict[str, Any]], None]) -> None:
-    """Change a manifest and make its digest agree, where it has one and the change leaves it."""
+    """Change a manifest and make its digest agree, if it has one and the change keeps it."""
     manifest = json.loads((path / "manifest.json").read_text())
     before = manifest.get("digest")
     edit(manifest)

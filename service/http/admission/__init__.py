@@ -1,5 +1,6 @@
-"""Who is let in, and how many at a time.
+"""Who may enter, and how many requests at a time.
 
-Reading order: `keys` (who somebody is), `gate` (how many clients may be inside), `doors` (who
-passes which gate or line), `arriving` (bodies that are on their way).
+Reading order: `keys` (whose key it is), `gate` (how many requests of clients may be inside),
+`admission_rules` (which gate or waiting line a request has to pass), `bodies_in_progress` (bodies
+that are still arriving).
 """

@@ -1,9 +1,10 @@
-"""How many requests may be in the process at a time, so that those that are let in are in time.
+"""How many requests may be in the process at a time, so that those inside are answered in time.
 
-By Little's law the time in the process is the number inside over the rate at which they leave it
-served, whatever the bottleneck is: decoding, or the event loop itself. So the limit is half the SLO
-times that rate (half, because some take longer than others), but never below what any burst may be,
-nor above a fixed number. Who is not a client waits in a line beside it. For one event loop.
+By Little's law, the time in the process is the number of requests inside, divided by the rate at
+which they leave it served. This holds whatever the bottleneck is: decoding, or the event loop. So
+the limit is half the SLO times that rate. It is half because some requests take longer than others.
+The limit is never below the size of a normal burst (BURST), and never above a fixed number.
+Requests that are not from clients wait in a line of their own. For one event loop.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ WINDOW_S = 0.5
 
 
 class Gate:
-    """Ask `admits`, then tell `enter` and `leave`.
+    """Ask `admits`, then call `enter` and `leave`.
 
-    slo_s: time that requests should take; most: the fixed number
+    slo_s: time that a request should take; most: the fixed number
     clock: seconds, never going back
     """
 
-    reason = "inflight"  # a metric's label, for those that it turns away
+    reason = "inflight"  # the metric's label for requests that the gate refuses
 
     def __init__(
         self, slo_s: float, most: int, clock: Callable[[], float] = time.monotonic
@@ -34,13 +35,13 @@ class Gate:
         self._most = most
         self._clock = clock
         self.inside = 0
-        self._left = 0  # in this window
+        self._left = 0  # served in this window
         self._window_ends = clock() + WINDOW_S
         self._rate = 0.0  # of the last window
 
     @property
     def limit(self) -> int:
-        """Most that may be inside now."""
+        """How many requests may be inside now."""
         return min(self._most, max(BURST, int(self._slo_s / 2 * self._rate)))
 
     def admits(self) -> bool:
@@ -48,11 +49,14 @@ class Gate:
         return self.inside < self.limit
 
     def enter(self) -> None:
-        """One more is inside."""
+        """One more request is inside."""
         self.inside += 1
 
     def leave(self, *, served: bool) -> None:
-        """One has been answered; whether with what it asked for, which takes its time."""
+        """A request has been answered.
+
+        served: whether it got what it asked for, which takes time; a refusal is quick
+        """
         self.inside -= 1
         self._left += served
         now = self._clock()
@@ -61,36 +65,37 @@ class Gate:
             self._left, self._window_ends = 0, now + WINDOW_S
 
 
-class Place:
-    """A request's place in a gate: outside until `take`, and after `give_back`."""
+class PlaceInGate:
+    """A request's place in a gate. It is outside until `take`, and after `give_back`."""
 
     def __init__(self, gate: Gate) -> None:
         self.gate = gate
         self._is_taken = False
 
     def take(self) -> bool:
-        """Enter, if the gate admits it."""
+        """Enter if the gate admits it; returns whether it did."""
         self._is_taken = self.gate.admits()
         if self._is_taken:
             self.gate.enter()
         return self._is_taken
 
     def give_back(self, *, served: bool) -> None:
-        """Leave, if inside."""
+        """Leave the gate, if inside."""
         if self._is_taken:
             self._is_taken = False
             self.gate.leave(served=served)
 
 
-class Line:
-    """For requests that are quickly answered, and may be many: a few in a turn of the event loop.
+class WaitingLine:
+    """A line for requests that are answered quickly and may be many.
 
-    The others wait, which costs nothing, while whoever else has something to do does it.
+    A few of them are served in each turn of the event loop. The others wait. Waiting costs nothing,
+    and other work goes on meanwhile.
 
-    at_once: in a turn; most: that wait, or are served
+    at_once: served in one turn; most: how many may wait or be served
     """
 
-    reason = "unkeyed"  # a metric's label, for those that are turned away
+    reason = "unkeyed"  # the metric's label for requests that the line refuses
 
     def __init__(self, at_once: int, most: float = math.inf) -> None:
         self._turns = asyncio.Semaphore(at_once)
@@ -103,7 +108,7 @@ class Line:
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
-        """Wait for it, then have it; the next one has it in the next turn of the event loop."""
+        """Wait for a turn, then hold it. The next request gets it one turn of the loop later."""
         self.here += 1
         try:
             await self._turns.acquire()

@@ -1,7 +1,7 @@
-"""Who may ask: bearer keys of clients and of administrators, and how often each may.
+"""Who may ask: bearer keys of clients and of administrators, and how often each key may ask.
 
-Keys are compared in constant time, all of them each time. Without client keys everybody may ask;
-without administrator keys there are no administrators. Knows nothing of HTTP.
+Every check compares all keys, each in constant time. Without client keys everybody may ask. Without
+administrator keys there are no administrators. Knows nothing of HTTP.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from service.errors import Forbidden, Overloaded, Unauthenticated
 class Keys:
     """The keys of one process.
 
-    rate_limit: requests a second and key, with bursts of a second's worth; None = no limit
+    rate_limit: requests per second and key; bursts may have as many as one second allows; None = no
+        limit
     clock: seconds, never going back
     """
 
@@ -37,15 +38,17 @@ class Keys:
         self._free_at = [0.0] * max(1, len(self._api_keys))  # when a key's bucket is empty again
 
     def is_client(self, key: str | None) -> bool:
-        """Whether a key is a client's, or an administrator's; without client keys, everybody is."""
+        """Whether a key belongs to a client or an administrator. Without client keys, everybody is
+        a client.
+        """
         return not self._api_keys or bool(_places([*self._api_keys, *self._admin_keys], key))
 
     def is_admin(self, key: str | None) -> bool:
-        """Whether a key is an administrator's."""
+        """Whether a key belongs to an administrator."""
         return bool(_places(self._admin_keys, key))
 
     def check_client(self, key: str | None) -> None:
-        """Raise Unauthenticated for a wrong key, Overloaded for one that asks too often."""
+        """Raise Unauthenticated for a wrong key, and Overloaded for a key that asks too often."""
         place = 0
         if self._api_keys:
             found = _places(self._api_keys, key)
@@ -64,14 +67,16 @@ class Keys:
             self._free_at[place] = free_at
 
     def charge(self, key: str | None, requests: int) -> None:
-        """So many more requests were made with a key that was let in; later ones wait for it."""
+        """Count `requests` more requests for a key that was let in. Later requests of it wait for
+        them.
+        """
         places = _places(self._api_keys, key) if self._api_keys else [0]
-        for place in places[:1]:  # none for administrators
+        for place in places[:1]:  # administrators have no limit
             self._free_at[place] = max(self._free_at[place], self._clock())
             self._free_at[place] += requests * self._interval_s
 
     def check_admin(self, key: str | None) -> None:
-        """Raise Unauthenticated for a wrong key, Forbidden for one of a mere client."""
+        """Raise Unauthenticated for a wrong key, and Forbidden for a client's key."""
         if self.is_admin(key):
             return
         if _places(self._api_keys, key):
@@ -80,6 +85,6 @@ class Keys:
 
 
 def _places(keys: Sequence[bytes], key: str | None) -> list[int]:
-    """Where a key is; every comparison is made, each in constant time."""
+    """The indices at which a key is found. All comparisons are made, each in constant time."""
     sent = (key or "").encode()
     return [place for place, own in enumerate(keys) if hmac.compare_digest(own, sent)]

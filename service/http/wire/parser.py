@@ -1,13 +1,13 @@
-"""httptools' parser of requests, for a server that takes no upgrade and no trailers.
+"""httptools' parser of requests, for a server that accepts no upgrade and no trailers.
 
-httptools (0.9, llhttp) takes the head of a request that offers an upgrade (`Upgrade: h2c` of the
-JDK's client and of `curl --http2`) for the whole request, whatever body it announces: what follows
-it is lost, or read as the next request on the connection. Here the head is parsed once more without
-the offer, so that the same rules as ever say where its body ends. CONNECT, whose body has no end,
-is refused.
+Some clients offer an upgrade, for example `Upgrade: h2c` from the JDK's client and `curl --http2`.
+httptools (0.9, llhttp) then takes the head for the whole request, whatever body the head announces.
+What follows is lost, or is read as the next request on the connection. This module parses such a
+head once more without the offer. So the normal rules say where its body ends. CONNECT is refused,
+because its body has no end.
 
-It hands the fields behind a chunked body over as headers. A gateway has not looked at them as such:
-here they are dropped. White space behind a header's value is no part of it.
+httptools reports the fields after a chunked body as headers. A gateway has not checked them as
+headers, so they are dropped here. White space after a header's value is not part of the value.
 
 Knows nothing of uvicorn.
 """
@@ -20,7 +20,7 @@ import httptools
 
 
 class Listener(Protocol):
-    """Who is told what was parsed. Of a head with an offer, it is told the beginning twice."""
+    """What the parser calls. For a head with an offer, it reports the beginning twice."""
 
     def on_message_begin(self) -> None: ...
 
@@ -36,9 +36,9 @@ class Listener(Protocol):
 
 
 class RequestParser:
-    """One connection's; see the module.
+    """The parser of one connection. See the module.
 
-    error: why the last `feed_data` raised; llhttp's words, which repeat nothing that was sent
+    error: why the last `feed_data` raised, in llhttp's words, which repeat nothing that was sent
     """
 
     def __init__(self, listener: Listener) -> None:
@@ -47,7 +47,7 @@ class RequestParser:
         self._url = b""
         self._headers: list[tuple[bytes, bytes]] = []
         self._is_in_head = False
-        self._has_offer = False  # the head that was parsed last
+        self._has_offer = False  # whether the head parsed last offers an upgrade
         self.error: Exception | None = None
 
     def feed_data(self, data: bytes) -> None:
@@ -67,12 +67,12 @@ class RequestParser:
                 data = memoryview(data)[offer.args[0] :]
             else:
                 return
-            self._parser = self._new_parser()  # that one may think that the connection has ended
+            self._parser = self._new_parser()  # the old one may think that the connection has ended
             self._parser.feed_data(head)
 
     def _new_parser(self) -> httptools.HttpRequestParser:
         parser = httptools.HttpRequestParser(self)
-        # A request behind one that ends the connection is no error: it is not answered.
+        # A request after one that ends the connection is no error. It is not answered.
         parser.set_dangerous_leniencies(lenient_data_after_close=True)
         return parser
 
@@ -86,7 +86,7 @@ class RequestParser:
         return b"\r\n".join([*lines, b"", b""])
 
     def close(self) -> None:
-        """Let go of the listener, so that no collector has to find out that it may go."""
+        """Drop the listener, so that the garbage collector does not have to find the cycle."""
         del self._listener, self._parser
 
     def get_method(self) -> bytes:

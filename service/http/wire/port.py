@@ -1,10 +1,10 @@
-"""The port: open early, connections taken from it while there are descriptors, closed last.
+"""The port: opened early, closed last. It takes connections while file descriptors are left.
 
-asyncio's own server is not used: where descriptors end, it writes a traceback for each connection
-that could wait, every second (Python 3.11), and uvicorn lets fewer wait than it is told to. Here
-some descriptors are kept for the history store, bundles and files; when the others are used up, it
-is said once, connections that ask nothing are closed, and those who come wait at the port. Knows
-nothing of HTTP.
+asyncio's own server is not used. When descriptors run out, it writes a traceback for each waiting
+connection every second (Python 3.11). And uvicorn lets fewer connections wait than it is told to.
+This module keeps some descriptors for the history store, bundles and files. When the others are
+used up, it logs one line and closes connections that ask nothing, and new connections wait at the
+port. Knows nothing of HTTP.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ import structlog
 
 from service.errors import PortUnavailable
 
-BACKLOG = 4096  # who comes when it is full waits a second for TCP to try again
+BACKLOG = 4096  # when it is full, TCP tries again after a second
 AT_ONCE = 100  # connections taken in one turn of the event loop
-MOST_DESCRIPTORS = 1 << 20  # a limit of a thousand millions, as some containers have, means none
-RETRY_S = 0.1  # between two looks for descriptors while they are used up
-CALM_S = 10.0  # without a want of descriptors: it is over
+MOST_DESCRIPTORS = 1 << 20  # a limit of 10^9, as in some containers, means none
+RETRY_S = 0.1  # between two looks for free descriptors
+CALM_S = 10.0  # without a shortage of descriptors: then it is over
 USED_UP = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 NUM_WAITING_ALLOWED = struct.Struct("=28xI")  # of Linux's tcp_info, for a socket that listens
 
@@ -34,23 +34,25 @@ log = structlog.get_logger()
 
 
 def raised_descriptor_limit() -> int:
-    """Let this process open as many files as it may, and say how many: the soft limit is for
-    programs that use select().
+    """Let this process open as many files as it may; returns how many.
+
+    The soft limit exists only for programs that use select().
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MOST_DESCRIPTORS)
     if soft != resource.RLIM_INFINITY and soft < most:
-        with suppress(OSError, ValueError):  # macOS has a limit of its own beside the hard one
+        with suppress(OSError, ValueError):  # macOS has its own limit beside the hard one
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
     soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return most if soft == resource.RLIM_INFINITY else soft
 
 
 class Port:
-    """A socket that listens. Raises PortUnavailable.
+    """A listening socket. Raises PortUnavailable.
 
-    max_descriptors: how many files the process may have open; keep: how many of them connections
-        may not take, at most half of what is left for them
+    max_descriptors: how many files the process may have open
+    keep: how many of these connections may not take; at most half of those that are free at the
+        start
     """
 
     def __init__(self, host: str, port: int, *, max_descriptors: int, keep: int = 64) -> None:
@@ -58,18 +60,18 @@ class Port:
         self._keep = keep
         self._listener = listen(host, port)
         self._retry: asyncio.TimerHandle | None = None
-        self._end_of_want: asyncio.TimerHandle | None = None
+        self._end_of_shortage: asyncio.TimerHandle | None = None
         self._connecting: set[asyncio.Task[None]] = set()
 
     @property
     def address(self) -> tuple[str, int]:
-        """Where it listens."""
+        """The address and port that it listens on."""
         host, port = self._listener.getsockname()[:2]
         return str(host), int(port)
 
     @property
     def backlog(self) -> int:
-        """How many connections may wait; the system's own limit (somaxconn) may be lower."""
+        """How many connections may wait. The system's own limit (somaxconn) may be lower."""
         try:
             told = self._listener.getsockopt(
                 socket.IPPROTO_TCP, socket.TCP_INFO, NUM_WAITING_ALLOWED.size
@@ -83,7 +85,7 @@ class Port:
     ) -> None:
         """Take connections from now on.
 
-        make_room: close connections of which nobody waits for anything
+        make_room: closes connections that nobody waits for
         """
         self._loop = asyncio.get_running_loop()
         self._protocol = protocol
@@ -94,22 +96,23 @@ class Port:
         self._loop.add_reader(self._listener, self._take)
 
     async def close(self) -> None:
-        """Take the connections that wait, which closing would reset, and close the port.
+        """Take the waiting connections, because closing would reset them, then close the port.
 
-        One that comes in the microseconds between the last look and the end is reset all the same.
+        A connection that arrives in the microseconds between the last look and the end is still
+        reset.
         """
         self._loop.remove_reader(self._listener)
-        for timer in (self._retry, self._end_of_want):
+        for timer in (self._retry, self._end_of_shortage):
             if timer:
                 timer.cancel()
-        with self._listener, suppress(OSError):  # none is left, or no descriptor is
+        with self._listener, suppress(OSError):  # no connection is left, or no descriptor
             while True:
                 self._connect(self._listener.accept()[0])
         if self._connecting:
             await asyncio.wait(self._connecting)
 
     def _take(self) -> None:
-        """Some connections, now that there are any."""
+        """Take some of the connections that wait."""
         for _ in range(AT_ONCE):
             try:
                 connection, _ = self._listener.accept()
@@ -118,10 +121,10 @@ class Port:
             except OSError as error:
                 if error.errno in USED_UP:
                     self._wait_for_descriptors(error.strerror or "")
-                break  # else one that has gone again
+                break  # otherwise this connection has gone again
             number = connection.fileno()
             self._connect(connection)
-            if number >= self._first_kept:  # the lowest free one is given: all below are taken
+            if number >= self._first_kept:  # all below are in use: the lowest free one is given
                 self._wait_for_descriptors("what is left is for the store and files")
                 break
 
@@ -134,12 +137,15 @@ class Port:
         connection.setblocking(False)
         try:
             await self._loop.connect_accepted_socket(self._protocol, connection)
-        except OSError:  # it has gone
+        except OSError:  # the connection has gone
             connection.close()
 
     def _wait_for_descriptors(self, reason: str) -> None:
-        """Take nobody until some are free; the system may have ended them, or we their use."""
-        if self._end_of_want is None:
+        """Take no connection until descriptors are free.
+
+        Either the whole system has none left, or this process has reached its own limit.
+        """
+        if self._end_of_shortage is None:
             log.error(
                 "descriptors_used_up",
                 limit=self.max_descriptors,
@@ -148,17 +154,17 @@ class Port:
                 cure="let the service open more files (ulimit -n), or fewer connect to it",
             )
         self._loop.remove_reader(self._listener)
-        self._want()
+        self._make_room_and_retry()
 
-    def _want(self) -> None:
-        if self._end_of_want:
-            self._end_of_want.cancel()
-        self._end_of_want = self._loop.call_later(CALM_S, self._want_no_more)
+    def _make_room_and_retry(self) -> None:
+        if self._end_of_shortage:
+            self._end_of_shortage.cancel()
+        self._end_of_shortage = self._loop.call_later(CALM_S, self._shortage_is_over)
         self._make_room()
         self._retry = self._loop.call_later(RETRY_S, self._try_again)
 
-    def _want_no_more(self) -> None:
-        self._end_of_want = None
+    def _shortage_is_over(self) -> None:
+        self._end_of_shortage = None
         log.info("descriptors_free_again", limit=self.max_descriptors)
 
     def _try_again(self) -> None:
@@ -166,10 +172,10 @@ class Port:
         if self._lowest_free() < self._first_kept:
             self._loop.add_reader(self._listener, self._take)
         else:
-            self._want()
+            self._make_room_and_retry()
 
     def _lowest_free(self) -> int:
-        """The descriptor that is given next: all below are in use."""
+        """The descriptor that the system gives next. All below it are in use."""
         try:
             free = os.dup(self._listener.fileno())
         except OSError:
@@ -181,7 +187,7 @@ class Port:
 def listen(host: str, port: int) -> socket.socket:
     """Open the port. Raises PortUnavailable."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # asyncio sets TCP_NODELAY only where the protocol is named; without it answers wait 40 ms.
+    # asyncio sets TCP_NODELAY only if the protocol is named. Without it, answers wait 40 ms.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -1,17 +1,17 @@
-"""HTTP/1.1 as uvicorn reads and writes it, with what it leaves to a gateway; see decision 028.
+"""HTTP/1.1 as uvicorn reads and writes it, plus what uvicorn leaves to a gateway (decision 028).
 
-- What uvicorn would answer in words of its own has the one error body, and is counted.
-- A head that goes on and on is refused; uvicorn gathers it until memory ends.
-- A request has to come, and answers to be taken, in time; uvicorn waits for ever, and a request
-  holds a place in the gate from its head to the end of its answer.
-- Head and body of an answer leave together. A process that is killed between the two would leave
-  half an answer, which no gateway can ask for again.
-- A connection that is closed while a refused request still arrives is closed for writing only, and
-  what comes is dropped for a while. Bytes that nobody reads make the system reset the connection,
-  and the client may never see the answer.
+- Where uvicorn would answer in its own words, the answer has the one error body, and is counted.
+- A head without end is refused. uvicorn collects it until memory ends.
+- A request has to arrive in time, and a client has to read its answer in time. uvicorn waits for
+  ever.
+- Head and body of an answer leave together. If the process were killed between the two, it would
+  leave half an answer, and a gateway cannot repeat such a request.
+- When a connection is closed while a refused request still arrives, only the writing side is
+  closed. What arrives is dropped for a while. If nobody read those bytes, the system would reset
+  the connection, and the client might never see the answer.
 
-Of uvicorn's own parts it uses those that tests/service/http/wire/test_http_protocol.py names. Knows
-nothing of what requests ask.
+tests/service/http/wire/test_http_protocol.py names the parts of uvicorn that it uses. Knows nothing
+of the content of requests.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from service.http.middleware import SCOPE_KEY, Envelope, RequestContext, Scope
 from service.http.wire.parser import RequestParser
 
-MAX_HEAD_BYTES = 64 << 10  # and what one read of the socket brings with it
-TRANSFER_S = 10.0  # from the first byte of a request to its last; for answers that are not taken
-MALFORMED = {  # what httptools calls it, in plain words
+MAX_HEAD_BYTES = 64 << 10  # plus what one read of the socket brings with it
+TRANSFER_S = 10.0  # for all bytes of a request to arrive; for a client to read
+MALFORMED = {  # httptools' error, in plain words
     "HttpParserInvalidMethodError": "the method is none that HTTP/1.1 names and this service takes",
     "HttpParserInvalidURLError": "the path has to be ASCII, other characters percent-encoded",
 }
 
 
 class Countdown:
-    """Calls back so long after its last start, unless it was stopped."""
+    """Calls back a given time after its last start, unless it was stopped."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
         self._loop = loop
@@ -50,12 +50,12 @@ class Countdown:
         return self._timer is not None
 
     def start(self, seconds: float) -> None:
-        """Begin, or begin again."""
+        """Start, or start again."""
         self.stop()
         self._timer = self._loop.call_later(seconds, self._end)
 
     def stop(self) -> None:
-        """Nothing is called any more."""
+        """Stop: it does not call back any more."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -66,10 +66,12 @@ class Countdown:
 
 
 class GatheringTransport:
-    """Sends what is written in one turn of the event loop at once, at its end or by `flush`.
+    """Collects what is written in one turn of the event loop, and sends it at the end of the turn.
 
-    has_more: whether more is on its way of a request that has been answered
-    linger_s: how long that is waited for, and for a client to take what was written
+    `flush` sends it earlier.
+
+    has_more: whether more is still arriving of a request that has been answered
+    linger_s: how long `close` waits for that rest, and for the client to read what was written
     """
 
     def __init__(
@@ -89,7 +91,7 @@ class GatheringTransport:
         self._end = Countdown(loop, transport.abort)
 
     def write(self, data: bytes) -> None:
-        """Keep it until the next `flush`."""
+        """Keep the data until the next `flush`."""
         if self._is_lingering:
             return
         if not self._written:
@@ -99,14 +101,14 @@ class GatheringTransport:
     def flush(self) -> None:
         """Send what was written."""
         if self._written:
-            written = b"".join(self._written)  # writelines may not heed a slow reader
+            written = b"".join(self._written)  # writelines may ignore a slow reader
             self._written.clear()
             self._transport.write(written)
 
     def close(self) -> None:
-        """Close, after what was written; while more is on its way, only the side that sends.
+        """Send what was written, then close. While more is arriving, close the sending side only.
 
-        Then the client closes the other one, or the time is up.
+        Then the client closes its side, or the time is up.
         """
         if self.is_closing():
             return
@@ -120,13 +122,13 @@ class GatheringTransport:
             self._transport.close()
 
     def stop_lingering(self) -> None:
-        """Wait for the rest of no request any more; what was written is still sent."""
+        """Do not wait for the rest of a request any more. What was written is still sent."""
         self._may_linger = False
         if self._is_lingering:
             self._transport.close()
 
     def is_lost(self) -> None:
-        """There is nothing left to end."""
+        """The connection is lost, so there is nothing left to end."""
         self._end.stop()
 
     def is_closing(self) -> bool:
@@ -138,7 +140,7 @@ class GatheringTransport:
 
 
 class Refusal(NamedTuple):
-    """What is answered to a request that is not HTTP, too large or late."""
+    """The answer to a request that is not HTTP, too large, or late."""
 
     status: int
     code: str
@@ -146,16 +148,16 @@ class Refusal(NamedTuple):
 
 
 class Http(HttpToolsProtocol):
-    """One connection; see the module. The application must be an Envelope."""
+    """One connection. See the module. The application must be an Envelope."""
 
     transfer_s = TRANSFER_S
-    _asked = 0  # heads that have arrived
+    _asked = 0  # complete heads that have arrived
     _answered = 0
     _head_bytes = 0
-    _is_in_head = False  # some of a request's head has arrived and some not
-    _is_in_body = False  # the same of its body
-    _refusal: Refusal | None = None  # written, or to be written behind the answers that are due
-    _is_told = False  # uvicorn, that the connection is lost
+    _is_in_head = False  # only a part of a request's head has arrived
+    _is_in_body = False  # only a part of its body has arrived
+    _refusal: Refusal | None = None  # already written, or due after the answers that come first
+    _is_told = False  # whether uvicorn knows that the connection is lost
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.parser = cast("Any", RequestParser(self))
@@ -191,7 +193,7 @@ class Http(HttpToolsProtocol):
         if self._refusal is not None or self._gathering.is_closing():
             return
         self._head_bytes += len(data)
-        super().data_received(data)  # calls what follows
+        super().data_received(data)  # calls the methods below
         if self._head_bytes > MAX_HEAD_BYTES and self._refusal is None:
             message = f"the headers may have {MAX_HEAD_BYTES} bytes"
             self._refuse(Refusal(431, "headers_too_large", message))
@@ -224,7 +226,7 @@ class Http(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         self._answered += 1
         self._gathering.flush()
-        if self._rest_of_request.is_running:  # that of a request behind this one
+        if self._rest_of_request.is_running:  # the rest of a request behind this one
             self._rest_of_request.start(self.transfer_s)
         super().on_response_complete()
         self._is_idle_from_now()
@@ -238,32 +240,32 @@ class Http(HttpToolsProtocol):
 
     @property
     def _num_due(self) -> int:
-        """Answers to requests before the one that arrives."""
+        """How many answers are due before that of the request that is arriving."""
         return self._asked - self._answered - self._is_in_body
 
     def _has_more(self) -> bool:
-        """Whether more is on its way of a request that has been answered."""
+        """Whether more is still arriving of a request that has been answered."""
         return self._is_in_body or self._refusal is not None
 
     def _is_idle_from_now(self) -> None:
-        """If it is, a request has to come before it has been so for too long."""
+        """If the connection is idle, limit the time until its next request."""
         if self._asked == self._answered and not (self._is_in_head or self._is_in_body):
             self._next_request.start(self.timeout_keep_alive)
 
     def _give_up(self) -> None:
-        """The rest of a request does not come."""
+        """The rest of a request did not arrive in time."""
         if self._gathering.is_closing():
             return
         if self._num_due > 0 or not self._gathering.is_reading():
-            self._rest_of_request.start(self.transfer_s)  # it is not the client who is late
-        elif self._num_due < 0:  # it has been answered
+            self._rest_of_request.start(self.transfer_s)  # the client is not the late one
+        elif self._num_due < 0:  # the request has been answered
             self._gathering.close()
         else:
             message = f"the request has to be whole within {self.transfer_s:g} s"
             self._refuse(Refusal(408, "request_timeout", message))
 
     def _refuse(self, refusal: Refusal) -> None:
-        """Answer a request that is not whole, in its turn, and close."""
+        """Answer an incomplete request when its turn comes, and close."""
         self._refusal = refusal
         if self._num_due > 0 or self._gathering.is_closing():
             return

@@ -1,4 +1,4 @@
-"""The micro-batcher with real ONNX Runtime sessions: who is decoded with whom, and who is not."""
+"""The micro-batcher with real ONNX Runtime sessions: which jobs are decoded together."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from service.telemetry.metrics import Metrics
 
 
 class Decoder:
-    """The real `decode`, which notes its batches and waits while `gate` is closed."""
+    """The real `decode`. It notes its batches, and waits while `gate` is closed."""
 
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle
@@ -109,7 +109,7 @@ def test_jobs_that_arrive_while_a_batch_runs_are_the_next_batch(bundle: Bundle) 
 
     async def story(batcher: MicroBatcher, decoder: Decoder) -> None:
         first = await while_busy(batcher, decoder)
-        assert decoder.sizes == [1]  # a lone job starts at once
+        assert decoder.sizes == [1]  # a single job starts at once
         others = await submitted(batcher, decoder, jobs)
         decoder.gate.set()
         answers = await asyncio.gather(first, *others)
@@ -262,7 +262,7 @@ def test_a_full_queue_turns_jobs_away_and_recovers(bundle: Bundle) -> None:
         with pytest.raises(Overloaded):
             await batcher.submit(decoder.engine, job(bundle, "item-2", beam_width=6), soon())
         [third] = await submitted(batcher, decoder, [job(bundle, "item-2", beam_width=5)])
-        second.cancel()  # and the place of a job that goes away is free at once
+        second.cancel()  # the place of a job that leaves is free at once
         await asyncio.wait([second])
         [fourth] = await submitted(batcher, decoder, [job(bundle, "item-3")])
         decoder.gate.set()
@@ -343,7 +343,7 @@ def learnt(engine: Engine, *, job_s: float, beam_s: float = 0.0) -> None:
 
 
 def test_a_short_job_is_answered_before_the_long_ones_of_its_batch(bundle: Bundle) -> None:
-    """Its answer comes after its own last call: the gate keeps the batch from ending."""
+    """Its answer comes after its own last call. The gate keeps the batch from ending."""
     halfway, go_on = threading.Event(), threading.Event()
 
     class Halting(Decoder):
@@ -430,7 +430,8 @@ def test_each_lane_has_its_own_share_of_the_queue(bundle: Bundle) -> None:
 def test_a_job_that_would_be_late_is_not_admitted(bundle: Bundle) -> None:
     async def story(batcher: MicroBatcher, decoder: Decoder) -> None:
         learnt(decoder.engine, job_s=2.0)
-        # An idle decode thread takes any job: that the forecast is wrong shows only so.
+        # An idle decode thread takes any job: this is the only way to see that the forecast is
+        # wrong.
         first = await while_busy(batcher, decoder)
         [waits] = await submitted(batcher, decoder, [job(bundle, "item-1")])
         with pytest.raises(Overloaded) as refused:
@@ -470,7 +471,7 @@ def test_jobs_in_bulk_wait_for_each_other_and_others_little_for_them(bundle: Bun
         ]
         await asyncio.sleep(0)
         late = time.monotonic() + 1.5
-        with pytest.raises(Overloaded):  # a deadline is one for bulk, too
+        with pytest.raises(Overloaded):  # a deadline holds for bulk, too
             await batcher.submit(decoder.engine, job(bundle, "item-2"), late, in_bulk=True)
         work = Work.of_job(job(bundle, "item-2"))
         assert batcher.forecast(decoder.engine, work, 10, in_bulk=True).wait_s > 2
@@ -499,7 +500,7 @@ def test_forecasts_count_what_runs_what_is_ahead_and_the_turns_of_others(bundle:
         assert running.total_s == pytest.approx(4, rel=0.2)
         ahead = await submitted(batcher, decoder, [job(bundle, "item-1")] * 2)
         assert batcher.forecast(decoder.engine, one, 10).total_s == pytest.approx(8, rel=0.2)
-        other_lane = batcher.forecast(decoder.engine, one, 100)  # one turn of theirs at most
+        other_lane = batcher.forecast(decoder.engine, one, 100)  # at most one turn of the others
         assert other_lane.total_s == pytest.approx(6, rel=0.2)
         decoder.gate.set()
         await asyncio.gather(first, *ahead)
@@ -507,8 +508,8 @@ def test_forecasts_count_what_runs_what_is_ahead_and_the_turns_of_others(bundle:
     tell(bundle, story)
 
 
-def test_a_job_of_fewer_calls_is_foretold_to_come_sooner_however_many_wait(bundle: Bundle) -> None:
-    """Else nothing would be gained by asking for less, just when it matters."""
+def test_a_job_of_fewer_calls_has_an_earlier_forecast_however_many_wait(bundle: Bundle) -> None:
+    """Otherwise asking for less would not help, just when it matters."""
 
     async def story(batcher: MicroBatcher, decoder: Decoder) -> None:
         learnt(decoder.engine, job_s=0.1, beam_s=0.1)
@@ -542,7 +543,7 @@ def test_the_model_learns_from_batches_that_went_to_their_end(bundle: Bundle) ->
 
 
 def test_a_batch_takes_half_of_the_slo_at_most(bundle: Bundle) -> None:
-    """Else jobs that come late would make the others of their batch late."""
+    """Otherwise late jobs would make the other jobs of their batch late."""
 
     async def story(batcher: MicroBatcher, decoder: Decoder) -> None:
         learnt(decoder.engine, job_s=1.0)

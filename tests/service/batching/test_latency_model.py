@@ -1,4 +1,4 @@
-"""The latency model against costs that are known."""
+"""The latency model, tested with costs that are known."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_the_work_of_a_job_and_of_a_batch() -> None:
     assert Work.together([]) == Work(0, 0, 0)
 
 
-def test_it_foretells_batches_never_seen_in_spite_of_noise() -> None:
+def test_it_forecasts_batches_never_seen_in_spite_of_noise() -> None:
     model, noise = LatencyModel(), np.random.default_rng(1)
     for work in batches(0, 300):
         model.observe(work, cost(work) * noise.uniform(0.9, 1.1))
@@ -65,7 +65,7 @@ def test_a_machine_that_slows_down_is_noticed_within_the_memory() -> None:
         assert model.seconds(work) == pytest.approx(3 * cost(work), rel=0.2)
 
 
-def test_it_foretells_nothing_before_the_first_batch_and_never_less_than_nothing() -> None:
+def test_it_forecasts_0_before_the_first_batch_and_never_less() -> None:
     model, noise = LatencyModel(), np.random.default_rng(1)
     assert model.seconds(Work(3, 6, 500)) == 0
     for work in batches(3, 50):

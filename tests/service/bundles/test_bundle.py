@@ -117,7 +117,7 @@ def test_items_come_and_go_and_the_bundle_stays_as_it_was(bundles_dir: Path) -> 
         assert sorted(decoded.rows.tolist()) == list(range(state.catalogue.num_items))
 
 
-def test_the_decoding_defaults_of_a_manifest_may_be_written_anew(copy: Path) -> None:
+def test_the_decoding_defaults_of_a_manifest_may_be_written_again(copy: Path) -> None:
     manifest, decoding = verify(copy), DecodingDefaults(r_warm=1, m_par=3, beam_width=20)
     assert (decoding.ranking, decoding.finish_rows) == ("rows", 0)
     decoding = decoding.model_copy(update={"ranking": "best", "finish_rows": 30})
@@ -239,7 +239,7 @@ def test_a_manifest_that_is_not_json_or_absent_is_refused(copy: Path, tmp_path: 
 def test_a_bundle_of_an_older_format_is_refused_by_its_version(
     copy: Path, version: int, fields_of_later: list[str], files_of_later: list[str]
 ) -> None:
-    """Its manifest has other fields and files; the sentence is about the version all the same."""
+    """Its manifest has other fields and files. Still the sentence is about the version."""
 
     def older(manifest: dict[str, Any]) -> None:
         manifest["format_version"] = version
@@ -324,7 +324,7 @@ def test_arrays_beside_the_codes_that_do_not_fit_are_refused(
 
 @pytest.mark.parametrize("data", [b"", b"PK\x03\x04", b"\x93NUMPY\x01\x00", None])
 def test_a_file_that_is_no_array_is_refused(copy: Path, data: bytes | None) -> None:
-    if data is None:  # a header that promises far more than there is
+    if data is None:  # a header that describes far more data than there is
         data = _npy_of(np.zeros((2, 2), np.uint16)).replace(b"(2, 2)", b"(9999999, 9999999)")
     replace_file(copy, "codes.npy", data)
     with pytest.raises(BundleInvalid):
@@ -460,7 +460,7 @@ def test_a_reference_cannot_leave_the_store(reference: str, tmp_path: Path) -> N
     assert stored_path(tmp_path, "demo@1") == tmp_path / "demo" / "1"
 
 
-# What holds the manifest itself
+# The digest and the signature of the manifest
 
 
 @pytest.mark.parametrize(
@@ -523,7 +523,7 @@ def test_a_key_wants_a_signature_of_its_own(copy: Path) -> None:
     assert Bundle.load(copy).manifest.repeat_bias == -2
 
 
-# What is wrong behind right hashes
+# Wrong content behind right hashes
 
 
 ITEM = {"item_id": "item-0", "title": "t", "categories": []}
@@ -593,7 +593,7 @@ def test_a_manifest_that_is_no_plain_object_is_refused(copy: Path, text: str) ->
 
 @pytest.mark.parametrize("name", ["manifest.json", *FILES])
 def test_a_pipe_or_a_folder_in_place_of_a_file_is_refused(copy: Path, name: str) -> None:
-    """A pipe is not waited for."""
+    """Nothing waits for a pipe."""
     (copy / name).unlink()
     os.mkfifo(copy / name)
     with pytest.raises(BundleInvalid, match=f"{name} is no regular file"):
@@ -605,7 +605,7 @@ def test_a_pipe_or_a_folder_in_place_of_a_file_is_refused(copy: Path, name: str)
 
 
 def test_a_link_to_a_file_is_a_file(copy: Path, tmp_path: Path) -> None:
-    """As Kubernetes mounts them."""
+    """Kubernetes mounts files as links."""
     (copy / "codes.npy").rename(tmp_path / "codes.npy")
     (copy / "codes.npy").symlink_to(tmp_path / "codes.npy")
     assert verify(copy).ref == "tiny@1"
@@ -624,7 +624,7 @@ def test_arrays_in_another_order_serve_and_odd_numbers_do_not(copy: Path) -> Non
 
 
 def test_training_allows_what_a_bundle_may_have() -> None:
-    """Written out there: importing the bundle takes seconds."""
+    """The limits are written out in training, because importing the bundle takes seconds."""
     from training.config import BundleConfig, ModelConfig, NeighboursConfig
 
     def most(model: Any, name: str) -> int:

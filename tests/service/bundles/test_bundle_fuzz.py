@@ -1,8 +1,8 @@
 """Bundles with right hashes and wrong content: each is refused with a sentence, or serves.
 
-Mutates the manifest and the files of a tiny bundle, makes hashes and digest right again, loads and
-primes what comes of it, and asks for answers with all that is in it. More examples than CI has the
-time for: FUZZ_EXAMPLES=5000 pytest tests/service/bundles/test_bundle_fuzz.py
+Each example mutates the manifest and the files of a tiny bundle, and makes hashes and digest right
+again. It loads and primes the result, and asks for answers that use all parts. For more examples
+than CI has time for: FUZZ_EXAMPLES=5000 pytest tests/service/bundles/test_bundle_fuzz.py
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ odd = st.sampled_from(ODD)
 
 
 def _places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Where something can be put in JSON; of long lists only the first entries."""
+    """Where something can be put in JSON. Of long lists, only the first entries."""
     found = [path] if path else []
     entries = value.items() if isinstance(value, dict) else []
     if isinstance(value, list):
@@ -265,7 +265,7 @@ GRAPH_CHANGES = [
 
 @st.composite
 def of_graphs(draw: st.DrawFn, bundle: Path) -> Edit:
-    """As a wrong exporter makes them; ONNX Runtime's own reader is not what is tested."""
+    """Graphs as a wrong exporter makes them. ONNX Runtime's own reader is not tested here."""
     name, text = draw(st.sampled_from([("encoder.onnx", ENCODER), ("decoder.onnx", DECODER)]))
     kind = draw(st.sampled_from(["text", "text", "other", "empty"]))
     data = b""
@@ -285,7 +285,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def answers_of(bundle: Bundle) -> None:
-    """All that requests can ask of a bundle, as JSON."""
+    """Answers to all kinds of requests to a bundle, as JSON."""
     none = np.empty(0, np.int32)
     popular = popular_items(bundle, 100, none, None, metadata=True)
     texts = [item.model_dump_json() for item in popular]
@@ -325,7 +325,7 @@ def test_a_bundle_of_wrong_content_is_refused_or_serves(tiny: Path, data: st.Dat
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(tiny, copy)
     for edit in edits:
-        # The edit before may have taken away what this one changes.
+        # An earlier edit may have removed what this one changes.
         with suppress(KeyError, IndexError, TypeError, AttributeError):
             edit(copy)
     refusal = None

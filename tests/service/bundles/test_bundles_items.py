@@ -1,4 +1,4 @@
-"""The index of attributes against looking at every item."""
+"""The index of attributes, compared with looking at every item."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ filters = st.dictionaries(st.sampled_from(["category", "title"]), wanted_values)
 
 @pytest.fixture(autouse=True)
 def _two_attributes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Titles, too, so that there are two."""
+    """Adds titles, so that there are two attributes."""
     both = {**items.ATTRIBUTES, "title": lambda item: [item.title]}
     monkeypatch.setattr(items, "ATTRIBUTES", both)
 

@@ -1,4 +1,4 @@
-"""Answers written behind the requests' back: to a real store, to a slow one, to none."""
+"""Answers written in the background: to a real store, to a slow one, to none."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import pytest
 from stores import shown, with_store
 
 from service.errors import HistoryUnavailable
-from service.histories.attribution import MAX_BATCH, Remembering
+from service.histories.attribution import MAX_BATCH, AnswerMemory
 from service.histories.redis_store import RedisHistoryStore
-from service.histories.store import Shown
+from service.histories.store import RememberedAnswer
 from service.telemetry.metrics import Metrics
 
 
 class StalledStore:
-    """Takes no answer until it is let go."""
+    """Takes no answer until it is released."""
 
     def __init__(self, *, fails: bool = False) -> None:
         self.go = asyncio.Event()
         self.fails = fails
-        self.written: list[Sequence[tuple[str, Shown]]] = []
+        self.written: list[Sequence[tuple[str, RememberedAnswer]]] = []
 
-    async def remember(self, answers: Sequence[tuple[str, Shown]]) -> None:
+    async def remember(self, answers: Sequence[tuple[str, RememberedAnswer]]) -> None:
         await self.go.wait()
         if self.fails:
             raise HistoryUnavailable("gone")
@@ -39,17 +39,17 @@ def test_an_answer_is_pending_and_then_in_the_store(redis_url: str) -> None:
     metrics = Metrics()
 
     async def use(store: RedisHistoryStore) -> None:
-        remembering = Remembering(store, metrics)
-        remembering.start()
+        memory = AnswerMemory(store, metrics)
+        memory.start()
         for n in range(3 * MAX_BATCH):
-            remembering.note("w-many", shown(f"r{n}", "a"))
-        remembering.note("w", shown("r1", "a", "b"))
-        remembering.note("w", shown("nothing"))
-        assert remembering.pending("w", "r1") == shown("r1", "a", "b")
-        assert remembering.pending("w", "nothing") is None
-        assert remembering.pending("other", "r1") is None
-        await remembering.stop()
-        assert remembering.pending("w", "r1") is None
+            memory.note("w-many", shown(f"r{n}", "a"))
+        memory.note("w", shown("r1", "a", "b"))
+        memory.note("w", shown("nothing"))
+        assert memory.pending("w", "r1") == shown("r1", "a", "b")
+        assert memory.pending("w", "nothing") is None
+        assert memory.pending("other", "r1") is None
+        await memory.stop()
+        assert memory.pending("w", "r1") is None
         assert await store.read_page("w", "r1") == ([], shown("r1", "a", "b"))
         last = shown(f"r{3 * MAX_BATCH - 1}", "a")
         assert await store.read_page("w-many", last.recommendation_id) == ([], last)
@@ -62,16 +62,16 @@ def test_an_answer_is_pending_and_then_in_the_store(redis_url: str) -> None:
 def test_a_full_queue_drops_and_stop_waits_a_second() -> None:
     async def run() -> None:
         metrics, store = Metrics(), StalledStore()
-        remembering = Remembering(store, metrics, max_waiting=3)  # type: ignore[arg-type]
-        remembering.start()
+        memory = AnswerMemory(store, metrics, max_waiting=3)  # type: ignore[arg-type]
+        memory.start()
         for n in range(5):
-            remembering.note("u", shown(f"r{n}", "a"))
+            memory.note("u", shown(f"r{n}", "a"))
             await asyncio.sleep(0)
-        assert remembering.pending("u", "r2")
-        assert remembering.pending("u", "r3") is None
+        assert memory.pending("u", "r2")
+        assert memory.pending("u", "r3") is None
         assert value(metrics, "remember_dropped") == 2
         started = time.monotonic()
-        await remembering.stop()
+        await memory.stop()
         assert 0.9 < time.monotonic() - started < 1.5
         assert value(metrics, "remember_dropped") == 5
 
@@ -81,17 +81,17 @@ def test_a_full_queue_drops_and_stop_waits_a_second() -> None:
 def test_what_the_store_does_not_take_is_dropped(caplog: pytest.LogCaptureFixture) -> None:
     async def run() -> None:
         metrics, store = Metrics(), StalledStore(fails=True)
-        remembering = Remembering(store, metrics)  # type: ignore[arg-type]
-        remembering.start()
+        memory = AnswerMemory(store, metrics)  # type: ignore[arg-type]
+        memory.start()
         store.go.set()
         for n in range(2 * MAX_BATCH):
-            remembering.note("u", shown(f"r{n}", "a"))
-        while remembering.pending("u", f"r{2 * MAX_BATCH - 1}"):
+            memory.note("u", shown(f"r{n}", "a"))
+        while memory.pending("u", f"r{2 * MAX_BATCH - 1}"):
             await asyncio.sleep(0)
         assert value(metrics, "remember_dropped") == 2 * MAX_BATCH
         store.fails = False
-        remembering.note("u", shown("later", "a"))
-        await remembering.stop()
+        memory.note("u", shown("later", "a"))
+        await memory.stop()
         assert store.written == [[("u", shown("later", "a"))]]
 
     asyncio.run(run())
@@ -100,18 +100,18 @@ def test_what_the_store_does_not_take_is_dropped(caplog: pytest.LogCaptureFixtur
 def test_nothing_of_a_user_is_written_after_it_was_forgotten() -> None:
     async def run() -> None:
         store = StalledStore()
-        remembering = Remembering(store, Metrics())  # type: ignore[arg-type]
-        remembering.start()
-        remembering.note("u", shown("r1", "a"))
+        memory = AnswerMemory(store, Metrics())  # type: ignore[arg-type]
+        memory.start()
+        memory.note("u", shown("r1", "a"))
         await asyncio.sleep(0)  # it is being written
-        remembering.note("u", shown("r2", "a"))
-        remembering.note("v", shown("r3", "a"))
-        forgetting = asyncio.create_task(remembering.forget("u"))
+        memory.note("u", shown("r2", "a"))
+        memory.note("v", shown("r3", "a"))
+        forgetting = asyncio.create_task(memory.forget("u"))
         await asyncio.sleep(0.01)
         assert not forgetting.done()
         store.go.set()
         await forgetting
-        await remembering.stop()
+        await memory.stop()
         assert store.written == [[("u", shown("r1", "a"))], [("v", shown("r3", "a"))]]
 
     asyncio.run(run())
@@ -120,34 +120,34 @@ def test_nothing_of_a_user_is_written_after_it_was_forgotten() -> None:
 def test_a_bug_does_not_end_the_writer(monkeypatch: pytest.MonkeyPatch) -> None:
     async def run() -> None:
         metrics, store = Metrics(), StalledStore()
-        remembering = Remembering(store, metrics)  # type: ignore[arg-type]
-        remembering.start()
+        memory = AnswerMemory(store, metrics)  # type: ignore[arg-type]
+        memory.start()
         store.go = None  # type: ignore[assignment]
-        remembering.note("u", shown("r1", "a"))
-        while remembering.pending("u", "r1"):
+        memory.note("u", shown("r1", "a"))
+        while memory.pending("u", "r1"):
             await asyncio.sleep(0)
         store.go = asyncio.Event()
         store.go.set()
-        remembering.note("u", shown("r2", "a"))
-        await remembering.stop()
+        memory.note("u", shown("r2", "a"))
+        await memory.stop()
         assert store.written == [[("u", shown("r2", "a"))]]
 
     asyncio.run(run())
 
 
 def test_no_store_costs_nothing() -> None:
-    """With the breaker open answers go at once; nothing piles up and the loop stays free."""
+    """With an open breaker answers are dropped at once. Nothing piles up."""
     metrics = Metrics()
 
     async def use(store: RedisHistoryStore) -> None:
-        remembering = Remembering(store, metrics)
-        remembering.start()
+        memory = AnswerMemory(store, metrics)
+        memory.start()
         started = time.process_time()
         for n in range(500):
-            remembering.note("u", shown(f"r{n}", "a"))
+            memory.note("u", shown(f"r{n}", "a"))
             if n % 100 == 0:
                 await asyncio.sleep(0.1)
-        await remembering.stop()
+        await memory.stop()
         assert time.process_time() - started < 0.3
         assert value(metrics, "remember_dropped") == 500
 

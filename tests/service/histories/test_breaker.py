@@ -1,4 +1,4 @@
-"""The breaker against a plain account of what it should do."""
+"""The breaker, compared with a plain model of what it should do."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The embedded Valkey, started and stopped in this process, and what keeps it running.
 
-Killing its owner is in test_life; killing it under load, in tests/faults.
+test_life kills its owner. tests/faults kills it under load.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ async def valkey(folder: Path) -> AsyncIterator[redis.Redis]:
 
 @contextlib.asynccontextmanager
 async def supervised(folder: Path) -> AsyncIterator[tuple[EmbeddedValkey, Metrics]]:
-    """A server that is kept running, and what is counted of it."""
+    """A server that is kept running, and the metrics about it."""
     metrics = Metrics()
     server = EmbeddedValkey(folder, metrics)
     await server.start()
@@ -159,7 +159,7 @@ def test_a_server_that_does_not_start_is_a_sentence(tmp_path: Path) -> None:
 
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pauses and pings of milliseconds."""
+    """Makes pauses and pings take milliseconds."""
     for name in ("LOOK_EVERY_S", "PING_EVERY_S", "FIRST_PAUSE_S"):
         monkeypatch.setattr(embedded_valkey, name, 0.02)
     monkeypatch.setattr(embedded_valkey, "LONGEST_PAUSE_S", 0.1)
@@ -204,7 +204,7 @@ def test_a_server_that_hangs_is_killed_and_started_again(
 
 
 @pytest.mark.usefixtures("hasty")
-def test_one_that_cannot_be_started_is_said_once_and_tried_until_it_can(
+def test_a_server_that_cannot_start_is_logged_once_and_tried_again_until_it_can(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, away = tmp_path / "here", tmp_path / "away"
@@ -219,7 +219,7 @@ def test_one_that_cannot_be_started_is_said_once_and_tried_until_it_can(
                 os.kill(pid_of(server), signal.SIGKILL)
                 await until(lambda: server.is_failing)
                 assert starts(metrics, "failed") == embedded_valkey.QUICK_STARTS
-                folder.mkdir()  # another one: beginning anew would lose the histories silently
+                folder.mkdir()  # another folder: starting there would silently lose the histories
                 await until(lambda: starts(metrics, "failed") > embedded_valkey.QUICK_STARTS + 2)
                 assert server.is_failing
                 folder.rmdir()
@@ -285,7 +285,7 @@ def test_a_folder_keeps_its_owner_while_the_server_is_down(
 def test_what_is_acknowledged_is_written_first_and_on_disk_soon(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With appendfsync everysec a server that is killed loses what it answered during a sync."""
+    """With appendfsync everysec, a killed server loses what it acknowledged during a sync."""
     monkeypatch.setattr(embedded_valkey, "SYNC_EVERY_S", 0.01)
     synced: list[int] = []
     fdatasync = os.fdatasync

@@ -72,7 +72,7 @@ def test_a_history_is_capped_and_expires(redis_url: str) -> None:
     with_store(redis_url, use, cap=3, ttl_s=77)
     with redis.Redis.from_url(redis_url) as server:
         assert 0 < server.ttl(history_key("h-cap")) <= 77
-        assert server.lrange(history_key("h-cap"), 0, 0) == [b"4"]  # newest first in there
+        assert server.lrange(history_key("h-cap"), 0, 0) == [b"4"]  # newest first inside Redis
 
 
 def test_erasing_leaves_no_key(redis_url: str) -> None:
@@ -121,7 +121,7 @@ def test_a_stalled_server_costs_the_timeout_and_no_more(redis_url: str) -> None:
             assert metrics.registry.get_sample_value("unmask_redis_breaker_state") == 2
         finally:
             os.kill(pid, signal.SIGCONT)
-        while True:  # and it recovers by itself, with its own answers on each connection
+        while True:  # it recovers by itself, and each connection gets its own replies
             try:
                 item_ids = await store.read("h-stall")
                 break
@@ -138,7 +138,7 @@ def test_a_stalled_server_costs_the_timeout_and_no_more(redis_url: str) -> None:
 
 
 def test_a_server_is_not_blamed_for_a_late_event_loop(redis_url: str) -> None:
-    """The reply has come, and nobody could read it: that is no failure of the store."""
+    """The reply has arrived, but nobody could read it. That is no failure of the store."""
 
     async def use(store: RedisHistoryStore) -> None:
         await store.append([event("h-late", "a")])
@@ -174,7 +174,7 @@ def test_a_server_that_refuses_is_unavailable(redis_url: str) -> None:
     with_store(redis_url, use)
 
 
-# --- answers and what comes of them ---------------------------------------------------------------
+# --- answers and their attribution -------------------------------------------------------------
 
 
 def test_an_answer_is_read_with_the_history(redis_url: str) -> None:

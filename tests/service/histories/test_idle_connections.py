@@ -27,7 +27,7 @@ def server(
 
 
 def num_clients(server: Server) -> int:
-    """Without the one that asks."""
+    """Connections to the store, without the one that asks."""
     listing: str = server.ask("CLIENT", "LIST", "TYPE", "NORMAL")
     return len(listing.splitlines()) - 1
 
@@ -48,7 +48,7 @@ def test_no_call_fails_when_the_store_closes_all_connections(
         for number in range(10):
             await fill_pool(store, server)
             server.ask("CLIENT", "KILL", "TYPE", "NORMAL", "SKIPME", "YES")
-            if is_noticed:  # else this loop has not had a chance to hear of it
+            if is_noticed:  # else this loop had no chance to notice it
                 await asyncio.sleep(0.05)
             events = [event(user, f"{number}-{n}") for n in range(POOL)]
             found = await asyncio.gather(*(store.append([one]) for one in events))
@@ -95,7 +95,7 @@ def test_what_is_sent_again_after_it_was_done_is_done_once(server: Server) -> No
 
 
 def errors_of(metrics: Metrics) -> str:
-    """Samples of errors that were counted."""
+    """Samples of the errors that were counted."""
     return "\n".join(
         f"{sample.name}{{{sample.labels}"
         for family in metrics.registry.collect()
@@ -107,7 +107,7 @@ def errors_of(metrics: Metrics) -> str:
 def test_no_event_is_refused_when_the_store_closes_idle_connections(
     bundles_dir: Path, tmp_path: Path
 ) -> None:
-    """With the store's own `timeout`, and a service with several connections in its pool."""
+    """With the store's own `timeout`, and several connections in the service's pool."""
 
     def post(service: Service, number: int) -> None:
         service.send(f"item-{number}", user_id="idle")

@@ -1,4 +1,4 @@
-"""Whom the store's calls reach: replicas, a cluster, sentinels, all real, and all with troubles."""
+"""Which servers the store's calls reach: replicas, a cluster, sentinels. All are real and fail."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_a_stalled_replica_costs_half_the_timeout(pair: tuple[Server, Server]) -
     assert fallbacks(metrics) == 5
 
 
-def test_no_replica_there_is_no_trouble(pair: tuple[Server, Server]) -> None:
+def test_a_missing_replica_is_no_trouble(pair: tuple[Server, Server]) -> None:
     async def use(store: RedisHistoryStore) -> None:
         await store.append([event("gone", "a")])
         assert await store.read("gone") == ["a"]
@@ -218,7 +218,7 @@ def test_a_stalled_node_costs_its_own_users_the_timeout(cluster: list[Server]) -
 
 
 def test_a_failover_in_a_cluster_is_followed(cluster: list[Server]) -> None:
-    """The last of the cluster's tests: one of its nodes is gone afterwards."""
+    """The last of the cluster's tests, because one of its nodes is gone afterwards."""
     user = next(user for user in USERS if owner_of(user, cluster) is cluster[0])
 
     async def use(store: RedisHistoryStore) -> None:
@@ -256,7 +256,8 @@ def test_sentinels_say_which_server_to_ask_and_a_failover_is_followed(
             await answered(lambda: store.append([event("sen", "b")]))
             assert await store.read("sen") == ["a", "b"]
             assert replica.ask("ROLE")[0] == "master"
-        # The old primary wakes up and still takes itself for one, until the sentinel tells it.
+        # The old primary wakes up and still believes that it is the primary, until the sentinel
+        # tells it.
         await store.append([event("sen", "c")])
         assert await answered(lambda: store.read("sen")) == ["a", "b", "c"]
 
@@ -269,7 +270,7 @@ def test_sentinels_say_which_server_to_ask_and_a_failover_is_followed(
     assert "hunter2" not in captured.out + captured.err
 
 
-def test_sentinels_that_do_not_know_the_name_are_complained_of(
+def test_sentinels_that_do_not_know_the_name_are_logged(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     sentinel = Server(tmp_path, {}, sentinel=True)

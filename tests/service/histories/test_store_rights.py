@@ -1,7 +1,7 @@
-"""The rights that the service needs of its store, and what becomes of a call that lacks one.
+"""The rights that the service needs from its store, and what happens to a call without one.
 
-Every command that the store runs for the service, inside scripts and outside, is denied in turn:
-the call fails, nothing of it is kept, and the same call stores exactly once afterwards.
+Each command that the store runs for the service, inside and outside scripts, is denied in turn.
+Then the call fails, nothing of it is kept, and the same call later stores exactly once.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from service.histories.redis_store import (
     marks_key,
     shown_key,
 )
-from service.histories.store import Attribution, Shown, Stored
+from service.histories.store import Attribution, RememberedAnswer, Stored
 
 OPERATING = Path(__file__).parents[3] / "docs" / "operating.md"
 Call = Callable[[], Awaitable[Any]]
 
 
 def documented_acl(user: str) -> list[str]:
-    """What follows ACL SETUSER in the documentation."""
+    """The text after ACL SETUSER in the documentation."""
     [line] = re.findall(rf"^ACL SETUSER {user} (.*)$", OPERATING.read_text(), re.MULTILINE)
     return line.replace(">PASSWORD", ">secret").split()
 
@@ -46,12 +46,12 @@ def rights() -> list[str]:
 
 
 def commands_run(server: Server) -> set[str]:
-    """What the server has run since CONFIG RESETSTAT, inside scripts too."""
+    """The commands that the server has run since CONFIG RESETSTAT, also inside scripts."""
     return {name.removeprefix("cmdstat_") for name in server.ask("INFO", "commandstats")}
 
 
 def calls_of(store: RedisHistoryStore, user: str) -> dict[str, Call]:
-    """Everything the store is asked for; what it answers must be the same however it went."""
+    """All calls to the store. Their answers must always be the same."""
     click = event(user, "a", "e1", recommendation_id="r1")
     seen = event(user, "b", "e2", recommendation_id="r1", event_type="view")
     return {
@@ -68,7 +68,7 @@ def calls_of(store: RedisHistoryStore, user: str) -> dict[str, Call]:
 
 
 def check_kept(server: Server, user: str) -> None:
-    """What the calls leave, each once."""
+    """Check that the store has what the calls leave, each once."""
     assert server.ask("LRANGE", history_key(user), 0, -1) == ["a"]
     assert server.ask("ZCARD", marks_key(user)) == 4  # of events, and of first hits
     assert None not in server.ask("ZMSCORE", marks_key(user), "e1", "e2")
@@ -91,7 +91,7 @@ async def prepare(store: RedisHistoryStore, user: str) -> None:
 def check_answers(answers: dict[str, Any]) -> None:
     assert answers["append"] == [Stored(True, Attribution("tiny@1", "b", 1, True))]
     assert answers["count"] == [Stored(True, Attribution("tiny@1", "b", 2, True))]
-    assert answers["read_page"] == (["a"], Shown("r1", "tiny@1", "b", ("a", "b")))
+    assert answers["read_page"] == (["a"], RememberedAnswer("r1", "tiny@1", "b", ("a", "b")))
     assert answers["read"] == ["a"]
     assert answers["items_version"] == answers["read_items"][0] > 0
     assert answers["read_items"][1] == {"x": "1", "y": "2"}
@@ -153,7 +153,7 @@ def test_the_documented_rights_are_those_that_are_used(
     with_store(server.url_of("unmask", "secret") + "/3", use)
     ours = {"info", "config|resetstat", "acl|log", "hello", "client|setinfo", "ping", "command"}
     assert commands_run(server) - ours == {*rights()} - {"readonly", "asking", "cluster|slots"}
-    assert server.ask("ACL", "LOG") == []  # not one was tried in vain
+    assert server.ask("ACL", "LOG") == []  # no command was denied
     assert {right.lower() for right in RIGHTS} == {*rights()} - BESIDE - {"eval"}
     assert "history_store_trouble" not in capfd.readouterr().out
 

@@ -1,7 +1,7 @@
 """The history store dies, stalls, slows down or hangs up while many clients ask.
 
-Whatever happens to it, POST /recommend answers in time, flagged where the history was not read; an
-event that was acknowledged is there afterwards, exactly once; and nobody restarts the service.
+Whatever happens to it, POST /recommend answers in time, with a flag if the history was not read. An
+event that was acknowledged is there afterwards, exactly once. Nobody restarts the service.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ USERS = 20  # each has one item, its own
 
 @pytest.fixture(scope="module")
 def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Keeps every write in a file."""
+    """A Valkey that writes everything to a file."""
     server = Server(tmp_path_factory.mktemp("valkey"), {"appendonly": "yes", "save": '""'})
     with running(server):
         yield server
@@ -44,7 +44,7 @@ def proxy(valkey: Server) -> Iterator[SlowProxy]:
 def service(
     bundles_dir: Path, proxy: SlowProxy, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Service]:
-    """tiny@1, and between it and Valkey the proxy."""
+    """tiny@1, with the proxy between it and Valkey."""
     with service_process(
         tmp_path_factory.mktemp("trouble"),
         bundles_dir=bundles_dir,
@@ -73,7 +73,7 @@ def post_event(client: httpx.Client, user_id: str, item_id: str, event_id: str) 
 
 
 class Watch:
-    """What clients are answered; each check that fails ends its thread with the reason."""
+    """Checks what clients are answered. A check that fails ends its thread with the reason."""
 
     def __init__(self) -> None:
         self.degraded = 0
@@ -88,7 +88,7 @@ class Watch:
         return [self.read] * READERS + writers
 
     def read(self, client: httpx.Client, count: int) -> None:
-        """An answer by the user's own history, or a flagged one, in time."""
+        """The answer uses the user's own history, or is flagged, and comes in time."""
         number = count % USERS
         body = {"user_id": f"reader-{number}", "k": 3, "timeout_ms": TIMEOUT_MS}
         started = time.monotonic()
@@ -106,14 +106,14 @@ class Watch:
             assert "X-Unmask-Degraded" not in answer.headers
         history = client.get(f"/users/reader-{number}/history")
         assert history.status_code in (200, 503)
-        if history.status_code == 200:  # a reply that came late must not be another user's
+        if history.status_code == 200:  # a late reply must not be another user's
             assert history.json()["history"] == [f"item-{number}"]
         with self._lock:
             self.degraded += found["degraded"]
             self.served += not found["degraded"]
 
     def writer(self, user_id: str) -> Ask:
-        """Sends events, each until it is acknowledged, as clients should."""
+        """Sends events, each until it is acknowledged, as clients should do."""
         place = 0
 
         def write(client: httpx.Client, _: int) -> None:
@@ -145,7 +145,7 @@ def follows(value: Callable[[], int], load: Load, at_least: int = 20) -> None:
 
 @contextmanager
 def watched(service: Service) -> Iterator[tuple[Watch, Load]]:
-    """A watch while there is load; before and after, histories are read."""
+    """A watch while there is load. Histories are read before and after."""
     watch = Watch()
     wait_until(lambda: is_served(service))
     with steady_load(service.client.base_url, watch.asks) as load:
@@ -186,7 +186,7 @@ def test_a_store_that_is_killed_and_comes_back_has_every_acknowledged_event(
 
 
 def is_refused(service: Service) -> bool:
-    """Whether an event is refused and nothing of it acknowledged."""
+    """Whether an event is refused, and no part of it is acknowledged."""
     answer = post_event(service.client, "nobody", "item-1", "never")
     return answer.status_code == 503 and "accepted" not in answer.json()
 
@@ -219,7 +219,7 @@ def test_a_bad_line_to_the_store_degrades_answers(
 def test_a_line_that_is_now_and_then_too_slow_mixes_nobodys_histories(
     service: Service, proxy: SlowProxy
 ) -> None:
-    """Replies come just before or just after the timeout; `Watch.read` knows whose they must be."""
+    """Replies come just before or just after the timeout. `Watch.read` knows their users."""
     with watched(service) as (watch, load):
         try:
             for n in range(30):

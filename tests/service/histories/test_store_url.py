@@ -133,7 +133,7 @@ def mostly(*usual: str) -> st.SearchStrategy[str]:
     )
 )
 def test_a_url_is_refused_or_can_be_used(parts: tuple[str, ...]) -> None:
-    """What is taken is taken whole: nothing of it is unknown to the client, or left out by it."""
+    """An accepted URL is accepted completely: the client knows all of it and ignores nothing."""
     text = "".join(parts)
     try:
         url = parse_store_url(text)

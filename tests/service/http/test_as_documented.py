@@ -1,5 +1,6 @@
-"""What the published document says of requests holds: integers, methods, entries of a batch, and
-what is worth trying again.
+"""What the published document says about requests is true.
+
+Integers, methods, entries of a batch, and which errors are worth another try.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ GOOD = {"user_id": "x", "history": ["item-1"], "k": 3}
 def service(
     bundles_dir: Path, redis_url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Service]:
-    """tiny@1, whose queue holds two requests of its default width, with an administrator."""
+    """tiny@1 with an administrator. Its queue holds two requests of the default width."""
     with service_process(
         tmp_path_factory.mktemp("documented"),
         bundles_dir=bundles_dir,
@@ -47,7 +48,7 @@ def document(service: Service) -> dict[str, Any]:
 
 
 def is_valid(document: dict[str, Any], path: str, body: Any) -> bool:
-    """By the schema that is published."""
+    """Whether it is valid by the published schema."""
     [media] = document["paths"][path]["post"]["requestBody"]["content"].values()
     schema = {**media["schema"], "components": document["components"]}
     return bool(jsonschema.Draft202012Validator(schema).is_valid(body))
@@ -95,7 +96,7 @@ def test_every_integer_is_taken_as_json_schema_calls_it(
 
 
 def test_no_integer_is_left_out(document: dict[str, Any]) -> None:
-    """Of all that requests hold, whatever is added later."""
+    """All integers in requests are tested, also those that are added later."""
 
     def integers(schema: dict[str, Any], place: str) -> Iterator[str]:
         if "$ref" in schema:
@@ -194,7 +195,7 @@ def test_a_wrong_entry_of_a_batch_stops_no_other(
         assert error["retryable"] is False
         assert error["request_id"] == answer.headers["X-Request-ID"]
         alone = {"timeout_ms": 50} if param == "timeout_ms" else entry
-        if alone is entry and entry is not None:  # the same as by itself
+        if alone is entry and entry is not None:  # the same as a single request
             by_itself = service.client.post("/recommend", json=entry).json()["error"]
             assert by_itself | {"request_id": ""} == error | {"request_id": ""}
     assert "red" not in answer.text
@@ -204,12 +205,12 @@ def test_a_wrong_entry_of_a_batch_stops_no_other(
     assert "timeout_ms" not in entry["properties"]
     assert {"user_id", "k", "history", "filter"} <= set(entry["properties"])
     whole = [{"requests": []}, {"requests": [GOOD] * 33}, {"requests": GOOD}, {}]
-    for wrong in whole:  # of these there is nothing to answer
+    for wrong in whole:  # these have no answer
         assert service.client.post("/recommend/batch", json=wrong).status_code == 422
 
 
 def test_a_batch_that_is_larger_than_the_queue_is_answered(service: Service) -> None:
-    """Its entries wait for each other, where they were refused for each other."""
+    """Its entries wait for each other. Before, they were refused because of each other."""
     for width, num_requests in ((10, 32), (20, 8), (3, 32)):
         entries = [{**GOOD, "user_id": f"b-{n}", "beam_width": width} for n in range(num_requests)]
         body = {"requests": entries, "timeout_ms": 10_000}

@@ -1,4 +1,4 @@
-"""Clients as they come off the shelf post events and get recommendations, each for a user."""
+"""Common HTTP clients, unchanged, post events and get recommendations, each for a user."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def with_jdk(url: str, posts: Posts) -> Answers:
 
 
 def with_curl(url: str, posts: Posts, *options: str) -> Answers:
-    """All over one connection."""
+    """All requests over one connection."""
     command = ["curl", "--silent", "--show-error"]
     for path, body in posts:
         command += [*options, "--header", "Content-Type: application/json"]

@@ -1,8 +1,8 @@
-"""The OpenAPI document against the live service: what is answered is what is declared.
+"""The OpenAPI document and the live service agree: each answer is a declared one.
 
-Schemathesis makes requests from the document, right ones and wrong ones, with client and admin keys
-set so that every route is there. Half of the right ones name users, items and bundles that exist.
-Draining is asked for like anything else: a process that drains goes on answering.
+Schemathesis makes right and wrong requests from the document. Client and admin keys are set, so
+every route is there. Half of the right requests name users, items and bundles that exist. Draining
+is requested like everything else, and a draining process goes on answering.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ CHECKS = [
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """tiny@1, which came after tiny@2, with keys; its items change, so it has its own store."""
+    """tiny@1 with keys; it replaced tiny@2. Its items change, so it has its own history store."""
     folder = tmp_path_factory.mktemp("contract")
     for version in ("1", "2", "3"):
         write_tiny_bundle(folder / "bundles" / "tiny" / version, version=version)
@@ -81,7 +81,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 
 def document() -> dict[str, Any]:
-    """What the service says of itself, asked before there is a process."""
+    """What the service says about itself, read before a process runs."""
     keys = {"admin_keys": [SecretStr("an-admin-key")], "api_keys": [SecretStr("a-client-key")]}
     app = create_app(Lifecycle(Settings.model_validate(keys), Metrics()))
 
@@ -110,7 +110,7 @@ api.config.checks.not_a_server_error.expected_statuses = ["2xx", "4xx", "503", "
 def test_every_answer_is_as_declared(case: Case[Any], service: Service) -> None:
     url = str(service.client.base_url)
     name_what_exists(case)
-    # A wrong entry is refused in the answer, beside the right ones.
+    # A wrong entry is refused inside the answer, beside the right ones.
     is_list = case.path in ("/events", "/recommend/batch")
     checks = CHECKS if is_list else [*CHECKS, negative_data_rejection]
     case.call_and_validate(url, checks=checks, timeout=30)
@@ -133,7 +133,7 @@ def test_the_document_is_that_of_the_process(service: Service) -> None:
 
 
 def test_every_operation_has_succeeded(service: Service) -> None:
-    """Else nothing was said of the answers that matter."""
+    """Otherwise the tests would say nothing about the answers that matter."""
     done = {name for name in service.samples() if name.startswith("unmask_http_requests_total")}
     for operation in api.get_all_operations():
         route = operation.ok()

@@ -1,4 +1,4 @@
-"""What /health says in states a running process is seldom seen in, asked without a socket."""
+"""What /health says in rare states of a process, asked without a socket."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_without_a_decode_thread_it_is_neither(redis_url: str, bundles_dir: Path
 def test_an_embedded_store_that_cannot_be_started_again_is_for_a_restart_to_cure(
     bundles_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Until then, and while it is tried on, popular items answer."""
+    """Until the restart popular items answer, and it is tried again and again."""
     for name in ("LOOK_EVERY_S", "FIRST_PAUSE_S", "LONGEST_PAUSE_S"):
         monkeypatch.setattr(embedded_valkey, name, 0.02)
     folder, away = tmp_path / "here", tmp_path / "away"
@@ -190,7 +190,7 @@ def test_a_bundle_whose_network_gives_no_numbers_is_refused(
 
 
 def test_a_bundle_that_cannot_take_full_histories_is_refused(tmp_path: Path) -> None:
-    """The held-out histories have 5 items, the manifest promises 8."""
+    """The held-out histories have 5 items, but the manifest promises 8."""
     encoder = ENCODER.replace("uint16[jobs, length, 4]", "uint16[jobs, 5, 4]")
     bundle = Bundle.load(write_tiny_bundle(tmp_path / "bundle", encoder=encoder))
     with pytest.raises(BundleInvalid, match=r"bundle tiny@1 cannot decode: .*Got: 8 Expected: 5"):
@@ -224,10 +224,10 @@ def test_a_variant_that_its_bundle_cannot_serve_is_refused(
 
 
 @pytest.mark.parametrize("is_experiment", [False, True])
-def test_an_experiment_is_not_bent(
+def test_an_experiment_keeps_its_schedule(
     redis_url: str, bundles_dir: Path, tmp_path: Path, is_experiment: bool
 ) -> None:
-    """Within a millisecond nothing can be decoded here: what may bend does."""
+    """Within a millisecond nothing can be decoded here, so without it a schedule would change."""
     settings: dict[str, Any] = {"slo_ms": 1, "adaptive_schedule": True}
     settings["default_timeout_ms"] = 10_000
     if is_experiment:
@@ -270,7 +270,7 @@ def test_what_a_restart_would_bring_is_looked_up_again(
 
     async def story(lifecycle: Lifecycle, client: httpx.AsyncClient) -> None:
         assert not lifecycle.has_drifted
-        (tmp_path / "tiny" / "current").write_text("not yet there")  # as while it is copied
+        (tmp_path / "tiny" / "current").write_text("not yet there")  # as during a copy
         await asyncio.sleep(0.1)
         (tmp_path / "tiny" / "current").write_text("2")
         async with asyncio.timeout(10):

@@ -27,7 +27,7 @@ JSON = {"Content-Type": "application/json"}
 def slow(
     bundles_dir: Path, redis_url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Service]:
-    """A service whose decoder is slow and whose queue holds one request of width 10."""
+    """A service with a slow decoder. Its queue holds one request of width 10."""
     with service_process(
         tmp_path_factory.mktemp("slow"),
         bundles_dir=bundles_dir,
@@ -518,7 +518,7 @@ def test_a_deadline_is_a_504(slow: Service) -> None:
     def ask() -> httpx.Response:
         return slow.recommend(user_id="x", history=["item-1"], timeout_ms=60, r_warm=4)
 
-    wait_until(lambda: ask().status_code != 429)  # foretold to be late while others are decoded
+    wait_until(lambda: ask().status_code != 429)  # the forecast is late while others are decoded
     time.sleep(1)  # the next call of that search ends, and so does the search
     started = time.monotonic()
     answer = ask()

@@ -1,5 +1,6 @@
-"""Ids in paths and bodies: what can be stored can be shown and erased, by whatever client, and no
-id is taken for another one.
+"""Ids in paths and bodies: every stored id can be shown and erased, by any client.
+
+No id is taken for another one.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ Send = Callable[[str, str], tuple[int, str]]  # method and URL: status and body
 
 @pytest.fixture(scope="module")
 def service(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """odd@1, whose items change, with an administrator."""
+    """odd@1 with an administrator. Its items change."""
     folder = tmp_path_factory.mktemp("ids")
     write_tiny_bundle(folder / "bundles" / "odd" / "1", name="odd")
     with service_process(
@@ -79,7 +80,7 @@ CLIENTS += [by_curl] if shutil.which("curl") else []
 
 
 def raw(service: Service, method: str, target: str) -> tuple[int, dict[str, Any]]:
-    """The target goes out byte by byte as it is."""
+    """Sends the target unchanged, byte by byte."""
     connection = http.client.HTTPConnection("127.0.0.1", service.client.base_url.port, timeout=30)
     connection.request(method, target)
     answer = connection.getresponse()
@@ -136,7 +137,7 @@ def test_what_no_path_can_name_is_no_user(service: Service, user_id: str) -> Non
                 assert raw(service, method, path)[0] in (400, 422)
 
 
-# What a URL may not hold, and who would be meant if that were replaced, or taken as it is.
+# What a URL may not contain, and whom it would name if that were replaced or accepted.
 NOT_TEXT = {
     "%ff": "\ufffd",
     "a%C3": "a\ufffd",
@@ -216,7 +217,7 @@ def test_what_no_path_can_name_is_no_new_item(service: Service, item_id: str) ->
 
 
 def test_an_item_of_a_bundle_may_have_any_name(redis_url: str, tmp_path: Path) -> None:
-    """Nothing may be added under such a name, but bundles may have come with it."""
+    """Nothing may be added under such a name, but a bundle may have it."""
     names = {"item-1": "a\nb", "item-2": "b\n", "item-3": "\tc", "item-4": ".."}
     path = write_tiny_bundle(tmp_path / "named" / "1", name="named", names=names)
     assert path.exists()

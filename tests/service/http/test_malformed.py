@@ -1,4 +1,4 @@
-"""Ten thousand bodies and some HTTP messages that nobody should send, to a live service."""
+"""Ten thousand bodies and some HTTP messages that nobody should send, sent to a live service."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ RIGHT: dict[str, Any] = {
     "/admin/items": {"add": [{"item_id": SECRET, "title": SECRET, "embedding": [1.0]}]},
     "/admin/bundles/tiny@1/load": {"shadow_fraction": 0.5},
 }
-FIELD = {  # one of each body that every kind of nonsense goes into
+FIELD = {  # one of each body, for every kind of nonsense
     "/recommend": "k",
     "/recommend/batch": "timeout_ms",
     "/events": "events",
@@ -70,7 +70,7 @@ def service(
 
 @pytest.fixture(scope="module")
 def documented(service: Service) -> dict[str, set[int]]:
-    """The statuses of each route."""
+    """The documented statuses of each route."""
     paths = service.client.get("/openapi.json").json()["paths"]
     templates = {
         "/items/item-1/similar": "/items/{item_id}/similar",
@@ -82,13 +82,13 @@ def documented(service: Service) -> dict[str, set[int]]:
     }
 
 
-# Bodies. Each takes a route and a source of randomness, and none makes a right body.
+# Bodies. Each function takes a route and a random generator, and makes a wrong body.
 
 Make = Callable[[str, random.Random], bytes]
 
 
 def with_raw(path: str, raw: str) -> bytes:
-    """The right body but for one field, written as it is."""
+    """The right body, except for one field that is written as given."""
     body = {name: value for name, value in RIGHT[path].items() if name != FIELD[path]}
     text = json.dumps(body)
     return f'{text[:-1]}{", " if body else ""}"{FIELD[path]}": {raw}}}'.encode()
@@ -273,7 +273,7 @@ def test_another_content_type_is_refused(
 
 
 def head(*lines: str, path: str = "/recommend") -> bytes:
-    """The head of a message; without any lines it does not end."""
+    """The head of a message. Without lines it does not end."""
     fixed = [f"POST {path} HTTP/1.1", "Host: x", "Content-Type: application/json"]
     end = [""] if lines else []
     return "".join(f"{line}\r\n" for line in [*fixed, *lines, *end]).encode("latin-1")
@@ -393,7 +393,7 @@ def test_http_1_0_is_answered_and_the_connection_closed(service: Service) -> Non
     assert (status, headers["connection"]) == (200, "close")
 
 
-def test_who_expects_100_continue_is_told_to(service: Service) -> None:
+def test_a_client_that_expects_100_continue_gets_it(service: Service) -> None:
     with connection(service) as client:
         client.sendall(head("Content-Length: 22", "Expect: 100-continue "))
         assert client.recv(1 << 16) == b"HTTP/1.1 100 Continue\r\n\r\n"

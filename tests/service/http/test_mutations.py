@@ -1,4 +1,4 @@
-"""Requests in which something was changed: each is answered, in the one way that is described."""
+"""Requests with a change in them: each is answered in the one documented way."""
 
 from __future__ import annotations
 

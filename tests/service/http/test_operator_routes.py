@@ -24,7 +24,7 @@ CLIENT = {"Authorization": "Bearer a-client-key"}
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """one@1, one@2 and one@3 give different answers; broken ones beside them."""
+    """one@1, one@2 and one@3 give different answers. There are broken bundles beside them."""
     folder = tmp_path_factory.mktemp("store")
     for number in (1, 2, 3):
         path = folder / "one" / str(number)
@@ -43,7 +43,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def service(store: Path, redis_url: str, tmp_path: Path) -> Iterator[Service]:
-    """one@1, with keys."""
+    """one@1 with keys."""
     with service_process(
         tmp_path,
         bundles_dir=store,
@@ -62,7 +62,7 @@ def admin(service: Service, path: str, body: Any = None) -> httpx.Response:
 
 
 def answers(service: Service) -> tuple[str, list[str]]:
-    """Which bundle answered, and with what."""
+    """Which bundle answered, and what."""
     body = service.recommend(user_id="u", history=["item-3", "item-40"], k=5).json()
     return body["bundle"], [item["item_id"] for item in body["items"]]
 
@@ -138,7 +138,7 @@ def test_the_current_pointer_is_followed_on_hangup(
         current.unlink()
 
 
-def test_who_may_do_what(service: Service) -> None:
+def test_which_key_may_do_what(service: Service) -> None:
     bare = {"Authorization": ""}
     post = service.client.post
     assert post("/admin/bundles/rollback", headers=bare).status_code == 401

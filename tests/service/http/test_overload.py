@@ -1,6 +1,6 @@
-"""More requests than can be answered: some are turned away at once, and nobody hangs.
+"""More requests than the service can answer: some are refused at once, and nobody hangs.
 
-The slow bundle takes some 50 to 100 ms for every denoiser call, however many jobs share it.
+The slow bundle takes about 50 to 100 ms for every denoiser call, however many jobs share it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ TIMEOUT_MS = 8000
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a client got; seconds as it saw them."""
+    """What a client got. Seconds are those that the client measured."""
 
     status: int
     seconds: float
@@ -38,7 +38,7 @@ class Outcome:
 
 
 class Client:
-    """One connection; quick enough for hundreds of them in one process."""
+    """One connection. It is fast enough for hundreds of them in one process."""
 
     def __init__(self, service: Service) -> None:
         port = service.client.base_url.port
@@ -57,7 +57,7 @@ class Client:
 
 
 def at_once(service: Service, requests: Sequence[dict[str, Any]], rounds: int) -> list[Outcome]:
-    """A client for each request, all beginning together; each asks `rounds` times, in turn."""
+    """A client for each request. All start together; each asks `rounds` times in turn."""
     barrier = threading.Barrier(len(requests))
 
     def ask(fields: dict[str, Any]) -> list[Outcome]:
@@ -126,10 +126,10 @@ def test_two_hundred_clients_are_answered_or_turned_away(
     assert afterwards.seconds < SLO_MS / 1000
 
 
-def test_quality_bends_before_anybody_is_turned_away(
+def test_schedules_get_faster_before_anybody_is_turned_away(
     settings: dict[str, Any], tmp_path: Path
 ) -> None:
-    """One more client after every few answers, until somebody is turned away."""
+    """One more client after every few answers, until somebody is refused."""
     outcomes: list[Outcome] = []  # in their order
     stop = threading.Event()
 
@@ -177,7 +177,7 @@ def test_quality_bends_before_anybody_is_turned_away(
             assert (reasons, decoding["nfe"]) == ([], FULL_NFE)
             assert "X-Unmask-Degraded" not in outcome.headers
         assert place >= 4 or not decoding["adjusted"]  # a lone client gets the best
-    assert num_bent >= 8  # some 50 to 90; a stall of the machine turns somebody away sooner
+    assert num_bent >= 8  # about 50 to 90; with a stall of the machine somebody is refused sooner
 
 
 def test_wide_beams_do_not_starve_narrow_ones(settings: dict[str, Any], tmp_path: Path) -> None:

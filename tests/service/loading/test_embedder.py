@@ -1,4 +1,4 @@
-"""New items whose embeddings come from a server: real HTTP to one that has the limits of TEI."""
+"""New items whose embeddings come from a server: real HTTP, to a server with the limits of TEI."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from service.histories.redis_store import RedisHistoryStore
 from service.http.error_map import status_and_body
 from service.loading.embedder import Embedder, TextRefused
 from service.loading.item_changes import ItemChanges
-from service.loading.loaded_bundles import Resident, Residents
+from service.loading.loaded_bundles import LoadedBundle, LoadedBundles
 from service.schemas.items import ItemsRequest, ItemsResponse, NewItem
 from service.telemetry.metrics import Metrics
 
@@ -43,7 +43,7 @@ def test_texts_are_sent_in_pieces_of_what_the_server_takes(fields: dict[str, Any
 
 
 def test_a_server_that_takes_less_than_it_was_asked_is_asked_in_halves() -> None:
-    """One without /info that takes few."""
+    """A server without /info that accepts few texts."""
     texts = [f"title {n}" for n in range(40)]
     with text_embedder(has_info=False, max_batch=3) as server:
         assert embedded(server, *texts) == [embedding_of(text) for text in texts]
@@ -133,18 +133,18 @@ def url(tmp_path: Path) -> Iterator[str]:
 def change(
     bundle: Path, url: str, embedder: str, request: ItemsRequest
 ) -> tuple[ItemsResponse, Bundle]:
-    """What becomes of a request, and the bundle after it."""
+    """The answer to a request, and the bundle after it."""
     found: list[tuple[ItemsResponse, Bundle]] = []
 
     async def use(store: RedisHistoryStore) -> None:
-        def load(path: Path) -> Resident:
+        def load(path: Path) -> LoadedBundle:
             loaded = Bundle.load(path)
-            return Resident(loaded, Engine(loaded.decoder.decode))
+            return LoadedBundle(loaded, Engine(loaded.decoder.decode))
 
-        residents = Residents(load, Metrics())
-        await residents.start(bundle)
-        changes = ItemChanges(residents, store, SecretStr(embedder))
-        found.append((await changes.change(request), residents.active.bundle))
+        loaded_bundles = LoadedBundles(load, Metrics())
+        await loaded_bundles.start(bundle)
+        changes = ItemChanges(loaded_bundles, store, SecretStr(embedder))
+        found.append((await changes.change(request), loaded_bundles.active.bundle))
 
     with_store(url, use)
     return found[0]
@@ -219,7 +219,7 @@ def test_an_embedder_of_another_size_cannot_be_used(tmp_path: Path, url: str) ->
         (lambda m: m["content"].update(text="title. categories", model="org/A-Model"), None),
     ],
 )
-def test_a_record_that_lacks_or_differs_is_told(
+def test_a_missing_or_different_model_in_the_manifest_is_logged(
     tmp_path: Path,
     url: str,
     edit: Callable[[dict[str, Any]], None],

@@ -1,4 +1,4 @@
-"""A load that hangs stops nothing else: bundles are swapped, items change, another load begins."""
+"""A load that hangs stops nothing else: bundles are swapped, items change, another load starts."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from service.batching.lanes import Engine
 from service.bundles.bundle import Bundle
 from service.errors import BundleConflict, BundleLoadTimedOut
 from service.http.error_map import status_and_body
-from service.loading.loaded_bundles import Resident, Residents
+from service.loading.loaded_bundles import LoadedBundle, LoadedBundles
+from service.telemetry.interpreter_pauses import NEVER
 from service.telemetry.metrics import Metrics
-from service.telemetry.pauses import NEVER
 
 ADMIN = {"Authorization": "Bearer an-admin-key"}
 SOON_S = 0.05  # until a load of these tests is given up
@@ -38,7 +38,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def go_on() -> Iterator[threading.Event]:
-    """What a disk that hangs waits for."""
+    """The event that a hanging disk waits for."""
     event = threading.Event()
     yield event
     event.set()
@@ -48,64 +48,64 @@ def run(story: Coroutine[Any, Any, None]) -> None:
     asyncio.run(asyncio.wait_for(story, 60))
 
 
-def loader(go_on: threading.Event, hanging: str) -> Callable[[Path], Resident]:
-    def load(path: Path) -> Resident:
+def loader(go_on: threading.Event, hanging: str) -> Callable[[Path], LoadedBundle]:
+    def load(path: Path) -> LoadedBundle:
         if path.name in hanging:
             assert go_on.wait(60)
         bundle = Bundle.load(path)
-        return Resident(bundle, Engine(bundle.decoder.decode))
+        return LoadedBundle(bundle, Engine(bundle.decoder.decode))
 
     return load
 
 
-async def two_in_memory(residents: Residents, store: Path) -> None:
-    await residents.start(store / "shop" / "1")
-    await residents.load(store / "shop" / "2", "shop@2")
+async def two_in_memory(loaded_bundles: LoadedBundles, store: Path) -> None:
+    await loaded_bundles.start(store / "shop" / "1")
+    await loaded_bundles.load(store / "shop" / "2", "shop@2")
 
 
 def test_bundles_are_swapped_and_items_change_while_a_load_hangs(
     store: Path, go_on: threading.Event
 ) -> None:
     async def story() -> None:
-        residents = Residents(loader(go_on, "3"), Metrics())
-        await two_in_memory(residents, store)
-        loading = asyncio.create_task(residents.load(store / "shop" / "3", "shop@3"))
+        loaded_bundles = LoadedBundles(loader(go_on, "3"), Metrics())
+        await two_in_memory(loaded_bundles, store)
+        loading = asyncio.create_task(loaded_bundles.load(store / "shop" / "3", "shop@3"))
         await asyncio.sleep(0)
-        assert (await residents.activate("shop@2")).ref == "shop@2"
-        await residents.change(lambda bundle: bundle.without_items(["item-5"]))
-        assert residents.active.bundle.catalogue.num_items == NUM_ITEMS - 1
-        assert (await residents.rollback()).ref == "shop@1"
-        assert residents.active.bundle.catalogue.num_items == NUM_ITEMS - 1
-        await residents.unload("shop@2")
+        assert (await loaded_bundles.activate("shop@2")).ref == "shop@2"
+        await loaded_bundles.change(lambda bundle: bundle.without_items(["item-5"]))
+        assert loaded_bundles.active.bundle.catalogue.num_items == NUM_ITEMS - 1
+        assert (await loaded_bundles.rollback()).ref == "shop@1"
+        assert loaded_bundles.active.bundle.catalogue.num_items == NUM_ITEMS - 1
+        await loaded_bundles.unload("shop@2")
         with pytest.raises(BundleConflict, match="another bundle is being loaded") as refused:
-            await residents.load(store / "shop" / "2", "shop@2")
+            await loaded_bundles.load(store / "shop" / "2", "shop@2")
         assert refused.value.code == "bundle_busy"
         go_on.set()
         assert (await loading).ref == "shop@3"
-        assert residents.candidate is not None
-        assert residents.candidate.bundle.catalogue.num_items == NUM_ITEMS  # `replay` follows
+        assert loaded_bundles.candidate is not None
+        assert loaded_bundles.candidate.bundle.catalogue.num_items == NUM_ITEMS  # `replay` follows
 
     run(story())
 
 
 def test_a_bundle_may_be_activated_while_items_change(store: Path, go_on: threading.Event) -> None:
     async def story() -> None:
-        residents = Residents(loader(go_on, ""), Metrics())
-        await two_in_memory(residents, store)
+        loaded_bundles = LoadedBundles(loader(go_on, ""), Metrics())
+        await two_in_memory(loaded_bundles, store)
 
         def change(bundle: Bundle) -> Bundle:
             assert go_on.wait(60)
             return bundle.without_items(["item-5"])
 
-        changing = asyncio.create_task(residents.change(change))
+        changing = asyncio.create_task(loaded_bundles.change(change))
         await asyncio.sleep(0)
-        await residents.activate("shop@2")
-        await residents.unload("shop@1")
+        await loaded_bundles.activate("shop@2")
+        await loaded_bundles.unload("shop@1")
         go_on.set()
         await changing
-        assert residents.active.ref == "shop@2"
-        assert residents.active.bundle.catalogue.num_items == NUM_ITEMS - 1
-        assert [one.ref for one in residents.all] == ["shop@2"]  # what was unloaded stays so
+        assert loaded_bundles.active.ref == "shop@2"
+        assert loaded_bundles.active.bundle.catalogue.num_items == NUM_ITEMS - 1
+        assert [one.ref for one in loaded_bundles.all] == ["shop@2"]  # what was unloaded stays so
 
     run(story())
 
@@ -113,25 +113,25 @@ def test_a_bundle_may_be_activated_while_items_change(store: Path, go_on: thread
 def test_a_load_is_given_up_and_another_one_may_begin(store: Path, go_on: threading.Event) -> None:
     async def story() -> None:
         before = gc.get_threshold()
-        residents = Residents(loader(go_on, "23"), Metrics(), SOON_S)
-        residents._patience.limit_s = 60
-        await residents.start(store / "shop" / "1")
-        residents._patience.limit_s = SOON_S
+        loaded_bundles = LoadedBundles(loader(go_on, "23"), Metrics(), SOON_S)
+        loaded_bundles._threads.limit_s = 60
+        await loaded_bundles.start(store / "shop" / "1")
+        loaded_bundles._threads.limit_s = SOON_S
         for version in "23":
             with pytest.raises(BundleLoadTimedOut, match="was not loaded in"):
-                await residents.load(store / "shop" / version, f"shop@{version}")
-            assert gc.get_threshold() == before  # nor does what is given up hold off the collector
+                await loaded_bundles.load(store / "shop" / version, f"shop@{version}")
+            assert gc.get_threshold() == before  # a load that was given up changes nothing here
         assert NEVER not in before
-        # Threads cannot be killed: only so many may hang.
+        # Threads cannot be killed, so only a few may hang.
         with pytest.raises(BundleConflict, match="2 loads that were given up still hang") as full:
-            await residents.load(store / "shop" / "2", "shop@2")
+            await loaded_bundles.load(store / "shop" / "2", "shop@2")
         assert full.value.code == "bundle_busy"
         go_on.set()
-        while residents._patience.num_given_up:
+        while loaded_bundles._threads.num_given_up:
             await asyncio.sleep(0.01)
-        assert [one.ref for one in residents.all] == ["shop@1"]  # what came late is dropped
-        residents._patience.limit_s = 60
-        assert (await residents.load(store / "shop" / "2", "shop@2")).ref == "shop@2"
+        assert [one.ref for one in loaded_bundles.all] == ["shop@1"]  # a late result is dropped
+        loaded_bundles._threads.limit_s = 60
+        assert (await loaded_bundles.load(store / "shop" / "2", "shop@2")).ref == "shop@2"
 
     run(story())
 

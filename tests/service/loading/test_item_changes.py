@@ -21,7 +21,7 @@ from service.histories import redis_store as redis_history
 from service.histories.redis_store import ITEMS_AT_ONCE, RedisHistoryStore
 from service.loading import item_changes
 from service.loading.item_changes import ItemChanges, Portion, with_changes
-from service.loading.loaded_bundles import Resident, Residents
+from service.loading.loaded_bundles import LoadedBundle, LoadedBundles
 from service.schemas.items import ItemsRequest, NewItem
 from service.telemetry.metrics import Metrics
 
@@ -49,7 +49,7 @@ def test_changes_are_read_in_order_and_in_portions(url: str) -> None:
         assert portions == 3
         assert found == many | {"item-3": "second", "ünïcode": ""}
         assert version == newest
-        assert list(found)[-2:] == ["item-3", "ünïcode"]  # of an item only the last change
+        assert list(found)[-2:] == ["item-3", "ünïcode"]  # of each item only the last change
         assert await store.read_items("x", newest - 1) == (newest, {"ünïcode": ""})
 
     with_store(url, use)
@@ -66,7 +66,7 @@ def has(bundle: Bundle, *item_ids: str) -> list[bool]:
 
 @pytest.fixture
 def url(tmp_path: Path) -> Iterator[str]:
-    """An empty store: other tests change the items of bundles of this name."""
+    """An empty store, because other tests change the items of bundles of this name."""
     valkey = Server(tmp_path / "valkey", {"save": '""'})
     with running(valkey):
         yield valkey.url
@@ -79,16 +79,16 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "shop"
 
 
-async def started(path: Path) -> Residents:
-    """The bundles in the memory of a process."""
+async def started(path: Path) -> LoadedBundles:
+    """The bundles in the memory of one process."""
 
-    def load(path: Path) -> Resident:
+    def load(path: Path) -> LoadedBundle:
         bundle = Bundle.load(path)
-        return Resident(bundle, Engine(bundle.decoder.decode))
+        return LoadedBundle(bundle, Engine(bundle.decoder.decode))
 
-    residents = Residents(load, Metrics())
-    await residents.start(path)
-    return residents
+    loaded_bundles = LoadedBundles(load, Metrics())
+    await loaded_bundles.start(path)
+    return loaded_bundles
 
 
 def test_every_bundle_catches_up_from_where_it_is(
@@ -97,8 +97,8 @@ def test_every_bundle_catches_up_from_where_it_is(
     monkeypatch.setattr(item_changes, "MADE_AT_ONCE", 150)
 
     async def use(store: RedisHistoryStore) -> None:
-        residents = await started(folder / "1")
-        changes = ItemChanges(residents, store)
+        loaded_bundles = await started(folder / "1")
+        changes = ItemChanges(loaded_bundles, store)
         for start in range(0, 400, 100):
             added = [item(f"new-{n}", n) for n in range(start, start + 100)]
             answer = await changes.change(ItemsRequest(add=added, remove=["item-3"]))
@@ -106,22 +106,22 @@ def test_every_bundle_catches_up_from_where_it_is(
         await changes.change(ItemsRequest(remove=["new-399"]))
         expected = [True, True, False, False]
         names = ("new-0", "new-398", "new-399", "item-3")
-        assert has(residents.active.bundle, *names) == expected
+        assert has(loaded_bundles.active.bundle, *names) == expected
 
-        # One that is loaded later, and another process, have more than a portion to catch up.
-        await residents.load(folder / "2", "shop@2")
+        # A bundle that is loaded later, and another process, need more than one portion.
+        await loaded_bundles.load(folder / "2", "shop@2")
         others = await started(folder / "1")
         follower = ItemChanges(others, store)
         for one in (changes, follower):
             await one.replay()
-        bundles = [resident.bundle for resident in (*residents.all, *others.all)]
+        bundles = [loaded.bundle for loaded in (*loaded_bundles.all, *others.all)]
         assert len(bundles) == 3
         for bundle in bundles:
             assert has(bundle, *names) == expected
             assert bundle.catalogue.num_items == bundles[0].catalogue.num_items
             assert bundle.items_version == await store.items_version("shop")
 
-        # Nothing is made, nor read, twice.
+        # Nothing is applied or read twice.
         before = others.active
         await follower.replay()
         assert others.active is before
@@ -129,13 +129,13 @@ def test_every_bundle_catches_up_from_where_it_is(
         await follower.replay()
         assert has(others.active.bundle, "item-4", "item-5") == [False, True]
 
-        # The store loses everything; what comes next has numbers that were never used.
+        # The store loses everything. Later changes have numbers that were never used.
         redis.Redis.from_url(url).flushall()
         await follower.replay()
         assert others.active.bundle.items_version == 0
         await changes.change(ItemsRequest(add=[item("late")]))
         await follower.replay()
-        for one in (residents, others):
+        for one in (loaded_bundles, others):
             assert has(one.active.bundle, "late", "new-0", "item-4") == [True, True, False]
             assert one.active.bundle.items_version == await store.items_version("shop")
 
@@ -146,34 +146,34 @@ def test_a_bundle_that_comes_between_reading_and_making_misses_nothing(
     folder: Path, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def use(store: RedisHistoryStore) -> None:
-        residents = await started(folder / "1")
-        changes = ItemChanges(residents, store)
+        loaded_bundles = await started(folder / "1")
+        changes = ItemChanges(loaded_bundles, store)
         await changes.change(ItemsRequest(remove=["item-1"]))
         await store.write_items("shop", {"item-2": item_changes.REMOVED})
         read = store.read_items
 
         async def read_and_load(name: str, after: int) -> tuple[int, dict[str, str]]:
             found = await read(name, after)
-            await residents.load(folder / "2", "shop@2")
+            await loaded_bundles.load(folder / "2", "shop@2")
             return found
 
         monkeypatch.setattr(store, "read_items", read_and_load)
         await changes.replay()
-        assert len(residents.all) == 2
-        for resident in residents.all:
-            assert has(resident.bundle, "item-1", "item-2", "item-3") == [False, False, True]
+        assert len(loaded_bundles.all) == 2
+        for loaded in loaded_bundles.all:
+            assert has(loaded.bundle, "item-1", "item-2", "item-3") == [False, False, True]
 
     with_store(url, use)
 
 
-def test_what_came_before_the_store_fell_silent_is_made(
+def test_changes_read_before_the_store_fell_silent_are_applied(
     folder: Path, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def use(store: RedisHistoryStore) -> None:
-        residents = await started(folder / "1")
+        loaded_bundles = await started(folder / "1")
         await store.write_items("shop", dict.fromkeys(("item-1", "item-2"), item_changes.REMOVED))
         monkeypatch.setattr(redis_history, "ITEMS_AT_ONCE", 1)
-        changes, read, calls = ItemChanges(residents, store), store.read_items, 0
+        changes, read, calls = ItemChanges(loaded_bundles, store), store.read_items, 0
 
         async def read_once(name: str, after: int) -> tuple[int, dict[str, str]]:
             nonlocal calls
@@ -185,10 +185,10 @@ def test_what_came_before_the_store_fell_silent_is_made(
         monkeypatch.setattr(store, "read_items", read_once)
         with pytest.raises(HistoryUnavailable):
             await changes.replay()
-        assert has(residents.active.bundle, "item-1", "item-2") == [False, True]
+        assert has(loaded_bundles.active.bundle, "item-1", "item-2") == [False, True]
         monkeypatch.setattr(store, "read_items", read)
         await changes.replay()
-        assert has(residents.active.bundle, "item-1", "item-2") == [False, False]
+        assert has(loaded_bundles.active.bundle, "item-1", "item-2") == [False, False]
 
     with_store(url, use)
 
@@ -215,13 +215,13 @@ def test_all_items_may_be_replaced_in_one_portion(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("portion", "versions"),
     [
-        (Portion("shop", 3, 7, 9, {}), {3, 4, 5, 6}),  # who has less would miss some
+        (Portion("shop", 3, 7, 9, {}), {3, 4, 5, 6}),  # a bundle with fewer changes would miss some
         (Portion("shop", 0, 2, 2, {}), {0, 1, 3, 4, 5, 6, 7, 8}),  # more than the store has now
         (Portion("shop", 0, 0, 0, {}), {1, 2, 3, 4, 5, 6, 7, 8}),
         (Portion("shelf", 0, 8, 8, {}), set()),
     ],
 )
-def test_who_a_portion_is_for(folder: Path, portion: Portion, versions: set[int]) -> None:
+def test_which_bundles_a_portion_is_for(folder: Path, portion: Portion, versions: set[int]) -> None:
     bundle = Bundle.load(folder / "1")
     at = {version: replace(bundle, items_version=version) for version in range(9)}
     assert {version for version in at if portion.is_next_of(at[version])} == versions

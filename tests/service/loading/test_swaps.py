@@ -1,4 +1,4 @@
-"""Bundles are swapped while clients ask: no request fails or mixes two, and memory comes back."""
+"""Bundles are swapped while clients ask: no request fails or mixes two, and memory is freed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tiny_bundle import edit_manifest, write_tiny_bundle
 from service.batching.lanes import Engine
 from service.bundles.bundle import Bundle
 from service.decoding import Job, Schedule
-from service.loading.loaded_bundles import Resident, Residents
+from service.loading.loaded_bundles import LoadedBundle, LoadedBundles
 from service.telemetry.metrics import Metrics
 
 ADMIN = {"Authorization": "Bearer an-admin-key"}
@@ -42,7 +42,7 @@ MAY_STAY = 0.35  # of it, where long-lived objects lie between its own
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three bundles of different answers, a big one, and some that are no bundles."""
+    """Three bundles with different answers, a big one, and some folders that are no bundles."""
     folder = tmp_path_factory.mktemp("swaps")
     for number, ref in enumerate(REFS, start=1):
         name, version = ref.split("@")
@@ -103,7 +103,7 @@ Expected = dict[tuple[str, int, int], list[str]]
 
 @pytest.fixture(scope="module")
 def expected(store: Path) -> Expected:
-    """The items of each bundle's answer to each history in each mode, by the decoder itself."""
+    """The items of each bundle's answer to each history in each mode, from the decoder itself."""
     found: Expected = {}
     for ref in REFS:
         bundle = Bundle.load(store / ref.replace("@", "/"))
@@ -121,7 +121,7 @@ def expected(store: Path) -> Expected:
 
 
 def asking(expected: Expected, seen: set[str]) -> Ask:
-    """Every answer is wholly that of the bundle it names; single requests and batches."""
+    """Every answer comes completely from the bundle that it names. Single requests and batches."""
 
     def check(body: dict[str, Any], n: int, mode: int) -> None:
         ref = body["bundle"]
@@ -175,7 +175,7 @@ def test_swaps_and_rollbacks_fail_and_mix_nothing(service: Service, expected: Ex
 def test_a_broken_bundle_changes_nothing(
     service: Service, expected: Expected, version: str
 ) -> None:
-    """Loaded under load; then it cannot be activated either."""
+    """It is loaded while clients ask. Afterwards it cannot be activated either."""
     seen: set[str] = set()
     with steady_load(service.client.base_url, [asking(expected, seen)] * 2) as load:
         for _ in range(2):
@@ -205,7 +205,7 @@ def test_one_bundle_is_loaded_at_a_time(service: Service, expected: Expected) ->
             answered = load.total
             loading = pool.submit(admin, service, "bundles/big@1/load", {})
             while not is_refused():
-                if loading.done():  # it came second, and was refused itself
+                if loading.done():  # it came second, so it was refused
                     assert loading.result().status_code == 409
                     loading = pool.submit(admin, service, "bundles/big@1/load", {})
             assert refused[-1].json()["error"]["code"] == "bundle_busy"
@@ -217,10 +217,10 @@ def test_one_bundle_is_loaded_at_a_time(service: Service, expected: Expected) ->
 
 
 def test_memory_returns(service: Service) -> None:
-    """With nobody asking after the swap; and again, so that it does not add up.
+    """Memory returns after a swap when nobody asks. The rounds show that losses do not add up.
 
-    The first round makes what stays, compiled code for so many items above all, and that lies
-    between what goes; the later ones use its room.
+    The first round makes things that stay, above all compiled code for so many items. They lie
+    between things that are freed. The later rounds use that room.
     """
 
     def swap_to(ref: str) -> None:
@@ -253,7 +253,7 @@ def test_memory_returns(service: Service) -> None:
 def test_memory_of_the_first_bundle_is_used_again(
     store: Path, redis_url: str, tmp_path: Path
 ) -> None:
-    """It lies between what stays, so not all of it goes back; but the next one takes its place."""
+    """It lies between things that stay, so not all of it is freed. But the next bundle uses it."""
     with service_process(
         tmp_path, bundles_dir=store, bundle="big@1", redis_url=redis_url, admin_keys="an-admin-key"
     ) as service:
@@ -269,14 +269,14 @@ def test_memory_of_the_first_bundle_is_used_again(
 
 def test_the_garbage_collector_does_not_look_at_a_loaded_bundle(store: Path) -> None:
     async def run() -> None:
-        def load(path: Path) -> Resident:
+        def load(path: Path) -> LoadedBundle:
             bundle = Bundle.load(path)
-            return Resident(bundle, Engine(bundle.decoder.decode))
+            return LoadedBundle(bundle, Engine(bundle.decoder.decode))
 
-        residents = Residents(load, Metrics())
-        await residents.start(store / "swap" / "1")
+        loaded_bundles = LoadedBundles(load, Metrics())
+        await loaded_bundles.start(store / "swap" / "1")
         watched = {id(one) for one in gc.get_objects()}
-        items = residents.active.bundle.items
+        items = loaded_bundles.active.bundle.items
         assert not watched & {id(items), *map(id, items)}
 
     try:

@@ -32,7 +32,7 @@ def experiment(folder: Path, text: str = TEXT, salt: str = "one") -> Experiment:
     return load_experiment(path)
 
 
-def test_users_are_shared_out_by_weight_and_stay(tmp_path: Path) -> None:
+def test_users_are_divided_by_weight_and_keep_their_variant(tmp_path: Path) -> None:
     one = experiment(tmp_path)
     users = [f"user-{number}" for number in range(100_000)]
     first = [one.variant_of(user).name for user in users]

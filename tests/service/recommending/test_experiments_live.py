@@ -1,4 +1,4 @@
-"""An experiment between two bundles, and answers that are gone on from, over real HTTP."""
+"""An experiment with two bundles, and answers with next pages, over real HTTP."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ HISTORY = ["item-3", "item-40"]
 
 @pytest.fixture(scope="module")
 def service(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """ab@1 is active, ab@2 is a variant's."""
+    """ab@1 is active, ab@2 belongs to a variant."""
     folder = tmp_path_factory.mktemp("experiment")
     write_tiny_bundle(folder / "ab" / "1", name="ab")
     write_tiny_bundle(folder / "ab" / "2", name="ab", version="2", offset=5)
@@ -112,7 +112,7 @@ def test_hits_are_counted_for_their_variant(service: Service) -> None:
         return sent["attributed"] == 1
 
     numbers = iter(range(100))
-    wait_until(lambda: attributed(next(numbers)))  # the answer is written after it was given
+    wait_until(lambda: attributed(next(numbers)))  # it is stored after it was sent
     assert attributed(1000)
     labels = f'bundle="{answer["bundle"]}",'
     hits = f'unmask_hit_recommendations_total{{{labels}event_type="click",variant="{variant}"}}'
@@ -172,7 +172,7 @@ def test_several_requests_at_once(service: Service) -> None:
     answered = 'unmask_recommend_duration_seconds_count{served_by="model"}'
     before = service.samples()[answered]
     results = service.client.post("/recommend/batch", json=body).json()["results"]
-    assert service.samples()[answered] == before  # the SLO of latency is for others
+    assert service.samples()[answered] == before  # the SLO does not hold for bulk
     assert [result["status"] for result in results] == [200, 422, 200, 200]
     assert [len(r["response"]["items"]) for r in results if r["response"]] == [3, 1, 10]
     assert results[1]["error"]["param"] == "r_warm"

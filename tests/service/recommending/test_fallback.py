@@ -1,4 +1,4 @@
-"""What answers when something is missing, by UNMASK_FALLBACK; and the limit on each key's rate."""
+"""What answers when something is missing, by UNMASK_FALLBACK; and each key's rate limit."""
 
 from __future__ import annotations
 

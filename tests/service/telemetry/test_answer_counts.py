@@ -1,4 +1,4 @@
-"""What is counted of an answer beside its time: calls saved, rows left, invalid SIDs, shortness."""
+"""What is counted for an answer, besides its time: calls saved, rows left, invalid SIDs."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_short_lists_say_why(served: Service, reason: str, fields: dict) -> None
 
 
 def test_a_list_that_need_not_be_short_is_the_searchs_fault() -> None:
-    """Over HTTP a beam width below k is refused, so that no request leads here."""
+    """Over HTTP a beam width below k is refused, so no request leads here."""
     nothing = np.empty(0, np.int32)
     assert Inputs(nothing, nothing, None).short_because(10, 5) == "catalogue"
     assert Inputs(nothing, nothing, None).short_because(10, 10) == "beam"
@@ -63,7 +63,7 @@ def test_a_list_that_need_not_be_short_is_the_searchs_fault() -> None:
     ("rows", "invalid"), [([4, 0, 2], 0), ([4, 4, 2], 1), ([-1, 5, 5], 3), ([], 0)]
 )
 def test_rows_that_are_none_or_come_twice_are_invalid(rows: list[int], invalid: int) -> None:
-    """No search makes such an answer; should one ever do, it is counted."""
+    """No search makes such an answer. If one ever does, it is counted."""
     metrics = Metrics()
     plan = Plan(DecodingDefaults(r_warm=2, m_par=2, beam_width=10), Schedule((1, 1, 2)))
     decoded = Decoded(np.array(rows, np.int32), np.zeros(len(rows), np.float32), 2, survivors=7)

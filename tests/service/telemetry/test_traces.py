@@ -27,7 +27,7 @@ STAGES = ["history", "queue", "encode", "denoise", "search", "map"]
 
 @contextmanager
 def collector() -> Iterator[tuple[str, list[Span]]]:
-    """A URL to send traces to, and the spans that came."""
+    """A URL to send traces to, and the spans that arrived."""
     spans: list[Span] = []
 
     class Collector(BaseHTTPRequestHandler):
@@ -160,7 +160,7 @@ def test_a_collector_that_is_not_there_hinders_nobody(
 
 
 def test_without_the_variable_nothing_of_it_is_imported() -> None:
-    """FastAPI itself imports the API, and the metrics of the SDK, where they are installed."""
+    """FastAPI itself imports the API, and the metrics of the SDK, if they are installed."""
     script = (
         "import sys\n"
         "from service.__main__ import Server\n"

@@ -1,4 +1,4 @@
-"""The gate: as many inside as leave within the SLO, in every circumstance."""
+"""The gate lets in as many as leave within the SLO, in all circumstances."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Clock:
 
 
 def steady(gate: Gate, clock: Clock, rate: float, seconds: float = 2.0) -> None:
-    """Requests that leave at a rate."""
+    """Requests that leave at a steady rate."""
     for _ in range(int(rate * seconds)):
         gate.enter()
         clock.now += 1 / rate

@@ -1,4 +1,4 @@
-"""Requests as httptools reads them, but for offers of an upgrade, trailers and white space."""
+"""Requests as httptools reads them, without offers of an upgrade, trailers and white space."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from service.http.wire.parser import RequestParser
 
 
 class Message(NamedTuple):
-    """What a listener has been told of one request."""
+    """What a listener was told about one request."""
 
     method: bytes
     url: bytes
@@ -23,7 +23,7 @@ class Message(NamedTuple):
 
 
 class Listener:
-    """Gathers messages, and notes where one is told twice or not to its end."""
+    """Collects messages. It notes when one is told twice, or not to its end."""
 
     def __init__(self) -> None:
         self.messages: list[Message] = []

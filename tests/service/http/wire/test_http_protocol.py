@@ -1,4 +1,4 @@
-"""Connections byte by byte: answers leave whole, and who is not let in hears it at once."""
+"""Connections byte by byte: answers leave whole, and a refused client gets its answer at once."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def narrow(
 
 @pytest.fixture
 def busy(narrow: Service, store: Server) -> Iterator[Service]:
-    """The same while a request is inside that waits for the store."""
+    """The same, while a request inside waits for the store."""
     with closing(connection(narrow)) as client:
         with store.stopped():
             client.sendall(b"GET /users/x/history HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -156,7 +156,7 @@ def test_a_refusal_does_not_wait_for_the_body(busy: Service) -> None:
         assert (error["code"], error["retryable"]) == ("overloaded", True)
         assert error["request_id"] == headers["x-request-id"]
 
-        client.sendall(BODY + ASK_LIVE)  # the connection goes on behind the body nobody wanted
+        client.sendall(BODY + ASK_LIVE)  # the connection goes on after the body that nobody wanted
         [(status, _, body)] = answers(client.recv(1 << 20))
         assert (status, json.loads(body)["status"]) == (200, "live")
 
@@ -169,13 +169,13 @@ def test_a_refusal_ends_a_connection_that_was_to_end(busy: Service) -> None:
         assert client.recv(1) == b""
 
 
-def test_a_refusal_reaches_who_is_still_sending(busy: Service) -> None:
+def test_a_refusal_reaches_a_client_that_is_still_sending(busy: Service) -> None:
     half = bytes(400_000)
     with closing(connection(busy)) as client:
         client.sendall(head(length=2 * len(half), more="Connection: close") + half)
         [(status, headers, _)] = answers(client.recv(1 << 20))
         assert (status, headers["connection"]) == (429, "close")
-        for start in range(0, len(half), 1000):  # a connection that was reset would tell soon
+        for start in range(0, len(half), 1000):  # a reset of the connection would show soon
             client.sendall(half[start : start + 1000])
         assert client.recv(1) == b""
 
@@ -229,13 +229,13 @@ def test_health_is_answered_whoever_is_inside(busy: Service) -> None:
 
 
 class Impatient(Http):
-    """Requests have to come quickly."""
+    """Requests have to arrive quickly."""
 
     transfer_s = 0.5
 
 
 class Listener(NamedTuple):
-    """What lets requests in, what counts them, and what connects to it."""
+    """A server's parts: what admits requests, what counts them, and what connects to it."""
 
     gate: Gate
     metrics: Metrics
@@ -252,10 +252,10 @@ class Listener(NamedTuple):
 async def listening(
     most: int, *, keep_alive_s: int = 60, app: Any = None
 ) -> AsyncIterator[Listener]:
-    """A listener that lets in so many, to `app` or one of its own.
+    """A listener with a given number of places, for `app` or for its own application.
 
-    `POST /` is answered at once and `POST /long` after a second and a half, with their bodies;
-    `POST /large` with more than anybody's buffers hold.
+    `POST /` is answered at once and `POST /long` after 1.5 seconds, with their bodies. `POST
+    /large` is answered with more than all buffers can hold.
     """
     own = FastAPI()
 
@@ -291,7 +291,7 @@ async def listening(
 
 
 async def rest_of(reader: asyncio.StreamReader) -> tuple[list[int], bytes, float]:
-    """Statuses of all that is answered until the connection ends, the last body, and seconds."""
+    """The statuses of all answers until the connection ends, the last body, and seconds."""
     loop = asyncio.get_running_loop()
     started = loop.time()
     found = list(answers(await asyncio.wait_for(reader.read(), 10)))
@@ -299,10 +299,10 @@ async def rest_of(reader: asyncio.StreamReader) -> tuple[list[int], bytes, float
 
 
 def test_an_idle_connection_ends_after_a_refusal_at_its_head() -> None:
-    """The body that comes later does not make it live for ever."""
+    """The body that comes later does not keep it alive for ever."""
 
     async def main() -> tuple[bytes, float]:
-        async with listening(0, keep_alive_s=1) as listener:  # nobody is let in
+        async with listening(0, keep_alive_s=1) as listener:  # no request may enter
             reader, writer = await listener.connect()
             writer.write(post("/"))
             await reader.readuntil(b"\r\n\r\n")
@@ -317,7 +317,7 @@ def test_an_idle_connection_ends_after_a_refusal_at_its_head() -> None:
     assert 0.9 < seconds < 5
 
 
-def test_who_goes_on_sending_after_a_refusal_is_cut_off() -> None:
+def test_a_client_that_goes_on_sending_after_a_refusal_is_cut_off() -> None:
     async def story() -> float:
         async with listening(0) as listener:
             reader, writer = await listener.connect()
@@ -337,7 +337,7 @@ def test_who_goes_on_sending_after_a_refusal_is_cut_off() -> None:
 
 
 @pytest.mark.parametrize("more", ["", "Connection: close\r\n"], ids=["half-a-head", "refused"])
-def test_the_end_of_the_server_waits_for_nobody_s_rest(more: str) -> None:
+def test_the_server_ends_without_waiting_for_the_rest_of_a_request(more: str) -> None:
     async def main() -> None:
         async with listening(0) as listener:
             reader, writer = await listener.connect()
@@ -376,7 +376,7 @@ def test_a_connection_that_asks_nothing_ends(sent: bytes) -> None:
     ids=["first-line", "headers", "no-body", "half-a-body"],
 )
 def test_a_request_that_does_not_come_whole_is_given_up(sent: bytes) -> None:
-    """So that those who never end theirs cannot take all places of the gate."""
+    """So clients who never finish their requests cannot fill the gate."""
 
     async def main() -> None:
         async with listening(1) as listener:
@@ -397,7 +397,7 @@ def test_a_request_that_does_not_come_whole_is_given_up(sent: bytes) -> None:
 
 @pytest.mark.parametrize("nonsense", [b"nonsense\r\n\r\n", post("/")[:-2] + bytes(100_000)])
 def test_nonsense_is_answered_in_its_turn(nonsense: bytes) -> None:
-    """Else the client takes its 400 for the answer to what it asked before."""
+    """Otherwise the client would take the 400 for the answer to an earlier request."""
 
     async def main() -> None:
         async with listening(1) as listener:
@@ -446,8 +446,8 @@ def test_a_body_that_turns_out_nonsense_is_counted_once(segments: int, behind: b
     asyncio.run(main())
 
 
-def test_who_is_inside_when_the_time_to_stop_is_up_hears_it() -> None:
-    """uvicorn cancels what still runs then, and would answer in words of its own."""
+def test_a_request_inside_when_the_time_to_stop_is_up_gets_an_answer() -> None:
+    """uvicorn then cancels what still runs, and would answer in its own words."""
 
     async def main() -> None:
         async with listening(1) as listener:
@@ -468,7 +468,7 @@ def test_who_is_inside_when_the_time_to_stop_is_up_hears_it() -> None:
 
 
 def test_an_application_that_breaks_answers_in_the_one_body() -> None:
-    """FastAPI answers for its routes; this is for what breaks around it."""
+    """FastAPI answers for its routes. This is for failures outside them."""
 
     async def broken(scope: Any, receive: Any, send: Any) -> None:
         raise RuntimeError("a bug")
@@ -500,7 +500,7 @@ def test_a_request_that_is_given_up_is_counted_under_its_id() -> None:
     asyncio.run(main())
 
 
-def test_who_does_not_take_answers_leaves() -> None:
+def test_a_client_that_does_not_read_answers_is_disconnected() -> None:
     """The first answer fills all buffers, and the second one waits for room."""
 
     async def main() -> None:
@@ -570,7 +570,7 @@ def test_a_long_answer_is_no_late_request() -> None:
 
 
 class Recorded:
-    """A transport that notes what it is told."""
+    """A transport that records its calls."""
 
     def __init__(self) -> None:
         self.calls: list[Any] = []
@@ -614,7 +614,7 @@ def test_what_is_written_in_a_turn_is_sent_together() -> None:
     assert asyncio.run(main()) == [b"head body", b"at once", b"last", "close"]
 
 
-# What of uvicorn is not promised to anybody, but used.
+# Parts of uvicorn that are not a public promise, but are used
 UVICORN_PARTS = {
     "config": "the application, as it was given to uvicorn",
     "loop": "the event loop",
@@ -634,9 +634,10 @@ UVICORN_CALLS = {
 
 
 def test_nothing_else_of_uvicorn_is_used() -> None:
-    """A new uvicorn may change what is named here without a word: then read
-    `service.http.wire.protocol` and decision 028 again, with uvicorn's `HttpToolsProtocol` beside
-    them.
+    """A new uvicorn may change these parts without notice.
+
+    Then read `service.http.wire.protocol` and decision 028 again, next to uvicorn's
+    `HttpToolsProtocol`.
     """
     tree = ast.parse(inspect.getsource(Http)).body[0]
     touched = {

@@ -1,4 +1,4 @@
-"""The port of a real service: how many may wait at it, and what happens when descriptors end."""
+"""The port of a real service: how many may wait at it, and what happens without descriptors."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FLOOD = 400  # connections, more than the limit allows
 def cramped(
     bundles_dir: Path, redis_url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Service]:
-    """A service with few descriptors, and a soft limit below them."""
+    """A service with few descriptors. Its soft limit is lower still."""
     with service_process(
         tmp_path_factory.mktemp("cramped"),
         descriptors=(LIMIT - 60, LIMIT),
@@ -48,7 +48,7 @@ def logged(service: Service, *events: str) -> list[dict[str, Any]]:
 
 @contextlib.contextmanager
 def flood(service: Service, data: bytes = b"") -> Iterator[list[socket.socket]]:
-    """Connections that send this and no more."""
+    """Connections that send this and nothing more."""
     address = (service.client.base_url.host, service.client.base_url.port)
     with contextlib.ExitStack() as open_ones:
         connections = []
@@ -61,7 +61,7 @@ def flood(service: Service, data: bytes = b"") -> Iterator[list[socket.socket]]:
 
 
 def fresh(service: Service, path: str) -> int:
-    """The status of an answer on a connection of its own."""
+    """The status of an answer on a new connection."""
     return httpx.get(service.client.base_url.join(path), timeout=30, trust_env=False).status_code
 
 
@@ -86,7 +86,7 @@ def test_a_flood_of_idle_connections_locks_nobody_out(cramped: Service) -> None:
 
 
 def test_connections_that_are_busy_are_waited_for(cramped: Service) -> None:
-    """Nothing of them is cut; who comes meanwhile waits at the port, and is served."""
+    """They are not cut. New connections wait at the port meanwhile, and are served later."""
     body = b'{"user_id": "x", "history": ["item-1"]}'
     before = len(logged(cramped, "descriptors_used_up", "descriptors_free_again"))
     head = b"POST /recommend HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
@@ -104,7 +104,7 @@ def test_connections_that_are_busy_are_waited_for(cramped: Service) -> None:
     assert cramped.stderr == ""
 
 
-def test_what_is_kept_is_for_others_and_the_end_of_the_want_is_said(
+def test_kept_descriptors_are_for_others_and_the_end_of_the_shortage_is_logged(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("service.http.wire.port.CALM_S", 0.3)
@@ -147,7 +147,7 @@ def test_what_is_kept_is_for_others_and_the_end_of_the_want_is_said(
 
 
 def test_as_many_may_wait_as_the_code_says(tmp_path: Path) -> None:
-    """uvicorn, given an open port, calls listen once more, with a number of its own."""
+    """uvicorn, given an open port, would call listen again, with its own number."""
     settings = Settings(bundle=str(tmp_path), port=free_port(), redis_url="redis://127.0.0.1:1")
     allowed = int(Path("/proc/sys/net/core/somaxconn").read_text())
 

@@ -1,4 +1,4 @@
-"""What stays is out of the garbage collector's sight, and what fails to be made is not."""
+"""Objects that stay are hidden from the garbage collector. Objects of a failed block are not."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from service.telemetry.pauses import NEVER, made_to_stay
+from service.telemetry.interpreter_pauses import NEVER, hidden_from_gc
 
 
 class Thing:
-    """Something that can be a part of itself."""
+    """Something that can hold a reference to itself."""
 
     itself: Thing
 
@@ -27,7 +27,7 @@ def collector() -> Iterator[None]:
 
 def test_no_collection_looks_at_what_was_made() -> None:
     before = gc.get_threshold()
-    with made_to_stay():
+    with hidden_from_gc():
         assert gc.get_threshold() == (*before[:2], NEVER)
         made = [[number] for number in range(1000)]
     assert gc.get_threshold() == before
@@ -36,7 +36,7 @@ def test_no_collection_looks_at_what_was_made() -> None:
 
 
 def test_what_was_made_goes_when_nobody_holds_it() -> None:
-    with made_to_stay():
+    with hidden_from_gc():
         made = Thing()
     gone = weakref.ref(made)
     del made
@@ -48,7 +48,7 @@ def test_young_garbage_does_not_stay() -> None:
     garbage.itself = garbage
     gone = weakref.ref(garbage)
     del garbage
-    with made_to_stay():
+    with hidden_from_gc():
         pass
     assert gone() is None
 
@@ -57,7 +57,7 @@ def test_what_fails_leaves_nothing_behind() -> None:
     garbage = Thing()
     garbage.itself = garbage
     gone, before = weakref.ref(garbage), gc.get_threshold()
-    with pytest.raises(ValueError, match="no such bundle"), made_to_stay():
+    with pytest.raises(ValueError, match="no such bundle"), hidden_from_gc():
         raise ValueError("no such bundle")
     assert gc.get_threshold() == before
     del garbage

@@ -1,8 +1,8 @@
-"""Work that may hang, waited for so long and then given up: reading a disk that is far away, say.
+"""Runs work that may hang, such as reading a remote disk, in threads with a time limit.
 
-A thread cannot be killed. One that was given up goes on until what it waits for comes, and what it
-makes then is dropped; so only few may be given up at a time. They do not keep the process from
-ending. Knows nothing of bundles.
+A thread cannot be killed. A thread that was given up goes on until what it waits for comes, and its
+result is dropped. So only a few threads may be given up at a time. They do not keep the process
+from ending. Knows nothing of bundles.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-class Impatience(Exception):
-    """Too many threads that were given up are there still."""
+class TooManyHangingThreads(Exception):
+    """Too many threads that were given up are still running."""
 
 
-class Patience:
+class TimedThreads:
     """Call everything in the event loop.
 
-    limit_s: how long work is waited for; most_given_up: threads that may hang before no more begin
+    limit_s: how long `wait_for` waits
+    most_given_up: how many threads that were given up may run before no new one is started
     """
 
     def __init__(self, limit_s: float | None, most_given_up: int = 2) -> None:
@@ -33,21 +34,21 @@ class Patience:
 
     @property
     def num_given_up(self) -> int:
-        """Threads that were given up and have not ended since."""
+        """Threads that were given up and are still running."""
         self._given_up = [thread for thread in self._given_up if thread.is_alive()]
         return len(self._given_up)
 
     async def wait_for(self, make: Callable[[], T]) -> T:
-        """What `make` returns or raises, from a thread of its own.
+        """What `make` returns or raises, run in its own thread.
 
-        Raises TimeoutError when the time is up, and Impatience when no thread may begin.
+        Raises TimeoutError when the time is up, and TooManyHangingThreads when no thread may start.
         """
         if self.num_given_up >= self._most_given_up:
-            raise Impatience
+            raise TooManyHangingThreads
         loop = asyncio.get_running_loop()
         ended: asyncio.Future[None] = loop.create_future()
-        # Not in the future: tasks refer to those, and would keep what was made as long as the
-        # garbage collector does not come by.
+        # The result is not kept in the future. Tasks refer to futures, so the result would stay in
+        # memory until the garbage collector runs.
         made: list[T] = []
         failed: list[BaseException] = []
 
@@ -60,10 +61,10 @@ class Patience:
                 made.append(make())
             except BaseException as error:
                 failed.append(error)
-            with suppress(RuntimeError):  # the loop is closed: nobody waits
+            with suppress(RuntimeError):  # the loop is closed, so nobody waits
                 loop.call_soon_threadsafe(end)
 
-        thread = threading.Thread(target=work, daemon=True, name="patience")
+        thread = threading.Thread(target=work, daemon=True, name="timed")
         thread.start()
         try:
             async with asyncio.timeout(self.limit_s):

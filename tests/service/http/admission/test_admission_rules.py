@@ -1,4 +1,4 @@
-"""Who is let in, and who keeps nobody out: clients, strangers, bodies that do not come."""
+"""Who may enter, and who keeps nobody out: clients, strangers, bodies that do not arrive."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from running_service import Service, service_process, wait_until
 from running_valkey import Server, running
 
 from service.errors import Overloaded
-from service.http.admission.arriving import MOST, Arriving, Coming
-from service.http.admission.doors import AT_ONCE, MOST_WAITING, Doors
-from service.http.admission.gate import Gate, Line
+from service.http.admission.admission_rules import AT_ONCE, MOST_WAITING, AdmissionRules
+from service.http.admission.bodies_in_progress import MOST, BodiesInProgress, BodyInProgress
+from service.http.admission.gate import Gate, WaitingLine
 from service.http.admission.keys import Keys
 from service.http.middleware import Envelope, Message
-from service.http.operator_routes import Shared
+from service.http.operator_routes import SharedText
 from service.telemetry.metrics import Metrics
 
 KEY = {"Authorization": "Bearer a-client-key"}
@@ -44,9 +44,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def service(
     bundles_dir: Path, store: Server, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Service]:
-    """A service with keys that lets one request of clients in at a time."""
+    """A service with keys, which lets in one client's request at a time."""
     with service_process(
-        tmp_path_factory.mktemp("doors"),
+        tmp_path_factory.mktemp("rules"),
         bundles_dir=bundles_dir,
         bundle="tiny@1",
         redis_url=store.url,
@@ -94,10 +94,10 @@ def is_answered(service: Service, times: int = 10) -> None:
         assert service.recommend(user_id="x", history=["item-1"]).status_code == 200
 
 
-# Bodies that do not come
+# Bodies that do not arrive
 
 
-def test_bodies_that_do_not_come_keep_nobody_out(service: Service) -> None:
+def test_bodies_that_do_not_arrive_keep_nobody_out(service: Service) -> None:
     stalled = 100
     with ExitStack() as stack:
         clients = [stack.enter_context(closing(connection(service))) for _ in range(stalled)]
@@ -106,7 +106,7 @@ def test_bodies_that_do_not_come_keep_nobody_out(service: Service) -> None:
         wait_until(lambda: service.samples()[ARRIVING] == stalled, 30)
         assert service.samples()[INSIDE] == 0
         is_answered(service)
-        for number, client in enumerate(clients):  # what comes late is answered all the same
+        for number, client in enumerate(clients):  # what arrives late is still answered
             client.sendall(BODY[number % 5 :])
             assert answer(client)[0] == 200
     wait_until(lambda: service.samples()[ARRIVING] == 0, 30)
@@ -121,7 +121,7 @@ def test_the_oldest_of_too_many_makes_room(service: Service) -> None:
             client = stack.enter_context(closing(connection(service)))
             clients.append(client)
             client.sendall(head("POST", "/events", f"X-Request-ID: n-{number}", length=10))
-            if number in (more - 1, MOST - 1):  # they come in this order
+            if number in (more - 1, MOST - 1):  # they arrive in this order
                 wait_until(lambda n=number: service.samples()[ARRIVING] == n + 1, 30)  # type: ignore[misc]
         wait_until(lambda: service.samples()[reason] == before + more, 30)
         assert service.samples()[ARRIVING] == MOST
@@ -157,9 +157,9 @@ def test_a_body_that_is_whole_when_the_gate_is_full_is_turned_away(
         assert answer(late)[0] == 200
 
 
-def test_so_many_bodies_and_bytes_are_on_their_way() -> None:
+def test_bodies_in_progress_and_their_bytes_are_limited() -> None:
     async def story() -> None:
-        arriving = Arriving(most=3, most_bytes=100)
+        bodies = BodiesInProgress(most=3, most_bytes=100)
         first_parts = [asyncio.Event() for _ in range(8)]
         tasks = []
 
@@ -176,12 +176,12 @@ def test_so_many_bodies_and_bytes_are_on_their_way() -> None:
                 raise AssertionError
 
             async def read() -> None:
-                body = Coming()
+                body = BodyInProgress()
                 try:
                     while True:
-                        await arriving.part(body, receive)
+                        await bodies.part(body, receive)
                 finally:
-                    arriving.end(body)
+                    bodies.end(body)
 
             tasks.append(asyncio.create_task(read()))
 
@@ -191,33 +191,33 @@ def test_so_many_bodies_and_bytes_are_on_their_way() -> None:
         for place in range(3):
             begin()
             await first_parts[place].wait()
-        assert (len(arriving), ended()) == (3, [])
+        assert (len(bodies), ended()) == (3, [])
         begin()
         await first_parts[3].wait()
         await asyncio.wait(tasks[:1])
-        assert (len(arriving), ended()) == (3, [0])
+        assert (len(bodies), ended()) == (3, [0])
         assert isinstance(tasks[0].exception(), Overloaded)
         tasks[1].cancel()  # by the server, say
         await asyncio.wait(tasks[1:2])
         assert tasks[1].cancelled()
         begin(60)
         await first_parts[4].wait()
-        assert (len(arriving), ended()) == (3, [0, 1])
+        assert (len(bodies), ended()) == (3, [0, 1])
         tasks[2].cancel()
         await asyncio.wait(tasks[2:3])
         begin(60)  # 120 bytes: the oldest two go, though the first of them brought none
         await first_parts[5].wait()
         await asyncio.wait(tasks[3:5])
-        assert (len(arriving), ended()) == (1, [0, 1, 2, 3, 4])
+        assert (len(bodies), ended()) == (1, [0, 1, 2, 3, 4])
         begin(101)
         await asyncio.wait(tasks[5:7])
-        assert (len(arriving), ended()) == (0, list(range(7)))
+        assert (len(bodies), ended()) == (0, list(range(7)))
         begin(100)
         await first_parts[7].wait()
-        assert len(arriving) == 1
+        assert len(bodies) == 1
         tasks[7].cancel()
         await asyncio.wait(tasks)
-        assert len(arriving) == 0
+        assert len(bodies) == 0
 
     asyncio.run(asyncio.wait_for(story(), 30))
 
@@ -225,10 +225,10 @@ def test_so_many_bodies_and_bytes_are_on_their_way() -> None:
 # Strangers
 
 
-def doors(api_keys: list[str], admin_keys: list[str]) -> tuple[Doors, Gate]:
+def rules(api_keys: list[str], admin_keys: list[str]) -> tuple[AdmissionRules, Gate]:
     clients = Gate(1, 100)
     keys = Keys([SecretStr(one) for one in api_keys], [SecretStr(one) for one in admin_keys], None)
-    return Doors(keys, clients, ROOTS), clients
+    return AdmissionRules(keys, clients, ROOTS), clients
 
 
 def scope(path: str, key: str = "") -> dict[str, Any]:
@@ -241,37 +241,38 @@ OPEN = ["/metrics", "/info", "/models", "/docs", "/openapi.json", "/nothing", "/
 CLIENTS = ["/recommend", "/recommend/batch", "/events", "/users/a/history", "/items/a"]
 
 
-def test_who_has_to_pass_what() -> None:
-    keyed, clients = doors(["a-client-key"], ["an-admin-key"])
-    health, others = keyed.door_of(scope("/livez")), keyed.door_of(scope("/metrics"))
-    assert isinstance(health, Line)
-    assert isinstance(others, Line)
+def test_which_limit_a_request_has_to_pass() -> None:
+    keyed, clients = rules(["a-client-key"], ["an-admin-key"])
+    health, others = keyed.limit_of(scope("/livez")), keyed.limit_of(scope("/metrics"))
+    assert isinstance(health, WaitingLine)
+    assert isinstance(others, WaitingLine)
     assert health is not others
-    assert all(keyed.door_of(scope(path)) is health for path in HEALTH)
+    assert all(keyed.limit_of(scope(path)) is health for path in HEALTH)
     for key in ("a-client-key", "an-admin-key"):
-        assert all(keyed.door_of(scope(path, key)) is clients for path in CLIENTS)
-        assert all(keyed.door_of(scope(path, key)) is others for path in OPEN)
+        assert all(keyed.limit_of(scope(path, key)) is clients for path in CLIENTS)
+        assert all(keyed.limit_of(scope(path, key)) is others for path in OPEN)
     for key in ("", "a-client-kex", "cl\xefent"):
-        assert all(keyed.door_of(scope(path, key)) is others for path in [*CLIENTS, *OPEN])
+        assert all(keyed.limit_of(scope(path, key)) is others for path in [*CLIENTS, *OPEN])
     for key in ("", "a-client-key", "an-admin-kex"):
-        assert keyed.door_of(scope("/admin/drain", key)) is others
-    assert keyed.door_of(scope("/admin/drain", "an-admin-key")) is None
+        assert keyed.limit_of(scope("/admin/drain", key)) is others
+    assert keyed.limit_of(scope("/admin/drain", "an-admin-key")) is None
 
-    free, clients = doors([], ["an-admin-key"])
-    others = free.door_of(scope("/metrics"))
-    assert all(free.door_of(scope(path)) is clients for path in CLIENTS)
-    assert all(free.door_of(scope(path)) is others for path in OPEN)
-    assert free.door_of(scope("/admin/drain")) is others
-    assert free.door_of(scope("/admin/drain", "an-admin-key")) is None
+    free, clients = rules([], ["an-admin-key"])
+    others = free.limit_of(scope("/metrics"))
+    assert all(free.limit_of(scope(path)) is clients for path in CLIENTS)
+    assert all(free.limit_of(scope(path)) is others for path in OPEN)
+    assert free.limit_of(scope("/admin/drain")) is others
+    assert free.limit_of(scope("/admin/drain", "an-admin-key")) is None
 
 
 def test_strangers_take_turns_with_clients() -> None:
-    """All come in one turn of the event loop. The strangers' last one waits for many turns, the
-    last client for none.
+    """All arrive in one turn of the event loop.
+
+    The strangers' last request waits for many turns, the last client's for none.
     """
 
     async def story() -> None:
-        keyed, clients = doors(["a-client-key"], [])
+        keyed, clients = rules(["a-client-key"], [])
         done: list[str] = []
 
         async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -279,7 +280,7 @@ def test_strangers_take_turns_with_clients() -> None:
             await send({"type": "http.response.body", "body": b""})
             done.append(scope["path"])
 
-        envelope = Envelope(app, Metrics(), clients, door_of=keyed.door_of)
+        envelope = Envelope(app, Metrics(), clients, limit_of=keyed.limit_of)
         many = 50
         asked = [
             scope(path) for path in ("/metrics", "/nothing", "/recommend") for _ in range(many)
@@ -303,9 +304,9 @@ def test_strangers_take_turns_with_clients() -> None:
     asyncio.run(asyncio.wait_for(story(), 30))
 
 
-def test_so_many_strangers_wait() -> None:
+def test_the_number_of_waiting_strangers_is_limited() -> None:
     async def story() -> None:
-        keyed, clients = doors(["a-client-key"], [])
+        keyed, clients = rules(["a-client-key"], [])
         may_end = asyncio.Event()
         inside: list[str] = []
         statuses: list[int] = []
@@ -321,7 +322,7 @@ def test_so_many_strangers_wait() -> None:
                 statuses.append(message["status"])
 
         metrics = Metrics()
-        envelope = Envelope(app, metrics, clients, door_of=keyed.door_of)
+        envelope = Envelope(app, metrics, clients, limit_of=keyed.limit_of)
 
         def ask(*paths: str) -> list[asyncio.Task[None]]:
             return [asyncio.create_task(envelope(scope(one), no_more, send)) for one in paths]
@@ -354,7 +355,7 @@ async def no_more() -> Message:
     return {"type": "http.disconnect"}
 
 
-def test_who_does_not_take_an_answer_holds_no_place() -> None:
+def test_a_client_that_does_not_read_its_answer_holds_no_place() -> None:
     async def story() -> None:
         gate = Gate(1, 1)
         is_stuck, may_go_on = asyncio.Event(), asyncio.Event()
@@ -393,7 +394,7 @@ def test_who_does_not_take_an_answer_holds_no_place() -> None:
 def test_a_flood_of_strangers_takes_no_client_s_place(
     service: Service, method: str, path: str, key: str, statuses: set[int]
 ) -> None:
-    """One place is all that clients have, and it is theirs."""
+    """Clients have only one place, and it stays theirs."""
     seen: list[int] = []
     is_over = threading.Event()
 
@@ -426,7 +427,7 @@ def test_one_rendering_is_for_all_who_asked_before_it_began() -> None:
             assert may_end.wait(30)
             return str(len(begun)).encode()
 
-        shared = Shared(make)
+        shared = SharedText(make)
         first = asyncio.create_task(shared.get())
         while not begun:
             await asyncio.sleep(0)
@@ -455,7 +456,7 @@ def test_a_rendering_that_fails_fails_no_other() -> None:
                 raise text
             return text
 
-        shared = Shared(make)
+        shared = SharedText(make)
         with pytest.raises(ValueError, match="once"):
             await shared.get()
         assert await shared.get() == b"fine"

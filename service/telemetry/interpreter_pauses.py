@@ -1,8 +1,8 @@
-"""How long the event loop keeps everybody waiting: its lag, and the garbage collector's pauses.
+"""How long the interpreter keeps everybody waiting: event-loop lag, and garbage collection.
 
-Measured all the time, because whatever blocks the loop delays every request without showing in any
-of its stages. The collector stops all threads while it looks at every object of some age, and a
-catalogue is millions of objects that stay: what stays is taken out of its sight.
+Both are measured all the time. Whatever blocks the event loop delays every request, and no stage of
+a request shows it. The garbage collector stops all threads while it looks at old objects. A
+catalogue is millions of objects that stay in memory. So they are hidden from the collector.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from typing import ClassVar
 from service.telemetry.metrics import Metrics
 
 EVERY_S = 0.1
-# Python's own thresholds, but all objects are looked at twenty times as seldom as it would: see
+# Python's own thresholds, but old objects are looked at twenty times less often. See
 # docs/decisions/024.
 COLLECT_EVERY = (700, 10, 200)
 NEVER = 1_000_000
 
 
 async def measure_loop_lag(metrics: Metrics) -> None:
-    """Until it is cancelled: sleep, and observe how much too long that took."""
+    """Until cancelled: sleep, and observe by how much the sleep was too long."""
     while True:
         due = time.perf_counter() + EVERY_S
         await asyncio.sleep(EVERY_S)
@@ -34,7 +34,7 @@ async def measure_loop_lag(metrics: Metrics) -> None:
 
 @contextmanager
 def watched_gc(metrics: Metrics) -> Iterator[None]:
-    """Observe every collection while the block runs, and look at old objects seldom."""
+    """Observe every collection while the block runs, and look at old objects rarely."""
     started = 0.0
     before = gc.get_threshold()
 
@@ -54,16 +54,16 @@ def watched_gc(metrics: Metrics) -> Iterator[None]:
         gc.callbacks.remove(on_collection)
 
 
-class made_to_stay:
-    """No collection but those of the young looks at what the block makes, nor ever will.
+class hidden_from_gc:
+    """Hides what the block makes from all collections but those of young objects, for ever.
 
-    Blocks may overlap. What lives elsewhere at the end of one stays too, and so does the garbage
-    that the last collection of the young left, a dozen objects. A block that fails leaves nothing
-    behind; nor does one that hangs, once it is given up.
+    Blocks may overlap. Objects made elsewhere that live at the end of a block are hidden too. So is
+    the garbage that the last collection of young objects left, about a dozen objects. A block that
+    fails hides nothing. Nor does a block that hangs, once it is given up.
     """
 
     _lock: ClassVar = threading.Lock()
-    _open: ClassVar[set[made_to_stay]] = set()
+    _open: ClassVar[set[hidden_from_gc]] = set()
     _before: ClassVar[tuple[int, int, int]] = gc.get_threshold()
 
     def __enter__(self) -> None:
@@ -81,7 +81,7 @@ class made_to_stay:
         self.give_up()
 
     def give_up(self) -> None:
-        """End the block from outside; its own end then means nothing."""
+        """End the block from outside. When it ends on its own later, nothing happens."""
         cls = type(self)
         with cls._lock:
             if self in cls._open:

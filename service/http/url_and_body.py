@@ -1,9 +1,11 @@
-"""What comes in of a request before a route reads it: a URL that is text, a body that is bounded.
+"""Checks before a route reads a request: the URL must be UTF-8 text, and the body has limits.
 
-While its body is on its way a request has no place in the gate.
+While its body arrives, a request has no place in the gate. It takes the place when the body is
+complete.
 
-uvicorn decodes a path with replacement characters, so that ids which are not UTF-8 would mean users
-and items of other names. Plain ASGI inside the envelope, around all routes and what is no route.
+uvicorn decodes a path with replacement characters. Without this check, an id that is not UTF-8
+would name another user or item. This is plain ASGI inside the envelope, around all routes and also
+around unknown paths.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from fastapi import Request
 from starlette.exceptions import HTTPException
 
 from service.errors import MalformedUrl, Overloaded
-from service.http.admission.arriving import Arriving, Coming
+from service.http.admission.bodies_in_progress import BodiesInProgress, BodyInProgress
 from service.http.error_map import MAX_BODY_BYTES, on_error
 from service.http.middleware import (
     SCOPE_KEY,
@@ -32,13 +34,13 @@ from service.telemetry import Metrics
 BROKEN_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 
 
-class Intake:
-    """Wraps an ASGI application; see the module."""
+class UrlAndBodyChecks:
+    """Wraps an ASGI application. See the module."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
-        self._arriving = arriving = Arriving()
-        metrics.arriving_requests.set_function(lambda: len(arriving))
+        self._bodies = bodies = BodiesInProgress()
+        metrics.arriving_requests.set_function(lambda: len(bodies))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -50,14 +52,14 @@ class Intake:
             answer = await on_error(Request(scope), error)
             await answer(scope, receive, send)
             return
-        body = Coming()
+        body = BodyInProgress()
         try:
             await self._app(scope, self._read(scope[SCOPE_KEY], body, receive), send)
         finally:
-            self._arriving.end(body)
+            self._bodies.end(body)
 
-    def _read(self, context: RequestContext, body: Coming, receive: Receive) -> Receive:
-        """What the routes read; when the body is whole, the request needs its place in the gate."""
+    def _read(self, context: RequestContext, body: BodyInProgress, receive: Receive) -> Receive:
+        """The `receive` for routes. It takes the place in the gate when the body is complete."""
         is_whole = False
 
         async def read() -> Message:
@@ -65,15 +67,15 @@ class Intake:
             if is_whole:
                 return await receive()
             try:
-                message = await self._arriving.part(body, receive)
+                message = await self._bodies.part(body, receive)
             except Overloaded as error:
-                context.headers["Connection"] = "close"  # or the rest would still come
-                raise HTTPException(429) from error  # FastAPI passes on only these
+                context.headers["Connection"] = "close"  # else the rest would still arrive
+                raise HTTPException(429) from error  # FastAPI passes on only HTTPExceptions
             if body.num_bytes > MAX_BODY_BYTES:
                 raise HTTPException(413)
             is_whole = not message.get("more_body", False)
             if is_whole:
-                self._arriving.end(body)
+                self._bodies.end(body)
             is_here = message["type"] == "http.request"
             if is_whole and is_here and context.place and not context.place.take():
                 raise HTTPException(429) from Overloaded(TOO_MANY, reason=context.place.gate.reason)
@@ -83,7 +85,7 @@ class Intake:
 
 
 def check_url(raw_path: bytes, query: bytes) -> None:
-    """Raise MalformedUrl unless both are percent-encoded UTF-8."""
+    """Raise MalformedUrl unless the path and the query are percent-encoded UTF-8."""
     for name, sent in (("path", raw_path), ("query", query)):
         if b"%" not in sent:
             continue

@@ -1,9 +1,9 @@
-"""What a request has to pass: the gate of clients, the line of everybody else, or nothing.
+"""Which limit a request has to pass: the gate of clients, a waiting line, or none.
 
-Whoever has no key where keys are set, and whoever asks for what needs none, waits for a turn: a
-flood of them takes no client's place, and little of the event loop. Health has a line of its own,
-which turns nobody away. Administrators are always let in: overload must not stop who would end it.
-Looks at the path and the key, at nothing else.
+A request waits in a line if it has no key where keys are set, or if its route needs no key. So a
+flood of such requests takes no client's place, and little of the event loop. Health has a line of
+its own, which refuses nobody. Administrators always pass, because overload must not stop the person
+who can end it. Looks at the path and the key only.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from service.http.admission.gate import Gate, Line
+from service.http.admission.gate import Gate, WaitingLine
 from service.http.admission.keys import Keys
 
 HEALTH = {"/health/live", "/health/ready", "/livez", "/readyz"}
@@ -20,21 +20,21 @@ AT_ONCE = 8
 MOST_WAITING = 1000
 
 
-class Doors:
-    """See the module.
+class AdmissionRules:
+    """The limits of one process. See the module.
 
-    client_roots: the first parts of the paths that are clients'
+    client_roots: the first parts of the paths that belong to clients
     """
 
     def __init__(self, keys: Keys, clients: Gate, client_roots: Collection[str]) -> None:
         self._keys = keys
         self._clients = clients
-        self._health = Line(AT_ONCE)
-        self._others = Line(AT_ONCE, MOST_WAITING)
+        self._health = WaitingLine(AT_ONCE)
+        self._others = WaitingLine(AT_ONCE, MOST_WAITING)
         self._client_roots = client_roots
 
-    def door_of(self, scope: Mapping[str, Any]) -> Gate | Line | None:
-        """What a request of HTTP has to pass, if anything."""
+    def limit_of(self, scope: Mapping[str, Any]) -> Gate | WaitingLine | None:
+        """The limit that an HTTP request has to pass; None when there is none."""
         path: str = scope["path"]
         if path in HEALTH:
             return self._health
@@ -47,7 +47,7 @@ class Doors:
 
 
 def bearer_key_of(scope: Mapping[str, Any]) -> str | None:
-    """The key that a request brings."""
+    """The key that a request carries, or None."""
     sent = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
     scheme, _, key = sent.decode("latin-1").partition(" ")
     return key.strip() if scheme.lower() == "bearer" else None
