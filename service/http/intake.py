@@ -52,18 +52,21 @@ class Intake:
             return
         body = Coming()
         try:
-            await self._app(scope, self._read(scope[SCOPE_KEY], body, receive), send)
+            await self._app(scope, self._read(scope, body, receive), send)
         finally:
             self._arriving.end(body)
 
-    def _read(self, context: RequestContext, body: Coming, receive: Receive) -> Receive:
+    def _read(self, scope: Scope, body: Coming, receive: Receive) -> Receive:
         """What the routes read; when the body is whole, the request needs its place in the gate."""
+        context: RequestContext = scope[SCOPE_KEY]
         is_whole = False
 
         async def read() -> Message:
             nonlocal is_whole
             if is_whole:
                 return await receive()
+            if announced_bytes(scope) > MAX_BODY_BYTES:  # who asks before sending need not send
+                raise HTTPException(413)
             try:
                 message = await self._arriving.part(body, receive)
             except Overloaded as error:
@@ -80,6 +83,11 @@ class Intake:
             return message
 
         return read
+
+
+def announced_bytes(scope: Scope) -> int:
+    """How long a request says that its body is; 0 where it does not say."""
+    return next((int(value) for name, value in scope["headers"] if name == b"content-length"), 0)
 
 
 def check_url(raw_path: bytes, query: bytes) -> None:
