@@ -17,8 +17,8 @@
 # files that somebody copied. In a log of a job at night "Aborted." says that a person or the
 # scheduler stopped it. Nobody looks at the file, and the job is started again.
 #
-# Instead: catch EOFError where files are read and raise an error that names the file; or give the
-# app no chance: app(standalone_mode=False) raises click's Abort, whose __cause__ is the EOFError.
+# Instead: catch EOFError where files are read and raise an error that names the file. Or call
+# app(standalone_mode=False), which raises typer.Abort: its __cause__ is the EOFError, with its line.
 #
 # Ends with 0 while this is so, with 1 once it is not.
 set -euo pipefail
