@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from typing import Annotated, Any, TypeVar
 
 from fastapi import FastAPI, Path, Query, Request, Response
+from fastapi.telemetry import TelemetryConfig
 from pydantic import BaseModel
 
 from service import errors, schemas
@@ -40,6 +41,13 @@ from service.schemas import (
 UserIdPath = Annotated[schemas.UserId, Path()]
 ItemIdPath = Annotated[schemas.ItemId, Path()]
 T = TypeVar("T")
+# FastAPI's own, which variables of the environment switch on, sends paths: they have user ids.
+NO_TELEMETRY: TelemetryConfig = {
+    "tracing": False,
+    "metrics": False,
+    "logs": False,
+    "auto_configure": False,
+}
 
 
 def create_app(lifecycle: Lifecycle) -> ASGIApp:
@@ -56,6 +64,7 @@ def create_app(lifecycle: Lifecycle) -> ASGIApp:
         lifespan=lifespan,
         redoc_url=None,
         redirect_slashes=False,  # a redirect would not have the error body
+        telemetry=NO_TELEMETRY,
     )
     settings = lifecycle.settings
     keys = Keys(settings.api_keys, settings.admin_keys, settings.rate_limit)

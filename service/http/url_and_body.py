@@ -54,18 +54,21 @@ class UrlAndBodyChecks:
             return
         body = BodyInProgress()
         try:
-            await self._app(scope, self._read(scope[SCOPE_KEY], body, receive), send)
+            await self._app(scope, self._read(scope, body, receive), send)
         finally:
             self._bodies.end(body)
 
-    def _read(self, context: RequestContext, body: BodyInProgress, receive: Receive) -> Receive:
+    def _read(self, scope: Scope, body: BodyInProgress, receive: Receive) -> Receive:
         """The `receive` for routes. It takes the place in the gate when the body is complete."""
+        context: RequestContext = scope[SCOPE_KEY]
         is_whole = False
 
         async def read() -> Message:
             nonlocal is_whole
             if is_whole:
                 return await receive()
+            if announced_bytes(scope) > MAX_BODY_BYTES:  # who asks before sending need not send
+                raise HTTPException(413)
             try:
                 message = await self._bodies.part(body, receive)
             except Overloaded as error:
@@ -82,6 +85,11 @@ class UrlAndBodyChecks:
             return message
 
         return read
+
+
+def announced_bytes(scope: Scope) -> int:
+    """How long a request says that its body is; 0 where it does not say."""
+    return next((int(value) for name, value in scope["headers"] if name == b"content-length"), 0)
 
 
 def check_url(raw_path: bytes, query: bytes) -> None:

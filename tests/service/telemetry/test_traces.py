@@ -113,6 +113,23 @@ def test_a_request_is_a_trace(
     assert b"very-secret-user" not in b"".join(span.SerializeToString() for span in spans)
 
 
+def test_no_telemetry_but_ours_is_sent(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FastAPI's own has the paths of requests in it, and so the ids of users."""
+    with collector() as (url, spans):  # which takes nothing but traces
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", url)
+        monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "50")  # ms
+        monkeypatch.setenv("FASTAPI_OTEL_AUTO_CONFIGURE", "true")
+        with service_process(tmp_path, **settings) as service:
+            history = service.client.get("/users/very-secret-user/history")
+            assert history.status_code == 200
+            assert service.client.get("/nowhere/very-secret-user").status_code == 404
+            wait_until(lambda: len(spans) >= 2)
+    assert sorted(span.name for span in spans) == ["GET /users/{user_id}/history", "GET other"]
+    assert b"very-secret-user" not in b"".join(span.SerializeToString() for span in spans)
+
+
 def test_a_batch_is_linked_to_its_requests(
     settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
