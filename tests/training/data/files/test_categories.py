@@ -197,7 +197,7 @@ def test_any_texts_are_split_as_they_were_meant_or_refused(
 
 
 def test_the_spellings_in_the_documentation_are_read_as_it_says(tmp_path: Path) -> None:
-    page = (Path(__file__).resolve().parents[4] / "docs" / "data.md").read_text()
+    page = (Path(__file__).resolve().parents[4] / "docs" / "reference" / "data.md").read_text()
     rows = [line for line in page.split("## Categories")[1].splitlines() if line.startswith("| `")]
     assert len(rows) >= 9
     for row in rows:

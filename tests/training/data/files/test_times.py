@@ -233,7 +233,7 @@ def test_any_times_are_read_as_they_were_meant_or_refused(
 
 
 def test_the_spellings_in_the_documentation_are_read_as_it_says() -> None:
-    page = (Path(__file__).resolve().parents[4] / "docs" / "data.md").read_text()
+    page = (Path(__file__).resolve().parents[4] / "docs" / "reference" / "data.md").read_text()
     read, refused = (
         [line.split("`")[1] for line in part.splitlines() if line.startswith("| `")]
         for part in page.split("## Order")[1].split("## Categories")[0].split("Refused, with line")
