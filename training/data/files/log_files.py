@@ -59,6 +59,16 @@ def read_log(path: Path, config: InteractionsConfig, notes: list[str]) -> pl.Dat
         if repeated.any():
             row, user_id, _, position = frame.row(repeated.arg_max() or 0)
             table.refuse(row, f"user {user_id} has position {position} more than once")
+    else:
+        tied = same_user & (frame["order"] == frame["order"].shift())
+        tied &= frame["item_id"] != frame["item_id"].shift()
+        if tied.any():
+            place = table.place(frame["row"][tied.arg_max() or 0])
+            notes.append(
+                f"{path.name}: lines with the timestamp of the line before, of the same user: "
+                f"{tied.sum():,} of {len(frame):,}, for instance {place}; these keep the order of "
+                "the file"
+            )
     if len(orders) == 2:
         if config.order_by is None:
             _check_agreement(table, frame, config.time_format)

@@ -612,3 +612,42 @@ def test_titles_that_say_that_there_is_none_are_none_and_said(tmp_path: Path) ->
     assert notes[0].startswith(
         "items.csv: lines whose title is 'NULL' or the like: 2, the first is line 3"
     )
+
+
+@pytest.mark.parametrize(
+    ("listed", "logged"),
+    [("007", "7"), ("AB", "ab"), ("caf\u00e9", "cafe\u0301"), ("a\u200b", "a"), ("x.0", "x")],
+)
+def test_one_id_in_two_spellings_is_refused(tmp_path: Path, listed: str, logged: str) -> None:
+    """Though the other ids meet: this item would lose its title behind a warning."""
+    folder = shop(tmp_path, [listed, "i2", "i3", "i4"], [logged, "i2", "i3", "i4"])
+    with pytest.raises(DataError, match="write the same ids in both"):
+        load_dataset(folder)
+
+
+def test_two_items_of_like_ids_stay_two(tmp_path: Path) -> None:
+    ids = ["007", "7", "07", "0"]
+    dataset = load_dataset(shop(tmp_path, ids, ids))
+    assert sorted(item.item_id for item in dataset.items) == sorted(ids)
+
+
+@pytest.mark.parametrize("name", ["items.xlsx", "item.csv", "Products.csv", "embeddings.npy"])
+def test_files_beside_the_data_that_are_not_used_are_named(tmp_path: Path, name: str) -> None:
+    folder = shop(tmp_path, ["1", "2", "3", "4"], ["1", "2", "3", "4"])
+    (folder / name).write_bytes(b"PK")
+    assert f"{name}' not used" in load_dataset(folder).warnings[0]
+
+
+def test_vectors_of_nothing_are_said_or_refused(tmp_path: Path) -> None:
+    folder = shop(tmp_path, ["1", "2", "3", "4"], ["1", "2", "3", "4"])
+    vectors = np.ones((4, 2))
+    vectors[1] = 0
+    path = folder / "item_embeddings.npy"
+    np.save(path, vectors)
+    assert "vector is all zeros: 1 of 4" in load_dataset(folder).warnings[0]
+    np.save(path, np.ones((4, 0)))
+    with pytest.raises(DataError, match="two dimensions"):
+        load_dataset(folder)
+    np.save(path, vectors * 1e30)
+    with pytest.raises(DataError, match=r"above 1e\+15.*row 0"):
+        load_dataset(folder)
