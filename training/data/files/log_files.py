@@ -12,13 +12,16 @@ import polars as pl
 
 from training.config import InteractionsConfig
 from training.data.files.columns import id_column
-from training.data.files.table import Table, shown
+from training.data.files.table import Table, shown, words_of
 from training.data.files.table_files import read_table
 from training.data.files.times import position_column, time_column
 from training.errors import DataError
 
 # Columns that may mean that lines do not all count alike. They do.
-LIKE_WEIGHTS = ("event_type", "event", "action", "rating", "weight", "quantity")
+LIKE_WEIGHTS = (
+    "event_type", "event", "event_name", "action", "action_type", "behavior", "behavior_type",
+    "rating", "overall", "stars", "score", "weight", "quantity", "clicked", "click", "purchased",
+)  # fmt: skip
 
 
 def read_log(path: Path, config: InteractionsConfig, notes: list[str]) -> pl.DataFrame:
@@ -74,7 +77,7 @@ def read_log(path: Path, config: InteractionsConfig, notes: list[str]) -> pl.Dat
             _check_agreement(table, frame, config.time_format)
         unused = orders[order == orders[0]]
         notes.append(f"{path.name}: ordered by {order}; the column {unused} is not used")
-    if weights := [name for name in table.others if name.strip().lower() in LIKE_WEIGHTS]:
+    if weights := [name for name in table.others if words_of(name) in LIKE_WEIGHTS]:
         notes.append(
             f"{path.name}: {', '.join(map(shown, weights))} is not used; every line counts alike, "
             "so leave out the lines that are no interactions"

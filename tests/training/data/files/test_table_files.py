@@ -651,3 +651,15 @@ def test_vectors_of_nothing_are_said_or_refused(tmp_path: Path) -> None:
     np.save(path, vectors * 1e30)
     with pytest.raises(DataError, match=r"above 1e\+15.*row 0"):
         load_dataset(folder)
+
+
+def test_columns_of_other_names_are_named(tmp_path: Path) -> None:
+    path, warnings = tmp_path / "items.csv", []
+    path.write_text("item_id,title,productName,Main Category,price,stage\n1,,a,b,2,x\n")
+    read_items(path, warnings=warnings)
+    assert warnings == [
+        "items.csv has nothing in its column title, and 'productName' is not used; rename it to "
+        "title if that is what it holds",
+        "items.csv has no column categories, and 'Main Category' is not used; rename it to "
+        "categories if that is what it holds",
+    ]
