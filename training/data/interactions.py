@@ -7,6 +7,8 @@ training popularity (most first), then by `item_id`. Knows nothing of vectors, c
 
 from __future__ import annotations
 
+import unicodedata
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from training.config import InteractionsConfig, ItemsConfig
 from training.data.files.item_files import read_items
 from training.data.files.log_files import read_log
 from training.data.files.table import shown
-from training.data.files.table_files import find_file
+from training.data.files.table_files import find_file, unused_files
 from training.data.files.vectors import find_vectors, read_vectors
 from training.data.repeats import without_repeats
 from training.errors import DataError
@@ -247,6 +249,7 @@ def load_dataset(
     if data_dir is not None:
         interactions = interactions or find_file(data_dir, "interactions")
         found, unread = find_vectors(data_dir) if embeddings is None else (None, None)
+        warnings.extend(unused_files(data_dir))
         if unread:
             warnings.append(unread)
         if items is None:
@@ -272,6 +275,8 @@ def load_dataset(
             f"{items} has none of the items of {interactions}: it writes {shown(listed[0].item_id)}"
             f" where the other writes {shown(log.item_ids[0])}; write the same ids in both"
         )
+    if items:
+        _check_spellings(items, line_of.keys(), interactions, log.item_ids)
     if config.core:
         log = k_core(log, config.core)
     unlisted = [item_id for item_id in log.item_ids if item_id not in line_of]
@@ -298,16 +303,43 @@ def load_dataset(
             "last two of users with three or more are held out; give longer histories"
         )
     lines = np.array([line_of.get(item_id, -1) for item_id in log.item_ids], dtype=np.int64)
+    vectors = read_vectors(embeddings, len(listed), lines) if embeddings else None
+    if vectors is not None and (without := (~vectors.any(axis=1) & (lines >= 0)).sum()):
+        warnings.append(
+            f"{embeddings}: items whose vector is all zeros: {without:,} of {len(listed):,}; they "
+            "count as items without content embedding"
+        )
     return Dataset(
         split=split,
         items=tuple(
             listed[line] if line >= 0 else Item(item_id, "", ())
             for item_id, line in zip(log.item_ids, lines, strict=True)
         ),
-        embeddings=read_vectors(embeddings, len(listed), lines) if embeddings else None,
+        embeddings=vectors,
         warnings=tuple(warnings),
         notes=tuple(notes),
     )
+
+
+def _check_spellings(
+    items: Path, listed: Collection[str], interactions: Path, logged: Collection[str]
+) -> None:
+    """Refuse an item whose id each of the two files writes in its own way."""
+    only_listed = {_plain_id(each): each for each in set(listed).difference(logged)}
+    for item_id in logged:
+        if item_id not in listed and (other := only_listed.get(_plain_id(item_id))):
+            raise DataError(
+                f"{items} writes {shown(other)} where {interactions} writes {shown(item_id)}; write"
+                " the same ids in both, or, if these are two items, give each a line in the items "
+                "file"
+            )
+
+
+def _plain_id(item_id: str) -> str:
+    """What is left of an id without what programs add and take away on the way."""
+    visible = "".join(letter for letter in item_id if letter.isprintable())
+    plain = unicodedata.normalize("NFC", visible).casefold().removesuffix(".0")
+    return plain.lstrip("0") or "0"
 
 
 def _order_by_training_popularity(log: Interactions) -> Interactions:

@@ -19,6 +19,7 @@ from html.entities import html5
 
 import polars as pl
 
+from training.data.files.columns import without_null_words
 from training.data.files.table import Table, shown
 from training.errors import DataError
 
@@ -28,6 +29,12 @@ WHOLE = "none"  # the setting's value if each text is one category
 QUOTED_LIST = re.compile(
     r"""^[\[({]\s*(?:[uU]?["']|[\[({]|[\])}]$|(?:None|null|nan|NaN)\s*[,\]])"""
 )
+# The text of other objects of Python, such as array(['A', 'B'], dtype=object).
+OBJECT = re.compile(
+    r"^(?:(?:np|numpy|pd|pandas|collections)\.)?(?:array|list|set|frozenset|tuple|Index|Series|deque"
+    r"|Counter|OrderedDict|defaultdict|dict(?:_\w+)?)\([\[({)]"
+)
+NUMBER_WITH_COMMA = re.compile(r"(?<!\d)\d{1,3},\d{3}(?!\d)")  # 1,000: this comma separates nothing
 BARE_LIST = re.compile(r"^(?:\[.*\]|\{.*\})$", re.DOTALL)
 TOKEN = re.compile(
     r"""(?P<text>[uU]?(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"))
@@ -64,10 +71,15 @@ def category_column(
     if isinstance(column.dtype, pl.List | pl.Array):
         values = column.to_list()
     elif column.dtype in (pl.String, pl.Categorical, pl.Enum, pl.Null) or column.dtype.is_integer():
-        values = column.cast(pl.String).to_list()
+        values = without_null_words(table, name, column.cast(pl.String), notes).to_list()
     else:
         raise DataError(f"{table.path}: {name} must be lists or text, not {column.dtype}")
     texts = [value.strip() for value in values if isinstance(value, str) and value.strip()]
+    for row, value in enumerate(values):
+        if isinstance(value, str) and OBJECT.match(value.strip()):
+            table.refuse(
+                row, f"{name} {shown(value)} is the text of an object; write ['A', 'B'] or A|B"
+            )
     bare = bool(texts) and all(BARE_LIST.match(text) for text in texts)
     plain = {
         text: None
@@ -164,6 +176,8 @@ def _of_text(text: str) -> tuple[str, ...]:
             continue
         if token is None or (before, kind) in NOT_NEIGHBOURS or done is not None:
             raise ValueError(UNREADABLE)
+        if before == kind == "text" and not text[position - 1].isspace():
+            raise ValueError(UNREADABLE)  # 'A''s' is no two texts
         position, word = token.end(), token[0].strip()
         if kind == "open":
             stack.append((word, []))
@@ -215,14 +229,19 @@ def _separator_of(texts: Collection[str]) -> str:
     with_commas = [text for text in texts if "," in text]
     if not with_commas:
         return WHOLE
-    names = [text for text in with_commas if ENUMERATION.search(text)]
-    lists = [text for text in with_commas if not ENUMERATION.search(text)]
+    names = [text for text in with_commas if _is_name(text)]
+    lists = [text for text in with_commas if not _is_name(text)]
     if names and lists:
         raise _Unclear(
             f"the comma separates categories in {shown(lists[0])} but seems to belong to a name in "
             f"{shown(names[0])}"
         )
     return WHOLE if names else ","
+
+
+def _is_name(text: str) -> bool:
+    """Whether a comma of the text seems to belong to a name."""
+    return bool(ENUMERATION.search(text) or NUMBER_WITH_COMMA.search(text))
 
 
 def _splitter(separator: str) -> Callable[[str], tuple[str, ...]]:

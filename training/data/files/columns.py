@@ -12,7 +12,6 @@ import re
 import polars as pl
 
 from training.data.files.table import Table, shown
-from training.data.files.text_files import LARGEST_EXACT
 from training.errors import DataError
 
 MAX_ID_CHARS = 256  # the limit of the service's API, service/schemas/recommend.py
@@ -23,6 +22,10 @@ NOT_IN_IDS = {
     "item_id": (r"[\x00-\x1f\x7f]", "holds a control character, for instance a line break"),
 }
 WRITTEN_FLOAT = r"^(0|-?[1-9]\d{0,15})\.0$"
+# 1.23457E+12 is all that a spreadsheet leaves of a long number, 1.2345678901234568e+17 a float.
+ROUNDED = r"^-?\d(?:[.,]\d+[eE]\+?\d{2}|[eE]\+\d{2})$"
+# Floats count whole numbers one by one below this size; from there on several become one.
+EXACT_BELOW = {pl.Float16: 2**11, pl.Float32: 2**24, pl.Float64: 2**53}
 # How programs write that there is no value.
 NO_VALUE = ("nan", "NaN", "None", "null", "NULL", "<NA>", "\\N")
 
@@ -35,11 +38,27 @@ def id_column(table: Table, name: str, notes: list[str]) -> pl.Series:
     is missing or that the service does not accept.
     """
     column = table.columns[name]
-    if column.dtype.is_float() or column.dtype.is_decimal():
-        column = column.fill_nan(None) if column.dtype.is_float() else column
-        whole = (column == column.floor()) & (column.abs() <= LARGEST_EXACT)
-        table.refuse_any(name, ~whole.fill_null(True), "is neither text nor a whole number")
+    if column.dtype.is_float():
+        column = column.fill_nan(None)
+        table.refuse_any(
+            name,
+            (column != column.floor()).fill_null(False),
+            "is neither text nor a whole number",
+        )
+        table.refuse_any(
+            name,
+            (column.abs() >= EXACT_BELOW[column.dtype.base_type()]).fill_null(False),
+            f"is stored as {column.dtype}, in which several whole numbers of this size are one; "
+            "store ids as integers or text",
+        )
         column = column.cast(pl.Int64)
+    elif column.dtype.is_decimal():
+        table.refuse_any(
+            name,
+            (column != column.floor()).fill_null(False),
+            "is neither text nor a whole number",
+        )
+        column = column.cast(pl.String).str.replace(r"\.0*$", "")
     elif not (
         column.dtype.is_integer() or column.dtype in (pl.String, pl.Categorical, pl.Enum, pl.Null)
     ):
@@ -52,7 +71,14 @@ def id_column(table: Table, name: str, notes: list[str]) -> pl.Series:
             f"number, {column[0][:-2]}"
         )
         column = column.str.strip_suffix(".0")
+        table.refuse_any(
+            name,
+            column.cast(pl.Int64).abs() >= EXACT_BELOW[pl.Float64],
+            "was a float, in which several whole numbers of this size are one; export the column "
+            "as text",
+        )
     _check(table, name, column)
+    _check_spellings(table, name, column)
     if (missing := column.is_in(NO_VALUE)).any():
         row = missing.arg_max()
         notes.append(
@@ -71,13 +97,16 @@ def text_column(table: Table, name: str, notes: list[str]) -> list[str]:
     if name not in table.columns:
         return [""] * len(table)
     column = table.columns[name]
-    if column.dtype.is_float() and (column.is_null() | (column == column.floor())).all():
-        column = column.cast(pl.Int64)
+    if column.dtype.is_float():
+        column = column.fill_nan(None)
+        in_range = column.abs() < EXACT_BELOW[column.dtype.base_type()]
+        if ((column == column.floor()) & in_range).fill_null(True).all():
+            column = column.cast(pl.Int64)
     if not (
         column.dtype.is_numeric() or column.dtype in (pl.String, pl.Categorical, pl.Enum, pl.Null)
     ):
         raise DataError(f"{table.path}: {name} must be text, not {column.dtype}")
-    column = column.cast(pl.String).fill_null("")
+    column = without_null_words(table, name, column.cast(pl.String).fill_null(""), notes)
     is_csv = table.path.name.lower().removesuffix(".gz").endswith((".csv", ".tsv"))
     if is_csv and (broken := column.str.contains(r"[\r\n]")).any():
         row = broken.arg_max()
@@ -89,6 +118,20 @@ def text_column(table: Table, name: str, notes: list[str]) -> list[str]:
     return column.to_list()
 
 
+def without_null_words(table: Table, name: str, column: pl.Series, notes: list[str]) -> pl.Series:
+    """The text with "" where a program wrote "nan", "NULL" and the like; that is said."""
+    absent = column.str.strip_chars().is_in(NO_VALUE).fill_null(False)
+    if not absent.any():
+        return column
+    row = absent.arg_max() or 0
+    notes.append(
+        f"{table.path.name}: lines whose {name} is {shown(column[row])} or the like: "
+        f"{absent.sum():,}, the first is {table.place(row)}; programs write so that there is none, "
+        f"and it is read so"
+    )
+    return pl.select(pl.when(~absent).then(column).otherwise(pl.lit(""))).to_series().rename(name)
+
+
 def without_gaps(table: Table, name: str, column: pl.Series) -> None:
     """Raise a DataError if a column has nulls."""
     if gaps := column.null_count():
@@ -96,6 +139,25 @@ def without_gaps(table: Table, name: str, column: pl.Series) -> None:
         raise DataError(
             f"{table.path}: {gaps} of {len(column)} lines have no {name}, the first is "
             f"{table.place(first or 0)}"
+        )
+
+
+def _check_spellings(table: Table, name: str, column: pl.Series) -> None:
+    """Refuse ids that a program has rounded, and one id in two spellings, 7 and 7.0."""
+    table.refuse_any(
+        name,
+        column.str.contains(ROUNDED),
+        "is what a spreadsheet or a float leaves of a longer number; export the column as text",
+    )
+    floats = column.filter(column.str.contains(WRITTEN_FLOAT)).unique()
+    twins = column.is_in(floats.str.strip_suffix(".0").implode())
+    if twins.any():
+        row = twins.arg_max() or 0
+        other = (column == f"{column[row]}.0").arg_max() or 0
+        table.refuse(
+            max(row, other),
+            f"{name} {shown(column[max(row, other)])} and {shown(column[min(row, other)])} in "
+            f"{table.place(min(row, other))} seem to be one; write numbers alike in all lines",
         )
 
 

@@ -5,18 +5,21 @@ Warns about columns that look like one of these but were not read. Knows nothing
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from service.bundles import Item
 from training.config import ItemsConfig
 from training.data.files.categories import category_column
 from training.data.files.columns import id_column, text_column
-from training.data.files.table import shown
+from training.data.files.table import shown, words_of
 from training.data.files.table_files import read_table
 
-# Columns with these names are not read, but their users may have meant a title or categories.
-LIKE_TITLE = ("name", "item_name", "product_name", "product_title", "item_title", "movie_title")
-LIKE_CATEGORIES = ("genres", "genre", "tags", "category_path", "category_name", "department")
+# Columns that say something about an item and are not read under these names.
+LIKE_TITLE = re.compile(r"(^|_)(name|title|movie|headline)$|^(product|item|movie)_desc(ription)?$")
+LIKE_CATEGORIES = re.compile(
+    r"(^|_)(genres?|tags?|department|product_(type|group)\w*|\w*categor(y|ies)\w*)$"
+)
 
 
 def read_items(
@@ -52,13 +55,16 @@ def read_items(
         categories = category_column(table, column, config.category_separator, notes)
     if "categories" in table.columns and "category" in table.columns:
         warnings.append(f"{path.name}: the column category is not used, because of categories")
+    titles = text_column(table, "title", notes)
     for name, alike in (("title", LIKE_TITLE), ("categories", LIKE_CATEGORIES)):
         lacks = name not in table.columns and not (name == "categories" and column)
-        meant = [other for other in table.others if other.strip().lower() in alike]
+        if name == "title" and not lacks:
+            lacks = not any(titles)
+        meant = [other for other in table.others if alike.search(words_of(other))]
         if lacks and meant:
+            where = "nothing in its column" if name in table.columns else "no column"
             warnings.append(
-                f"{path.name} has no column {name}, and {', '.join(map(shown, meant))} is not used;"
+                f"{path.name} has {where} {name}, and {', '.join(map(shown, meant))} is not used;"
                 f" rename it to {name} if that is what it holds"
             )
-    columns = item_ids, text_column(table, "title", notes), categories
-    return tuple(Item(*values) for values in zip(*columns, strict=True))
+    return tuple(Item(*each) for each in zip(item_ids, titles, categories, strict=True))

@@ -12,13 +12,16 @@ import polars as pl
 
 from training.config import InteractionsConfig
 from training.data.files.columns import id_column
-from training.data.files.table import Table, shown
+from training.data.files.table import Table, shown, words_of
 from training.data.files.table_files import read_table
 from training.data.files.times import position_column, time_column
 from training.errors import DataError
 
 # Such columns suggest that lines have different weights. All lines count the same; a note says so.
-LIKE_WEIGHTS = ("event_type", "event", "action", "rating", "weight", "quantity")
+LIKE_WEIGHTS = (
+    "event_type", "event", "event_name", "action", "action_type", "behavior", "behavior_type",
+    "rating", "overall", "stars", "score", "weight", "quantity", "clicked", "click", "purchased",
+)  # fmt: skip
 
 
 def read_log(path: Path, config: InteractionsConfig, notes: list[str]) -> pl.DataFrame:
@@ -59,12 +62,22 @@ def read_log(path: Path, config: InteractionsConfig, notes: list[str]) -> pl.Dat
         if repeated.any():
             row, user_id, _, position = frame.row(repeated.arg_max() or 0)
             table.refuse(row, f"user {user_id} has position {position} more than once")
+    else:
+        tied = same_user & (frame["order"] == frame["order"].shift())
+        tied &= frame["item_id"] != frame["item_id"].shift()
+        if tied.any():
+            place = table.place(frame["row"][tied.arg_max() or 0])
+            notes.append(
+                f"{path.name}: lines with the timestamp of the line before, of the same user: "
+                f"{tied.sum():,} of {len(frame):,}, for instance {place}; these keep the order of "
+                "the file"
+            )
     if len(orders) == 2:
         if config.order_by is None:
             _check_agreement(table, frame, config.time_format)
         unused = orders[order == orders[0]]
         notes.append(f"{path.name}: ordered by {order}; the column {unused} is not used")
-    if weights := [name for name in table.others if name.strip().lower() in LIKE_WEIGHTS]:
+    if weights := [name for name in table.others if words_of(name) in LIKE_WEIGHTS]:
         notes.append(
             f"{path.name}: {', '.join(map(shown, weights))} is not used; every line counts alike, "
             "so leave out the lines that are no interactions"

@@ -8,6 +8,7 @@ training.data.files.categories).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,7 +76,9 @@ class Table:
             there = [*self.columns, *self.others]
             listed = ", ".join(cut(name) for name in there[:MAX_SHOWN_COLUMNS])
             listed += ", ..." if len(there) > MAX_SHOWN_COLUMNS else ""
-            hint = "" if self.columns else " (the first line must hold the names of the columns)"
+            is_csv = re.search(r"\.[ct]sv(\.gz)?$", self.path.name.lower())
+            hint = " (the first line must hold the names of the columns)"
+            hint = hint if is_csv and not self.columns else ""
             needed = " and ".join(absent)
             raise DataError(f"{self.path} needs a column {needed}; it has {listed}{hint}")
 
@@ -120,3 +123,9 @@ def match_names(
 
 def plain_name(name: str) -> str:
     return name.strip().lower()
+
+
+def words_of(name: str) -> str:
+    """A name such as `productTitle` or `Product Title` as `product_title`."""
+    parted = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name.strip())
+    return re.sub(r"[^a-z0-9]+", "_", parted.lower()).strip("_")

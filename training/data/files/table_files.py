@@ -11,12 +11,16 @@ from pathlib import Path
 
 import polars as pl
 
-from training.data.files.table import Kind, Table, match_names, reason_of
+from training.data.files.table import Kind, Table, match_names, reason_of, shown
 from training.data.files.text_files import read_csv, read_json_lines
 from training.errors import DataError
 
 TEXT_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json")
 SUFFIXES = (".parquet", *TEXT_SUFFIXES, *(suffix + ".gz" for suffix in TEXT_SUFFIXES))
+
+# How files begin that may have been meant as data.
+LIKE_DATA = ("interaction", "item", "embedding", "product", "catalog", "metadata", "vector")
+MAX_UNUSED = 5
 
 
 def find_file(folder: Path, name: str) -> Path | None:
@@ -34,6 +38,27 @@ def find_file(folder: Path, name: str) -> Path | None:
             "to use"
         )
     return found[0] if found else None
+
+
+def unused_files(folder: Path) -> list[str]:
+    """A sentence for files that may have been meant as data and are not read for their name."""
+    if not folder.is_dir():
+        return []
+    known = {name + suffix for name in ("interactions", "items") for suffix in SUFFIXES}
+    unused = [
+        path.name
+        for path in sorted(folder.iterdir())
+        if path.name.lower().startswith(LIKE_DATA)
+        and path.name.lower() not in known
+        and not path.match("item_embeddings*")
+    ]
+    if not unused:
+        return []
+    more = " and others" if len(unused) > MAX_UNUSED else ""
+    return [
+        f"{folder}: {', '.join(map(shown, unused[:MAX_UNUSED]))}{more} not used; the names are "
+        "interactions.* and items.*, parquet, CSV or JSON lines, and item_embeddings*.npy"
+    ]
 
 
 def read_table(path: Path, wanted: Mapping[str, Kind]) -> Table:

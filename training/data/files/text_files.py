@@ -26,7 +26,7 @@ SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 CHUNK_ROWS = 50_000
 MAX_LINE_BYTES = 16 * 2**20
 MAX_OTHERS = 1000  # names of other columns that are remembered; each line may bring new ones
-LARGEST_EXACT = 2**53  # up to here a float can hold every whole number
+EXACT_BELOW = 2**53  # below this a float can hold every whole number
 NOT_TEXT = {
     b"PK\x03\x04": "a zip archive or an Excel file; save its sheet as CSV (UTF-8)",
     b"\xd0\xcf\x11\xe0": "an Excel file; save its sheet as CSV (UTF-8)",
@@ -91,6 +91,11 @@ def read_csv(path: Path, wanted: Mapping[str, Kind]) -> Table:
     rows: list[tuple[str | None, ...]] = []
     places: list[int] = []
     for line, record in records:
+        if record == names:
+            raise DataError(
+                f"{path}, line {line}: the first line, the names of the columns, is here again; "
+                "files were put together: remove this line"
+            )
         if len(record) != len(names):
             raise DataError(
                 f"{path}, line {line}: {len(record)} fields, but the first line names {len(names)} "
@@ -193,6 +198,8 @@ def _lines(path: Path) -> Iterator[str]:
         for mark, what in NOT_TEXT.items():
             if begins.startswith(mark):
                 raise DataError(f"{path} is {what}")
+        if b"\0" in begins and not begins.startswith(b"\x1f\x8b"):
+            raise DataError(f"{path} is no text in UTF-8, perhaps UTF-16; save it as UTF-8")
         is_gzip = begins.startswith(b"\x1f\x8b")
         file = cast(BinaryIO, gzip.GzipFile(fileobj=opened)) if is_gzip else opened
         number = 0
@@ -255,7 +262,7 @@ def _text_of(value: object, kind: Kind) -> str | None:
             raise ValueError(f"is {str(value).lower()}, not text")
         case _Float() if kind == "id":
             number = Decimal(value)
-            if abs(number) > LARGEST_EXACT or number != number.to_integral_value():
+            if abs(number) >= EXACT_BELOW or number != number.to_integral_value():
                 raise ValueError(f"{shown(value)} is neither text nor a whole number")
             return str(int(number))
         case str():

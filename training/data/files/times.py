@@ -8,6 +8,7 @@ decide, or the column is refused. Knows nothing of users and items.
 from __future__ import annotations
 
 import re
+from datetime import datetime, timedelta
 
 import polars as pl
 
@@ -21,6 +22,8 @@ NAMED_FORMATS = ("iso8601", "rfc2822", "epoch_s", "epoch_ms", "epoch_us", "epoch
 UNITS = ((10**11, "seconds"), (10**14, "milliseconds"), (10**17, "microseconds"))
 NUMBER = r"^[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,2})?$"
 EXACT = pl.Decimal(38, 18)
+LARGEST_OF_32_BITS = 2**24  # from here on floats of 32 bits do not tell whole numbers apart
+LEAST_SAID, MOST_SAID = 10**8, 10**11  # seconds, of the years 1973 and 5138
 SECOND = 10**9  # in nanoseconds
 YEARS = (1678, 2261)  # what 64 bits of nanoseconds hold
 
@@ -81,6 +84,13 @@ DIRECTIVES = {
     "A": r"[A-Za-z]+\.?",
     "%": "%",
 }
+TOUCHING = set("YymdeHIMS")  # directives of digits, which have all of them where two touch
+# 30042014 is a date without separators, whose order is not that of the number.
+DATE_OF_DIGITS = (
+    r"^(?:(?:0?[1-9]|[12][0-9]|3[01])(?:0[1-9]|1[0-2])"
+    r"|(?:0?[1-9]|1[0-2])(?:0[1-9]|[12][0-9]|3[01]))(?:19|20)[0-9]{2}$"
+)
+DIGITS_ONLY = ("%d%m%Y", "%m%d%Y")
 SHORTHANDS = {"T": "%H:%M:%S", "F": "%Y-%m-%d", "R": "%H:%M"}
 
 
@@ -115,6 +125,8 @@ def time_column(table: Table, time_format: str | None, notes: list[str]) -> pl.S
     if not (column.dtype.is_integer() or column.dtype in (pl.String, pl.Categorical, pl.Enum)):
         raise DataError(f"{table.path}: timestamp must be numbers or dates, not {column.dtype}")
     text = _text(table, "timestamp")
+    if time_format in DIGITS_ONLY:  # as a number it has lost the 0 it begins with
+        text = text.str.zfill(8)
     match time_format:
         case None if re.match(NUMBER, text[0]):
             return _of_one_unit(table, _numbers(table, "timestamp", text), None, notes)
@@ -152,7 +164,10 @@ def _numbers(table: Table, name: str, text: pl.Series) -> pl.Series:
 def _of_one_unit(
     table: Table, numbers: pl.Series, time_format: str | None, notes: list[str]
 ) -> pl.Series:
-    """The numbers. Raises DataError if some look like seconds and others like milliseconds."""
+    """The numbers. Raises DataError if some look like seconds and others like milliseconds.
+
+    Also if all of them look like dates such as 30042014.
+    """
     size = numbers.cast(pl.Float64).abs()
     unit = sum((size >= least).cast(pl.Int8) for least, _ in UNITS)
     names = [name for _, name in UNITS] + ["nanoseconds"]
@@ -165,15 +180,48 @@ def _of_one_unit(
             f"{names[unit[0]]}; write one unit throughout, or, if they are of one, say so: "
             f"--set {SETTING}=epoch_s, epoch_ms, epoch_us or epoch_ns",
         )
-    early = size < 1
+    if time_format is None and numbers.dtype.is_integer():
+        digits = numbers.cast(pl.String)
+        if digits.str.contains(DATE_OF_DIGITS).all():
+            first, second = (f"--set {SETTING}={each}" for each in DIGITS_ONLY)
+            table.refuse(
+                0,
+                f"timestamp {shown(table.columns['timestamp'][0])}, as all others, looks like a "
+                f"day, a month and a year; say {first} or {second}, or, if they are seconds, "
+                f"--set {SETTING}=epoch_s",
+            )
+    early = numbers <= 0
     if early.any() and not early.all():
         row = early.arg_max()
         notes.append(
-            f"{table.path.name}: lines whose timestamp is 0: {early.sum():,}, the first is "
-            f"{table.place(row)}; some programs write 0 for a missing time, but here these lines "
-            "come first"
+            f"{table.path.name}: lines whose timestamp is 0 or less: {early.sum():,}, the first is "
+            f"{table.place(row)}; a missing time is often written so, but here they come first"
         )
+    if numbers.dtype == pl.Float32 and (size >= LARGEST_OF_32_BITS).any():
+        row = (size >= LARGEST_OF_32_BITS).arg_max()
+        notes.append(
+            f"{table.path.name}: timestamps are floats of 32 bits, in which times near each other, "
+            f"such as {numbers[row]:.0f} in {table.place(row)}, become equal; store 64 bits"
+        )
+    _say_range(table, numbers, unit, time_format, notes)
     return numbers
+
+
+def _say_range(
+    table: Table, numbers: pl.Series, unit: pl.Series, time_format: str | None, notes: list[str]
+) -> None:
+    """A sentence about unit and years, in which a person sees what was misread."""
+    units = ["epoch_s", "epoch_ms", "epoch_us", "epoch_ns"]
+    power = units.index(time_format) if time_format in units else int(unit[0])
+    least, most = (int(each) // 1000**power for each in (numbers.min(), numbers.max()))
+    if not LEAST_SAID <= most < MOST_SAID or least < -MOST_SAID:
+        return  # a counter
+    first, last = (datetime(1970, 1, 1) + timedelta(seconds=each) for each in (least, most))
+    names = ("seconds", "milliseconds", "microseconds", "nanoseconds")
+    notes.append(
+        f"{table.path.name}: timestamps are read as {names[power]} since 1970: from "
+        f"{first:%Y-%m-%d} to {last:%Y-%m-%d}"
+    )
 
 
 def _dates_told(table: Table, text: pl.Series, notes: list[str]) -> pl.Series:
@@ -246,12 +294,15 @@ def _pattern_of(time_format: str) -> str:
     pattern, seen = "", set()
     for short, long in SHORTHANDS.items():
         time_format = time_format.replace(f"%{short}", long)
-    for directive, literal in re.findall(r"%(.?)|([^%]+)", time_format):
+    parts = re.findall(r"%(.?)|([^%]+)", time_format)
+    for place, (directive, literal) in enumerate(parts):
         if literal:
             pattern += re.sub(r"(?:\\\s|\s)+", r"\\s+", re.escape(literal))
         elif directive in DIRECTIVES:
             seen.add(directive)
-            pattern += DIRECTIVES[directive]
+            beside = {part for part, _ in parts[place - 1 : place] + parts[place + 1 : place + 2]}
+            touches = directive in TOUCHING and beside & TOUCHING
+            pattern += DIRECTIVES[directive].replace("{1,2}", "{2}" if touches else "{1,2}")
         else:
             raise ConfigError(
                 f"{SETTING}: there is no %{directive}; write one of {', '.join(NAMED_FORMATS)}, or "
@@ -259,6 +310,8 @@ def _pattern_of(time_format: str) -> str:
             )
     if not (seen & {"Y", "y"} and seen & {"m", "b", "B"} and seen & {"d", "e"}):
         raise ConfigError(f"{SETTING}={time_format} must name year, month and day: %Y, %m, %d")
+    if "I" in seen and "p" not in seen:
+        raise ConfigError(f"{SETTING}={time_format} has %I, hours to 12, but no %p; %H is to 24")
     if len(re.findall(r"\?P<(\w+)>", pattern)) != len(set(re.findall(r"\?P<(\w+)>", pattern))):
         raise ConfigError(f"{SETTING}={time_format} names a part of a date twice")
     return f"^{pattern}$"

@@ -15,6 +15,7 @@ from training.errors import DataError
 
 # Other formats of vectors. They are not read, but a warning names such a file beside the items.
 OTHER_SUFFIXES = (".npz", ".pt", ".pth", ".safetensors", ".h5", ".pkl", ".csv", ".txt", ".parquet")
+LARGEST = 1e15  # squares of larger numbers, summed up, may not be finite in 32 bits
 CURE = "write one with numpy.save('item_embeddings.npy', vectors)"
 
 
@@ -51,7 +52,7 @@ def read_vectors(path: Path, num_lines: int, lines: NDArray[np.int64]) -> NDArra
         stored = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"{path} cannot be read as a NumPy array: {reason_of(error)}") from error
-    if stored.ndim != 2 or stored.dtype.kind != "f":
+    if stored.ndim != 2 or stored.dtype.kind != "f" or not stored.shape[1]:
         raise DataError(
             f"{path} must be a float array of two dimensions, one row per item; it is "
             f"{stored.dtype} of shape {stored.shape}"
@@ -66,6 +67,11 @@ def read_vectors(path: Path, num_lines: int, lines: NDArray[np.int64]) -> NDArra
         raise DataError(
             f"{path} has values that are not finite numbers of 32 bits, for instance in row {row}, "
             "counted from 0"
+        )
+    if (large := (np.abs(vectors) > LARGEST).any(axis=1)).any():
+        raise DataError(
+            f"{path} has numbers above {LARGEST:g}, whose squares are too large for 32 bits, for "
+            f"instance in row {int(lines[large].min())}, counted from 0; scale them"
         )
     return vectors
 

@@ -197,10 +197,31 @@ def test_any_texts_are_split_as_they_were_meant_or_refused(
 
 
 def test_the_spellings_in_the_documentation_are_read_as_it_says(tmp_path: Path) -> None:
-    page = (Path(__file__).resolve().parents[4] / "docs" / "data.md").read_text()
+    page = (Path(__file__).resolve().parents[4] / "docs" / "reference" / "data.md").read_text()
     rows = [line for line in page.split("## Categories")[1].splitlines() if line.startswith("| `")]
     assert len(rows) >= 9
     for row in rows:
         text = row.split("`")[1].replace("\\|", "|")
         expected = [("A", "B")] if "A and B" in row else [(text,)]
         assert read(tmp_path, [text])[0] == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["array(['A', 'B'], dtype=object)", "set()", "frozenset({'A', 'B'})", "['Women''s', 'A']"],
+)
+def test_the_text_of_other_objects_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(DataError, match="line 3: categories"):
+        read(tmp_path, ["A", text])
+
+
+def test_text_that_says_that_there_is_none_is_no_category(tmp_path: Path) -> None:
+    found, notes, _ = read(tmp_path, ["A", "NULL", "\\N", "nan", "['B']"])
+    assert found == [("A",), (), (), (), ("B",)]
+    assert notes[0].startswith("items.csv: lines whose categories is 'NULL' or the like: 3, the")
+
+
+def test_the_comma_of_a_number_separates_nothing(tmp_path: Path) -> None:
+    assert read(tmp_path, ["1,000 pieces", "Toys"])[0] == [("1,000 pieces",), ("Toys",)]
+    with pytest.raises(DataError, match="'1,000 pieces'; say --set"):
+        read(tmp_path, ["1,000 pieces", "Toys,Games"])

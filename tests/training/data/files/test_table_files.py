@@ -10,6 +10,7 @@ import gzip
 import io
 import json
 import pickle
+import re
 import subprocess
 import sys
 import zipfile
@@ -113,7 +114,7 @@ def test_other_separators_and_names_are_said(tmp_path: Path) -> None:
         ("item_id,title\r1,a\r", "line 1: holds a carriage return without a line feed"),
         (b"PK\x03\x04 and more", "is a zip archive or an Excel file; save its sheet as CSV"),
         (b"PAR1 and more", "is a parquet file; give it the suffix .parquet"),
-        (gzip.compress(b"item_id,title\n1,a\n" * 99)[:-12], "is damaged after line"),
+        (gzip.compress(b"item_id,title\n" + b"1,a\n" * 99)[:-12], "is damaged after line"),
         (b"x" * (17 * 2**20), "line 1: longer than 16 MiB"),
     ],
 )
@@ -546,3 +547,120 @@ def test_no_file_ends_in_a_traceback(name: str, data: st.DataObject) -> None:
                 message = str(error).replace(folder, "")
                 assert len(message) < MOST
                 assert "\n" not in message
+
+
+# --- other examples -----------------------------------------------------------------------------
+
+
+def test_a_header_in_the_middle_is_refused(tmp_path: Path) -> None:
+    message = refused(tmp_path / "items.csv", "item_id,title\n1,a\nitem_id,title\n2,b\n")
+    assert message.startswith("items.csv, line 3: the first line, the names of the columns, is")
+
+
+def test_text_of_two_bytes_a_letter_is_named(tmp_path: Path) -> None:
+    message = refused(tmp_path / "items.csv", "item_id,title\n1,a\n".encode("utf-16-le"))
+    assert "perhaps UTF-16; save it as UTF-8" in message
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (["7", "7.0"], r"line 3: item_id '7.0' and '7' in line 2 seem to be one"),
+        (["1.23457E+12", "x"], r"line 2: item_id '1.23457E\+12' is what a spreadsheet"),
+        (["1", "1.2345678901234568e+17"], r"line 3: item_id .* export the column as text"),
+        (["9007199254740993.0", "1.0"], r"line 2: item_id .* was a float, in which several"),
+    ],
+)
+def test_ids_that_a_program_has_changed_are_refused(
+    tmp_path: Path, ids: list[str], message: str
+) -> None:
+    path = tmp_path / "items.csv"
+    assert re.search(message, refused(path, "item_id\n" + "".join(f"{each}\n" for each in ids)))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "largest"), [(pl.Float32, 2**24), (pl.Float64, 2**53)], ids=["32 bits", "64 bits"]
+)
+def test_ids_beyond_what_a_float_counts_are_refused(
+    tmp_path: Path, dtype: type[pl.DataType], largest: int
+) -> None:
+    path = tmp_path / "items.parquet"
+    pl.DataFrame({"item_id": pl.Series([largest - 1.0], dtype=dtype)}).write_parquet(path)
+    assert [item.item_id for item in read_items(path)] == [str(largest - 1)]
+    pl.DataFrame({"item_id": pl.Series([1.0, largest], dtype=dtype)}).write_parquet(path)
+    with pytest.raises(DataError, match=r"row 2: .* several whole numbers of this size are one"):
+        read_items(path)
+
+
+def test_decimal_ids_are_exact(tmp_path: Path) -> None:
+    path, ids = tmp_path / "items.parquet", [2**53 + 1, 2**53 + 2, 10**37]
+    column = pl.Series([str(each) for each in ids]).cast(pl.Decimal(38, 0))
+    pl.DataFrame({"item_id": column}).write_parquet(path)
+    assert [item.item_id for item in read_items(path)] == [str(each) for each in ids]
+
+
+def test_titles_that_are_numbers_with_a_gap_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "items.parquet"
+    titles = [1984.0, float("nan"), None]
+    pl.DataFrame({"item_id": ["a", "b", "c"], "title": titles}).write_parquet(path)
+    assert [item.title for item in read_items(path)] == ["1984", "", ""]
+
+
+def test_titles_that_say_that_there_is_none_are_none_and_said(tmp_path: Path) -> None:
+    path, notes = tmp_path / "items.csv", []
+    path.write_text("item_id,title\n1,a\n2,NULL\n3,\\N\n4,Nana\n")
+    assert [item.title for item in read_items(path, notes=notes)] == ["a", "", "", "Nana"]
+    assert notes[0].startswith(
+        "items.csv: lines whose title is 'NULL' or the like: 2, the first is line 3"
+    )
+
+
+@pytest.mark.parametrize(
+    ("listed", "logged"),
+    [("007", "7"), ("AB", "ab"), ("caf\u00e9", "cafe\u0301"), ("a\u200b", "a"), ("x.0", "x")],
+)
+def test_one_id_in_two_spellings_is_refused(tmp_path: Path, listed: str, logged: str) -> None:
+    """Though the other ids meet: this item would lose its title behind a warning."""
+    folder = shop(tmp_path, [listed, "i2", "i3", "i4"], [logged, "i2", "i3", "i4"])
+    with pytest.raises(DataError, match="write the same ids in both"):
+        load_dataset(folder)
+
+
+def test_two_items_of_like_ids_stay_two(tmp_path: Path) -> None:
+    ids = ["007", "7", "07", "0"]
+    dataset = load_dataset(shop(tmp_path, ids, ids))
+    assert sorted(item.item_id for item in dataset.items) == sorted(ids)
+
+
+@pytest.mark.parametrize("name", ["items.xlsx", "item.csv", "Products.csv", "embeddings.npy"])
+def test_files_beside_the_data_that_are_not_used_are_named(tmp_path: Path, name: str) -> None:
+    folder = shop(tmp_path, ["1", "2", "3", "4"], ["1", "2", "3", "4"])
+    (folder / name).write_bytes(b"PK")
+    assert f"{name}' not used" in load_dataset(folder).warnings[0]
+
+
+def test_vectors_of_nothing_are_said_or_refused(tmp_path: Path) -> None:
+    folder = shop(tmp_path, ["1", "2", "3", "4"], ["1", "2", "3", "4"])
+    vectors = np.ones((4, 2))
+    vectors[1] = 0
+    path = folder / "item_embeddings.npy"
+    np.save(path, vectors)
+    assert "vector is all zeros: 1 of 4" in load_dataset(folder).warnings[0]
+    np.save(path, np.ones((4, 0)))
+    with pytest.raises(DataError, match="two dimensions"):
+        load_dataset(folder)
+    np.save(path, vectors * 1e30)
+    with pytest.raises(DataError, match=r"above 1e\+15.*row 0"):
+        load_dataset(folder)
+
+
+def test_columns_of_other_names_are_named(tmp_path: Path) -> None:
+    path, warnings = tmp_path / "items.csv", []
+    path.write_text("item_id,title,productName,Main Category,price,stage\n1,,a,b,2,x\n")
+    read_items(path, warnings=warnings)
+    assert warnings == [
+        "items.csv has nothing in its column title, and 'productName' is not used; rename it to "
+        "title if that is what it holds",
+        "items.csv has no column categories, and 'Main Category' is not used; rename it to "
+        "categories if that is what it holds",
+    ]

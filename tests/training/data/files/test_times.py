@@ -135,7 +135,9 @@ def test_what_decided_is_said(tmp_path: Path) -> None:
     _, notes = order(tmp_path, ["01/05/2014", "13/05/2014"])
     assert notes == ["log.csv: dates are read as day, month, year, because line 3 has '13/05/2014'"]
     _, notes = order(tmp_path, ["1398844800", "0", "1398844801"])
-    assert notes[0].startswith("log.csv: lines whose timestamp is 0: 1, the first is line 3;")
+    assert notes[0].startswith(
+        "log.csv: lines whose timestamp is 0 or less: 1, the first is line 3;"
+    )
 
 
 @pytest.mark.parametrize(
@@ -233,7 +235,7 @@ def test_any_times_are_read_as_they_were_meant_or_refused(
 
 
 def test_the_spellings_in_the_documentation_are_read_as_it_says() -> None:
-    page = (Path(__file__).resolve().parents[4] / "docs" / "data.md").read_text()
+    page = (Path(__file__).resolve().parents[4] / "docs" / "reference" / "data.md").read_text()
     read, refused = (
         [line.split("`")[1] for line in part.splitlines() if line.startswith("| `")]
         for part in page.split("## Order")[1].split("## Categories")[0].split("Refused, with line")
@@ -257,3 +259,53 @@ def test_the_spellings_in_the_documentation_are_read_as_it_says() -> None:
         *(f"%{directive}" for directive in DIRECTIVES if directive != "%"),
     ):
         assert named in page
+
+
+def test_dates_of_digits_are_no_seconds(tmp_path: Path) -> None:
+    """As numbers they have another order."""
+    times = ["30042014", "01052014", "15062014"]
+    with pytest.raises(DataError, match=r"line 2: timestamp '30042014'.*a day, a month") as error:
+        order(tmp_path, times)
+    assert "--set interactions.time_format=%d%m%Y or" in str(error.value)
+    assert order(tmp_path, times, "%d%m%Y")[0] == "abc"
+    assert order(tmp_path, [int(each) for each in times], "%d%m%Y", suffix=".jsonl")[0] == "abc"
+    assert order(tmp_path, times, "epoch_s")[0] == "bca"
+    assert order(tmp_path, ["20140501", "20140430"])[0] == "ba"  # the same order either way
+
+
+def test_numbers_that_touch_have_all_their_digits(tmp_path: Path) -> None:
+    """2014111 may be 11 January or 1 November."""
+    with pytest.raises(DataError, match=r"line 2: timestamp '2014111' is not like '%Y%m%d'"):
+        order(tmp_path, ["2014111"], "%Y%m%d")
+    assert order(tmp_path, ["20141101103000", "20140111103000"], "%Y%m%d%H%M%S")[0] == "ba"
+
+
+def test_hours_to_twelve_need_their_half(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="%I, hours to 12, but no %p"):
+        order(tmp_path, ["1.5.2014 1:00"], "%d.%m.%Y %I:%M")
+
+
+def test_unit_and_years_of_numbers_are_said(tmp_path: Path) -> None:
+    _, notes = order(tmp_path, ["1398844800000", "4102444800000"])
+    assert notes == [
+        "log.csv: timestamps are read as milliseconds since 1970: from 2014-04-30 to 2100-01-01"
+    ]
+    assert order(tmp_path, ["5", "3"])[1] == []  # a counter
+
+
+def test_equal_times_are_said(tmp_path: Path) -> None:
+    found, notes = order(tmp_path, ["2014-05-01", "2014-05-01", "2014-04-30"])
+    assert found == "cab"
+    assert notes == [
+        "log.csv: lines with the timestamp of the line before, of the same user: 1 of 3, for "
+        "instance line 3; these keep the order of the file"
+    ]
+
+
+def test_times_that_32_bits_make_equal_are_said(tmp_path: Path) -> None:
+    times = pl.Series([1398844830.0, 1398844820.0], dtype=pl.Float32)
+    frame = pl.DataFrame({"user_id": ["u", "u"], "item_id": ["a", "b"], "timestamp": times})
+    frame.write_parquet(tmp_path / "log.parquet")
+    notes: list[str] = []
+    read_interactions(tmp_path / "log.parquet", notes=notes)
+    assert "floats of 32 bits" in notes[0]
