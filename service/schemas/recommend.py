@@ -72,7 +72,8 @@ UserId = Annotated[
     AfterValidator(_check_user_id),
     Field(json_schema_extra={"pattern": USER_ID.pattern}),
 ]
-# Whatever a bundle may call an item can be named; what is added has to fit into a path, too.
+# Whatever a bundle may call an item can be named (`StoredItemId` in service/bundles/items.py); what
+# is added has to fit into a path, too.
 ItemId = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 NewItemId = Annotated[
     ItemId,

@@ -49,6 +49,11 @@ class Countdown:
         """Whether it was started and has not ended."""
         return self._timer is not None
 
+    @property
+    def ends_at(self) -> float | None:
+        """In seconds of the event loop's clock; None while it is not running."""
+        return self._timer.when() if self._timer is not None else None
+
     def start(self, seconds: float) -> None:
         """Begin, or begin again."""
         self.stop()
@@ -235,6 +240,11 @@ class Http(HttpToolsProtocol):
         error = cast("RequestParser", self.parser).error
         message = MALFORMED.get(type(error).__name__, "the request is not valid HTTP/1.1")
         self._refuse(Refusal(400, "malformed_request", message))
+
+    @property
+    def idle_until(self) -> float | None:
+        """When it is closed unless a request comes; None while one is here or on its way."""
+        return self._next_request.ends_at
 
     @property
     def _num_due(self) -> int:
