@@ -6,8 +6,8 @@ recommendations, histories or bundles.
 
 Reading order: `app` (the wiring, the routes of clients), `bulk` (POST /recommend/batch),
 `operator_routes`, `error_map` (which error is which status), `preconditions` (what is checked
-before a body is read), `intake` (URL and body), `middleware` (request id, metrics, log line). Who
-is let in: `admission`. How bytes become requests: `wire`.
+before a body is read), `intake` (URL and body), `json_body`, `middleware` (request id, metrics, log
+line). Who is let in: `admission`. How bytes become requests: `wire`.
 """
 
 from service.http.app import create_app

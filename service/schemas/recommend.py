@@ -66,6 +66,12 @@ def _without_point(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+def _digits_only(value: Any) -> Any:
+    if isinstance(value, str) and not re.fullmatch(r"-?[0-9]+", value, re.ASCII):
+        raise PydanticCustomError("digits", "must be a whole number, written in digits")
+    return value
+
+
 UserId = Annotated[
     str,
     StringConstraints(min_length=1, max_length=256),
@@ -82,6 +88,8 @@ NewItemId = Annotated[
 ]
 # Stands after the bounds of every integer that a client sends.
 WHOLE = BeforeValidator(_without_point)
+# Stands after the bounds of every integer of a query: Pydantic would read 1_0 as 10.
+DIGITS = BeforeValidator(_digits_only)
 TimeoutMs = Annotated[int, Field(ge=1, le=10_000), WHOLE]
 AttributeName = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 AttributeValue = Annotated[str, StringConstraints(min_length=1, max_length=500)]

@@ -150,6 +150,11 @@ class Refusal(NamedTuple):
     message: str
 
 
+TOO_LONG = Refusal(
+    431, "headers_too_large", f"the URL and the headers may have {MAX_HEAD_BYTES} bytes"
+)
+
+
 class Http(HttpToolsProtocol):
     """One connection; see the module. The application must be an Envelope."""
 
@@ -198,8 +203,7 @@ class Http(HttpToolsProtocol):
         self._head_bytes += len(data)
         super().data_received(data)  # calls what follows
         if self._head_bytes > MAX_HEAD_BYTES and self._refusal is None:
-            message = f"the headers may have {MAX_HEAD_BYTES} bytes"
-            self._refuse(Refusal(431, "headers_too_large", message))
+            self._refuse(TOO_LONG)
 
     def on_message_begin(self) -> None:
         self._head_bytes = 0
@@ -237,6 +241,9 @@ class Http(HttpToolsProtocol):
             self._refuse(self._refusal)
 
     def send_400_response(self, msg: str) -> None:
+        if self._is_in_head and len(self.url) >= MAX_HEAD_BYTES:  # httptools reads no such URL
+            self._refuse(TOO_LONG)
+            return
         error = cast("RequestParser", self.parser).error
         message = MALFORMED.get(type(error).__name__, "the request is not valid HTTP/1.1")
         self._refuse(Refusal(400, "malformed_request", message))
