@@ -100,8 +100,8 @@ class Server(uvicorn.Server):
     def _hang_up(self) -> None:
         """Close some idle connections: those that have been idle for longest."""
         connections = cast("set[Http]", self.server_state.connections)
-        idle = [(one.timeout_keep_alive_task, one) for one in connections]
-        ends = [(timer.when(), id(one), one) for timer, one in idle if timer is not None]
+        idle = [(one.idle_until, one) for one in connections]
+        ends = [(until, id(one), one) for until, one in idle if until is not None]
         ends = sorted(ends)[: max(LEAST_HUNG_UP, len(ends) // 10)]
         for _, _, connection in ends:
             connection.shutdown()

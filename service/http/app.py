@@ -183,7 +183,9 @@ class Routes:
         self,
         user_id: UserIdPath,
         limit: Annotated[
-            int | None, Query(ge=1, le=schemas.MAX_HISTORY_LIMIT, description="Only the newest.")
+            int | None,
+            Query(ge=1, le=schemas.MAX_HISTORY_LIMIT, description="Only the newest."),
+            schemas.DIGITS,
         ] = None,
     ) -> schemas.HistoryResponse:
         """The stored items of a user, oldest to newest."""

@@ -16,6 +16,7 @@ from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
 
 from service.errors import UnsupportedMedia
+from service.http.json_body import JsonRequest
 
 CHARSETS = {"utf-8", "utf8", "us-ascii", "ascii"}
 Guard = Callable[[Request], None]
@@ -49,7 +50,7 @@ def guarded(*guards: Guard) -> type[APIRoute]:
             async def handle_guarded(request: Request) -> Response:
                 for guard in guards:
                     guard(request)
-                return await handle(request)
+                return await handle(JsonRequest(request.scope, request.receive))
 
             return handle_guarded
 
@@ -71,3 +72,6 @@ def require_json(request: Request) -> None:
     encodings = ",".join(request.headers.getlist("content-encoding")).lower().split(",")
     if {encoding.strip() for encoding in encodings} - {"", "identity"}:
         raise UnsupportedMedia("send the body uncompressed, without a Content-Encoding")
+    codings = ",".join(request.headers.getlist("transfer-encoding")).lower().split(",")
+    if {coding.strip() for coding in codings} - {"", "chunked"}:  # the parser leaves them as sent
+        raise UnsupportedMedia("send the body uncompressed, the only Transfer-Encoding is chunked")

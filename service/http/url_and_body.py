@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException
 
 from service.errors import MalformedUrl, Overloaded
 from service.http.admission.bodies_in_progress import BodiesInProgress, BodyInProgress
-from service.http.error_map import MAX_BODY_BYTES, on_error
+from service.http.error_map import MAX_BODY_BYTES, on_error, on_http_error
 from service.http.middleware import (
     SCOPE_KEY,
     TOO_MANY,
@@ -50,6 +50,10 @@ class UrlAndBodyChecks:
             check_url(scope["raw_path"], scope["query_string"])
         except MalformedUrl as error:
             answer = await on_error(Request(scope), error)
+            await answer(scope, receive, send)
+            return
+        if has_hidden_parts(scope["raw_path"]):
+            answer = await on_http_error(Request(scope), HTTPException(404))
             await answer(scope, receive, send)
             return
         body = BodyInProgress()
@@ -105,3 +109,13 @@ def check_url(raw_path: bytes, query: bytes) -> None:
         except UnicodeDecodeError:
             message = f"the {name} is not UTF-8; percent-encode the UTF-8 bytes of ids"
             raise MalformedUrl(message) from None
+
+
+def has_hidden_parts(raw_path: bytes) -> bool:
+    """Whether the path means a route that a gateway may not see in it.
+
+    Gateways keep clients from /admin, say, by the path as it was sent. So the first part has to be
+    sent as it is, and a slash has to be one, except in ids of items, which may have slashes.
+    """
+    first = raw_path[1:].partition(b"/")[0]
+    return b"%" in first or (first != b"items" and b"%2f" in raw_path.lower())

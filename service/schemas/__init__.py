@@ -30,6 +30,7 @@ from service.schemas.operators import (
     Role,
 )
 from service.schemas.recommend import (
+    DIGITS,
     MAX_BEAM_WIDTH,
     MAX_HISTORY_LIMIT,
     MAX_K,
@@ -58,6 +59,7 @@ from service.schemas.recommend import (
 )
 
 __all__ = [
+    "DIGITS",
     "MAX_BEAM_WIDTH",
     "MAX_HISTORY_LIMIT",
     "MAX_K",

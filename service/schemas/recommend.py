@@ -66,13 +66,20 @@ def _without_point(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+def _digits_only(value: Any) -> Any:
+    if isinstance(value, str) and not re.fullmatch(r"-?[0-9]+", value, re.ASCII):
+        raise PydanticCustomError("digits", "must be a whole number, written in digits")
+    return value
+
+
 UserId = Annotated[
     str,
     StringConstraints(min_length=1, max_length=256),
     AfterValidator(_check_user_id),
     Field(json_schema_extra={"pattern": USER_ID.pattern}),
 ]
-# Every id that a bundle may hold can be named. An added id must fit into a path, too.
+# Every id that a bundle may hold (`StoredItemId` in service/bundles/items.py) can be named. An added
+# id must fit into a path, too.
 ItemId = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 NewItemId = Annotated[
     ItemId,
@@ -81,6 +88,8 @@ NewItemId = Annotated[
 ]
 # Comes after the bounds of every integer that a client sends.
 WHOLE_NUMBER = BeforeValidator(_without_point)
+# Comes after the bounds of every integer of a query: Pydantic would read 1_0 as 10.
+DIGITS = BeforeValidator(_digits_only)
 TimeoutMs = Annotated[int, Field(ge=1, le=10_000), WHOLE_NUMBER]
 AttributeName = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 AttributeValue = Annotated[str, StringConstraints(min_length=1, max_length=500)]

@@ -49,6 +49,11 @@ class Countdown:
         """Whether it was started and has not ended."""
         return self._timer is not None
 
+    @property
+    def ends_at(self) -> float | None:
+        """In seconds of the event loop's clock; None while it is not running."""
+        return self._timer.when() if self._timer is not None else None
+
     def start(self, seconds: float) -> None:
         """Start, or start again."""
         self.stop()
@@ -147,6 +152,11 @@ class Refusal(NamedTuple):
     message: str
 
 
+TOO_LONG = Refusal(
+    431, "headers_too_large", f"the URL and the headers may have {MAX_HEAD_BYTES} bytes"
+)
+
+
 class Http(HttpToolsProtocol):
     """One connection. See the module. The application must be an Envelope."""
 
@@ -195,8 +205,7 @@ class Http(HttpToolsProtocol):
         self._head_bytes += len(data)
         super().data_received(data)  # calls the methods below
         if self._head_bytes > MAX_HEAD_BYTES and self._refusal is None:
-            message = f"the headers may have {MAX_HEAD_BYTES} bytes"
-            self._refuse(Refusal(431, "headers_too_large", message))
+            self._refuse(TOO_LONG)
 
     def on_message_begin(self) -> None:
         self._head_bytes = 0
@@ -234,9 +243,17 @@ class Http(HttpToolsProtocol):
             self._refuse(self._refusal)
 
     def send_400_response(self, msg: str) -> None:
+        if self._is_in_head and len(self.url) >= MAX_HEAD_BYTES:  # httptools reads no such URL
+            self._refuse(TOO_LONG)
+            return
         error = cast("RequestParser", self.parser).error
         message = MALFORMED.get(type(error).__name__, "the request is not valid HTTP/1.1")
         self._refuse(Refusal(400, "malformed_request", message))
+
+    @property
+    def idle_until(self) -> float | None:
+        """When it is closed unless a request comes; None while one is here or on its way."""
+        return self._next_request.ends_at
 
     @property
     def _num_due(self) -> int:

@@ -23,7 +23,8 @@ from running_service import Service, service_process
 from tiny_bundle import EMBEDDING_DIMS, write_tiny_bundle
 
 from service import seed
-from service.bundles.bundle import HeldOutUser
+from service.bundles import HeldOutUser
+from service.errors import BundleInvalid
 
 ADMIN = {"Authorization": "Bearer an-admin-key"}
 # As they are in JSON; everything is quoted in a path.
@@ -216,11 +217,12 @@ def test_what_no_path_can_name_is_no_new_item(service: Service, item_id: str) ->
     assert (answer.status_code, answer.json()["error"]["param"]) == (422, "add.0.item_id")
 
 
-def test_an_item_of_a_bundle_may_have_any_name(redis_url: str, tmp_path: Path) -> None:
-    """Nothing may be added under such a name, but a bundle may have it."""
-    names = {"item-1": "a\nb", "item-2": "b\n", "item-3": "\tc", "item-4": ".."}
-    path = write_tiny_bundle(tmp_path / "named" / "1", name="named", names=names)
-    assert path.exists()
+def test_an_item_of_a_bundle_may_have_any_name_that_can_be_shown(
+    redis_url: str, tmp_path: Path
+) -> None:
+    """`..` may not be added, as most clients take it out of a path; bundles may have it."""
+    names = {f"item-{number}": name for number, name in enumerate([*ODD, "..", "a/b", "y" * 256])}
+    write_tiny_bundle(tmp_path / "named" / "1", name="named", names=names)
     with service_process(
         tmp_path, bundles_dir=tmp_path, bundle="named@1", redis_url=redis_url, redis_timeout_ms=5000
     ) as service:
@@ -228,8 +230,15 @@ def test_an_item_of_a_bundle_may_have_any_name(redis_url: str, tmp_path: Path) -
             status, answer = raw(service, "GET", f"/items/{quote(item_id, safe='')}")
             assert (status, answer["item_id"]) == (200, item_id)
             sent = {"user_id": "x", "history": [item_id], "exclude_items": [item_id]}
-            assert service.recommend(**sent).json()["history"]["unknown_items"] == 0
+            answer = post(service, "/recommend", sent).json()
+            assert answer["history"]["unknown_items"] == 0
         assert raw(service, "GET", "/items/b")[0] == 404
+
+
+@pytest.mark.parametrize("name", ["a\nb", "b\n", "\tc", "\x00", "\x7f", "", "x" * 257])
+def test_a_bundle_with_a_name_that_cannot_be_shown_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(BundleInvalid, match="line 2: item_id"):
+        write_tiny_bundle(tmp_path / "named" / "1", name="named", names={"item-1": name})
 
 
 def test_seeding_leaves_out_users_that_the_service_does_not_take(

@@ -1,0 +1,39 @@
+"""The body of a request as JSON that has one meaning only.
+
+Python's parser guesses the encoding, and of a name that stands twice in an object it takes the last
+value, where a gateway may have looked at the first. Here the body is UTF-8, and every name stands
+once. Knows nothing of what bodies mean.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from fastapi import Request
+
+from service.errors import InvalidRequest
+
+
+class JsonRequest(Request):
+    """A request whose `json` raises JSONDecodeError or InvalidRequest; a byte order mark is no
+    part of it.
+    """
+
+    async def json(self) -> Any:
+        if not hasattr(self, "_json"):
+            body = await self.body()
+            try:
+                text = body.decode("utf-8-sig")
+            except UnicodeDecodeError as error:
+                raise json.JSONDecodeError("it is not UTF-8", "", error.start) from None
+            self._json = json.loads(text, object_pairs_hook=_distinct)
+        return self._json
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        message = "an object of the body has the same name twice; send each name once"
+        raise InvalidRequest(message, param="body")
+    return found
