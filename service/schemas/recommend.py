@@ -78,8 +78,8 @@ UserId = Annotated[
     AfterValidator(_check_user_id),
     Field(json_schema_extra={"pattern": USER_ID.pattern}),
 ]
-# Every id that a bundle may hold (`StoredItemId` in service/bundles/items.py) can be named. An added
-# id must fit into a path, too.
+# Every id that a bundle may hold (`StoredItemId` in service/bundles/items.py) can be named. An
+# added id must fit into a path, too.
 ItemId = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 NewItemId = Annotated[
     ItemId,
