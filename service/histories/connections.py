@@ -27,7 +27,14 @@ from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.crc import key_slot
-from redis.exceptions import AskError, MovedError, ReadOnlyError, RedisError, TryAgainError
+from redis.exceptions import (
+    AskError,
+    InvalidResponse,
+    MovedError,
+    ReadOnlyError,
+    RedisError,
+    TryAgainError,
+)
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.maint_notifications import MaintNotificationsConfig
 
@@ -43,6 +50,9 @@ DOUBTFUL_S = 0.5  # between two looks at the map while calls fail
 CALM_S = 30.0  # while no call fails; replicas come and go
 REDIRECT_PAUSE_S = 0.005  # a slot that moves may take a while
 DOWN = {"s_down", "o_down", "disconnected"}  # flags of replicas not to ask
+
+# What is raised where a reply is of another kind than Redis would give.
+NOT_UNDERSTOOD = (TypeError, AttributeError, LookupError, ArithmeticError, RecursionError)
 
 PRIMARY, REPLICA = Node("primary", 0), Node("replica", 0)  # of a store that is one server
 
@@ -331,7 +341,10 @@ async def _replies(client: Redis, commands: Sequence[Command], prefix: str) -> l
         if prefix:
             pipeline.execute_command(prefix)
         pipeline.execute_command(*command.args)
-    replies = await pipeline.execute(raise_on_error=False)
+    try:
+        replies = await pipeline.execute(raise_on_error=False)
+    except NOT_UNDERSTOOD as error:  # redis-py trusts that it speaks with Redis
+        raise InvalidResponse("it does not answer as Redis does") from error
     return replies[1::2] if prefix else replies
 
 

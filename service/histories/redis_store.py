@@ -12,22 +12,24 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Collection, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError
+from redis.exceptions import InvalidResponse, RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from service.errors import HistoryUnavailable
 from service.histories.breaker import Breaker, BreakerState
-from service.histories.connections import Command, StoreConnection
+from service.histories.connections import NOT_UNDERSTOOD, Command, StoreConnection
 from service.histories.store import Attribution, RememberedAnswer, Stored
 from service.histories.store_url import parse_store_url
 from service.histories.trouble import Troubles, reason_of, rights_reason
 from service.schemas import Event
 from service.telemetry import Metrics
+
+T = TypeVar("T")
 
 MARK_TTL_S = 24 * 60 * 60  # how long an event_id and an answer are remembered
 MAX_ANSWERS = 20  # answers remembered for each user
@@ -232,25 +234,28 @@ class RedisHistoryStore:
     async def read(self, user_id: str, limit: int | None = None) -> list[str]:
         last = -1 if limit is None else limit - 1
         reading = self._connection.read([_list(history_key(user_id), last)])
-        [newest_first] = await self._call("read", reading)
-        return newest_first[::-1]  # type: ignore[no-any-return]
+        return await self._call("read", reading, lambda replies: _newest_last(*replies))
 
     async def read_page(
         self, user_id: str, recommendation_id: str
     ) -> tuple[list[str], RememberedAnswer | None]:
         commands = [_list(history_key(user_id)), _list(shown_key(user_id))]
         reading = self._connection.run(commands)
-        newest_first, answers = await self._call("read_page", reading)
         start = _start_of_json(recommendation_id)
-        found = next((text for text in answers if text.startswith(start)), None)
-        return newest_first[::-1], _from_json(found) if found else None
+
+        def page(replies: list[Any]) -> tuple[list[str], RememberedAnswer | None]:
+            newest_first, answers = replies
+            found = next((text for text in answers if text.startswith(start)), None)
+            return _newest_last(newest_first), _from_json(found) if found else None
+
+        return await self._call("read_page", reading, page)
 
     async def remember(self, answers: Sequence[tuple[str, RememberedAnswer]]) -> None:
         commands = [
             Command(key, ("EVAL", REMEMBER, 1, key, _to_json(shown), MAX_ANSWERS - 1, MARK_TTL_S))
             for key, shown in ((shown_key(user_id), shown) for user_id, shown in answers)
         ]
-        await self._call("remember", self._connection.run(commands))
+        await self._call("remember", self._connection.run(commands), _numbers)
 
     async def append(
         self, events: Sequence[Event], counted_event_types: Collection[str] = ()
@@ -258,39 +263,42 @@ class RedisHistoryStore:
         commands = [
             self._append(event, event.event_type in counted_event_types) for event in events
         ]
-        replies = await self._call("append", self._connection.run(commands))
-        return [_stored(reply) for reply in replies]
+        running = self._connection.run(commands)
+        return await self._call("append", running, lambda replies: list(map(_stored, replies)))
 
     async def erase(self, user_id: str) -> None:
         keys = (history_key(user_id), marks_key(user_id), shown_key(user_id))
-        await self._call("erase", self._connection.run([Command(keys[0], ("DEL", *keys))]))
+        erasing = self._connection.run([Command(keys[0], ("DEL", *keys))])
+        await self._call("erase", erasing, _numbers)
 
     async def write_items(self, name: str, entries: Mapping[str, str]) -> None:
         keys = _items_keys(name)
         parts = [part for entry in entries.items() for part in entry]
         command = Command(keys[0], ("EVAL", WRITE_ITEMS, len(keys), *keys, *parts))
-        await self._call("write_items", self._connection.run([command]))
+        await self._call("write_items", self._connection.run([command]), _numbers)
 
     async def read_items(self, name: str, after: int) -> tuple[int, dict[str, str]]:
         keys = _items_keys(name)
         command = Command(keys[0], ("EVAL", READ_ITEMS, len(keys), *keys, after, ITEMS_AT_ONCE))
-        [reply] = await self._call("read_items", self._connection.run([command]))
-        changes, entries = reply
-        last = int(changes[-1]) if changes else after
-        return last, dict(zip(changes[::2], entries, strict=True))
+
+        def changed(replies: list[Any]) -> tuple[int, dict[str, str]]:
+            [[changes, entries]] = replies
+            last = int(changes[-1]) if changes else after
+            return last, dict(zip(changes[::2], entries, strict=True))
+
+        return await self._call("read_items", self._connection.run([command]), changed)
 
     async def items_version(self, name: str) -> int:
         order, _ = _items_keys(name)
         reading = self._connection.run([Command(order, ("EVAL", ITEMS_VERSION, 1, order))])
-        [number] = await self._call("items_version", reading)
-        return int(number)
+        return await self._call("items_version", reading, lambda replies: _number(*replies))
 
     async def check(self) -> None:
         """Open a connection; log what the store's user may not do. Raises HistoryUnavailable."""
         keys = (history_key("check"), *_items_keys("check"))
         command = Command(keys[0], ("EVAL", CHECK, len(keys), *keys, *sorted(RIGHTS)))
-        [denied] = await self._call("check", self._connection.run([command]))
-        if denied:
+        asking = self._connection.run([command])
+        if denied := await self._call("check", asking, lambda replies: _newest_last(*replies)):
             self._troubles.seen(rights_reason(denied))
 
     @property
@@ -322,8 +330,16 @@ class RedisHistoryStore:
         self._replica_errors.inc()
         self._troubles.seen(f"a replica that is read does not serve: {reason_of(error)}")
 
-    async def _call(self, operation: str, work: Coroutine[Any, Any, list[Any]]) -> list[Any]:
-        """The replies, within the timeout. Raises HistoryUnavailable."""
+    async def _call(
+        self,
+        operation: str,
+        work: Coroutine[Any, Any, list[Any]],
+        understood: Callable[[list[Any]], T],
+    ) -> T:
+        """What the replies mean, within the timeout. Raises HistoryUnavailable.
+
+        understood: may raise where they are not such as Redis gives
+        """
         if not self._breaker.admits():
             work.close()
             self._metrics.redis_errors.labels(operation, "breaker_open").inc()
@@ -332,9 +348,13 @@ class RedisHistoryStore:
         tell_breaker = self._breaker.gave_up
         try:
             replies = await self._limited(work)
+            try:
+                found = understood(replies)
+            except (*NOT_UNDERSTOOD, ValueError) as error:
+                raise InvalidResponse("it does not answer as Redis does") from error
             tell_breaker = self._breaker.succeeded
             self._troubles.answered()
-            return replies
+            return found
         except (RedisError, OSError, UnicodeDecodeError) as error:
             kind = (  # OSError includes asyncio's TimeoutError and a lost socket
                 "timeout"
@@ -387,9 +407,29 @@ def _list(key: str, last: int = -1) -> Command:
     return Command(key, ("LRANGE", key, 0, last))
 
 
+def _newest_last(newest_first: Any) -> list[str]:
+    if not isinstance(newest_first, list) or not all(isinstance(one, str) for one in newest_first):
+        raise TypeError
+    return newest_first[::-1]
+
+
+def _number(digits: Any) -> int:
+    if not isinstance(digits, str):
+        raise TypeError
+    return int(digits)
+
+
+def _numbers(replies: list[Any]) -> None:
+    """Of what was done: another reply does not say that anything was."""
+    if not all(type(reply) is int for reply in replies):
+        raise TypeError
+
+
 def _stored(reply: Any) -> Stored:
-    if reply in (0, 1):
+    if type(reply) is int and reply in (0, 1):
         return Stored(reply == 1)
+    if not isinstance(reply, list):
+        raise TypeError
     bundle, variant, rank, is_first = reply
     return Stored(True, Attribution(bundle, variant, rank, is_first == 1))
 
