@@ -218,7 +218,7 @@ def test_the_exported_graphs_agree_with_torch(vector_dims: int) -> None:
         assert np.allclose(all_three, expected_log_probs, atol=1e-5)
     with pytest.raises(ValueError, match=r"decoder\.onnx gives log_probs of 7 codes, not 8"):
         OnnxDenoiser(encoder, decoder, num_codes=8, **sizes)
-    with pytest.raises(ValueError, match=r"decoder\.onnx reads SIDs of 3 codes, not 4"):
+    with pytest.raises(ValueError, match=r"encoder\.onnx reads SIDs of 3 codes, not 4"):
         OnnxDenoiser(encoder, decoder, num_codes=V, **(sizes | {"num_subspaces": 4}))
     with pytest.raises(ValueError, match=r"encoder\.onnx has inputs"):
         OnnxDenoiser(decoder, encoder, num_codes=V, **sizes)
