@@ -168,22 +168,30 @@ def compare_command(
     seeds: Annotated[
         int, typer.Option(min=1, help="runs that differ in their seeds; they have a table")
     ] = 1,
+    systems: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--system",
+            help="a model of your own, module:Class, in the table of systems; may be repeated",
+        ),
+    ] = None,
 ) -> dict[str, Any]:
     """The run, its schedules and the baselines on one split: comparison.md, .csv, .png, .svg."""
     check_folder("--out", out)
     check_runtime()
     from training.baselines import BERT4RecConfig, SASRecConfig
-    from training.comparison import MAIN_TABLES, Origin, Plan, compare
+    from training.comparison import MAIN_TABLES, Origin, Plan, compare, find_system
 
     config = load_config(preset, overrides)
-    dataset = _read(config, data, interactions, items, embeddings)
     threads = config.fit.threads
     plan = Plan(
         sasrec=SASRecConfig(threads=threads),
         bert4rec=BERT4RecConfig(threads=threads),
         seeds=seeds,
         tables=frozenset(tables) if tables else MAIN_TABLES,
+        given=tuple(find_system(reference) for reference in dict.fromkeys(systems or [])),
     )
+    dataset = _read(config, data, interactions, items, embeddings)
     source = interactions or data
     assert source is not None  # else _read has said so
     command = shlex.join(["python", "-m", "training", *sys.argv[1:]])
