@@ -50,8 +50,8 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "evaluation families",
         "codebooks",
         "data",
-        "preset checkpoint",
-        "config stages",
+        "preset checkpoint stages",
+        "config",
         "errors printing",
     ),
 }

@@ -1,8 +1,8 @@
 """Command line of the training package: `python -m training --help`.
 
 Progress and tables go to standard error; the last line on standard output is one JSON document.
-Exit status: 0 done, 1 failed (with a sentence), 2 wrong arguments. Stages are imported when a
-command needs them: torch alone takes seconds.
+Exit status: 0 done, 1 failed (with a sentence), 2 wrong arguments. A command imports the rooms that
+it needs when it runs: torch alone takes seconds, and `--help` needs none of them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import typer
 
 from service.errors import StartError
 from training.config import ComparisonTable, RunConfig, StageName
-from training.data import DATASETS, fetch, synthesize
 from training.errors import ConfigError, TrainingError
 from training.preset import load_config, preset_names, recorded_config, validate_config
 from training.printing import data_console
@@ -35,9 +34,15 @@ app = typer.Typer(
     rich_markup_mode=None,  # with markup, help and errors lose what stands in brackets
     help="Train a bundle for the Unmask service from items and interactions.",
 )
-PrecisionName = Literal[
-    "fp32", "int8"
-]  # service.bundles.bundle.Precision, which takes seconds to import
+# service.bundles.bundle.Precision and training.data.DATASETS: both take seconds to import.
+PrecisionName = Literal["fp32", "int8"]
+PUBLIC_DATASETS = (
+    "amazon2014-beauty",
+    "amazon2014-sports",
+    "amazon2014-toys",
+    "ml-1m",
+    "ml-latest-small",
+)
 console = data_console()
 
 DataOption = Annotated[
@@ -163,22 +168,30 @@ def compare_command(
     seeds: Annotated[
         int, typer.Option(min=1, help="runs that differ in their seeds; they have a table")
     ] = 1,
+    systems: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--system",
+            help="a model of your own, module:Class, in the table of systems; may be repeated",
+        ),
+    ] = None,
 ) -> dict[str, Any]:
     """The run, its schedules and the baselines on one split: comparison.md, .csv, .png, .svg."""
     check_folder("--out", out)
     check_runtime()
     from training.baselines import BERT4RecConfig, SASRecConfig
-    from training.comparison import MAIN_TABLES, Origin, Plan, compare
+    from training.comparison import MAIN_TABLES, Origin, Plan, compare, find_system
 
     config = load_config(preset, overrides)
-    dataset = _read(config, data, interactions, items, embeddings)
     threads = config.fit.threads
     plan = Plan(
         sasrec=SASRecConfig(threads=threads),
         bert4rec=BERT4RecConfig(threads=threads),
         seeds=seeds,
         tables=frozenset(tables) if tables else MAIN_TABLES,
+        given=tuple(find_system(reference) for reference in dict.fromkeys(systems or [])),
     )
+    dataset = _read(config, data, interactions, items, embeddings)
     source = interactions or data
     assert source is not None  # else _read has said so
     command = shlex.join(["python", "-m", "training", *sys.argv[1:]])
@@ -207,7 +220,7 @@ def promote_command(
 
 @app.command("fetch")
 def fetch_command(
-    name: Annotated[str, typer.Argument(help=f"one of {', '.join(DATASETS)}")],
+    name: Annotated[str, typer.Argument(help=f"one of {', '.join(PUBLIC_DATASETS)}")],
     out: Annotated[Path, typer.Option(help="folder to download and prepare")],
     checksum: Annotated[
         list[str] | None,
@@ -215,6 +228,8 @@ def fetch_command(
     ] = None,
 ) -> dict[str, Any]:
     """Download a public data set, check it, and prepare a folder for --data."""
+    from training.data import fetch
+
     check_folder("--out", out)
     checksums = {}
     for given in checksum or []:
@@ -240,6 +255,8 @@ def synthesize_command(
     seed: int = 7,
 ) -> dict[str, Any]:
     """Make a synthetic catalogue and users whose next item is partly predictable."""
+    from training.data import synthesize
+
     check_folder("--out", out)
     return synthesize(out, users, items, noise, seed)
 

@@ -7,7 +7,7 @@ keys are refused (a misspelt key must not vanish), and every field has a unit or
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -99,8 +99,12 @@ class CodebookConfig(Section):
 
 
 class ModelConfig(Section):
-    """Shape of the encoder-decoder transformer (after MDGR sec. 4.3)."""
+    """Which family the network is of, and its shape (after MDGR sec. 4.3)."""
 
+    family: str = Field("mdgr", description="a folder of training/families")
+    options: dict[str, Any] = Field(
+        {}, description="settings of the family's own, which it checks; mdgr has none"
+    )
     width: int = Field(128, ge=8)
     num_heads: int = Field(8, ge=1)
     encoder_layers: int = Field(3, ge=1)

@@ -1,9 +1,9 @@
-"""The stages of a training run, in order; each is skipped when it is already there.
+"""The stages of a training run, in order. A stage that is done is skipped.
 
 interactions -> leave-last-out split -> item vectors -> codebook -> fit -> export -> bundle ->
-evaluation through the production decoder. The key of a stage's inputs is its own configuration and
-the key of the stage before; `training.stages` does a stage unless it is done for that key. The same
-inputs are never worked twice; other inputs start the stage anew.
+evaluation through the production decoder. The key of a stage is made of its own configuration and
+the key of the stage before. `training.stages` does a stage unless it is done for that key: the same
+inputs are never worked on twice, and other inputs do the stage again.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from training.config import STAGES, RunConfig, StageName
 from training.data import Dataset, embed, normalised
 from training.errors import DataError
 from training.evaluation import Grid, draw_windows, evaluate_bundle, measure_grid, setting_name
-from training.families.mdgr import export_graphs
+from training.families import family_of
 from training.fitting import fit, fit_priors, load_best, weigh_prior
 from training.stages import read_record, work_stage
 
@@ -49,7 +49,9 @@ def run(
     """Run all stages up to and including `until`; returns the record of the last one.
 
     dataset: as loaded with `config.interactions`
+    Raises ConfigError when there is no such family, or no such option of it.
     """
+    family_of(config.model.family).check(config.model)
     try:
         check_items(dataset.items)
     except ValueError as error:
@@ -146,14 +148,15 @@ def _fit(
         key=_key([key, *made]),
     )
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    return {"parameters": parameters, "repeat_bias": model.repeat_bias.item(), **asdict(state)}
+    repeat_bias = family_of(config.model.family).denoiser(model).repeat_bias
+    return {"parameters": parameters, "repeat_bias": repeat_bias, **asdict(state)}
 
 
 def _export(
     dataset: Dataset, config: RunConfig, out: Path, folder: Path, console: Console
 ) -> dict[str, Any]:
     model = load_best(out / "fit", catalogue_of(dataset, config, out), config.model)
-    encoder, decoder, difference = export_graphs(model)
+    encoder, decoder, difference = family_of(config.model.family).export(model)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "encoder.onnx").write_bytes(encoder)
     (folder / "decoder.onnx").write_bytes(decoder)
@@ -166,7 +169,7 @@ def _bundle(
 ) -> dict[str, Any]:
     """Weigh the prior and choose the decoding defaults on validation users; write the bundle.
 
-    8-bit graphs, if the configuration wants them, are made and checked here: at that setting.
+    If the configuration asks for 8-bit graphs, they are made here, and checked at these defaults.
     """
     catalogue = catalogue_of(dataset, config, out)
     records = {name: json.loads((out / f"{name}.json").read_text()) for name in STAGES[:3]}

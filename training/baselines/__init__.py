@@ -1,9 +1,9 @@
-"""Baselines: models that a generative recommender has to beat, ranked by one function.
+"""Baselines: the models that Unmask has to beat, all ranked by one function.
 
-Reading order: `scorer` (what a baseline is; ranks over the whole catalogue), then those that count:
-`popularity`, `recency` (histories as weights), `item_knn`, `text_knn`, `sequential_memory`; then
-those that learn: `sequence_config`, `padded` (histories as rectangles), `sequence_network`,
-`item_losses`, `sequence_models` (SASRec, BERT4Rec), `sequence_fit`.
+Reading order: `scorer` (what a baseline is; ranks over the whole catalogue). Then those that count:
+`popularity`, `item_knn` (and histories as weights), `text_knn`, `sequential_memory`. Then those
+that learn: `sequence_config`, `padded` (histories as rectangles), `sequence_network`,
+`sequence_models` (SASRec, BERT4Rec and their losses), `sequence_fit`.
 """
 
 from training.baselines.item_knn import ItemKNN

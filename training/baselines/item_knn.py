@@ -1,8 +1,11 @@
 """Item-item nearest neighbours: what users of the same items also had, in whatever order.
 
-Cosine between columns of the binary user-item matrix of training, shrunk towards zero where the
-items are rare, cut to each item's nearest neighbours (Deshpande and Karypis 2004, item-based top-N
-recommendation). Knows nothing of order beyond which items are the newest.
+Cosine between columns of the binary user-item matrix of training. It is shrunk towards zero where
+items are rare, and only each item's nearest neighbours are kept (Deshpande and Karypis 2004,
+item-based top-N recommendation). The order of a history matters only for which items are newest.
+
+`recency_weights` turns histories into a sparse matrix, one line a user. The scores of every
+baseline that counts are this matrix times a matrix of item-to-item similarities.
 """
 
 from __future__ import annotations
@@ -13,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from training.baselines.recency import recency_weights
 from training.data import Interactions, users_with_both
 
 
@@ -44,6 +46,22 @@ class ItemKNN:
         weights = recency_weights(histories, num_items, length=self._history_length, decay=1.0)
         scores: NDArray[np.float32] = (weights @ self._similarities).toarray()
         return scores
+
+
+def recency_weights(
+    histories: Sequence[NDArray[np.int32]], num_items: int, *, length: int, decay: float
+) -> sparse.csr_array:
+    """decay ** age of the newest `length` items, (n, num_items) sparse float32.
+
+    Age 0 is the newest item; an item that is there twice has the sum of its weights.
+    """
+    newest = [history[-length:] for history in histories]
+    lengths = np.array([len(history) for history in newest], dtype=np.int64)
+    rows = np.concatenate([np.empty(0, np.int32), *newest])
+    ages = np.repeat(np.cumsum(lengths), lengths) - 1 - np.arange(len(rows))
+    weights = np.float_power(decay, ages).astype(np.float32)
+    users = np.repeat(np.arange(len(newest)), lengths)
+    return sparse.csr_array((weights, (users, rows)), shape=(len(newest), num_items))
 
 
 def item_cosines(train: Interactions, *, shrinkage: float) -> sparse.csr_array:

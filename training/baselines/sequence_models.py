@@ -1,24 +1,33 @@
-"""SASRec and BERT4Rec: what each makes a target of, and how each is asked for the next item.
+"""SASRec and BERT4Rec: their targets, their losses, and how each is asked for the next item.
 
-Both are one `SequenceNetwork` and differ in what a place attends to and in which items are hidden.
-Places are counted so that padding does not matter: from the oldest item in SASRec, whose training
-pass is then the same as asking about every prefix; from the newest in BERT4Rec. Knows no optimiser.
+Both use one `SequenceNetwork`. They differ in what a place attends to and in which items are
+masked. Places are counted so that padding does not matter: from the oldest item in SASRec, where a
+training pass then equals asking about every prefix; from the newest in BERT4Rec.
+
+The softmax over the whole catalogue is nearly all the work of a step. So its gradient is computed
+together with its value, chunk by chunk: no (n, num_items) matrix is kept. Knows no optimiser.
+
+hidden: (n, width) float32, one line a target; items: (num_items, width) float32, one line an item;
+targets: (n,) int64. Logits are dot products.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from training.baselines.item_losses import full_softmax_loss, sampled_binary_loss
 from training.baselines.padded import Padded, padded_histories
 from training.baselines.sequence_config import BERT4RecConfig, SASRecConfig
 from training.baselines.sequence_network import SequenceNetwork
+
+CHUNK = 128  # targets whose logits are held at once
 
 
 class SequenceModel(nn.Module, ABC):
@@ -135,3 +144,51 @@ class BERT4Rec(SequenceModel):
         only_last = torch.rand(shape[0], generator=generator) < self.config.last_share
         only_last |= ~drawn.any(dim=1)
         return torch.where(only_last[:, None], last, drawn)
+
+
+class _FullSoftmax(torch.autograd.Function):
+    """Cross-entropy whose gradients are ready when its value is."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, items: Tensor, targets: Tensor) -> Tensor:
+        of_hidden, of_items = torch.empty_like(hidden), torch.zeros_like(items)
+        buffer = hidden.new_empty(min(CHUNK, len(hidden)), len(items))
+        total = hidden.new_zeros(())
+        for start in range(0, len(hidden), CHUNK):
+            chunk = slice(start, min(start + CHUNK, len(hidden)))
+            target = targets[chunk, None]
+            logits = torch.mm(hidden[chunk], items.T, out=buffer[: len(target)])
+            probabilities = torch.softmax(logits, dim=1, out=logits)
+            of_target = probabilities.gather(1, target)
+            total -= of_target.clamp_min(torch.finfo(hidden.dtype).tiny).log().sum()
+            gradient = probabilities.scatter_(1, target, of_target - 1)
+            torch.mm(gradient, items, out=of_hidden[chunk])
+            of_items.addmm_(gradient.T, hidden[chunk])
+        ctx.save_for_backward(of_hidden / len(hidden), of_items / len(hidden))
+        return total / len(hidden)
+
+    @staticmethod
+    def backward(ctx: Any, *above: Tensor) -> tuple[Tensor, Tensor, None]:
+        of_hidden, of_items = ctx.saved_tensors
+        return above[0] * of_hidden, above[0] * of_items, None
+
+
+def full_softmax_loss(hidden: Tensor, items: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy over all items, a scalar; for training only (gradients come with it)."""
+    loss: Tensor = _FullSoftmax.apply(hidden, items, targets)
+    return loss
+
+
+def sampled_binary_loss(
+    hidden: Tensor, items: Tensor, targets: Tensor, generator: torch.Generator
+) -> Tensor:
+    """Mean of -log s(target) - log(1 - s(negative)), s the sigmoid of the logit (SASRec, Eq. 7).
+
+    One negative a target, uniform over the other items. The paper also spares the other items of
+    the user, which one draw in about num_items / history_length hits.
+    """
+    step = torch.randint(1, len(items), targets.shape, generator=generator)
+    negatives = (targets + step) % len(items)
+    positive = (hidden * F.embedding(targets, items)).sum(dim=-1)
+    negative = (hidden * F.embedding(negatives, items)).sum(dim=-1)
+    return -(F.logsigmoid(positive) + F.logsigmoid(-negative)).mean()

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from training.baselines.recency import recency_weights
+from training.baselines.item_knn import recency_weights
 from training.data import Interactions, item_affinities
 
 

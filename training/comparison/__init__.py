@@ -1,15 +1,18 @@
-"""Systems side by side on the same users: Unmask, its ablations, and the baselines.
+"""Systems side by side on the same users: Unmask, its ablations, the baselines, a user's models.
 
 Reading order: `comparison` (which tables), `ranked_systems` (every system, fitted and ranked),
-`mdgr_tables` (the paper's settings and ablations), `table`, `plot`, `document`.
+`given_systems` (a user's models), `paper_tables` (the paper's settings and ablations), `table`,
+`plot`, `document`.
 """
 
 from training.comparison.comparison import MAIN_TABLES, Plan, compare
 from training.comparison.document import Origin
+from training.comparison.given_systems import find_system
 
 __all__ = [
     "MAIN_TABLES",
     "Origin",
     "Plan",
     "compare",
+    "find_system",
 ]

@@ -1,9 +1,9 @@
 """The paper's tables from one command: which systems are compared, in which order.
 
-One run of the pipeline in `<out>/unmask` and the baselines on the same split; on request more seeds
-(`<out>/seeds`), ablations (`<out>/ablations`) and thinned training data (`<out>/density`). Ranks
-are kept in `<out>/ranks`, so a second call goes on where the first was cut off. The document is
-written after every table. Knows nothing of fitting, ranking or table layout.
+One run of the pipeline in `<out>/unmask`, and the baselines on the same split. On request there are
+more seeds (`<out>/seeds`), ablations (`<out>/ablations`) and runs with training data left out
+(`<out>/density`). Ranks are kept in `<out>/ranks`, so a second call continues where the first was
+cut off. The document is written after every table. Knows nothing of fitting, ranking or layout.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from rich.console import Console
 
 from training.baselines import BERT4RecConfig, SASRecConfig
 from training.comparison.document import Comparison, Origin
-from training.comparison.mdgr_tables import (
+from training.comparison.given_systems import GivenSystem
+from training.comparison.paper_tables import (
     ABLATIONS,
     ONE_CALL,
     PAPER,
@@ -29,12 +30,14 @@ from training.comparison.ranked_systems import FinishedRun, RankedSystems
 from training.comparison.table import Row
 from training.config import ComparisonTable, RunConfig, ScheduleConfig
 from training.data import Dataset, thin
+from training.errors import ConfigError
 from training.evaluation import RanksStore, SystemRanks
 
 DROPPED = (0.25, 0.5, 0.75)
 MAIN_TABLES: frozenset[ComparisonTable] = frozenset(
     {ComparisonTable.SYSTEMS, ComparisonTable.SCHEDULES, ComparisonTable.LENGTHS}
 )
+BASELINE_NAMES = ("popularity", "item kNN", "text kNN", "sequential memory", "BERT4Rec")
 LENGTHS = ((1, 3), (4, 6), (7, 12), (13, None))  # items of a history
 
 
@@ -43,12 +46,27 @@ class Plan:
     """What a comparison holds beside the run, its schedules and the counting baselines.
 
     seeds: how many, the configured one first; with more than one they have a table of their own
+    given: models that the user brings; they are in the table of systems
+    Raises ConfigError when these models have no table to be in, or a name that is taken.
     """
 
     sasrec: SASRecConfig
     bert4rec: BERT4RecConfig
     seeds: int = 1
     tables: frozenset[ComparisonTable] = MAIN_TABLES
+    given: tuple[GivenSystem, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.given and ComparisonTable.SYSTEMS not in self.tables:
+            raise ConfigError("--system adds to the table of systems, so it needs --table systems")
+        taken = {*BASELINE_NAMES, f"SASRec ({self.sasrec.loss})"}
+        for system in self.given:
+            if system.name in taken or system.name.startswith("Unmask"):
+                raise ConfigError(
+                    f"--system {system.reference}: the name {system.name!r} is taken; give the "
+                    "class another one"
+                )
+            taken.add(system.name)
 
 
 def compare(
@@ -58,23 +76,23 @@ def compare(
 
     dataset: as loaded with `config.interactions`
     """
-    contest = _Contest(config, dataset, out, console, plan)
+    tables = Tables(config, dataset, out, console, plan)
     comparison = Comparison(
         origin,
         dataset,
-        contest.run.bundle.manifest,
+        tables.run.bundle.manifest,
         plan.seeds,
         config.evaluation.exclude_seen,
     )
-    tables: dict[str, Callable[[], Iterator[Row]]] = {
-        "systems": contest.systems,
-        "schedules": contest.schedules,
-        "lengths": contest.history_lengths,
-        "seeds": contest.seeds,
-        "ablations": contest.ablations,
-        "density": contest.density,
+    rows_of: dict[str, Callable[[], Iterator[Row]]] = {
+        "systems": tables.systems,
+        "schedules": tables.schedules,
+        "lengths": tables.history_lengths,
+        "seeds": tables.seeds,
+        "ablations": tables.ablations,
+        "density": tables.density,
     }
-    for table, rows in tables.items():
+    for table, rows in rows_of.items():
         if table in plan.tables or (table == "seeds" and plan.seeds > 1):
             comparison.tables[table] = list(rows())
             comparison.write(out)
@@ -92,23 +110,25 @@ def compare(
     }
 
 
-class _Contest:
-    """One configuration on one data set: its run, and the rows of each table."""
+class Tables:
+    """The rows of each table, for one configuration on one data set."""
 
     def __init__(
         self, config: RunConfig, dataset: Dataset, out: Path, console: Console, plan: Plan
     ) -> None:
         self.config, self.dataset, self.out, self.console = config, dataset, out, console
         self.plan = plan
-        self.run = FinishedRun.of(config, dataset, out / "unmask", console)
         store = RanksStore(out / "ranks", console)
         exclude_seen = config.evaluation.exclude_seen
         self.ranked = RankedSystems(
             dataset, store, config.evaluation.batch, exclude_seen=exclude_seen
         )
+        for system in plan.given:  # first, so that an error in one shows before the long fits
+            self.ranked.given(system)
+        self.run = FinishedRun.of(config, dataset, out / "unmask", console)
 
     def systems(self) -> Iterator[Row]:
-        """The bundle's schedule, one call and the paper's, prior on and off; then baselines."""
+        """The bundle's schedule, one call and the paper's, prior on and off; then other models."""
         full = self._unmask(self.run.default)
         for asked in self._distinct(self.run.default, ONE_CALL, PAPER):
             for prior in (True, False):
@@ -117,6 +137,8 @@ class _Contest:
                 yield Row(name, "", ranks, None if ranks is full else full)
         for name, ranks in self._baselines():
             yield Row(name, "", ranks, full)
+        for system in self.plan.given:
+            yield Row(system.name, "", self.ranked.given(system), full)
 
     def schedules(self) -> Iterator[Row]:
         """MDGR's Table 3 and the schedules of fewest calls, each without and with the prior."""
@@ -209,7 +231,7 @@ class _Contest:
 
     def density(self) -> Iterator[Row]:
         """Unmask, SASRec and the memory with less to learn from."""
-        reference = self._thinned(self.ranked, self.run)
+        reference = self._with_less_data(self.ranked, self.run)
         for name, ranks in reference.items():
             yield Row(name, "nothing", ranks)
         for dropped in DROPPED:
@@ -219,11 +241,11 @@ class _Contest:
             folder = self.out / "density" / percent
             run = FinishedRun.of(self.config, dataset, folder, self.console)
             left = dataset.split.train.num_interactions / self.dataset.split.train.num_interactions
-            for name, ranks in self._thinned(ranked, run).items():
+            for name, ranks in self._with_less_data(ranked, run).items():
                 setting = f"{percent} % ({100 * left:.0f} % are left)"
                 yield Row(name, setting, ranks, reference[name])
 
-    def _thinned(self, ranked: RankedSystems, run: FinishedRun) -> dict[str, SystemRanks]:
+    def _with_less_data(self, ranked: RankedSystems, run: FinishedRun) -> dict[str, SystemRanks]:
         return {
             "Unmask": ranked.unmask(run, run.default, prior=True, both=True),
             "Unmask, prior off": ranked.unmask(run, run.default, prior=False, both=True),

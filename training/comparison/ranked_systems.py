@@ -33,6 +33,7 @@ from training.baselines import (
     fit_sequence_model,
 )
 from training.baselines import ranks as ranks_by_score
+from training.comparison.given_systems import GivenSystem
 from training.config import RunConfig, ScheduleConfig
 from training.data import Dataset
 from training.evaluation import (
@@ -212,6 +213,14 @@ class RankedSystems:
         """SASRec or BERT4Rec, as the configuration says."""
         return self._scorer(
             name, config.model_dump_json(exclude={"threads"}), partial(self._fit_sequence, config)
+        )
+
+    def given(self, system: GivenSystem) -> SystemRanks:
+        """A model that the user brings. A change of its file makes its ranks again."""
+        return self._scorer(
+            f"system-{system.reference.replace(':', '.')}",
+            system.source_hash,
+            lambda: (system.fit(self.dataset.split.train), f"`{system.reference}`"),
         )
 
     def _scorer(self, name: str, inputs: str, fit: Callable[[], tuple[Scorer, str]]) -> SystemRanks:

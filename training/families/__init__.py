@@ -1,7 +1,15 @@
-"""Model families: one folder each, with the same file names, so a folder is the checklist.
+"""Model families: one folder each. All folders have the same file names, so one is the checklist.
 
-`fit`, `export` and validation talk to a `Family` and know none by name; `model.family` in the
+`fit`, `export` and validation use a `Family` and know none by name; `model.family` in the
 configuration names the folder. To add one, add a folder that exports `FAMILY`.
 
 Reading order: `family` (what a family provides), then `mdgr`.
 """
+
+from training.families.family import Family, Objective, family_of
+
+__all__ = [
+    "Family",
+    "Objective",
+    "family_of",
+]

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from service.decoding import SidTrie
 from training.config import RunConfig
 from training.data import Split
-from training.fitting.training_loop import Trainer, model_for
+from training.fitting.training_loop import Trainer
 
 PEAK_SIZE = 2048  # rows and columns of the matrices of the peak
 
@@ -33,14 +33,10 @@ def step_time(
     threads = config.fit.threads or cpu_count()
     torch.set_num_threads(threads)
     torch.manual_seed(config.fit.seed)
-    model = model_for(trie.catalogue, config.model)
-    trainer = Trainer(model, split, trie, config.masking, config.fit)
-    size = config.fit.minibatch
-    minibatches = list(
-        itertools.islice(
-            itertools.cycle(trainer.segments.minibatches(size, trainer.generator)), steps
-        )
-    )
+    trainer = Trainer(split, trie, config.model, config.masking, config.fit)
+    objective = trainer.objective
+    of_an_epoch = objective.minibatches(config.fit.minibatch, trainer.generator)
+    minibatches = list(itertools.islice(itertools.cycle(of_an_epoch), steps))
     with FlopCounterMode(display=False) as counter:
         for minibatch in minibatches:
             trainer.step(minibatch)
@@ -50,13 +46,13 @@ def step_time(
         for minibatch in minibatches:
             trainer.step(minibatch)
         seconds.append((time.perf_counter() - started) / steps)
-    samples = sum(trainer.segments.num_samples_of(minibatch) for minibatch in minibatches) / steps
+    samples = sum(objective.num_samples_of(minibatch) for minibatch in minibatches) / steps
     step = statistics.median(seconds)
-    peak = _gemm_peak(torch.bfloat16 if trainer.autocast else torch.float32)
+    peak = _gemm_peak(objective.dtype)
     flops = counter.get_total_flops() / steps
     return {
         "threads": threads,
-        "type": "bf16" if trainer.autocast else "fp32",
+        "type": "bf16" if objective.dtype == torch.bfloat16 else "fp32",
         "seconds_per_step": round(step, 4),
         "seconds_per_step_range": [round(min(seconds), 4), round(max(seconds), 4)],
         "samples_per_second": round(samples / step),

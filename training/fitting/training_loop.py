@@ -1,10 +1,10 @@
-"""Training of the network: minibatches, optimiser, learning-rate schedule, validation, checkpoints.
+"""Training of a network: optimiser, learning-rate schedule, averaging, validation, checkpoints.
 
-Validation asks the production decoder, by default in one call, every row scored exactly. A
-checkpoint is written after every epoch; a run that was cut off continues from it and ends bit for
-bit where an uninterrupted one would. A checkpoint that is damaged, or of other inputs, is said to
-be, and the fit starts anew. A loss that is not finite ends the fit with a sentence. Knows nothing
-of files but its own stage folder.
+What is learnt is the objective of the network's family. Validation asks the production decoder, by
+default in one call, where every row is scored exactly. After every epoch a checkpoint is written. A
+run that was cut off continues from it and ends bit for bit where an uninterrupted one ends. If a
+checkpoint is damaged, or of other inputs, a sentence says so and the fit starts from the beginning.
+A loss that is not finite ends the fit with a sentence. Knows no file outside its stage folder.
 
 fit/checkpoint.pt   model, averaged and best weights, optimiser, random states, validations, key
 fit/scalars.jsonl   one JSON object a logged step: {"step", "epoch", "loss", ...}
@@ -17,38 +17,28 @@ import json
 import math
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from joblib import cpu_count
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-from torch import Tensor
+from torch import Tensor, nn
 
 from service.decoding import Catalogue, Decoder, Schedule, SidTrie
 from training.checkpoint import read_checkpoint, write_checkpoint
 from training.config import FitConfig, MaskingConfig, ModelConfig
-from training.data import Segments, Split
+from training.data import Split
 from training.errors import DataError, FitDiverged
 from training.evaluation import draw_windows, ranks, recall_at
-from training.families.mdgr import (
-    CatalogueSoftmax,
-    MaskedDiffusionModel,
-    Repeats,
-    TorchDenoiser,
-    draw_mask,
-    position_loss,
-)
+from training.families import family_of
 from training.stages import remove
 
 LOG_EVERY = 20  # steps
 MOST_EPOCHS = 200  # unless asked for: few samples are seen often enough
-REPEAT_BIAS_RATE = 30.0  # times the learning rate: one scalar has several nats to go
+SCALAR_RATE = 30.0  # times the learning rate: the repeat bias has several nats to go
 
 
 @dataclass
@@ -76,12 +66,12 @@ def fit(
     exclude_seen: bool = True,
     key: str = "",
     stop_after_epochs: int | None = None,
-) -> tuple[MaskedDiffusionModel, FitState]:
+) -> tuple[nn.Module, FitState]:
     """Train, or continue training, and return the model of the best validation recall@10.
 
     trie: the catalogue's; folder: the stage folder (checkpoint, scalar log).
     exclude_seen: of the lists that checkpoints are compared by
-    key: of all that the fit depends on; a checkpoint with another one is not gone on from
+    key: of all that the fit depends on; a checkpoint with another key is not used
     stop_after_epochs: leave the loop early, as an interruption would (the checkpoint stays).
     Raises FitDiverged when a loss or a parameter is not finite any more.
     """
@@ -91,8 +81,7 @@ def fit(
 
     def beginning() -> Trainer:
         torch.manual_seed(config.seed)
-        model = model_for(trie.catalogue, model_config)
-        return Trainer(model, split, trie, masking, config, exclude_seen=exclude_seen)
+        return Trainer(split, trie, model_config, masking, config, exclude_seen=exclude_seen)
 
     trainer = beginning()
     snapshot = read_checkpoint(checkpoint, key, console)
@@ -104,7 +93,7 @@ def fit(
             trainer, snapshot = beginning(), None  # part of it may have been restored
     if snapshot is None:
         remove(checkpoint)
-        num_samples = trainer.segments.num_samples
+        num_samples = trainer.objective.num_samples
         console.print(f"{trainer.epochs} epochs of {num_samples:,} samples (or set fit.epochs)")
     elif not trainer.finished:
         console.print(f"resumed after epoch {trainer.state.epoch} of {trainer.epochs}")
@@ -138,53 +127,39 @@ def fit(
     return model.eval(), trainer.state
 
 
-def load_best(folder: Path, catalogue: Catalogue, config: ModelConfig) -> MaskedDiffusionModel:
+def load_best(folder: Path, catalogue: Catalogue, config: ModelConfig) -> nn.Module:
     """The model of the best validation recall@10 of a finished `fit` in this folder."""
-    model = model_for(catalogue, config)
+    model = family_of(config.family).build(catalogue, config)
     model.load_state_dict(torch.load(folder / "checkpoint.pt", weights_only=True)["best"])
     return model.eval()
 
 
-def model_for(catalogue: Catalogue, config: ModelConfig) -> MaskedDiffusionModel:
-    """An untrained model of the catalogue's sizes."""
-    return MaskedDiffusionModel(
-        config,
-        num_subspaces=catalogue.num_subspaces,
-        num_codes=catalogue.num_codes,
-        vector_dims=catalogue.vectors.shape[1],
-    )
-
-
 class Trainer:
-    """One run's model, optimiser, samples and state.
+    """One run's model, objective, optimiser and state. torch's random state draws the weights.
 
     epochs: of the whole run; progress: the share of it that is done
     """
 
     def __init__(
         self,
-        model: MaskedDiffusionModel,
         split: Split,
         trie: SidTrie,
+        model_config: ModelConfig,
         masking: MaskingConfig,
         config: FitConfig,
         *,
         exclude_seen: bool = True,
     ) -> None:
-        self.model, self.trie, self.masking, self.config = model, trie, masking, config
-        self.exclude_seen = exclude_seen
-        self.segments = Segments.of(split.train, model.config.history_length)
-        if not len(self.segments):
+        self.trie, self.config, self.exclude_seen = trie, config, exclude_seen
+        self.family = family_of(model_config.family)
+        self.family.check(model_config)
+        self.model = model = self.family.build(trie.catalogue, model_config)
+        self.objective = objective = self.family.objective(
+            model, split, trie, model_config=model_config, masking=masking, config=config
+        )
+        if not objective.num_samples:
             raise DataError("no user has two training items, so there is no next item to learn")
         self.validation = draw_windows(split.validation, config.validation_users, config.seed)
-        catalogue = trie.catalogue
-        filler_codes = np.full((1, catalogue.num_subspaces), catalogue.num_codes)
-        self.codes = torch.from_numpy(
-            np.concatenate((catalogue.codes, filler_codes)).astype(np.int64)
-        )
-        filler_vector = np.zeros((1, catalogue.vectors.shape[1]), np.float16)
-        self.vectors = torch.from_numpy(np.concatenate((catalogue.vectors, filler_vector)))
-        self.catalogue_softmax = CatalogueSoftmax(trie, sampled_rows=config.sampled_rows)
         self.averaged = copy.deepcopy(model).eval()
         self.optimizer = torch.optim.AdamW(
             _parameter_groups(model, config.weight_decay),
@@ -195,10 +170,9 @@ class Trainer:
         self.generator = torch.Generator().manual_seed(config.seed)
         self.state = FitState()
         self.best: dict[str, Tensor] = _copy(model)
-        enough = round(config.samples / self.segments.num_samples)
+        enough = round(config.samples / objective.num_samples)
         self.epochs = config.epochs or min(max(2, enough), MOST_EPOCHS)
         self.progress = 0.0
-        self.autocast = config.bf16 and torch.cpu._is_avx512_bf16_supported()
 
     @property
     def finished(self) -> bool:
@@ -212,9 +186,9 @@ class Trainer:
         """Train one epoch; yields after each step, with scalars every LOG_EVERY and at its end."""
         started = time.monotonic()
         losses = []
-        minibatches = list(self.segments.minibatches(self.config.minibatch, self.generator))
-        for done, chosen in enumerate(minibatches, start=1):
-            losses.append(self.step(chosen))
+        minibatches = list(self.objective.minibatches(self.config.minibatch, self.generator))
+        for done, minibatch in enumerate(minibatches, start=1):
+            losses.append(self.step(minibatch))
             self.progress = (self.state.epoch + done / len(minibatches)) / self.epochs
             if self.state.step % LOG_EVERY == 0:
                 yield self._scalars(losses[-LOG_EVERY:])
@@ -251,60 +225,24 @@ class Trainer:
         self.generator.set_state(snapshot["generator"])
         torch.set_rng_state(snapshot["torch_generator"])
 
-    def step(self, chosen: NDArray[np.intp]) -> float:
-        """Train on some segments; returns the loss."""
-        config, state = self.config, self.state
+    def step(self, minibatch: Any) -> float:
+        """Train on a minibatch of the objective; returns the loss."""
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.progress, config) * group["rate"]
-        rows, is_target = map(torch.from_numpy, self.segments.arrays(chosen, len(self.codes) - 1))
-        inputs, targets = rows[:, :-1], rows[:, 1:]
-        full, partial = (
-            is_target & (torch.rand(is_target.shape, generator=self.generator) < share)
-            for share in (self.masking.full_share, self.masking.partial_share)
-        )
-        # Samples: those with all positions masked, then those with some; one target may give both.
-        segment, place = torch.cat((full.nonzero(), partial.nonzero())).unbind(dim=1)
-        target_rows = targets[segment, place]
-        seen = map(torch.from_numpy, self.segments.seen(chosen, segment.numpy(), place.numpy()))
-        target_codes = self.codes[target_rows]
-        masked = torch.ones_like(target_codes, dtype=torch.bool)
-        some = slice(int(full.sum()), None)
-        if partial.any():
-            masked[some] = draw_mask(
-                self.codes[inputs[segment[some]]],
-                torch.arange(inputs.shape[1]) <= place[some, None],
-                target_codes[some],
-                progress=self.progress,
-                config=self.masking,
-                generator=self.generator,
-            )
-        partial_sids = torch.where(masked, self.model.num_codes, target_codes)
+            group["lr"] = learning_rate(self.progress, self.config) * group["rate"]
         self.model.train()
-        with torch.autocast("cpu", torch.bfloat16) if self.autocast else nullcontext():
-            states = self.model.encode(self.codes[inputs], self.vectors[inputs].float())
-            logits = self.model.denoise(partial_sids[:, None], states[segment, place])
-        logits = logits[:, 0].float()
-        loss = torch.zeros(())
-        if config.position_weight:
-            loss = loss + config.position_weight * position_loss(
-                logits, target_codes, masked, label_smoothing=config.label_smoothing
-            )
-        if config.catalogue_weight:
-            loss = loss + config.catalogue_weight * self.catalogue_softmax.loss(
-                logits, target_rows, masked, Repeats(*seen, self.model.repeat_bias)
-            )
+        loss = self.objective.loss(minibatch, self.progress, self.generator)
         if not math.isfinite(value := float(loss.detach())):
             raise self._diverged(f"the loss is {value}")
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
         self.optimizer.step()
-        state.step += 1
+        self.state.step += 1
         self._average()
         return value
 
     def check_finite(self) -> None:
-        """Raise FitDiverged when a parameter is not finite: no loss has told of the last step."""
+        """Raise FitDiverged if a parameter is not finite: no loss shows what the last step did."""
         if not all(bool(tensor.isfinite().all()) for tensor in self.averaged.parameters()):
             raise self._diverged("a parameter of the network is not finite")
 
@@ -326,11 +264,11 @@ class Trainer:
         )
 
     def _validate(self) -> dict[str, float]:
-        num_subspaces = self.model.num_subspaces
+        num_subspaces = self.trie.catalogue.num_subspaces
         r_warm, m_par = self.config.validation_schedule.params(num_subspaces)
         found = ranks(
             self.validation,
-            Decoder(self.trie, TorchDenoiser(self.averaged)),
+            Decoder(self.trie, self.family.denoiser(self.averaged)),
             Schedule.from_params(num_subspaces=num_subspaces, r_warm=r_warm, m_par=m_par),
             k=10,
             beam_width=self.config.validation_beam_width,
@@ -365,13 +303,13 @@ def learning_rate(progress: float, config: FitConfig) -> float:
     return config.learning_rate * (floor + (1 - floor) * (1 + math.cos(math.pi * decayed)) / 2)
 
 
-def _parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weight decay for matrices only; a learning rate of its own for the scalar repeat bias."""
+def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Weight decay for matrices only; scalars, as the repeat bias is, learn faster."""
     parameters = list(model.parameters())
     kinds = (
         ([p for p in parameters if p.ndim > 1], weight_decay, 1.0),
         ([p for p in parameters if p.ndim == 1], 0.0, 1.0),
-        ([p for p in parameters if p.ndim == 0], 0.0, REPEAT_BIAS_RATE),
+        ([p for p in parameters if p.ndim == 0], 0.0, SCALAR_RATE),
     )
     return [{"params": p, "weight_decay": decay, "rate": rate} for p, decay, rate in kinds]
 
@@ -396,5 +334,5 @@ def _step_of(line: str) -> float:
         return math.inf
 
 
-def _copy(model: torch.nn.Module) -> dict[str, Tensor]:
+def _copy(model: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in model.state_dict().items()}

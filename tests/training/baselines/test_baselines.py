@@ -25,11 +25,10 @@ from training.baselines import (
     fit_sequence_model,
     ranks,
 )
-from training.baselines.item_knn import item_cosines, nearest
-from training.baselines.item_losses import CHUNK, full_softmax_loss, sampled_binary_loss
+from training.baselines.item_knn import item_cosines, nearest, recency_weights
 from training.baselines.padded import padded_histories, training_minibatches
-from training.baselines.recency import recency_weights
 from training.baselines.sequence_fit import untrained
+from training.baselines.sequence_models import CHUNK, full_softmax_loss, sampled_binary_loss
 from training.data.embeddings import MOST_PAIRED
 from training.data.interactions import Interactions, Split, Windows, leave_last_out
 from training.data.segments import Segments

@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-import training.comparison.comparison
+import training.comparison
 from service.bundles.bundle import DecodingDefaults
 from training.__main__ import main
 from training.baselines import BERT4RecConfig, SASRecConfig
 from training.comparison import ranked_systems
 from training.comparison.comparison import MAIN_TABLES, Plan, compare
 from training.comparison.document import Comparison, Origin
-from training.comparison.mdgr_tables import ABLATIONS, ONE_CALL, reseeded
+from training.comparison.paper_tables import ABLATIONS, ONE_CALL, reseeded
 from training.comparison.ranked_systems import FinishedRun, RankedSystems
 from training.comparison.table import (
     Difference,
@@ -266,7 +266,7 @@ def test_the_command_prints_one_json_document(
         assert (plan.seeds, plan.tables) == (1, MAIN_TABLES)
         return compare(*arguments, plan=PLAN, **named)
 
-    monkeypatch.setattr(training.comparison.comparison, "compare", with_small_baselines)
+    monkeypatch.setattr(training.comparison, "compare", with_small_baselines)
     arguments = ["--data", str(compared.world), "--out", str(compared.out), "--preset", "tiny"]
     for override in [*QUICK, "neighbours.weights=[0.7]"]:
         arguments += ["--set", override]
@@ -288,7 +288,7 @@ def test_the_tables_asked_for_and_no_others_are_written(
         asked.append(plan)
         return {}
 
-    monkeypatch.setattr(training.comparison.comparison, "compare", noting)
+    monkeypatch.setattr(training.comparison, "compare", noting)
     command = ["training", "compare", "--data", str(compared.world), "--out", str(tmp_path)]
     monkeypatch.setattr("sys.argv", [*command, "--table", "ablations", "--table", "density"])
     assert main() == 0

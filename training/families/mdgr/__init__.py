@@ -4,18 +4,12 @@ Reading order: `model` (the network), `masking` (which positions are masked), `l
 (a minibatch's loss), `denoiser` (the network in the production decoder), `export` (to ONNX).
 """
 
+from training.families.family import Family
 from training.families.mdgr.denoiser import TorchDenoiser
 from training.families.mdgr.export import export_graphs
-from training.families.mdgr.losses import CatalogueSoftmax, Repeats, position_loss
-from training.families.mdgr.masking import draw_mask
-from training.families.mdgr.model import MaskedDiffusionModel
+from training.families.mdgr.model import build
+from training.families.mdgr.objective import MDGRObjective
 
-__all__ = [
-    "CatalogueSoftmax",
-    "MaskedDiffusionModel",
-    "Repeats",
-    "TorchDenoiser",
-    "draw_mask",
-    "export_graphs",
-    "position_loss",
-]
+__all__ = ["FAMILY"]
+
+FAMILY = Family(build=build, objective=MDGRObjective, denoiser=TorchDenoiser, export=export_graphs)

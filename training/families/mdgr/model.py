@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from service.decoding import Catalogue
 from training.config import ModelConfig
 
 
@@ -210,6 +211,16 @@ class MaskedDiffusionModel(nn.Module):
         """(L, num_codes, width): what the states of a position are multiplied with."""
         table = self.code_embedding.weight[:-1] if self.head is None else self.head.weight
         return table.reshape(self.num_subspaces, self.num_codes, -1)
+
+
+def build(catalogue: Catalogue, config: ModelConfig) -> MaskedDiffusionModel:
+    """An untrained model of the catalogue's sizes."""
+    return MaskedDiffusionModel(
+        config,
+        num_subspaces=catalogue.num_subspaces,
+        num_codes=catalogue.num_codes,
+        vector_dims=catalogue.vectors.shape[1],
+    )
 
 
 def _take(x: Tensor, asked: Tensor | None) -> Tensor:

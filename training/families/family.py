@@ -1,0 +1,126 @@
+"""What a model family provides, and how a run finds it by its name.
+
+The training loop, the export stage and validation use a `Family` and know no family by name. The
+production decoder fixes the rest: a network gives log-probs of codes at masked positions of a SID.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from service.decoding import Catalogue, Denoiser, SidTrie
+from training.config import FitConfig, MaskingConfig, ModelConfig, Section
+from training.data import Split
+from training.errors import ConfigError
+
+Minibatch = Any  # only the objective that made a minibatch looks into it
+
+
+class Objective(Protocol):
+    """What a network learns in a run: samples, and the loss of some of them.
+
+    num_samples: of one epoch
+    dtype: in which a step multiplies matrices, torch.float32 or torch.bfloat16
+    Random numbers come from the generator that is given, or from torch's own. Both are in the
+    checkpoint, so a resumed run draws the same ones. An objective keeps no other state.
+    """
+
+    num_samples: int
+    dtype: torch.dtype
+
+    def minibatches(self, size: int, generator: torch.Generator) -> Iterator[Minibatch]:
+        """All samples of an epoch, in random order, in minibatches of about `size` samples."""
+        ...
+
+    def num_samples_of(self, minibatch: Minibatch) -> int:
+        """How many samples a minibatch has."""
+        ...
+
+    def loss(self, minibatch: Minibatch, progress: float, generator: torch.Generator) -> Tensor:
+        """The mean loss of a minibatch: a scalar with gradients.
+
+        progress: the share of the run that is done, in [0, 1]
+        """
+        ...
+
+
+class MakeObjective(Protocol):
+    """Makes the objective of one run."""
+
+    def __call__(
+        self,
+        model: nn.Module,
+        split: Split,
+        trie: SidTrie,
+        *,
+        model_config: ModelConfig,
+        masking: MaskingConfig,
+        config: FitConfig,
+    ) -> Objective:
+        """model: the network that is trained; trie: of the catalogue."""
+        ...
+
+
+class NoOptions(Section):
+    """The options of a family that has none: every option is refused."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """A kind of network. All parts get or return the network that `build` made.
+
+    build: an untrained network of a catalogue's sizes; torch's random state draws its weights
+    objective: what the network learns in a run
+    denoiser: the network as the production decoder calls it
+    export: encoder.onnx, decoder.onnx, and the largest difference in log-probs between these two
+        graphs and the network. It raises TrainingError when the difference is too large
+    options: the settings in `model.options`, with their types and bounds
+    """
+
+    build: Callable[[Catalogue, ModelConfig], nn.Module]
+    objective: MakeObjective
+    denoiser: Callable[[Any], Denoiser]
+    export: Callable[[Any], tuple[bytes, bytes, float]]
+    options: type[Section] = NoOptions
+
+    def check(self, config: ModelConfig) -> None:
+        """Raise ConfigError when `model.options` holds what this family does not take."""
+        try:
+            self.options.model_validate(config.options)
+        except ValidationError as error:
+            told = []
+            for item in error.errors():
+                name = ".".join(map(str, ("model.options", *item["loc"])))
+                is_unknown = item["type"] == "extra_forbidden"
+                what = f"family {config.family} has no such option" if is_unknown else item["msg"]
+                told.append(f"{name}: {what}")
+            raise ConfigError("; ".join(told)) from error
+
+
+def family_of(name: str) -> Family:
+    """The family in the folder `training/families/<name>`.
+
+    Raises ConfigError, with the families that exist, when there is no such folder.
+    """
+    there = family_names()
+    if not re.fullmatch(r"[a-z0-9_]+", name) or name not in there:
+        raise ConfigError(f"model.family: no family {name!r}; there are: {', '.join(there)}")
+    family = getattr(importlib.import_module(f"training.families.{name}"), "FAMILY", None)
+    if not isinstance(family, Family):
+        raise ConfigError(f"model.family: training.families.{name} has no FAMILY that is a Family")
+    return family
+
+
+def family_names() -> list[str]:
+    """Names of the folders of `training.families`, sorted."""
+    folders = importlib.import_module("training.families").__path__
+    return sorted(module.name for module in pkgutil.iter_modules(folders) if module.ispkg)

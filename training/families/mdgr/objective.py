@@ -1,0 +1,115 @@
+"""What MDGR learns: the code of the next item at masked positions, given the items before it.
+
+A sample is a target with a history. Samples come as segments of histories: the causal encoder
+reads a segment once and gives a state for each of its samples. Knows no optimiser.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from service.decoding import SidTrie
+from training.config import FitConfig, MaskingConfig, ModelConfig
+from training.data import Segments, Split
+from training.families.mdgr.losses import CatalogueSoftmax, Repeats, position_loss
+from training.families.mdgr.masking import draw_mask
+from training.families.mdgr.model import MaskedDiffusionModel
+
+
+class MDGRObjective:
+    """The weighted sum of `position_loss` and `CatalogueSoftmax.loss` over masked samples.
+
+    A minibatch is an array of segments. One target may give two samples: one with all positions
+    masked (`masking.full_share`), one with some (`masking.partial_share`).
+    """
+
+    def __init__(
+        self,
+        model: MaskedDiffusionModel,
+        split: Split,
+        trie: SidTrie,
+        *,
+        model_config: ModelConfig,
+        masking: MaskingConfig,
+        config: FitConfig,
+    ) -> None:
+        self.model, self.masking, self.config = model, masking, config
+        self.segments = Segments.of(split.train, model_config.history_length)
+        self.num_samples = self.segments.num_samples
+        catalogue = trie.catalogue
+        filler_codes = np.full((1, catalogue.num_subspaces), catalogue.num_codes)
+        self.codes = torch.from_numpy(
+            np.concatenate((catalogue.codes, filler_codes)).astype(np.int64)
+        )
+        filler_vector = np.zeros((1, catalogue.vectors.shape[1]), np.float16)
+        self.vectors = torch.from_numpy(np.concatenate((catalogue.vectors, filler_vector)))
+        self.catalogue_softmax = CatalogueSoftmax(trie, sampled_rows=config.sampled_rows)
+        has_bf16 = torch.cpu._is_avx512_bf16_supported()
+        self.dtype = torch.bfloat16 if config.bf16 and has_bf16 else torch.float32
+
+    def minibatches(self, size: int, generator: torch.Generator) -> Iterator[NDArray[np.intp]]:
+        """Every segment once, in random order, in minibatches of about `size` samples."""
+        return self.segments.minibatches(size, generator)
+
+    def num_samples_of(self, minibatch: NDArray[np.intp]) -> int:
+        """Targets of these segments."""
+        return self.segments.num_samples_of(minibatch)
+
+    def loss(
+        self, minibatch: NDArray[np.intp], progress: float, generator: torch.Generator
+    ) -> Tensor:
+        """Draw masks for the targets of these segments; the mean loss over samples."""
+        config = self.config
+        rows, is_target = map(
+            torch.from_numpy, self.segments.arrays(minibatch, filler=len(self.codes) - 1)
+        )
+        inputs, targets = rows[:, :-1], rows[:, 1:]
+        full, partial = (
+            is_target & (torch.rand(is_target.shape, generator=generator) < share)
+            for share in (self.masking.full_share, self.masking.partial_share)
+        )
+        # Samples: those with all positions masked, then those with some.
+        segment, place = torch.cat((full.nonzero(), partial.nonzero())).unbind(dim=1)
+        target_rows = targets[segment, place]
+        seen = self.segments.seen(minibatch, segment.numpy(), place.numpy())
+        target_codes = self.codes[target_rows]
+        masked = torch.ones_like(target_codes, dtype=torch.bool)
+        some = slice(int(full.sum()), None)
+        if partial.any():
+            masked[some] = draw_mask(
+                self.codes[inputs[segment[some]]],
+                torch.arange(inputs.shape[1]) <= place[some, None],
+                target_codes[some],
+                progress=progress,
+                config=self.masking,
+                generator=generator,
+            )
+        logits = self._logits(inputs, segment, place, target_codes, masked)
+        loss = torch.zeros(())
+        if config.position_weight:
+            loss = loss + config.position_weight * position_loss(
+                logits, target_codes, masked, label_smoothing=config.label_smoothing
+            )
+        if config.catalogue_weight:
+            repeats = Repeats(*map(torch.from_numpy, seen), self.model.repeat_bias)
+            loss = loss + config.catalogue_weight * self.catalogue_softmax.loss(
+                logits, target_rows, masked, repeats
+            )
+        return loss
+
+    def _logits(
+        self, inputs: Tensor, segment: Tensor, place: Tensor, target_codes: Tensor, masked: Tensor
+    ) -> Tensor:
+        """Logits of every code at every position of each sample: (n, L, num_codes) float32."""
+        partial_sids = torch.where(masked, self.model.num_codes, target_codes)
+        in_bf16 = self.dtype == torch.bfloat16
+        with torch.autocast("cpu", torch.bfloat16) if in_bf16 else nullcontext():
+            states = self.model.encode(self.codes[inputs], self.vectors[inputs].float())
+            logits = self.model.denoise(partial_sids[:, None], states[segment, place])
+        return logits[:, 0].float()
