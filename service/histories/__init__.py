@@ -1,13 +1,13 @@
 """What is kept of users: histories, marks of events, and the answers that users got.
 
-Events go in, histories come out. An event that is sent twice is stored once. Only `redis_store`
-knows keys and commands. Only `connections` knows which server to ask. Nothing here knows bundles,
-models or HTTP.
+Events go in, histories come out. An event that is sent twice is stored once. Only `redis_store` and
+its `scripts` know keys and commands. Only `connections` knows which server to ask. Nothing here
+knows bundles, models or HTTP.
 
-Reading order: `store` (the protocol), `events` (the story of POST /events), `redis_store`,
-`connections` with `store_url` and `breaker`, `trouble` (a store's own reason for a failure, in
-words), `attribution` (answers are remembered), and `embedded_valkey` (a store that the service runs
-itself).
+Reading order: `store` (the protocol), `events` (the story of POST /events), `redis_store` and
+`scripts`, `connections` with `store_url` and `breaker`, `trouble` (a store's own reason for a
+failure, in words), `attribution` (answers are remembered), and `embedded_valkey` (a store that the
+service runs itself).
 """
 
 from service.histories.attribution import AnswerMemory

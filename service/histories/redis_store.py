@@ -23,6 +23,15 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from service.errors import HistoryUnavailable
 from service.histories.breaker import Breaker, BreakerState
 from service.histories.connections import NOT_UNDERSTOOD, Command, StoreConnection
+from service.histories.scripts import (
+    APPEND,
+    CHECK,
+    ITEMS_VERSION,
+    READ_ITEMS,
+    REMEMBER,
+    RIGHTS,
+    WRITE_ITEMS,
+)
 from service.histories.store import Attribution, RememberedAnswer, Stored
 from service.histories.store_url import parse_store_url
 from service.histories.trouble import Troubles, reason_of, rights_reason
@@ -34,138 +43,6 @@ T = TypeVar("T")
 MARK_TTL_S = 24 * 60 * 60  # how long an event_id and an answer are remembered
 MAX_ANSWERS = 20  # answers remembered for each user
 
-# Each script first reads, then plans its writes, and carries them out at the end: all or none. If a
-# later write failed, nothing would undo the earlier ones. So the script checks before it writes.
-# The header lets the store refuse the whole script when its memory is full, when it is read-only,
-# or when it cannot save. `commit` checks that the user may run every command. The reads find keys
-# of another type.
-WRITES = """#!lua
-local writes = {}
-local function write(...) writes[#writes + 1] = {...} end
-local function commit()
-  for _, command in ipairs(writes) do
-    if not redis.acl_check_cmd(unpack(command)) then
-      return redis.error_reply("NOPERM no permissions to run the '" .. command[1] .. "' command")
-    end
-  end
-  for _, command in ipairs(writes) do redis.call(unpack(command)) end
-end
-"""
-READS = "#!lua flags=no-writes\n"
-
-# KEYS history, marks, shown. ARGV event_id, history_cap (0: the event does not enter the history),
-# history_ttl_s, mark_ttl_s, start of the answer that it names ('' for none), the mark of that
-# answer's first event of this type, item_ids. Returns 0 for a duplicate, 1 for stored, or bundle,
-# variant, rank, and whether it is the first. The clock is the server's, so that all replicas of the
-# service agree. The marks are written last: an event without its mark would be stored again.
-APPEND = (
-    WRITES
-    + r"""
-local now = tonumber(redis.call('TIME')[1])
-local cap, ttl = tonumber(ARGV[2]), tonumber(ARGV[4])
-local function is_marked(name)
-  local at = redis.call('ZSCORE', KEYS[2], name)
-  return at and tonumber(at) > now - ttl
-end
-local function attributed()
-  local is_wanted = {}
-  for i = 7, #ARGV do is_wanted[ARGV[i]] = true end
-  for _, text in ipairs(redis.call('LRANGE', KEYS[3], 0, -1)) do
-    if string.sub(text, 1, #ARGV[5]) == ARGV[5] then
-      local shown = cjson.decode(text)
-      if shown.at + ttl < now then return nil end
-      for rank, item_id in ipairs(shown.item_ids) do
-        if is_wanted[item_id] then return {shown.bundle, shown.variant, rank, 0} end
-      end
-      return nil
-    end
-  end
-end
-
-if is_marked(ARGV[1]) then return 0 end
-if cap > 0 then
-  write('LPUSH', KEYS[1], ARGV[7])
-  write('LTRIM', KEYS[1], 0, cap - 1)
-  write('EXPIRE', KEYS[1], ARGV[3])
-end
-local mark = {'ZADD', KEYS[2], now, ARGV[1]}
-local reply = ARGV[5] ~= '' and attributed() or 1
-local first = '\255' .. ARGV[6] -- No event_id looks like this one: \255 is in no UTF-8 text.
-if reply ~= 1 and not is_marked(first) then
-  reply[4] = 1
-  mark[5], mark[6] = now, first
-end
-write('ZREMRANGEBYSCORE', KEYS[2], '-inf', now - ttl)
-write(unpack(mark))
-write('EXPIRE', KEYS[2], ttl)
-return commit() or reply
-"""
-)
-
-# KEYS shown. ARGV an answer, index of the oldest answer that stays, how long all stay. One command
-# instead of three, because this runs for every recommendation. A repeated call changes nothing.
-REMEMBER = (
-    WRITES
-    + """
-if redis.call('LPOS', KEYS[1], ARGV[1]) then return 0 end
-write('LPUSH', KEYS[1], ARGV[1])
-write('LTRIM', KEYS[1], 0, ARGV[2])
-write('EXPIRE', KEYS[1], ARGV[3])
-return commit() or 1
-"""
-)
-
-# KEYS order, items. ARGV an item_id, its entry, and so on. Every change gets its own number, so a
-# reader can continue from any number. Of each item only the last change is kept. Numbers are
-# microseconds of the server's clock. So a server that lost some writes gives no number out again. A
-# number is written after its entry, so whoever reads the number finds the entry.
-WRITE_ITEMS = (
-    WRITES
-    + """
-local time = redis.call('TIME')
-local last = redis.call('ZRANGE', KEYS[1], -1, -1, 'WITHSCORES')[2] or '0'
-local number = math.max(tonumber(last), time[1] * 1000000 + time[2])
-for i = 1, #ARGV, 2 do
-  number = number + 1
-  write('HSET', KEYS[2], ARGV[i], ARGV[i + 1])
-  write('ZADD', KEYS[1], string.format('%.0f', number), ARGV[i])
-end
-return commit() or 1
-"""
-)
-
-# KEYS order. Returns the number of the last change.
-ITEMS_VERSION = READS + "return redis.call('ZRANGE', KEYS[1], -1, -1, 'WITHSCORES')[2] or '0'"
-
-# KEYS order, items. ARGV the number of the last change that is known, how many to read. Returns the
-# item_ids, each before its number; then their entries.
-READ_ITEMS = (
-    READS
-    + """
-local changes = redis.call(
-  'ZRANGEBYSCORE', KEYS[1], '(' .. ARGV[1], '+inf', 'WITHSCORES', 'LIMIT', 0, ARGV[2])
-local ids = {}
-for i = 1, #changes, 2 do ids[#ids + 1] = changes[i] end
-if #ids == 0 then return {changes, {}} end
-return {changes, redis.call('HMGET', KEYS[2], unpack(ids))}
-"""
-)
-# KEYS some. ARGV commands. Returns those that the user may not run with such keys.
-CHECK = (
-    READS
-    + """
-local denied = {}
-for _, command in ipairs(ARGV) do
-  if not redis.acl_check_cmd(command, KEYS[1], KEYS[2], KEYS[3]) then
-    denied[#denied + 1] = command
-  end
-end
-return denied
-"""
-)
-# What the scripts run, and what is run beside them. EVAL is not here: if CHECK answers, EVAL works.
-RIGHTS = {"DEL", "EXPIRE", "HMGET", "HSET", "LPOS", "LPUSH", "LRANGE", "LTRIM", "TIME", "ZADD"}
-RIGHTS |= {"ZRANGE", "ZRANGEBYSCORE", "ZREMRANGEBYSCORE", "ZSCORE"}
 ITEMS_AT_ONCE = 100  # changes read in one call; their embeddings may be large
 
 
