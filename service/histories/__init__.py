@@ -1,11 +1,11 @@
 """What is kept of users: histories, marks of events, and the answers they were given.
 
 Events go in, histories come out, and an event that is sent twice is stored once. Only `redis_store`
-knows keys and commands, only `connections` knows which server to ask. Nothing here knows bundles,
+knows keys, only `connections` knows which server to ask. Nothing here knows bundles,
 models or HTTP.
 
-Reading order: `store` (the protocol), `events` (the story of POST /events), `redis_store`,
-`connections` with `store_url` and `breaker`, `trouble` (a store's own reason, in words),
+Reading order: `store` (the protocol), `events` (the story of POST /events), `redis_store` with
+`scripts`, `connections` with `store_url` and `breaker`, `trouble` (a store's own reason, in words),
 `attribution` (answers are remembered), and `embedded_valkey` (a store of our own).
 """
 

@@ -36,7 +36,7 @@ def test_errors_of_the_gateway_are_like_the_services() -> None:
     config = (ROOT / "deploy" / "compose" / "haproxy.cfg").read_text()
     answers = re.findall(r"status (\d+) content-type application/json string '(.*?)'(.*)", config)
     assert {"400", "408", "500", "502", "503", "504"} <= {status for status, *_ in answers}
-    documented = (ROOT / "docs" / "operating.md").read_text()
+    documented = (ROOT / "docs" / "how-to" / "operate.md").read_text()
     for status, body, headers in answers:
         error = json.loads(body)["error"]
         assert set(error) == set(Error.model_fields)

@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from tiny_bundle import DECODER, ENCODER, edit_manifest, replace_file, write_tiny_bundle
 
 from service.batching.latency_model import LatencyModel
+from service.bundles import ladder_of
 from service.bundles.bundle import Bundle
 from service.bundles.items import Item
 from service.decoding import Job
@@ -32,7 +33,7 @@ from service.errors import BundleInvalid
 from service.http.operator_routes import bundle_info_of
 from service.loading.priming import prime
 from service.recommending.item_mapping import decoded_items, popular_items, similar_items
-from service.recommending.planning import ladder_of, plan_in_time
+from service.recommending.planning import plan_in_time
 from service.schemas.recommend import RecommendRequest
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "60"))
@@ -338,3 +339,22 @@ def test_a_bundle_of_wrong_content_is_refused_or_serves(tiny: Path, data: st.Dat
     else:
         assert len(refusal.splitlines()) == 1
         assert len(refusal) < 1000
+
+
+@pytest.mark.parametrize(
+    ("name", "twice"),
+    [
+        (b'"repeat_bias"', b'"repeat_bias": 99.0, "repeat_bias"'),
+        (b'"r_warm"', b'"r_warm": 1, "r_warm"'),
+        (b'"facts": {', b'"facts": {"grid": 1, '),
+    ],
+)
+def test_a_name_that_stands_twice_in_a_manifest_is_refused(
+    tmp_path: Path, name: bytes, twice: bytes
+) -> None:
+    """The digest is over what is read, and other programs may read the other value."""
+    path = write_tiny_bundle(tmp_path / "1")
+    manifest = path / "manifest.json"
+    manifest.write_bytes(manifest.read_bytes().replace(name, twice, 1))
+    with pytest.raises(BundleInvalid, match="same name twice"):
+        Bundle.load(path)

@@ -19,15 +19,15 @@ from stores import event, shown, with_store
 
 from service.errors import HistoryUnavailable
 from service.histories.redis_store import (
-    RIGHTS,
     RedisHistoryStore,
     history_key,
     marks_key,
     shown_key,
 )
+from service.histories.scripts import RIGHTS
 from service.histories.store import Attribution, Shown, Stored
 
-OPERATING = Path(__file__).parents[3] / "docs" / "operating.md"
+OPERATING = Path(__file__).parents[3] / "docs" / "how-to" / "operate.md"
 Call = Callable[[], Awaitable[Any]]
 
 
