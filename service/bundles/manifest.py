@@ -228,12 +228,19 @@ def read_fields(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise BundleInvalid(f"bundle {path}: {error}") from error
     try:
-        fields = from_json(data)
+        fields = from_json(data)  # refuses what is nested too deeply
+        json.loads(data, object_pairs_hook=_distinct)
         if not isinstance(fields, dict):
             raise ValueError("it is no object")
     except ValueError as error:
         raise BundleInvalid(f"bundle {path}: manifest.json: {one_line(error)}") from error
     return fields
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> None:
+    """Of a name that stands twice, one program takes the first value and another one the last."""
+    if len({name for name, _ in pairs}) < len(pairs):
+        raise ValueError("an object has the same name twice")
 
 
 def read_manifest(path: Path, key: str | None = None) -> Manifest:

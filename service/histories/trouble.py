@@ -26,6 +26,8 @@ TOO_OLD = (
 )
 COMMAND = re.compile(r"'([a-z_|]{1,40})' command", re.ASCII | re.IGNORECASE)
 
+NO_REDIS = "what answers at its address does not speak as Redis does: correct the URL"
+
 # By the first word of the store's reply.
 BY_CODE = {
     "OOM": "its memory is full and it may not drop keys, so it takes no writes: "
@@ -55,6 +57,7 @@ BY_TEXT = {
     "ompiling script": TOO_OLD,
     "acl_check_cmd": TOO_OLD,
     "nknown command": TOO_OLD,
+    "Invalid RESP version": NO_REDIS,  # redis-py, of a greeting that is none
 }
 BY_ERRNO = {
     errno.ECONNREFUSED: "nothing listens at its address: is it running, is the address right?",
@@ -104,7 +107,7 @@ def _reason_of_one(error: BaseException) -> str | None:
     if isinstance(error, UnicodeDecodeError):
         return BY_CODE["WRONGTYPE"]
     if isinstance(error, InvalidResponse):
-        return "what answers at its address does not speak as Redis does: correct the URL"
+        return NO_REDIS
     if type(error) is RedisError:  # raised by service.histories.connections
         return str(error)
     if isinstance(error, RedisError):

@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from tiny_bundle import DECODER, ENCODER, edit_manifest, replace_file, write_tiny_bundle
 
 from service.batching.latency_model import LatencyModel
+from service.bundles import ladder_of
 from service.bundles.bundle import Bundle
 from service.bundles.items import Item
 from service.bundles.ladder import ladder_of
@@ -339,3 +340,22 @@ def test_a_bundle_of_wrong_content_is_refused_or_serves(tiny: Path, data: st.Dat
     else:
         assert len(refusal.splitlines()) == 1
         assert len(refusal) < 1000
+
+
+@pytest.mark.parametrize(
+    ("name", "twice"),
+    [
+        (b'"repeat_bias"', b'"repeat_bias": 99.0, "repeat_bias"'),
+        (b'"r_warm"', b'"r_warm": 1, "r_warm"'),
+        (b'"facts": {', b'"facts": {"grid": 1, '),
+    ],
+)
+def test_a_name_that_stands_twice_in_a_manifest_is_refused(
+    tmp_path: Path, name: bytes, twice: bytes
+) -> None:
+    """The digest is over what is read, and other programs may read the other value."""
+    path = write_tiny_bundle(tmp_path / "1")
+    manifest = path / "manifest.json"
+    manifest.write_bytes(manifest.read_bytes().replace(name, twice, 1))
+    with pytest.raises(BundleInvalid, match="same name twice"):
+        Bundle.load(path)
