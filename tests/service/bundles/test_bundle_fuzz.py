@@ -28,7 +28,6 @@ from service.batching.latency_model import LatencyModel
 from service.bundles import ladder_of
 from service.bundles.bundle import Bundle
 from service.bundles.items import Item
-from service.bundles.ladder import ladder_of
 from service.decoding import Job
 from service.errors import BundleInvalid
 from service.http.operator_routes import bundle_info_of
