@@ -45,7 +45,7 @@ def test_repeats_in_a_row_and_rows_that_are_there_twice_are_left_out() -> None:
     assert (repeats.duplicates, repeats.consecutive) == (1, 3)
     said = repeats.said(collapsed=True)
     assert said is not None
-    assert said.startswith("left out: 1 rows that are there more than once")
+    assert said.startswith("left out: 1 rows that repeat another")
     assert "and 3 that repeat the item the same user had just before" in said
     again, none = without_repeats(left)
     assert again.equals(left)
