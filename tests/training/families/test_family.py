@@ -101,11 +101,12 @@ def test_a_family_of_its_own_enters_a_run_and_its_bundle_serves(
     assert isinstance(recorded, dict)
     assert recorded["model"]["family"] == "all_at_once"
     assert recorded["model"]["options"] == {"smoothing": 0.2}
-    losses = [json.loads(line)["loss"] for line in (out / "fit" / "scalars.jsonl").open()]
+    scalars = (out / "fit" / "scalars.jsonl").read_text().splitlines()
+    losses = [json.loads(line)["loss"] for line in scalars]
     assert losses[-1] < np.log(16)  # of one code: what a network that knows nothing has
     items = [bundle.catalogue.item_ids[row] for row in (3, 5, 8)]
     with service_process(tmp_path / "service", bundle=out / "bundle") as service:
-        answer = service.recommend(history=items, k=10).json()
+        answer = service.recommend(user_id="u", history=items, k=10).json()
     assert answer["served_by"] == "model"
     assert len({item["item_id"] for item in answer["items"]} - set(items)) == 10
 
