@@ -50,6 +50,11 @@ class RequestParser:
         self._has_offer = False  # whether the head parsed last offers an upgrade
         self.error: Exception | None = None
 
+    @property
+    def url_bytes(self) -> int:
+        """How long the URL of the last request is, as far as it has arrived."""
+        return len(self._url)
+
     def feed_data(self, data: bytes) -> None:
         """Parse what has arrived. Raises httptools.HttpParserError."""
         try:

@@ -243,10 +243,11 @@ class Http(HttpToolsProtocol):
             self._refuse(self._refusal)
 
     def send_400_response(self, msg: str) -> None:
-        if self._is_in_head and len(self.url) >= MAX_HEAD_BYTES:  # httptools reads no such URL
+        parser = cast("RequestParser", self.parser)
+        if self._is_in_head and parser.url_bytes >= MAX_HEAD_BYTES:  # httptools reads no such URL
             self._refuse(TOO_LONG)
             return
-        error = cast("RequestParser", self.parser).error
+        error = parser.error
         message = MALFORMED.get(type(error).__name__, "the request is not valid HTTP/1.1")
         self._refuse(Refusal(400, "malformed_request", message))
 

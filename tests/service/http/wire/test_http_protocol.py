@@ -621,7 +621,6 @@ UVICORN_PARTS = {
     "parser": "fed with feed_data, asked for method, version, keep-alive and upgrade",
     "scope": "of the request whose head was parsed last",
     "timeout_keep_alive": "seconds",
-    "url": "of the request whose head arrives",
 }
 UVICORN_CALLS = {
     "on_message_begin": "by the parser, as are the next three",
