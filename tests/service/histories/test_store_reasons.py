@@ -64,8 +64,8 @@ def test_a_wrong_password_or_database(server: Server, capfd: pytest.CaptureFixtu
 
 def test_what_a_store_does_not_allow(server: Server, capfd: pytest.CaptureFixture[str]) -> None:
     for rules, reason in {
-        "+@all -eval ~unmask:*": "its user may not run eval: give it the rights that docs/oper",
-        "+@all -zadd ~unmask:*": "its user may not run zadd: give it the rights that docs/oper",
+        "+@all -eval ~unmask:*": "its user may not run eval: give it the rights that docs/how",
+        "+@all -zadd ~unmask:*": "its user may not run zadd: give it the rights that docs/how",
         "+@all -time ~unmask:*": "its user may not run ",
         "+@all ~other:*": "its user may not use keys that start with unmask: give it the rights",
     }.items():
