@@ -89,7 +89,7 @@ def fit(
         try:
             trainer.restore(snapshot)
         except (KeyError, TypeError, ValueError, RuntimeError):
-            console.print(f"{checkpoint.name} was written by another version: the fit starts anew")
+            console.print(f"{checkpoint.name} was written by another version: the fit starts again")
             trainer, snapshot = beginning(), None  # part of it may have been restored
     if snapshot is None:
         remove(checkpoint)

@@ -50,7 +50,7 @@ class CatalogueSoftmax:
 
     Fully masked samples are compatible with every row: all rows are scored by one `embedding_bag`
     forward (over the codes) and one backward (over the posting lists). Where the catalogue has more
-    than `sampled_rows` rows, so many are drawn uniformly instead, anew for each minibatch, and
+    than `sampled_rows` rows, that number is drawn uniformly for each minibatch, and the loss is
     weighted for it. Other samples have few compatible rows, which are listed and scored one by one.
     """
 
