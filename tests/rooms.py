@@ -222,6 +222,24 @@ def picture(plan: Plan) -> str:
     return "\n".join([*lines, "```"]) + "\n"
 
 
+def files_in_a_line(plan: Plan) -> str:
+    """Every module with the first line of its docstring, by folder."""
+    base = ROOT / plan.package.replace(".", "/")
+    lines = []
+    for folder in ["", *sorted(plan.folders)]:
+        if plan.package == "service" and folder.partition(".")[0] == "decoding":
+            continue  # the kernel has a list of its own
+        path = base.joinpath(*folder.split(".")) if folder else base
+        lines += [f"**`{path.relative_to(ROOT)}`**", ""]
+        for module in sorted(path.glob("*.py")):
+            said = ast.get_docstring(ast.parse(module.read_text())) or ""
+            first = " ".join(said.partition("\n\n")[0].split())
+            if module.stem != "__init__":
+                lines.append(f"- `{module.name}`: {first}")
+        lines.append("")
+    return "\n".join(lines)
+
+
 def described(plan: Plan) -> Iterable[str]:
     """A plan as lines of text, top floor first."""
     top = [folder for folder in plan.folders if "." not in folder]
