@@ -548,7 +548,7 @@ def test_the_autoscaler_reads_a_metric_that_exists(rendered: Render) -> None:
     assert queue["type"] == "Pods"
     metric = queue["pods"]["metric"]["name"]
     assert metric in exposed()
-    assert f"`{metric}`" in (ROOT / "docs" / "metrics.md").read_text()
+    assert f"`{metric}`" in (ROOT / "docs" / "reference" / "metrics.md").read_text()
     [only] = rendered("url")["HorizontalPodAutoscaler"]["spec"]["metrics"]
     assert only == queue
     [rule] = yaml.safe_load(ADAPTER.read_text())["rules"]["custom"]

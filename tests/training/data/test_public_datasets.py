@@ -162,7 +162,7 @@ def test_a_second_run_goes_on_where_the_first_gave_up(
     films: Get, site: Site, tmp_path: Path
 ) -> None:
     site.breaks = [100, 0, 0, 0]
-    with pytest.raises(FetchError, match=r"in 4 attempts .* run the command again to go on"):
+    with pytest.raises(FetchError, match=r"in 4 attempts .* run the command again to continue"):
         films()
     assert raw_names(tmp_path) == {"ml-1m.zip.part", "ml-1m.zip.validator"}
     assert not (tmp_path / "out" / "interactions.parquet").exists()

@@ -80,7 +80,7 @@ def test_a_funnel_log_is_read_as_the_items_that_users_went_through(
     assert dataset_key(read) == dataset_key(plain)
     num_rows = len(plain.split.test.rows)
     [said] = [one for one in read.notes if "left out: " in one]
-    assert said.startswith(f"interactions.csv: left out: {num_rows:,} rows that are there more")
+    assert said.startswith(f"interactions.csv: left out: {num_rows:,} rows that repeat another")
     assert f"and {2 * num_rows:,} that repeat the item" in said
     assert not [one for one in plain.notes if "left out: " in one]
 
@@ -108,7 +108,7 @@ def test_the_headline_is_what_is_served_and_chosen_by(world: Path, tmp_path: Pat
     folder = tmp_path / "run" / "evaluation"
     first = (folder / "report.md").read_text().splitlines()[2]
     assert first.startswith("recall@10 **0.0000**, ndcg@10 0.0000, seen items excluded: so the ")
-    assert "Of 120 of the 120 users the history holds the target already" in first
+    assert "or 120 of the 120 users, the target is already in the history" in first
     lines = [json.loads(line) for line in (folder / "ranks.jsonl").read_text().splitlines()]
     assert {(line["rank"], line["exclude_seen"]) for line in lines} == {(None, True)}
     grid = json.loads((tmp_path / "run" / "bundle" / "manifest.json").read_text())["facts"]["grid"]
