@@ -12,12 +12,12 @@ import pytest
 from structlog.testing import capture_logs
 
 from service.errors import HistoryUnavailable
-from service.histories import RedisHistoryStore, Shown
+from service.histories import RedisHistoryStore, RememberedAnswer
 from service.schemas import Event
 from service.telemetry import Metrics
 
 EVENT = Event(event_id="1", user_id="u", item_id="i", event_type="click")
-SHOWN = Shown("r", "tiny@1", "none", ("i",), ())
+SHOWN = RememberedAnswer("r", "tiny@1", "none", ("i",), ())
 GREETING = b"%1\r\n+proto\r\n:3\r\n"
 REPLIES = {
     "a status": b"+OK\r\n",
