@@ -31,6 +31,7 @@ SWITCH_INTERVAL_S = 0.0001  # the event loop and the decode thread soon get the 
 KEEP_ALIVE_S = 75  # longer than clients and proxies keep an idle connection, so they close it
 KEPT_DESCRIPTORS = 64  # beside those of the pool: for the store, bundles, files
 LEAST_HUNG_UP = 16
+LEAST_IDLE_S = 1.0  # what a new connection has sent may not have been read yet
 LATE_REQUESTS_S = 0.2  # for late requests on open connections, once the port is closed
 
 log = structlog.get_logger()
@@ -101,7 +102,9 @@ class Server(uvicorn.Server):
         """Close some idle connections: those that have been idle for longest."""
         connections = cast("set[Http]", self.server_state.connections)
         idle = [(one.idle_until, one) for one in connections]
-        ends = [(until, id(one), one) for until, one in idle if until is not None]
+        now = asyncio.get_running_loop().time()
+        latest = now + self.config.timeout_keep_alive - LEAST_IDLE_S
+        ends = [(until, id(one), one) for until, one in idle if until and until <= latest]
         ends = sorted(ends)[: max(LEAST_HUNG_UP, len(ends) // 10)]
         for _, _, connection in ends:
             connection.shutdown()

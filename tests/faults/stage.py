@@ -60,7 +60,7 @@ class Stage:
         settings = {
             "bundles_dir": self.bundles,
             "bundle": "tiny@1",
-            "history_cap": 1_000_000,
+            "history_cap": 100_000,
             "redis_timeout_ms": 200,
             "default_timeout_ms": 5000,
             "admin_keys": ADMIN["Authorization"].split()[1],
