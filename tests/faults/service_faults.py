@@ -236,9 +236,9 @@ def decode_overload(stage: Stage) -> None:
 
     with (
         stage.valkey() as valkey,
-        stage.service(redis_url=valkey.url, bundle="tiny@slow", slo_ms=1000) as service,
+        stage.service(redis_url=valkey.url, bundle="tiny@slow", slo_ms=100) as service,
     ):
-        with steady_load(service.client.base_url, [ask] * 32):
+        with steady_load(service.client.base_url, [ask] * 64):
             wait_until(lambda: statuses[429] + statuses[504] > 20 and statuses[200] > 3, 60)
             live = {service.client.get("/health/live").status_code for _ in range(10)}
         body = {"user_id": "x", "history": ["item-1"]}

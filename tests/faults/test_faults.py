@@ -155,7 +155,7 @@ FAULTS = [
     ),
     Fault(
         "decode overload",
-        "32 clients that ask without a pause, calls of the network 50 to 100 ms",
+        "64 clients that ask without a pause, calls of the network 50 to 100 ms",
         "200, 429 or 504; live; served afterwards",
         service_faults.decode_overload,
     ),
