@@ -65,13 +65,14 @@ class UrlAndBodyChecks:
     def _read(self, scope: Scope, body: BodyInProgress, receive: Receive) -> Receive:
         """The `receive` for routes. It takes the place in the gate when the body is complete."""
         context: RequestContext = scope[SCOPE_KEY]
+        is_too_large = announced_bytes(scope) > MAX_BODY_BYTES
         is_whole = False
 
         async def read() -> Message:
             nonlocal is_whole
             if is_whole:
                 return await receive()
-            if announced_bytes(scope) > MAX_BODY_BYTES:  # who asks before sending need not send
+            if is_too_large:  # a client that waits for 100 Continue need not send it
                 raise HTTPException(413)
             try:
                 message = await self._bodies.part(body, receive)

@@ -73,9 +73,9 @@ class PlaceInGate:
         self._is_taken = False
 
     def take(self) -> bool:
-        """Enter if the gate admits it; returns whether it did."""
-        self._is_taken = self.gate.admits()
-        if self._is_taken:
+        """Enter, once, if the gate admits it; returns whether it is inside."""
+        if not self._is_taken and self.gate.admits():
+            self._is_taken = True
             self.gate.enter()
         return self._is_taken
 

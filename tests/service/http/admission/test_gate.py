@@ -63,3 +63,14 @@ def test_refusals_inside_do_not_raise_the_limit() -> None:
         clock.now += 0.0002
         gate.leave(served=False)
     assert gate.limit == BURST
+
+
+def test_a_place_is_taken_once_and_given_back_once() -> None:
+    gate = Gate(1, 256)
+    place = PlaceInGate(gate)
+    assert place.take()
+    assert place.take()
+    assert gate.inside == 1
+    place.give_back(served=True)
+    place.give_back(served=True)
+    assert gate.inside == 0
