@@ -45,14 +45,26 @@ class _Twice(ValueError):
 
 
 class _Columns:
-    """The wanted columns, which grow by chunks of rows."""
+    """The wanted columns, which grow row by row and are packed chunk by chunk."""
 
     def __init__(self, path: Path, names: Sequence[str]) -> None:
         self._path, self._names = path, list(names)
         self._chunks: dict[str, list[pl.Series]] = {name: [] for name in self._names}
         self._lines: list[pl.Series] = []
+        self._open_rows: list[tuple[str | None, ...]] = []  # not packed yet
+        self._open_lines: list[int] = []
 
-    def append(self, rows: list[tuple[str | None, ...]], lines: list[int]) -> None:
+    def append(self, row: tuple[str | None, ...], line: int) -> None:
+        self._open_rows.append(row)
+        self._open_lines.append(line)
+        if len(self._open_rows) == CHUNK_ROWS:
+            self._pack()
+
+    def _pack(self) -> None:
+        if not self._open_rows:
+            return
+        rows, lines = self._open_rows, self._open_lines
+        self._open_rows, self._open_lines = [], []
         for name, values in zip(self._names, zip(*rows, strict=True), strict=False):
             try:
                 series = pl.Series(name, values, dtype=pl.String)
@@ -66,9 +78,11 @@ class _Columns:
         self._lines.append(pl.Series(lines, dtype=pl.Int64))
 
     def column(self, name: str) -> pl.Series:
+        self._pack()
         return pl.concat(self._chunks[name] or [pl.Series(name, [], dtype=pl.String)])
 
     def lines(self) -> pl.Series:
+        self._pack()
         return pl.concat(self._lines or [pl.Series([], dtype=pl.Int64)])
 
 
@@ -88,8 +102,6 @@ def read_csv(path: Path, wanted: Mapping[str, Kind]) -> Table:
     if separator != ",":
         notes = (*notes, f"{path.name}: fields are separated by {SEPARATORS[separator]}")
     columns, indices = _Columns(path, list(found)), list(found.values())
-    rows: list[tuple[str | None, ...]] = []
-    places: list[int] = []
     for line, record in records:
         if record == names:
             raise DataError(
@@ -101,12 +113,7 @@ def read_csv(path: Path, wanted: Mapping[str, Kind]) -> Table:
                 f"{path}, line {line}: {len(record)} fields, but the first line names {len(names)} "
                 "columns; a field that holds the separator needs quotes around it"
             )
-        rows.append(tuple(record[index] or None for index in indices))
-        places.append(line)
-        if len(rows) == CHUNK_ROWS:
-            columns.append(rows, places)
-            rows, places = [], []
-    columns.append(rows, places)
+        columns.append(tuple(record[index] or None for index in indices), line)
     return Table(
         path,
         {name: columns.column(name) for name in found},
@@ -138,8 +145,6 @@ def read_json_lines(path: Path, wanted: Mapping[str, Kind]) -> Table:
     known: dict[str, str | None] = {}  # wanted column of each name seen
     spelt: dict[str, str] = {}
     columns = _Columns(path, list(wanted))
-    rows: list[tuple[str | None, ...]] = []
-    places: list[int] = []
     for line, text in enumerate(_lines(path), 1):
         if not text.strip():
             continue
@@ -171,12 +176,7 @@ def read_json_lines(path: Path, wanted: Mapping[str, Kind]) -> Table:
                     values[column] = _text_of(value, wanted[column])
                 except ValueError as error:
                     raise DataError(f"{path}, line {line}: {column} {error}") from None
-        rows.append(tuple(values.get(column) for column in wanted))
-        places.append(line)
-        if len(rows) == CHUNK_ROWS:
-            columns.append(rows, places)
-            rows, places = [], []
-    columns.append(rows, places)
+        columns.append(tuple(values.get(column) for column in wanted), line)
     return Table(
         path,
         {name: columns.column(name) for name in wanted if name in spelt},

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 from running_service import Service, service_process, wait_until
-from running_valkey import Server, running
+from running_valkey import Server
 
 from service.errors import Overloaded
 from service.http.admission.admission_rules import AT_ONCE, MOST_WAITING, AdmissionRules
@@ -30,14 +30,6 @@ KEY = {"Authorization": "Bearer a-client-key"}
 BODY = json.dumps({"user_id": "x", "history": ["item-1"]}).encode()
 INSIDE, ARRIVING = "unmask_inflight_requests", "unmask_arriving_requests"
 ROOTS = {"recommend", "events", "users", "items"}
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A Valkey that may be stopped."""
-    valkey = Server(tmp_path_factory.mktemp("valkey"), {"save": '""'})
-    with running(valkey):
-        yield valkey
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from service.http.admission.gate import BURST, WINDOW_S, Gate
+from service.http.admission.gate import BURST, WINDOW_S, Gate, PlaceInGate
 
 
 class Clock:

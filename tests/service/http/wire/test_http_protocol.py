@@ -19,7 +19,7 @@ import uvicorn
 from fastapi import Body, FastAPI, Response
 from raw_http import answers, connection, error_code
 from running_service import Service, service_process, wait_until
-from running_valkey import Server, running
+from running_valkey import Server
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
@@ -37,14 +37,6 @@ LARGE = 64 << 20
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 REFUSED = 'unmask_rejected_total{reason="inflight"}'
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A Valkey that may be stopped."""
-    valkey = Server(tmp_path_factory.mktemp("valkey"), {"save": '""'})
-    with running(valkey):
-        yield valkey
 
 
 @pytest.fixture(scope="module")
