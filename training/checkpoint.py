@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from training.stages import written_whole
+
 
 def read_checkpoint(checkpoint: Path, key: str, console: Console) -> dict[str, Any] | None:
     """The snapshot that `write_checkpoint` wrote for this key.
@@ -39,13 +41,8 @@ def read_checkpoint(checkpoint: Path, key: str, console: Console) -> dict[str, A
 
 def write_checkpoint(checkpoint: Path, snapshot: dict[str, Any]) -> None:
     """Write it whole, under a temporary name at first. Raises OSError if that fails."""
-    temporary = checkpoint.with_suffix(".part")
     try:
-        with temporary.open("wb") as opened:
+        with written_whole(checkpoint) as opened:
             torch.save(snapshot, opened)
-        temporary.replace(checkpoint)
-    except (OSError, RuntimeError) as error:  # torch's own writer raises RuntimeError
-        temporary.unlink(missing_ok=True)  # its remains may fill the disk
-        if isinstance(error, OSError):
-            raise
+    except RuntimeError as error:  # of torch's own writer
         raise OSError(f"{checkpoint} could not be written: is the disk full?") from error

@@ -12,9 +12,10 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from rich.console import Console
 
@@ -66,7 +67,8 @@ def work_stage(
         **result,
         "files": files_of(folder),
     }
-    write_whole(record_file, (json.dumps(record, indent=2) + "\n").encode())
+    with written_whole(record_file) as opened:
+        opened.write((json.dumps(record, indent=2) + "\n").encode())
     return record
 
 
@@ -107,13 +109,18 @@ def files_of(folder: Path) -> dict[str, dict[str, Any]]:
     return {name: entry for name, entry in found.items() if entry is not None}
 
 
-def write_whole(file: Path, data: bytes) -> None:
-    """Write a file under a temporary name and rename it last: it is whole or not there."""
+@contextmanager
+def written_whole(file: Path) -> Iterator[BinaryIO]:
+    """Open a file for writing under a temporary name and rename it last: it is whole or not there.
+
+    Raises what the writer raises, and OSError; nothing is left then.
+    """
     temporary = file.with_name(f"{file.name}.part")
     try:
-        temporary.write_bytes(data)
+        with temporary.open("wb") as opened:
+            yield opened
         temporary.replace(file)
-    except OSError:
+    except BaseException:
         temporary.unlink(missing_ok=True)  # its remains may fill the disk
         raise
 

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from training.evaluation.evaluation import recall_at
+from training.stages import written_whole
 
 TargetRanks = NDArray[np.int32]
 
@@ -72,10 +73,8 @@ class SystemRanks:
         file.parent.mkdir(parents=True, exist_ok=True)
         if file.is_dir():
             shutil.rmtree(file)
-        temporary = file.with_suffix(".part")
-        with temporary.open("wb") as opened:
+        with written_whole(file) as opened:
             np.savez_compressed(opened, meta=np.array(json.dumps({"key": key, **meta})), **arrays)
-        temporary.replace(file)
 
     @classmethod
     def load(cls, file: Path, key: str) -> SystemRanks | None:

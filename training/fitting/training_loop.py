@@ -34,7 +34,7 @@ from training.data import Split
 from training.errors import DataError, FitDiverged
 from training.evaluation import draw_windows, ranks, recall_at
 from training.families import family_of
-from training.stages import remove
+from training.stages import remove, written_whole
 
 LOG_EVERY = 20  # steps
 MOST_EPOCHS = 200  # unless asked for: few samples are seen often enough
@@ -322,9 +322,8 @@ def _cut_after(step: int, log_file: Path) -> None:
     lines = text.splitlines(keepends=True)
     kept = [line for line in lines if line.endswith("\n") and _step_of(line) <= step]
     if len(kept) < len(lines):
-        part = log_file.with_suffix(".part")
-        part.write_text("".join(kept))
-        part.replace(log_file)
+        with written_whole(log_file) as opened:
+            opened.write("".join(kept).encode())
 
 
 def _step_of(line: str) -> float:
