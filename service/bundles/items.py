@@ -32,7 +32,7 @@ def _check_depth(path: str) -> str:
     return path
 
 
-# A client could not ask for other ids: see `ItemId` in service/schemas/recommend.py.
+# A client could not ask for other ids: see `ItemId` in service/schemas/fields.py.
 StoredItemId = Annotated[
     str,
     StringConstraints(

@@ -57,7 +57,7 @@ BETWEEN_FIELDS = {
     "beam_width",
     "schedule",
     "timeout_ms",
-}  # error types of service.schemas.recommend
+}  # error types of service.schemas
 
 log = structlog.get_logger()
 

@@ -3,11 +3,14 @@
 Pydantic models and nothing else. The OpenAPI document is made from them. They know no HTTP, no
 store and no bundle. Bounds that depend on a bundle are checked where the bundle is known.
 
-Reading order: `recommend` (requests, answers and the one error body), `events`, `items`,
-`operators`.
+Reading order: `fields` (what all share), `recommend`, `errors` (the one error body), `batch`,
+`events`, `items`, `operators`.
 """
 
+from service.schemas.batch import BatchEntry, BatchRequest, BatchResponse, BatchResult
+from service.schemas.errors import ErrorDetail, ErrorResponse
 from service.schemas.events import Event, EventsRequest, EventsResponse, RejectedEvent
+from service.schemas.fields import DIGITS, ItemId, UserId, field_name, is_user_id
 from service.schemas.items import (
     ItemResponse,
     ItemsRequest,
@@ -30,32 +33,21 @@ from service.schemas.operators import (
     Role,
 )
 from service.schemas.recommend import (
-    DIGITS,
     MAX_BEAM_WIDTH,
     MAX_HISTORY_LIMIT,
     MAX_K,
-    BatchEntry,
-    BatchRequest,
-    BatchResponse,
-    BatchResult,
     CodesInCommon,
     DegradedReason,
-    ErrorDetail,
-    ErrorResponse,
     Explanation,
     Fallback,
     HistoryResponse,
     HistorySource,
-    ItemId,
     RecommendedItem,
     RecommendRequest,
     RecommendResponse,
     UsedDecoding,
     UsedHistory,
     UsedVariant,
-    UserId,
-    field_name,
-    is_user_id,
 )
 
 __all__ = [

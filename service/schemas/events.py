@@ -1,6 +1,6 @@
 """What events look like in JSON, and what became of them.
 
-As in `service.schemas.recommend`, unknown fields are refused. Knows nothing of HTTP or the store.
+As in `service.schemas.fields`, unknown fields are refused. Knows nothing of HTTP or the store.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
-from service.schemas.recommend import AnswerModel, ItemId, RequestModel, UserId, entry_or_error
+from service.schemas.fields import AnswerModel, ItemId, RequestModel, UserId, entry_or_error
 
 MAX_TIMESTAMP_S = 10**11  # the year 5138; today's time in milliseconds is larger, so it is refused
 

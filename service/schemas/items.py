@@ -1,6 +1,6 @@
 """JSON about items: one item, similar items, and changes of items.
 
-As in `service.schemas.recommend`, unknown fields are refused. Knows nothing of HTTP.
+As in `service.schemas.fields`, unknown fields are refused. Knows nothing of HTTP.
 """
 
 from __future__ import annotations
@@ -9,15 +9,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from service.schemas.recommend import (
-    WHOLE_NUMBER,
-    AnswerModel,
-    AttributeValue,
-    CodesInCommon,
-    ItemId,
-    NewItemId,
-    RequestModel,
-)
+from service.schemas.fields import WHOLE_NUMBER, AnswerModel, ItemId, NewItemId, RequestModel
+from service.schemas.recommend import AttributeValue, CodesInCommon
 
 MAX_SIMILAR = 100
 

@@ -1,6 +1,6 @@
 """JSON for operators of the service: health, facts, bundles in memory.
 
-As in `service.schemas.recommend`, unknown fields are refused. Knows nothing of HTTP.
+As in `service.schemas.fields`, unknown fields are refused. Knows nothing of HTTP.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import ConfigDict, Field
 
 from service.decoding import Ranking
-from service.schemas.recommend import AnswerModel, RequestModel
+from service.schemas.fields import AnswerModel, RequestModel
 
 Role = Literal["active", "previous", "candidate", "experiment"]
 

@@ -1,146 +1,42 @@
-"""What requests and answers look like in JSON: fields, bounds, one sentence each.
+"""What is asked for a user and what is answered: fields, bounds, one sentence each.
 
-Unknown fields are refused, so that a misspelt field does not silently mean a default. The
-recommender checks bounds that depend on the bundle (r_warm, m_par). Knows nothing of HTTP.
+The recommender checks bounds that depend on the bundle (r_warm, m_par). Knows nothing of HTTP.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Sequence
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
     Field,
-    PlainValidator,
     StringConstraints,
-    TypeAdapter,
-    ValidationError,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
 
 from service.decoding import Ranking
+from service.schemas.fields import (
+    WHOLE_NUMBER,
+    AnswerModel,
+    ItemId,
+    RequestModel,
+    TimeoutMs,
+    UserId,
+)
 
 Fallback = Literal["history", "off", "all"]  # when popular items answer: see UNMASK_FALLBACK
 HistorySource = Literal["store", "request", "unavailable"]
 DegradedReason = Literal[
     "history_unavailable", "history_unknown", "schedule_reduced", "decode_failed", "deadline"
 ]
-
 MAX_K = 100
 MAX_BEAM_WIDTH = 200
 MAX_FINISH_ROWS = 1_000_000
-MAX_REQUESTS = 32
 MAX_HISTORY_LIMIT = 10_000
-MAX_FIELD_CHARS = 100
 # The fields that say how to decode. A test checks that they are those of `DecodingDefaults`.
 DECODING_FIELDS = ("r_warm", "m_par", "beam_width", "ranking", "finish_rows")
-
-# User ids are path segments and Redis hash tags. Clients remove `.` and `..` from a path before
-# they send it, even when escaped. Such a user could be stored, but never erased.
-USER_ID = re.compile(r"^(?!\.{1,2}$)[^/{}\x00-\x1f\x7f]+$")
-NEW_ITEM_ID = re.compile(r"^(?!\.{1,2}$)[^\x00-\x1f\x7f]+$")
-
-
-def _check_user_id(user_id: str) -> str:
-    if not USER_ID.fullmatch(user_id):
-        message = "must not be . or .., nor contain / { } or control characters"
-        raise PydanticCustomError("user_id", message)
-    return user_id
-
-
-def _check_new_item_id(item_id: str) -> str:
-    if not NEW_ITEM_ID.fullmatch(item_id):
-        message = "must not be . or .., nor contain control characters"
-        raise PydanticCustomError("item_id", message)
-    return item_id
-
-
-def _without_point(value: Any) -> Any:
-    """3 for 3.0. JSON has one kind of number, and JSON Schema calls both integers."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _digits_only(value: Any) -> Any:
-    if isinstance(value, str) and not re.fullmatch(r"-?[0-9]+", value, re.ASCII):
-        raise PydanticCustomError("digits", "must be a whole number, written in digits")
-    return value
-
-
-UserId = Annotated[
-    str,
-    StringConstraints(min_length=1, max_length=256),
-    AfterValidator(_check_user_id),
-    Field(json_schema_extra={"pattern": USER_ID.pattern}),
-]
-# Every id that a bundle may hold (`StoredItemId` in service/bundles/items.py) can be named. An
-# added id must fit into a path, too.
-ItemId = Annotated[str, StringConstraints(min_length=1, max_length=256)]
-NewItemId = Annotated[
-    ItemId,
-    AfterValidator(_check_new_item_id),
-    Field(json_schema_extra={"pattern": NEW_ITEM_ID.pattern}),
-]
-# Comes after the bounds of every integer that a client sends.
-WHOLE_NUMBER = BeforeValidator(_without_point)
-# Comes after the bounds of every integer of a query: Pydantic would read 1_0 as 10.
-DIGITS = BeforeValidator(_digits_only)
-TimeoutMs = Annotated[int, Field(ge=1, le=10_000), WHOLE_NUMBER]
 AttributeName = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 AttributeValue = Annotated[str, StringConstraints(min_length=1, max_length=500)]
-
-
-def is_user_id(text: str) -> bool:
-    """Whether the service accepts the text as a user id."""
-    try:
-        TypeAdapter(UserId).validate_python(text)
-    except ValidationError:
-        return False
-    return True
-
-
-def field_name(loc: Iterable[str | int]) -> str:
-    """`history.1` for ("history", 1). It is cut, because a client may send a name of any length."""
-    return ".".join(str(part) for part in loc)[:MAX_FIELD_CHARS]
-
-
-class RequestModel(BaseModel):
-    """What a client sends: no unknown fields, no conversions."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _is_an_object(cls, value: Any) -> Any:
-        if not isinstance(value, dict | cls):
-            raise PydanticCustomError("object", "must be a JSON object")
-        return value
-
-
-class AnswerModel(BaseModel):
-    """What a client gets."""
-
-    model_config = ConfigDict(frozen=True)
-
-
-def entry_or_error(model: type[RequestModel]) -> PlainValidator:
-    """Validates an entry of a list on its own, so that a wrong one does not stop the others.
-
-    The result is the entry, or the ValidationError that says what is wrong with it.
-    """
-
-    def validated(value: Any) -> RequestModel | ValidationError:
-        try:
-            return model.model_validate(value)
-        except ValidationError as error:
-            return error
-
-    return PlainValidator(validated, json_schema_input_type=model)
 
 
 class RecommendFields(RequestModel):
@@ -188,7 +84,8 @@ class RecommendFields(RequestModel):
     ] = Field(
         {},
         max_length=8,
-        description="Only items that have one of the values of each attribute; see README.md.",
+        description="Only items that have one of the values of each attribute; "
+        "see docs/how-to/serve.md.",
     )
     after: str | None = Field(
         None,
@@ -315,89 +212,8 @@ class RecommendResponse(AnswerModel):
     timings_ms: dict[str, float]
 
 
-class BatchEntry(RecommendFields):
-    """One of several requests."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _has_no_deadline(cls, value: Any) -> Any:
-        if isinstance(value, dict) and "timeout_ms" in value:
-            raise PydanticCustomError("timeout_ms", "is given once, for all requests")
-        return value
-
-
-class BatchRequest(RequestModel):
-    """Several requests under one deadline. A refused request does not stop the others."""
-
-    requests: list[Annotated[BatchEntry | ValidationError, entry_or_error(BatchEntry)]] = Field(
-        min_length=1, max_length=MAX_REQUESTS
-    )
-    timeout_ms: TimeoutMs | None = Field(None, description="Deadline of them all, from receipt.")
-
-
 class HistoryResponse(AnswerModel):
     """A user's stored items, oldest to newest. Empty for an unknown user."""
 
     user_id: str
     history: list[str]
-
-
-class ErrorDetail(AnswerModel):
-    """One wrong field. The message never repeats the value."""
-
-    param: str
-    message: str
-    type: str
-
-
-class Error(AnswerModel):
-    """`retryable` is true when the same request may succeed later."""
-
-    code: str
-    message: str
-    param: str | None
-    retryable: bool
-    request_id: str
-    details: list[ErrorDetail]
-
-
-class ErrorResponse(AnswerModel):
-    """The body of every answer that is not a success."""
-
-    error: Error
-
-    @classmethod
-    def of(
-        cls,
-        code: str,
-        message: str,
-        request_id: str,
-        *,
-        param: str | None = None,
-        retryable: bool = False,
-        details: Sequence[ErrorDetail] = (),
-    ) -> Self:
-        """The one body that all errors have."""
-        error = Error(
-            code=code,
-            message=message,
-            param=param,
-            retryable=retryable,
-            request_id=request_id,
-            details=list(details),
-        )
-        return cls(error=error)
-
-
-class BatchResult(AnswerModel):
-    """The answer to one of several requests: `response` if the status is 200, else `error`."""
-
-    status: int
-    response: RecommendResponse | None = None
-    error: Error | None = None
-
-
-class BatchResponse(AnswerModel):
-    """Results in the order of the requests."""
-
-    results: list[BatchResult]

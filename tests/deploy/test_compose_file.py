@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from service.http.error_map import RETRYABLE
-from service.schemas.recommend import Error
+from service.schemas.errors import Error
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())

@@ -14,8 +14,8 @@ import polars as pl
 from training.data.files.table import Table, shown
 from training.errors import DataError
 
-MAX_ID_CHARS = 256  # the limit of the service's API, service/schemas/recommend.py
-# The rules of the service's API (`UserId`, `ItemId` in service/schemas/recommend.py).
+MAX_ID_CHARS = 256  # the limit of the service's API, service/schemas/fields.py
+# The rules of the service's API (`UserId`, `ItemId` in service/schemas/fields.py).
 SERVED_USER_ID = re.compile(r"[^/{}\x00-\x1f\x7f]{1,256}")
 NOT_IN_IDS = {
     "user_id": (r"[/{}\x00-\x1f\x7f]", "holds /, {, } or a control character"),

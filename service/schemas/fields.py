@@ -1,0 +1,125 @@
+"""What all schemas share: ids, whole numbers, and the base classes of requests and answers.
+
+Unknown fields are refused, so that a misspelt field does not silently mean a default. Knows no
+request.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Annotated, Any
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+MAX_FIELD_CHARS = 100
+# User ids are path segments and Redis hash tags. Clients remove `.` and `..` from a path before
+# they send it, even when escaped. Such a user could be stored, but never erased.
+USER_ID = re.compile(r"^(?!\.{1,2}$)[^/{}\x00-\x1f\x7f]+$")
+NEW_ITEM_ID = re.compile(r"^(?!\.{1,2}$)[^\x00-\x1f\x7f]+$")
+
+
+def _check_user_id(user_id: str) -> str:
+    if not USER_ID.fullmatch(user_id):
+        message = "must not be . or .., nor contain / { } or control characters"
+        raise PydanticCustomError("user_id", message)
+    return user_id
+
+
+def _check_new_item_id(item_id: str) -> str:
+    if not NEW_ITEM_ID.fullmatch(item_id):
+        message = "must not be . or .., nor contain control characters"
+        raise PydanticCustomError("item_id", message)
+    return item_id
+
+
+def _without_point(value: Any) -> Any:
+    """3 for 3.0. JSON has one kind of number, and JSON Schema calls both integers."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _digits_only(value: Any) -> Any:
+    if isinstance(value, str) and not re.fullmatch(r"-?[0-9]+", value, re.ASCII):
+        raise PydanticCustomError("digits", "must be a whole number, written in digits")
+    return value
+
+
+UserId = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=256),
+    AfterValidator(_check_user_id),
+    Field(json_schema_extra={"pattern": USER_ID.pattern}),
+]
+# Every id that a bundle may hold (`StoredItemId` in service/bundles/items.py) can be named. An
+# added id must fit into a path, too.
+ItemId = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+NewItemId = Annotated[
+    ItemId,
+    AfterValidator(_check_new_item_id),
+    Field(json_schema_extra={"pattern": NEW_ITEM_ID.pattern}),
+]
+# Comes after the bounds of every integer that a client sends.
+WHOLE_NUMBER = BeforeValidator(_without_point)
+# Comes after the bounds of every integer of a query: Pydantic would read 1_0 as 10.
+DIGITS = BeforeValidator(_digits_only)
+TimeoutMs = Annotated[int, Field(ge=1, le=10_000), WHOLE_NUMBER]
+
+
+def is_user_id(text: str) -> bool:
+    """Whether the service accepts the text as a user id."""
+    try:
+        TypeAdapter(UserId).validate_python(text)
+    except ValidationError:
+        return False
+    return True
+
+
+def field_name(loc: Iterable[str | int]) -> str:
+    """`history.1` for ("history", 1). It is cut, because a client may send a name of any length."""
+    return ".".join(str(part) for part in loc)[:MAX_FIELD_CHARS]
+
+
+class RequestModel(BaseModel):
+    """What a client sends: no unknown fields, no conversions."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_an_object(cls, value: Any) -> Any:
+        if not isinstance(value, dict | cls):
+            raise PydanticCustomError("object", "must be a JSON object")
+        return value
+
+
+class AnswerModel(BaseModel):
+    """What a client gets."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+def entry_or_error(model: type[RequestModel]) -> PlainValidator:
+    """Validates an entry of a list on its own, so that a wrong one does not stop the others.
+
+    The result is the entry, or the ValidationError that says what is wrong with it.
+    """
+
+    def validated(value: Any) -> RequestModel | ValidationError:
+        try:
+            return model.model_validate(value)
+        except ValidationError as error:
+            return error
+
+    return PlainValidator(validated, json_schema_input_type=model)
