@@ -10,7 +10,7 @@ from training.baselines.item_knn import ItemKNN
 from training.baselines.popularity import Popularity
 from training.baselines.scorer import Scorer, ranks
 from training.baselines.sequence_config import BERT4RecConfig, SASRecConfig
-from training.baselines.sequence_fit import SequenceScorer, fit_sequence_model
+from training.baselines.sequence_fit import fit_sequence_model
 from training.baselines.sequential_memory import SequentialMemory
 from training.baselines.text_knn import TextKNN
 
@@ -20,7 +20,6 @@ __all__ = [
     "Popularity",
     "SASRecConfig",
     "Scorer",
-    "SequenceScorer",
     "SequentialMemory",
     "TextKNN",
     "fit_sequence_model",
