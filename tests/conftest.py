@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from ports import find_free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -84,13 +85,6 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
 def free_port() -> int:
     """A TCP port of 127.0.0.1 that nobody listens on."""
     return find_free_port()
-
-
-def find_free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def pytest_configure() -> None:

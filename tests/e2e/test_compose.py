@@ -22,7 +22,7 @@ from typing import Any
 
 import httpx
 import pytest
-from running_service import free_port
+from ports import find_free_port
 from steady_load import Load, steady_load
 
 from loadtest.clients.held_out import read_held_out
@@ -87,7 +87,7 @@ class Stack:
 
 @pytest.fixture(scope="module")
 def stack() -> Iterator[Stack]:
-    ports = {name: free_port() for name in ("GATEWAY", "PROMETHEUS", "GRAFANA", "LOCUST")}
+    ports = {name: find_free_port() for name in ("GATEWAY", "PROMETHEUS", "GRAFANA", "LOCUST")}
     ours = {
         "COMPOSE_PROJECT_NAME": PROJECT,
         "COMPOSE_ENV_FILES": os.devnull,  # not the .env of an installation of somebody's own

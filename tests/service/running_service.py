@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from ports import find_free_port
 
 READY_WITHIN_S = 60
 
@@ -101,7 +101,7 @@ def service_process(
     descriptors: the soft and the hard limit of open files that it starts with
     """
     folder.mkdir(parents=True, exist_ok=True)
-    port = free_port()
+    port = find_free_port()
     environment = {k: v for k, v in os.environ.items() if not k.startswith("UNMASK_")}
     settings = {"drain_delay_s": 0, "slo_ms": 10_000} | settings
     environment |= {f"UNMASK_{name.upper()}": str(value) for name, value in settings.items()}
@@ -136,13 +136,6 @@ def service_process(
                 process.kill()
                 service.wait()
                 raise
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 10) -> None:

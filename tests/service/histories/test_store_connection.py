@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from ports import find_free_port
 from redis.crc import key_slot
-from running_service import free_port, wait_until
+from running_service import wait_until
 from running_valkey import Server, clustered, replicated, watched
 from stores import answered, event, shown, with_store
 
@@ -77,7 +78,7 @@ def test_a_missing_replica_is_no_trouble(pair: tuple[Server, Server]) -> None:
         await store.append([event("gone", "a")])
         assert await store.read("gone") == ["a"]
 
-    nobody = f"redis://127.0.0.1:{free_port()}"
+    nobody = f"redis://127.0.0.1:{find_free_port()}"
     with_store(pair[0].url, use, timeout_s=0.4, replica_url=nobody)
 
 
@@ -139,7 +140,7 @@ def test_one_seed_that_answers_is_enough(cluster: list[Server]) -> None:
     async def use(store: RedisHistoryStore) -> None:
         assert await store.read("any") == []
 
-    dead = f"127.0.0.1:{free_port()}"
+    dead = f"127.0.0.1:{find_free_port()}"
     with_store(f"redis+cluster://{dead},127.0.0.1:{cluster[1].port},{dead}", use, timeout_s=1)
 
 
@@ -262,7 +263,7 @@ def test_sentinels_say_which_server_to_ask_and_a_failover_is_followed(
         assert await answered(lambda: store.read("sen")) == ["a", "b", "c"]
 
     with watched(tmp_path, password=PASSWORD) as (primary, replica, sentinel):
-        hosts = f"127.0.0.1:{free_port()},127.0.0.1:{sentinel.port}"
+        hosts = f"127.0.0.1:{find_free_port()},127.0.0.1:{sentinel.port}"
         url = f"redis+sentinel://:{ESCAPED}@{hosts}/shop/0?sentinel_password={ESCAPED}"
         with_store(url, use, timeout_s=0.3, replica_reads=True, metrics=metrics)
     captured = capfd.readouterr()

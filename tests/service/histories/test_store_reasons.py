@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 import redis
+from ports import find_free_port
 from redis.exceptions import ResponseError
-from running_service import free_port, service_process, wait_until
+from running_service import service_process, wait_until
 from running_valkey import REDIS_7, Server, running
 from stores import event, with_store
 
@@ -81,7 +82,7 @@ def test_a_store_that_takes_no_writes(server: Server, capfd: pytest.CaptureFixtu
         server.ask("CONFIG", "SET", setting, value)
         check_reason(server.url_of("", SECRET), reason, capfd)
         server.ask("CONFIG", "SET", setting, usual)
-    server.ask("REPLICAOF", "127.0.0.1", free_port())
+    server.ask("REPLICAOF", "127.0.0.1", find_free_port())
     check_reason(server.url_of("", SECRET), "it is a replica and takes no writes", capfd)
     server.ask("REPLICAOF", "NO", "ONE")
     server.ask("SET", history_key(USER), "not a list")
@@ -115,7 +116,7 @@ def test_a_store_that_cannot_save(tmp_path: Path, capfd: pytest.CaptureFixture[s
 
 
 def test_nothing_listens_at_the_address(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    nobody = f"127.0.0.1:{free_port()}"
+    nobody = f"127.0.0.1:{find_free_port()}"
     check_reason(f"redis://:{SECRET}@{nobody}", "nothing listens at its address", capfd)
     check_reason(f"unix://{tmp_path}/valkey.sock", "its socket", capfd)
     check_reason(f"redis://:{SECRET}@nobody.invalid", "the name of its host is not known", capfd)
@@ -156,7 +157,7 @@ def test_certificates(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None
     command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2"
     command += " -keyout key.pem -out cert.pem -subj /CN=store -addext subjectAltName=IP:127.0.0.1"
     subprocess.run(command.split(), cwd=tmp_path, check=True, capture_output=True)
-    cert, key, port = tmp_path / "cert.pem", tmp_path / "key.pem", free_port()
+    cert, key, port = tmp_path / "cert.pem", tmp_path / "key.pem", find_free_port()
     config = {"tls-port": str(port), "tls-cert-file": str(cert), "tls-key-file": str(key)}
     config |= {"tls-ca-cert-file": str(cert), "tls-auth-clients": "no"}
     trusted = f"rediss://127.0.0.1:{port}?ssl_ca_certs={cert}"

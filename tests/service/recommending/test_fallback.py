@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from running_service import free_port, service_process, wait_until
+from ports import find_free_port
+from running_service import service_process, wait_until
 from tiny_bundle import POISON
 
 
@@ -34,7 +35,7 @@ def test_off_answers_nothing_without_the_store_and_is_not_ready(
         tmp_path,
         bundles_dir=bundles_dir,
         bundle="tiny@1",
-        redis_url=f"redis://127.0.0.1:{free_port()}",
+        redis_url=f"redis://127.0.0.1:{find_free_port()}",
         fallback="off",
     ) as service:
 

@@ -12,7 +12,8 @@ from typing import Any, cast
 
 import httpx
 import pytest
-from running_service import Service, free_port, service_process, wait_until
+from ports import find_free_port
+from running_service import Service, service_process, wait_until
 from structlog.testing import capture_logs
 
 from service.__main__ import Server
@@ -148,7 +149,9 @@ def test_kept_descriptors_are_for_others_and_the_end_of_the_shortage_is_logged(
 
 def test_as_many_may_wait_as_the_code_says(tmp_path: Path) -> None:
     """uvicorn, given an open port, would call listen again, with its own number."""
-    settings = Settings(bundle=str(tmp_path), port=free_port(), redis_url="redis://127.0.0.1:1")
+    settings = Settings(
+        bundle=str(tmp_path), port=find_free_port(), redis_url="redis://127.0.0.1:1"
+    )
     allowed = int(Path("/proc/sys/net/core/somaxconn").read_text())
 
     async def run() -> None:
