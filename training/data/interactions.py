@@ -109,6 +109,13 @@ class Interactions:
         """(num_interactions,) int32: index of the user of each interaction."""
         return np.repeat(np.arange(self.num_users, dtype=np.int32), self.lengths())
 
+    def with_targets(self, windows: Windows) -> Interactions:
+        """Each window's target behind the history of its user; at most one window a user."""
+        added = np.zeros(self.num_users, dtype=np.int64)
+        added[windows.users] = 1
+        rows = np.insert(self.rows, self.indptr[windows.users + 1], windows.targets)
+        return replace(self, indptr=self.indptr + _indptr(added), rows=rows)
+
     def windows(self) -> Windows:
         """Training samples: every prefix of at least one item predicts the next item.
 
@@ -131,12 +138,16 @@ class Split:
 
     Users with fewer than three interactions are only in `train`.
 
-    train:      the same users and items as the log that was split
-    validation: one window per user with >= 3 interactions, in user order
-    test:       the same users in the same order
+    train:       the same users and items as the log that was split
+    before_test: all that is known at the test: `train` and what validation held out
+    everything:  the whole log: what is known when the bundle is shipped
+    validation:  one window per user with >= 3 interactions, in user order
+    test:        the same users in the same order
     """
 
     train: Interactions
+    before_test: Interactions
+    everything: Interactions
     validation: Windows
     test: Windows
 
@@ -220,9 +231,13 @@ def leave_last_out(interactions: Interactions) -> Split:
     in_train[stops - 1] = in_train[stops - 2] = False
     train_lengths = np.where(lengths >= 3, lengths - 2, lengths)
     rows = interactions.rows
+    train = replace(interactions, indptr=_indptr(train_lengths), rows=rows[in_train])
+    validation = Windows(rows, users, starts, stops - 2)
     return Split(
-        train=replace(interactions, indptr=_indptr(train_lengths), rows=rows[in_train]),
-        validation=Windows(rows, users, starts, stops - 2),
+        train=train,
+        before_test=train.with_targets(validation),
+        everything=interactions,
+        validation=validation,
         test=Windows(rows, users, starts, stops - 1),
     )
 

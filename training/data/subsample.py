@@ -43,17 +43,22 @@ def thin(dataset: Dataset, dropped: float, *, seed: int = 0) -> Dataset:
     def renumbered(windows: Windows) -> Windows:
         return replace(windows, rows=new_row_of[windows.rows])
 
+    kept_train = replace(
+        train,
+        item_ids=tuple(train.item_ids[row] for row in old_rows),
+        indptr=np.concatenate([[0], np.cumsum(left)]).astype(np.int64),
+        rows=new_row_of[train.rows[kept]],
+    )
+    validation, test = renumbered(dataset.split.validation), renumbered(dataset.split.test)
+    before_test = kept_train.with_targets(validation)
     return replace(
         dataset,
         split=Split(
-            train=replace(
-                train,
-                item_ids=tuple(train.item_ids[row] for row in old_rows),
-                indptr=np.concatenate([[0], np.cumsum(left)]).astype(np.int64),
-                rows=new_row_of[train.rows[kept]],
-            ),
-            validation=renumbered(dataset.split.validation),
-            test=renumbered(dataset.split.test),
+            train=kept_train,
+            before_test=before_test,
+            everything=before_test.with_targets(test),
+            validation=validation,
+            test=test,
         ),
         items=tuple(dataset.items[row] for row in old_rows),
         embeddings=None if dataset.embeddings is None else dataset.embeddings[old_rows],

@@ -352,6 +352,10 @@ def test_thinning_leaves_two_and_is_the_same_for_all(compared: Compared) -> None
     for dropped, least in ((0.75, 2), (1.0, 2)):
         assert thin(full, dropped).split.train.lengths().min() >= least
     less = thin(full, 0.75).split.train
+    split = thin(full, 0.75).split
+    assert split.before_test.num_interactions == less.num_interactions + len(split.validation)
+    newest = [split.everything.history_of(user)[-1] for user in split.test.users]
+    assert newest == split.test.targets.tolist()
     for user in range(was.num_users):
         before, after, last = (
             [log.item_ids[row] for row in log.history_of(user)] for log in (was, now, less)

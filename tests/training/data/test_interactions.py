@@ -266,6 +266,12 @@ def test_k_core_against_plain_python(histories: list[list[int]], core: int) -> N
 def test_leave_last_out_by_hand() -> None:
     split = leave_last_out(log_of([[0, 1, 2, 3, 4], [5, 6], [], [6, 6, 5]]))
     assert named(split.train) == {"u0": ["i0", "i1", "i2"], "u1": ["i5", "i6"], "u3": ["i6"]}
+    assert named(split.before_test) == {
+        "u0": ["i0", "i1", "i2", "i3"],
+        "u1": ["i5", "i6"],
+        "u3": ["i6", "i6"],
+    }
+    assert named(split.everything)["u0"] == ["i0", "i1", "i2", "i3", "i4"]
     assert split.validation.users.tolist() == split.test.users.tolist() == [0, 3]
     assert [split.validation.history_of(w).tolist() for w in (0, 1)] == [[0, 1, 2], [6]]
     assert split.validation.targets.tolist() == [3, 6]
