@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-StageName = Literal["codebook", "fit", "export", "bundle", "evaluation"]
+StageName = Literal["codebook", "fit", "export", "trial", "evaluation", "refit", "bundle"]
 STAGES: tuple[StageName, ...] = get_args(StageName)
 
 
@@ -23,6 +23,8 @@ class ComparisonTable(StrEnum):
     LENGTHS = "lengths"
     ABLATIONS = "ablations"
     DENSITY = "density"
+    REFIT = "refit"
+    SCRATCH = "scratch"
 
 
 class Section(BaseModel):
@@ -295,6 +297,21 @@ class EvaluationConfig(Section):
     batch: int = Field(32, ge=1, description="users decoded together")
 
 
+class RefitConfig(Section):
+    """What ships knows all interactions; what is measured, the trial, does not."""
+
+    enabled: bool = Field(
+        True, description="learn all interactions before shipping; off = the trial ships"
+    )
+    share: float = Field(
+        0.25,
+        ge=0,
+        le=0.5,
+        description="share of the fit's steps that the network learns on, at the last of its "
+        "learning rates; 0 = it stays, and only counts are made again",
+    )
+
+
 class BundleConfig(Section):
     """What the bundle is called and carries."""
 
@@ -331,4 +348,5 @@ class RunConfig(Section):
     export: ExportConfig = ExportConfig()
     neighbours: NeighboursConfig = NeighboursConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    refit: RefitConfig = RefitConfig()
     bundle: BundleConfig = BundleConfig()

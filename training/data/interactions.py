@@ -56,6 +56,10 @@ class Windows:
         end = self.ends[window]
         return self.rows[max(self.starts[window], end - HISTORY_CAP) : end]
 
+    def reordered(self, order: NDArray[np.intp]) -> Windows:
+        """The same with new row numbers: row i is what row `order[i]` was."""
+        return replace(self, rows=_inverse(order)[self.rows])
+
 
 @dataclass(frozen=True, eq=False)
 class Interactions:
@@ -109,12 +113,23 @@ class Interactions:
         """(num_interactions,) int32: index of the user of each interaction."""
         return np.repeat(np.arange(self.num_users, dtype=np.int32), self.lengths())
 
-    def with_targets(self, windows: Windows) -> Interactions:
-        """Each window's target behind the history of its user; at most one window a user."""
-        added = np.zeros(self.num_users, dtype=np.int64)
-        added[windows.users] = 1
-        rows = np.insert(self.rows, self.indptr[windows.users + 1], windows.targets)
-        return replace(self, indptr=self.indptr + _indptr(added), rows=rows)
+    def oldest(self, lengths: NDArray[np.int64]) -> Interactions:
+        """The oldest interactions of each user, as many as `lengths`, (num_users,), says."""
+        places = np.arange(self.num_interactions) - np.repeat(self.indptr[:-1], self.lengths())
+        kept = places < np.repeat(lengths, self.lengths())
+        return replace(self, indptr=_indptr(lengths), rows=self.rows[kept])
+
+    def reordered(self, order: NDArray[np.intp]) -> Interactions:
+        """The same with new row numbers: row i is what row `order[i]` was."""
+        item_ids = tuple(self.item_ids[row] for row in order)
+        return replace(self, item_ids=item_ids, rows=_inverse(order)[self.rows])
+
+    def popular_first(self) -> NDArray[np.intp]:
+        """(num_items,): the rows by popularity, most first, then by item_id."""
+        popularity = self.popularity()
+        return np.array(
+            sorted(range(self.num_items), key=lambda row: (-popularity[row], self.item_ids[row]))
+        )
 
     def windows(self) -> Windows:
         """Training samples: every prefix of at least one item predicts the next item.
@@ -151,6 +166,16 @@ class Split:
     validation: Windows
     test: Windows
 
+    def reordered(self, order: NDArray[np.intp]) -> Split:
+        """The same with new row numbers: row i is what row `order[i]` was."""
+        return Split(
+            train=self.train.reordered(order),
+            before_test=self.before_test.reordered(order),
+            everything=self.everything.reordered(order),
+            validation=self.validation.reordered(order),
+            test=self.test.reordered(order),
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
@@ -168,6 +193,15 @@ class Dataset:
     embeddings: NDArray[np.float32] | None
     warnings: tuple[str, ...]
     notes: tuple[str, ...] = ()
+
+    def reordered(self, order: NDArray[np.intp]) -> Dataset:
+        """The same with new row numbers: row i is what row `order[i]` was."""
+        return replace(
+            self,
+            split=self.split.reordered(order),
+            items=tuple(self.items[row] for row in order),
+            embeddings=None if self.embeddings is None else self.embeddings[order],
+        )
 
 
 def read_interactions(
@@ -225,20 +259,30 @@ def k_core(interactions: Interactions, core: int) -> Interactions:
 def leave_last_out(interactions: Interactions) -> Split:
     """Split off the last two items of every user who has at least three (see Split)."""
     lengths = interactions.lengths()
-    users = np.flatnonzero(lengths >= 3).astype(np.int32)
-    starts, stops = interactions.indptr[users], interactions.indptr[users + 1]
-    in_train = np.ones(interactions.num_interactions, dtype=bool)
-    in_train[stops - 1] = in_train[stops - 2] = False
-    train_lengths = np.where(lengths >= 3, lengths - 2, lengths)
-    rows = interactions.rows
-    train = replace(interactions, indptr=_indptr(train_lengths), rows=rows[in_train])
-    validation = Windows(rows, users, starts, stops - 2)
+    has_three = lengths >= 3
+    return split_at(interactions, lengths - 2 * has_three, lengths - has_three)
+
+
+def split_at(
+    interactions: Interactions, in_train: NDArray[np.int64], before_test: NDArray[np.int64]
+) -> Split:
+    """A split by how many of each user's oldest interactions are known when, (num_users,) each.
+
+    A user has a window where there is something before it, and something in its period:
+    validation from `in_train` to `before_test`, test from there to the end.
+    """
+    starts = interactions.indptr[:-1]
+
+    def windows(known: NDArray[np.int64], until: NDArray[np.int64]) -> Windows:
+        users = np.flatnonzero((known > 0) & (known < until)).astype(np.int32)
+        return Windows(interactions.rows, users, starts[users], starts[users] + known[users])
+
     return Split(
-        train=train,
-        before_test=train.with_targets(validation),
+        train=interactions.oldest(in_train),
+        before_test=interactions.oldest(before_test),
         everything=interactions,
-        validation=validation,
-        test=Windows(rows, users, starts, stops - 1),
+        validation=windows(in_train, before_test),
+        test=windows(before_test, interactions.lengths()),
     )
 
 
@@ -308,7 +352,8 @@ def load_dataset(
             "interactions.cold_items=false leaves them out"
         )
 
-    log = _order_by_training_popularity(replace(log, item_ids=(*log.item_ids, *cold)))
+    log = replace(log, item_ids=(*log.item_ids, *cold))
+    log = log.reordered(leave_last_out(log).train.popular_first())
     split = leave_last_out(log)
     if not len(split.test):
         raise DataError(f"{interactions}: no user has three interactions, so none can be held out")
@@ -357,14 +402,10 @@ def _plain_id(item_id: str) -> str:
     return plain.lstrip("0") or "0"
 
 
-def _order_by_training_popularity(log: Interactions) -> Interactions:
-    """The same log with new row numbers. Only this function decides the order of the catalogue."""
-    popularity = leave_last_out(log).train.popularity()
-    order = sorted(range(log.num_items), key=lambda row: (-popularity[row], log.item_ids[row]))
-    new_row_of = np.empty(log.num_items, dtype=np.int32)
-    new_row_of[order] = np.arange(log.num_items, dtype=np.int32)
-    item_ids = tuple(log.item_ids[row] for row in order)
-    return replace(log, item_ids=item_ids, rows=new_row_of[log.rows])
+def _inverse(order: NDArray[np.intp]) -> NDArray[np.int32]:
+    new_row_of = np.empty(len(order), dtype=np.int32)
+    new_row_of[order] = np.arange(len(order), dtype=np.int32)
+    return new_row_of
 
 
 def _indptr(counts: NDArray[np.integer]) -> NDArray[np.int64]:

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from training.data.interactions import Dataset, Split, Windows
+from training.data.interactions import Dataset, split_at
 
 LEAST_LEFT = 2  # training interactions of a user: one item and what came next
 
@@ -33,33 +33,18 @@ def thin(dataset: Dataset, dropped: float, *, seed: int = 0) -> Dataset:
     kept = np.zeros(len(order), dtype=bool)
     kept[order[place < left[users]]] = True
 
-    popularity = np.bincount(train.rows[kept], minlength=train.num_items)
-    old_rows = sorted(
-        range(train.num_items), key=lambda row: (-popularity[row], train.item_ids[row])
+    split = dataset.split
+    lengths = split.everything.lengths()
+    in_train = np.arange(split.everything.num_interactions) - np.repeat(
+        split.everything.indptr[:-1], lengths
+    ) < np.repeat(train.lengths(), lengths)
+    kept_of_all = np.ones(len(in_train), dtype=bool)
+    kept_of_all[in_train] = kept
+    everything = replace(
+        split.everything,
+        indptr=np.concatenate([[0], np.cumsum(lengths - train.lengths() + left)]),
+        rows=split.everything.rows[kept_of_all],
     )
-    new_row_of = np.empty(train.num_items, dtype=np.int32)
-    new_row_of[old_rows] = np.arange(train.num_items, dtype=np.int32)
-
-    def renumbered(windows: Windows) -> Windows:
-        return replace(windows, rows=new_row_of[windows.rows])
-
-    kept_train = replace(
-        train,
-        item_ids=tuple(train.item_ids[row] for row in old_rows),
-        indptr=np.concatenate([[0], np.cumsum(left)]).astype(np.int64),
-        rows=new_row_of[train.rows[kept]],
-    )
-    validation, test = renumbered(dataset.split.validation), renumbered(dataset.split.test)
-    before_test = kept_train.with_targets(validation)
-    return replace(
-        dataset,
-        split=Split(
-            train=kept_train,
-            before_test=before_test,
-            everything=before_test.with_targets(test),
-            validation=validation,
-            test=test,
-        ),
-        items=tuple(dataset.items[row] for row in old_rows),
-        embeddings=None if dataset.embeddings is None else dataset.embeddings[old_rows],
-    )
+    thinned = split_at(everything, left, split.before_test.lengths() - train.lengths() + left)
+    thinned = replace(thinned, validation=split.validation, test=split.test)  # whole histories
+    return replace(dataset, split=thinned).reordered(thinned.train.popular_first())

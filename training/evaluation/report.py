@@ -45,7 +45,13 @@ from training.evaluation.evaluation import (
 
 
 def check_data(bundle: Bundle, dataset: Dataset) -> None:
-    """Raise DataError if the bundle was not made from this data."""
+    """Raise DataError if the bundle was not made from this data, or knows its test users."""
+    if bundle.manifest.facts.get("refitted"):
+        raise DataError(
+            f"bundle {bundle.manifest.ref} has learnt all interactions, those of the test too, so "
+            "nothing can be measured with it; name the folder `trial` of its run, which lies "
+            "beside `bundle`; what --set-default writes there, the next `run` takes into `bundle`"
+        )
     if tuple(bundle.catalogue.item_ids) != tuple(dataset.split.train.item_ids):
         raise DataError(
             f"bundle {bundle.manifest.ref} has another catalogue than this data; "
