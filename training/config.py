@@ -48,12 +48,29 @@ class InteractionsConfig(Section):
     order_by: Literal["position", "timestamp"] | None = Field(
         None, description="absent = position, if the file has it and its timestamps do not disagree"
     )
+    split: Literal["leave_last_out", "time"] = Field(
+        "leave_last_out",
+        description="what is held out: of each user the last item for the test and the one before "
+        "it for validation; or by time, the newest interactions of all users",
+    )
+    test_share: float = Field(
+        0.1, gt=0, lt=1, description="split by time: newest share of the interactions, the test's"
+    )
+    validation_share: float = Field(
+        0.1, gt=0, lt=1, description="split by time: share of the interactions before these"
+    )
     time_format: str | None = Field(
         None,
         min_length=1,
         description="how timestamps are written: iso8601, rfc2822, epoch_s, epoch_ms, epoch_us, "
         "epoch_ns, or as strptime has it, %d/%m/%Y %H:%M; absent = told from the values",
     )
+
+    @model_validator(mode="after")
+    def _something_to_train_on(self) -> Self:
+        if self.test_share + self.validation_share >= 1:
+            raise ValueError("test_share and validation_share must leave something to train on")
+        return self
 
 
 class ItemsConfig(Section):

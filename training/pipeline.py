@@ -182,6 +182,7 @@ def _trial(
             "config": config.model_dump(mode="json"),
             "collisions": records["codebook"]["collisions"],
             "vectors": records["codebook"].get("vectors"),
+            "split": {"name": dataset.split.name, "sentence": dataset.split.sentence},
             "fit": {name: records["fit"][name] for name in FIT_FACTS},
         },
     )
@@ -410,6 +411,7 @@ def dataset_key(dataset: Dataset) -> str:
         split.test.ends,
         split.test.rows,
         dataset.embeddings,
+        *([split.before_test.indptr] * (split.name == "time")),  # else test.ends says it
     ):
         digest.update(b"-" if array is None else np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()

@@ -161,9 +161,9 @@ class Comparison:
         repeated = int(targets_seen(self.dataset.split.test).sum())
         seeds = "one seed" if self.seeds == 1 else f"{self.seeds} seeds"
         return (
-            "Protocol: leave-last-out (a user's last item is the target, the last but one is for "
-            "validation, which alone chooses checkpoints, schedule, prior and decay); all test "
-            "users; the whole catalogue is ranked, cold items too, item-level unless marked SID; "
+            f"Protocol: {self.dataset.split.sentence}. Validation alone chooses checkpoints, "
+            "schedule, prior and decay; all test users; the whole catalogue is ranked, cold items "
+            "too, item-level unless marked SID; "
             f"{setting_name(exclude_seen=self.exclude_seen)} unless said, "
             f"{'as the service answers by default' if self.exclude_seen else SERVED_OTHERWISE}, "
             f"in all choices on validation too; of a history all see the newest {HISTORY_CAP} "

@@ -11,7 +11,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from training.data.interactions import Dataset, split_at
+from training.data.interactions import Dataset
+from training.data.splits import split_at
 
 LEAST_LEFT = 2  # training interactions of a user: one item and what came next
 
@@ -34,17 +35,18 @@ def thin(dataset: Dataset, dropped: float, *, seed: int = 0) -> Dataset:
     kept[order[place < left[users]]] = True
 
     split = dataset.split
-    lengths = split.everything.lengths()
-    in_train = np.arange(split.everything.num_interactions) - np.repeat(
-        split.everything.indptr[:-1], lengths
-    ) < np.repeat(train.lengths(), lengths)
-    kept_of_all = np.ones(len(in_train), dtype=bool)
+    in_train = np.zeros(split.everything.num_interactions, dtype=bool)
+    begins = np.repeat(split.everything.indptr[:-1] - train.indptr[:-1], lengths)
+    in_train[begins + np.arange(train.num_interactions)] = True
+    kept_of_all = ~in_train
     kept_of_all[in_train] = kept
-    everything = replace(
-        split.everything,
-        indptr=np.concatenate([[0], np.cumsum(lengths - train.lengths() + left)]),
-        rows=split.everything.rows[kept_of_all],
+    everything = split.everything.only(kept_of_all)
+    later = split.before_test.lengths() - lengths
+    thinned = replace(  # the windows have whole histories
+        split_at(everything, left, left + later),
+        validation=split.validation,
+        test=split.test,
+        name=split.name,
+        sentence=split.sentence,
     )
-    thinned = split_at(everything, left, split.before_test.lengths() - train.lengths() + left)
-    thinned = replace(thinned, validation=split.validation, test=split.test)  # whole histories
     return replace(dataset, split=thinned).reordered(thinned.train.popular_first())

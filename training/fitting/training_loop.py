@@ -255,6 +255,8 @@ class Trainer:
         self.optimizer.load_state_dict(snapshot["optimizer"])
         self.state = FitState(**snapshot["state"])
         self.progress = self.state.epoch / self.epochs
+        if self.after is not None:
+            self.progress = self.state.step / self.after.steps
         self.generator.set_state(snapshot["generator"])
         torch.set_rng_state(snapshot["torch_generator"])
 
