@@ -119,12 +119,14 @@ def test_a_recall_of_users_that_the_bundle_knows_has_another_name(
 ) -> None:
     bundle = write_tiny_bundle(tmp_path / "bundle")
     edit_manifest(bundle, lambda m: m["facts"].update({"refitted": {"interactions": 9}}))
-    with service_process(tmp_path / "service", bundle=bundle) as service:
+    folder = tmp_path / "service"
+    with service_process(folder, bundle=bundle, history_dir=folder / "history") as service:
+        url = str(service.client.base_url).rstrip("/")
         held_out = ["--held-out", str(bundle / "held_out.jsonl")]
-        assert replay.main(["--url", service.url, *held_out]) == 0
+        assert replay.main(["--url", url, *held_out]) == 0
         printed = capsys.readouterr()
         locust = [sys.executable, "-m", "locust", "-f", "loadtest/locustfile.py", "--headless"]
-        locust += ["--users", "1", "--run-time", "1s", "--host", service.url, *held_out]
+        locust += ["--users", "1", "--run-time", "1s", "--host", url, *held_out]
         of_locust = subprocess.run(locust, capture_output=True, text=True, timeout=60)
     figures = json.loads(printed.out.splitlines()[-1])
     assert "recall@10" not in figures

@@ -61,7 +61,7 @@ class RefitTable:
         trial, run = self._trial(), self.out / "unmask"
         graphs, record = None, {"steps": 0, "seconds_fitting": 0.0}
         if network:
-            graphs = self.out / "refit" / ("from-scratch" if scratch else "network")
+            graphs = self.out / "refit" / ("network-from-scratch" if scratch else "network")
             record = self._network(graphs, scratch=scratch)
         folder = self.out / "refit" / name.replace(" ", "-")
         remove(folder)  # made in seconds, so it is never out of date
