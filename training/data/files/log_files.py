@@ -105,7 +105,13 @@ def _times(
             f"{table.path}: interactions.split=time needs a column timestamp, and there is none; "
             "say interactions.split=leave_last_out, or add the column"
         )
-    times = time_column(table, config.time_format, notes)[frame["row"]]
+    try:
+        times = time_column(table, config.time_format, notes)[frame["row"]]
+    except DataError as error:
+        raise DataError(
+            f"{error}; interactions.split=time needs to know when every interaction happened: "
+            "leave out the others, or say interactions.split=leave_last_out"
+        ) from error
     back = (frame["user_id"] == frame["user_id"].shift()) & (times < times.shift())
     if back.any():
         table.refuse(
