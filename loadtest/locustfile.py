@@ -14,6 +14,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
+import httpx
 from flask import Response, jsonify
 from greenlet import GreenletExit  # type: ignore[import-untyped]
 from locust import FastHttpUser, constant_throughput, events, task
@@ -30,7 +32,13 @@ from locust.rpc import Message
 from locust.runners import MasterRunner, WorkerRunner
 from locust.stats import RequestStats, StatsEntry
 
-from loadtest.clients import HeldOutUser, authorization, read_held_out
+from loadtest.clients import (
+    KNOWN_TARGETS,
+    HeldOutUser,
+    authorization,
+    knows_targets,
+    read_held_out,
+)
 
 PERCENTILES = (0.5, 0.95, 0.99)
 ROUTE = "/recommend"
@@ -38,6 +46,7 @@ ROUTE = "/recommend"
 # never answered.
 ANSWER, STAGE, OPEN = "answer", "stage", "open"
 STOP_TIMEOUT_S = 15  # for open requests at the end; longer than any deadline of the service
+KNOWN = "_of_known_targets"  # a recall that is no forecast has another name
 REPORTS_WITHIN_S = 10  # after STOP_TIMEOUT_S, for the last figures of workers
 FINISH, FINISHED = "unmask_finish", "unmask_finished"  # messages to the workers, and back
 
@@ -139,7 +148,7 @@ class Figures:
             "unanswered": never.num_requests,
             "unanswered_longest_ms": never.max_response_time / 1000,
             "degraded": self.counts["degraded"],
-            f"recall@{HeldOutTraffic.fields['k']}": recall,
+            f"recall@{HeldOutTraffic.fields['k']}{KNOWN * HeldOutTraffic.known}": recall,
             "seconds": round(length_s, 1),
             "requests_per_s": round(answers / length_s, 1),
             "requests_per_s_asked": options.rate * runner.target_user_count,
@@ -171,6 +180,7 @@ class HeldOutTraffic(FastHttpUser):
     fields: ClassVar[dict[str, Any]]
     headers: ClassVar[dict[str, str]]
     figures: ClassVar[Figures]
+    known: ClassVar[bool] = False  # has the bundle that answers learnt the targets?
     finished: ClassVar[set[str]] = set()  # workers that have sent their last figures
 
     def wait_time(self) -> float:
@@ -259,6 +269,17 @@ def begin(environment: Environment, **_: Any) -> None:
         HeldOutTraffic.fields["history"] = None  # the same as no history in the request
     HeldOutTraffic.headers = authorization()
     HeldOutTraffic.figures = Figures()
+    HeldOutTraffic.known = _knows_targets(environment)
+
+
+def _knows_targets(environment: Environment) -> bool:
+    if not environment.host:  # given in the form of locust's page, before the run begins
+        return False
+    try:
+        asked = httpx.get(f"{environment.host}/info", headers=authorization(), trust_env=False)
+        return knows_targets(asked.raise_for_status().json())
+    except (httpx.HTTPError, ValueError):  # the requests will say what is wrong
+        return False
 
 
 @events.report_to_master.add_listener  # type: ignore[untyped-decorator]
@@ -304,4 +325,6 @@ def hear_last(environment: Environment, msg: Message, **_: Any) -> None:
 @events.quitting.add_listener  # type: ignore[untyped-decorator]
 def report(environment: Environment, **_: Any) -> None:
     if not isinstance(environment.runner, WorkerRunner):
+        if HeldOutTraffic.known:
+            print(KNOWN_TARGETS, file=sys.stderr)
         print(json.dumps(HeldOutTraffic.figures.as_json(environment)))

@@ -21,14 +21,17 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import httpx
 import numpy as np
 
 from loadtest.clients import (
     ANSWER_TIMEOUT_S,
+    KNOWN_TARGETS,
     HeldOutUser,
     Load,
     ServiceProcess,
     find_capacity,
+    knows_targets,
     open_loop,
     read_held_out,
     run_service,
@@ -219,6 +222,8 @@ def main(arguments: list[str] | None = None) -> int:
     with run_service(asked.bundle, num_cores=asked.service_cores, **settings) as service:
         named = ", ".join(f"{name}={value}" for name, value in settings.items())
         print(f"service on cores {service.cores} with {named}; {len(users)} users")
+        if knows_targets(httpx.get(f"{service.url}/info", trust_env=False).json()):
+            print(KNOWN_TARGETS)
         for parameters in kinds:
             print(f"\nrequests with {parameters or 'nothing else'}")
             phases = stress(

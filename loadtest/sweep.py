@@ -29,10 +29,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from loadtest.clients import (
     BUSY_CPU_SHARE,
+    KNOWN_TARGETS,
     HeldOutUser,
     Load,
     ServiceProcess,
     find_capacity,
+    knows_targets,
     open_loop,
     read_held_out,
     run_service,
@@ -201,6 +203,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with run_service(asked.bundle, slo_ms=asked.slo_ms, encoder_cache=0) as service:
             manifest = httpx.get(f"{service.url}/info", trust_env=False).raise_for_status().json()
             bundle = manifest["bundle"]
+            if knows_targets(manifest):
+                raise SweepError(f"A sweep draws recall against requests. {KNOWN_TARGETS}")
             setting = Setting(
                 bundle=f"{bundle['name']}@{bundle['version']}",
                 slo_ms=asked.slo_ms,

@@ -76,9 +76,12 @@ def run_command(
     embeddings: EmbeddingsOption = None,
     preset: PresetOption = "default",
     overrides: SetOption = None,
-    until: Annotated[StageName, typer.Option(help="last stage")] = "evaluation",
+    until: Annotated[StageName, typer.Option(help="last stage")] = "bundle",
 ) -> dict[str, Any]:
-    """From interactions to an evaluated bundle in <out>/bundle. Finished stages are skipped."""
+    """From interactions to a bundle in <out>/bundle. Finished stages are skipped.
+
+    <out>/trial is the same before it learnt what validation and test held out: what was measured.
+    """
     check_folder("--out", out)
     check_runtime()
     from training.pipeline import run
@@ -109,10 +112,9 @@ def evaluate_command(
     check_folder("--out", out)
     check_runtime()
     from service.bundles import Bundle
-    from training.bundling import check_not_promoted
+    from training.bundling import check_not_promoted, choose_default
     from training.bundling import set_default as write_default
     from training.evaluation import check_data, evaluate_bundle
-    from training.pipeline import choose_default
 
     loaded = Bundle.load(bundle, precision=precision)
     if set_default:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-StageName = Literal["codebook", "fit", "export", "bundle", "evaluation"]
+StageName = Literal["codebook", "fit", "export", "trial", "evaluation", "refit", "bundle"]
 STAGES: tuple[StageName, ...] = get_args(StageName)
 
 
@@ -23,6 +23,8 @@ class ComparisonTable(StrEnum):
     LENGTHS = "lengths"
     ABLATIONS = "ablations"
     DENSITY = "density"
+    REFIT = "refit"
+    SCRATCH = "scratch"
 
 
 class Section(BaseModel):
@@ -46,12 +48,29 @@ class InteractionsConfig(Section):
     order_by: Literal["position", "timestamp"] | None = Field(
         None, description="absent = position, if the file has it and its timestamps do not disagree"
     )
+    split: Literal["leave_last_out", "time"] = Field(
+        "leave_last_out",
+        description="what is held out: of each user the last item for the test and the one before "
+        "it for validation; or by time, the newest interactions of all users",
+    )
+    test_share: float = Field(
+        0.1, gt=0, lt=1, description="split by time: newest share of the interactions, the test's"
+    )
+    validation_share: float = Field(
+        0.1, gt=0, lt=1, description="split by time: share of the interactions before these"
+    )
     time_format: str | None = Field(
         None,
         min_length=1,
         description="how timestamps are written: iso8601, rfc2822, epoch_s, epoch_ms, epoch_us, "
         "epoch_ns, or as strptime has it, %d/%m/%Y %H:%M; absent = told from the values",
     )
+
+    @model_validator(mode="after")
+    def _something_to_train_on(self) -> Self:
+        if self.test_share + self.validation_share >= 1:
+            raise ValueError("test_share and validation_share must leave something to train on")
+        return self
 
 
 class ItemsConfig(Section):
@@ -295,6 +314,21 @@ class EvaluationConfig(Section):
     batch: int = Field(32, ge=1, description="users decoded together")
 
 
+class RefitConfig(Section):
+    """What ships knows all interactions; what is measured, the trial, does not."""
+
+    enabled: bool = Field(
+        True, description="learn all interactions before shipping; off = the trial ships"
+    )
+    share: float = Field(
+        0.25,
+        ge=0,
+        le=0.5,
+        description="share of the fit's steps that the network learns on, at the last of its "
+        "learning rates; 0 = it stays, and only counts are made again",
+    )
+
+
 class BundleConfig(Section):
     """What the bundle is called and carries."""
 
@@ -331,4 +365,5 @@ class RunConfig(Section):
     export: ExportConfig = ExportConfig()
     neighbours: NeighboursConfig = NeighboursConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    refit: RefitConfig = RefitConfig()
     bundle: BundleConfig = BundleConfig()

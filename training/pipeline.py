@@ -1,39 +1,39 @@
 """The stages of a training run, in order. A stage that is done is skipped.
 
-interactions -> leave-last-out split -> item vectors -> codebook -> fit -> export -> bundle ->
-evaluation through the production decoder. The key of a stage is made of its own configuration and
-the key of the stage before. `training.stages` does a stage unless it is done for that key: the same
-inputs are never worked on twice, and other inputs do the stage again.
+interactions -> split -> item vectors -> codebook -> fit -> export -> trial (the bundle that knows
+training interactions only, with all choices) -> evaluation of the trial through the production
+decoder -> refit on all interactions -> bundle, which ships. The key of a stage is made of its own
+configuration and the key of the stage before. `training.stages` does a stage unless it is done for
+that key: the same inputs are never worked on twice, and other inputs do the stage again.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from pydantic import BaseModel
 from rich.console import Console
-from rich.progress import Progress
 
-from service.bundles import CONTENT_TEXT, Bundle, HeldOutUser, check_items, write_bundle
-from service.decoding import Catalogue, Decoder, Schedule, SidTrie
-from service.decoding.network import OnnxDenoiser
-from training.bundling import eight_bit
+from service.bundles import Bundle, Manifest, check_items, verify
+from service.decoding import Catalogue, SidTrie
+from training.bundling import Known, Parts, make_refitted, make_trial
 from training.codebooks import CollisionReport, fit_codebook, load_codebook, save_codebook
 from training.config import STAGES, RunConfig, StageName
 from training.data import Dataset, embed, normalised
 from training.errors import DataError
-from training.evaluation import Grid, draw_windows, evaluate_bundle, measure_grid, setting_name
+from training.evaluation import evaluate_bundle
 from training.families import family_of
-from training.fitting import fit, fit_priors, load_best, weigh_prior
-from training.stages import read_record, work_stage
+from training.fitting import FitState, fit, load_best, refit
+from training.stages import read_record, remove, work_stage
 
 FIT_FACTS = ("parameters", "best_epoch", "best_recall", "seconds_fitting")
 
@@ -44,7 +44,7 @@ def run(
     out: Path,
     console: Console,
     *,
-    until: StageName = "evaluation",
+    until: StageName = "bundle",
 ) -> dict[str, Any]:
     """Run all stages up to and including `until`; returns the record of the last one.
 
@@ -68,20 +68,27 @@ def run(
             lambda folder: _fit(dataset, config, out, folder, console, key),
         ),
         "export": ([], lambda folder: _export(dataset, config, out, folder, console)),
-        "bundle": (
-            [config.bundle, config.export, config.neighbours, config.evaluation],
-            lambda folder: _bundle(dataset, config, out, folder, console, key),
+        "trial": (
+            [*_bundle_sections(config), f"refit={config.refit.enabled}"],
+            lambda folder: _trial(dataset, config, out, folder, console, key),
         ),
         "evaluation": (
             [config.evaluation],
             lambda folder: _evaluation(dataset, config, out, folder, console),
         ),
+        "refit": (
+            [config.refit],
+            lambda folder: _refit(dataset, config, out, folder, console, key),
+        ),
+        "bundle": ([], lambda folder: _bundle(dataset, config, out, folder, console, key)),
     }
     key = dataset_key(dataset)
     record: dict[str, Any] = {}
     for name in STAGES[: STAGES.index(until) + 1]:
         sections, work = make[name]
         key = _key([key, *map(_said, sections)])
+        if name == "bundle":  # `evaluate --set-default` may have changed the trial
+            key = _key([key, str(verify(out / "trial").digest)])
         record = work_stage(out, name, key, work, console)
     if (out / "bundle.json").exists():
         console.print(f"serve it: make serve BUNDLE={out / 'bundle'}", markup=False)
@@ -156,103 +163,28 @@ def _export(
     dataset: Dataset, config: RunConfig, out: Path, folder: Path, console: Console
 ) -> dict[str, Any]:
     model = load_best(out / "fit", catalogue_of(dataset, config, out), config.model)
-    encoder, decoder, difference = family_of(config.model.family).export(model)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "encoder.onnx").write_bytes(encoder)
-    (folder / "decoder.onnx").write_bytes(decoder)
-    console.print(f"torch and ONNX Runtime agree to {difference:.1e} in log-probs")
-    return {"largest_log_prob_difference": difference}
+    return _exported(model, config, folder, console)
 
 
-def _bundle(
+def _trial(
     dataset: Dataset, config: RunConfig, out: Path, folder: Path, console: Console, key: str
 ) -> dict[str, Any]:
-    """Weigh the prior and choose the decoding defaults on validation users; write the bundle.
-
-    If the configuration asks for 8-bit graphs, they are made here, and checked at these defaults.
-    """
-    catalogue = catalogue_of(dataset, config, out)
+    """Make all choices on validation users, and the bundle that is measured."""
     records = {name: json.loads((out / f"{name}.json").read_text()) for name in STAGES[:3]}
-    encoder = (out / "export" / "encoder.onnx").read_bytes()
-    decoder_graph = (out / "export" / "decoder.onnx").read_bytes()
-    repeat_bias = float(records["fit"]["repeat_bias"])
-    denoiser_of = partial(
-        OnnxDenoiser,
-        num_subspaces=catalogue.num_subspaces,
-        num_codes=catalogue.num_codes,
-        history_length=config.model.history_length,
-        repeat_bias=repeat_bias,
-    )
-    evaluation = config.evaluation
-    validation = draw_windows(dataset.split.validation, evaluation.schedule_users, seed=0)
-    content = np.load(out / "codebook" / "content.npy", allow_pickle=False)
-    priors = fit_priors(dataset.split.train, content, config.neighbours)
-    decoder = Decoder(SidTrie(catalogue), denoiser_of(encoder, decoder_graph))
-    one_call = Schedule((catalogue.num_subspaces,))
-    prior, trials = weigh_prior(
-        decoder,
-        priors,
-        validation,
-        one_call,
-        config.neighbours,
-        exclude_seen=evaluation.exclude_seen,
-    )
-    console.print(f"neighbour prior, weight chosen on validation: {prior.weight:g}")
-    decoder = replace(decoder, prior=prior)
-    grid = choose_default(decoder, dataset, config, console)
-    int8 = None
-    if config.export.int8:
-        int8 = eight_bit(
-            decoder,
-            encoder,
-            decoder_graph,
-            denoiser_of,
-            train=dataset.split.train.windows(),
-            validation=validation,
-            decoding=grid.default,
-            batch=evaluation.batch,
-            exclude_seen=evaluation.exclude_seen,
-        )
-        console.print(str(int8), style="" if int8.accepted else "yellow", markup=False)
-    test = dataset.split.test
-    held_out = draw_windows(test, config.bundle.held_out_users, seed=0)
-    ids = catalogue.item_ids
-    now = datetime.now(UTC)
-    is_ours = dataset.embeddings is None  # then the texts were embedded here
-    manifest = write_bundle(
+    manifest = make_trial(
         folder,
-        name=config.bundle.name,
-        version=config.bundle.version or f"{now:%Y-%m-%d}-{key[:8]}",
-        created_at=now.isoformat(timespec="seconds"),
-        catalogue=catalogue,
-        items=dataset.items,
-        held_out=[
-            HeldOutUser(
-                dataset.split.train.user_ids[held_out.users[index]],
-                tuple(ids[row] for row in held_out.history_of(index)),
-                ids[held_out.targets[index]],
-            )
-            for index in range(len(held_out))
-        ],
-        encoder=encoder,
-        decoder=decoder_graph,
-        history_length=config.model.history_length,
-        repeat_bias=repeat_bias,
-        prior=prior,
-        codebook=load_codebook(out / "codebook" / "codebook.npz"),
-        decoding=grid.default,
+        dataset,
+        parts_of(dataset, config, out, out / "export", float(records["fit"]["repeat_bias"])),
+        config,
+        console,
+        **_named(config, key, "-trial" * config.refit.enabled),
         facts={
             "config": config.model_dump(mode="json"),
             "collisions": records["codebook"]["collisions"],
             "vectors": records["codebook"].get("vectors"),
+            "split": {"name": dataset.split.name, "sentence": dataset.split.sentence},
             "fit": {name: records["fit"][name] for name in FIT_FACTS},
-            "prior_trials": trials,
-            "grid": grid.as_json(),
-            "int8": int8 and int8.as_json(),
         },
-        int8=(int8.encoder, int8.decoder) if int8 and int8.accepted else None,
-        content_text=CONTENT_TEXT if is_ours else config.bundle.content_text,
-        content_model=config.embeddings.text_model if is_ours else config.bundle.content_model,
     )
     return {"bundle": manifest.ref, "decoding": manifest.decoding.model_dump()}
 
@@ -260,33 +192,201 @@ def _bundle(
 def _evaluation(
     dataset: Dataset, config: RunConfig, out: Path, folder: Path, console: Console
 ) -> dict[str, Any]:
-    bundle = Bundle.load(out / "bundle")
-    grid = bundle.manifest.facts["grid"]
+    trial = Bundle.load(out / "trial")
+    grid = trial.manifest.facts["grid"]
     assert isinstance(grid, dict)
-    return evaluate_bundle(bundle, dataset, config.evaluation, folder, console, grid=grid)
+    return evaluate_bundle(trial, dataset, config.evaluation, folder, console, grid=grid)
 
 
-def choose_default(decoder: Decoder, dataset: Dataset, config: RunConfig, console: Console) -> Grid:
-    """Measure the grid of the configuration on validation users, and say what it chooses."""
-    with Progress(console=console, transient=True) as progress:
-        tasks = {stage: progress.add_task(f"settings {stage}") for stage in ("ranked", "timed")}
-        grid = measure_grid(
-            decoder,
-            dataset.split.validation,
-            config.evaluation,
-            config.fit.ranking,
-            advance=lambda stage, done, total: progress.update(
-                tasks[stage], completed=done, total=total
-            ),
-        )
-    chosen = grid.points[grid.chosen]
+def _refit(
+    dataset: Dataset, config: RunConfig, out: Path, folder: Path, console: Console, key: str
+) -> dict[str, Any]:
+    if config.refit.enabled and config.refit.share:
+        return refit_network(dataset, "everything", config, out, folder, console, key)
+    remove(folder)  # of a refit that was asked for before
+    folder.mkdir(parents=True)
+    return {"steps": 0}
+
+
+def _bundle(
+    dataset: Dataset, config: RunConfig, out: Path, folder: Path, console: Console, key: str
+) -> dict[str, Any]:
+    """What ships: the trial with everything learnt, or the trial itself if that is switched off."""
+    trial = verify(out / "trial")
+    refitted, evaluation = read_record(out, "refit"), read_record(out, "evaluation")
+    assert refitted is not None
+    assert evaluation is not None
+    measured = {name: evaluation[name] for name in ("bundle", "users", "exclude_seen", "default")}
+    if not config.refit.enabled:
+        copied = folder.with_name(f".{folder.name}-copy")
+        shutil.copytree(out / "trial", copied)
+        copied.rename(folder)
+        return {"bundle": trial.ref, "refitted": None, "evaluation": measured}
+    manifest = ship(
+        dataset,
+        "everything",
+        config,
+        out,
+        folder,
+        console,
+        network=out / "refit" if refitted["steps"] else None,
+        record=refitted,
+        facts={"evaluation": measured},
+        **_named(config, key),
+    )
+    told = manifest.facts["refitted"]
+    assert isinstance(told, dict)
     console.print(
-        f"decoding defaults, chosen on {grid.users} validation users: {chosen.decoding} "
-        f"(recall@10 {chosen.recall:.4f}, {setting_name(exclude_seen=grid.exclude_seen)}, "
-        f"{chosen.milliseconds:.1f} ms)",
+        f"{manifest.ref} knows all {told['interactions']:,} interactions "
+        f"({', '.join(told['parts'])}), those of the test too; the figures above are of "
+        f"{trial.ref}, which knows {told['measured_with']:,} of them",
         markup=False,
     )
-    return grid
+    return {"bundle": manifest.ref, "refitted": told, "evaluation": measured}
+
+
+def refit_network(
+    dataset: Dataset,
+    known: Known,
+    config: RunConfig,
+    out: Path,
+    folder: Path,
+    console: Console,
+    key: str,
+) -> dict[str, Any]:
+    """Let the network of a run learn on from `known`, and export it to `folder`."""
+    fitted = read_record(out, "fit")
+    assert fitted is not None  # the stage before
+    catalogue = catalogue_of(dataset, config, out)
+    model, state = refit(
+        load_best(out / "fit", catalogue, config.model),
+        dataset.split,
+        getattr(dataset.split, known),
+        SidTrie(catalogue),
+        folder,
+        share=config.refit.share,
+        steps=max(1, round(config.refit.share * fitted["step"])),
+        **_of_fit(config),
+        console=console,
+        key=_key([key, fitted["files"]["checkpoint.pt"]["sha256"]]),
+    )
+    return _record_of(state) | _exported(model, config, folder, console)
+
+
+def fit_again(
+    dataset: Dataset,
+    known: Known,
+    config: RunConfig,
+    out: Path,
+    folder: Path,
+    console: Console,
+    key: str,
+) -> dict[str, Any]:
+    """Fit a network on `known` from the beginning, in the steps of the run's fit: for comparison.
+
+    Arguments and result are as of `refit_network`.
+    """
+    fitted = read_record(out, "fit")
+    assert fitted is not None  # the stage before
+    trie = SidTrie(catalogue_of(dataset, config, out))
+    torch.manual_seed(config.fit.seed)
+    model, state = refit(
+        family_of(config.model.family).build(trie.catalogue, config.model),
+        dataset.split,
+        getattr(dataset.split, known),
+        trie,
+        folder,
+        share=1.0,
+        steps=fitted["step"],
+        **_of_fit(config),
+        console=console,
+        key=key,
+    )
+    return _record_of(state) | _exported(model, config, folder, console)
+
+
+def ship(
+    dataset: Dataset,
+    known: Known,
+    config: RunConfig,
+    out: Path,
+    folder: Path,
+    console: Console,
+    *,
+    network: Path | None,
+    record: dict[str, Any],
+    facts: dict[str, Any],
+    **named: str,
+) -> Manifest:
+    """Write the bundle of a run whose counts, and perhaps network, know more than the trial's.
+
+    network: the folder where `refit_network` left it; None = the trial's network
+    record: what `refit_network` returned
+    """
+    fitted = read_record(out, "fit")
+    assert fitted is not None
+    bias = (record if network else fitted)["repeat_bias"]
+    split = dataset.split
+    told = {
+        "parts": ["counts", *["network"] * bool(network)],
+        "known": known,
+        "interactions": getattr(split, known).num_interactions,
+        "measured_with": split.train.num_interactions,
+        "steps": record["steps"],
+        "note": "every figure here is of the trial, which knows training interactions only",
+    }
+    return make_refitted(
+        folder,
+        verify(out / "trial"),
+        dataset,
+        known,
+        parts_of(dataset, config, out, network or out / "export", float(bias)),
+        config,
+        console,
+        facts={"refitted": told, **facts},
+        **named,
+    )
+
+
+def parts_of(
+    dataset: Dataset, config: RunConfig, out: Path, graphs: Path, repeat_bias: float
+) -> Parts:
+    """What a bundle is made of; graphs: the folder of the network's."""
+    return Parts(
+        catalogue_of(dataset, config, out),
+        load_codebook(out / "codebook" / "codebook.npz"),
+        np.load(out / "codebook" / "content.npy", allow_pickle=False),
+        (graphs / "encoder.onnx").read_bytes(),
+        (graphs / "decoder.onnx").read_bytes(),
+        repeat_bias,
+    )
+
+
+def _exported(model: Any, config: RunConfig, folder: Path, console: Console) -> dict[str, Any]:
+    family = family_of(config.model.family)
+    encoder, decoder, difference = family.export(model)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "encoder.onnx").write_bytes(encoder)
+    (folder / "decoder.onnx").write_bytes(decoder)
+    console.print(f"torch and ONNX Runtime agree to {difference:.1e} in log-probs")
+    return {
+        "largest_log_prob_difference": difference,
+        "repeat_bias": family.denoiser(model).repeat_bias,
+    }
+
+
+def _of_fit(config: RunConfig) -> dict[str, Any]:
+    return {"model_config": config.model, "masking": config.masking, "config": config.fit}
+
+
+def _record_of(state: FitState) -> dict[str, Any]:
+    return {"steps": state.step, "seconds_fitting": round(state.seconds_fitting, 1)}
+
+
+def _named(config: RunConfig, key: str, suffix: str = "") -> dict[str, str]:
+    now = datetime.now(UTC)
+    version = config.bundle.version or f"{now:%Y-%m-%d}-{key[:8]}"
+    return {"version": version + suffix, "created_at": now.isoformat(timespec="seconds")}
 
 
 def _describe(dataset: Dataset, console: Console) -> None:
@@ -311,9 +411,14 @@ def dataset_key(dataset: Dataset) -> str:
         split.test.ends,
         split.test.rows,
         dataset.embeddings,
+        *([split.before_test.indptr] * (split.name == "time")),  # else test.ends says it
     ):
         digest.update(b"-" if array is None else np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
+
+
+def _bundle_sections(config: RunConfig) -> list[BaseModel]:
+    return [config.bundle, config.export, config.neighbours, config.evaluation]
 
 
 def _said(section: BaseModel | str) -> str:

@@ -30,7 +30,7 @@ def work_stage(
     """Run a stage and return its record. A stage that is done for this key and whole is skipped.
 
     A stage that runs removes the records of all later stages, whatever their keys are. It starts
-    with an empty folder. Only `fit` keeps its folder, because it may continue from its checkpoint.
+    with an empty folder. Only `fit` and `refit` keep theirs: they may continue from a checkpoint.
     """
     folder, record_file = out / name, out / f"{name}.json"
     record = read_record(out, name)
@@ -53,7 +53,7 @@ def work_stage(
     console.print(name, style="bold")
     for begun in STAGES[STAGES.index(name) :]:  # later stages used what is made again here
         remove(out / f"{begun}.json")
-    if name != "fit" or not folder.is_dir():
+    if name not in ("fit", "refit") or not folder.is_dir():
         remove(folder)
     for half_written in out.glob(f".{name}-*"):  # left by a process that was killed
         remove(half_written)
@@ -87,7 +87,7 @@ def damage_of(name: StageName, folder: Path, record: dict[str, Any]) -> str | No
 
     A bundle is checked by its own manifest, because `--set-default` may change it after the run.
     """
-    if name == "bundle":
+    if name in ("trial", "bundle"):
         try:
             verify(folder)
         except (BundleInvalid, OSError) as error:

@@ -6,19 +6,27 @@ within an SLO). Knows the service only over HTTP.
 
 from loadtest.clients.api_key import authorization
 from loadtest.clients.capacity import find_capacity
-from loadtest.clients.held_out import MAX_EVENTS, HeldOutUser, read_held_out
+from loadtest.clients.held_out import (
+    KNOWN_TARGETS,
+    MAX_EVENTS,
+    HeldOutUser,
+    knows_targets,
+    read_held_out,
+)
 from loadtest.clients.open_loop import ANSWER_TIMEOUT_S, BUSY_CPU_SHARE, Load, open_loop
 from loadtest.clients.service_process import ServiceProcess, run_service
 
 __all__ = [
     "ANSWER_TIMEOUT_S",
     "BUSY_CPU_SHARE",
+    "KNOWN_TARGETS",
     "MAX_EVENTS",
     "HeldOutUser",
     "Load",
     "ServiceProcess",
     "authorization",
     "find_capacity",
+    "knows_targets",
     "open_loop",
     "read_held_out",
     "run_service",

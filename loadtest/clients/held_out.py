@@ -55,6 +55,19 @@ class HeldOutUser:
         return [{"events": events[start : start + MAX_EVENTS]} for start in starts]
 
 
+KNOWN_TARGETS = (
+    "The bundle that answers has learnt what these users had next, so finding it is no recall that "
+    "others get. To measure recall, serve the trial bundle of its run (the folder `trial` beside "
+    "`bundle`) with its held_out.jsonl; waiting times and errors hold for both."
+)
+
+
+def knows_targets(info: dict[str, Any]) -> bool:
+    """Whether the active bundle has learnt the targets of held-out users, by GET /info."""
+    bundle = info.get("bundle") or {}
+    return bool(bundle.get("knows_held_out", False))  # older services and bundles do not
+
+
 def read_held_out(path: Path, num_users: int | None = None) -> list[HeldOutUser]:
     """The first `num_users` held-out users of a bundle; None means all.
 

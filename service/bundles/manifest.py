@@ -150,6 +150,11 @@ class Manifest(_Model):
         return any(file in self.files for file in INT8_FILES)
 
     @property
+    def knows_held_out(self) -> bool:
+        """Whether the targets of its held-out users were learnt before it was shipped."""
+        return bool(self.facts.get("refitted"))
+
+    @property
     def expected_files(self) -> tuple[str, ...]:
         """Names of the files that such a bundle has beside its manifest."""
         expected = FILES if self.content is None else FILES + CONTENT_FILES

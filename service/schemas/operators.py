@@ -96,6 +96,7 @@ class BundleInfo(AnswerModel):
 
     num_items: now; num_items_in_bundle: before items were added and removed
     content: null when it accepts no new items
+    knows_held_out: it has learnt the targets of its held-out users, so finding them is no recall
     """
 
     name: str
@@ -109,6 +110,7 @@ class BundleInfo(AnswerModel):
     history_length: int
     decoding: DefaultDecoding
     content: ContentInfo | None
+    knows_held_out: bool
 
 
 class Limits(AnswerModel):

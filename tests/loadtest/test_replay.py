@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from running_service import service_process
+from tiny_bundle import edit_manifest, write_tiny_bundle
 
 from loadtest import replay, stress, sweep
 from loadtest.clients.held_out import HeldOutUser, read_held_out
@@ -108,6 +112,32 @@ def test_only_ranks_of_the_same_setting_are_compared(
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["exclude_seen"] is False
     assert replay.main(arguments) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["exclude_seen"] is True
+
+
+def test_a_recall_of_users_that_the_bundle_knows_has_another_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = write_tiny_bundle(tmp_path / "bundle")
+    edit_manifest(bundle, lambda m: m["facts"].update({"refitted": {"interactions": 9}}))
+    folder = tmp_path / "service"
+    with service_process(folder, bundle=bundle, history_dir=folder / "history") as service:
+        url = str(service.client.base_url).rstrip("/")
+        held_out = ["--held-out", str(bundle / "held_out.jsonl")]
+        assert replay.main(["--url", url, *held_out]) == 0
+        printed = capsys.readouterr()
+        locust = [sys.executable, "-m", "locust", "-f", "loadtest/locustfile.py", "--headless"]
+        locust += ["--users", "1", "--run-time", "1s", "--host", url, *held_out]
+        of_locust = subprocess.run(locust, capture_output=True, text=True, timeout=60)
+    figures = json.loads(printed.out.splitlines()[-1])
+    assert "recall@10" not in figures
+    assert 0 <= figures["recall@10_of_known_targets"] <= 1
+    assert "serve the trial bundle of its run" in printed.err
+    figures = json.loads(of_locust.stdout.splitlines()[-1])
+    assert {name for name in figures if "@" in name} == {"recall@10_of_known_targets"}
+    assert "serve the trial bundle of its run" in of_locust.stderr
+
+    assert sweep.main(["--bundle", str(bundle), "--out", str(tmp_path / "out")]) == 1
+    assert "serve the trial bundle of its run" in capsys.readouterr().err
 
 
 def test_refused_requests_are_errors_and_misses(demo, held_out, capsys) -> None:

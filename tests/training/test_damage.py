@@ -179,6 +179,7 @@ def test_whatever_file_of_a_run_is_lost_the_same_command_makes_it_again(
     graphs = files_of(out / "export")
     for damages in (
         {"bundle/manifest.json": emptied},
+        {"refit/checkpoint.pt": flipped, "trial/manifest.json": emptied},
         {"fit/checkpoint.pt": flipped, "evaluation/ranks.jsonl": removed},
         {"codebook/vectors.npy": a_folder, "fit/scalars.jsonl": a_folder},
     ):
@@ -189,7 +190,7 @@ def test_whatever_file_of_a_run_is_lost_the_same_command_makes_it_again(
         assert f"{place} is " in said or "manifest.json" in said, place
         assert "the stage is made again" in said, place
         anew = "the fit starts again" in said
-        assert anew == (place == "fit/checkpoint.pt"), place  # else from its checkpoint, at once
+        assert anew == ("checkpoint.pt" in place), place  # else from its checkpoint, at once
         assert files_of(out / "export") == graphs, place
         verify(out / "bundle")
     assert _run(world, out).count("done before") == len(STAGES)
@@ -211,11 +212,15 @@ def test_a_run_that_is_stopped_anywhere_goes_on_and_ends_as_it_would_have(
     world: Path, whole: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    for sentence in ("items share theirs", "epoch 1: loss", "neighbour prior, weight"):
+    of_refit = "more steps, on"
+    for sentence in ("items share theirs", "epoch 1: loss", "neighbour prior, weight", of_refit):
         with pytest.raises(KeyboardInterrupt):
             _run(world, out, sentence)
     _run(world, out)
-    assert files_of(out / "export") == files_of(whole / "export")
+    for stage in ("export", "refit"):
+        made, before = files_of(out / stage), files_of(whole / stage)
+        for graph in ("encoder.onnx", "decoder.onnx"):
+            assert made[graph] == before[graph], stage
     assert verify(out / "bundle").num_items == verify(whole / "bundle").num_items
     assert not [path.name for path in out.rglob("*") if path.suffix == ".part"]
     assert {path.name for path in out.iterdir()} == {path.name for path in whole.iterdir()}

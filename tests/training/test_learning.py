@@ -46,7 +46,7 @@ def _learn(noise: float, folder: Path) -> Learnt:
     repeats = ["interactions.collapse_repeats=false", "evaluation.exclude_seen=false"]
     config = load_config("tiny", repeats)
     dataset = load_dataset(folder / "world", config=config.interactions)
-    record = run(config, dataset, folder / "run", Console(quiet=True))
+    record = run(config, dataset, folder / "run", Console(quiet=True), until="evaluation")
     lines = (folder / "run" / "evaluation" / "ranks.jsonl").read_text().splitlines()
     ranks = [json.loads(line)["rank"] for line in lines]
     targets = dataset.split.test.targets  # rows: the most popular item is row 0

@@ -25,6 +25,7 @@ from service.errors import BundleInvalid
 from service.loading.embedder import Embedder
 from training.__main__ import main
 from training.bundling.promotion import promote
+from training.config import STAGES
 from training.data.interactions import load_dataset
 from training.data.synthetic import make_world, write_world
 from training.errors import ConfigError, DataError
@@ -46,18 +47,18 @@ def test_stages_are_skipped_or_done_again_as_their_inputs_say(world: Path, tmp_p
     out, console, dataset = tmp_path / "run", Console(quiet=True), load_dataset(world)
     overrides = [*QUICK, "codebook.num_codes=16"]
     first = run(load_config("tiny", overrides), dataset, out, console)
-    assert first["users"] == 120
-    assert first["invalid_sid_share"] == 0 == first["repeated_items"]
-    stages = ("codebook", "fit", "export", "bundle", "evaluation")
-    written = {stage: (out / f"{stage}.json").stat().st_mtime_ns for stage in stages}
+    assert first["evaluation"]["users"] == 120
+    evaluation = json.loads((out / "evaluation.json").read_text())
+    assert evaluation["invalid_sid_share"] == 0 == evaluation["repeated_items"]
+    written = {stage: (out / f"{stage}.json").stat().st_mtime_ns for stage in STAGES}
 
     run(load_config("tiny", overrides), dataset, out, console)
-    assert written == {stage: (out / f"{stage}.json").stat().st_mtime_ns for stage in stages}
+    assert written == {stage: (out / f"{stage}.json").stat().st_mtime_ns for stage in STAGES}
 
     other = load_config("tiny", [*overrides, 'bundle.name="other"'])
     run(other, dataset, out, console)
-    changed = {s for s in stages if (out / f"{s}.json").stat().st_mtime_ns != written[s]}
-    assert changed == {"bundle", "evaluation"}
+    changed = {s for s in STAGES if (out / f"{s}.json").stat().st_mtime_ns != written[s]}
+    assert changed == {"trial", "evaluation", "refit", "bundle"}
     assert Bundle.load(out / "bundle").manifest.name == "other"
     lines = (out / "evaluation" / "ranks.jsonl").read_text().splitlines()
     assert len(lines) == 120
@@ -90,8 +91,8 @@ def test_evaluate_measures_the_settings_and_sets_the_default_only_when_told(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     config = load_config("tiny", [*QUICK, "codebook.num_codes=16"])
-    run(config, load_dataset(world), tmp_path / "run", Console(quiet=True), until="bundle")
-    bundle = tmp_path / "run" / "bundle"
+    run(config, load_dataset(world), tmp_path / "run", Console(quiet=True), until="trial")
+    bundle = tmp_path / "run" / "trial"
     before, manifest = verify(bundle), (bundle / "manifest.json").read_bytes()
     grid = before.facts["grid"]
     assert isinstance(grid, dict)
@@ -147,9 +148,9 @@ def test_a_new_item_is_encoded_as_a_cold_one_was(world: Path, tmp_path: Path) ->
     shutil.copy(world / "interactions.parquet", tmp_path)
     dataset = load_dataset(tmp_path)
     config = load_config("tiny", [*QUICK, "codebook.num_codes=16", "embeddings.content_dims=24"])
-    run(config, dataset, tmp_path / "run", Console(quiet=True), until="bundle")
+    run(config, dataset, tmp_path / "run", Console(quiet=True), until="trial")
 
-    bundle = Bundle.load(tmp_path / "run" / "bundle")
+    bundle = Bundle.load(tmp_path / "run" / "trial")
     rows = bundle.catalogue.rows_of(item_id for item_id in cold["item_id"])
     assert len(rows) == num_cold
     assert not bundle.catalogue.popularity[rows].any()
@@ -290,8 +291,8 @@ def test_an_item_gets_the_same_sid_from_training_and_from_the_service(
     overrides = [*QUICK, "codebook.num_codes=16", 'embeddings.text_model="org/a-model"']
     dataset = load_dataset(data)
     out = tmp_path / "run"
-    run(load_config("tiny", overrides), dataset, out, Console(quiet=True), until="bundle")
-    bundle = Bundle.load(out / "bundle")
+    run(load_config("tiny", overrides), dataset, out, Console(quiet=True), until="trial")
+    bundle = Bundle.load(out / "trial")
     content = bundle.manifest.content
     assert content is not None
     assert (content.text, content.model) == ("title. categories", "org/a-model")

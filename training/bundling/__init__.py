@@ -1,14 +1,19 @@
-"""What happens to a bundle after it was made: 8-bit graphs, a new default, promotion to the store.
+"""A run's two bundles, and what happens to them: 8-bit graphs, a new default, the way to the store.
 
-Reading order: `int8` with `quantise`, then `promotion`. Knows no training and no file of users.
+Reading order: `making` (the trial, and what ships), `int8` with `quantise`, then `promotion`. Knows
+no folder of a run and no file of users.
 """
 
-from training.bundling.int8 import eight_bit
+from training.bundling.making import Known, Parts, choose_default, make_refitted, make_trial
 from training.bundling.promotion import check_not_promoted, promote, set_default
 
 __all__ = [
+    "Known",
+    "Parts",
     "check_not_promoted",
-    "eight_bit",
+    "choose_default",
+    "make_refitted",
+    "make_trial",
     "promote",
     "set_default",
 ]

@@ -27,6 +27,7 @@ from training.comparison.paper_tables import (
     reseeded,
 )
 from training.comparison.ranked_systems import FinishedRun, RankedSystems
+from training.comparison.refit_table import RefitTable
 from training.comparison.table import Row
 from training.config import ComparisonTable, RunConfig, ScheduleConfig
 from training.data import Dataset, thin
@@ -89,6 +90,8 @@ def compare(
         "schedules": tables.schedules,
         "lengths": tables.history_lengths,
         "seeds": tables.seeds,
+        "refit": lambda: RefitTable(tables.ranked, config, out).rows(),
+        "scratch": lambda: RefitTable(tables.ranked, config, out).from_scratch(),
         "ablations": tables.ablations,
         "density": tables.density,
     }

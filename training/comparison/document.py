@@ -18,6 +18,7 @@ from joblib import cpu_count
 
 from service.bundles import HISTORY_CAP, Manifest
 from training.comparison.plot import plot_comparison
+from training.comparison.refit_table import refit_rows
 from training.comparison.table import (
     Row,
     ablations_table,
@@ -61,6 +62,21 @@ TABLES: dict[str, tuple[str, Callable[[Sequence[Row]], str], str]] = {
         "Runs that differ only in the seeds of vectors, codebook and fit, all decoded at the "
         "defaults of the first; sd with n - 1; gap = largest minus smallest. A difference below "
         "the gap is no finding, whatever its verdict. All other tables are of the first seed.",
+    ),
+    "refit": (
+        "Refit before shipping",
+        refit_rows,
+        "Test users, ranked after the validation interactions became known: not at all, by the "
+        "counts (neighbour prior and popularity, made again with the numbers chosen before), by "
+        "the network (which learns on, with its codes and vectors), by both. What ships knows the "
+        "test interactions too, so it cannot be measured. Differences are to the first row, ± one "
+        "paired standard error.",
+    ),
+    "scratch": (
+        "Refit or fit again",
+        refit_rows,
+        "The network that learnt on against one that learnt all of it from the beginning, with as "
+        "many steps as the fit had; both with counts made again.",
     ),
     "ablations": (
         "Ablations",
@@ -145,9 +161,9 @@ class Comparison:
         repeated = int(targets_seen(self.dataset.split.test).sum())
         seeds = "one seed" if self.seeds == 1 else f"{self.seeds} seeds"
         return (
-            "Protocol: leave-last-out (a user's last item is the target, the last but one is for "
-            "validation, which alone chooses checkpoints, schedule, prior and decay); all test "
-            "users; the whole catalogue is ranked, cold items too, item-level unless marked SID; "
+            f"Protocol: {self.dataset.split.sentence}. Validation alone chooses checkpoints, "
+            "schedule, prior and decay; all test users; the whole catalogue is ranked, cold items "
+            "too, item-level unless marked SID; "
             f"{setting_name(exclude_seen=self.exclude_seen)} unless said, "
             f"{'as the service answers by default' if self.exclude_seen else SERVED_OTHERWISE}, "
             f"in all choices on validation too; of a history all see the newest {HISTORY_CAP} "

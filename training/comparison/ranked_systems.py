@@ -52,7 +52,7 @@ DECAYS = (0.5, 0.6, 0.7, 0.8, 0.9)
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A run of the pipeline up to its bundle, and the minutes it took in all.
+    """A run of the pipeline up to its trial bundle, and the minutes it took in all.
 
     plain: how schedules are compared with each other, but for theirs: with the widest beam of the
         run's grid, the ranking the network is trained for, and to their ends
@@ -65,14 +65,14 @@ class FinishedRun:
     @classmethod
     def of(cls, config: RunConfig, dataset: Dataset, folder: Path, console: Console) -> Self:
         """Run the pipeline in a folder, or resume it; finished stages are skipped."""
-        run(config, dataset, folder, console, until="bundle")
+        run(config, dataset, folder, console, until="trial")
         records = {
             stage: json.loads((folder / f"{stage}.json").read_text())
-            for stage in ("codebook", "fit", "export", "bundle")
+            for stage in ("codebook", "fit", "export", "trial")
         }
-        seconds = sum(records[stage]["seconds"] for stage in ("codebook", "export", "bundle"))
+        seconds = sum(records[stage]["seconds"] for stage in ("codebook", "export", "trial"))
         seconds += records["fit"]["seconds_fitting"]  # over all its resumptions
-        bundle = Bundle.load(folder / "bundle")
+        bundle = Bundle.load(folder / "trial")
         plain = DecodingDefaults(
             r_warm=0,
             m_par=bundle.catalogue.num_subspaces,

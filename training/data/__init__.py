@@ -2,16 +2,17 @@
 
 Only this room reads users' files. Later rooms get arrays. Knows no model.
 
-Reading order: `interactions` (reads, filters, splits), `repeats` (lines that add nothing),
-`embeddings` (item vectors), `segments` (histories as training samples), `subsample` (a data set
-with interactions left out), `raw_formats` and `public_datasets`, `synthetic` with
-`synthetic_titles` (a world whose answer is known). How files are read: `files`.
+Reading order: `splits` (histories as arrays), `interactions` (reads, filters), `repeats` (lines
+that add nothing), `embeddings` (item vectors), `segments` (histories as training samples),
+`subsample` (a data set with interactions left out), `raw_formats` and `public_datasets`,
+`synthetic` with `synthetic_titles` (a world whose answer is known). How files are read: `files`.
 """
 
 from training.data.embeddings import embed, item_affinities, normalised, users_with_both
-from training.data.interactions import Dataset, Interactions, Split, Windows, load_dataset
+from training.data.interactions import Dataset, load_dataset
 from training.data.public_datasets import DATASETS, fetch
 from training.data.segments import Segments
+from training.data.splits import Interactions, Split, Windows
 from training.data.subsample import thin
 from training.data.synthetic import synthesize
 

@@ -1,8 +1,8 @@
 """Interactions, the only input of training: reading, k-core filter and split.
 
-Turns files into arrays: users' histories in CSR form over catalogue rows, a leave-last-out split,
-items and content embeddings by row. The order of the rows is decided here and nowhere else: by
-training popularity (most first), then by `item_id`. Knows nothing of vectors, codes or models.
+Turns files into arrays: users' histories and a split of them, items and content embeddings by row.
+The order of the rows is decided here: by training popularity (most first), then by `item_id`. Only
+a bundle that has counted more orders its rows anew. Knows nothing of vectors, codes or models.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from service.bundles import HISTORY_CAP, Item
+from service.bundles import Item
 from training.config import InteractionsConfig, ItemsConfig
 from training.data.files.item_files import read_items
 from training.data.files.log_files import read_log
@@ -23,133 +23,14 @@ from training.data.files.table import shown
 from training.data.files.table_files import find_file, unused_files
 from training.data.files.vectors import find_vectors, read_vectors
 from training.data.repeats import without_repeats
+from training.data.splits import (
+    Interactions,
+    Split,
+    indptr_of,
+    leave_last_out,
+    split_by_time,
+)
 from training.errors import DataError
-
-
-@dataclass(frozen=True, eq=False)
-class Windows:
-    """Samples of a log: after the history `rows[starts[i]:ends[i]]` comes `rows[ends[i]]`.
-
-    Only the newest HISTORY_CAP items of a history are used, because the service keeps no more.
-
-    rows:   (num_interactions,) int32, the rows of the Interactions (not a copy)
-    users:  (num_windows,) int32, index of the user of each window
-    starts: (num_windows,) int64, first interaction of that user
-    ends:   (num_windows,) int64, the interaction to predict
-    """
-
-    rows: NDArray[np.int32]
-    users: NDArray[np.int32]
-    starts: NDArray[np.int64]
-    ends: NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.ends)
-
-    @property
-    def targets(self) -> NDArray[np.int32]:
-        """(num_windows,) int32: the row to predict for each window."""
-        return self.rows[self.ends]
-
-    def history_of(self, window: int) -> NDArray[np.int32]:
-        """The newest rows before the target, oldest to newest; a view, never empty."""
-        end = self.ends[window]
-        return self.rows[max(self.starts[window], end - HISTORY_CAP) : end]
-
-
-@dataclass(frozen=True, eq=False)
-class Interactions:
-    """Users' items in CSR form. A history may hold an item twice.
-
-    user_ids: num_users distinct strings
-    item_ids: num_items distinct strings, by row
-    indptr:   (num_users + 1,) int64, the rows of user u are rows[indptr[u]:indptr[u + 1]]
-    rows:     (num_interactions,) int32, each user's items, oldest to newest
-    Raises DataError if the arrays do not fit together.
-    """
-
-    user_ids: tuple[str, ...]
-    item_ids: tuple[str, ...]
-    indptr: NDArray[np.int64]
-    rows: NDArray[np.int32]
-
-    def __post_init__(self) -> None:
-        if len(self.indptr) != len(self.user_ids) + 1 or self.indptr[0] != 0:
-            raise DataError("indptr must start at 0 and have one entry more than there are users")
-        if np.any(np.diff(self.indptr) < 0) or self.indptr[-1] != len(self.rows):
-            raise DataError("indptr must never decrease and must end at the number of interactions")
-        if len(self.rows) and not 0 <= self.rows.min() <= self.rows.max() < len(self.item_ids):
-            raise DataError("every row must be at least 0 and below the number of items")
-
-    @property
-    def num_users(self) -> int:
-        return len(self.user_ids)
-
-    @property
-    def num_items(self) -> int:
-        return len(self.item_ids)
-
-    @property
-    def num_interactions(self) -> int:
-        return len(self.rows)
-
-    def history_of(self, user: int) -> NDArray[np.int32]:
-        """Rows of a user, given by index, oldest to newest; a view."""
-        return self.rows[self.indptr[user] : self.indptr[user + 1]]
-
-    def lengths(self) -> NDArray[np.int64]:
-        """(num_users,) int64: interactions of each user."""
-        return np.diff(self.indptr)
-
-    def popularity(self) -> NDArray[np.int64]:
-        """(num_items,) int64: interactions of each row."""
-        return np.bincount(self.rows, minlength=self.num_items).astype(np.int64)
-
-    def users_of_interactions(self) -> NDArray[np.int32]:
-        """(num_interactions,) int32: index of the user of each interaction."""
-        return np.repeat(np.arange(self.num_users, dtype=np.int32), self.lengths())
-
-    def with_targets(self, windows: Windows) -> Interactions:
-        """Each window's target behind the history of its user; at most one window a user."""
-        added = np.zeros(self.num_users, dtype=np.int64)
-        added[windows.users] = 1
-        rows = np.insert(self.rows, self.indptr[windows.users + 1], windows.targets)
-        return replace(self, indptr=self.indptr + _indptr(added), rows=rows)
-
-    def windows(self) -> Windows:
-        """Training samples: every prefix of at least one item predicts the next item.
-
-        a history  A B C D  gives  A -> B,  A B -> C,  A B C -> D
-        """
-        users = self.users_of_interactions()
-        starts = self.indptr[users]
-        ends = np.flatnonzero(np.arange(self.num_interactions) > starts).astype(np.int64)
-        return Windows(self.rows, users[ends], starts[ends], ends)
-
-
-@dataclass(frozen=True, eq=False)
-class Split:
-    """Leave-last-out: a user's last item is for the test, the item before it for validation.
-
-        interactions   A B C D E         a user with >= 3 interactions
-        train          A B C             windows: A -> B, A B -> C
-        validation     A B C   -> D
-        test           A B C D -> E      the history at test holds the validation item
-
-    Users with fewer than three interactions are only in `train`.
-
-    train:       the same users and items as the log that was split
-    before_test: all that is known at the test: `train` and what validation held out
-    everything:  the whole log: what is known when the bundle is shipped
-    validation:  one window per user with >= 3 interactions, in user order
-    test:        the same users in the same order
-    """
-
-    train: Interactions
-    before_test: Interactions
-    everything: Interactions
-    validation: Windows
-    test: Windows
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,6 +50,15 @@ class Dataset:
     warnings: tuple[str, ...]
     notes: tuple[str, ...] = ()
 
+    def reordered(self, order: NDArray[np.intp]) -> Dataset:
+        """The same with new row numbers: row i is what row `order[i]` was."""
+        return replace(
+            self,
+            split=self.split.reordered(order),
+            items=tuple(self.items[row] for row in order),
+            embeddings=None if self.embeddings is None else self.embeddings[order],
+        )
+
 
 def read_interactions(
     path: Path,
@@ -181,7 +71,7 @@ def read_interactions(
     there are repeats, `notes` gets a sentence about them.
     """
     notes = [] if notes is None else notes
-    frame = read_log(path, config, notes)
+    frame = read_log(path, config, notes)  # with times if the split needs them
     collapsed, repeats = without_repeats(frame)
     if said := repeats.said(collapsed=config.collapse_repeats):
         notes.append(f"{path.name}: {said}")
@@ -192,8 +82,9 @@ def read_interactions(
     return Interactions(
         user_ids=tuple(by_user["user_id"]),
         item_ids=tuple(item_ids),
-        indptr=_indptr(by_user["len"].to_numpy()),
+        indptr=indptr_of(by_user["len"].to_numpy()),
         rows=item_ids.search_sorted(frame["item_id"]).to_numpy().astype(np.int32),
+        times=frame["time"].to_numpy() if "time" in frame.columns else None,
     )
 
 
@@ -204,41 +95,23 @@ def k_core(interactions: Interactions, core: int) -> Interactions:
     `item_ids`. Raises DataError if nothing is left.
     """
     users, rows = interactions.users_of_interactions(), interactions.rows
+    places = np.arange(len(rows))
     while True:
         by_user = np.bincount(users, minlength=interactions.num_users)
         by_item = np.bincount(rows, minlength=interactions.num_items)
         keep = (by_user[users] >= core) & (by_item[rows] >= core)
         if keep.all():
             break
-        users, rows = users[keep], rows[keep]
+        users, rows, places = users[keep], rows[keep], places[keep]
     if not len(rows):
         raise DataError(f"no interaction is left by core = {core}; choose a smaller core")
     kept_users, kept_items = np.flatnonzero(by_user), np.flatnonzero(by_item)
     return Interactions(
         user_ids=tuple(interactions.user_ids[user] for user in kept_users),
         item_ids=tuple(interactions.item_ids[row] for row in kept_items),
-        indptr=_indptr(by_user[kept_users]),
+        indptr=indptr_of(by_user[kept_users]),
         rows=np.searchsorted(kept_items, rows).astype(np.int32),
-    )
-
-
-def leave_last_out(interactions: Interactions) -> Split:
-    """Split off the last two items of every user who has at least three (see Split)."""
-    lengths = interactions.lengths()
-    users = np.flatnonzero(lengths >= 3).astype(np.int32)
-    starts, stops = interactions.indptr[users], interactions.indptr[users + 1]
-    in_train = np.ones(interactions.num_interactions, dtype=bool)
-    in_train[stops - 1] = in_train[stops - 2] = False
-    train_lengths = np.where(lengths >= 3, lengths - 2, lengths)
-    rows = interactions.rows
-    train = replace(interactions, indptr=_indptr(train_lengths), rows=rows[in_train])
-    validation = Windows(rows, users, starts, stops - 2)
-    return Split(
-        train=train,
-        before_test=train.with_targets(validation),
-        everything=interactions,
-        validation=validation,
-        test=Windows(rows, users, starts, stops - 1),
+        times=None if interactions.times is None else interactions.times[places],
     )
 
 
@@ -308,14 +181,23 @@ def load_dataset(
             "interactions.cold_items=false leaves them out"
         )
 
-    log = _order_by_training_popularity(replace(log, item_ids=(*log.item_ids, *cold)))
-    split = leave_last_out(log)
-    if not len(split.test):
+    log = replace(log, item_ids=(*log.item_ids, *cold))
+    split = _split(log, config)
+    split = split.reordered(split.train.popular_first())
+    log = split.everything
+    if split.name == "time":
+        notes.append(f"split {split.sentence}")
+        if not len(split.test) or not len(split.validation):
+            raise DataError(
+                f"{interactions}: split {split.sentence}; so there is nobody to test or validate "
+                "with: choose other interactions.test_share and interactions.validation_share"
+            )
+    elif not len(split.test):
         raise DataError(f"{interactions}: no user has three interactions, so none can be held out")
     if not len(split.train.windows()):
         raise DataError(
-            f"{interactions}: nothing is left to train on, because no user has two items after the "
-            "last two of users with three or more are held out; give longer histories"
+            f"{interactions}: nothing is left to train on, because no user has two items after "
+            "those of validation and test are held out; give longer histories"
         )
     lines = np.array([line_of.get(item_id, -1) for item_id in log.item_ids], dtype=np.int64)
     vectors = read_vectors(embeddings, len(listed), lines) if embeddings else None
@@ -334,6 +216,12 @@ def load_dataset(
         warnings=tuple(warnings),
         notes=tuple(notes),
     )
+
+
+def _split(log: Interactions, config: InteractionsConfig) -> Split:
+    if config.split == "time":
+        return split_by_time(log, config.test_share, config.validation_share)
+    return leave_last_out(log)
 
 
 def _check_spellings(
@@ -355,17 +243,3 @@ def _plain_id(item_id: str) -> str:
     visible = "".join(letter for letter in item_id if letter.isprintable())
     plain = unicodedata.normalize("NFC", visible).casefold().removesuffix(".0")
     return plain.lstrip("0") or "0"
-
-
-def _order_by_training_popularity(log: Interactions) -> Interactions:
-    """The same log with new row numbers. Only this function decides the order of the catalogue."""
-    popularity = leave_last_out(log).train.popularity()
-    order = sorted(range(log.num_items), key=lambda row: (-popularity[row], log.item_ids[row]))
-    new_row_of = np.empty(log.num_items, dtype=np.int32)
-    new_row_of[order] = np.arange(log.num_items, dtype=np.int32)
-    item_ids = tuple(log.item_ids[row] for row in order)
-    return replace(log, item_ids=item_ids, rows=new_row_of[log.rows])
-
-
-def _indptr(counts: NDArray[np.integer]) -> NDArray[np.int64]:
-    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)

@@ -11,7 +11,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from training.data.interactions import Dataset, Split, Windows
+from training.data.interactions import Dataset
+from training.data.splits import split_at
 
 LEAST_LEFT = 2  # training interactions of a user: one item and what came next
 
@@ -33,33 +34,19 @@ def thin(dataset: Dataset, dropped: float, *, seed: int = 0) -> Dataset:
     kept = np.zeros(len(order), dtype=bool)
     kept[order[place < left[users]]] = True
 
-    popularity = np.bincount(train.rows[kept], minlength=train.num_items)
-    old_rows = sorted(
-        range(train.num_items), key=lambda row: (-popularity[row], train.item_ids[row])
+    split = dataset.split
+    in_train = np.zeros(split.everything.num_interactions, dtype=bool)
+    begins = np.repeat(split.everything.indptr[:-1] - train.indptr[:-1], lengths)
+    in_train[begins + np.arange(train.num_interactions)] = True
+    kept_of_all = ~in_train
+    kept_of_all[in_train] = kept
+    everything = split.everything.only(kept_of_all)
+    later = split.before_test.lengths() - lengths
+    thinned = replace(  # the windows have whole histories
+        split_at(everything, left, left + later),
+        validation=split.validation,
+        test=split.test,
+        name=split.name,
+        sentence=split.sentence,
     )
-    new_row_of = np.empty(train.num_items, dtype=np.int32)
-    new_row_of[old_rows] = np.arange(train.num_items, dtype=np.int32)
-
-    def renumbered(windows: Windows) -> Windows:
-        return replace(windows, rows=new_row_of[windows.rows])
-
-    kept_train = replace(
-        train,
-        item_ids=tuple(train.item_ids[row] for row in old_rows),
-        indptr=np.concatenate([[0], np.cumsum(left)]).astype(np.int64),
-        rows=new_row_of[train.rows[kept]],
-    )
-    validation, test = renumbered(dataset.split.validation), renumbered(dataset.split.test)
-    before_test = kept_train.with_targets(validation)
-    return replace(
-        dataset,
-        split=Split(
-            train=kept_train,
-            before_test=before_test,
-            everything=before_test.with_targets(test),
-            validation=validation,
-            test=test,
-        ),
-        items=tuple(dataset.items[row] for row in old_rows),
-        embeddings=None if dataset.embeddings is None else dataset.embeddings[old_rows],
-    )
+    return replace(dataset, split=thinned).reordered(thinned.train.popular_first())

@@ -45,11 +45,17 @@ from training.evaluation.evaluation import (
 
 
 def check_data(bundle: Bundle, dataset: Dataset) -> None:
-    """Raise DataError if the bundle was not made from this data."""
+    """Raise DataError if the bundle was not made from this data, or knows its test users."""
+    if bundle.manifest.knows_held_out:
+        raise DataError(
+            f"bundle {bundle.manifest.ref} has learnt all interactions, those of the test too, so "
+            "nothing can be measured with it; name the folder `trial` of its run, which lies "
+            "beside `bundle`; what --set-default writes there, the next `run` takes into `bundle`"
+        )
     if tuple(bundle.catalogue.item_ids) != tuple(dataset.split.train.item_ids):
         raise DataError(
             f"bundle {bundle.manifest.ref} has another catalogue than this data; "
-            "use the data, core, cold_items and collapse_repeats it was trained with"
+            "use the data, core, cold_items, collapse_repeats and split it was trained with"
         )
 
 
@@ -112,6 +118,8 @@ def evaluate_bundle(
     report = {
         "bundle": bundle.manifest.ref,
         "precision": bundle.precision,
+        "split": dataset.split.name,
+        "split_sentence": dataset.split.sentence,
         "users": len(windows),
         "exclude_seen": served,
         "targets_seen": int(targets_seen(windows).sum()),
@@ -205,6 +213,7 @@ def _markdown(report: dict[str, Any]) -> str:
     return (
         f"# {report['bundle']}, {report['precision']}\n\n"
         f"{_headline(report)}\n\n"
+        f"Split {report['split_sentence']}. "
         f"{report['users']:,} test users, whole catalogue. Figures are item-level unless marked "
         f"SID, with {setting_name(exclude_seen=served)} unless a row says otherwise. Of a history "
         f"the newest {HISTORY_CAP} items are used, as many as the service keeps. Default: "

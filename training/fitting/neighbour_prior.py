@@ -46,6 +46,33 @@ def fit_priors(
     }
 
 
+def recount(
+    known: Interactions,
+    content: NDArray[np.floating],
+    config: NeighboursConfig,
+    chosen: dict[str, float],
+) -> NeighbourPrior:
+    """The prior of other interactions with the numbers of `chosen_of`: nothing is tried again."""
+    only = config.model_copy(update={"likeness_weights": (chosen["likeness_weight"],)})
+    return _weighed(fit_priors(known, content, only), chosen)
+
+
+def chosen_of(prior: NeighbourPrior, priors: dict[float, NeighbourPrior]) -> dict[str, float]:
+    """The numbers that `weigh_prior` chose: likeness_weight, weight, scale, decay.
+
+    The scale is in median affinities, so it means the same for other counts.
+    """
+    [likeness_weight] = [
+        weight for weight, counted in priors.items() if counted.affinities is prior.affinities
+    ]
+    return {
+        "likeness_weight": likeness_weight,
+        "weight": prior.weight,
+        "scale": prior.scale / priors[likeness_weight].scale,
+        "decay": prior.decay,
+    }
+
+
 def likeness(content: NDArray[np.floating], num_alike: int) -> sparse.csr_array:
     """Cubed cosines of each item's nearest others, (num_items, num_items) sparse float32.
 

@@ -54,6 +54,18 @@ class FitState:
     validations: list[dict[str, float]] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Continuation:
+    """A fit that goes on from weights: the last `share` of the learning rates, in `steps` steps.
+
+    weights: state of a network of the same family and sizes
+    """
+
+    weights: dict[str, Tensor]
+    share: float
+    steps: int
+
+
 def fit(
     split: Split,
     trie: SidTrie,
@@ -66,13 +78,16 @@ def fit(
     exclude_seen: bool = True,
     key: str = "",
     stop_after_epochs: int | None = None,
+    after: Continuation | None = None,
 ) -> tuple[nn.Module, FitState]:
     """Train, or continue training, and return the model of the best validation recall@10.
 
+    Without validation users it is the model after the last step.
     trie: the catalogue's; folder: the stage folder (checkpoint, scalar log).
     exclude_seen: of the lists that checkpoints are compared by
     key: of all that the fit depends on; a checkpoint with another key is not used
     stop_after_epochs: leave the loop early, as an interruption would (the checkpoint stays).
+    after: where to begin; None = at random weights, with the whole of the learning rates
     Raises FitDiverged when a loss or a parameter is not finite any more.
     """
     torch.set_num_threads(config.threads or cpu_count())
@@ -81,7 +96,9 @@ def fit(
 
     def beginning() -> Trainer:
         torch.manual_seed(config.seed)
-        return Trainer(split, trie, model_config, masking, config, exclude_seen=exclude_seen)
+        return Trainer(
+            split, trie, model_config, masking, config, exclude_seen=exclude_seen, after=after
+        )
 
     trainer = beginning()
     snapshot = read_checkpoint(checkpoint, key, console)
@@ -94,7 +111,10 @@ def fit(
     if snapshot is None:
         remove(checkpoint)
         num_samples = trainer.objective.num_samples
-        console.print(f"{trainer.epochs} epochs of {num_samples:,} samples (or set fit.epochs)")
+        if after is None:
+            console.print(f"{trainer.epochs} epochs of {num_samples:,} samples (or set fit.epochs)")
+        else:
+            console.print(f"{after.steps:,} more steps, on {num_samples:,} samples")
     elif not trainer.finished:
         console.print(f"resumed after epoch {trainer.state.epoch} of {trainer.epochs}")
     model = trainer.model
@@ -149,6 +169,7 @@ class Trainer:
         config: FitConfig,
         *,
         exclude_seen: bool = True,
+        after: Continuation | None = None,
     ) -> None:
         self.trie, self.config, self.exclude_seen = trie, config, exclude_seen
         self.family = family_of(model_config.family)
@@ -159,6 +180,9 @@ class Trainer:
         )
         if not objective.num_samples:
             raise DataError("no user has two training items, so there is no next item to learn")
+        if after is not None:
+            model.load_state_dict(after.weights)
+        self.after = after
         self.validation = draw_windows(split.validation, config.validation_users, config.seed)
         self.averaged = copy.deepcopy(model).eval()
         self.optimizer = torch.optim.AdamW(
@@ -172,6 +196,8 @@ class Trainer:
         self.best: dict[str, Tensor] = _copy(model)
         enough = round(config.samples / objective.num_samples)
         self.epochs = config.epochs or min(max(2, enough), MOST_EPOCHS)
+        if after is not None:
+            self.epochs = math.ceil(after.steps * config.minibatch / objective.num_samples)
         self.progress = 0.0
 
     @property
@@ -187,9 +213,14 @@ class Trainer:
         started = time.monotonic()
         losses = []
         minibatches = list(self.objective.minibatches(self.config.minibatch, self.generator))
+        if self.after is not None:  # the last epoch may be part of one
+            minibatches = minibatches[: self.after.steps - self.state.step]
         for done, minibatch in enumerate(minibatches, start=1):
             losses.append(self.step(minibatch))
-            self.progress = (self.state.epoch + done / len(minibatches)) / self.epochs
+            if self.after is None:
+                self.progress = (self.state.epoch + done / len(minibatches)) / self.epochs
+            else:
+                self.progress = self.state.step / self.after.steps
             if self.state.step % LOG_EVERY == 0:
                 yield self._scalars(losses[-LOG_EVERY:])
             else:
@@ -198,7 +229,9 @@ class Trainer:
         self.state.epoch += 1
         scalars = self._scalars(losses)
         last = self.state.epoch == self.epochs
-        if last or self.state.epoch % self.config.validate_every_epochs == 0:
+        if not len(self.validation):
+            self.best = _copy(self.averaged)
+        elif last or self.state.epoch % self.config.validate_every_epochs == 0:
             scalars |= self._validate()
         self.state.seconds_fitting += time.monotonic() - started
         yield scalars | {"seconds": round(self.state.seconds_fitting, 1)}
@@ -222,15 +255,19 @@ class Trainer:
         self.optimizer.load_state_dict(snapshot["optimizer"])
         self.state = FitState(**snapshot["state"])
         self.progress = self.state.epoch / self.epochs
+        if self.after is not None:
+            self.progress = self.state.step / self.after.steps
         self.generator.set_state(snapshot["generator"])
         torch.set_rng_state(snapshot["torch_generator"])
 
     def step(self, minibatch: Any) -> float:
         """Train on a minibatch of the objective; returns the loss."""
+        share = 1.0 if self.after is None else self.after.share
+        place = 1 - share * (1 - self.progress)  # in the whole of the schedule
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.progress, self.config) * group["rate"]
+            group["lr"] = learning_rate(place, self.config) * group["rate"]
         self.model.train()
-        loss = self.objective.loss(minibatch, self.progress, self.generator)
+        loss = self.objective.loss(minibatch, place, self.generator)
         if not math.isfinite(value := float(loss.detach())):
             raise self._diverged(f"the loss is {value}")
         self.optimizer.zero_grad(set_to_none=True)

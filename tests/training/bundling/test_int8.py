@@ -38,15 +38,15 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run up to its bundle, which has 8-bit graphs."""
+    """A run up to its trial bundle, which has 8-bit graphs."""
     out = tmp_path_factory.mktemp("run")
     config = load_config("tiny", [*OVERRIDES, *ONE_POINT, *NETWORK_ALONE, "export.int8=true"])
-    run(config, load_dataset(world), out, Console(quiet=True), until="bundle")
+    run(config, load_dataset(world), out, Console(quiet=True), until="trial")
     return out
 
 
 def test_a_bundle_has_them_and_answers_with_them(trained: Path) -> None:
-    path = trained / "bundle"
+    path = trained / "trial"
     facts = verify(path).facts["int8"]
     assert isinstance(facts, dict)
     assert facts["accepted"]
@@ -81,7 +81,7 @@ def test_evaluate_takes_them(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    said = ["--bundle", str(trained / "bundle"), "--data", str(world), "--out", str(tmp_path)]
+    said = ["--bundle", str(trained / "trial"), "--data", str(world), "--out", str(tmp_path)]
     said += ["--precision", "int8", "--set", "evaluation.invalid_sid_users=5"]
     monkeypatch.setattr("sys.argv", ["training", "evaluate", *said])
     assert main() == 0
@@ -104,11 +104,11 @@ def test_a_bundle_goes_without_them_when_they_find_less(
     monkeypatch.setattr(precision, "quantised", ruined)
     config = load_config("tiny", [*OVERRIDES, *ONE_POINT, *NETWORK_ALONE, "export.int8=true"])
     console = Console(record=True, width=300, file=io.StringIO())
-    (trained / "bundle.json").rename(tmp_path / "bundle.json")
-    (trained / "bundle").rename(tmp_path / "kept")
+    (trained / "trial.json").rename(tmp_path / "trial.json")
+    (trained / "trial").rename(tmp_path / "kept")
     try:
-        run(config, load_dataset(world), trained, console, until="bundle")
-        path = trained / "bundle"
+        run(config, load_dataset(world), trained, console, until="trial")
+        path = trained / "trial"
         manifest = verify(path)
         assert not manifest.has_int8
         assert not list(path.glob("*int8*"))
@@ -121,8 +121,8 @@ def test_a_bundle_goes_without_them_when_they_find_less(
         with pytest.raises(BundleInvalid, match="they lost too much recall"):
             Bundle.load(path, precision="int8")
     finally:
-        (trained / "bundle").rename(tmp_path / "refused")
-        (tmp_path / "kept").rename(trained / "bundle")
+        (trained / "trial").rename(tmp_path / "refused")
+        (tmp_path / "kept").rename(trained / "trial")
 
 
 def test_a_hundredth_of_the_recall_may_go() -> None:

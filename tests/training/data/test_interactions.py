@@ -263,6 +263,29 @@ def test_k_core_against_plain_python(histories: list[list[int]], core: int) -> N
 # --- the split ----------------------------------------------------------------------------------
 
 
+def test_rows_are_renumbered_everywhere(tmp_path: Path) -> None:
+    write(tmp_path / "interactions.csv", {
+        "user_id": list("aaaabbbbc"),
+        "item_id": list("xyxzxyzwx"),
+        "position": [0, 1, 2, 3, 0, 1, 2, 3, 0],
+    })  # fmt: skip
+    write(tmp_path / "items.csv", {"item_id": list("xyzwv"), "title": list("XYZWV")})
+    dataset = load_dataset(tmp_path)
+    known = dataset.split.everything
+    order = known.popular_first()
+    again = dataset.reordered(order)
+    assert again.split.everything.item_ids == ("x", "y", "z", "w", "v")  # 4, 2, 2, 1, 0
+    assert again.split.everything.popularity().tolist() == [4, 2, 2, 1, 0]
+    assert [item.item_id for item in again.items] == list("xyzwv")
+    for name in ("train", "before_test", "everything"):
+        assert named(getattr(again.split, name)) == named(getattr(dataset.split, name))
+    for name in ("validation", "test"):
+        old, new = getattr(dataset.split, name), getattr(again.split, name)
+        assert [known.item_ids[row] for row in old.targets] == [
+            again.split.everything.item_ids[row] for row in new.targets
+        ]
+
+
 def test_leave_last_out_by_hand() -> None:
     split = leave_last_out(log_of([[0, 1, 2, 3, 4], [5, 6], [], [6, 6, 5]]))
     assert named(split.train) == {"u0": ["i0", "i1", "i2"], "u1": ["i5", "i6"], "u3": ["i6"]}

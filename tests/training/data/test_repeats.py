@@ -99,7 +99,7 @@ def test_the_headline_is_what_is_served_and_chosen_by(world: Path, tmp_path: Pat
     quick += ["evaluation.beam_widths=[10]", "evaluation.rankings=['rows']"]
     config = load_config("tiny", quick)
     dataset = load_dataset(data, config=config.interactions)
-    report = run(config, dataset, tmp_path / "run", Console(quiet=True))
+    report = run(config, dataset, tmp_path / "run", Console(quiet=True), until="evaluation")
     assert report["exclude_seen"] is True
     assert report["targets_seen"] == report["users"] == 120
     assert report["default"]["recall@10"] == report["default_prior_off"]["recall@10"] == 0
@@ -111,12 +111,12 @@ def test_the_headline_is_what_is_served_and_chosen_by(world: Path, tmp_path: Pat
     assert "or 120 of the 120 users, the target is already in the history" in first
     lines = [json.loads(line) for line in (folder / "ranks.jsonl").read_text().splitlines()]
     assert {(line["rank"], line["exclude_seen"]) for line in lines} == {(None, True)}
-    grid = json.loads((tmp_path / "run" / "bundle" / "manifest.json").read_text())["facts"]["grid"]
+    grid = json.loads((tmp_path / "run" / "trial" / "manifest.json").read_text())["facts"]["grid"]
     assert grid["exclude_seen"] is True
     assert {point["recall@10"] for point in grid["points"]} == {0.0}
 
     kept = load_config("tiny", [*quick, "evaluation.exclude_seen=false"]).evaluation
-    bundle, out = Bundle.load(tmp_path / "run" / "bundle"), tmp_path / "kept"
+    bundle, out = Bundle.load(tmp_path / "run" / "trial"), tmp_path / "kept"
     report = evaluate_bundle(bundle, dataset, kept, out, Console(quiet=True), grid=grid)
     assert report["exclude_seen"] is False
     assert report["default"]["recall@10"] > 0.3

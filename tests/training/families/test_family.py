@@ -93,10 +93,10 @@ def test_a_family_of_its_own_enters_a_run_and_its_bundle_serves(
     arguments = ["run", "--data", str(world), "--out", str(out), "--preset", "tiny"]
     settings = [*QUICK, "model.family=all_at_once", "model.options={smoothing = 0.2}"]
     arguments += [word for setting in settings for word in ("--set", setting)]
-    monkeypatch.setattr("sys.argv", ["training", *arguments, "--until", "bundle"])
+    monkeypatch.setattr("sys.argv", ["training", *arguments, "--until", "trial"])
     assert main() == 0
 
-    bundle = Bundle.load(out / "bundle")
+    bundle = Bundle.load(out / "trial")
     recorded = bundle.manifest.facts["config"]
     assert isinstance(recorded, dict)
     assert recorded["model"]["family"] == "all_at_once"
@@ -105,7 +105,7 @@ def test_a_family_of_its_own_enters_a_run_and_its_bundle_serves(
     losses = [json.loads(line)["loss"] for line in scalars]
     assert losses[-1] < np.log(16)  # of one code: what a network that knows nothing has
     items = [bundle.catalogue.item_ids[row] for row in (3, 5, 8)]
-    with service_process(tmp_path / "service", bundle=out / "bundle") as service:
+    with service_process(tmp_path / "service", bundle=out / "trial") as service:
         answer = service.recommend(user_id="u", history=items, k=10).json()
     assert answer["served_by"] == "model"
     assert len({item["item_id"] for item in answer["items"]} - set(items)) == 10

@@ -14,7 +14,13 @@ from service.decoding import Catalogue, Decoder, Histories, Schedule, SidTrie
 from training.config import NeighboursConfig
 from training.data.embeddings import item_affinities
 from training.data.interactions import Split, leave_last_out
-from training.fitting.neighbour_prior import fit_priors, likeness, weigh_prior
+from training.fitting.neighbour_prior import (
+    chosen_of,
+    fit_priors,
+    likeness,
+    recount,
+    weigh_prior,
+)
 
 NUM_ITEMS = 40
 CONFIG = NeighboursConfig(num_neighbours=8, likeness_weights=(0.0,))
@@ -220,3 +226,21 @@ def test_a_prior_that_is_noise_or_adds_nothing_is_switched_off() -> None:
         )
         assert best.weight == 0
         assert [trial["weight"] for trial in trials] == sorted(CONFIG.weights)
+
+
+def test_counts_are_made_again_with_the_numbers_that_were_chosen() -> None:
+    split = _circle()
+    priors = fit_priors(split.train, UNLIKE, CONFIG)
+    best, _ = weigh_prior(
+        _decoder(_Network(None)), priors, split.validation, ONE_CALL, CONFIG, exclude_seen=False
+    )
+    chosen = chosen_of(best, priors)
+    again = recount(split.train, UNLIKE, CONFIG, chosen)
+    assert again.affinities.tolist() == best.affinities.tolist()
+    assert (again.weight, again.decay) == (best.weight, best.decay)
+    assert again.scale == pytest.approx(best.scale)
+
+    later = recount(split.everything, UNLIKE, CONFIG, chosen)
+    counted = fit_priors(split.everything, UNLIKE, CONFIG)[0.0]
+    assert later.affinities.tolist() == counted.affinities.tolist() != best.affinities.tolist()
+    assert later.scale == pytest.approx(chosen["scale"] * counted.scale)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,9 +17,13 @@ from logs import log_of
 from rich.console import Console
 
 from service.decoding import Catalogue, SidTrie
+from training.checkpoint import write_checkpoint
 from training.config import FitConfig, MaskingConfig, ModelConfig
 from training.data.interactions import Interactions, Split, leave_last_out
 from training.families.mdgr.model import MaskedDiffusionModel
+from training.families.mdgr.objective import MDGRObjective
+from training.fitting import training_loop
+from training.fitting.refit import refit
 from training.fitting.training_loop import FitState, fit, learning_rate
 
 NUM_ITEMS = 20
@@ -144,3 +151,66 @@ def test_how_many_epochs_are_planned_is_told(
     config = CONFIG.model_copy(update={"epochs": asked, "samples": samples})
     _fit(tmp_path, stop=0, config=config, console=Console(file=printed, width=200))
     assert f"{told} epochs of " in printed.getvalue()
+
+
+def test_a_refit_learns_what_it_is_told_in_so_many_steps_and_goes_on_bit_for_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitted, _ = _fit(tmp_path / "fit")
+    before = copy.deepcopy(fitted.state_dict())
+    known = log_of([[1, 2, 3, 4, 5, 6]] * 50, NUM_ITEMS)  # 250 samples: 16 steps an epoch
+
+    def go_on(folder: Path) -> tuple[torch.nn.Module, FitState]:
+        return refit(
+            fitted,
+            _split(),
+            known,
+            _trie(),
+            folder,
+            share=0.25,
+            steps=40,
+            model_config=MODEL,
+            masking=MaskingConfig(),
+            config=CONFIG,
+            console=Console(quiet=True),
+        )
+
+    model, state = go_on(tmp_path / "whole")
+    assert state.step == 40
+    assert state.validations == []
+    rates = [
+        json.loads(line)["learning_rate"]
+        for line in (tmp_path / "whole" / "scalars.jsonl").read_text().splitlines()
+    ]
+    assert rates[0] < learning_rate(0.75, CONFIG) < 0.2 * CONFIG.learning_rate
+    assert rates[-1] < 0.03 * CONFIG.learning_rate
+    for name, weights in before.items():  # what went in is as it was
+        assert torch.equal(weights, fitted.state_dict()[name])
+
+    def loss(network: torch.nn.Module) -> float:
+        objective = MDGRObjective(
+            network,
+            replace(_split(), train=known),
+            _trie(),
+            model_config=MODEL,
+            masking=MaskingConfig(partial_share=0),
+            config=CONFIG,
+        )
+        network.eval()
+        found = objective.loss(np.arange(50), 1.0, torch.Generator().manual_seed(0))
+        return float(found.detach())
+
+    assert loss(model) < 0.95 * loss(fitted)
+
+    def written_then_stopped(checkpoint: Path, snapshot: dict[str, Any]) -> None:
+        write_checkpoint(checkpoint, snapshot)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(training_loop, "write_checkpoint", written_then_stopped)
+        with pytest.raises(KeyboardInterrupt):
+            go_on(tmp_path / "cut")
+    resumed, resumed_state = go_on(tmp_path / "cut")
+    assert resumed_state.step == 40
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, resumed.state_dict()[name]), name

@@ -6,6 +6,7 @@ refused, because it might otherwise be read backwards. Knows nothing of rows and
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import polars as pl
@@ -14,7 +15,7 @@ from training.config import InteractionsConfig
 from training.data.files.columns import id_column
 from training.data.files.table import Table, shown, words_of
 from training.data.files.table_files import read_table
-from training.data.files.times import position_column, time_column
+from training.data.files.times import NUMBER, position_column, time_column
 from training.errors import DataError
 
 # Such columns suggest that lines have different weights. All lines count the same; a note says so.
@@ -32,7 +33,7 @@ def read_log(path: Path, config: InteractionsConfig, notes: list[str]) -> pl.Dat
     ordered by `timestamp`; equal timestamps keep the order of the file. `config.order_by` may
     choose the column. `notes` gets sentences about how the file was read.
     Returns user_id, item_id, order (the position or time), sorted by user, each user's items oldest
-    to newest.
+    to newest; for a split by time also time, which never decreases for a user.
     Raises DataError with the line of a value that cannot be read or has two meanings.
     """
     table = read_table(
@@ -76,13 +77,60 @@ def read_log(path: Path, config: InteractionsConfig, notes: list[str]) -> pl.Dat
         if config.order_by is None:
             _check_agreement(table, frame, config.time_format)
         unused = orders[order == orders[0]]
-        notes.append(f"{path.name}: ordered by {order}; the column {unused} is not used")
+        by_time = config.split == "time" and unused == "timestamp"
+        use = "says only what is held out" if by_time else "is not used"
+        notes.append(f"{path.name}: ordered by {order}; the column {unused} {use}")
     if weights := [name for name in table.others if words_of(name) in LIKE_WEIGHTS]:
         notes.append(
             f"{path.name}: {', '.join(map(shown, weights))} is not used; every line counts alike, "
             "so leave out the lines that are no interactions"
         )
-    return frame.select("user_id", "item_id", "order")
+    frame = frame.select("row", "user_id", "item_id", "order")
+    if config.split == "time":
+        frame = frame.with_columns(time=_times(table, frame, config, order, notes))
+    return frame.drop("row")
+
+
+def _times(
+    table: Table, frame: pl.DataFrame, config: InteractionsConfig, order: str, notes: list[str]
+) -> pl.Series:
+    """When each interaction of the frame happened.
+
+    Raises DataError where that is not known, or contradicts the order of a user's interactions.
+    """
+    if order == "timestamp":
+        return _as_dates(table, frame["order"], config.time_format)
+    if "timestamp" not in table.columns:
+        raise DataError(
+            f"{table.path}: interactions.split=time needs a column timestamp, and there is none; "
+            "say interactions.split=leave_last_out, or add the column"
+        )
+    try:
+        times = time_column(table, config.time_format, notes)[frame["row"]]
+    except DataError as error:
+        raise DataError(
+            f"{error}; interactions.split=time needs to know when every interaction happened: "
+            "leave out the others, or say interactions.split=leave_last_out"
+        ) from error
+    back = (frame["user_id"] == frame["user_id"].shift()) & (times < times.shift())
+    if back.any():
+        table.refuse(
+            frame["row"][back.arg_max() or 0],
+            "by position it comes after an interaction of the same user with a later timestamp, so "
+            "interactions.split=time cannot say on which side it is; say "
+            "--set interactions.order_by=timestamp",
+        )
+    return _as_dates(table, times, config.time_format)
+
+
+def _as_dates(table: Table, times: pl.Series, time_format: str | None) -> pl.Series:
+    """Times that were written as dates, and read as nanoseconds, as dates again."""
+    written = table.columns["timestamp"]
+    if time_format is None:
+        is_date = not written.dtype.is_numeric() and not re.match(NUMBER, str(written[0]).strip())
+    else:
+        is_date = not time_format.startswith("epoch_")
+    return times.cast(pl.Datetime("ns")) if is_date and times.dtype.is_integer() else times
 
 
 def _check_agreement(table: Table, frame: pl.DataFrame, time_format: str | None) -> None:

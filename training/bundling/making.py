@@ -1,0 +1,238 @@
+"""Makes the two bundles of a run: the trial, which is measured, and the refitted one, which ships.
+
+The trial knows training interactions only. All choices are made with it, on validation users: the
+prior's numbers, the decoding defaults, whether 8-bit graphs are good enough. The refitted bundle
+takes these choices. Its counts know all interactions, and its rows are in the order of these
+counts: codes, vectors, items and neighbours move together. Knows parts of a run, not its folders.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import Progress
+
+from service.bundles import CONTENT_TEXT, HeldOutUser, Manifest, write_bundle
+from service.decoding import Catalogue, Codebook, Decoder, NeighbourPrior, Schedule, SidTrie
+from service.decoding.network import OnnxDenoiser
+from training.bundling.int8 import EightBit, eight_bit
+from training.config import RunConfig
+from training.data import Dataset
+from training.evaluation import Grid, draw_windows, measure_grid, setting_name
+from training.fitting import chosen_of, fit_priors, recount, weigh_prior
+
+Known = Literal["train", "before_test", "everything"]  # parts of a Split
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """What the stages before have made, by the rows of the data set.
+
+    content: (num_items, d) directions of the content embeddings
+    encoder, decoder, repeat_bias: of one network
+    """
+
+    catalogue: Catalogue
+    codebook: Codebook
+    content: NDArray[np.float16]
+    encoder: bytes
+    decoder: bytes
+    repeat_bias: float
+
+    def reordered(self, dataset: Dataset, known: Known, order: NDArray[np.intp]) -> Parts:
+        """The same by the rows of `dataset`, which was reordered; popularity is of `known`."""
+        interactions, old = getattr(dataset.split, known), self.catalogue
+        catalogue = Catalogue(
+            interactions.item_ids,
+            old.codes[order],
+            old.num_codes,
+            interactions.popularity(),
+            old.vectors[order],
+        )
+        return replace(self, catalogue=catalogue, content=self.content[order])
+
+    def decoding_with(self, prior: NeighbourPrior | None, history_length: int) -> Decoder:
+        """The production decoder."""
+        denoiser = self.denoiser_of(history_length)(self.encoder, self.decoder)
+        return Decoder(SidTrie(self.catalogue), denoiser, prior)
+
+    def denoiser_of(self, history_length: int) -> partial[OnnxDenoiser]:
+        """Makes a denoiser of two graphs."""
+        return partial(
+            OnnxDenoiser,
+            num_subspaces=self.catalogue.num_subspaces,
+            num_codes=self.catalogue.num_codes,
+            history_length=history_length,
+            repeat_bias=self.repeat_bias,
+        )
+
+
+def make_trial(
+    folder: Path,
+    dataset: Dataset,
+    parts: Parts,
+    config: RunConfig,
+    console: Console,
+    *,
+    facts: dict[str, Any],
+    **named: str,
+) -> Manifest:
+    """Weigh the prior and choose the decoding defaults on validation users; write the bundle.
+
+    If the configuration asks for 8-bit graphs, they are made here, and checked at these defaults.
+    facts: of the stages before; named: version and created_at of the bundle
+    """
+    evaluation = config.evaluation
+    validation = draw_windows(dataset.split.validation, evaluation.schedule_users, seed=0)
+    priors = fit_priors(dataset.split.train, parts.content, config.neighbours)
+    decoder = parts.decoding_with(None, config.model.history_length)
+    prior, trials = weigh_prior(
+        decoder,
+        priors,
+        validation,
+        Schedule((parts.catalogue.num_subspaces,)),
+        config.neighbours,
+        exclude_seen=evaluation.exclude_seen,
+    )
+    console.print(f"neighbour prior, weight chosen on validation: {prior.weight:g}")
+    decoder = replace(decoder, prior=prior)
+    grid = choose_default(decoder, dataset, config, console)
+    int8 = _int8(dataset, parts, decoder, grid.default, config, console)
+    made = {
+        **facts,
+        "prior": chosen_of(prior, priors),
+        "prior_trials": trials,
+        "grid": grid.as_json(),
+        "int8": int8 and int8.as_json(),
+        "refitted": None,
+    }
+    return _write(folder, dataset, parts, config, prior, grid.default, made, int8, **named)
+
+
+def make_refitted(
+    folder: Path,
+    trial: Manifest,
+    dataset: Dataset,
+    known: Known,
+    parts: Parts,
+    config: RunConfig,
+    console: Console,
+    *,
+    facts: dict[str, Any],
+    **named: str,
+) -> Manifest:
+    """The bundle with the choices of the trial and the counts of `known`, in their order of rows.
+
+    parts: by the rows of `dataset`; its network may be another one than the trial's
+    facts: win over the trial's
+    """
+    order = getattr(dataset.split, known).popular_first()
+    dataset = dataset.reordered(order)
+    parts = parts.reordered(dataset, known, order)
+    chosen = trial.facts["prior"]
+    assert isinstance(chosen, dict)
+    interactions = getattr(dataset.split, known)
+    prior = recount(interactions, parts.content, config.neighbours, chosen)
+    decoder = parts.decoding_with(prior, config.model.history_length)
+    int8 = _int8(dataset, parts, decoder, trial.decoding, config, console)
+    made = {**trial.facts, "int8": int8 and int8.as_json(), **facts}
+    return _write(folder, dataset, parts, config, prior, trial.decoding, made, int8, **named)
+
+
+def choose_default(decoder: Decoder, dataset: Dataset, config: RunConfig, console: Console) -> Grid:
+    """Measure the grid of the configuration on validation users, and say what it chooses."""
+    with Progress(console=console, transient=True) as progress:
+        tasks = {stage: progress.add_task(f"settings {stage}") for stage in ("ranked", "timed")}
+        grid = measure_grid(
+            decoder,
+            dataset.split.validation,
+            config.evaluation,
+            config.fit.ranking,
+            advance=lambda stage, done, total: progress.update(
+                tasks[stage], completed=done, total=total
+            ),
+        )
+    chosen = grid.points[grid.chosen]
+    console.print(
+        f"decoding defaults, chosen on {grid.users} validation users: {chosen.decoding} "
+        f"(recall@10 {chosen.recall:.4f}, {setting_name(exclude_seen=grid.exclude_seen)}, "
+        f"{chosen.milliseconds:.1f} ms)",
+        markup=False,
+    )
+    return grid
+
+
+def _int8(
+    dataset: Dataset,
+    parts: Parts,
+    decoder: Decoder,
+    decoding: Any,
+    config: RunConfig,
+    console: Console,
+) -> EightBit | None:
+    """The 8-bit graphs if they are asked for, held against the others on validation users."""
+    if not config.export.int8:
+        return None
+    evaluation = config.evaluation
+    int8 = eight_bit(
+        decoder,
+        parts.encoder,
+        parts.decoder,
+        parts.denoiser_of(config.model.history_length),
+        train=dataset.split.train.windows(),
+        validation=draw_windows(dataset.split.validation, evaluation.schedule_users, seed=0),
+        decoding=decoding,
+        batch=evaluation.batch,
+        exclude_seen=evaluation.exclude_seen,
+    )
+    console.print(str(int8), style="" if int8.accepted else "yellow", markup=False)
+    return int8
+
+
+def _write(
+    folder: Path,
+    dataset: Dataset,
+    parts: Parts,
+    config: RunConfig,
+    prior: NeighbourPrior,
+    decoding: Any,
+    facts: dict[str, Any],
+    int8: EightBit | None,
+    **named: str,
+) -> Manifest:
+    test = dataset.split.test
+    held_out = draw_windows(test, config.bundle.held_out_users, seed=0)
+    ids = parts.catalogue.item_ids
+    is_ours = dataset.embeddings is None  # then the texts were embedded here
+    return write_bundle(
+        folder,
+        name=config.bundle.name,
+        catalogue=parts.catalogue,
+        items=dataset.items,
+        held_out=[
+            HeldOutUser(
+                dataset.split.train.user_ids[held_out.users[index]],
+                tuple(ids[row] for row in held_out.history_of(index)),
+                ids[held_out.targets[index]],
+            )
+            for index in range(len(held_out))
+        ],
+        encoder=parts.encoder,
+        decoder=parts.decoder,
+        history_length=config.model.history_length,
+        repeat_bias=parts.repeat_bias,
+        prior=prior,
+        codebook=parts.codebook,
+        decoding=decoding,
+        facts=facts,
+        int8=(int8.encoder, int8.decoder) if int8 and int8.accepted else None,
+        content_text=CONTENT_TEXT if is_ours else config.bundle.content_text,
+        content_model=config.embeddings.text_model if is_ours else config.bundle.content_model,
+        **named,
+    )
