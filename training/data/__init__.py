@@ -8,7 +8,13 @@ with interactions left out), `raw_formats` and `public_datasets`, `synthetic` wi
 `synthetic_titles` (a world whose answer is known). How files are read: `files`.
 """
 
-from training.data.embeddings import embed, item_affinities, normalised, users_with_both
+from training.data.embeddings import (
+    embed,
+    item_affinities,
+    normalised,
+    users_with_both,
+    with_followers,
+)
 from training.data.interactions import Dataset, Interactions, Split, Windows, load_dataset
 from training.data.public_datasets import DATASETS, fetch
 from training.data.segments import Segments
@@ -30,4 +36,5 @@ __all__ = [
     "synthesize",
     "thin",
     "users_with_both",
+    "with_followers",
 ]

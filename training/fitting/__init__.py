@@ -5,14 +5,25 @@ Knows minibatches, optimisers and checkpoints; what a minibatch's loss is, the m
 Reading order: `training_loop`, `neighbour_prior`, `speed` (how fast training is on a machine).
 """
 
-from training.fitting.neighbour_prior import fit_priors, weigh_prior
+from training.fitting.neighbour_prior import (
+    best_settings,
+    chosen_settings,
+    count_again,
+    fit_priors,
+    prior_at,
+    weigh_prior,
+)
 from training.fitting.speed import step_time
 from training.fitting.training_loop import fit, load_best
 
 __all__ = [
+    "best_settings",
+    "chosen_settings",
+    "count_again",
     "fit",
     "fit_priors",
     "load_best",
+    "prior_at",
     "step_time",
     "weigh_prior",
 ]

@@ -15,10 +15,10 @@ import torch
 from joblib import cpu_count
 from numpy.typing import NDArray
 
-from training.baselines.padded import training_minibatches
 from training.baselines.scorer import ranks
-from training.baselines.sequence_config import BERT4RecConfig, SASRecConfig
-from training.baselines.sequence_models import BERT4Rec, SASRec, SequenceModel
+from training.baselines.sequence.config import BERT4RecConfig, SASRecConfig
+from training.baselines.sequence.models import BERT4Rec, SASRec, SequenceModel
+from training.baselines.sequence.padded import training_minibatches
 from training.data import Segments, Split
 from training.errors import DataError, FitDiverged
 from training.evaluation import draw_windows, ndcg_at, recall_at

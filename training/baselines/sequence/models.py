@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from training.baselines.padded import Padded, padded_histories
-from training.baselines.sequence_config import BERT4RecConfig, SASRecConfig
-from training.baselines.sequence_network import SequenceNetwork
+from training.baselines.sequence.config import BERT4RecConfig, SASRecConfig
+from training.baselines.sequence.network import SequenceNetwork
+from training.baselines.sequence.padded import Padded, padded_histories
 
 CHUNK = 128  # targets whose logits are held at once
 
@@ -77,12 +77,16 @@ class SASRec(SequenceModel):
         return self.config.history_length
 
     def loss(self, sequences: Padded, generator: torch.Generator) -> Tensor:
-        wanted = sequences.targets[:, 1:]
-        hidden = self._hidden(sequences.rows[:, :-1])[wanted]
-        targets = sequences.rows[:, 1:][wanted]
+        wanted, following = sequences.targets[:, 1:], sequences.rows[:, 1:]
+        hidden = self._hidden(sequences.rows[:, :-1])
+        items = self.network.items
+        if self.config.loss == "sampled":
+            num_negatives = self.config.num_negatives
+            negatives = torch.randint(len(items), (len(hidden), num_negatives), generator=generator)
+            return sampled_softmax_loss(hidden, items, following, wanted, negatives)
         if self.config.loss == "ce":
-            return full_softmax_loss(hidden, self.network.items, targets)
-        return sampled_binary_loss(hidden, self.network.items, targets, generator)
+            return full_softmax_loss(hidden[wanted], items, following[wanted])
+        return sampled_binary_loss(hidden[wanted], items, following[wanted], generator)
 
     def ask(self, histories: Padded) -> Tensor:
         newest = (histories.lengths - 1).clamp_min(0)
@@ -177,6 +181,25 @@ def full_softmax_loss(hidden: Tensor, items: Tensor, targets: Tensor) -> Tensor:
     """Mean cross-entropy over all items, a scalar; for training only (gradients come with it)."""
     loss: Tensor = _FullSoftmax.apply(hidden, items, targets)
     return loss
+
+
+def sampled_softmax_loss(
+    hidden: Tensor, items: Tensor, targets: Tensor, wanted: Tensor, negatives: Tensor
+) -> Tensor:
+    """Mean cross-entropy over each target and its sequence's negatives, a scalar.
+
+    hidden: (n, t, width); targets: (n, t) rows, where `wanted`, (n, t) bool; filler elsewhere
+    negatives: (n, m) rows, drawn uniformly; where one is the target itself it is left out
+    With uniform negatives there is nothing to correct for how often an item is drawn (log Q): the
+    correction would be one constant in all logits. The published runs (arXiv 2508.06450) draw for
+    each target; the targets of a sequence share theirs here, which costs a tenth of the memory.
+    """
+    targets = targets.where(wanted, 0)
+    of_target = (hidden * F.embedding(targets, items)).sum(dim=-1, keepdim=True)
+    of_negatives = hidden @ F.embedding(negatives, items).transpose(1, 2)
+    hit = negatives[:, None, :] == targets[:, :, None]
+    logits = torch.cat((of_target, of_negatives.masked_fill(hit, -torch.inf)), dim=-1)
+    return -logits.log_softmax(dim=-1)[..., 0][wanted].mean()
 
 
 def sampled_binary_loss(
