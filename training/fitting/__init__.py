@@ -6,6 +6,7 @@ Reading order: `training_loop`, `neighbour_prior`, `speed` (how fast training is
 """
 
 from training.fitting.neighbour_prior import (
+    Settings,
     best_settings,
     chosen_settings,
     count_again,
@@ -17,6 +18,7 @@ from training.fitting.speed import step_time
 from training.fitting.training_loop import fit, load_best
 
 __all__ = [
+    "Settings",
     "best_settings",
     "chosen_settings",
     "count_again",

@@ -33,6 +33,7 @@ from training.baselines.item_knn import item_cosines, nearest, recency_weights
 from training.baselines.sequence.fit import untrained
 from training.baselines.sequence.models import (
     CHUNK,
+    GROUP,
     full_softmax_loss,
     sampled_binary_loss,
     sampled_softmax_loss,
@@ -269,16 +270,17 @@ def test_the_sampled_negative_is_never_the_target() -> None:
 
 def test_the_sampled_softmax_is_a_cross_entropy_over_target_and_negatives() -> None:
     generator = torch.Generator().manual_seed(0)
-    hidden, items = (torch.randn(shape, generator=generator) for shape in ((2, 3, 8), (9, 8)))
-    targets = torch.tensor([[4, 5, 9], [2, 9, 9]])  # 9 is filler
-    wanted = torch.tensor([[True, True, False], [True, False, False]])
-    negatives = torch.tensor([[0, 5, 1, 1], [7, 8, 0, 2]])
-    loss = sampled_softmax_loss(hidden, items, targets, wanted, negatives)
-    chosen = [([4, 0, 5, 1, 1], 0, 0), ([5, 0, 1, 1], 0, 1), ([2, 7, 8, 0], 1, 0)]
-    by_hand = [
-        -torch.log_softmax(items[rows] @ hidden[user, place], dim=0)[0]
-        for rows, user, place in chosen
-    ]
+    n = GROUP + 3
+    hidden, items = (torch.randn(shape, generator=generator) for shape in ((n, 8), (9, 8)))
+    targets = torch.randint(9, (n,), generator=generator)
+    negatives = torch.randint(9, (2, 4), generator=generator)
+    by_hand = []
+    for place, target in enumerate(targets):
+        others = [int(row) for row in negatives[place // GROUP] if row != target]
+        logits = items[[int(target), *others]] @ hidden[place]
+        by_hand.append(-torch.log_softmax(logits, dim=0)[0])
+    assert (negatives[0] == targets[:GROUP, None]).any()
+    loss = sampled_softmax_loss(hidden, items, targets, negatives)
     assert torch.allclose(loss, torch.stack(by_hand).mean())
 
 

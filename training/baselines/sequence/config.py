@@ -47,6 +47,11 @@ class SASRecConfig(SequenceConfig):
     )
     num_negatives: int = Field(256, ge=1, description="of the loss `sampled`, drawn uniformly")
 
+    @property
+    def name(self) -> str:
+        """What tables call the model."""
+        return f"SASRec ({self.loss})"
+
 
 def published_sasrec(**changes: Any) -> SASRecConfig:
     """SASRec as it does best in a comparison of its kind (arXiv 2508.06450, Amazon 2014).
@@ -69,3 +74,8 @@ class BERT4RecConfig(SequenceConfig):
     last_share: float = Field(
         0.1, ge=0, le=1, description="share of sequences with only the last item masked"
     )
+
+    @property
+    def name(self) -> str:
+        """What tables call the model."""
+        return "BERT4Rec"

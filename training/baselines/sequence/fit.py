@@ -112,5 +112,5 @@ def fit_sequence_model(
 def untrained(config: SASRecConfig | BERT4RecConfig, num_items: int) -> SequenceScorer:
     """A model with weights as drawn, for `fit_sequence_model` and to load saved weights into."""
     if isinstance(config, SASRecConfig):
-        return SequenceScorer(f"SASRec ({config.loss})", SASRec(config, num_items=num_items))
-    return SequenceScorer("BERT4Rec", BERT4Rec(config, num_items=num_items))
+        return SequenceScorer(config.name, SASRec(config, num_items=num_items))
+    return SequenceScorer(config.name, BERT4Rec(config, num_items=num_items))
