@@ -181,13 +181,13 @@ def compare_command(
     """The run, its schedules and the baselines on one split: comparison.md, .csv, .png, .svg."""
     check_folder("--out", out)
     check_runtime()
-    from training.baselines import BERT4RecConfig, SASRecConfig
+    from training.baselines import BERT4RecConfig, SASRecConfig, published_sasrec
     from training.comparison import MAIN_TABLES, Origin, Plan, compare, find_system
 
     config = load_config(preset, overrides)
     threads = config.fit.threads
     plan = Plan(
-        sasrec=SASRecConfig(threads=threads),
+        sasrec=(SASRecConfig(threads=threads), published_sasrec(threads=threads)),
         bert4rec=BERT4RecConfig(threads=threads),
         seeds=seeds,
         tables=frozenset(tables) if tables else MAIN_TABLES,

@@ -14,7 +14,7 @@ from service.bundles.bundle import Bundle, verify
 from training.__main__ import main
 from training.data.interactions import Dataset, load_dataset
 from training.data.synthetic import make_world, write_world
-from training.fitting.neighbour_prior import recount
+from training.fitting.neighbour_prior import count_again
 from training.pipeline import run
 from training.preset import load_config
 
@@ -79,7 +79,7 @@ def test_what_ships_has_counted_everything_in_rows_of_its_own(out: Path, dataset
     assert isinstance(chosen, dict)
     known = dataset.reordered(everything.popular_first()).split.everything
     assert known.item_ids == tuple(ids)
-    counted = recount(known, content, config, chosen)
+    counted = count_again(known, content, config, chosen)
     assert np.array_equal(prior.neighbours, counted.neighbours)
     assert np.array_equal(prior.affinities, counted.affinities)
     assert (prior.weight, prior.decay) == (was.weight, was.decay)

@@ -1,18 +1,25 @@
 """Baselines: the models that Unmask has to beat, all ranked by one function.
 
 Reading order: `scorer` (what a baseline is; ranks over the whole catalogue). Then those that count:
-`popularity`, `item_knn` (and histories as weights), `text_knn`, `sequential_memory`. Then those
-that learn: `sequence_config`, `padded` (histories as rectangles), `sequence_network`,
-`sequence_models` (SASRec, BERT4Rec and their losses), `sequence_fit`.
+`popularity`, `item_knn` (and histories as weights), `text_knn`, `sequential_memory`,
+`sequential_rules`, `transitions`. Then those that learn, in `sequence`: SASRec and BERT4Rec. Last
+`with_prior`: a model that has our neighbour prior.
 """
 
 from training.baselines.item_knn import ItemKNN
 from training.baselines.popularity import Popularity
 from training.baselines.scorer import Scorer, ranks
-from training.baselines.sequence_config import BERT4RecConfig, SASRecConfig
-from training.baselines.sequence_fit import fit_sequence_model
+from training.baselines.sequence import (
+    BERT4RecConfig,
+    SASRecConfig,
+    fit_sequence_model,
+    published_sasrec,
+)
 from training.baselines.sequential_memory import SequentialMemory
+from training.baselines.sequential_rules import SequentialRules
 from training.baselines.text_knn import TextKNN
+from training.baselines.transitions import Transitions
+from training.baselines.with_prior import WithPrior
 
 __all__ = [
     "BERT4RecConfig",
@@ -21,7 +28,11 @@ __all__ = [
     "SASRecConfig",
     "Scorer",
     "SequentialMemory",
+    "SequentialRules",
     "TextKNN",
+    "Transitions",
+    "WithPrior",
     "fit_sequence_model",
+    "published_sasrec",
     "ranks",
 ]

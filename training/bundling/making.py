@@ -25,7 +25,7 @@ from training.bundling.int8 import EightBit, eight_bit
 from training.config import RunConfig
 from training.data import Dataset
 from training.evaluation import Grid, draw_windows, measure_grid, setting_name
-from training.fitting import chosen_of, fit_priors, recount, weigh_prior
+from training.fitting import chosen_settings, count_again, fit_priors, weigh_prior
 
 Known = Literal["train", "before_test", "everything"]  # parts of a Split
 
@@ -106,7 +106,7 @@ def make_trial(
     int8 = _int8(dataset, parts, decoder, grid.default, config, console)
     made = {
         **facts,
-        "prior": chosen_of(prior, priors),
+        "prior": chosen_settings(config.neighbours, trials),
         "prior_trials": trials,
         "grid": grid.as_json(),
         "int8": int8 and int8.as_json(),
@@ -138,7 +138,7 @@ def make_refitted(
     chosen = trial.facts["prior"]
     assert isinstance(chosen, dict)
     interactions = getattr(dataset.split, known)
-    prior = recount(interactions, parts.content, config.neighbours, chosen)
+    prior = count_again(interactions, parts.content, config.neighbours, chosen)
     decoder = parts.decoding_with(prior, config.model.history_length)
     int8 = _int8(dataset, parts, decoder, trial.decoding, config, console)
     made = {**trial.facts, "int8": int8 and int8.as_json(), **facts}

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from training.baselines import BERT4RecConfig, SASRecConfig
+from training.baselines import BERT4RecConfig, SASRecConfig, TextKNN
 from training.comparison.document import Comparison, Origin
+from training.comparison.finished_run import FinishedRun
 from training.comparison.given_systems import GivenSystem
 from training.comparison.paper_tables import (
     ABLATIONS,
@@ -26,8 +28,9 @@ from training.comparison.paper_tables import (
     SCHEDULES,
     reseeded,
 )
-from training.comparison.ranked_systems import FinishedRun, RankedSystems
+from training.comparison.ranked_systems import RankedSystems
 from training.comparison.refit_table import RefitTable
+from training.comparison.rivals import COUNTING, MEMORY
 from training.comparison.table import Row
 from training.config import ComparisonTable, RunConfig, ScheduleConfig
 from training.data import Dataset, thin
@@ -38,7 +41,8 @@ DROPPED = (0.25, 0.5, 0.75)
 MAIN_TABLES: frozenset[ComparisonTable] = frozenset(
     {ComparisonTable.SYSTEMS, ComparisonTable.SCHEDULES, ComparisonTable.LENGTHS}
 )
-BASELINE_NAMES = ("popularity", "item kNN", "text kNN", "sequential memory", "BERT4Rec")
+COUNTED_AGAIN = "counts made again"
+ENVELOPE, SASREC_WITH_PRIOR = "pairwise envelope", "SASRec + prior"
 LENGTHS = ((1, 3), (4, 6), (7, 12), (13, None))  # items of a history
 
 
@@ -46,12 +50,13 @@ LENGTHS = ((1, 3), (4, 6), (7, 12), (13, None))  # items of a history
 class Plan:
     """What a comparison holds beside the run, its schedules and the counting baselines.
 
+    sasrec: the one of the best validation ndcg@10 stands for SASRec in all other tables
     seeds: how many, the configured one first; with more than one they have a table of their own
     given: models that the user brings; they are in the table of systems
     Raises ConfigError when these models have no table to be in, or a name that is taken.
     """
 
-    sasrec: SASRecConfig
+    sasrec: tuple[SASRecConfig, ...]
     bert4rec: BERT4RecConfig
     seeds: int = 1
     tables: frozenset[ComparisonTable] = MAIN_TABLES
@@ -60,9 +65,11 @@ class Plan:
     def __post_init__(self) -> None:
         if self.given and ComparisonTable.SYSTEMS not in self.tables:
             raise ConfigError("--system adds to the table of systems, so it needs --table systems")
-        taken = {*BASELINE_NAMES, f"SASRec ({self.sasrec.loss})"}
+        taken = {TextKNN.name, self.bert4rec.name}
+        taken |= {model.name for model in (*COUNTING, *self.sasrec)}
         for system in self.given:
-            if system.name in taken or system.name.startswith("Unmask"):
+            ours = system.name.startswith(("Unmask", ENVELOPE, SASREC_WITH_PRIOR))
+            if ours or system.name in taken or system.name.endswith(COUNTED_AGAIN):
                 raise ConfigError(
                     f"--system {system.reference}: the name {system.name!r} is taken; give the "
                     "class another one"
@@ -131,15 +138,20 @@ class Tables:
         self.run = FinishedRun.of(config, dataset, out / "unmask", console)
 
     def systems(self) -> Iterator[Row]:
-        """The bundle's schedule, one call and the paper's, prior on and off; then other models."""
+        """The bundle's schedule, one call and the paper's, prior on and off; then other models.
+
+        Then those that count, with the interactions of validation counted too; a user's own models.
+        """
         full = self._unmask(self.run.default)
         for asked in self._distinct(self.run.default, ONE_CALL, PAPER):
             for prior in (True, False):
                 ranks = self._unmask(asked, prior=prior)
                 name = self._name(asked, prior=prior)
                 yield Row(name, "", ranks, None if ranks is full else full)
-        for name, ranks in self._baselines():
+        for name, ranks in self._rivals():
             yield Row(name, "", ranks, full)
+        for name, ranks in self._counted_again():
+            yield Row(f"{name}, {COUNTED_AGAIN}", "", ranks, full)
         for system in self.plan.given:
             yield Row(system.name, "", self.ranked.given(system), full)
 
@@ -162,14 +174,15 @@ class Tables:
                 )
 
     def history_lengths(self) -> Iterator[Row]:
-        """recall@10 of four systems for users of short and long histories."""
+        """recall@10 of some systems for users of short and long histories."""
         test = self.dataset.split.test
         lengths = test.ends - test.starts
         systems = {
             "Unmask": self._unmask(self.run.default),
             "Unmask, prior off": self._unmask(self.run.default, prior=False),
-            "sequential memory": self.ranked.sequential_memory(),
-            "SASRec": self.ranked.sequence_model("sasrec", self.plan.sasrec),
+            MEMORY.name: self.ranked.counting(MEMORY),
+            self.sasrec.name: self.ranked.sequence_model(self.sasrec),
+            SASREC_WITH_PRIOR: self.ranked.sasrec_with_prior(self.sasrec, self.run),
         }
         full = systems["Unmask"]
         for name, ranks in systems.items():
@@ -194,9 +207,12 @@ class Tables:
             for prior in (True, False):
                 ranks = ranked.unmask(run, run.default, prior=prior, both=True)
                 yield Row(_unmask_name(prior), setting, ranks)
-            for name, model in (("SASRec", self.plan.sasrec), ("BERT4Rec", self.plan.bert4rec)):
-                other = model.model_copy(update={"seed": model.seed + number})
-                yield Row(name, setting, ranked.sequence_model(name.lower(), other))
+            sasrec = self.sasrec.model_copy(update={"seed": self.sasrec.seed + number})
+            bert4rec = self.plan.bert4rec
+            bert4rec = bert4rec.model_copy(update={"seed": bert4rec.seed + number})
+            yield Row(sasrec.name, setting, ranked.sequence_model(sasrec))
+            yield Row(SASREC_WITH_PRIOR, setting, ranked.sasrec_with_prior(sasrec, run))
+            yield Row(bert4rec.name, setting, ranked.sequence_model(bert4rec))
 
     def ablations(self) -> Iterator[Row]:
         """The run as it is, then each ablation that is one; prior off, one call and the paper's."""
@@ -252,20 +268,41 @@ class Tables:
         return {
             "Unmask": ranked.unmask(run, run.default, prior=True, both=True),
             "Unmask, prior off": ranked.unmask(run, run.default, prior=False, both=True),
-            "SASRec": ranked.sequence_model("sasrec", self.plan.sasrec),
-            "sequential memory": ranked.sequential_memory(),
+            self.sasrec.name: ranked.sequence_model(self.sasrec),
+            MEMORY.name: ranked.counting(MEMORY),
         }
 
-    def _baselines(self) -> Iterator[tuple[str, SystemRanks]]:
+    def _rivals(self) -> Iterator[tuple[str, SystemRanks]]:
         ranked, plan = self.ranked, self.plan
-        yield "popularity", ranked.popularity()
-        yield "item kNN", ranked.item_knn()
+        for model in COUNTING:
+            yield model.name, ranked.counting(model)
+        yield self._envelope()
         by_text = ranked.text_knn()
         if by_text is not None:
-            yield "text kNN", by_text
-        yield "sequential memory", ranked.sequential_memory()
-        yield f"SASRec ({plan.sasrec.loss})", ranked.sequence_model("sasrec", plan.sasrec)
-        yield "BERT4Rec", ranked.sequence_model("bert4rec", plan.bert4rec)
+            yield TextKNN.name, by_text
+        for config in plan.sasrec:
+            yield config.name, ranked.sequence_model(config)
+        yield SASREC_WITH_PRIOR, ranked.sasrec_with_prior(self.sasrec, self.run)
+        yield plan.bert4rec.name, ranked.sequence_model(plan.bert4rec)
+
+    def _counted_again(self) -> Iterator[tuple[str, SystemRanks]]:
+        ranked, default = self.ranked, self.run.default
+        again = self.run.counted_again(self.dataset.split.before_test)
+        unmask = ranked.unmask(again, default, prior=True, both=True, name="unmask-again")
+        yield self._name(default, prior=True), unmask
+        for model in COUNTING:
+            yield model.name, ranked.counting(model, again=True)
+        yield self._envelope(again=True)
+        yield SASREC_WITH_PRIOR, ranked.sasrec_with_prior(self.sasrec, self.run, again=True)
+
+    def _envelope(self, *, again: bool = False) -> tuple[str, SystemRanks]:
+        best, ranks = self.ranked.envelope(again=again)
+        return f"{ENVELOPE} ({best.name})", ranks
+
+    @cached_property
+    def sasrec(self) -> SASRecConfig:
+        """The configuration that stands for SASRec where there is one."""
+        return self.ranked.better_sasrec(self.plan.sasrec)
 
     def _unmask(
         self, asked: ScheduleConfig, *, prior: bool = True, shipped: bool = True

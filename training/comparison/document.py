@@ -41,7 +41,21 @@ TABLES: dict[str, tuple[str, Callable[[Sequence[Row]], str], str]] = {
         "Differences are to the first row, over the same users, ± one standard error; a verdict "
         "other than tie needs two. Minutes: from interactions to a model that answers, choices on "
         "validation included. Parameters: weights and stored similarities. One call scores every "
-        "item with the log-probabilities of a single denoiser call, as RPG does.",
+        "item with the log-probabilities of a single denoiser call, as RPG does.\n\n"
+        "Transitions in log space and sequential rules count which item follows which: the first "
+        "over 20 items, smoothed to popularity, with all of the history (rebuilt from a "
+        "description of arXiv 2608.19833), the second over 10 items, from the newest item alone "
+        "(arXiv 1803.09587). The pairwise envelope is the one of all that count pairs that is best "
+        "on validation. SASRec (ce) learns a softmax over all items, SASRec (sampled) one over "
+        "each target and 256 items drawn uniformly, without a log-Q correction, which uniform "
+        "draws do not need, with the layers and dropout of arXiv 2508.06450. SASRec + prior "
+        "is the one of the two that is better on validation, with the neighbour prior that Unmask "
+        "has: the same counts, and weights chosen in the same way on the same validation "
+        "users.\n\n"
+        "Counts made again: in all other rows nobody has seen the validation item of a user before "
+        "the test, except in the history. Here it is counted too, as a shop that counts every "
+        "night would do. All that was chosen or learnt stays: networks, weights, decays. Text kNN "
+        "counts nothing.",
     ),
     "schedules": (
         "Schedules",

@@ -7,105 +7,45 @@ there to say so. Knows which systems there are, not which are compared with whic
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
-from typing import Self
 
 import numpy as np
 from joblib import cpu_count
-from rich.console import Console
 from rich.progress import Progress
 
-from service.bundles import Bundle, DecodingDefaults, Manifest
-from service.decoding import Confidence, Schedule
-from training.baselines import (
-    BERT4RecConfig,
-    ItemKNN,
-    Popularity,
-    SASRecConfig,
-    Scorer,
-    SequentialMemory,
-    TextKNN,
-    fit_sequence_model,
-)
+from service.bundles import Manifest
+from service.decoding import Confidence
+from training.baselines import BERT4RecConfig, SASRecConfig, TextKNN, fit_sequence_model
 from training.baselines import ranks as ranks_by_score
+from training.comparison.finished_run import FinishedRun
 from training.comparison.given_systems import GivenSystem
-from training.config import RunConfig, ScheduleConfig
-from training.data import Dataset
+from training.comparison.rivals import (
+    PAIRWISE,
+    Counting,
+    Fitted,
+    fit_counting,
+    fit_with_prior,
+    minutes_since,
+)
+from training.config import ScheduleConfig
+from training.data import Dataset, Windows
 from training.evaluation import (
     LONG,
+    NO_VALIDATION,
     AsServed,
     RanksStore,
     SystemRanks,
+    TargetRanks,
     ndcg_at,
     ranks_as_served,
     requests_of,
 )
-from training.pipeline import dataset_key, run
-
-DECAYS = (0.5, 0.6, 0.7, 0.8, 0.9)
-
-
-@dataclass(frozen=True)
-class FinishedRun:
-    """A run of the pipeline up to its trial bundle, and the minutes it took in all.
-
-    plain: how schedules are compared with each other, but for theirs: with the widest beam of the
-        run's grid, the ranking the network is trained for, and to their ends
-    """
-
-    bundle: Bundle
-    minutes: float
-    plain: DecodingDefaults
-
-    @classmethod
-    def of(cls, config: RunConfig, dataset: Dataset, folder: Path, console: Console) -> Self:
-        """Run the pipeline in a folder, or resume it; finished stages are skipped."""
-        run(config, dataset, folder, console, until="trial")
-        records = {
-            stage: json.loads((folder / f"{stage}.json").read_text())
-            for stage in ("codebook", "fit", "export", "trial")
-        }
-        seconds = sum(records[stage]["seconds"] for stage in ("codebook", "export", "trial"))
-        seconds += records["fit"]["seconds_fitting"]  # over all its resumptions
-        bundle = Bundle.load(folder / "trial")
-        plain = DecodingDefaults(
-            r_warm=0,
-            m_par=bundle.catalogue.num_subspaces,
-            beam_width=max(config.evaluation.beam_widths),
-            ranking=config.fit.ranking,
-        )
-        return cls(bundle, seconds / 60, plain)
-
-    def schedule(self, asked: ScheduleConfig) -> Schedule:
-        """A schedule for this bundle's SIDs."""
-        num_subspaces = self.bundle.catalogue.num_subspaces
-        r_warm, m_par = asked.params(num_subspaces)
-        return Schedule.from_params(num_subspaces=num_subspaces, r_warm=r_warm, m_par=m_par)
-
-    def decoding(self, asked: ScheduleConfig, *, shipped: bool) -> DecodingDefaults:
-        """A setting with this schedule: the plain one, or the bundle's default where it has it."""
-        default = self.bundle.manifest.decoding
-        if shipped and self.schedule(asked) == self.schedule(self.default):
-            return default
-        r_warm, m_par = asked.params(self.bundle.catalogue.num_subspaces)
-        return self.plain.model_copy(update={"r_warm": r_warm, "m_par": m_par})
-
-    def at_default_of(self, other: FinishedRun) -> FinishedRun:
-        """This run with the decoding defaults of another, whatever the grid chose for it."""
-        decoding = other.bundle.manifest.decoding
-        manifest = self.bundle.manifest.model_copy(update={"decoding": decoding})
-        return replace(self, bundle=replace(self.bundle, manifest=manifest))
-
-    @property
-    def default(self) -> ScheduleConfig:
-        """The schedule that the bundle chose on validation users."""
-        decoding = self.bundle.manifest.decoding
-        return ScheduleConfig(r_warm=decoding.r_warm, m_par=decoding.m_par)
+from training.pipeline import dataset_key
 
 
 @dataclass(frozen=True)
@@ -122,6 +62,7 @@ class RankedSystems:
     prefix: str = ""
     exclude_seen: bool = True
     key: str = field(init=False)
+    _fits: dict[tuple[str, ...], Fitted] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "key", dataset_key(self.dataset))
@@ -190,80 +131,124 @@ class RankedSystems:
 
         return self.store.ranks_of(self.prefix + "-".join(parts), inputs, make)
 
-    def popularity(self) -> SystemRanks:
-        """Items by training interactions."""
-        return self._scorer("popularity", "", lambda: (Popularity(self.dataset.split.train), ""))
+    def counting(self, model: Counting, *, again: bool = False) -> SystemRanks:
+        """A model that counts. again: with what validation held out, as it is known at the test"""
+        fit = partial(fit_counting, model, self.dataset.split, exclude_seen=self.exclude_seen)
+        return self._scored(_slug(model.name), str(model.decays), fit, again=again)
 
-    def item_knn(self) -> SystemRanks:
-        """Item-item cosine neighbours."""
-        return self._scorer("item-knn", "", lambda: (ItemKNN(self.dataset.split.train), ""))
+    def envelope(self, *, again: bool = False) -> tuple[Counting, SystemRanks]:
+        """Of the models that count pairs of items the best one on validation."""
+        best = max(PAIRWISE, key=lambda model: self.counting(model).validation)
+        names = ", ".join(model.name for model in PAIRWISE)
+        note = "" if again else f"{best.name}, the best validation ndcg@10 of {names}"
+        return best, replace(self.counting(best, again=again), note=note)
 
     def text_knn(self) -> SystemRanks | None:
         """Neighbours by content; None when the data has no embeddings."""
         embeddings = self.dataset.embeddings
         if embeddings is None:
             return None
-        return self._scorer("text-knn", "", lambda: (TextKNN(embeddings), ""))
+        return self._scored("text-knn", "", lambda: Fitted(lambda log: TextKNN(embeddings)))
 
-    def sequential_memory(self) -> SystemRanks:
-        """The memory of what followed what, with the decay of the best validation ndcg@10."""
-        return self._scorer("sequential-memory", str(DECAYS), self._fit_memory)
-
-    def sequence_model(self, name: str, config: SASRecConfig | BERT4RecConfig) -> SystemRanks:
+    def sequence_model(self, config: SASRecConfig | BERT4RecConfig) -> SystemRanks:
         """SASRec or BERT4Rec, as the configuration says."""
-        return self._scorer(
-            name, config.model_dump_json(exclude={"threads"}), partial(self._fit_sequence, config)
-        )
+        return self._scored(*self._sequence_inputs(config), partial(self._fit_sequence, config))
+
+    def better_sasrec(self, configs: Sequence[SASRecConfig]) -> SASRecConfig:
+        """The one of the best validation ndcg@10."""
+        return max(configs, key=lambda config: self.sequence_model(config).validation)
+
+    def sasrec_with_prior(
+        self, config: SASRecConfig, run: FinishedRun, *, again: bool = False
+    ) -> SystemRanks:
+        """SASRec and the neighbour prior of a run, weighed for SASRec on the same users.
+
+        again: with what validation held out in the prior's counts; see `counting`
+        """
+        neighbours, users = run.config.neighbours, run.config.evaluation.schedule_users
+
+        def fit() -> Fitted:
+            return fit_with_prior(
+                self._fitted(*self._sequence_inputs(config), partial(self._fit_sequence, config)),
+                self.dataset.split,
+                run.content,
+                neighbours,
+                users=users,
+                exclude_seen=self.exclude_seen,
+            )
+
+        _, of_model = self._sequence_inputs(config)
+        content = hashlib.sha256(np.ascontiguousarray(run.content).tobytes()).hexdigest()
+        inputs = "\n".join([of_model, neighbours.model_dump_json(), str(users), content])
+        return self._scored("sasrec-with-prior", inputs, fit, again=again)
 
     def given(self, system: GivenSystem) -> SystemRanks:
         """A model that the user brings. A change of its file makes its ranks again."""
-        return self._scorer(
-            f"system-{system.reference.replace(':', '.')}",
-            system.source_hash,
-            lambda: (system.fit(self.dataset.split.train), f"`{system.reference}`"),
-        )
 
-    def _scorer(self, name: str, inputs: str, fit: Callable[[], tuple[Scorer, str]]) -> SystemRanks:
-        def make() -> SystemRanks:
+        def fit() -> Fitted:
             started = time.monotonic()
-            scorer, note = fit()
-            minutes = (time.monotonic() - started) / 60
-            test = self.dataset.split.test
+            scorer = system.fit(self.dataset.split.train)
+            return Fitted(lambda log: scorer, f"`{system.reference}`", minutes_since(started))
+
+        name = f"system-{system.reference.replace(':', '.')}"
+        return self._scored(name, system.source_hash, fit)
+
+    def _scored(
+        self, name: str, inputs: str, fit: Callable[[], Fitted], *, again: bool = False
+    ) -> SystemRanks:
+        split = self.dataset.split
+
+        def make() -> SystemRanks:
+            fitted = self._fitted(name, inputs, fit)
+            started = time.monotonic()
+            scorer = fitted.counted_on(split.before_test if again else split.train)
+            minutes = fitted.minutes + minutes_since(started)
+
+            def rank(windows: Windows, exclude_seen: bool) -> TargetRanks:
+                return ranks_by_score(windows, scorer, k=LONG, exclude_seen=exclude_seen)
+
             return SystemRanks(
-                item=ranks_by_score(test, scorer, k=LONG, exclude_seen=self.exclude_seen),
-                other=ranks_by_score(test, scorer, k=LONG, exclude_seen=not self.exclude_seen),
+                item=rank(split.test, self.exclude_seen),
+                other=rank(split.test, not self.exclude_seen),
+                validation=NO_VALIDATION
+                if again  # it knows what validation asks for
+                else ndcg_at(rank(split.validation, self.exclude_seen), 10),
                 exclude_seen=self.exclude_seen,
                 parameters=scorer.parameters,
                 minutes=minutes,
-                note=note,
+                note="" if again else fitted.note,
             )
 
-        setting = f"exclude_seen={self.exclude_seen}"
-        return self.store.ranks_of(self.prefix + name, [self.key, name, inputs, setting], make)
+        key = [self.key, name, inputs, f"exclude_seen={self.exclude_seen}", "validation too"]
+        return self.store.ranks_of(self.prefix + name + "-again" * again, key, make)
 
-    def _fit_memory(self) -> tuple[Scorer, str]:
-        split = self.dataset.split
+    def _fitted(self, name: str, inputs: str, fit: Callable[[], Fitted]) -> Fitted:
+        """The model of these inputs, fitted once: others are made of it, or it is counted again."""
+        key = (self.key, name, inputs)
+        if key not in self._fits:
+            self._fits[key] = fit()
+        return self._fits[key]
 
-        def ndcg(decay: float) -> float:
-            scorer = SequentialMemory(split.train, decay=decay)
-            found = ranks_by_score(split.validation, scorer, k=10, exclude_seen=self.exclude_seen)
-            return ndcg_at(found, 10)
+    def _sequence_inputs(self, config: SASRecConfig | BERT4RecConfig) -> tuple[str, str]:
+        return _slug(config.name), config.model_dump_json(exclude={"threads"})
 
-        decay = max(DECAYS, key=ndcg)
-        note = f"decay {decay:g}, the best validation ndcg@10 of {', '.join(map(str, DECAYS))}"
-        return SequentialMemory(split.train, decay=decay), note
-
-    def _fit_sequence(self, config: SASRecConfig | BERT4RecConfig) -> tuple[Scorer, str]:
+    def _fit_sequence(self, config: SASRecConfig | BERT4RecConfig) -> Fitted:
         def say(line: dict[str, float]) -> None:
             self.store.console.print(
                 f"epoch {line['epoch']}: loss {line['loss']:.3f}, "
                 f"validation ndcg@10 {line['ndcg@10']:.4f}, {line['seconds']:.0f} s"
             )
 
+        started = time.monotonic()
         scorer = fit_sequence_model(
             self.dataset.split, config, exclude_seen=self.exclude_seen, advance=say
         )
-        return scorer, f"best epoch {scorer.best_epoch} of {len(scorer.epochs)}"
+        note = f"best epoch {scorer.best_epoch} of {len(scorer.epochs)}"
+        return Fitted(lambda log: scorer, note, minutes_since(started))
+
+
+def _slug(name: str) -> str:
+    return "-".join("".join(letter if letter.isalnum() else " " for letter in name.lower()).split())
 
 
 def _read_of(manifest: Manifest, *, prior: bool) -> str:

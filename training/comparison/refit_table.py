@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from service.bundles import Bundle
-from training.comparison.ranked_systems import FinishedRun, RankedSystems
+from training.comparison.finished_run import FinishedRun
+from training.comparison.ranked_systems import RankedSystems
 from training.comparison.table import Row, markdown_table, paired_difference
 from training.config import RunConfig
 from training.evaluation import LONG, SystemRanks, ndcg_at, recall_at

@@ -8,7 +8,13 @@ that add nothing), `embeddings` (item vectors), `segments` (histories as trainin
 `synthetic` with `synthetic_titles` (a world whose answer is known). How files are read: `files`.
 """
 
-from training.data.embeddings import embed, item_affinities, normalised, users_with_both
+from training.data.embeddings import (
+    embed,
+    item_affinities,
+    normalised,
+    users_with_both,
+    with_followers,
+)
 from training.data.interactions import Dataset, load_dataset
 from training.data.public_datasets import DATASETS, fetch
 from training.data.segments import Segments
@@ -31,4 +37,5 @@ __all__ = [
     "synthesize",
     "thin",
     "users_with_both",
+    "with_followers",
 ]

@@ -136,20 +136,30 @@ def item_affinities(
     transitions: each time j follows i at a distance of d <= window positions adds 1 / d.
     Row i looks forward in time. Items without a training interaction have empty rows.
     """
-    shape = (train.num_items, train.num_items)
-    users, rows = train.users_of_interactions(), train.rows
-    affinity = users_with_both(train)
-    for distance in range(1, window + 1):
-        same_user = users[:-distance] == users[distance:]
-        pairs = rows[:-distance][same_user], rows[distance:][same_user]
-        weights = np.full(len(pairs[0]), transition_weight / distance, np.float32)
-        affinity = affinity + sparse.csr_array((weights, pairs), shape=shape)
+    weights = [transition_weight / distance for distance in range(1, window + 1)]
+    affinity = with_followers(users_with_both(train), train, weights)
     scale = sparse.diags_array(1 / np.sqrt(np.maximum(train.popularity(), 1)).astype(np.float32))
     affinity = sparse.csr_array(scale @ affinity @ scale)
     affinity.setdiag(0)
     affinity.eliminate_zeros()
     affinity.sort_indices()
     return affinity
+
+
+def with_followers(
+    counts: sparse.csr_array, train: Interactions, weights: Sequence[float]
+) -> sparse.csr_array:
+    """`counts` and, each time item j follows item i d positions later, weights[d - 1] at (i, j).
+
+    counts: (num_items, num_items) sparse float32, which may be empty
+    """
+    users, rows = train.users_of_interactions(), train.rows
+    for distance, weight in enumerate(weights, 1):
+        same_user = users[:-distance] == users[distance:]
+        pairs = rows[:-distance][same_user], rows[distance:][same_user]
+        added = np.full(len(pairs[0]), weight, np.float32)
+        counts = counts + sparse.csr_array((added, pairs), shape=counts.shape)
+    return sparse.csr_array(counts)
 
 
 def users_with_both(train: Interactions) -> sparse.csr_array:

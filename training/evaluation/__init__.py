@@ -22,13 +22,19 @@ from training.evaluation.evaluation import (
     setting_name,
     targets_seen,
 )
-from training.evaluation.ranks_store import RanksStore, SystemRanks, TargetRanks
+from training.evaluation.ranks_store import (
+    NO_VALIDATION,
+    RanksStore,
+    SystemRanks,
+    TargetRanks,
+)
 from training.evaluation.report import check_data, evaluate_bundle
 
 __all__ = [
     "CUTOFFS",
     "LONG",
     "NOT_FOUND",
+    "NO_VALIDATION",
     "SHORT",
     "AsServed",
     "Grid",

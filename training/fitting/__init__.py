@@ -5,18 +5,29 @@ Knows minibatches, optimisers and checkpoints; what a minibatch's loss is, the m
 Reading order: `training_loop`, `refit`, `neighbour_prior`, `speed` (of training).
 """
 
-from training.fitting.neighbour_prior import chosen_of, fit_priors, recount, weigh_prior
+from training.fitting.neighbour_prior import (
+    Settings,
+    best_settings,
+    chosen_settings,
+    count_again,
+    fit_priors,
+    prior_at,
+    weigh_prior,
+)
 from training.fitting.refit import refit
 from training.fitting.speed import step_time
 from training.fitting.training_loop import FitState, fit, load_best
 
 __all__ = [
     "FitState",
-    "chosen_of",
+    "Settings",
+    "best_settings",
+    "chosen_settings",
+    "count_again",
     "fit",
     "fit_priors",
     "load_best",
-    "recount",
+    "prior_at",
     "refit",
     "step_time",
     "weigh_prior",

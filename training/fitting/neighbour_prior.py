@@ -8,6 +8,7 @@ validation users. Knows nothing of files.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import faiss
@@ -23,6 +24,9 @@ from training.evaluation import ndcg_at, ranks
 
 MOST_COMPARED = 100_000  # items; among more, nearest ones are looked for in a few cells only
 CELLS_PROBED = 32
+
+# "likeness_weight", "weight", "scale" and "decay" of a prior; the scale in median affinities.
+Settings = dict[str, float]
 
 
 def fit_priors(
@@ -43,33 +47,6 @@ def fit_priors(
     return {
         weight: _prior(sparse.csr_array(counted + weight * typical * alike), config)
         for weight in config.likeness_weights
-    }
-
-
-def recount(
-    known: Interactions,
-    content: NDArray[np.floating],
-    config: NeighboursConfig,
-    chosen: dict[str, float],
-) -> NeighbourPrior:
-    """The prior of other interactions with the numbers of `chosen_of`: nothing is tried again."""
-    only = config.model_copy(update={"likeness_weights": (chosen["likeness_weight"],)})
-    return _weighed(fit_priors(known, content, only), chosen)
-
-
-def chosen_of(prior: NeighbourPrior, priors: dict[float, NeighbourPrior]) -> dict[str, float]:
-    """The numbers that `weigh_prior` chose: likeness_weight, weight, scale, decay.
-
-    The scale is in median affinities, so it means the same for other counts.
-    """
-    [likeness_weight] = [
-        weight for weight, counted in priors.items() if counted.affinities is prior.affinities
-    ]
-    return {
-        "likeness_weight": likeness_weight,
-        "weight": prior.weight,
-        "scale": prior.scale / priors[likeness_weight].scale,
-        "decay": prior.decay,
     }
 
 
@@ -132,13 +109,36 @@ def weigh_prior(
     *,
     exclude_seen: bool,
 ) -> tuple[NeighbourPrior, list[dict[str, float]]]:
-    """The prior, weight, scale and decay of the best validation ndcg@10.
+    """The prior of the best validation ndcg@10 beside a network, and the trials of `best_settings`.
 
     priors: by likeness weight, see `fit_priors`
+    """
+
+    def ndcg_of(settings: Settings) -> float:
+        found = ranks(
+            validation,
+            replace(decoder, prior=prior_at(priors, settings)),
+            schedule,
+            k=10,
+            beam_width=10,
+            workers=cpu_count(),
+            exclude_seen=exclude_seen,
+        )
+        return ndcg_at(found.item, 10)
+
+    best, trials = best_settings(config, ndcg_of)
+    return prior_at(priors, best), trials
+
+
+def best_settings(
+    config: NeighboursConfig, ndcg_of: Callable[[Settings], float]
+) -> tuple[Settings, list[dict[str, float]]]:
+    """Weight, likeness weight, scale and decay of the best ndcg@10, whatever the prior is added to.
+
     One after the other, from the first likeness weight, scale and decay of the configuration, then
-    the weight once more. Returns it with the trials: {"likeness_weight", "weight", "scale",
-    "decay", "ndcg@10"}, scales in median affinities. Of equals the first tried wins, weights in
-    ascending order, so a prior that adds nothing is off (weight 0).
+    the weight once more. Returns them with the trials, each the settings and their "ndcg@10". Of
+    equals the first tried wins, weights in ascending order, so a prior that adds nothing is off
+    (weight 0).
     """
     weights = tuple(sorted(config.weights))
     best = {
@@ -160,29 +160,40 @@ def weigh_prior(
             tried = best | {setting: value}
             key = tuple(tried.values())
             if key not in trials:
-                asked = replace(decoder, prior=_weighed(priors, tried))
-                found = ranks(
-                    validation,
-                    asked,
-                    schedule,
-                    k=10,
-                    beam_width=10,
-                    workers=cpu_count(),
-                    exclude_seen=exclude_seen,
-                )
-                trials[key] = round(ndcg_at(found.item, 10), 5)
+                trials[key] = round(ndcg_of(tried), 5)
             if trials[key] > highest:
                 winner, highest = tried, trials[key]
         best = winner
         if best["weight"] == 0:
             break
-    lines = [
+    return best, [
         dict(zip((*best, "ndcg@10"), (*key, ndcg), strict=True)) for key, ndcg in trials.items()
     ]
-    return _weighed(priors, best), lines
 
 
-def _weighed(priors: dict[float, NeighbourPrior], settings: dict[str, float]) -> NeighbourPrior:
+def chosen_settings(config: NeighboursConfig, trials: Sequence[Mapping[str, float]]) -> Settings:
+    """What `best_settings` chose when it made these trials with this configuration."""
+    by_settings = {
+        tuple(value for name, value in trial.items() if name != "ndcg@10"): trial["ndcg@10"]
+        for trial in trials
+    }
+    best, _ = best_settings(config, lambda settings: by_settings[tuple(settings.values())])
+    return best
+
+
+def count_again(
+    log: Interactions,
+    content: NDArray[np.floating],
+    config: NeighboursConfig,
+    settings: Settings,
+) -> NeighbourPrior:
+    """The prior with the counts of another log, at settings that were chosen before."""
+    only = config.model_copy(update={"likeness_weights": (settings["likeness_weight"],)})
+    return prior_at(fit_priors(log, content, only), settings)
+
+
+def prior_at(priors: Mapping[float, NeighbourPrior], settings: Settings) -> NeighbourPrior:
+    """The prior at these settings. priors: by likeness weight, see `fit_priors`"""
     prior = priors[settings["likeness_weight"]]
     return replace(
         prior,

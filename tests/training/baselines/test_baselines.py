@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from service.bundles.bundle import HISTORY_CAP
+from service.decoding import NeighbourPrior
 from training.baselines import (
     BERT4RecConfig,
     ItemKNN,
@@ -21,19 +22,30 @@ from training.baselines import (
     SASRecConfig,
     Scorer,
     SequentialMemory,
+    SequentialRules,
     TextKNN,
+    Transitions,
+    WithPrior,
     fit_sequence_model,
     ranks,
 )
 from training.baselines.item_knn import item_cosines, nearest, recency_weights
-from training.baselines.padded import padded_histories, training_minibatches
-from training.baselines.sequence_fit import untrained
-from training.baselines.sequence_models import CHUNK, full_softmax_loss, sampled_binary_loss
+from training.baselines.sequence.fit import untrained
+from training.baselines.sequence.models import (
+    CHUNK,
+    GROUP,
+    full_softmax_loss,
+    sampled_binary_loss,
+    sampled_softmax_loss,
+)
+from training.baselines.sequence.padded import padded_histories, training_minibatches
+from training.config import NeighboursConfig
 from training.data.embeddings import MOST_PAIRED
 from training.data.interactions import Interactions, Split, Windows, leave_last_out
 from training.data.segments import Segments
 from training.errors import DataError
 from training.evaluation.evaluation import NOT_FOUND, popularity_ranks, recall_at
+from training.fitting.neighbour_prior import fit_priors
 
 NUM_ITEMS = 30
 SMALL = {
@@ -49,6 +61,7 @@ SMALL = {
 LONGER = SMALL | {"width": 32, "dropout": 0.0, "epochs": 30, "patience": 30}
 SEQUENCE_MODELS = {
     "sasrec-ce": SASRecConfig(**SMALL),
+    "sasrec-sampled": SASRecConfig(**SMALL, loss="sampled", num_negatives=8),
     "sasrec-bce": SASRecConfig(**LONGER, loss="bce"),
     "bert4rec": BERT4RecConfig(**LONGER, mask_probability=0.3),
 }
@@ -255,6 +268,22 @@ def test_the_sampled_negative_is_never_the_target() -> None:
     assert losses == pytest.approx([np.log(2)] * 20, abs=1e-6)
 
 
+def test_the_sampled_softmax_is_a_cross_entropy_over_target_and_negatives() -> None:
+    generator = torch.Generator().manual_seed(0)
+    n = GROUP + 3
+    hidden, items = (torch.randn(shape, generator=generator) for shape in ((n, 8), (9, 8)))
+    targets = torch.randint(9, (n,), generator=generator)
+    negatives = torch.randint(9, (2, 4), generator=generator)
+    by_hand = []
+    for place, target in enumerate(targets):
+        others = [int(row) for row in negatives[place // GROUP] if row != target]
+        logits = items[[int(target), *others]] @ hidden[place]
+        by_hand.append(-torch.log_softmax(logits, dim=0)[0])
+    assert (negatives[0] == targets[:GROUP, None]).any()
+    loss = sampled_softmax_loss(hidden, items, targets, negatives)
+    assert torch.allclose(loss, torch.stack(by_hand).mean())
+
+
 @pytest.mark.parametrize("name", SEQUENCE_MODELS)
 def test_a_sequence_model_learns_a_world_that_can_be_learnt(name: str) -> None:
     split = _circle()
@@ -313,11 +342,19 @@ def _embeddings() -> NDArray[np.float32]:
     return np.random.default_rng(3).normal(size=(NUM_ITEMS, 4)).astype(np.float32)
 
 
+def _prior() -> NeighbourPrior:
+    config = NeighboursConfig()
+    return fit_priors(_circle().train, _embeddings(), config)[config.likeness_weights[0]]
+
+
 SCORERS: dict[str, Callable[[], Scorer]] = {
     "popularity": lambda: Popularity(_circle().train),
     "item_knn": lambda: ItemKNN(_circle().train),
     "text_knn": lambda: TextKNN(_embeddings()),
     "sequential_memory": lambda: SequentialMemory(_circle().train),
+    "sequential_rules": lambda: SequentialRules(_circle().train),
+    "transitions": lambda: Transitions(_circle().train),
+    "with_prior": lambda: WithPrior(SequentialMemory(_circle().train), _prior()),
 } | {name: lambda config=config: untrained(config, 30) for name, config in SEQUENCE_MODELS.items()}
 
 
@@ -335,5 +372,5 @@ def test_every_scorer_keeps_the_contract(name: str) -> None:
     assert scores[2] == pytest.approx(scores[3], abs=1e-5)
     assert scorer.scores([]).shape == (0, NUM_ITEMS)
     assert scorer.scores([np.empty(0, np.int32)]).shape == (1, NUM_ITEMS)
-    if name != "popularity":  # it never looks at a history
+    if name != "popularity":  # that never looks at a history
         assert not scores[1].any()

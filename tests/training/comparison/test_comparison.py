@@ -17,12 +17,14 @@ from rich.console import Console
 import training.comparison
 from service.bundles.bundle import DecodingDefaults
 from training.__main__ import main
-from training.baselines import BERT4RecConfig, SASRecConfig
+from training.baselines import BERT4RecConfig, SASRecConfig, published_sasrec, ranks
 from training.comparison import ranked_systems
 from training.comparison.comparison import MAIN_TABLES, Plan, compare
 from training.comparison.document import Comparison, Origin
+from training.comparison.finished_run import FinishedRun
 from training.comparison.paper_tables import ABLATIONS, ONE_CALL, reseeded
-from training.comparison.ranked_systems import FinishedRun, RankedSystems
+from training.comparison.ranked_systems import RankedSystems
+from training.comparison.rivals import COUNTING, fit_counting
 from training.comparison.table import (
     Difference,
     Row,
@@ -45,7 +47,8 @@ QUIET = Console(quiet=True)
 ORIGIN = Origin("a tiny world", "tiny", "python -m training compare")
 USERS = 60
 NETWORK = {"width": 16, "num_layers": 1, "epochs": 1, "threads": 1}
-PLAN = Plan(SASRecConfig(**NETWORK), BERT4RecConfig(**NETWORK))
+SASRECS = (SASRecConfig(**NETWORK), SASRecConfig(**NETWORK, loss="sampled"))
+PLAN = Plan(SASRECS, BERT4RecConfig(**NETWORK))
 QUICK = ["fit.epochs=2", "fit.validation_users=20", "evaluation.schedule_users=20"]
 QUICK += ["codebook.num_codes=16", "neighbours.weights=[0, 1]", "neighbours.scales=[0.3]"]
 
@@ -77,11 +80,26 @@ def test_all_systems_are_there_and_the_csv_agrees_with_the_ranks(compared: Compa
     recalls = compared.said["recall@10"]
     full = next(name for name in recalls if name.endswith("full system"))
     assert next(iter(recalls)) == full
-    baselines = ["popularity", "item kNN", "text kNN", "sequential memory", "SASRec (ce)"]
-    assert list(recalls)[-6:] == [*baselines, "BERT4Rec"]
+    pairs = ["item kNN", "sequential memory", "transitions in log space", "sequential rules"]
+    envelope = next(name for name in recalls if name.startswith("pairwise envelope"))
+    counting = ["popularity", *pairs, envelope]
+    baselines = [*counting, "text kNN", "SASRec (ce)", "SASRec (sampled)", "SASRec + prior"]
+    again = [f"{name}, counts made again" for name in (full, *counting, "SASRec + prior")]
+    others = [*baselines, "BERT4Rec", *again]
+    assert list(recalls)[-len(others) :] == others
     assert recalls["sequential memory"] > 1.5 * recalls["popularity"]
     assert recalls[full] > 1.5 * recalls["popularity"]
-    assert sum(", prior off" in name for name in recalls) == (len(recalls) - 6) / 2
+    assert sum(", prior off" in name for name in recalls) == (len(recalls) - len(others)) / 2
+    stored = {
+        name: SystemRanks(
+            **_stored(compared.out / "ranks" / f"{name.lower().replace(' ', '-')}.npz")
+        )
+        for name in pairs
+    }
+    best = max(pairs, key=lambda name: stored[name].validation)
+    assert envelope == f"pairwise envelope ({best})"
+    assert recalls[envelope] == recalls[best]
+    assert recalls[f"{envelope}, counts made again"] == recalls[f"{best}, counts made again"]
 
     with (compared.out / "comparison.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -137,18 +155,22 @@ def test_a_second_call_fits_and_ranks_nothing_and_a_change_only_what_it_touches(
     with monkeypatch.context() as patched:
         for name in ("fit_sequence_model", "ranks_as_served", "ranks_by_score"):
             patched.setattr(ranked_systems, name, never)
+        for name in ("fit_counting", "fit_with_prior"):
+            patched.setattr(ranked_systems, name, never)
         compare(config, compared.dataset, compared.out, QUIET, plan=PLAN, origin=ORIGIN)
     assert written() == before
     assert (compared.out / "comparison.csv").read_text() == table
 
-    other = replace(PLAN, sasrec=PLAN.sasrec.model_copy(update={"dropout": 0.1, "threads": 2}))
+    ce, sampled = SASRECS
+    other = replace(PLAN, sasrec=(ce.model_copy(update={"dropout": 0.1, "threads": 2}), sampled))
     heavier = load_config("tiny", [*QUICK, "neighbours.weights=[0.7]"])
     compare(heavier, compared.dataset, compared.out, QUIET, plan=other, origin=ORIGIN)
     after = written()
     changed = {name for name, time in after.items() if before.get(name) != time}
     of_prior = {name for name in after if name.endswith("-prior")}
-    assert of_prior | {"sasrec"} <= changed
-    assert not {"bert4rec", "popularity", "unmask-6", "unmask-1-1-1-1-2"} & changed
+    assert of_prior | {"sasrec-ce", "sasrec-with-prior", "sasrec-with-prior-again"} <= changed
+    kept = {"bert4rec", "sasrec-sampled", "popularity", "transitions-in-log-space-again"}
+    assert kept | {"unmask-6", "unmask-1-1-1-1-2"} <= after.keys() - changed
 
 
 def test_ablations_thin_data_and_seeds_are_runs_of_their_own(
@@ -189,7 +211,7 @@ def test_ablations_thin_data_and_seeds_are_runs_of_their_own(
     assert set(said["rows"]) == {"seeds", "ablations", "density"}
     assert said["rows"]["ablations"] == 2 + 2 * len(names) + 1
     assert said["rows"]["density"] == 4 * 4
-    assert said["rows"]["seeds"] == 4 * 2
+    assert said["rows"]["seeds"] == 5 * 2
 
     with (tmp_path / "comparison.csv").open() as file:
         ablations = [row for row in csv.DictReader(file) if row["table"] == "ablations"]
@@ -227,6 +249,49 @@ def test_other_seeds_are_decoded_at_the_defaults_of_the_first(
     assert first == second  # the stand-in is the same network
 
 
+def test_counts_are_made_again_with_what_validation_held_out(
+    compared: Compared, tmp_path: Path
+) -> None:
+    config, split = load_config("tiny", QUICK), compared.dataset.split
+    run = FinishedRun.of(config, compared.dataset, compared.out / "unmask", QUIET)
+    again = run.counted_again(split.before_test)
+    before, after = run.bundle.decoder.prior, again.bundle.decoder.prior
+    assert before is not None
+    assert after is not None
+    assert (after.weight, after.decay) == (before.weight, before.decay)
+    assert after.affinities.sum() > before.affinities.sum()
+    same = run.counted_again(split.train).bundle.decoder.prior
+    assert same is not None
+    assert np.array_equal(same.affinities, before.affinities)
+    assert same.scale == before.scale
+
+    ranked = RankedSystems(compared.dataset, RanksStore(tmp_path, QUIET), 32)
+    for model in COUNTING:
+        known = fit_counting(model, split, exclude_seen=True).counted_on
+        found = ranked.counting(model, again=True).item
+        scorer = known(split.before_test)
+        assert found.tolist() == ranks(split.test, scorer, k=40, exclude_seen=True).tolist()
+        assert found.tolist() != ranked.counting(model).item.tolist()
+
+
+def test_sasrec_with_a_silent_prior_is_sasrec_and_with_ours_it_is_weighed(
+    compared: Compared, tmp_path: Path
+) -> None:
+    config = load_config("tiny", QUICK)
+    run = FinishedRun.of(config, compared.dataset, compared.out / "unmask", QUIET)
+    ranked = RankedSystems(compared.dataset, RanksStore(tmp_path, QUIET), 32)
+    sasrec = ranked.sequence_model(SASRECS[0])
+    off = config.neighbours.model_copy(update={"weights": (0.0,)})
+    without = replace(run, config=config.model_copy(update={"neighbours": off}))
+    found = ranked.sasrec_with_prior(SASRECS[0], without)
+    assert found.item.tolist() == sasrec.item.tolist()
+    assert found.parameters == sasrec.parameters
+    found = ranked.sasrec_with_prior(SASRECS[0], run)
+    assert found.validation > sasrec.validation
+    assert found.parameters > sasrec.parameters
+    assert found.note.startswith("SASRec (ce), best epoch 1 of 1; prior: likeness weight ")
+
+
 def test_a_narrow_default_is_ranked_as_it_is_served(compared: Compared, tmp_path: Path) -> None:
     config = load_config("tiny", QUICK)
     run = FinishedRun.of(config, compared.dataset, compared.out / "unmask", QUIET)
@@ -262,7 +327,7 @@ def test_the_command_prints_one_json_document(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     def with_small_baselines(*arguments: Any, plan: Plan, **named: Any) -> dict[str, Any]:
-        assert plan.sasrec == SASRecConfig(threads=1)
+        assert plan.sasrec == (SASRecConfig(threads=1), published_sasrec(threads=1))
         assert (plan.seeds, plan.tables) == (1, MAIN_TABLES)
         return compare(*arguments, plan=PLAN, **named)
 
@@ -418,6 +483,13 @@ def test_reseeding_changes_seeds_only() -> None:
 def _with_default(run: FinishedRun, decoding: DecodingDefaults) -> FinishedRun:
     manifest = run.bundle.manifest.model_copy(update={"decoding": decoding})
     return replace(run, bundle=replace(run.bundle, manifest=manifest))
+
+
+def _stored(out: Path, name: str) -> dict[str, Any]:
+    """All figures but the ranks."""
+    with np.load(out / "ranks" / f"{name.lower().replace(' ', '-')}.npz") as held:
+        meta: dict[str, Any] = json.loads(str(held["meta"]))
+    return meta
 
 
 def _is_subsequence(short: list[str], long: list[str]) -> bool:

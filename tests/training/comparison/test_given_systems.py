@@ -26,7 +26,7 @@ from training.errors import ConfigError, TrainingError
 
 ROOT = Path(__file__).resolve().parents[3]
 NETWORK = {"width": 8, "num_layers": 1, "epochs": 1, "threads": 1}
-PLAN = Plan(SASRecConfig(**NETWORK), BERT4RecConfig(**NETWORK))
+PLAN = Plan((SASRecConfig(**NETWORK),), BERT4RecConfig(**NETWORK))
 QUICK = ["fit.epochs=1", "fit.validation_users=20", "evaluation.schedule_users=20"]
 QUICK += ["codebook.num_codes=16", "neighbours.weights=[0]", "evaluation.timing_users=1"]
 MODEL = """

@@ -5,12 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import ir_measures
 import numpy as np
 import pytest
+from ir_measures import Qrel, R, ScoredDoc, nDCG
+from logs import log_of
 
 from service.bundles.bundle import HISTORY_CAP, DecodingDefaults
 from service.decoding import Catalogue, Decoder, Histories, Schedule, SidTrie
-from training.data.interactions import Windows
+from service.decoding.job import Job
+from training.baselines import Transitions
+from training.baselines import ranks as ranks_by_score
+from training.data.interactions import Windows, leave_last_out
 from training.evaluation.evaluation import (
     NOT_FOUND,
     _PartialSids,
@@ -32,6 +38,49 @@ def test_recall_and_ndcg_by_hand() -> None:
     assert found["recall@40"] == pytest.approx(0.8)
     assert found["ndcg@5"] == pytest.approx((1 + 0.5) / 5, abs=1e-5)
     assert found["ndcg@10"] == pytest.approx((1 + 0.5 + 1 / math.log2(11)) / 5, abs=1e-5)
+
+
+def test_recall_and_ndcg_are_those_of_ir_measures() -> None:
+    """Its ties go by document id, so lists are handed over with scores that strictly fall."""
+    random = np.random.default_rng(5)
+    starts = random.integers(0, 60, 300)
+    steps = random.integers(1, 25, (300, 6)).cumsum(axis=1)
+    log = log_of(((starts[:, None] + steps) % 60).tolist(), 60)
+    ends = log.indptr[1:] - 1
+    windows = Windows(log.rows, np.arange(300, dtype=np.int32), log.indptr[:-1], ends)
+    scorer, table = Transitions(leave_last_out(log).train), []
+    for user, scores in enumerate(scorer.scores([windows.history_of(user) for user in range(300)])):
+        seen = windows.history_of(user)
+        order = [row for row in np.argsort(-scores, kind="stable") if row not in seen]
+        table += [ScoredDoc(str(user), str(row), -place) for place, row in enumerate(order)]
+    wanted = [Qrel(str(user), str(row), 1) for user, row in enumerate(windows.targets)]
+    theirs = ir_measures.calc_aggregate([R @ 5, R @ 10, nDCG @ 5, nDCG @ 10], wanted, table)
+    ours = metrics(ranks_by_score(windows, scorer, k=40, exclude_seen=True))
+    assert 0.1 < ours["recall@10"] < 0.9
+    for k in (5, 10):
+        assert ours[f"recall@{k}"] == pytest.approx(theirs[R @ k], abs=1e-5)
+        assert ours[f"ndcg@{k}"] == pytest.approx(theirs[nDCG @ k], abs=1e-5)
+
+
+def test_lists_of_the_decoder_are_judged_as_by_ir_measures() -> None:
+    codes = np.random.default_rng(0).integers(0, 8, (300, 4)).astype(np.uint16)
+    rows = range(len(codes))
+    catalogue = Catalogue(tuple(map(str, rows)), codes, 8, np.zeros(len(codes), np.int64))
+    decoder, windows = Decoder(SidTrie(catalogue), _Likes()), _windows(list(rows))
+    schedule = Schedule((4,))
+    jobs = [Job(windows.history_of(user), 10, schedule, 10) for user in rows]
+    answers, _ = decoder.decode(jobs)
+    table = [
+        ScoredDoc(str(user), str(row), -place)
+        for user, answer in enumerate(answers)
+        for place, row in enumerate(answer.rows)
+    ]
+    wanted = [Qrel(str(user), str(row), 1) for user, row in enumerate(windows.targets)]
+    theirs = ir_measures.calc_aggregate([R @ 10, nDCG @ 10], wanted, table)
+    ours = metrics(ranks(windows, decoder, schedule, k=10, beam_width=10).item)
+    assert ours["recall@10"] > 0
+    assert ours["recall@10"] == pytest.approx(theirs[R @ 10], abs=1e-5)
+    assert ours["ndcg@10"] == pytest.approx(theirs[nDCG @ 10], abs=1e-5)
 
 
 def test_popularity_ranks_are_rows_because_rows_are_ordered_by_popularity() -> None:

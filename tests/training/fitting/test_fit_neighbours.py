@@ -15,10 +15,10 @@ from training.config import NeighboursConfig
 from training.data.embeddings import item_affinities
 from training.data.interactions import Split, leave_last_out
 from training.fitting.neighbour_prior import (
-    chosen_of,
+    chosen_settings,
+    count_again,
     fit_priors,
     likeness,
-    recount,
     weigh_prior,
 )
 
@@ -228,19 +228,24 @@ def test_a_prior_that_is_noise_or_adds_nothing_is_switched_off() -> None:
         assert [trial["weight"] for trial in trials] == sorted(CONFIG.weights)
 
 
-def test_counts_are_made_again_with_the_numbers_that_were_chosen() -> None:
+def test_counting_again_keeps_what_was_chosen() -> None:
     split = _circle()
-    priors = fit_priors(split.train, UNLIKE, CONFIG)
-    best, _ = weigh_prior(
-        _decoder(_Network(None)), priors, split.validation, ONE_CALL, CONFIG, exclude_seen=False
+    config = CONFIG.model_copy(update={"likeness_weights": (0.0, 1.0)})
+    angles = np.arange(NUM_ITEMS) * 2 * np.pi / NUM_ITEMS
+    vectors = np.stack((np.cos(angles), np.sin(angles)), axis=1)
+    priors = fit_priors(split.train, vectors, config)
+    best, trials = weigh_prior(
+        _decoder(_Network(None)), priors, split.validation, ONE_CALL, config, exclude_seen=False
     )
-    chosen = chosen_of(best, priors)
-    again = recount(split.train, UNLIKE, CONFIG, chosen)
-    assert again.affinities.tolist() == best.affinities.tolist()
-    assert (again.weight, again.decay) == (best.weight, best.decay)
-    assert again.scale == pytest.approx(best.scale)
-
-    later = recount(split.everything, UNLIKE, CONFIG, chosen)
-    counted = fit_priors(split.everything, UNLIKE, CONFIG)[0.0]
-    assert later.affinities.tolist() == counted.affinities.tolist() != best.affinities.tolist()
-    assert later.scale == pytest.approx(chosen["scale"] * counted.scale)
+    settings = chosen_settings(config, trials)
+    same = count_again(split.train, vectors, config, settings)
+    more = count_again(split.before_test, vectors, config, settings)
+    for prior in (same, more):
+        assert (prior.weight, prior.decay) == (best.weight, best.decay)
+    assert same.scale == best.scale
+    assert np.array_equal(same.affinities, best.affinities)
+    assert np.array_equal(same.neighbours, best.neighbours)
+    wanted = fit_priors(split.before_test, vectors, config)[settings["likeness_weight"]]
+    assert np.array_equal(more.affinities, wanted.affinities)
+    assert not np.array_equal(more.affinities, best.affinities)
+    assert more.scale == settings["scale"] * wanted.scale

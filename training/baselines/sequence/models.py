@@ -13,6 +13,7 @@ targets: (n,) int64. Logits are dot products.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -23,11 +24,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from training.baselines.padded import Padded, padded_histories
-from training.baselines.sequence_config import BERT4RecConfig, SASRecConfig
-from training.baselines.sequence_network import SequenceNetwork
+from training.baselines.sequence.config import BERT4RecConfig, SASRecConfig
+from training.baselines.sequence.network import SequenceNetwork
+from training.baselines.sequence.padded import Padded, padded_histories
 
 CHUNK = 128  # targets whose logits are held at once
+GROUP = 32  # targets that share their sampled negatives
 
 
 class SequenceModel(nn.Module, ABC):
@@ -80,9 +82,14 @@ class SASRec(SequenceModel):
         wanted = sequences.targets[:, 1:]
         hidden = self._hidden(sequences.rows[:, :-1])[wanted]
         targets = sequences.rows[:, 1:][wanted]
+        items = self.network.items
         if self.config.loss == "ce":
-            return full_softmax_loss(hidden, self.network.items, targets)
-        return sampled_binary_loss(hidden, self.network.items, targets, generator)
+            return full_softmax_loss(hidden, items, targets)
+        if self.config.loss == "bce":
+            return sampled_binary_loss(hidden, items, targets, generator)
+        shape = (math.ceil(len(targets) / GROUP), self.config.num_negatives)
+        negatives = torch.randint(len(items), shape, generator=generator)
+        return sampled_softmax_loss(hidden, items, targets, negatives)
 
     def ask(self, histories: Padded) -> Tensor:
         newest = (histories.lengths - 1).clamp_min(0)
@@ -177,6 +184,30 @@ def full_softmax_loss(hidden: Tensor, items: Tensor, targets: Tensor) -> Tensor:
     """Mean cross-entropy over all items, a scalar; for training only (gradients come with it)."""
     loss: Tensor = _FullSoftmax.apply(hidden, items, targets)
     return loss
+
+
+def sampled_softmax_loss(
+    hidden: Tensor, items: Tensor, targets: Tensor, negatives: Tensor
+) -> Tensor:
+    """Mean cross-entropy over each of n targets and its negatives, a scalar.
+
+    negatives: (ceil(n / GROUP), m) rows, drawn uniformly, of GROUP targets after the other; where
+    one is the target itself it is left out.
+    With uniform negatives there is nothing to correct for how often an item is drawn (log Q): the
+    correction would be one constant in all logits. The published runs (arXiv 2508.06450) draw for
+    each target alone. The expected gradient is the same, and reading the embeddings of so many
+    negatives would take most of the time.
+    """
+    num_groups, num_negatives = negatives.shape
+    filler = num_groups * GROUP - len(targets)
+    embedded = F.embedding(torch.cat((targets, negatives.flatten())), items)
+    of_target = (hidden * embedded[: len(targets)]).sum(dim=1, keepdim=True)
+    grouped = F.pad(hidden, (0, 0, 0, filler)).view(num_groups, GROUP, -1)
+    embedded = embedded[len(targets) :].view(num_groups, num_negatives, -1)
+    of_negatives = (grouped @ embedded.transpose(1, 2)).flatten(0, 1)[: len(targets)]
+    hit = negatives.repeat_interleave(GROUP, dim=0)[: len(targets)] == targets[:, None]
+    of_negatives = of_negatives.masked_fill(hit, -torch.inf)
+    return -torch.cat((of_target, of_negatives), dim=1).log_softmax(dim=1)[:, 0].mean()
 
 
 def sampled_binary_loss(

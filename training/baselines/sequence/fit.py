@@ -15,10 +15,10 @@ import torch
 from joblib import cpu_count
 from numpy.typing import NDArray
 
-from training.baselines.padded import training_minibatches
 from training.baselines.scorer import ranks
-from training.baselines.sequence_config import BERT4RecConfig, SASRecConfig
-from training.baselines.sequence_models import BERT4Rec, SASRec, SequenceModel
+from training.baselines.sequence.config import BERT4RecConfig, SASRecConfig
+from training.baselines.sequence.models import BERT4Rec, SASRec, SequenceModel
+from training.baselines.sequence.padded import training_minibatches
 from training.data import Segments, Split
 from training.errors import DataError, FitDiverged
 from training.evaluation import draw_windows, ndcg_at, recall_at
@@ -112,5 +112,5 @@ def fit_sequence_model(
 def untrained(config: SASRecConfig | BERT4RecConfig, num_items: int) -> SequenceScorer:
     """A model with weights as drawn, for `fit_sequence_model` and to load saved weights into."""
     if isinstance(config, SASRecConfig):
-        return SequenceScorer(f"SASRec ({config.loss})", SASRec(config, num_items=num_items))
-    return SequenceScorer("BERT4Rec", BERT4Rec(config, num_items=num_items))
+        return SequenceScorer(config.name, SASRec(config, num_items=num_items))
+    return SequenceScorer(config.name, BERT4Rec(config, num_items=num_items))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from training.baselines.sequence_config import SequenceConfig
+from training.baselines.sequence.config import SequenceConfig
 
 
 class _Layer(nn.Module):
