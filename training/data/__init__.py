@@ -3,8 +3,8 @@
 Only this room reads users' files. Later rooms get arrays. Knows no model.
 
 Reading order: `interactions` (reads, filters, splits), `repeats` (lines that add nothing),
-`embeddings` (item vectors), `segments` (histories as training samples), `subsample` (a data set
-with interactions left out), `raw_formats` and `public_datasets`, `synthetic` with
+`embeddings` (item vectors), `segments` (histories as training samples), `subsample` (data sets
+with interactions or items left out), `raw_formats` and `public_datasets`, `synthetic` with
 `synthetic_titles` (a world whose answer is known). How files are read: `files`.
 """
 
@@ -12,7 +12,7 @@ from training.data.embeddings import embed, item_affinities, normalised, users_w
 from training.data.interactions import Dataset, Interactions, Split, Windows, load_dataset
 from training.data.public_datasets import DATASETS, fetch
 from training.data.segments import Segments
-from training.data.subsample import thin
+from training.data.subsample import thin, without_items
 from training.data.synthetic import synthesize
 
 __all__ = [
@@ -30,4 +30,5 @@ __all__ = [
     "synthesize",
     "thin",
     "users_with_both",
+    "without_items",
 ]
