@@ -23,6 +23,7 @@ class ComparisonTable(StrEnum):
     LENGTHS = "lengths"
     ABLATIONS = "ablations"
     DENSITY = "density"
+    COLD = "cold"
 
 
 class Section(BaseModel):

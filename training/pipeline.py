@@ -25,6 +25,7 @@ from rich.progress import Progress
 from service.bundles import CONTENT_TEXT, Bundle, HeldOutUser, check_items, write_bundle
 from service.decoding import Catalogue, Decoder, Schedule, SidTrie
 from service.decoding.network import OnnxDenoiser
+from training.baselines import ranks_by_content
 from training.bundling import eight_bit
 from training.codebooks import CollisionReport, fit_codebook, load_codebook, save_codebook
 from training.config import STAGES, RunConfig, StageName
@@ -263,7 +264,15 @@ def _evaluation(
     bundle = Bundle.load(out / "bundle")
     grid = bundle.manifest.facts["grid"]
     assert isinstance(grid, dict)
-    return evaluate_bundle(bundle, dataset, config.evaluation, folder, console, grid=grid)
+    return evaluate_bundle(
+        bundle,
+        dataset,
+        config.evaluation,
+        folder,
+        console,
+        grid=grid,
+        ranks_by_content=ranks_by_content,
+    )
 
 
 def choose_default(decoder: Decoder, dataset: Dataset, config: RunConfig, console: Console) -> Grid:

@@ -12,7 +12,7 @@ from training.baselines.scorer import Scorer, ranks
 from training.baselines.sequence_config import BERT4RecConfig, SASRecConfig
 from training.baselines.sequence_fit import fit_sequence_model
 from training.baselines.sequential_memory import SequentialMemory
-from training.baselines.text_knn import TextKNN
+from training.baselines.text_knn import TextKNN, ranks_by_content
 
 __all__ = [
     "BERT4RecConfig",
@@ -24,4 +24,5 @@ __all__ = [
     "TextKNN",
     "fit_sequence_model",
     "ranks",
+    "ranks_by_content",
 ]

@@ -36,6 +36,7 @@ class SystemRanks:
     exclude_seen: whether the headline's setting leaves out items of the history
     other:        rank of the target at the other setting; None if it was not measured
     long:         `item` for requests of LONG items if these need another search, else None
+    far:          `item` for requests of even more items; None if it was not measured
     parameters:   number of weights and stored similarities
     minutes:      from interactions to a model that answers
     nfe, milliseconds: denoiser calls and time for each user, of systems that decode
@@ -46,6 +47,7 @@ class SystemRanks:
     other: TargetRanks | None = None
     sid: TargetRanks | None = None
     long: TargetRanks | None = None
+    far: TargetRanks | None = None
     exclude_seen: bool = True
     parameters: int = 0
     minutes: float = 0.0
@@ -61,6 +63,7 @@ class SystemRanks:
             other=None if self.other is None else self.other[chosen],
             sid=None if self.sid is None else self.sid[chosen],
             long=None if self.long is None else self.long[chosen],
+            far=None if self.far is None else self.far[chosen],
         )
 
     def save(self, file: Path, key: str) -> None:

@@ -55,7 +55,13 @@ def test_a_data_set_without_items_by_hand() -> None:
     split = left.split
     assert split.train.item_ids == ("i0", "i1", "i2", "i3", "i4", "i6")
     assert split.train.user_ids == full.split.train.user_ids
-    assert histories_of(split.train) == [["i0", "i1", "i2"], ["i0", "i1", "i2"], ["i0", "i1"], [], []]
+    assert histories_of(split.train) == [
+        ["i0", "i1", "i2"],
+        ["i0", "i1", "i2"],
+        ["i0", "i1"],
+        [],
+        [],
+    ]
     assert ids_of(split.train, split.validation) == {
         "u0": (["i0", "i1", "i2"], "i3"),
         "u2": (["i0", "i1"], "i2"),
