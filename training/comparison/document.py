@@ -137,10 +137,10 @@ class Comparison:
             title, table, sentence = TABLES[name]
             parts += [f"## {title}", sentence, table(rows)]
             notes = [f"- {row.system}: {row.ranks.note}" for row in rows if row.ranks.note]
-            if name == "systems":
+            if name in ("systems", "cold"):
                 parts.append("\n".join(notes))
-                if "schedules" in self.tables:  # the picture needs both
-                    parts.append("![recall@10 of the systems](comparison.svg)")
+            if name == "systems" and "schedules" in self.tables:  # the picture needs both
+                parts.append("![recall@10 of the systems](comparison.svg)")
         return "\n\n".join(part for part in parts if part) + "\n"
 
     def _head(self) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,6 @@ from service.bundles.bundle import Bundle, Item
 from service.decoding import Decoder, Job
 from training.config import EvaluationConfig
 from training.data.interactions import Dataset, Interactions, Windows, leave_last_out
-from training.errors import DataError
 from training.evaluation.cold_items import (
     AS_TRAINED,
     FAR,
@@ -168,7 +166,7 @@ def test_ranks_are_those_of_item_ids_whatever_the_rows(bundle: Bundle, state: st
     for place in range(0, len(old), 20):
         expected = rank_by_ids(asked, asked.decoder, dataset, windows, int(old[place]), 10)
         assert full.others.item[place] == expected
-    assert (full.others.item <= 10).mean() > 0.1
+    assert (full.others.item <= 10).sum() > 5
     assert (full.new.far <= FAR).any()
 
 
@@ -232,7 +230,8 @@ def test_figures_by_hand() -> None:
 
     new, rest = cold_markdown(found).split("\n\n")
     assert new.splitlines()[3] == (
-        "| put back | 4 | 0.5000 ± 0.2500 | 0.7500 | 0.2654 | 0.67 ± 0.27 | +0.2500 ± 0.2165 | tie |"
+        "| put back | 4 | 0.5000 ± 0.2500 | 0.7500 | 0.2654 | 0.67 ± 0.27 "
+        "| +0.2500 ± 0.2165 | tie |"
     )
     assert new.splitlines()[4].endswith("| 0.33 ± 0.27 | - | - |")
     assert rest.splitlines()[2] == (
