@@ -48,6 +48,7 @@ def test_stages_are_skipped_or_done_again_as_their_inputs_say(world: Path, tmp_p
     first = run(load_config("tiny", overrides), dataset, out, console)
     assert first["users"] == 120
     assert first["invalid_sid_share"] == 0 == first["repeated_items"]
+    assert "give --embeddings" in first["new_items"]["not_measured"]
     stages = ("codebook", "fit", "export", "bundle", "evaluation")
     written = {stage: (out / f"{stage}.json").stat().st_mtime_ns for stage in stages}
 

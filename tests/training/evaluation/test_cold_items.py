@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ from tiny_bundle import EMBEDDING_DIMS, NUM_ITEMS, tiny_codebook, write_tiny_bun
 
 from service.bundles.bundle import Bundle, Item
 from service.decoding import Decoder, Job
-from training.config import EvaluationConfig
+from training.config import EvaluationConfig, ScheduleConfig
 from training.data.interactions import Dataset, Interactions, Windows, leave_last_out
 from training.evaluation.cold_items import (
     AS_TRAINED,
@@ -29,6 +31,7 @@ from training.evaluation.cold_items import (
 from training.evaluation.evaluation import NOT_FOUND, schedule_of
 from training.evaluation.figures import paired_share
 from training.evaluation.ranks_store import SystemRanks
+from training.evaluation.report import evaluate_bundle
 
 QUIET = Console(quiet=True)
 CONFIG = EvaluationConfig(batch=16)
@@ -191,6 +194,33 @@ def test_the_figures_of_a_bundle_count_its_users(bundle: Bundle) -> None:
     full, _ = cold.ask(AS_TRAINED, bundle)
     assert full.others is not None
     assert others["before"] == round(float((full.others.item <= 10).mean()), 5)
+
+
+def test_the_report_holds_them(bundle: Bundle, tmp_path: Path) -> None:
+    decoding = bundle.manifest.decoding
+    point = {**decoding.model_dump(), "nfe": 3, "recall@10": 0.1, "ndcg@10": 0.1}
+    point |= {"behind": 0, "error": 0, "milliseconds": 1}
+    grid = {"users": 1, "timing_users": 1, "chosen": 0, "points": [point]}
+    one_call = {"schedules": (ScheduleConfig(r_warm=0),), "invalid_sid_users": 3}
+    config = CONFIG.model_copy(update=one_call)
+    dataset = dataset_of()
+    for data, sentence in (
+        (dataset, "| Unmask, put back |"),
+        (
+            replace(dataset, embeddings=None),
+            "New items cannot be measured on this data, because items are added with content "
+            "embeddings and it has none; give --embeddings.",
+        ),
+    ):
+        said = evaluate_bundle(
+            bundle, data, config, tmp_path, QUIET, grid=grid, ranks_by_content=by_content
+        )
+        expected = taken_out_and_put_back(bundle, data, config, by_content, QUIET)
+        assert said["new_items"] == expected
+        assert json.loads((tmp_path / "report.json").read_text())["new_items"] == expected
+        text = (tmp_path / "report.md").read_text()
+        assert text.count("## New items") == 1
+        assert sentence in text
 
 
 def of(item: list[int], far: list[int] | None = None) -> SystemRanks:
