@@ -50,7 +50,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "evaluation families",
         "codebooks",
         "data",
-        "preset checkpoint",
+        "preset",
         "stages",
         "config",
         "errors printing",

@@ -107,11 +107,13 @@ def evaluate_command(
 ) -> dict[str, Any]:
     """Measure the decoding settings of a bundle on validation users, and it on test users.
 
-    With the configuration it records. Only --set-default changes the bundle.
+    And what becomes of new items. With the configuration it records. Only --set-default changes
+    the bundle.
     """
     check_folder("--out", out)
     check_runtime()
     from service.bundles import Bundle
+    from training.baselines import ranks_by_content
     from training.bundling import check_not_promoted, choose_default
     from training.bundling import set_default as write_default
     from training.evaluation import check_data, evaluate_bundle
@@ -126,8 +128,15 @@ def evaluate_command(
     grid = choose_default(loaded.decoder, dataset, config, console)
     if set_default:
         loaded = replace(loaded, manifest=write_default(bundle, grid))
-    evaluation = config.evaluation
-    return evaluate_bundle(loaded, dataset, evaluation, out, console, grid=grid.as_json())
+    return evaluate_bundle(
+        loaded,
+        dataset,
+        config.evaluation,
+        out,
+        console,
+        grid=grid.as_json(),
+        ranks_by_content=ranks_by_content,
+    )
 
 
 @app.command("step-time")

@@ -25,6 +25,7 @@ class ComparisonTable(StrEnum):
     DENSITY = "density"
     REFIT = "refit"
     SCRATCH = "scratch"
+    COLD = "cold"
 
 
 class Section(BaseModel):

@@ -25,6 +25,7 @@ from rich.console import Console
 
 from service.bundles import Bundle, Manifest, check_items, verify
 from service.decoding import Catalogue, SidTrie
+from training.baselines import ranks_by_content
 from training.bundling import Known, Parts, make_refitted, make_trial
 from training.codebooks import CollisionReport, fit_codebook, load_codebook, save_codebook
 from training.config import STAGES, RunConfig, StageName
@@ -195,7 +196,15 @@ def _evaluation(
     trial = Bundle.load(out / "trial")
     grid = trial.manifest.facts["grid"]
     assert isinstance(grid, dict)
-    return evaluate_bundle(trial, dataset, config.evaluation, folder, console, grid=grid)
+    return evaluate_bundle(
+        trial,
+        dataset,
+        config.evaluation,
+        folder,
+        console,
+        grid=grid,
+        ranks_by_content=ranks_by_content,
+    )
 
 
 def _refit(

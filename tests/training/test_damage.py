@@ -19,12 +19,12 @@ from rich.console import Console
 
 from service.bundles.bundle import verify
 from training.__main__ import main
-from training.checkpoint import read_checkpoint, write_checkpoint
 from training.config import STAGES
 from training.data.interactions import load_dataset
 from training.data.synthetic import make_world, write_world
 from training.errors import DataError, FitDiverged
 from training.families.mdgr.export import export_graphs
+from training.fitting.checkpoint import read_checkpoint, write_checkpoint
 from training.fitting.training_loop import load_best
 from training.pipeline import catalogue_of, run
 from training.preset import load_config

@@ -50,6 +50,7 @@ def test_stages_are_skipped_or_done_again_as_their_inputs_say(world: Path, tmp_p
     assert first["evaluation"]["users"] == 120
     evaluation = json.loads((out / "evaluation.json").read_text())
     assert evaluation["invalid_sid_share"] == 0 == evaluation["repeated_items"]
+    assert "give --embeddings" in evaluation["new_items"]["not_measured"]
     written = {stage: (out / f"{stage}.json").stat().st_mtime_ns for stage in STAGES}
 
     run(load_config("tiny", overrides), dataset, out, console)

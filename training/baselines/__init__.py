@@ -17,7 +17,7 @@ from training.baselines.sequence import (
 )
 from training.baselines.sequential_memory import SequentialMemory
 from training.baselines.sequential_rules import SequentialRules
-from training.baselines.text_knn import TextKNN
+from training.baselines.text_knn import TextKNN, ranks_by_content
 from training.baselines.transitions import Transitions
 from training.baselines.with_prior import WithPrior
 
@@ -35,4 +35,5 @@ __all__ = [
     "fit_sequence_model",
     "published_sasrec",
     "ranks",
+    "ranks_by_content",
 ]

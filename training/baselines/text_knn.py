@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.baselines.item_knn import recency_weights
-from training.data import normalised
+from training.baselines.scorer import ranks
+from training.data import Windows, normalised
 
 
 class TextKNN:
@@ -39,3 +40,10 @@ class TextKNN:
             histories, len(self._directions), length=self._history_length, decay=self._decay
         )
         return normalised(weights @ self._directions) @ self._directions.T
+
+
+def ranks_by_content(
+    windows: Windows, embeddings: NDArray[np.floating], *, k: int, exclude_seen: bool
+) -> NDArray[np.int32]:
+    """Ranks of the targets by `TextKNN`: see `training.baselines.scorer.ranks`."""
+    return ranks(windows, TextKNN(embeddings), k=k, exclude_seen=exclude_seen)

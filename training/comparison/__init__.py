@@ -1,8 +1,9 @@
 """Systems side by side on the same users: Unmask, its ablations, the baselines, a user's models.
 
 Reading order: `comparison` (which tables), `ranked_systems` (every system, fitted and ranked),
-`given_systems` (a user's models), `paper_tables` (the paper's settings and ablations),
-`refit_table` (what it is worth to know more), `table`, `plot`, `document`.
+`finished_run` and `rivals` (what a system is), `given_systems` (a user's models), `paper_tables`
+(the paper's settings and ablations), `refit_table` (what it is worth to know more), `new_items` (a
+run without some items), `table`, `plot`, `document`.
 """
 
 from training.comparison.comparison import MAIN_TABLES, Plan, compare

@@ -2,8 +2,9 @@
 
 One run of the pipeline in `<out>/unmask`, and the baselines on the same split. On request there are
 more seeds (`<out>/seeds`), ablations (`<out>/ablations`) and runs with training data left out
-(`<out>/density`). Ranks are kept in `<out>/ranks`, so a second call continues where the first was
-cut off. The document is written after every table. Knows nothing of fitting, ranking or layout.
+(`<out>/density`) or items left out (`<out>/cold`). Ranks are kept in `<out>/ranks`, so a second
+call continues where the first was cut off. The document is written after every table. Knows nothing
+of fitting, ranking or layout.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from training.baselines import BERT4RecConfig, SASRecConfig, TextKNN
 from training.comparison.document import Comparison, Origin
 from training.comparison.finished_run import FinishedRun
 from training.comparison.given_systems import GivenSystem
+from training.comparison.new_items import NewItems
 from training.comparison.paper_tables import (
     ABLATIONS,
     ONE_CALL,
@@ -101,6 +103,7 @@ def compare(
         "scratch": lambda: RefitTable(tables.ranked, config, out).from_scratch(),
         "ablations": tables.ablations,
         "density": tables.density,
+        "cold": tables.new_items,
     }
     for table, rows in rows_of.items():
         if table in plan.tables or (table == "seeds" and plan.seeds > 1):
@@ -128,6 +131,9 @@ class Tables:
     ) -> None:
         self.config, self.dataset, self.out, self.console = config, dataset, out, console
         self.plan = plan
+        self.cold = None
+        if ComparisonTable.COLD in plan.tables:  # an error in it shows before the long fits
+            self.cold = NewItems.of(config, dataset, out / "cold", console)
         store = RanksStore(out / "ranks", console)
         exclude_seen = config.evaluation.exclude_seen
         self.ranked = RankedSystems(
@@ -263,6 +269,11 @@ class Tables:
             for name, ranks in self._with_less_data(ranked, run).items():
                 setting = f"{percent} % ({100 * left:.0f} % are left)"
                 yield Row(name, setting, ranks, reference[name])
+
+    def new_items(self) -> Iterator[Row]:
+        """Items that the bundle gets after training, and a run that never saw them."""
+        assert self.cold is not None  # the plan asks for this table
+        yield from self.cold.rows(self.run)
 
     def _with_less_data(self, ranked: RankedSystems, run: FinishedRun) -> dict[str, SystemRanks]:
         return {

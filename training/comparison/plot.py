@@ -13,8 +13,8 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from training.comparison.table import Row, standard_error
-from training.evaluation import TargetRanks, recall_at, setting_name
+from training.comparison.table import Row
+from training.evaluation import TargetRanks, recall_at, setting_name, standard_error
 
 SERVED, OTHER = "#1f5fa8", "#d9822b"
 BY_PRIOR = ("#6a6a6a", "#2a8c5a")  # off, on

@@ -8,6 +8,7 @@ the test users. Networks and bundles are kept in `<out>/refit`.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +21,6 @@ from training.comparison.table import Row, markdown_table, paired_difference
 from training.config import RunConfig
 from training.evaluation import LONG, SystemRanks, ndcg_at, recall_at
 from training.pipeline import fit_again, refit_network, ship
-from training.stages import remove
 
 KNOWN = "before_test"
 
@@ -65,7 +65,7 @@ class RefitTable:
             graphs = self.out / "refit" / ("network-from-scratch" if scratch else "network")
             record = self._network(graphs, scratch=scratch)
         folder = self.out / "refit" / name.replace(" ", "-")
-        remove(folder)  # made in seconds, so it is never out of date
+        shutil.rmtree(folder, ignore_errors=True)  # made in seconds, so it is never out of date
         ship(
             self.ranked.dataset,
             KNOWN if counts else "train",

@@ -9,23 +9,29 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
 from training.evaluation import (
     CUTOFFS,
     LONG,
+    Difference,
+    Measured,
     SystemRanks,
     TargetRanks,
+    cold_figures,
+    cold_markdown,
+    markdown_table,
     ndcg_at,
+    paired_difference,
     recall_at,
     setting_name,
+    standard_error,
 )
 
-Verdict = Literal["better", "worse", "tie"]
+TARGET_IS_NEW, ALL_OTHERS = "target is new", "all others"  # users of the table of new items
 NONE = "-"  # a figure that does not exist
 METRICS = tuple(f"{metric}@{k}" for k in CUTOFFS for metric in ("recall", "ndcg"))
 
@@ -56,44 +62,6 @@ class Row:
         """
         before = _item_metric(self.reference, metric) if self.reference else 0.0
         return 100 * (_item_metric(self.ranks, metric) / before - 1) if before else math.nan
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Of two recalls over the same users: mean of the users' differences and its standard error."""
-
-    mean: float
-    standard_error: float
-
-    @property
-    def verdict(self) -> Verdict:
-        """A tie when the difference is below two standard errors."""
-        if not self.mean or abs(self.mean) < 2 * self.standard_error:
-            return "tie"
-        return "better" if self.mean > 0 else "worse"
-
-    def __str__(self) -> str:
-        return f"{self.mean:+.4f} ± {self.standard_error:.4f}"
-
-
-def paired_difference(found: TargetRanks, reference: TargetRanks, k: int = 10) -> Difference:
-    """recall@k of `found` minus that of `reference`, the same users in the same order."""
-    differences = (found <= k).astype(np.float64) - (reference <= k)
-    return Difference(
-        float(differences.mean()), float(differences.std() / math.sqrt(len(differences)))
-    )
-
-
-def standard_error(found: TargetRanks, k: int = 10) -> float:
-    """Of recall@k over these users: sqrt(p (1 - p) / n)."""
-    recall = recall_at(found, k)
-    return math.sqrt(recall * (1 - recall) / len(found))
-
-
-def markdown_table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """A Markdown table, the first column to the left, the others to the right."""
-    ruler = [":--", *["--:"] * (len(header) - 1)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in (header, ruler, *lines))
 
 
 def systems_table(rows: Sequence[Row]) -> str:
@@ -188,6 +156,17 @@ def lengths_table(rows: Sequence[Row]) -> str:
     return markdown_table(header, lines.values())
 
 
+def cold_table(rows: Sequence[Row]) -> str:
+    """Users whose target is a new item, then what all others lose: two tables."""
+    others = {row.system: row.ranks for row in rows if row.setting == ALL_OTHERS}
+    systems = [
+        Measured(row.system, row.ranks, others.get(row.system))
+        for row in rows
+        if row.setting == TARGET_IS_NEW
+    ]
+    return cold_markdown(cold_figures(systems))
+
+
 def csv_text(tables: dict[str, Sequence[Row]]) -> str:
     """All rows of all tables in one CSV; empty where a figure does not exist."""
     text = io.StringIO()
@@ -206,13 +185,14 @@ def _figures(row: Row) -> dict[str, str]:
     ranks = row.ranks
     figures = {"system": row.system, "setting": row.setting, "users": str(len(ranks.item))}
     figures |= {metric: f"{_item_metric(ranks, metric):.5f}" for metric in METRICS}
+    figures["recall@100"] = "" if ranks.far is None else f"{recall_at(ranks.far, 100):.5f}"
     figures["recall@10_standard_error"] = f"{standard_error(ranks.item):.5f}"
     figures["exclude_seen"] = "yes" if ranks.exclude_seen else "no"
     for prefix, of in (("sid", ranks.sid), ("other", ranks.other)):
         for metric in ("recall@10", "ndcg@10"):
             figures[f"{prefix}_{metric}"] = "" if of is None else f"{_metric(of, metric):.5f}"
-    figures["parameters"] = str(ranks.parameters)
-    figures["minutes"] = f"{ranks.minutes:.2f}"
+    figures["parameters"] = str(ranks.parameters) if ranks.parameters else ""
+    figures["minutes"] = f"{ranks.minutes:.2f}" if ranks.minutes else ""
     figures["nfe"] = "" if ranks.nfe is None else f"{ranks.nfe:g}"
     figures["milliseconds"] = "" if ranks.milliseconds is None else f"{ranks.milliseconds:.3f}"
     for prefix, other in (("", False), ("other_", True)):

@@ -4,7 +4,7 @@ Only this room reads users' files. Later rooms get arrays. Knows no model.
 
 Reading order: `splits` (histories as arrays), `interactions` (reads, filters), `repeats` (lines
 that add nothing), `embeddings` (item vectors), `segments` (histories as training samples),
-`subsample` (a data set with interactions left out), `raw_formats` and `public_datasets`,
+`subsample` (data sets with interactions or items left out), `raw_formats` and `public_datasets`,
 `synthetic` with `synthetic_titles` (a world whose answer is known). How files are read: `files`.
 """
 
@@ -19,7 +19,7 @@ from training.data.interactions import Dataset, load_dataset
 from training.data.public_datasets import DATASETS, fetch
 from training.data.segments import Segments
 from training.data.splits import Interactions, Split, Windows
-from training.data.subsample import thin
+from training.data.subsample import thin, without_items
 from training.data.synthetic import synthesize
 
 __all__ = [
@@ -38,4 +38,5 @@ __all__ = [
     "thin",
     "users_with_both",
     "with_followers",
+    "without_items",
 ]

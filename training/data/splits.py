@@ -48,6 +48,10 @@ class Windows:
         end = self.ends[window]
         return self.rows[max(self.starts[window], end - HISTORY_CAP) : end]
 
+    def chosen(self, places: NDArray[np.integer] | NDArray[np.bool_]) -> Windows:
+        """Some of the windows. places: their indices, or (num_windows,) bool"""
+        return Windows(self.rows, self.users[places], self.starts[places], self.ends[places])
+
     def reordered(self, order: NDArray[np.intp]) -> Windows:
         """The same with new row numbers: row i is what row `order[i]` was."""
         return replace(self, rows=_inverse(order)[self.rows])

@@ -1,10 +1,20 @@
 """How good a bundle is: ranks of held-out items through the decoder that serves.
 
-Reading order: `evaluation` (ranks and metrics), `decoding_grid` (chooses the default setting),
+Reading order: `evaluation` (ranks and metrics), `figures` (differences and their errors),
+`decoding_grid` (chooses the default setting), `cold_items` (what becomes of items that are added),
 `report` (the document), `ranks_store` (ranks of many systems on disk). Does not know how a bundle
 was trained.
 """
 
+from training.evaluation.cold_items import (
+    AS_TRAINED,
+    KEPT_OUT,
+    PUT_BACK,
+    ColdItems,
+    Measured,
+    cold_figures,
+    cold_markdown,
+)
 from training.evaluation.decoding_grid import Grid, measure_grid
 from training.evaluation.evaluation import (
     CUTOFFS,
@@ -22,6 +32,12 @@ from training.evaluation.evaluation import (
     setting_name,
     targets_seen,
 )
+from training.evaluation.figures import (
+    Difference,
+    markdown_table,
+    paired_difference,
+    standard_error,
+)
 from training.evaluation.ranks_store import (
     NO_VALIDATION,
     RanksStore,
@@ -31,26 +47,37 @@ from training.evaluation.ranks_store import (
 from training.evaluation.report import check_data, evaluate_bundle
 
 __all__ = [
+    "AS_TRAINED",
     "CUTOFFS",
+    "KEPT_OUT",
     "LONG",
     "NOT_FOUND",
     "NO_VALIDATION",
+    "PUT_BACK",
     "SHORT",
     "AsServed",
+    "ColdItems",
+    "Difference",
     "Grid",
+    "Measured",
     "RanksStore",
     "SystemRanks",
     "TargetRanks",
     "check_data",
+    "cold_figures",
+    "cold_markdown",
     "draw_windows",
     "evaluate_bundle",
+    "markdown_table",
     "measure_grid",
     "ndcg_at",
+    "paired_difference",
     "ranks",
     "ranks_as_served",
     "ranks_at",
     "recall_at",
     "requests_of",
     "setting_name",
+    "standard_error",
     "targets_seen",
 ]

@@ -63,7 +63,7 @@ def draw_windows(windows: Windows, num_users: int | None, seed: int) -> Windows:
         return windows
     drawn = np.random.default_rng(seed).choice(len(windows), num_users, replace=False)
     drawn.sort()
-    return Windows(windows.rows, windows.users[drawn], windows.starts[drawn], windows.ends[drawn])
+    return windows.chosen(drawn)
 
 
 def ranks(

@@ -38,6 +38,7 @@ class SystemRanks:
     other:        rank of the target at the other setting; None if it was not measured
     long:         `item` for requests of LONG items if these need another search, else None
     validation:   ndcg@10 on validation users, NO_VALIDATION if it was not measured
+    far:          `item` for requests of even more items; None if it was not measured
     parameters:   number of weights and stored similarities
     minutes:      from interactions to a model that answers
     nfe, milliseconds: denoiser calls and time for each user, of systems that decode
@@ -48,6 +49,7 @@ class SystemRanks:
     other: TargetRanks | None = None
     sid: TargetRanks | None = None
     long: TargetRanks | None = None
+    far: TargetRanks | None = None
     exclude_seen: bool = True
     validation: float = NO_VALIDATION
     parameters: int = 0
@@ -64,6 +66,7 @@ class SystemRanks:
             other=None if self.other is None else self.other[chosen],
             sid=None if self.sid is None else self.sid[chosen],
             long=None if self.long is None else self.long[chosen],
+            far=None if self.far is None else self.far[chosen],
         )
 
     def save(self, file: Path, key: str) -> None:

@@ -25,6 +25,12 @@ from service.decoding import Schedule
 from training.config import EvaluationConfig
 from training.data import Dataset
 from training.errors import DataError
+from training.evaluation.cold_items import (
+    FAR,
+    RanksByContent,
+    cold_markdown,
+    taken_out_and_put_back,
+)
 from training.evaluation.decoding_grid import schedules_of
 from training.evaluation.evaluation import (
     CUTOFFS,
@@ -67,12 +73,14 @@ def evaluate_bundle(
     console: Console,
     *,
     grid: dict[str, Any],
+    ranks_by_content: RanksByContent,
 ) -> dict[str, Any]:
     """Evaluate on test users through the production decoder; write the report, return its headline.
 
     The other schedules have the parameters of the default, except finish_rows 0: they do not end
     early. Beams are as many as the service has for requests of SHORT and of LONG items.
     grid: `Grid.as_json` of the validation users; it is copied into the report
+    ranks_by_content: a row beside the bundle's own, where new items are measured
     Raises DataError if the bundle was not made from this data.
     """
     check_data(bundle, dataset)
@@ -134,6 +142,7 @@ def evaluate_bundle(
             _line(one, ranks, num_subspaces) for one, ranks in zip(settings, found, strict=True)
         ],
         "grid": grid,
+        "new_items": taken_out_and_put_back(bundle, dataset, config, ranks_by_content, console),
         "collisions": bundle.manifest.facts.get("collisions"),
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -225,7 +234,24 @@ def _markdown(report: dict[str, Any]) -> str:
         f"{100 * report['invalid_sid_share']:g} % of the partial SIDs of this search; "
         f"{100 * report['invalid_sid_share_unconstrained']:.1f} % of the SIDs that an "
         "unconstrained search returns.\n\n"
+        f"{_new_items_markdown(report['new_items'])}\n\n"
         f"{_grid_markdown(report['grid'])}"
+    )
+
+
+def _new_items_markdown(found: dict[str, Any]) -> str:
+    if why := found.get("not_measured"):
+        return f"## New items\n\n{why[0].upper()}{why[1:]}."
+    served = setting_name(exclude_seen=found["exclude_seen"])
+    return (
+        f"## New items\n\nOf {found['of_items']:,} items that have content, training interactions "
+        f"and a test user whose target they are, {found['items']:,} were drawn. *Put back*: they "
+        "were taken out of the bundle and added again from their embeddings, as the service adds "
+        "items; the network had seen them in training. All test users asked the bundle before and "
+        f"after, at its default, and the whole catalogue was ranked, with {served}. Figures @{FAR} "
+        f"are of requests for {FAR} items. ± is one standard error, paired over users for shares "
+        "and differences; a verdict other than tie needs two.\n\n"
+        f"{cold_markdown(found)}"
     )
 
 

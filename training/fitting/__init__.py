@@ -2,7 +2,7 @@
 
 Knows minibatches, optimisers and checkpoints; what a minibatch's loss is, the model family says.
 
-Reading order: `training_loop`, `refit`, `neighbour_prior`, `speed` (of training).
+Reading order: `training_loop`, `checkpoint`, `refit`, `neighbour_prior`, `speed` (of training).
 """
 
 from training.fitting.neighbour_prior import (

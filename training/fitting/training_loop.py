@@ -28,12 +28,12 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from torch import Tensor, nn
 
 from service.decoding import Catalogue, Decoder, Schedule, SidTrie
-from training.checkpoint import read_checkpoint, write_checkpoint
 from training.config import FitConfig, MaskingConfig, ModelConfig
 from training.data import Split
 from training.errors import DataError, FitDiverged
 from training.evaluation import draw_windows, ranks, recall_at
 from training.families import family_of
+from training.fitting.checkpoint import read_checkpoint, write_checkpoint
 from training.stages import remove, written_whole
 
 LOG_EVERY = 20  # steps

@@ -17,12 +17,12 @@ from logs import log_of
 from rich.console import Console
 
 from service.decoding import Catalogue, SidTrie
-from training.checkpoint import write_checkpoint
 from training.config import FitConfig, MaskingConfig, ModelConfig
 from training.data.interactions import Interactions, Split, leave_last_out
 from training.families.mdgr.model import MaskedDiffusionModel
 from training.families.mdgr.objective import MDGRObjective
 from training.fitting import training_loop
+from training.fitting.checkpoint import write_checkpoint
 from training.fitting.refit import refit
 from training.fitting.training_loop import FitState, fit, learning_rate
 
