@@ -130,7 +130,7 @@ def test_a_second_service_on_the_same_folder_is_refused(
                 return False
             return True
 
-        wait_until(answers, 60)
+        wait_until(answers)
         assert seen[0].status_code == 503
         assert seen[0].json() == {"status": "not_ready", "reasons": ["starting_history_store"]}
         assert second.client.get("/health/live").status_code == 200
@@ -401,7 +401,7 @@ def test_a_hangup_while_it_starts_is_not_the_end(
                 return service.client.get("/health/live").status_code == 200
             return False
 
-        wait_until(is_live, 60)
+        wait_until(is_live)
         service.process.send_signal(signal.SIGHUP)
         service.wait_until_ready()
         assert service.recommend(user_id="x", history=["item-1"]).status_code == 200
@@ -422,8 +422,8 @@ def test_a_hangup_during_the_start_is_obeyed_afterwards(redis_url: str, tmp_path
                 return ready["reasons"] in ([], ["priming"])
             return False
 
-        wait_until(is_priming, 60)
+        wait_until(is_priming)
         (store / "tiny" / "current").write_text("2")
         service.process.send_signal(signal.SIGHUP)
         service.wait_until_ready()
-        wait_until(lambda: "active" in service.roles().get("tiny@2", []), 30)
+        wait_until(lambda: "active" in service.roles().get("tiny@2", []))

@@ -128,7 +128,7 @@ def test_no_event_is_refused_when_the_store_closes_idle_connections(
         try:
             for number in range(2):
                 post(service, number)
-                wait_until(lambda: num_clients(server) == 0, 30)
+                wait_until(lambda: num_clients(server) == 0)
             post(service, 2)
         finally:
             server.ask("CONFIG", "SET", "timeout", 0)

@@ -140,7 +140,7 @@ class Watch:
 def follows(value: Callable[[], int], load: Load, at_least: int = 20) -> None:
     """Wait until a count has grown while clients asked, or one of them has ended with a reason."""
     before = value()
-    wait_until(lambda: value() >= before + at_least or load.has_failed, 20)
+    wait_until(lambda: value() >= before + at_least or load.has_failed)
 
 
 @contextmanager

@@ -126,10 +126,10 @@ def test_the_current_pointer_is_followed_on_hangup(
             assert answers(service)[0] == "one@1"
             current.write_text("3\n")
             os.kill(service.process.pid, signal.SIGHUP)
-            wait_until(lambda: answers(service)[0] == "one@3", 30)
+            wait_until(lambda: answers(service)[0] == "one@3")
             current.write_text("cut\n")  # what cannot be loaded leaves all as it is
             os.kill(service.process.pid, signal.SIGHUP)
-            wait_until(lambda: "reload_failed" in service.stdout, 30)
+            wait_until(lambda: "reload_failed" in service.stdout)
             assert answers(service)[0] == "one@3"
             counts = service.samples()
             reloads = 'unmask_bundle_operations_total{operation="reload",result="%s"}'
@@ -226,7 +226,7 @@ def test_items_are_added_and_removed_for_good(store: Path, redis_url: str, tmp_p
             admin(service, "items", {"add": [renamed]})
             assert service.client.get("/items/new-1").json()["title"] == "Another title"
             url = "/items/new-1"
-            wait_until(lambda: other.client.get(url).json()["title"] == "Another title", 20)
+            wait_until(lambda: other.client.get(url).json()["title"] == "Another title")
             admin(service, "items", {"remove": ["new-1"]})
             assert service.client.get("/items/new-1").status_code == 404
 
@@ -245,7 +245,7 @@ def test_a_bundle_that_is_loaded_without_the_store_gets_its_changes_when_it_is_b
             answer = admin(service, "bundles/shop@2/load", {})
         assert answer.json()["error"]["code"] == "history_unavailable"
         assert admin(service, "bundles/shop@2/activate").status_code == 200
-        wait_until(lambda: service.client.get("/items/item-5").status_code == 404, 20)
+        wait_until(lambda: service.client.get("/items/item-5").status_code == 404)
         assert service.client.get("/items/item-6").json()["bundle"] == "shop@2"
 
 

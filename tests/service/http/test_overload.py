@@ -97,7 +97,7 @@ def test_two_hundred_clients_are_answered_or_turned_away(
     with service_process(tmp_path, log_level="debug", **settings) as service:
         requests = [{"timeout_ms": TIMEOUT_MS}] * CLIENTS
         outcomes = at_once(service, requests, ROUNDS)
-        wait_until(lambda: is_idle(service), 5)
+        wait_until(lambda: is_idle(service))
         lone = Client(service)
         afterwards = lone.recommend()
         lone.close()
@@ -157,7 +157,7 @@ def test_schedules_get_faster_before_anybody_is_turned_away(
                 stop.set()
             for client in clients:
                 client.result()
-        wait_until(lambda: is_idle(service), 5)
+        wait_until(lambda: is_idle(service))
         lone = Client(service)
         assert lone.recommend(schedule="auto").body["decoding"]["adjusted"] is False
         lone.close()
