@@ -50,8 +50,6 @@ def served(
         bundles_dir=bundles_dir,
         bundle="tiny",
         redis_url=redis_url,
-        redis_timeout_ms=5000,
-        default_timeout_ms=10_000,
         log_salt="pepper",
     ) as service:
         yield service

@@ -17,6 +17,12 @@ import httpx
 from ports import find_free_port
 
 PATIENCE_S = 120  # for anything that must come; only a failure takes that long
+UNHURRIED = {
+    "drain_delay_s": 0,
+    "slo_ms": 60_000,
+    "default_timeout_ms": 10_000,
+    "redis_timeout_ms": 5000,
+}  # so that on a busy machine nothing is late
 
 
 @dataclass
@@ -96,14 +102,14 @@ class Service:
 def service_process(
     folder: Path, *, wait: bool = True, descriptors: tuple[int, int] | None = None, **settings: Any
 ) -> Iterator[Service]:
-    """Start the service with UNMASK_ settings in lower case; end it with SIGTERM.
+    """Start the service with UNMASK_ settings in lower case, or UNHURRIED; end it with SIGTERM.
 
     descriptors: the soft and the hard limit of open files that it starts with
     """
     folder.mkdir(parents=True, exist_ok=True)
     port = find_free_port()
     environment = {k: v for k, v in os.environ.items() if not k.startswith("UNMASK_")}
-    settings = {"drain_delay_s": 0, "slo_ms": 10_000} | settings
+    settings = UNHURRIED | settings
     environment |= {f"UNMASK_{name.upper()}": str(value) for name, value in settings.items()}
     environment |= {"UNMASK_PORT": str(port), "OMP_NUM_THREADS": "1"}
     with (

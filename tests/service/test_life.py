@@ -38,7 +38,6 @@ def embedded(folder: Path, bundles_dir: Path) -> Iterator[Service]:
         bundle=bundles_dir / "tiny" / "slow",  # a path
         history_dir=folder / "history",
         redis_timeout_ms=300,
-        default_timeout_ms=10_000,
     ) as service:
         yield service
 
@@ -312,8 +311,6 @@ def ending(bundles_dir: Path, redis_url: str, tmp_path: Path) -> Iterator[Servic
         bundles_dir=bundles_dir,
         bundle="tiny@1",
         redis_url=redis_url,
-        redis_timeout_ms=5000,
-        default_timeout_ms=10_000,
         drain_delay_s=DRAIN_S,
         shutdown_timeout_s=10,
     ) as service:

@@ -547,9 +547,7 @@ def test_a_job_of_fewer_calls_has_an_earlier_forecast_however_many_wait(bundle: 
     tell(bundle, story, max_batch_requests=2)
 
 
-def test_the_model_learns_from_batches_that_went_to_their_end(
-    bundle: Bundle, clock: Clock
-) -> None:
+def test_the_model_learns_from_batches_that_went_to_their_end(bundle: Bundle, clock: Clock) -> None:
     async def story(batcher: MicroBatcher, decoder: Decoder) -> None:
         first = await while_busy(batcher, decoder)
         clock.ahead_s = 1000

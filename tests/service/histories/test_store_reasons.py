@@ -207,7 +207,6 @@ def test_a_service_logs_its_trouble_once_and_needs_no_restart(
             bundles_dir=bundles_dir,
             bundle="tiny@1",
             redis_url=server.url_of("unmask", "wrong-" + SECRET),
-            redis_timeout_ms=5000,
         ) as service,
     ):
         for _ in range(20):

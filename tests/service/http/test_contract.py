@@ -68,8 +68,6 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
             bundles_dir=folder / "bundles",
             bundle="tiny@2",
             redis_url=valkey.url,
-            redis_timeout_ms=5000,
-            default_timeout_ms=10_000,
             admin_keys="an-admin-key",
             api_keys="a-client-key",
         ) as service,

@@ -33,8 +33,6 @@ def slow(
         bundles_dir=bundles_dir,
         bundle="tiny@slow",
         redis_url=redis_url,
-        redis_timeout_ms=5000,
-        default_timeout_ms=10_000,
         max_queue_rows=10,
     ) as service:
         yield service

@@ -45,7 +45,6 @@ def service(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         bundles_dir=folder / "bundles",
         bundle="odd@1",
         redis_url=redis_url,
-        redis_timeout_ms=5000,
         admin_keys="an-admin-key",
     ) as service:
         yield service

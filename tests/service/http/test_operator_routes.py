@@ -49,7 +49,6 @@ def service(store: Path, redis_url: str, tmp_path: Path) -> Iterator[Service]:
         bundles_dir=store,
         bundle="one@1",
         redis_url=redis_url,
-        redis_timeout_ms=5000,
         admin_keys="an-admin-key",
         api_keys="a-client-key,another-key",
     ) as service:
@@ -258,7 +257,6 @@ def test_a_bundle_of_another_name_has_its_own_changes_before_it_is_active(
             "bundles_dir": store,
             "admin_keys": "an-admin-key",
             "redis_url": valkey.url,
-            "redis_timeout_ms": 5000,
         }
         with service_process(tmp_path / "1", bundle="shelf@1", **settings) as service:
             assert admin(service, "items", {"remove": ["item-8"]}).json()["removed"] == 1

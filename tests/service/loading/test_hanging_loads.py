@@ -154,7 +154,6 @@ def test_a_process_with_a_load_that_hangs_goes_on_and_ends(
             bundles_dir=store,
             bundle="shop@1",
             redis_url=redis_url,
-            redis_timeout_ms=5000,
             admin_keys="an-admin-key",
             shutdown_timeout_s=0,
         ) as service:

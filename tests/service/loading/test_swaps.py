@@ -85,8 +85,6 @@ def service(store: Path, redis_url: str, tmp_path: Path) -> Iterator[Service]:
         bundles_dir=store,
         bundle="swap@1",
         redis_url=redis_url,
-        redis_timeout_ms=5000,
-        default_timeout_ms=10_000,
         admin_keys="an-admin-key",
     ) as service:
         service.client.headers.update(ADMIN)

@@ -61,8 +61,6 @@ def settings(bundles_dir: Path, redis_url: str) -> dict[str, Any]:
         "bundles_dir": bundles_dir,
         "bundle": "tiny@1",
         "redis_url": redis_url,
-        "redis_timeout_ms": 5000,
-        "default_timeout_ms": 10_000,
     }
 
 

@@ -43,7 +43,6 @@ def service(
         bundle="tiny@1",
         redis_url=store.url,
         redis_timeout_ms=60_000,
-        default_timeout_ms=10_000,
         max_inflight=1,
         api_keys="a-client-key",
         admin_keys="an-admin-key",

@@ -36,7 +36,6 @@ def cramped(
         descriptors=(LIMIT - 60, LIMIT),
         bundle=bundles_dir / "tiny" / "1",
         redis_url=redis_url,
-        redis_timeout_ms=5000,
         redis_pool_size=4,
     ) as service:
         yield service
