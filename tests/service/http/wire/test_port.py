@@ -17,6 +17,7 @@ from running_service import PATIENCE_S, Service, service_process, wait_until
 from structlog.testing import capture_logs
 
 from service.__main__ import Server
+from service.http import Http
 from service.http.wire.port import BACKLOG, Port, raised_descriptor_limit
 from service.lifecycle import Lifecycle
 from service.settings import Settings
@@ -169,6 +170,9 @@ def test_as_many_may_wait_as_the_code_says_and_only_the_idle_are_hung_up(
         asks, idle = [await asyncio.open_connection(*port.address) for _ in range(2)]
         while len(server.server_state.connections) < 2:
             await asyncio.sleep(0.01)
+        for one in cast("set[Http]", server.server_state.connections):
+            taken = one._gathering.get_extra_info("socket")  # else an answer may wait 40 ms
+            assert taken.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
         asks[1].write(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")  # nobody reads it yet
         server._hang_up()
         assert await idle[0].read() == b""
