@@ -74,7 +74,7 @@ def descriptors_used_up(stage: Stage) -> None:
             with connections(service, FLOOD, data):
                 wait_until(lambda: bool(stage.logged(service, "descriptors_used_up")))
                 if not data:  # those that are idle make room for others
-                    live = httpx.get(service.client.base_url.join("/health/live"), timeout=30)
+                    live = httpx.get(service.client.base_url.join("/health/live"), timeout=300)
                     stage.row.check("health is answered meanwhile", live.status_code == 200)
             stage.row.check("served when it is over", clients.reaches(stage.events // 2))
         quiet = ("request", "batch")
@@ -133,7 +133,7 @@ def load_that_hangs(stage: Stage) -> None:
             assert done.status_code == 200, done.text
 
         def load() -> None:
-            with httpx.Client(base_url=service.client.base_url, timeout=120) as client:
+            with httpx.Client(base_url=service.client.base_url, timeout=300) as client:
                 got = client.post(f"{url}tiny@hanging/load", json={}, headers=ADMIN)
                 answers.append(got.status_code)
 

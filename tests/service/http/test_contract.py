@@ -111,7 +111,7 @@ def test_every_answer_is_as_declared(case: Case[Any], service: Service) -> None:
     # A wrong entry is refused inside the answer, beside the right ones.
     is_list = case.path in ("/events", "/recommend/batch")
     checks = CHECKS if is_list else [*CHECKS, negative_data_rejection]
-    case.call_and_validate(url, checks=checks, timeout=30)
+    case.call_and_validate(url, checks=checks, timeout=300)
 
 
 def name_what_exists(case: Case[Any]) -> None:

@@ -53,7 +53,7 @@ def service(
 
 def connection(service: Service) -> socket.socket:
     address = ("127.0.0.1", service.client.base_url.port or 0)
-    connected = socket.create_connection(address, timeout=60)
+    connected = socket.create_connection(address, timeout=300)
     connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return connected
 
