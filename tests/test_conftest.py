@@ -37,7 +37,7 @@ def run_pytest(folder: Path, test_file: str, *options: str, **env: str) -> tuple
         env={**clean, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", **env},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
     return done.returncode, done.stdout + done.stderr
 

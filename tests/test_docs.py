@@ -167,7 +167,7 @@ def answers_to(commands: str, url: str) -> list[dict[str, Any]]:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     decoder, text, answers = json.JSONDecoder(), done.stdout.strip(), []
@@ -236,7 +236,7 @@ def test_python_blocks_run(demo: Any) -> None:
             cwd=ROOT,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=300,
         )
         assert done.returncode == 0, done.stderr
 
@@ -311,14 +311,14 @@ def help_of(module: str, *verb: str) -> str:
         env={**os.environ, "COLUMNS": "200", "TERM": "dumb"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
     return done.stdout if done.returncode == 0 else ""
 
 
 def make(*arguments: str) -> str:
     done = subprocess.run(
-        ["make", *arguments], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+        ["make", *arguments], cwd=ROOT, capture_output=True, text=True, check=True, timeout=300
     )
     return done.stdout
 

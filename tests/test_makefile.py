@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def make(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        ["make", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60
+        ["make", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300
     )
 
 

@@ -297,8 +297,8 @@ class StoreConnection:
         is_cluster = self._url.kind == "cluster"
         url = self._url.of_server(node) if is_cluster else self._url.of_sentinel(node)
         async with (
-            asyncio.timeout(ASK_TIMEOUT_S),
             Redis.from_url(url, **_options(ASK_TIMEOUT_S)) as client,
+            asyncio.timeout(ASK_TIMEOUT_S),  # cut short, closing would leave connections open
         ):
             ask: Callable[..., Awaitable[Any]] = client.execute_command
             if is_cluster:

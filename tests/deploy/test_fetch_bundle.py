@@ -43,7 +43,7 @@ def fetch(url: str, sha256: str, folder: Path) -> subprocess.CompletedProcess[st
         [sys.executable, PROGRAM, url, sha256, folder],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
 
 

@@ -131,7 +131,7 @@ class Helm:
             env={"PATH": os.environ["PATH"], **homes},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=300,
         )
 
     def template(

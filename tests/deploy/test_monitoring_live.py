@@ -116,14 +116,14 @@ def without_store(service: Service, store: Server, watching: Prometheus) -> None
         return watching.value("max_over_time(unmask_redis_breaker_state[1m])") == 2
 
     with store.stopped():
-        wait_until(seen_open, 30)
+        wait_until(seen_open)
     wait_until(lambda: not service.recommend(user_id="before-1").json()["degraded"])
 
 
 def wait_for_scrapes(watching: Prometheus, number: int) -> None:
     """Wait until the rules have used the last scrape."""
     seen = watching.value("count_over_time(up[1h])")
-    wait_until(lambda: watching.value("count_over_time(up[1h])") >= seen + number, 20)
+    wait_until(lambda: watching.value("count_over_time(up[1h])") >= seen + number)
 
 
 def has_data(watched: Watched, query: Query) -> bool:

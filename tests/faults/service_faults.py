@@ -72,9 +72,9 @@ def descriptors_used_up(stage: Stage) -> None:
         lines = len(service.stdout.splitlines())
         for data in (b"", HEAD):
             with connections(service, FLOOD, data):
-                wait_until(lambda: bool(stage.logged(service, "descriptors_used_up")), 30)
+                wait_until(lambda: bool(stage.logged(service, "descriptors_used_up")))
                 if not data:  # those that are idle make room for others
-                    live = httpx.get(service.client.base_url.join("/health/live"), timeout=30)
+                    live = httpx.get(service.client.base_url.join("/health/live"), timeout=300)
                     stage.row.check("health is answered meanwhile", live.status_code == 200)
             stage.row.check("served when it is over", clients.reaches(stage.events // 2))
         quiet = ("request", "batch")
@@ -133,7 +133,7 @@ def load_that_hangs(stage: Stage) -> None:
             assert done.status_code == 200, done.text
 
         def load() -> None:
-            with httpx.Client(base_url=service.client.base_url, timeout=120) as client:
+            with httpx.Client(base_url=service.client.base_url, timeout=300) as client:
                 got = client.post(f"{url}tiny@hanging/load", json={}, headers=ADMIN)
                 answers.append(got.status_code)
 
@@ -239,7 +239,7 @@ def decode_overload(stage: Stage) -> None:
         stage.service(redis_url=valkey.url, bundle="tiny@slow", slo_ms=100) as service,
     ):
         with steady_load(service.client.base_url, [ask] * 64):
-            wait_until(lambda: statuses[429] + statuses[504] > 20 and statuses[200] > 3, 60)
+            wait_until(lambda: statuses[429] + statuses[504] > 20 and statuses[200] > 3)
             live = {service.client.get("/health/live").status_code for _ in range(10)}
         body = {"user_id": "x", "history": ["item-1"]}
         recovered = within_patience(lambda: service.recommend(**body).status_code == 200)
@@ -264,7 +264,7 @@ def _ends(stage: Stage, how: signal.Signals) -> None:
         service = services.enter_context(stage.service("first", history_dir=history))
         with stage.clients(service, ends=True) as clients:
             service.process.send_signal(how)
-            wait_until(lambda: service.process.poll() is not None, 60)
+            wait_until(lambda: service.process.poll() is not None)
             clients.pause()
             cut = {
                 name: number
@@ -286,7 +286,7 @@ def unwritable_folder(stage: Stage) -> None:
     ):
         history.rename(away)
         os.kill(service.valkey_pid(), signal.SIGKILL)
-        wait_until(lambda: bool(stage.logged(service, "embedded_store_down")), 30)
+        wait_until(lambda: bool(stage.logged(service, "embedded_store_down")))
         stage.row.check("events are refused", clients.meets(10, stage.events))
         away.rename(history)
         back = within_patience(lambda: bool(stage.logged(service, "embedded_store_started_again")))

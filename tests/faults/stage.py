@@ -79,7 +79,7 @@ class Stage:
             event = {"event_id": "1", "user_id": READER, "item_id": "item-1", "event_type": "click"}
             return service.client.post("/events", json={"events": [event]}).status_code == 200
 
-        wait_until(is_known, 30)
+        wait_until(is_known)
         clients = Clients(service)
         with clients.running():
             self.row.check("before", clients.reaches(self.events))

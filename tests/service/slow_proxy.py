@@ -76,7 +76,7 @@ def slow_proxy(target: int) -> Iterator[SlowProxy]:
     thread = threading.Thread(target=run)
     thread.start()
     try:
-        assert started.wait(10)
+        assert started.wait(60)
         yield proxy
     finally:
         loop.call_soon_threadsafe(ended.set)

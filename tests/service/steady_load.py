@@ -42,7 +42,7 @@ def steady_load(url: httpx.URL, asks: Sequence[Ask]) -> Iterator[Load]:
     load = Load([0] * len(asks))
 
     def run(place: int) -> None:
-        with httpx.Client(base_url=url, timeout=30) as client:
+        with httpx.Client(base_url=url, timeout=300) as client:
             while not load.stopped.is_set():
                 try:
                     asks[place](client, load.counts[place])

@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
+from running_service import PATIENCE_S
+
 from service.errors import HistoryUnavailable
 from service.histories.redis_store import RedisHistoryStore
 from service.histories.store import RememberedAnswer
@@ -54,7 +56,7 @@ def shown(recommendation_id: str, *item_ids: str, before: tuple[str, ...] = ()) 
     return RememberedAnswer(recommendation_id, "tiny@1", "b", item_ids, before)
 
 
-async def answered(call: Callable[[], Awaitable[T]], within_s: float = 15) -> T:
+async def answered(call: Callable[[], Awaitable[T]], within_s: float = PATIENCE_S) -> T:
     """Call again until the store answers."""
     async with asyncio.timeout(within_s):
         while True:

@@ -20,7 +20,7 @@ def run_demo(port: int, history_dir: Path, **env: str) -> subprocess.CompletedPr
         env={**os.environ, **ours, **env},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
 
 

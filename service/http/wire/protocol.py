@@ -17,6 +17,7 @@ of the content of requests.
 from __future__ import annotations
 
 import asyncio
+import select
 from asyncio import TimerHandle
 from collections.abc import Callable
 from email.utils import formatdate
@@ -255,6 +256,13 @@ class Http(HttpToolsProtocol):
     def idle_until(self) -> float | None:
         """When it is closed unless a request comes; None while one is here or on its way."""
         return self._next_request.ends_at
+
+    @property
+    def has_unread(self) -> bool:
+        """Whether bytes have arrived that nobody has read yet."""
+        arrived = select.poll()
+        arrived.register(self._gathering.get_extra_info("socket").fileno(), select.POLLIN)
+        return bool(arrived.poll(0))
 
     @property
     def _num_due(self) -> int:

@@ -37,7 +37,7 @@ def bench(*arguments: str, **environment: str) -> subprocess.CompletedProcess[st
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
 
 

@@ -24,7 +24,7 @@ def test_items_are_added_while_jobs_are_decoded() -> None:
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     sentence, *_, last = done.stdout.splitlines()

@@ -120,15 +120,13 @@ def test_no_event_is_refused_when_the_store_closes_idle_connections(
             bundles_dir=bundles_dir,
             bundle="tiny@1",
             redis_url=server.url,
-            redis_timeout_ms=5000,
-            default_timeout_ms=10_000,
         ) as service,
     ):
         server.ask("CONFIG", "SET", "timeout", 1)
         try:
             for number in range(2):
                 post(service, number)
-                wait_until(lambda: num_clients(server) == 0, 30)
+                wait_until(lambda: num_clients(server) == 0)
             post(service, 2)
         finally:
             server.ask("CONFIG", "SET", "timeout", 0)

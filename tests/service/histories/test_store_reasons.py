@@ -111,7 +111,7 @@ def test_a_store_that_cannot_save(tmp_path: Path, capfd: pytest.CaptureFixture[s
         (tmp_path / "dump.rdb" / "in-the-way").touch()
         server.ask("SET", "a", "b")
         server.ask("BGSAVE")
-        wait_until(lambda: server.ask("INFO")["rdb_last_bgsave_status"] == "err", 30)
+        wait_until(lambda: server.ask("INFO")["rdb_last_bgsave_status"] == "err")
         check_reason(server.url, "it cannot save its data, so it takes no writes", capfd)
 
 
@@ -207,7 +207,6 @@ def test_a_service_logs_its_trouble_once_and_needs_no_restart(
             bundles_dir=bundles_dir,
             bundle="tiny@1",
             redis_url=server.url_of("unmask", "wrong-" + SECRET),
-            redis_timeout_ms=5000,
         ) as service,
     ):
         for _ in range(20):
@@ -221,7 +220,7 @@ def test_a_service_logs_its_trouble_once_and_needs_no_restart(
         def is_taken() -> bool:
             return service.client.post("/events", json={"events": [body]}).status_code == 200
 
-        wait_until(is_taken, 30)
+        wait_until(is_taken)
         assert service.client.get(f"/users/{USER}/history").json()["history"] == ["item-1"]
         lines = [line for line in service.stdout.splitlines() if "history_store_trouble" in line]
         assert len(lines) == 1

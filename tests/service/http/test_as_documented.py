@@ -33,8 +33,6 @@ def service(
         bundles_dir=bundles_dir,
         bundle="tiny@1",
         redis_url=redis_url,
-        redis_timeout_ms=5000,
-        default_timeout_ms=10_000,
         max_queue_rows=20,
         admin_keys="an-admin-key",
     ) as service:

@@ -24,7 +24,6 @@ def service(
         bundles_dir=bundles_dir,
         bundle="tiny@1",
         redis_url=redis_url,
-        redis_timeout_ms=5000,
         admin_keys=ADMIN,
     ) as service:
         yield service

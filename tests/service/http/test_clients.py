@@ -24,7 +24,7 @@ def with_jdk(url: str, posts: Posts) -> Answers:
     """Java's HttpClient, which offers HTTP/2."""
     lines = "".join(f"{path}\t{json.dumps(body)}\n" for path, body in posts)
     done = subprocess.run(
-        ["java", str(JDK_CLIENT), url], input=lines.encode(), capture_output=True, timeout=120
+        ["java", str(JDK_CLIENT), url], input=lines.encode(), capture_output=True, timeout=300
     )
     assert done.returncode == 0, done.stderr.decode()
     answers = (line.split("\t", 1) for line in done.stdout.decode().splitlines())
@@ -38,7 +38,7 @@ def with_curl(url: str, posts: Posts, *options: str) -> Answers:
         command += [*options, "--header", "Content-Type: application/json"]
         command += ["--data", json.dumps(body), "--write-out", "\n%{http_code} %{num_connects}\n"]
         command += [f"{url}{path}", "--next"]
-    done = subprocess.run(command[:-1], capture_output=True, timeout=60, check=True)
+    done = subprocess.run(command[:-1], capture_output=True, timeout=300, check=True)
     lines = done.stdout.decode().splitlines()
     ends = [line.split() for line in lines[1::2]]
     assert [int(connects) for _, connects in ends] == [1] + [0] * (len(posts) - 1)
@@ -52,12 +52,12 @@ def with_curl_and_http2(url: str, posts: Posts) -> Answers:
 
 def with_requests(url: str, posts: Posts) -> Answers:
     with requests.Session() as session:
-        answers = [session.post(f"{url}{path}", json=body, timeout=30) for path, body in posts]
+        answers = [session.post(f"{url}{path}", json=body, timeout=300) for path, body in posts]
     return [(answer.status_code, answer.json()) for answer in answers]
 
 
 def with_httpx(url: str, posts: Posts) -> Answers:
-    with httpx.Client(base_url=url, timeout=30) as client:
+    with httpx.Client(base_url=url, timeout=300) as client:
         answers = [client.post(path, json=body) for path, body in posts]
     return [(answer.status_code, answer.json()) for answer in answers]
 

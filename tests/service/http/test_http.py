@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import threading
-import time
 import uuid
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from running_service import Service, service_process, wait_until
+from running_service import Service, wait_until
 from stores import shown, with_store
 from tiny_bundle import NUM_ITEMS, POISON
 
@@ -21,23 +17,6 @@ from service.bundles.bundle import Bundle
 from service.decoding import Job, Schedule
 
 JSON = {"Content-Type": "application/json"}
-
-
-@pytest.fixture(scope="module")
-def slow(
-    bundles_dir: Path, redis_url: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Service]:
-    """A service with a slow decoder. Its queue holds one request of width 10."""
-    with service_process(
-        tmp_path_factory.mktemp("slow"),
-        bundles_dir=bundles_dir,
-        bundle="tiny@slow",
-        redis_url=redis_url,
-        redis_timeout_ms=5000,
-        default_timeout_ms=10_000,
-        max_queue_rows=10,
-    ) as service:
-        yield service
 
 
 def item_ids(answer: httpx.Response) -> list[str]:
@@ -499,52 +478,6 @@ def test_a_bug_is_a_500_with_the_same_body(served: Service) -> None:
     assert "out of data bounds" in json.loads(logged)["exception"]
 
 
-def test_a_full_queue_is_a_429(slow: Service) -> None:
-    def ask(_: int) -> httpx.Response:
-        return slow.recommend(user_id="x", history=["item-1"])
-
-    with ThreadPoolExecutor(4) as pool:
-        answers = list(pool.map(ask, range(4)))
-    assert {answer.status_code for answer in answers} == {200, 429}
-    refused = next(answer for answer in answers if answer.status_code == 429)
-    assert refused.headers["Retry-After"] == "1"
-    error = refused.json()["error"]
-    assert (error["code"], error["retryable"]) == ("overloaded", True)
-    assert slow.samples()['unmask_rejected_total{reason="queue_full"}'] >= 1
-    assert slow.recommend(user_id="x", history=["item-1"]).status_code == 200
-
-
-def test_a_deadline_is_a_504(slow: Service) -> None:
-    def ask() -> httpx.Response:
-        return slow.recommend(user_id="x", history=["item-1"], timeout_ms=60, r_warm=4)
-
-    wait_until(lambda: ask().status_code != 429)  # the forecast is late while others are decoded
-    time.sleep(1)  # the next call of that search ends, and so does the search
-    started = time.monotonic()
-    answer = ask()
-    assert answer.status_code == 504
-    assert time.monotonic() - started < 3
-    error = answer.json()["error"]
-    assert (error["code"], error["retryable"]) == ("deadline_exceeded", False)
-
-
-def test_a_client_that_leaves_takes_its_job_along(slow: Service) -> None:
-    wait_until(lambda: slow.samples()["unmask_inflight_requests"] == 0)
-    cancelled = (
-        'unmask_recommend_requests_total{bundle="tiny@slow",outcome="cancelled",variant="pinned"}'
-    )
-    before = slow.samples().get(cancelled, 0)
-    done = cancelled.replace("cancelled", "ok")
-    answered = slow.samples().get(done, 0)
-    body = {"user_id": "x", "history": ["item-1"], "r_warm": 4}
-    with pytest.raises(httpx.ReadTimeout):
-        slow.client.post("/recommend", json=body, timeout=0.1)
-    wait_until(lambda: slow.samples().get(cancelled, 0) == before + 1)
-    assert slow.samples().get(done, 0) == answered
-    # Its beams are free again: a queue of ten rows takes the next request.
-    assert slow.recommend(user_id="x", history=["item-1"]).status_code == 200
-
-
 # Headers, documents, metrics, log
 
 
@@ -679,15 +612,3 @@ def test_the_log_has_one_line_a_request_and_no_ids_in_clear(served: Service) -> 
     assert "very-secret-user" not in served.stdout
     assert "item-1" not in served.stdout
     assert served.stderr.count("\n") == served.stderr.count("onnxruntime")  # nothing of ours
-
-
-def test_a_slow_batch_does_not_stop_health_checks(slow: Service) -> None:
-    asked = threading.Thread(
-        target=slow.recommend, kwargs={"user_id": "x", "history": ["item-1"], "r_warm": 4}
-    )
-    asked.start()
-    wait_until(lambda: slow.samples()["unmask_inflight_requests"] == 1)
-    started = time.monotonic()
-    assert slow.client.get("/health/live").status_code == 200
-    assert time.monotonic() - started < 1
-    asked.join()

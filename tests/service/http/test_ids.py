@@ -45,19 +45,18 @@ def service(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         bundles_dir=folder / "bundles",
         bundle="odd@1",
         redis_url=redis_url,
-        redis_timeout_ms=5000,
         admin_keys="an-admin-key",
     ) as service:
         yield service
 
 
 def by_httpx(method: str, url: str) -> tuple[int, str]:
-    answer = httpx.request(method, url, timeout=30)
+    answer = httpx.request(method, url, timeout=300)
     return answer.status_code, answer.text
 
 
 def by_requests(method: str, url: str) -> tuple[int, str]:
-    answer = requests.request(method, url, timeout=30)
+    answer = requests.request(method, url, timeout=300)
     return answer.status_code, answer.text
 
 
@@ -82,7 +81,7 @@ CLIENTS += [by_curl] if shutil.which("curl") else []
 
 def raw(service: Service, method: str, target: str) -> tuple[int, dict[str, Any]]:
     """Sends the target unchanged, byte by byte."""
-    connection = http.client.HTTPConnection("127.0.0.1", service.client.base_url.port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", service.client.base_url.port, timeout=300)
     connection.request(method, target)
     answer = connection.getresponse()
     content = answer.read()

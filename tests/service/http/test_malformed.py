@@ -62,7 +62,6 @@ def service(
         bundles_dir=bundles_dir,
         bundle="tiny@1",
         redis_url=redis_url,
-        redis_timeout_ms=5000,
         admin_keys="an-admin-key",
     ) as service:
         yield service

@@ -23,8 +23,6 @@ def service(
         bundles_dir=bundles_dir,
         bundle="tiny@1",
         redis_url=redis_url,
-        redis_timeout_ms=5000,
-        default_timeout_ms=10_000,
     ) as service:
         yield service
 

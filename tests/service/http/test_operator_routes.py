@@ -49,7 +49,6 @@ def service(store: Path, redis_url: str, tmp_path: Path) -> Iterator[Service]:
         bundles_dir=store,
         bundle="one@1",
         redis_url=redis_url,
-        redis_timeout_ms=5000,
         admin_keys="an-admin-key",
         api_keys="a-client-key,another-key",
     ) as service:
@@ -126,10 +125,10 @@ def test_the_current_pointer_is_followed_on_hangup(
             assert answers(service)[0] == "one@1"
             current.write_text("3\n")
             os.kill(service.process.pid, signal.SIGHUP)
-            wait_until(lambda: answers(service)[0] == "one@3", 30)
+            wait_until(lambda: answers(service)[0] == "one@3")
             current.write_text("cut\n")  # what cannot be loaded leaves all as it is
             os.kill(service.process.pid, signal.SIGHUP)
-            wait_until(lambda: "reload_failed" in service.stdout, 30)
+            wait_until(lambda: "reload_failed" in service.stdout)
             assert answers(service)[0] == "one@3"
             counts = service.samples()
             reloads = 'unmask_bundle_operations_total{operation="reload",result="%s"}'
@@ -226,7 +225,7 @@ def test_items_are_added_and_removed_for_good(store: Path, redis_url: str, tmp_p
             admin(service, "items", {"add": [renamed]})
             assert service.client.get("/items/new-1").json()["title"] == "Another title"
             url = "/items/new-1"
-            wait_until(lambda: other.client.get(url).json()["title"] == "Another title", 20)
+            wait_until(lambda: other.client.get(url).json()["title"] == "Another title")
             admin(service, "items", {"remove": ["new-1"]})
             assert service.client.get("/items/new-1").status_code == 404
 
@@ -245,7 +244,7 @@ def test_a_bundle_that_is_loaded_without_the_store_gets_its_changes_when_it_is_b
             answer = admin(service, "bundles/shop@2/load", {})
         assert answer.json()["error"]["code"] == "history_unavailable"
         assert admin(service, "bundles/shop@2/activate").status_code == 200
-        wait_until(lambda: service.client.get("/items/item-5").status_code == 404, 20)
+        wait_until(lambda: service.client.get("/items/item-5").status_code == 404)
         assert service.client.get("/items/item-6").json()["bundle"] == "shop@2"
 
 
@@ -258,7 +257,6 @@ def test_a_bundle_of_another_name_has_its_own_changes_before_it_is_active(
             "bundles_dir": store,
             "admin_keys": "an-admin-key",
             "redis_url": valkey.url,
-            "redis_timeout_ms": 5000,
         }
         with service_process(tmp_path / "1", bundle="shelf@1", **settings) as service:
             assert admin(service, "items", {"remove": ["item-8"]}).json()["removed"] == 1

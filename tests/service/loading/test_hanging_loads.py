@@ -154,7 +154,6 @@ def test_a_process_with_a_load_that_hangs_goes_on_and_ends(
             bundles_dir=store,
             bundle="shop@1",
             redis_url=redis_url,
-            redis_timeout_ms=5000,
             admin_keys="an-admin-key",
             shutdown_timeout_s=0,
         ) as service:
@@ -168,7 +167,7 @@ def test_a_process_with_a_load_that_hangs_goes_on_and_ends(
 
             assert admin("bundles/shop@2/load", {}).status_code == 200
             loading = pool.submit(admin, "bundles/shop@slow/load", {})
-            wait_until(is_busy, 30)
+            wait_until(is_busy)
             assert admin("bundles/shop@2/activate").status_code == 200
             assert admin("bundles/rollback").status_code == 200
             assert admin("bundles/shop@2/unload").status_code == 200

@@ -8,6 +8,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from service.telemetry.metrics import Metrics
 
 ADMIN = {"Authorization": "Bearer an-admin-key"}
 REFS = ("swap@1", "swap@2", "swap@3")
-SWAPS = 20
+SWAPS = 9
 K = 5
 HISTORIES = [["item-20", "item-21"], ["item-3"], ["item-3", "item-40"]]
 MODES: list[dict[str, Any]] = [
@@ -78,18 +79,21 @@ def edit(path: Path, **fields: Any) -> None:
     edit_manifest(path, lambda manifest: manifest.update(fields))
 
 
-@pytest.fixture
-def service(store: Path, redis_url: str, tmp_path: Path) -> Iterator[Service]:
+@contextmanager
+def serving(store: Path, bundle: str, redis_url: str, folder: Path) -> Iterator[Service]:
     with service_process(
-        tmp_path,
-        bundles_dir=store,
-        bundle="swap@1",
-        redis_url=redis_url,
-        redis_timeout_ms=5000,
-        default_timeout_ms=10_000,
-        admin_keys="an-admin-key",
+        folder, bundles_dir=store, bundle=bundle, redis_url=redis_url, admin_keys="an-admin-key"
     ) as service:
         service.client.headers.update(ADMIN)
+        yield service
+
+
+@pytest.fixture(scope="module")
+def service(
+    store: Path, redis_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Service]:
+    """Each test that uses it leaves swap@1 active and nothing else loaded, but for the last one."""
+    with serving(store, "swap@1", redis_url, tmp_path_factory.mktemp("swapped")) as service:
         yield service
 
 
@@ -150,27 +154,6 @@ def asking(expected: Expected, seen: set[str]) -> Ask:
     return ask
 
 
-def test_swaps_and_rollbacks_fail_and_mix_nothing(service: Service, expected: Expected) -> None:
-    seen: set[str] = set()
-    with steady_load(service.client.base_url, [asking(expected, seen)] * 4) as load:
-        active, before = "swap@1", ""
-        for swap in range(SWAPS):
-            if swap % 3 == 2:
-                assert admin(service, "bundles/rollback").status_code == 200
-                active, before = before, active
-            else:
-                ref = next(ref for ref in REFS if ref not in (active, before))
-                assert admin(service, f"bundles/{ref}/load", {}).status_code == 200
-                assert admin(service, f"bundles/{ref}/activate").status_code == 200
-                active, before = ref, active
-            assert service.roles()[active] == ["active"]
-            seen.clear()
-            answered = load.total
-            wait_until(lambda n=answered: load.total >= n + 12 or load.has_failed)  # type: ignore[misc]
-            assert active in seen or load.has_failed
-    assert service.stderr == ""
-
-
 @pytest.mark.parametrize("version", BROKEN)
 def test_a_broken_bundle_changes_nothing(
     service: Service, expected: Expected, version: str
@@ -190,6 +173,7 @@ def test_a_broken_bundle_changes_nothing(
     assert seen == {"swap@1"}
     assert service.roles() == {"swap@1": ["active"]}
     assert admin(service, "bundles/swap@2/load", {}).status_code == 200  # the place is free again
+    assert admin(service, "bundles/swap@2/unload").status_code == 200
 
 
 def test_one_bundle_is_loaded_at_a_time(service: Service, expected: Expected) -> None:
@@ -214,50 +198,71 @@ def test_one_bundle_is_loaded_at_a_time(service: Service, expected: Expected) ->
             assert loading.result().status_code == 200
         assert load.total > answered
     assert service.roles()["big@1"] == ["candidate"]
+    assert admin(service, "bundles/big@1/unload").status_code == 200
 
 
-def test_memory_returns(service: Service) -> None:
+def test_swaps_and_rollbacks_fail_and_mix_nothing(service: Service, expected: Expected) -> None:
+    seen: set[str] = set()
+    with steady_load(service.client.base_url, [asking(expected, seen)] * 4) as load:
+        active, before = "swap@1", ""
+        for swap in range(SWAPS):
+            if swap % 3 == 2:
+                assert admin(service, "bundles/rollback").status_code == 200
+                active, before = before, active
+            else:
+                ref = next(ref for ref in REFS if ref not in (active, before))
+                assert admin(service, f"bundles/{ref}/load", {}).status_code == 200
+                assert admin(service, f"bundles/{ref}/activate").status_code == 200
+                active, before = ref, active
+            assert service.roles()[active] == ["active"]
+            seen.clear()
+            answered = load.total
+            wait_until(lambda n=answered: load.total >= n + 12 or load.has_failed)  # type: ignore[misc]
+            assert active in seen or load.has_failed
+    assert service.stderr == ""
+
+
+def test_memory_returns(store: Path, redis_url: str, tmp_path: Path) -> None:
     """Memory returns after a swap when nobody asks. The rounds show that losses do not add up.
 
     The first round makes things that stay, above all compiled code for so many items. They lie
     between things that are freed. The later rounds use that room.
     """
 
-    def swap_to(ref: str) -> None:
-        assert admin(service, f"bundles/{ref}/load", {}).status_code == 200
-        assert admin(service, f"bundles/{ref}/activate").status_code == 200
-        answer = service.recommend(user_id="u", history=["item-3"])
-        assert answer.json()["bundle"] == ref
+    with serving(store, "swap@1", redis_url, tmp_path) as service:
 
-    def swap_back() -> None:
-        assert admin(service, "bundles/rollback").status_code == 200
-        assert admin(service, "bundles/big@1/unload").status_code == 200
+        def swap_to(ref: str) -> None:
+            assert admin(service, f"bundles/{ref}/load", {}).status_code == 200
+            assert admin(service, f"bundles/{ref}/activate").status_code == 200
+            answer = service.recommend(user_id="u", history=["item-3"])
+            assert answer.json()["bundle"] == ref
 
-    swap_to("swap@2")
-    start = service.rss_bytes
-    swap_to("big@1")
-    swap_back()
-    highest = []
-    for _ in range(3):
-        before = service.rss_bytes
+        def swap_back() -> None:
+            assert admin(service, "bundles/rollback").status_code == 200
+            assert admin(service, "bundles/big@1/unload").status_code == 200
+
+        swap_to("swap@2")
+        start = service.rss_bytes
         swap_to("big@1")
-        loaded = service.rss_bytes
-        highest.append(loaded)
-        assert loaded - start > BIG_BYTES
         swap_back()
-        most = before + MAY_STAY * (loaded - before)
-        wait_until(lambda: service.rss_bytes < most)  # noqa: B023
-    assert highest[-1] - highest[1] < MAY_STAY * BIG_BYTES
+        highest = []
+        for _ in range(3):
+            before = service.rss_bytes
+            swap_to("big@1")
+            loaded = service.rss_bytes
+            highest.append(loaded)
+            assert loaded - start > BIG_BYTES
+            swap_back()
+            most = before + MAY_STAY * (loaded - before)
+            wait_until(lambda: service.rss_bytes < most)  # noqa: B023
+        assert highest[-1] - highest[1] < MAY_STAY * BIG_BYTES
 
 
 def test_memory_of_the_first_bundle_is_used_again(
     store: Path, redis_url: str, tmp_path: Path
 ) -> None:
     """It lies between things that stay, so not all of it is freed. But the next bundle uses it."""
-    with service_process(
-        tmp_path, bundles_dir=store, bundle="big@1", redis_url=redis_url, admin_keys="an-admin-key"
-    ) as service:
-        service.client.headers.update(ADMIN)
+    with serving(store, "big@1", redis_url, tmp_path) as service:
         assert service.recommend(user_id="u", history=["item-3"]).status_code == 200
         assert admin(service, "bundles/swap@1/load", {}).status_code == 200
         assert admin(service, "bundles/swap@1/activate").status_code == 200

@@ -49,7 +49,6 @@ def service(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         bundle="ab@1",
         experiment_file=folder / "experiment.toml",
         redis_url=redis_url,
-        redis_timeout_ms=5000,
     ) as service:
         yield service
 

@@ -9,11 +9,12 @@ from running_service import service_process, wait_until
 from tiny_bundle import POISON
 
 
-def test_all_answers_popular_items_when_decoding_fails_or_is_late(
+def test_all_answers_popular_items_when_decoding_fails(
     bundles_dir: Path, redis_url: str, tmp_path: Path
 ) -> None:
-    settings = {"bundles_dir": bundles_dir, "redis_url": redis_url, "fallback": "all"}
-    with service_process(tmp_path / "1", bundle="tiny@1", **settings) as service:
+    with service_process(
+        tmp_path, bundles_dir=bundles_dir, bundle="tiny@1", redis_url=redis_url, fallback="all"
+    ) as service:
         answer = service.recommend(user_id="f", history=["item-1", POISON], k=3)
         body = answer.json()
         assert (answer.status_code, body["served_by"]) == (200, "popular")
@@ -21,11 +22,6 @@ def test_all_answers_popular_items_when_decoding_fails_or_is_late(
         assert "out of data bounds" in service.stdout  # nobody sees an error: the log must tell
         assert answer.headers["X-Unmask-Degraded"] == "decode_failed"
         assert [item["item_id"] for item in body["items"]] == ["item-0", "item-2", "item-3"]
-    with service_process(tmp_path / "2", bundle="tiny@slow", **settings) as service:
-        late = service.recommend(user_id="f", history=["item-1"], timeout_ms=60, r_warm=4)
-        body = late.json()
-        assert (late.status_code, body["degraded_reasons"]) == (200, ["deadline"])
-        assert body["served_by"] == "popular"
 
 
 def test_off_answers_nothing_without_the_store_and_is_not_ready(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -61,8 +62,6 @@ def settings(bundles_dir: Path, redis_url: str) -> dict[str, Any]:
         "bundles_dir": bundles_dir,
         "bundle": "tiny@1",
         "redis_url": redis_url,
-        "redis_timeout_ms": 5000,
-        "default_timeout_ms": 10_000,
     }
 
 
@@ -134,7 +133,7 @@ def test_no_telemetry_but_ours_is_sent(
 def test_a_batch_is_linked_to_its_requests(
     settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings |= {"bundle": "tiny@slow", "max_batch_requests": 4, "slo_ms": 10_000}
+    settings |= {"bundle": "tiny@slow", "max_batch_requests": 4}
     body = {"user_id": "x", "history": ["item-1"]}
     with collector() as (url, spans):
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", url)
@@ -151,7 +150,7 @@ def test_a_batch_is_linked_to_its_requests(
     requests = [span for span in spans if span.name.startswith("POST")]
     sizes = [{one.key: one.value.int_value for one in span.attributes} for span in batches]
     assert sum(size["unmask.batch.jobs"] for size in sizes) == 7
-    assert max(size["unmask.batch.jobs"] for size in sizes) in (2, 3, 4)
+    assert 2 <= max(size["unmask.batch.jobs"] for size in sizes) <= 4
     for size in sizes:
         assert size["unmask.batch.rows"] == 10 * size["unmask.batch.jobs"]
     linked = [(link.trace_id, link.span_id) for span in batches for link in span.links]
@@ -172,9 +171,7 @@ def test_a_collector_that_is_not_there_hinders_nobody(
         for _ in range(5):
             assert service.recommend(user_id="x", history=["item-1"]).status_code == 200
         service.process.terminate()
-        told = time.monotonic()
-        service.wait()
-        assert time.monotonic() - told < 8
+        assert service.wait() == -signal.SIGTERM
 
 
 def test_without_the_variable_nothing_of_it_is_imported() -> None:

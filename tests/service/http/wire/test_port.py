@@ -13,10 +13,11 @@ from typing import Any, cast
 import httpx
 import pytest
 from ports import find_free_port
-from running_service import Service, service_process, wait_until
+from running_service import PATIENCE_S, Service, service_process, wait_until
 from structlog.testing import capture_logs
 
 from service.__main__ import Server
+from service.http import Http
 from service.http.wire.port import BACKLOG, Port, raised_descriptor_limit
 from service.lifecycle import Lifecycle
 from service.settings import Settings
@@ -36,7 +37,6 @@ def cramped(
         descriptors=(LIMIT - 60, LIMIT),
         bundle=bundles_dir / "tiny" / "1",
         redis_url=redis_url,
-        redis_timeout_ms=5000,
         redis_pool_size=4,
     ) as service:
         yield service
@@ -54,7 +54,7 @@ def flood(service: Service, data: bytes = b"") -> Iterator[list[socket.socket]]:
     with contextlib.ExitStack() as open_ones:
         connections = []
         for _ in range(FLOOD):
-            connection = open_ones.enter_context(socket.create_connection(address, 30))
+            connection = open_ones.enter_context(socket.create_connection(address, PATIENCE_S))
             if data:
                 connection.sendall(data)
             connections.append(connection)
@@ -63,7 +63,8 @@ def flood(service: Service, data: bytes = b"") -> Iterator[list[socket.socket]]:
 
 def fresh(service: Service, path: str) -> int:
     """The status of an answer on a new connection."""
-    return httpx.get(service.client.base_url.join(path), timeout=30, trust_env=False).status_code
+    url = service.client.base_url.join(path)
+    return httpx.get(url, timeout=PATIENCE_S, trust_env=False).status_code
 
 
 def test_the_soft_limit_of_descriptors_is_raised(cramped: Service) -> None:
@@ -76,7 +77,8 @@ def test_a_flood_of_idle_connections_locks_nobody_out(cramped: Service) -> None:
         for _ in range(5):
             assert fresh(cramped, "/health/live") == 200
             body = {"user_id": "x", "history": ["item-1"]}
-            assert httpx.post(cramped.client.base_url.join("/recommend"), json=body).is_success
+            url = cramped.client.base_url.join("/recommend")
+            assert httpx.post(url, json=body, timeout=PATIENCE_S).is_success
         [full] = logged(cramped, "descriptors_used_up")
         assert full["limit"] == LIMIT
         assert "ulimit -n" in full["cure"]
@@ -94,7 +96,7 @@ def test_connections_that_are_busy_are_waited_for(cramped: Service) -> None:
     request = head + b"Content-Length: %d\r\n\r\n" % len(body) + body
     with flood(cramped, request[:-1]) as connections:
         open_files = Path(f"/proc/{cramped.process.pid}/fd")
-        wait_until(lambda: len(list(open_files.iterdir())) > LIMIT // 2, 30)
+        wait_until(lambda: len(list(open_files.iterdir())) > LIMIT // 2)
         for connection in connections[:20]:
             connection.sendall(request[-1:])
         for connection in connections[:20]:
@@ -123,7 +125,7 @@ def test_kept_descriptors_are_for_others_and_the_end_of_the_shortage_is_logged(
         with contextlib.ExitStack() as clients, capture_logs() as logged:
             for _ in range(20):
                 clients.enter_context(socket.create_connection(port.address))
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(PATIENCE_S):
                 while not logged:
                     await asyncio.sleep(0.01)
                 with socket.socket() as another:
@@ -147,21 +149,36 @@ def test_kept_descriptors_are_for_others_and_the_end_of_the_shortage_is_logged(
     asyncio.run(run())
 
 
-def test_as_many_may_wait_as_the_code_says(tmp_path: Path) -> None:
+def test_as_many_may_wait_as_the_code_says_and_only_the_idle_are_hung_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """uvicorn, given an open port, would call listen again, with its own number."""
     settings = Settings(
         bundle=str(tmp_path), port=find_free_port(), redis_url="redis://127.0.0.1:1"
     )
     allowed = int(Path("/proc/sys/net/core/somaxconn").read_text())
+    monkeypatch.setattr("service.__main__.LEAST_IDLE_S", 0)
 
     async def run() -> None:
         port = Port(settings.host, settings.port, max_descriptors=raised_descriptor_limit())
         server = Server(Lifecycle(settings, Metrics()), port)
         serving = asyncio.create_task(server.serve())
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             while not server.started:
                 await asyncio.sleep(0.01)
         assert port.backlog == min(BACKLOG, allowed)
+        asks, idle = [await asyncio.open_connection(*port.address) for _ in range(2)]
+        while len(server.server_state.connections) < 2:
+            await asyncio.sleep(0.01)
+        for one in cast("set[Http]", server.server_state.connections):
+            taken = one._gathering.get_extra_info("socket")  # else an answer may wait 40 ms
+            assert taken.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        asks[1].write(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")  # nobody reads it yet
+        server._hang_up()
+        assert await idle[0].read() == b""
+        assert (await asks[0].readuntil(b"\r\n")).startswith(b"HTTP/1.1 200")
+        for _, writer in (asks, idle):
+            writer.close()
         server.should_exit = True
         await serving
 
