@@ -1,20 +1,13 @@
 """How good a bundle is: ranks of held-out items through the decoder that serves.
 
 Reading order: `evaluation` (ranks and metrics), `figures` (differences and their errors),
-`decoding_grid` (chooses the default setting), `cold_items` (what becomes of items that are added),
-`report` (the document), `ranks_store` (ranks of many systems on disk). Does not know how a bundle
-was trained.
+`decoding_grid` (chooses the default setting), `cold_items` (what becomes of items that are added)
+with `cold_tables`, `report` (the document), `ranks_store` (ranks of many systems on disk). Does not
+know how a bundle was trained.
 """
 
-from training.evaluation.cold_items import (
-    AS_TRAINED,
-    KEPT_OUT,
-    PUT_BACK,
-    ColdItems,
-    Measured,
-    cold_figures,
-    cold_markdown,
-)
+from training.evaluation.cold_items import AS_TRAINED, KEPT_OUT, PUT_BACK, ColdItems
+from training.evaluation.cold_tables import Measured, cold_figures, cold_markdown
 from training.evaluation.decoding_grid import Grid, measure_grid
 from training.evaluation.evaluation import (
     CUTOFFS,

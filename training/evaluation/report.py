@@ -25,12 +25,8 @@ from service.decoding import Schedule
 from training.config import EvaluationConfig
 from training.data import Dataset
 from training.errors import DataError
-from training.evaluation.cold_items import (
-    FAR,
-    RanksByContent,
-    cold_markdown,
-    taken_out_and_put_back,
-)
+from training.evaluation.cold_items import RanksByContent, taken_out_and_put_back
+from training.evaluation.cold_tables import FAR, cold_markdown
 from training.evaluation.decoding_grid import schedules_of
 from training.evaluation.evaluation import (
     CUTOFFS,

@@ -20,14 +20,11 @@ from training.config import EvaluationConfig, ScheduleConfig
 from training.data.interactions import Dataset, Interactions, Windows, leave_last_out
 from training.evaluation.cold_items import (
     AS_TRAINED,
-    FAR,
     PUT_BACK,
     ColdItems,
-    Measured,
-    cold_figures,
-    cold_markdown,
     taken_out_and_put_back,
 )
+from training.evaluation.cold_tables import FAR, Measured, cold_figures, cold_markdown
 from training.evaluation.evaluation import NOT_FOUND, schedule_of
 from training.evaluation.figures import paired_share
 from training.evaluation.ranks_store import SystemRanks
