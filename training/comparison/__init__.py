@@ -1,8 +1,8 @@
 """Systems side by side on the same users: Unmask, its ablations, the baselines, a user's models.
 
-Reading order: `comparison` (which tables), `ranked_systems` (every system, fitted and ranked),
-`given_systems` (a user's models), `paper_tables` (the paper's settings and ablations), `table`,
-`plot`, `document`.
+Reading order: `comparison` (which tables), `ranked_systems` (every system, ranked), `finished_run`
+(Unmask), `rivals` (the other models, fitted), `given_systems` (a user's models), `paper_tables`
+(the paper's settings and ablations), `table`, `plot`, `document`.
 """
 
 from training.comparison.comparison import MAIN_TABLES, Plan, compare
