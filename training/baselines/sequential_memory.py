@@ -19,7 +19,8 @@ from training.data import Interactions, item_affinities
 class SequentialMemory:
     """Score = sum over the newest `history_length` items i of decay ** age * affinity[i, item].
 
-    Age 0 is the newest item. window, transition_weight: see `item_affinities`.
+    Age 0 is the newest item. window, transition_weight: see `item_affinities`. `decay` may be
+    changed: it is not in the counts.
     """
 
     name = "sequential memory"
@@ -36,14 +37,14 @@ class SequentialMemory:
         self._affinities = item_affinities(
             train, window=window, transition_weight=transition_weight
         )
-        self._decay, self._history_length = decay, history_length
+        self.decay, self._history_length = decay, history_length
         self.parameters = int(self._affinities.nnz)
 
     def scores(self, histories: Sequence[NDArray[np.int32]]) -> NDArray[np.float32]:
         """(n, num_items) float32; see Scorer."""
         num_items = self._affinities.shape[0]
         weights = recency_weights(
-            histories, num_items, length=self._history_length, decay=self._decay
+            histories, num_items, length=self._history_length, decay=self.decay
         )
         scores: NDArray[np.float32] = (weights @ self._affinities).toarray()
         return scores

@@ -24,7 +24,8 @@ class Transitions:
     i `gap` items later, at most `distance`, adds gap_decay ** (gap - 1) to count[i, j], and
     `backwards` times this to count[j, i]. The total of i is the same for all j, so it is left out.
 
-    What is stored are the logarithms where a count is not 0: no matrix of all pairs.
+    What is stored are the logarithms where a count is not 0: no matrix of all pairs. `decay` may be
+    changed: it is not in the counts.
     """
 
     name = "transitions in log space"
@@ -48,13 +49,13 @@ class Transitions:
         shares = np.maximum(popularity, 0.5) / max(1, popularity.sum())
         lifts.data = np.log1p(lifts.data / (pseudo_count * shares[lifts.indices]), dtype=np.float32)
         self._lifts, self._log_shares = lifts, np.log(shares).astype(np.float32)
-        self._decay, self._history_length = decay, history_length
+        self.decay, self._history_length = decay, history_length
         self.parameters = int(lifts.nnz) + train.num_items
 
     def scores(self, histories: Sequence[NDArray[np.int32]]) -> NDArray[np.float32]:
         """(n, num_items) float32; see Scorer."""
         weights = recency_weights(
-            histories, len(self._log_shares), length=self._history_length, decay=self._decay
+            histories, len(self._log_shares), length=self._history_length, decay=self.decay
         )
         scores: NDArray[np.float32] = (weights @ self._lifts).toarray()
         known = np.array([len(history) > 0 for history in histories], dtype=bool)

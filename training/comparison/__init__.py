@@ -1,7 +1,7 @@
 """Systems side by side on the same users: Unmask, its ablations, the baselines, a user's models.
 
-Reading order: `comparison` (which tables), `ranked_systems` (every system, fitted and ranked),
-`finished_run` and `rivals` (what a system is), `given_systems` (a user's models), `paper_tables`
+Reading order: `comparison` (which tables), `ranked_systems` (every system, ranked), `finished_run`
+(Unmask), `rivals` (the other models, fitted), `given_systems` (a user's models), `paper_tables`
 (the paper's settings and ablations), `refit_table` (what it is worth to know more), `new_items` (a
 run without some items), `table`, `plot`, `document`.
 """

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +37,7 @@ DECAYS = (0.5, 0.6, 0.7, 0.8, 0.9)
 class Counting:
     """A model that counts interactions. decays: of a history's older items, tried on validation"""
 
-    model: Callable[..., Scorer]
+    model: Callable[..., Any]  # makes a Scorer of a log
     name: str
     decays: tuple[float, ...] = ()
 

@@ -90,13 +90,8 @@ def test_all_systems_are_there_and_the_csv_agrees_with_the_ranks(compared: Compa
     assert recalls["sequential memory"] > 1.5 * recalls["popularity"]
     assert recalls[full] > 1.5 * recalls["popularity"]
     assert sum(", prior off" in name for name in recalls) == (len(recalls) - len(others)) / 2
-    stored = {
-        name: SystemRanks(
-            **_stored(compared.out / "ranks" / f"{name.lower().replace(' ', '-')}.npz")
-        )
-        for name in pairs
-    }
-    best = max(pairs, key=lambda name: stored[name].validation)
+    validation = {name: _stored(compared.out, name)["validation"] for name in pairs}
+    best = max(pairs, key=validation.__getitem__)
     assert envelope == f"pairwise envelope ({best})"
     assert recalls[envelope] == recalls[best]
     assert recalls[f"{envelope}, counts made again"] == recalls[f"{best}, counts made again"]
