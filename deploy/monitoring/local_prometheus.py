@@ -22,7 +22,7 @@ from typing import Any
 
 from deploy.monitoring.queries import RULES
 
-READY_WITHIN_S = 30.0
+READY_WITHIN_S = 120.0
 
 
 @dataclass(frozen=True)

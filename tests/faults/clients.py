@@ -21,7 +21,7 @@ from running_service import Service
 WRITERS = 3
 TOGETHER = 3  # events of one request
 USERS = 5  # of each writer
-PATIENCE_S = 30.0  # of a client
+PATIENCE_S = 120.0  # of a client
 AGAIN_S = 0.02
 READER = "reader"
 

@@ -62,7 +62,7 @@ class Stage:
             "bundle": "tiny@1",
             "history_cap": 100_000,
             "redis_timeout_ms": 200,
-            "default_timeout_ms": 5000,
+            "default_timeout_ms": 10_000,
             "admin_keys": ADMIN["Authorization"].split()[1],
         } | settings
         with service_process(self.folder / name, **settings) as service:

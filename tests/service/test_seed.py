@@ -26,9 +26,7 @@ def test_histories_are_stored_once(
     settings = {"bundles_dir": bundles_dir, "bundle": "tiny@1", "api_keys": KEY}
     for name, value in settings.items():
         monkeypatch.setenv(f"UNMASK_{name.upper()}", str(value))
-    with service_process(
-        tmp_path, redis_url=redis_url, redis_timeout_ms=1000, **settings
-    ) as service:
+    with service_process(tmp_path, redis_url=redis_url, **settings) as service:
         service.client.headers["Authorization"] = f"Bearer {KEY}"
         service.send(bundle.items[0].item_id, user_id=users[0].user_id)
         url = ["--url", str(service.client.base_url)]

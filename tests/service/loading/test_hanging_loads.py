@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
-from running_service import service_process, wait_until
+from running_service import PATIENCE_S, service_process, wait_until
 from tiny_bundle import NUM_ITEMS, write_tiny_bundle
 
 from service.batching.lanes import Engine
@@ -45,7 +45,7 @@ def go_on() -> Iterator[threading.Event]:
 
 
 def run(story: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(story, 60))
+    asyncio.run(asyncio.wait_for(story, PATIENCE_S))
 
 
 def loader(go_on: threading.Event, hanging: str) -> Callable[[Path], LoadedBundle]:

@@ -99,7 +99,7 @@ def service(
 
 def admin(service: Service, path: str, body: Any = None) -> httpx.Response:
     """The first load of a big bundle may compile what small ones do not need."""
-    return service.client.post(f"/admin/{path}", json=body, timeout=120)
+    return service.client.post(f"/admin/{path}", json=body, timeout=300)
 
 
 Expected = dict[tuple[str, int, int], list[str]]
