@@ -41,8 +41,8 @@ from training.baselines.sequence.models import (
 from training.baselines.sequence.padded import padded_histories, training_minibatches
 from training.config import NeighboursConfig
 from training.data.embeddings import MOST_PAIRED
-from training.data.interactions import Interactions, Split, Windows, leave_last_out
 from training.data.segments import Segments
+from training.data.splits import Interactions, Split, Windows, leave_last_out
 from training.errors import DataError
 from training.evaluation.evaluation import NOT_FOUND, popularity_ranks, recall_at
 from training.fitting.neighbour_prior import fit_priors

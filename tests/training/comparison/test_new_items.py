@@ -32,7 +32,7 @@ from training.preset import load_config
 
 QUIET = Console(quiet=True)
 ORIGIN = Origin("a tiny world", "tiny", "python -m training compare")
-PLAN = Plan(SASRecConfig(), BERT4RecConfig(), tables=frozenset({ComparisonTable.COLD}))
+PLAN = Plan((SASRecConfig(),), BERT4RecConfig(), tables=frozenset({ComparisonTable.COLD}))
 USERS, ITEMS = 80, 60
 QUICK = ["fit.epochs=1", "fit.validation_users=20", "evaluation.schedule_users=20"]
 QUICK += ["codebook.num_codes=16", "neighbours.weights=[0.7]", "neighbours.scales=[0.3]"]
@@ -86,7 +86,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Compared:
 
 
 def test_nothing_that_is_fitted_knows_the_new_items(compared: Compared) -> None:
-    train, bundle = compared.dataset.split.train, Bundle.load(compared.out / "cold" / "bundle")
+    train, bundle = compared.dataset.split.train, Bundle.load(compared.out / "cold" / "trial")
     assert 0 < len(compared.new_ids) < ITEMS / 5
     left = [item_id for item_id in train.item_ids if item_id not in compared.new_ids]
     assert list(bundle.catalogue.item_ids) == left
@@ -108,7 +108,7 @@ def test_nothing_that_is_fitted_knows_the_new_items(compared: Compared) -> None:
 
     assert len(np.load(compared.out / "cold" / "codebook" / "codes.npy")) == len(left)
     assert len(np.load(compared.out / "cold" / "codebook" / "content.npy")) == len(left)
-    held_out = (compared.out / "cold" / "bundle" / "held_out.jsonl").read_text()
+    held_out = (compared.out / "cold" / "trial" / "held_out.jsonl").read_text()
     users = [json.loads(line) for line in held_out.splitlines()]
     assert users
     for user in users:

@@ -25,7 +25,7 @@ QUICK += ["codebook.num_codes=16", "neighbours.weights=[1]", "neighbours.scales=
 QUICK += ["neighbours.decays=[0.7]", "neighbours.likeness_weights=[1]", "refit.share=0.5"]
 QUICK += ["evaluation.timing_users=1", "evaluation.rankings=['rows']"]
 PLAN = Plan(
-    SASRecConfig(threads=1),
+    (SASRecConfig(threads=1),),
     BERT4RecConfig(threads=1),
     tables=frozenset({ComparisonTable.REFIT, ComparisonTable.SCRATCH}),
 )

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from logs import log_of
 
 from service.bundles.bundle import Item
-from training.data.interactions import Dataset, Interactions, Windows, leave_last_out
+from training.data.interactions import Dataset
+from training.data.splits import Interactions, Windows, leave_last_out
 from training.data.subsample import without_items
 from training.errors import DataError
 

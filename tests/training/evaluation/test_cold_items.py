@@ -17,7 +17,8 @@ from tiny_bundle import EMBEDDING_DIMS, NUM_ITEMS, tiny_codebook, write_tiny_bun
 from service.bundles.bundle import Bundle, Item
 from service.decoding import Decoder, Job
 from training.config import EvaluationConfig, ScheduleConfig
-from training.data.interactions import Dataset, Interactions, Windows, leave_last_out
+from training.data.interactions import Dataset
+from training.data.splits import Interactions, Windows, leave_last_out
 from training.evaluation.cold_items import (
     AS_TRAINED,
     PUT_BACK,

@@ -16,7 +16,7 @@ from service.decoding import Catalogue, Decoder, Histories, Schedule, SidTrie
 from service.decoding.job import Job
 from training.baselines import Transitions
 from training.baselines import ranks as ranks_by_score
-from training.data.interactions import Windows, leave_last_out
+from training.data.splits import Windows, leave_last_out
 from training.evaluation.evaluation import (
     NOT_FOUND,
     _PartialSids,
