@@ -25,6 +25,7 @@ NO_TESTS = int(pytest.ExitCode.NO_TESTS_COLLECTED)
 def run_pytest(folder: Path, test_file: str, *options: str, **env: str) -> tuple[int, str]:
     """Run one test file with our conftest.py in its own process; returns exit code and output."""
     shutil.copy(Path(__file__).with_name("conftest.py"), folder)
+    helpers = {"PYTHONPATH": str(Path(__file__).with_name("service"))}  # of conftest.py
     (folder / "pytest.ini").write_text(
         "[pytest]\nmarkers =\n    data: real data\n    e2e: Docker\n"
     )
@@ -34,7 +35,7 @@ def run_pytest(folder: Path, test_file: str, *options: str, **env: str) -> tuple
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "--strict-markers", "-rs", *options],
         cwd=folder,
-        env={**clean, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", **env},
+        env={**clean, **helpers, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", **env},
         capture_output=True,
         text=True,
         timeout=300,

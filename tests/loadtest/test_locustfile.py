@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from service.bundles.store import configured_path
 
 ROOT = Path(__file__).resolve().parents[2]
 ANSWERS_ENOUGH = 5
+STOP_S = 1  # that a run which ends waits for answers
 ALL_HELD_OUT = configured_path(ROOT / "models_store", "demo") / "held_out.jsonl"
 STAGES = {"history", "queue", "encode", "denoise", "search", "map", "total"}
 
@@ -46,18 +48,34 @@ def command(url: str, *options: str) -> list[str]:
     return [*locust, "--host", url, "--held-out", str(ALL_HELD_OUT), "--only-summary", *options]
 
 
-def run(url: str, *options: str, exit_code: int = 0) -> dict[str, Any]:
-    """Run locust; returns the figures of the last line."""
-    done = subprocess.run(
-        command(url, *options), cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
+def run(
+    url: str,
+    *options: str,
+    exit_code: int = 0,
+    enough: Callable[[dict[str, Any]], bool] = lambda figures: figures["answers"] > 0,
+) -> dict[str, Any]:
+    """Run locust; returns the figures of the last line.
+
+    enough: whether a run has seen what the test is about; else, on a busy machine, it runs longer
+    """
+    for seconds in (2, 10, 60):
+        done = subprocess.run(
+            command(url, "--headless", "--run-time", f"{seconds}s", *options),
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.stdout, done.stderr
+        figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        if enough(figures):
+            break
     assert done.returncode == exit_code, done.stderr  # locust exits 1 when a request failed
-    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return figures
 
 
 def test_a_short_run_answers_everything_and_finds_targets(demo, found_users: Path) -> None:
-    figures = run(demo.url, "--headless", "--held-out", str(found_users))
+    figures = run(demo.url, "--held-out", str(found_users))
     assert figures["answers"] > 0
     assert figures["failures"] == figures["degraded"] == 0
     assert figures["requests_per_s_asked"] == 10
@@ -72,7 +90,7 @@ def test_a_short_run_answers_everything_and_finds_targets(demo, found_users: Pat
 
 def test_processes_are_counted_together(demo, found_users: Path) -> None:
     options = ["--held-out", str(found_users), "--processes", "2", "--parameters", '{"k": 5}']
-    figures = run(demo.url, "--headless", *options)
+    figures = run(demo.url, *options)
     assert figures["answers"] > 0
     assert figures["statuses"] == {"200": figures["answers"]}
     assert 0 < figures["p50_ms"] <= figures["p99_ms"]
@@ -108,7 +126,12 @@ def test_refusals_do_not_make_it_look_quick(processes: list[str]) -> None:
         threading.Thread(target=server.serve_forever).start()
         try:
             url = f"http://127.0.0.1:{server.server_port}"
-            figures = run(url, "--headless", *processes, exit_code=1)
+            figures = run(
+                url,
+                *processes,
+                exit_code=1,
+                enough=lambda f: f["answers"] and "429" in f["statuses"],
+            )
         finally:
             server.shutdown()
     refused = figures["statuses"]["429"]
@@ -146,22 +169,29 @@ class Freezing(BaseHTTPRequestHandler):
 @pytest.mark.parametrize("processes", [[], ["--processes", "2"]], ids=["one", "workers"])
 def test_a_service_that_freezes_is_not_reported_at_its_full_rate(processes: list[str]) -> None:
     """Open requests count as unanswered, and the rate is over the length of the run."""
+
+    def enough(figures: dict[str, Any]) -> bool:
+        """Each user waits for an answer that does not come, one of them for a second."""
+        Freezing.numbers = itertools.count()
+        has_frozen = figures["answers"] == Freezing.answers and figures["unanswered"] == 2
+        return has_frozen and figures["unanswered_longest_ms"] > 1000 * (STOP_S + 1)
+
     Freezing.numbers, Freezing.thawed = itertools.count(), threading.Event()
     with ThreadingHTTPServer(("127.0.0.1", 0), Freezing) as server:
         threading.Thread(target=server.serve_forever).start()
         try:
             url = f"http://127.0.0.1:{server.server_port}"
-            options = ["--headless", "--run-time", "3s", "--stop-timeout", "1", *processes]
-            figures = run(url, *options, exit_code=1)
+            options = ["--stop-timeout", str(STOP_S), *processes]
+            figures = run(url, *options, exit_code=1, enough=enough)
         finally:
             Freezing.thawed.set()
             server.shutdown()
     assert figures["answers"] == Freezing.answers
     assert figures["unanswered"] == figures["failures"] == 2  # each of the two users waits for one
-    assert figures["unanswered_longest_ms"] > 0
     by_length = figures["answers"] / figures["seconds"]
     assert figures["requests_per_s"] == pytest.approx(by_length, rel=0.2)  # both are rounded
-    assert figures["seconds"] > 1.5  # of 3, although the last answer came sooner
+    waited_s = figures["unanswered_longest_ms"] / 1000 - STOP_S
+    assert figures["seconds"] > waited_s - 0.2  # although the last answer came before that wait
 
 
 def test_requests_that_are_answered_while_the_run_ends_are_answered(demo) -> None:
@@ -176,7 +206,9 @@ def test_requests_that_are_answered_while_the_run_ends_are_answered(demo) -> Non
 
 
 def test_nothing_but_refusals_have_no_percentiles(demo) -> None:
-    figures = run(demo.url, "--headless", "--parameters", '{"k": -1}', exit_code=1)
+    figures = run(
+        demo.url, "--parameters", '{"k": -1}', exit_code=1, enough=lambda f: f["statuses"]
+    )
     assert set(figures["statuses"]) == {"422"}
     assert figures["requests_per_s"] == figures["answers"] == 0
     assert figures["p50_ms"] is figures["p99_ms"] is None
@@ -184,14 +216,14 @@ def test_nothing_but_refusals_have_no_percentiles(demo) -> None:
 
 def test_figures_are_shown_while_it_runs(demo, free_port: int) -> None:
     port = str(free_port)
-    options = ["--autostart", "--autoquit", "1", "--stored-histories", "--run-time", "300s"]
+    options = ["--autostart", "--stored-histories", "--run-time", "300s"]
     options += ["--web-host", "127.0.0.1", "--web-port", port]
     with subprocess.Popen(
         command(demo.url, *options), cwd=ROOT, stdout=subprocess.PIPE, text=True
     ) as locust:
         shown = wait_for(f"http://127.0.0.1:{port}/recall")
         wait_for(f"http://127.0.0.1:{port}/recall", answers=shown["answers"] + 1)
-        httpx.get(f"http://127.0.0.1:{port}/stop", timeout=60, trust_env=False)
+        locust.terminate()
         printed, _ = locust.communicate(timeout=300)
     assert locust.returncode == 0
     figures = json.loads(printed.splitlines()[-1])
