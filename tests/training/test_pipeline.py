@@ -34,6 +34,7 @@ from training.pipeline import run
 from training.preset import load_config, preset_names
 
 QUICK = ["fit.epochs=1", "fit.validation_users=20", "evaluation.invalid_sid_users=5"]
+QUICK += ["refit.share=0"]  # what the network learns then: test_refit
 
 
 @pytest.fixture(scope="module")

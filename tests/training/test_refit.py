@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -12,8 +13,13 @@ from rich.console import Console
 
 from service.bundles.bundle import Bundle, verify
 from training.__main__ import main
+from training.baselines import BERT4RecConfig, SASRecConfig
+from training.comparison.comparison import Plan, compare
+from training.comparison.document import Origin
+from training.config import ComparisonTable
 from training.data.interactions import Dataset, load_dataset
 from training.data.synthetic import make_world, write_world
+from training.evaluation.evaluation import ranks_as_served
 from training.fitting.neighbour_prior import count_again
 from training.pipeline import run
 from training.preset import load_config
@@ -22,6 +28,11 @@ QUICK = ["fit.epochs=1", "fit.validation_users=20", "evaluation.invalid_sid_user
 QUICK += ["codebook.num_codes=16", "evaluation.timing_users=1", "evaluation.schedule_users=20"]
 QUICK += ["evaluation.users=20", "evaluation.rankings=['rows']", "evaluation.beam_widths=[10]"]
 QUICK += ["neighbours.weights=[1]", "neighbours.scales=[0.3]", "neighbours.decays=[0.7]"]
+PLAN = Plan(
+    (SASRecConfig(threads=1),),
+    BERT4RecConfig(threads=1),
+    tables=frozenset({ComparisonTable.REFIT, ComparisonTable.SCRATCH}),
+)
 NEW = "only-the-newest-has-it"
 
 
@@ -45,7 +56,7 @@ def dataset(world: Path) -> Dataset:
 
 @pytest.fixture(scope="module")
 def out(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("run")
+    folder = tmp_path_factory.mktemp("compared") / "unmask"
     run(load_config("tiny", QUICK), dataset, folder, Console(quiet=True))
     return folder
 
@@ -84,6 +95,56 @@ def test_what_ships_has_counted_everything_in_rows_of_its_own(out: Path, dataset
     assert np.array_equal(prior.affinities, counted.affinities)
     assert (prior.weight, prior.decay) == (was.weight, was.decay)
     assert bundle.manifest.decoding == trial.manifest.decoding
+
+
+def test_the_table_ranks_what_is_counted_learnt_or_both(out: Path, dataset: Dataset) -> None:
+    """Only what a row says is known is known, and nothing is done twice."""
+    config, folder, origin = load_config("tiny", QUICK), out.parent, Origin("x", "tiny", "compare")
+    compare(config, dataset, folder, Console(quiet=True), plan=PLAN, origin=origin)
+
+    with (folder / "comparison.csv").open() as file:
+        rows = {(row["table"], row["system"]): row for row in csv.DictReader(file)}
+    names = ["unknown", "counted", "learnt", "both"]
+    assert [name for table, name in rows if table == "refit"] == names
+    assert [name for table, name in rows if table == "scratch"] == ["learnt on", "from scratch"]
+    assert rows["refit", "unknown"]["difference"] == ""
+    assert rows["refit", "both"]["recall@10"] == rows["scratch", "learnt on"]["recall@10"]
+    assert "| both |" in (folder / "comparison.md").read_text()
+
+    split = dataset.split
+    trial = Bundle.load(out / "trial")
+    for name, known, has_other_network in (
+        ("counted", split.before_test, False),
+        ("learnt", split.train, True),
+        ("both", split.before_test, True),
+    ):
+        bundle = Bundle.load(folder / "refit" / name)
+        counts = dict(zip(known.item_ids, known.popularity().tolist(), strict=True))
+        ids = bundle.catalogue.item_ids
+        assert bundle.catalogue.popularity.tolist() == [counts[item_id] for item_id in ids]
+        same = bundle.manifest.files["encoder.onnx"] == trial.manifest.files["encoder.onnx"]
+        assert same != has_other_network
+        # the ranks are of the test users, whatever the order of the rows
+        there = dataset
+        if tuple(ids) != split.train.item_ids:
+            there = dataset.reordered(known.popular_first())
+        assert there.split.train.item_ids == tuple(ids)
+        found = ranks_as_served(
+            there.split.test, bundle.decoder, bundle.manifest.decoding, exclude_seen=True
+        ).short.item
+        recall = float(rows["refit", name]["recall@10"])
+        assert recall == pytest.approx(np.mean(found <= 10), abs=1e-5)
+
+    fitted = json.loads((out / "fit.json").read_text())
+    for name, share in (("network", 0.25), ("network-from-scratch", 1)):
+        record = json.loads((folder / "refit" / name / "record.json").read_text())
+        assert record["steps"] == pytest.approx(share * fitted["step"], abs=1)
+    written = {file: file.stat().st_mtime_ns for file in folder.glob("refit/*/*.json")}
+    ranked = {file: file.stat().st_mtime_ns for file in folder.glob("ranks/*.npz")}
+    compare(config, dataset, folder, Console(quiet=True), plan=PLAN, origin=origin)
+    again = [f for f in written if f.name == "record.json" and f.stat().st_mtime_ns != written[f]]
+    assert again == []
+    assert ranked == {file: file.stat().st_mtime_ns for file in folder.glob("ranks/*.npz")}
 
 
 def test_each_bundle_says_what_it_knows(out: Path, dataset: Dataset) -> None:

@@ -14,6 +14,7 @@ from rich.console import Console
 from service.bundles.bundle import Bundle
 from training.baselines import Popularity
 from training.baselines import ranks as ranks_by_score
+from training.baselines import ranks_by_content
 from training.config import InteractionsConfig
 from training.data.interactions import load_dataset, read_interactions
 from training.data.repeats import without_repeats
@@ -118,7 +119,15 @@ def test_the_headline_is_what_is_served_and_chosen_by(world: Path, tmp_path: Pat
 
     kept = load_config("tiny", [*quick, "evaluation.exclude_seen=false"]).evaluation
     bundle, out = Bundle.load(tmp_path / "run" / "trial"), tmp_path / "kept"
-    report = evaluate_bundle(bundle, dataset, kept, out, Console(quiet=True), grid=grid)
+    report = evaluate_bundle(
+        bundle,
+        dataset,
+        kept,
+        out,
+        Console(quiet=True),
+        grid=grid,
+        ranks_by_content=ranks_by_content,
+    )
     assert report["exclude_seen"] is False
     assert report["default"]["recall@10"] > 0.3
     assert report["default_seen_excluded"]["recall@10"] == 0
