@@ -1,4 +1,4 @@
-"""Clients in threads that ask without a pause, while a test does something else."""
+"""Clients in threads that ask again and again, while a test does something else."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class Load:
 
 
 @contextlib.contextmanager
-def steady_load(url: httpx.URL, asks: Sequence[Ask]) -> Iterator[Load]:
+def steady_load(url: httpx.URL, asks: Sequence[Ask], *, pause_s: float = 0) -> Iterator[Load]:
     """One thread and one keep-alive client for each of `asks`, called again and again.
 
-    Each call gets the client and the number of the call. An exception in a call ends its thread,
-    and is raised at the end.
+    Each call gets the client and the number of the call, and `pause_s` lies between two. An
+    exception in a call ends its thread, and is raised at the end.
     """
     load = Load([0] * len(asks))
 
@@ -50,6 +50,7 @@ def steady_load(url: httpx.URL, asks: Sequence[Ask]) -> Iterator[Load]:
                     load.has_failed = True
                     raise
                 load.counts[place] += 1
+                load.stopped.wait(pause_s)
 
     with ThreadPoolExecutor(len(asks)) as pool:
         threads = [pool.submit(run, place) for place in range(len(asks))]

@@ -341,7 +341,7 @@ def test_sigterm_under_load_answers_all_that_was_sent(patient: Service) -> None:
         )
         return not load.has_failed
 
-    with steady_load(patient.client.base_url, clients) as load:
+    with steady_load(patient.client.base_url, clients, pause_s=0.01) as load:
         assert all_have_asked()
         patient.process.send_signal(signal.SIGTERM)
 

@@ -146,7 +146,7 @@ def watched(service: Service) -> Iterator[tuple[Watch, Load]]:
     """A watch while there is load. Histories are read before and after."""
     watch = Watch()
     wait_until(lambda: is_served(service))
-    with steady_load(service.client.base_url, watch.asks) as load:
+    with steady_load(service.client.base_url, watch.asks, pause_s=0.01) as load:
         follows(lambda: watch.served, load)
         yield watch, load
         follows(lambda: watch.served, load)  # nobody restarted anything

@@ -28,6 +28,7 @@ from service.telemetry.metrics import Metrics
 ADMIN = {"Authorization": "Bearer an-admin-key"}
 REFS = ("swap@1", "swap@2", "swap@3")
 SWAPS = 9
+PAUSE_S = 0.02  # of each client, so that a load of a bundle gets on
 K = 5
 HISTORIES = [["item-20", "item-21"], ["item-3"], ["item-3", "item-40"]]
 MODES: list[dict[str, Any]] = [
@@ -160,7 +161,9 @@ def test_a_broken_bundle_changes_nothing(
 ) -> None:
     """It is loaded while clients ask. Afterwards it cannot be activated either."""
     seen: set[str] = set()
-    with steady_load(service.client.base_url, [asking(expected, seen)] * 2) as load:
+    with steady_load(
+        service.client.base_url, [asking(expected, seen)] * 2, pause_s=PAUSE_S
+    ) as load:
         for _ in range(2):
             answer = admin(service, f"bundles/swap@{version}/load", {})
             code = "bundle_not_found" if version == "empty" else "bundle_invalid"
@@ -178,7 +181,9 @@ def test_a_broken_bundle_changes_nothing(
 
 def test_one_bundle_is_loaded_at_a_time(service: Service, expected: Expected) -> None:
     """The big bundle takes a while, and meanwhile clients are answered."""
-    with steady_load(service.client.base_url, [asking(expected, set())] * 2) as load:
+    with steady_load(
+        service.client.base_url, [asking(expected, set())] * 2, pause_s=PAUSE_S
+    ) as load:
         with ThreadPoolExecutor(1) as pool:
             refused: list[httpx.Response] = []
 
@@ -203,7 +208,9 @@ def test_one_bundle_is_loaded_at_a_time(service: Service, expected: Expected) ->
 
 def test_swaps_and_rollbacks_fail_and_mix_nothing(service: Service, expected: Expected) -> None:
     seen: set[str] = set()
-    with steady_load(service.client.base_url, [asking(expected, seen)] * 4) as load:
+    with steady_load(
+        service.client.base_url, [asking(expected, seen)] * 4, pause_s=PAUSE_S
+    ) as load:
         active, before = "swap@1", ""
         for swap in range(SWAPS):
             if swap % 3 == 2:
