@@ -12,9 +12,8 @@ from logs import log_of
 from rich.console import Console
 
 from service.bundles.bundle import Bundle
-from training.baselines import Popularity
+from training.baselines import Popularity, ranks_by_content
 from training.baselines import ranks as ranks_by_score
-from training.baselines import ranks_by_content
 from training.config import InteractionsConfig
 from training.data.interactions import load_dataset, read_interactions
 from training.data.repeats import without_repeats
