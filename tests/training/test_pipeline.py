@@ -156,7 +156,9 @@ def test_a_new_item_is_encoded_as_a_cold_one_was(world: Path, tmp_path: Path) ->
     rows = bundle.catalogue.rows_of(item_id for item_id in cold["item_id"])
     assert len(rows) == num_cold
     assert not bundle.catalogue.popularity[rows].any()
-    vectors = bundle.codebook.vectors_of(embeddings[-num_cold:])
+    known = bundle.catalogue.vectors[bundle.catalogue.popularity > 0]
+    vectors, _ = bundle.codebook.vectors_of(embeddings[-num_cold:], known)
+    assert vectors[:-1, 24:].any(axis=1).all()  # the half that interactions give to others
     np.testing.assert_array_equal(bundle.codebook.codes_of(vectors), bundle.catalogue.codes[rows])
     np.testing.assert_array_equal(vectors.astype(np.float16), bundle.catalogue.vectors[rows])
     assert bundle.manifest.content is not None
@@ -166,6 +168,9 @@ def test_a_new_item_is_encoded_as_a_cold_one_was(world: Path, tmp_path: Path) ->
     new = [Item("again-" + item_id, "", ()) for item_id in cold["item_id"]]
     grown = bundle.with_items(new, embeddings[-num_cold:])
     np.testing.assert_array_equal(grown.catalogue.codes[-num_cold:], bundle.catalogue.codes[rows])
+    np.testing.assert_array_equal(
+        grown.catalogue.vectors[-num_cold:], bundle.catalogue.vectors[rows]
+    )
 
 
 def test_content_is_kept_as_directions_however_long_it_is(world: Path, tmp_path: Path) -> None:

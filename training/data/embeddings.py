@@ -22,6 +22,7 @@ from threadpoolctl import threadpool_limits
 
 from service.bundles import Item, text_of
 from service.decoding import ContentProjection
+from service.decoding.catalogue import most_alike, vectors_like
 from training.config import EmbeddingsConfig
 from training.data.interactions import Dataset
 from training.data.splits import Interactions
@@ -210,7 +211,8 @@ def item_vectors(
     Content is centred, reduced to `config.content_dims` by PCA and L2-normalised. Mean and PCA are
     fitted on the items that `seen` marks. The projection that does this is returned as well. Of an
     item with both parts, the collaborative part has `config.collaborative_weight` of the squared
-    norm. An item without one of the parts has zeros there.
+    norm. That part of an item without training interactions is a mixture of those of items that it
+    is like by content, see `most_alike`. An item without one of the parts has zeros there.
     Raises ConfigError if both parts are missing, DataError if no item with training interactions
     has content.
     """
@@ -227,10 +229,14 @@ def item_vectors(
     pca = PCA(min(config.content_dims, *fitted.shape), svd_solver="full").fit(fitted)
     mean, components = pca.mean_.astype(np.float32), pca.components_.astype(np.float32)
     projection = ContentProjection(mean, components, 1.0 if factors is None else 1 - weight)
-    parts = [projection.vectors_of(content)]
-    if factors is not None:
-        parts.append((factors * np.sqrt(weight)).astype(np.float32))
-    return np.concatenate(parts, axis=1), projection
+    parts = projection.vectors_of(content)
+    if factors is None:
+        return parts, projection
+    vectors = np.concatenate([parts, (factors * np.sqrt(weight)).astype(np.float32)], axis=1)
+    known = vectors[seen].astype(np.float16)  # as a bundle has them, when new items are added to it
+    alike = most_alike(parts[~seen], known[:, : parts.shape[1]])
+    vectors[~seen] = vectors_like(parts[~seen], alike, known, np.sqrt(weight))
+    return vectors, projection
 
 
 def _encode_texts(texts: list[str], model: str) -> tuple[NDArray[np.float32] | None, str]:

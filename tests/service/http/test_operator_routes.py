@@ -16,7 +16,14 @@ import numpy as np
 import pytest
 from running_service import Service, service_process, wait_until
 from running_valkey import Server, running
-from tiny_bundle import EMBEDDING_DIMS, NUM_ITEMS, write_tiny_bundle
+from tiny_bundle import (
+    EMBEDDING_DIMS,
+    NUM_ITEMS,
+    edit_manifest,
+    tiny_catalogue,
+    tiny_codebook,
+    write_tiny_bundle,
+)
 
 ADMIN = {"Authorization": "Bearer an-admin-key"}
 CLIENT = {"Authorization": "Bearer a-client-key"}
@@ -228,6 +235,44 @@ def test_items_are_added_and_removed_for_good(store: Path, redis_url: str, tmp_p
             wait_until(lambda: other.client.get(url).json()["title"] == "Another title")
             admin(service, "items", {"remove": ["new-1"]})
             assert service.client.get("/items/new-1").status_code == 404
+
+
+def test_a_new_item_is_recommended_where_one_is_that_it_is_like(
+    redis_url: str, tmp_path: Path
+) -> None:
+    """item-4 follows item-3. A new item with the content of item-4 does, too; another does not."""
+    path = write_tiny_bundle(tmp_path / "store" / "new" / "1", name="new", version="1")
+    edit_manifest(path, lambda manifest: manifest["prior"].update(weight=20.0))
+    projection, vectors = tiny_codebook().content, tiny_catalogue().vectors
+    assert projection is not None
+    numbers = {
+        name: projection.mean + np.linalg.pinv(projection.components) @ vectors[row, :8]
+        for name, row in (("like-item-4", 4), ("like-item-90", 90))
+    }
+    added = [
+        {"item_id": name, "title": name, "categories": [], "embedding": embedding.tolist()}
+        for name, embedding in numbers.items()
+    ]
+    settings = {"bundles_dir": tmp_path / "store", "bundle": "new", "admin_keys": "an-admin-key"}
+    with service_process(tmp_path, redis_url=redis_url, **settings) as service:
+
+        def answer(*history: str) -> list[str]:
+            found = service.recommend(user_id="u", history=history, k=10).json()["items"]
+            return [item["item_id"] for item in found]
+
+        before = answer("item-3")
+        assert before[:2] == ["item-4", "item-5"]
+        assert admin(service, "items", {"add": added}).json()["added"] == 2
+        after = answer("item-3")
+        assert after[0] == "item-4"
+        assert "like-item-4" in after[:3]
+        assert "like-item-90" not in after
+        assert "like-item-90" in answer("item-89")[:3]
+        follows = answer("like-item-4")
+        assert follows[0] == "item-4"  # what it is like most
+        assert "item-5" in follows  # what follows that
+        admin(service, "items", {"remove": list(numbers)})
+        assert answer("item-3") == before
 
 
 def test_a_bundle_that_is_loaded_without_the_store_gets_its_changes_when_it_is_back(

@@ -208,7 +208,9 @@ def test_the_collaborative_part_holds_its_share(weight: float) -> None:
     norms = np.square(vectors).reshape(30, 13)
     np.testing.assert_allclose(norms[:-2, :8].sum(1), 1 - weight, rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(norms[:-1, 8:].sum(1), weight, rtol=1e-5, atol=1e-7)
-    np.testing.assert_allclose(norms[-1].sum(), 1 - weight, rtol=1e-5, atol=1e-7)  # content stays
+    np.testing.assert_allclose(norms[-1, :8].sum(), 1 - weight, rtol=1e-5, atol=1e-7)
+    from_alike = 0 if weight == 1 else weight  # without content an item is like nothing
+    np.testing.assert_allclose(norms[-1, 8:].sum(), from_alike, rtol=1e-5, atol=1e-7)
     assert not vectors[-2, :8].any()
 
 
