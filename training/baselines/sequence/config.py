@@ -56,12 +56,11 @@ class SASRecConfig(SequenceConfig):
 def published_sasrec(**changes: Any) -> SASRecConfig:
     """SASRec as it does best in a comparison of its kind (arXiv 2508.06450, Amazon 2014).
 
-    256 sampled negatives, one layer with one head, dropout .2, the newest 50 items. changes: of
-    other fields
+    256 sampled negatives, width 64, one layer with one head, dropout .2, the newest 50 items. The
+    published code names width 256 too, which was worse on the validation users of Beauty.
     """
-    return SASRecConfig(
-        loss="sampled", num_layers=1, num_heads=1, dropout=0.2, history_length=50, **changes
-    )
+    published = {"width": 64, "num_layers": 1, "num_heads": 1, "dropout": 0.2, "history_length": 50}
+    return SASRecConfig(**({"loss": "sampled", **published} | changes))
 
 
 class BERT4RecConfig(SequenceConfig):
