@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from logs import log_of
 
@@ -91,6 +91,7 @@ def test_without_too_many_items_there_is_nothing_left_to_learn() -> None:
             without_items(full, np.array(removed, np.int32))
 
 
+@settings(deadline=None, max_examples=60)
 @given(HISTORIES, st.sets(st.integers(0, 6), max_size=3))
 def test_nothing_of_the_items_is_left_and_everything_else_is(
     histories: list[list[int]], removed: set[int]
