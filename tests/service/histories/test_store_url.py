@@ -121,7 +121,7 @@ def mostly(*usual: str) -> st.SearchStrategy[str]:
     return st.sampled_from(usual) | st.text("aZ0:/?#[]@!$&',;=%.-_ \\\t\u2100\udcff", max_size=4)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(
     st.tuples(
         mostly("redis", "rediss", "unix", "redis+cluster", "rediss+sentinel"),

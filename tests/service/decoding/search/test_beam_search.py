@@ -85,7 +85,7 @@ def ranked_by(ranking: Ranking, batch: Sequence[Job]) -> list[Job]:
     ("ranking", "confidence"),
     [("rows", "legal"), ("best", "legal"), ("path", "legal"), ("best", "raw"), ("path", "raw")],
 )
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(data=st.data(), seed=seeds, repeat_bias=repeat_biases)
 def test_a_batch_equals_the_reference(
     ranking: Ranking, confidence: Confidence, data: st.DataObject, seed: int, repeat_bias: float
@@ -112,7 +112,7 @@ def test_a_batch_equals_the_reference(
 
 
 @each_confidence
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(data=st.data(), seed=seeds)
 def test_ties_go_to_the_lower_position_then_parent_then_row(
     confidence: Confidence, data: st.DataObject, seed: int
@@ -308,7 +308,7 @@ def test_one_step_is_exhaustive_scoring_whatever_the_beam_width(
 
 @pytest.mark.parametrize("confidence", ["legal", "random"])
 @each_ranking
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(
     data=st.data(),
     seed=seeds,
@@ -388,7 +388,7 @@ def test_excluding_rows_equals_deleting_them(
 
 
 @each_ranking
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(data=st.data(), seed=seeds, repeat_bias=repeat_biases)
 def test_a_filter_equals_deleting_the_other_rows(
     ranking: Ranking, data: st.DataObject, seed: int, repeat_bias: float
@@ -467,7 +467,7 @@ def test_a_filter_that_leaves_one_row_in_a_thousand_still_fills_the_answer(
     assert (len(at_once.rows), at_once.nfe) == (job.k, 1)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(data=st.data(), seed=seeds, repeat_bias=repeat_biases)
 def test_a_batch_equals_its_jobs_alone(data: st.DataObject, seed: int, repeat_bias: float) -> None:
     """Whatever rankings its jobs ask for, and however few rows end their searches."""

@@ -27,7 +27,7 @@ from service.decoding.search.beam_search import decode
 
 # The fixture only counts.
 many = settings(
-    deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 seeds = st.integers(0, 2**32 - 1)
 repeat_biases = st.sampled_from([0.0, -3.0, 1.5])
