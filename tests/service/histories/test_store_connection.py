@@ -8,14 +8,12 @@ from pathlib import Path
 
 import pytest
 from ports import find_free_port
-from redis.asyncio import ConnectionPool
 from redis.crc import key_slot
 from running_service import PATIENCE_S, wait_until
 from running_valkey import Server, clustered, replicated, watched
 from stores import answered, event, shown, with_store
 
 from service.errors import HistoryUnavailable
-from service.histories.connections import ASK_TIMEOUT_S
 from service.histories.redis_store import MARK_TTL_S, RedisHistoryStore, history_key
 from service.telemetry.metrics import Metrics
 
@@ -140,21 +138,6 @@ def test_one_seed_that_answers_is_enough(cluster: list[Server]) -> None:
 
     dead = f"127.0.0.1:{find_free_port()}"
     with_store(f"redis+cluster://{dead},127.0.0.1:{cluster[1].port},{dead}", use)
-
-
-def test_closing_a_connection_does_not_count_as_looking_for_servers(
-    cluster: list[Server], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Else a busy machine cuts it short, and the connection stays open."""
-
-    async def slowly(_: ConnectionPool) -> None:
-        await asyncio.sleep(1.2 * ASK_TIMEOUT_S)
-
-    async def use(store: RedisHistoryStore) -> None:
-        assert await store.read("any") == []
-
-    monkeypatch.setattr(ConnectionPool, "_on_close", slowly)
-    with_store(url_of(cluster), use)
 
 
 def test_a_slot_on_the_move_is_followed(cluster: list[Server]) -> None:
