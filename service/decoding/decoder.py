@@ -12,7 +12,13 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from service.decoding.catalogue import Codebook, NeighbourPrior, SidTrie
+from service.decoding.catalogue import (
+    MOST_COMPARED,
+    Catalogue,
+    Codebook,
+    NeighbourPrior,
+    SidTrie,
+)
 from service.decoding.job import Confidence, Decoded, Job, OnAnswer, Timings
 from service.decoding.network import Denoiser, EncoderCache
 from service.decoding.search import decode
@@ -60,20 +66,24 @@ class Decoder:
     ) -> Decoder:
         """A decoder that knows these items too. This one does not change and can go on answering.
 
-        embeddings: (n, embedding_dims) content embeddings, one per item. The prior says nothing
-            about new items.
+        embeddings: (n, embedding_dims) content embeddings, one per item. An item gets the vector,
+            the SID and the places in the prior that follow from the items with interactions that it
+            is like, see `service.decoding.catalogue.alike`. They are the same in one call or many.
         Raises ValueError when the codebook does not accept such embeddings, or when an item is
         there already.
         """
         catalogue = self.trie.catalogue
         if len(embeddings) != len(item_ids):
             raise ValueError("there must be one embedding per item")
-        vectors = codebook.vectors_of(embeddings)
+        if self.prior and self.prior.num_rows != catalogue.num_items:
+            raise ValueError("the prior must have a row for every item of the catalogue")
+        vectors, alike = codebook.vectors_of(embeddings, _known(catalogue, codebook))
         codes = codebook.codes_of(vectors)
         if not catalogue.vectors.shape[1]:  # the encoder sees codes alone
             vectors = vectors[:, :0]
         catalogue = catalogue.with_items(item_ids, codes, vectors.astype(np.float16))
-        return replace(self, trie=self.trie.with_items(catalogue))
+        prior = self.prior and self.prior.with_rows(alike)
+        return replace(self, trie=self.trie.with_items(catalogue), prior=prior)
 
     def without_items(self, item_ids: Collection[str]) -> Decoder:
         """A decoder that never returns these items. This one does not change.
@@ -88,3 +98,14 @@ class Decoder:
         prior = self.prior and self.prior.without_rows(removed)
         trie = self.trie.without_items(catalogue.without_items(item_ids))
         return replace(self, trie=trie, prior=prior)
+
+
+def _known(catalogue: Catalogue, codebook: Codebook) -> NDArray[np.floating]:
+    """(n, d) vectors of the most popular items with interactions, as far as `alike` looks.
+
+    If the catalogue has no vectors, they are about those that its SIDs say.
+    """
+    num_known = np.count_nonzero(catalogue.popularity[:MOST_COMPARED])
+    if catalogue.vectors.shape[1]:
+        return catalogue.vectors[:num_known]
+    return codebook.vectors_with(catalogue.codes[:num_known])

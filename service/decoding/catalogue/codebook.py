@@ -1,9 +1,10 @@
 """The frozen codebook: content embeddings become item vectors, and item vectors become SIDs.
 
 Training fits it and encodes with it, and the bundle keeps it. So a new item gets the vector and the
-SID that a cold item of training got. The last bits of a matrix product depend on its shape, threads
-and machine. So products here are of float64: such differences are too small to change a float32
-number or a code. Knows nothing of items or files.
+SID that a cold item of training got: both are like the same items with interactions (`alike`). The
+last bits of a matrix product depend on its shape, threads and machine. So products here are of
+float64: such differences are too small to change a float32 number or a code. Knows nothing of items
+or files.
 
 embeddings: (n, embedding_dims)    vectors: (n, d) float32    codes: (n, num_subspaces) uint16
 """
@@ -15,6 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from service.decoding.catalogue.alike import Alike, most_alike, vectors_like
 
 CHUNK_ROWS = 1024  # rows at a time: limits memory, and only a few calls wait for the GIL
 
@@ -110,10 +113,10 @@ class Codebook:
     def vector_dims(self) -> int:
         return int(self.rotation.shape[0])
 
-    def vectors_of(self, embeddings: NDArray[np.floating]) -> Floats:
-        """Vectors of items that have content and no interactions yet: (n, d) float32.
+    def content_of(self, embeddings: NDArray[np.floating]) -> Floats:
+        """Content parts of vectors, (n, content_dims) float32.
 
-        embeddings: (n, embedding_dims), made as in training. The collaborative part is zeros.
+        embeddings: (n, embedding_dims), made as in training.
         Raises ValueError as `ContentProjection.vectors_of` does, or when there is no projection.
         """
         if self.content is None:
@@ -121,9 +124,31 @@ class Codebook:
                 "this codebook takes no embeddings: the item vectors it was fitted on hold no "
                 "content, or content that was made from titles by TF-IDF"
             )
-        content = self.content.vectors_of(embeddings)
-        vectors = np.zeros((len(content), self.vector_dims), np.float32)
-        vectors[:, : content.shape[1]] = content
+        return self.content.vectors_of(embeddings)
+
+    def vectors_of(
+        self, embeddings: NDArray[np.floating], known: NDArray[np.floating]
+    ) -> tuple[Floats, Alike]:
+        """Vectors of items without interactions, (n, d) float32, and which items they are like.
+
+        known: (num_known, d) vectors of items with interactions, most popular first. The same ones
+            give the same vectors, however many items are asked for at once.
+        Raises ValueError as `content_of` does.
+        """
+        content = self.content_of(embeddings)
+        assert self.content is not None
+        alike = most_alike(content, known[:, : content.shape[1]])
+        return vectors_like(content, alike, known, np.sqrt(1 - self.content.weight)), alike
+
+    def vectors_with(self, codes: NDArray[np.uint16]) -> Floats:
+        """About the vectors that have these SIDs: (n, num_subspaces) -> (n, d) float32."""
+        subspaces = np.arange(self.num_subspaces)
+        vectors = np.empty((len(codes), self.vector_dims), np.float32)
+        rotation = self.rotation.T.astype(np.float64)
+        for start in range(0, len(codes), CHUNK_ROWS):
+            part = slice(start, start + CHUNK_ROWS)
+            nearest = self.centroids[subspaces, codes[part]].reshape(-1, len(rotation))
+            vectors[part] = nearest.astype(np.float64) @ rotation
         return vectors
 
     def codes_of(self, vectors: NDArray[np.floating]) -> NDArray[np.uint16]:

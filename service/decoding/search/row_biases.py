@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.decoding.arrays import Floats, Rows
-from service.decoding.catalogue import NeighbourPrior
+from service.decoding.catalogue import NUM_ALIKE, NeighbourPrior, NewRows
 from service.decoding.job import Job
 from service.decoding.loops import compiled
 
@@ -37,7 +37,11 @@ class RowBiases:
         if prior is None or not prior.weight:
             prior = _NO_PRIOR
         newest = job.history[-prior.history_length :]
-        most = len(newest) * prior.neighbours.shape[1] + len(job.history) + len(job.excluded)
+        new = prior.new or _NO_NEW_ROWS
+        num_counted, width = prior.neighbours.shape
+        num_new = np.count_nonzero(newest >= num_counted) if new.length else 0
+        most = (len(newest) - num_new) * width + num_new * NUM_ALIKE * (width + 1) + new.length
+        most += len(job.history) + len(job.excluded)
         biased_rows = np.empty(most, np.int32)
         num_biased, self.num_excluded = _fill(
             self.values,
@@ -46,6 +50,11 @@ class RowBiases:
             newest,
             prior.neighbours,
             prior.affinities.view(np.uint16),
+            new.heads,
+            new.nexts.ravel(),
+            new.rows,
+            new.shares,
+            new.strength,
             prior.decay,
             prior.scale,
             prior.weight,
@@ -66,6 +75,7 @@ class RowBiases:
         self.biased_rows, self.num_excluded = np.empty(0, np.int32), 0
 
 
+_NO_NEW_ROWS = NewRows(0, 0.0)
 _NO_PRIOR = NeighbourPrior(
     np.empty((0, 0), np.int32), np.empty((0, 0), np.float16), 1, decay=1, scale=1, weight=0
 )
@@ -81,6 +91,11 @@ def _fill(
     newest: Rows,
     neighbours: NDArray[np.int32],
     affinities: NDArray[np.uint16],
+    heads: NDArray[np.int32],
+    nexts: NDArray[np.int32],
+    alike: NDArray[np.int32],
+    shares: Floats,
+    strength: float,
     decay: float,
     scale: float,
     weight: float,
@@ -90,20 +105,64 @@ def _fill(
     """Fill in one job; returns how many rows have a bias and how many are excluded (the last ones).
 
     memory(row) = sum over the newest items, age 0 first: decay ** age * affinity[item, row]
+
+    heads to strength: those of `NewRows`. In a history, a new item stands for its mixture, and it
+    calls for the items in it: they gain share * strength. As a row, it has its shares of what they
+    have in memory, and of strength for each time that the history holds one of them.
     """
     num_biased = 0
+    num_counted = len(neighbours)
     decayed = 1.0
     for item in newest[::-1]:
-        if item < len(neighbours):  # later rows were added since the prior was fitted
-            for place in range(neighbours.shape[1]):
-                strength = np.float32(_FLOATS[affinities[item, place]] * decayed)
-                if strength > 0:
-                    row = neighbours[item, place]
-                    if values[row] == 0:
-                        biased_rows[num_biased] = row
-                        num_biased += 1
-                    values[row] += strength
+        if item < num_counted:
+            num_biased = _call(
+                values, biased_rows, num_biased, neighbours[item], affinities[item], decayed
+            )
+            if len(alike):
+                num_biased = _pass_on(
+                    values,
+                    biased_rows,
+                    num_biased,
+                    num_counted,
+                    heads[item],
+                    nexts,
+                    shares,
+                    strength * decayed,
+                )
+        elif item < num_counted + len(alike):
+            for place in range(alike.shape[1]):
+                share = decayed * shares[item - num_counted, place]
+                if share == 0:  # there is no such row
+                    continue
+                row = alike[item - num_counted, place]
+                num_biased = _add(values, biased_rows, num_biased, row, strength * share)
+                num_biased = _call(
+                    values, biased_rows, num_biased, neighbours[row], affinities[row], share
+                )
+                num_biased = _pass_on(
+                    values,
+                    biased_rows,
+                    num_biased,
+                    num_counted,
+                    heads[row],
+                    nexts,
+                    shares,
+                    strength * share,
+                )
         decayed *= decay
+    if len(alike):
+        for row in biased_rows[:num_biased].copy():
+            if row < num_counted:
+                num_biased = _pass_on(
+                    values,
+                    biased_rows,
+                    num_biased,
+                    num_counted,
+                    heads[row],
+                    nexts,
+                    shares,
+                    values[row],
+                )
     for row in biased_rows[:num_biased]:
         values[row] = weight * np.log1p(values[row] / scale)
     if repeat_bias != 0:
@@ -119,6 +178,60 @@ def _fill(
             num_biased += 1
             num_excluded += 1
     return num_biased, num_excluded
+
+
+@compiled
+def _add(values: Floats, biased_rows: Rows, num_biased: int, row: int, strength: float) -> int:
+    """Add to the memory of one row; returns how many rows have some."""
+    added = np.float32(strength)
+    if added > 0:
+        if values[row] == 0:
+            biased_rows[num_biased] = row
+            num_biased += 1
+        values[row] += added
+    return num_biased
+
+
+@compiled
+def _call(
+    values: Floats,
+    biased_rows: Rows,
+    num_biased: int,
+    neighbours: NDArray[np.int32],
+    affinities: NDArray[np.uint16],
+    factor: float,
+) -> int:
+    """Add the affinities of one item to the memory of its neighbours."""
+    for place in range(len(neighbours)):
+        strength = _FLOATS[affinities[place]] * factor
+        num_biased = _add(values, biased_rows, num_biased, neighbours[place], strength)
+    return num_biased
+
+
+@compiled
+def _pass_on(
+    values: Floats,
+    biased_rows: Rows,
+    num_biased: int,
+    first: int,
+    head: int,
+    nexts: NDArray[np.int32],
+    shares: Floats,
+    strength: float,
+) -> int:
+    """Add their shares of strength to the new rows that a counted row is part of.
+
+    first: the row of the first new one; head: the counted row's newest entry, see `NewRows`
+    """
+    num_alike = shares.shape[1]
+    entry = head
+    while entry >= 0:
+        new, place = entry // num_alike, entry % num_alike
+        num_biased = _add(
+            values, biased_rows, num_biased, first + new, strength * shares[new, place]
+        )
+        entry = nexts[entry]
+    return num_biased
 
 
 @compiled

@@ -95,7 +95,7 @@ def test_items_come_and_go_and_the_bundle_stays_as_it_was(bundles_dir: Path) -> 
     new = [Item(f"new-{n}", f"New {n}", ("rare", "brand new")) for n in range(3)]
     grown = bundle.with_items(new, embeddings)
     assert list(grown.items) == [*bundle.items, *new]
-    vectors = tiny_codebook().vectors_of(embeddings)
+    vectors, _ = tiny_codebook().vectors_of(embeddings, bundle.catalogue.vectors)
     assert np.array_equal(grown.catalogue.vectors[-3:], vectors.astype(np.float16))
     assert np.array_equal(grown.catalogue.codes[-3:], tiny_codebook().codes_of(vectors))
 

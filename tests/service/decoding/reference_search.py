@@ -111,15 +111,37 @@ def reference_biases(
     history = job.history.tolist()
     biases = [0.0] * catalogue.num_items
     if prior is not None:
-        memory = [0.0] * catalogue.num_items
-        for age, item in enumerate(history[::-1][: prior.history_length]):
-            pairs = zip(prior.neighbours[item], prior.affinities[item], strict=True)
-            for row, affinity in pairs:
-                memory[row] += prior.decay**age * float(affinity)
+        memory = _reference_memory(history, catalogue.num_items, prior)
         biases = [prior.weight * math.log(1 + strength / prior.scale) for strength in memory]
     for row in set(history):
         biases[row] += denoiser.repeat_bias
     return biases
+
+
+def _reference_memory(history: list[int], num_items: int, prior: NeighbourPrior) -> list[float]:
+    """A new item of the history is replaced by its shares; then new rows get theirs."""
+    num_counted, new = len(prior.neighbours), prior.new
+    mixtures = [[(row, 1.0)] for row in range(num_counted)]
+    if new is not None:
+        mixtures += [
+            [(int(row), float(share)) for row, share in zip(rows, shares, strict=True) if share]
+            for rows, shares in zip(new.rows, new.shares, strict=True)
+        ]
+    memory, had = [0.0] * num_items, [0.0] * num_counted
+    for age, item in enumerate(history[::-1][: prior.history_length]):
+        for part, share in mixtures[item]:
+            strength = prior.decay**age * share
+            had[part] += strength
+            if new is not None and item >= num_counted:
+                memory[part] += strength * new.strength
+            for row, affinity in zip(prior.neighbours[part], prior.affinities[part], strict=True):
+                memory[row] += strength * float(affinity)
+    for item in range(num_counted, len(mixtures)):
+        assert new is not None
+        memory[item] = sum(
+            share * (memory[part] + new.strength * had[part]) for part, share in mixtures[item]
+        )
+    return memory
 
 
 def _decode_by_path(

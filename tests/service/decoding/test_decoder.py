@@ -86,7 +86,10 @@ def test_a_decoder_that_grew_answers_as_one_from_scratch(
     item_ids = [f"new-{row}" for row in range(num_new)]
     grown = old.with_items(item_ids, embeddings, codebook)
 
-    vectors = codebook.vectors_of(embeddings)
+    known = catalogue.vectors if sees_vectors else codebook.vectors_with(catalogue.codes)
+    vectors, alike = codebook.vectors_of(
+        embeddings, known[: np.count_nonzero(catalogue.popularity)]
+    )
     seen = vectors[:, : catalogue.vectors.shape[1]].astype(np.float16)
     whole = Catalogue(
         (*catalogue.item_ids, *item_ids),
@@ -96,12 +99,7 @@ def test_a_decoder_that_grew_answers_as_one_from_scratch(
         np.concatenate((catalogue.vectors, seen)),
     )
     if prior is not None:
-        empty = ((0, num_new), (0, 0))
-        prior = replace(
-            prior,
-            neighbours=np.pad(prior.neighbours, empty),
-            affinities=np.pad(prior.affinities, empty),
-        )
+        prior = prior.with_rows(alike)
     expected = replace(old, trie=SidTrie(whole), prior=prior)
     batch = data.draw(st.lists(jobs(whole), min_size=1, max_size=3))
     assert_same_answers(grown, expected, batch)
@@ -161,7 +159,8 @@ def test_what_does_not_fit_is_refused_and_nothing_changes() -> None:
         decoder.with_items(["new", "newer"], embeddings, replace(codebook, content=None))
     assert decoder.without_items(["gone"]) is decoder
     grown = decoder.with_items(["new", "newer"], embeddings, codebook)
-    assert grown.prior is PRIOR, "nothing of the prior is copied"
+    assert grown.prior is not None
+    assert grown.prior.neighbours is PRIOR.neighbours, "nothing of the prior is copied"
     assert grown.trie.catalogue.rows_of(["newer"]).tolist() == [61]
 
 

@@ -11,11 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from worlds import codebook_of
 
+from service.decoding.catalogue.alike import NUM_ALIKE
 from service.decoding.catalogue.codebook import CHUNK_ROWS, ContentProjection
 
 EMBEDDINGS = np.random.default_rng(1).normal(size=(3 * CHUNK_ROWS + 9, 5)).astype(np.float32)
 CODEBOOK = codebook_of(num_subspaces=4, num_codes=7, vector_dims=10, embedding_dims=5)
-VECTORS = CODEBOOK.vectors_of(EMBEDDINGS)
+KNOWN = np.random.default_rng(2).normal(size=(40, 10)).astype(np.float16)
+VECTORS, _ = CODEBOOK.vectors_of(EMBEDDINGS, KNOWN)
 CODES = CODEBOOK.codes_of(VECTORS)
 
 
@@ -53,11 +55,38 @@ def test_vectors_are_the_content_centred_projected_and_of_its_share_of_the_norm(
     dims = expected.shape[1]
     np.testing.assert_allclose(VECTORS[:, :dims], expected, rtol=1e-5, atol=1e-7)
     assert 0 < dims < 10
-    assert not VECTORS[:, dims:].any(), "no interactions, no collaborative part"
+    np.testing.assert_array_equal(CODEBOOK.content_of(EMBEDDINGS), VECTORS[:, :dims])
+    alone, alike = CODEBOOK.vectors_of(EMBEDDINGS[:3], KNOWN[:0])
+    np.testing.assert_array_equal(alone[:, :dims], VECTORS[:3, :dims])
+    assert not alone[:, dims:].any(), "nothing is known, no collaborative part"
+    assert not alike.shares.any()
+
+
+def test_what_interactions_would_give_comes_from_the_items_that_are_like_it() -> None:
+    """An item with the content of one known item, and unlike all others, gets its other half."""
+    dims, weight = len(projection().components), projection().weight
+    known = np.zeros((2, 10), np.float16)
+    known[0, :dims], known[1, :dims] = -VECTORS[0, :dims], VECTORS[0, :dims]
+    known[:, dims:] = [[1] * (10 - dims), [0, 3, *[0] * (8 - dims)]]
+    [vector], alike = CODEBOOK.vectors_of(EMBEDDINGS[:1], known)
+    np.testing.assert_allclose(vector[dims:], np.sqrt(1 - weight) * (known[1, dims:] / 3))
+    assert alike.rows[0, 0] == 1
+    assert alike.shares[0].tolist() == [1] + [0] * (NUM_ALIKE - 1)
+
+
+def test_a_sid_says_about_which_vector_it_is_of() -> None:
+    about = CODEBOOK.vectors_with(CODES)
+    assert about.dtype == np.float32
+    for row in (0, -1):
+        parts = [CODEBOOK.centroids[subspace, code] for subspace, code in enumerate(CODES[row])]
+        np.testing.assert_allclose(about[row], CODEBOOK.rotation @ np.concatenate(parts), rtol=1e-4)
+    ours, others = about - VECTORS, np.roll(about, 1, axis=0) - VECTORS
+    assert np.square(ours).sum() < 0.9 * np.square(others).sum()
 
 
 def test_an_item_without_content_has_no_direction() -> None:
-    vectors = CODEBOOK.vectors_of(np.stack([np.zeros(5), EMBEDDINGS[0], projection().mean]))
+    texts = np.stack([np.zeros(5), EMBEDDINGS[0], projection().mean])
+    vectors, _ = CODEBOOK.vectors_of(texts, KNOWN)
     assert vectors.any(axis=1).tolist() == [False, True, False]
     np.testing.assert_array_equal(vectors[1], VECTORS[0])
 
@@ -66,7 +95,7 @@ def test_an_item_without_content_has_no_direction() -> None:
 @given(st.integers(0, 2**32 - 1), st.integers(0, len(EMBEDDINGS)))
 def test_what_comes_of_a_row_does_not_depend_on_the_rows_beside_it(seed: int, size: int) -> None:
     rows = np.random.default_rng(seed).permutation(len(EMBEDDINGS))[:size]
-    vectors = CODEBOOK.vectors_of(EMBEDDINGS[rows].astype(np.float64))
+    vectors, _ = CODEBOOK.vectors_of(EMBEDDINGS[rows].astype(np.float64), KNOWN)
     np.testing.assert_array_equal(vectors, VECTORS[rows])
     np.testing.assert_array_equal(CODEBOOK.codes_of(vectors), CODES[rows])
 
@@ -74,7 +103,7 @@ def test_what_comes_of_a_row_does_not_depend_on_the_rows_beside_it(seed: int, si
 def test_without_a_projection_no_embedding_is_taken() -> None:
     without = replace(CODEBOOK, content=None)
     with pytest.raises(ValueError, match="takes no embeddings: the item vectors"):
-        without.vectors_of(EMBEDDINGS)
+        without.vectors_of(EMBEDDINGS, KNOWN)
     np.testing.assert_array_equal(without.codes_of(VECTORS), CODES)
 
 
@@ -83,14 +112,14 @@ def test_numbers_that_are_not_finite_are_refused(bad: float) -> None:
     embeddings = EMBEDDINGS[:3].astype(np.float64)
     embeddings[1, 2] = bad
     with pytest.raises(ValueError, match="embeddings must be finite numbers, not too large"):
-        CODEBOOK.vectors_of(embeddings)
+        CODEBOOK.vectors_of(embeddings, KNOWN)
 
 
 def test_other_widths_are_refused() -> None:
     with pytest.raises(ValueError, match=r"must be \(n, 5\) here, not \(2, 4\)"):
-        CODEBOOK.vectors_of(np.zeros((2, 4), np.float32))
+        CODEBOOK.vectors_of(np.zeros((2, 4), np.float32), KNOWN)
     with pytest.raises(ValueError, match=r"must be \(n, 5\) here, not \(5,\)"):
-        CODEBOOK.vectors_of(np.zeros(5, np.float32))
+        CODEBOOK.vectors_of(np.zeros(5, np.float32), KNOWN)
     with pytest.raises(ValueError, match=r"encodes \(n, 10\) vectors, not \(2, 9\)"):
         CODEBOOK.codes_of(np.zeros((2, 9), np.float32))
 
@@ -130,6 +159,6 @@ def test_a_projection_whose_parts_do_not_fit(changed: dict[str, Any], message: s
 
 
 def test_nothing_is_encoded_as_nothing() -> None:
-    vectors = CODEBOOK.vectors_of(np.zeros((0, 5)))
+    vectors, _ = CODEBOOK.vectors_of(np.zeros((0, 5)), KNOWN)
     assert vectors.shape == (0, 10)
     assert CODEBOOK.codes_of(vectors).shape == (0, 4)

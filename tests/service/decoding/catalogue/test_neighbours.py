@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,10 @@ from hashed_denoiser import HashedDenoiser
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference_search import reference_biases
-from worlds import catalogues, job_of, jobs, priors
+from worlds import catalogue_of, catalogues, job_of, jobs, priors
 
-from service.decoding.catalogue.neighbour_prior import NeighbourPrior
+from service.decoding.catalogue.alike import NUM_ALIKE, Alike
+from service.decoding.catalogue.neighbour_prior import RESEMBLANCE, NeighbourPrior
 from service.decoding.schedule import Schedule
 from service.decoding.search.row_biases import RowBiases
 
@@ -74,6 +76,106 @@ def test_items_behind_the_counted_rows_call_for_nothing_but_age_the_others() -> 
     expected = 3 * np.log1p(np.array([0, 2, 0, 1, 0, 0, 0, 0]) / 2)
     assert biases_of(prior_of(), 0, 4, num_items=8) == pytest.approx(expected)
     assert not any(biases_of(prior_of(), 7, 4, num_items=8))
+
+
+def alike_of(*mixtures: dict[int, float]) -> Alike:
+    """Rows and shares of new rows, each given as {row: share}."""
+    rows = np.zeros((len(mixtures), NUM_ALIKE), np.int32)
+    shares = np.zeros((len(mixtures), NUM_ALIKE), np.float32)
+    for new, mixture in enumerate(mixtures):
+        rows[new, : len(mixture)] = list(mixture)
+        shares[new, : len(mixture)] = list(mixture.values())
+    return Alike(rows, shares)
+
+
+# Rows 4 to 6: half of 1 and half of 3; mostly row 0; like nothing.
+MIXTURES: tuple[dict[int, float], ...] = ({1: 0.5, 3: 0.5}, {0: 0.75, 3: 0.25}, {})
+
+
+@pytest.mark.parametrize(
+    ("history", "memory"),
+    [
+        ((), [0, 0, 0, 0]),
+        ((2,), [0, 0, 0, 0]),
+        ((0,), [0, 4, 0, 2]),
+        ((6,), [0, 0, 0, 0]),
+        ((6, 0), [0, 4, 0, 2]),
+        ((0, 6), [0, 2, 0, 1]),
+        ((1, 0), [0, 4, 0, 2 + 0.5]),
+    ],
+)
+def test_new_rows_have_their_shares_of_what_they_are_like(
+    history: tuple[int, ...], memory: list[float]
+) -> None:
+    prior = prior_of().with_rows(alike_of(*MIXTURES))
+    assert prior.new is not None
+    strength, own = prior.new.strength, [0.0] * 4
+    for age, item in enumerate(history[::-1]):
+        if item < 4:
+            own[item] += 0.5**age * strength
+    shared = [
+        sum(share * (memory[row] + own[row]) for row, share in mixture.items())
+        for mixture in MIXTURES
+    ]
+    expected = 3 * np.log1p(np.array([*memory, *shared]) / 2)
+    assert biases_of(prior, *history, num_items=7) == pytest.approx(expected)
+
+
+def test_a_new_item_in_a_history_stands_for_what_it_is_like() -> None:
+    prior = prior_of().with_rows(alike_of(*MIXTURES))
+    assert prior.new is not None
+    s = prior.new.strength
+    assert s == RESEMBLANCE * np.median([4, 2, 1, 0.5, 8])
+    memory = np.array([0.5 * 0.5, 0.5 * s, 0.5 * 8, 0.5 * 1 + 0.5 * s])
+    shared = [
+        0.5 * (memory[1] + 0.5 * s) + 0.5 * (memory[3] + 0.5 * s),
+        0.75 * memory[0] + 0.25 * (memory[3] + 0.5 * s),
+        0,
+    ]
+    expected = 3 * np.log1p(np.array([*memory, *shared]) / 2)
+    assert biases_of(prior, 4, num_items=7) == pytest.approx(expected)
+
+
+@settings(deadline=None)
+@given(data=st.data())
+def test_new_rows_come_and_go(data: st.DataObject) -> None:
+    """One call or many, older priors that go on, removed rows: always the reference's biases."""
+    catalogue = data.draw(catalogues())
+    prior = data.draw(priors(catalogue))
+    random = np.random.default_rng(data.draw(st.integers(0, 99)))
+    num_new = data.draw(st.integers(0, 9))
+    rows = random.integers(0, catalogue.num_items, (num_new, NUM_ALIKE)).astype(np.int32)
+    shares = random.integers(0, 3, rows.shape).astype(np.float32) / 8
+    stages = [prior]
+    stops = sorted(data.draw(st.sets(st.integers(0, num_new), max_size=3)) | {num_new})
+    for start, stop in pairwise([0, *stops]):
+        stages.append(stages[-1].with_rows(Alike(rows[start:stop], shares[start:stop])))
+        stages[-2].with_rows(Alike(rows[:3] * 0, shares[:3] + 1))  # another one grows from it too
+    whole = prior.with_rows(Alike(rows, shares))
+    gone = [row for row in range(whole.num_rows) if data.draw(st.booleans())]
+    left = whole.without_rows(np.array(gone, np.int32))
+    for each in (*stages, whole, left):
+        if not each.num_rows:
+            continue
+        history = data.draw(st.lists(st.integers(0, each.num_rows - 1), max_size=8))
+        denoiser = HashedDenoiser(1, 1)
+        world = catalogue_of(np.zeros((each.num_rows, 1), int), 1)
+        job = job_of(schedule=Schedule((1,)), history=history)
+        biases = RowBiases(each.num_rows)
+        biases.fill(job, each, 0)
+        expected = reference_biases(job, world, denoiser, each)
+        np.testing.assert_allclose(biases.values, expected, atol=1e-4)
+        biased = biases.biased_rows.tolist()
+        assert len(biased) == len(set(biased))
+        biases.clear()
+        assert not biases.values.any()
+        if each is stages[-1]:
+            found = RowBiases(each.num_rows)
+            found.fill(job, whole, 0)
+            biases.fill(job, each, 0)
+            np.testing.assert_array_equal(biases.values, found.values)
+    again = whole.without_rows(np.arange(len(prior.neighbours), whole.num_rows, dtype=np.int32))
+    assert again.neighbours is prior.neighbours, "nothing that was counted is copied"
 
 
 @pytest.mark.parametrize(
