@@ -60,7 +60,7 @@ def run(
     exclude_seen = config.evaluation.exclude_seen
     make: dict[StageName, tuple[list[BaseModel | str], Callable[[Path], dict[str, Any]]]] = {
         "codebook": (
-            [config.embeddings, config.codebook],
+            [config.embeddings, config.codebook, "cold items have vectors like others"],
             lambda folder: _codebook(dataset, config, folder, console),
         ),
         "fit": (

@@ -9,18 +9,25 @@ like), `neighbour_prior` (which items follow which). Then how a catalogue grows 
 """
 
 from service.decoding.catalogue import code_pairs
-from service.decoding.catalogue.alike import MOST_COMPARED, NUM_ALIKE, Alike
+from service.decoding.catalogue.alike import (
+    MOST_COMPARED,
+    NUM_ALIKE,
+    Alike,
+    most_alike,
+    vectors_like,
+)
 from service.decoding.catalogue.catalogue import Catalogue
 from service.decoding.catalogue.code_pairs import Pairs
 from service.decoding.catalogue.codebook import Codebook, ContentProjection
 from service.decoding.catalogue.growing_arrays import SharedList
-from service.decoding.catalogue.neighbour_prior import NeighbourPrior, NewRows
+from service.decoding.catalogue.neighbour_prior import RESEMBLANCE, NeighbourPrior, NewRows
 from service.decoding.catalogue.pauses import with_pauses
 from service.decoding.catalogue.trie import SidTrie
 
 __all__ = [
     "MOST_COMPARED",
     "NUM_ALIKE",
+    "RESEMBLANCE",
     "Alike",
     "Catalogue",
     "Codebook",
@@ -31,5 +38,7 @@ __all__ = [
     "SharedList",
     "SidTrie",
     "code_pairs",
+    "most_alike",
+    "vectors_like",
     "with_pauses",
 ]
