@@ -59,9 +59,10 @@ def run(
         raise DataError(f"{error}; a bundle cannot hold it") from error
     _describe(dataset, console)
     exclude_seen = config.evaluation.exclude_seen
+    has_cold = not dataset.split.train.popularity().all()
     make: dict[StageName, tuple[list[BaseModel | str], Callable[[Path], dict[str, Any]]]] = {
         "codebook": (
-            [config.embeddings, config.codebook],
+            [config.embeddings, config.codebook, *["cold items are like others"] * has_cold],
             lambda folder: _codebook(dataset, config, folder, console),
         ),
         "fit": (

@@ -157,8 +157,12 @@ def test_a_new_item_is_encoded_as_a_cold_one_was(world: Path, tmp_path: Path) ->
     assert len(rows) == num_cold
     assert not bundle.catalogue.popularity[rows].any()
     known = bundle.catalogue.vectors[bundle.catalogue.popularity > 0]
-    vectors, _ = bundle.codebook.vectors_of(embeddings[-num_cold:], known)
-    assert vectors[:-1, 24:].any(axis=1).all()  # the half that interactions give to others
+    vectors, alike = bundle.codebook.vectors_of(embeddings[-num_cold:], known)
+    content_dims = bundle.codebook.content_of(embeddings[:1]).shape[1]
+    assert vectors[:, content_dims:].any(axis=1).tolist() == [True] * (num_cold - 1) + [False]
+    affinities = bundle.decoder.prior.affinities[rows] if bundle.decoder.prior else []
+    assert len(affinities)
+    assert affinities.any(axis=1).tolist() == alike.shares.any(axis=1).tolist()
     np.testing.assert_array_equal(bundle.codebook.codes_of(vectors), bundle.catalogue.codes[rows])
     np.testing.assert_array_equal(vectors.astype(np.float16), bundle.catalogue.vectors[rows])
     assert bundle.manifest.content is not None

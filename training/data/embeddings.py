@@ -1,9 +1,9 @@
 """Item vectors: the content of items joined with collaborative factors of the interactions.
 
-Everything is fitted on items with training interactions and then applied to all items. So a new
-item gets its vector in the same way as a cold one. `embed` runs on one thread, because the last
-bits of a sum depend on the number of threads: the same input and seed give the same output. Knows
-nothing of codes.
+Everything is fitted on items with training interactions and then applied to all items. An item
+without any gets the collaborative part of the items that it is like. So a new item gets its vector
+in the same way as a cold one. `embed` runs on one thread, because the last bits of a sum depend on
+the number of threads: the same input and seed give the same output. Knows nothing of codes.
 """
 
 from __future__ import annotations
@@ -211,8 +211,8 @@ def item_vectors(
     Content is centred, reduced to `config.content_dims` by PCA and L2-normalised. Mean and PCA are
     fitted on the items that `seen` marks. The projection that does this is returned as well. Of an
     item with both parts, the collaborative part has `config.collaborative_weight` of the squared
-    norm. That part of an item without training interactions is a mixture of those of items that it
-    is like by content, see `most_alike`. An item without one of the parts has zeros there.
+    norm. An item without one of the parts has zeros there, except that content fills in the
+    collaborative part of the items that `seen` does not mark.
     Raises ConfigError if both parts are missing, DataError if no item with training interactions
     has content.
     """
@@ -232,10 +232,11 @@ def item_vectors(
     parts = projection.vectors_of(content)
     if factors is None:
         return parts, projection
-    vectors = np.concatenate([parts, (factors * np.sqrt(weight)).astype(np.float32)], axis=1)
-    known = vectors[seen].astype(np.float16)  # as a bundle has them, when new items are added to it
+    vectors = np.concatenate((parts, (factors * np.sqrt(weight)).astype(np.float32)), axis=1)
+    known = vectors[seen].astype(np.float16)  # as the bundle keeps them
     alike = most_alike(parts[~seen], known[:, : parts.shape[1]])
-    vectors[~seen] = vectors_like(parts[~seen], alike, known, np.sqrt(weight))
+    norm = np.sqrt(1 - projection.weight)
+    vectors[~seen] = vectors_like(parts[~seen], alike, known, norm)
     return vectors, projection
 
 

@@ -1,7 +1,8 @@
 """The neighbour prior of a bundle: counted from training interactions, weighed on validation.
 
-Items call for what was bought with them and after them, and for what is like them: the second is
-all that is known of an item nobody has bought yet. Counting takes seconds. How much the prior adds
+Items call for what was bought with them and after them, and for what is like them. An item nobody
+has bought yet has its share in what was counted for the items it is like, as new items have in the
+service. Counting takes seconds. How much the prior adds
 beside the network, and from which memory on, is chosen by asking the production decoder about
 validation users. Knows nothing of files.
 """
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from service.decoding import Decoder, NeighbourPrior, Schedule
+from service.decoding.catalogue import RESEMBLANCE, most_alike
 from training.config import NeighboursConfig
 from training.data import Interactions, Windows, item_affinities
 from training.evaluation import ndcg_at, ranks
@@ -38,16 +40,40 @@ def fit_priors(
     An item has its strongest neighbours by
 
         affinity[i, j] + likeness_weight * median affinity * likeness[i, j]
+
+    An item without interactions has affinities by `inherited`.
     """
     counted = item_affinities(
         train, window=config.window, transition_weight=config.transition_weight
     )
     alike = likeness(content, config.num_alike)
     typical = np.median(counted.data) if counted.nnz else 1.0
+    counted = counted + inherited(counted, content, train.popularity() > 0, RESEMBLANCE * typical)
     return {
         weight: _prior(sparse.csr_array(counted + weight * typical * alike), config)
         for weight in config.likeness_weights
     }
+
+
+def inherited(
+    counted: sparse.csr_array,
+    content: NDArray[np.floating],
+    seen: NDArray[np.bool_],
+    strength: float,
+) -> sparse.csr_array:
+    """What items without interactions have of the items they are like: as `NeighbourPrior.new`.
+
+    counted: (num_items, num_items) affinities. Returns as much, in their rows and columns alone.
+    seen: (num_items,) bool, items with interactions
+    strength: affinity of an item to one that is like it alone
+    """
+    rows, shares = most_alike(content[~seen], content[seen])
+    cold = np.broadcast_to(np.flatnonzero(~seen)[:, None], rows.shape)
+    is_part = shares > 0
+    places = cold[is_part], np.flatnonzero(seen)[rows[is_part]]
+    share = sparse.csr_array((shares[is_part], places), shape=counted.shape)
+    called, calling = share @ counted, counted @ share.T
+    return sparse.csr_array(called + calling + strength * (share + share.T))
 
 
 def likeness(content: NDArray[np.floating], num_alike: int) -> sparse.csr_array:

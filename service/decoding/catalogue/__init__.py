@@ -20,13 +20,14 @@ from service.decoding.catalogue.catalogue import Catalogue
 from service.decoding.catalogue.code_pairs import Pairs
 from service.decoding.catalogue.codebook import Codebook, ContentProjection
 from service.decoding.catalogue.growing_arrays import SharedList
-from service.decoding.catalogue.neighbour_prior import NeighbourPrior, NewRows
+from service.decoding.catalogue.neighbour_prior import RESEMBLANCE, NeighbourPrior, NewRows
 from service.decoding.catalogue.pauses import with_pauses
 from service.decoding.catalogue.trie import SidTrie
 
 __all__ = [
     "MOST_COMPARED",
     "NUM_ALIKE",
+    "RESEMBLANCE",
     "Alike",
     "Catalogue",
     "Codebook",

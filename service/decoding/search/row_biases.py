@@ -132,6 +132,8 @@ def _fill(
         elif item < num_counted + len(alike):
             for place in range(alike.shape[1]):
                 share = decayed * shares[item - num_counted, place]
+                if share == 0:  # there is no such row
+                    continue
                 row = alike[item - num_counted, place]
                 num_biased = _add(values, biased_rows, num_biased, row, strength * share)
                 num_biased = _call(

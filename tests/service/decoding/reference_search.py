@@ -124,7 +124,7 @@ def _reference_memory(history: list[int], num_items: int, prior: NeighbourPrior)
     mixtures = [[(row, 1.0)] for row in range(num_counted)]
     if new is not None:
         mixtures += [
-            [(int(row), float(share)) for row, share in zip(rows, shares, strict=True)]
+            [(int(row), float(share)) for row, share in zip(rows, shares, strict=True) if share]
             for rows, shares in zip(new.rows, new.shares, strict=True)
         ]
     memory, had = [0.0] * num_items, [0.0] * num_counted

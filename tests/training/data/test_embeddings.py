@@ -209,9 +209,20 @@ def test_the_collaborative_part_holds_its_share(weight: float) -> None:
     np.testing.assert_allclose(norms[:-2, :8].sum(1), 1 - weight, rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(norms[:-1, 8:].sum(1), weight, rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(norms[-1, :8].sum(), 1 - weight, rtol=1e-5, atol=1e-7)
-    from_alike = 0 if weight == 1 else weight  # without content an item is like nothing
-    np.testing.assert_allclose(norms[-1, 8:].sum(), from_alike, rtol=1e-5, atol=1e-7)
+    of_others = weight if weight < 1 else 0  # without content it is like nothing
+    np.testing.assert_allclose(norms[-1, 8:].sum(), of_others, rtol=1e-5, atol=1e-7)
     assert not vectors[-2, :8].any()
+
+
+def test_an_item_nobody_had_gets_the_collaborative_part_of_what_it_is_like() -> None:
+    content = np.eye(6, dtype=np.float32)
+    content[4], content[5] = content[2], 0  # the content of item 2, and none
+    factors = np.eye(6, 3, dtype=np.float32)
+    factors[2] = [0.6, 0, 0.8]
+    seen = np.arange(6) < 4
+    vectors, _ = item_vectors(content, factors, seen, EmbeddingsConfig(content_dims=3))
+    np.testing.assert_allclose(vectors[4], vectors[2], atol=1e-3)
+    assert not vectors[5].any()
 
 
 def test_one_part_alone_has_the_whole_norm() -> None:

@@ -9,8 +9,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from logs import log_of
+from scipy import sparse
 
-from service.decoding import Catalogue, Decoder, Histories, Schedule, SidTrie
+from service.decoding import (
+    Catalogue,
+    Decoder,
+    Histories,
+    Job,
+    NeighbourPrior,
+    Schedule,
+    SidTrie,
+)
+from service.decoding.catalogue import RESEMBLANCE, most_alike
+from service.decoding.search.row_biases import RowBiases
 from training.config import NeighboursConfig
 from training.data.embeddings import item_affinities
 from training.data.splits import Split, leave_last_out
@@ -18,6 +29,7 @@ from training.fitting.neighbour_prior import (
     chosen_settings,
     count_again,
     fit_priors,
+    inherited,
     likeness,
     weigh_prior,
 )
@@ -97,12 +109,60 @@ def test_an_item_nobody_bought_is_known_by_what_it_is_like() -> None:
     vectors[6] = vectors[0] + 0.1 * vectors[1]  # item 6 was never bought, and is nearly item 0
     config = CONFIG.model_copy(update={"likeness_weights": (0.0, 2.0)})
     without, with_likeness = fit_priors(log, vectors, config).values()
-    assert not without.affinities[6].any()
-    assert with_likeness.neighbours[6, 0] == 0
-    assert with_likeness.affinities[6, 0] == pytest.approx(2 * without.scale, rel=0.05)
-    strongest = dict(zip(with_likeness.neighbours[0], with_likeness.affinities[0], strict=True))
-    assert strongest[6] == pytest.approx(2 * without.scale, rel=0.05)
-    assert strongest[1] == without.affinities[0].max()
+    affinity = item_affinities(log, window=3, transition_weight=5.0).toarray()
+    typical = np.median(affinity[affinity > 0])
+    for prior, weight in ((without, 0.0), (with_likeness, 2.0)):
+        called, calling = (
+            {
+                int(row): float(affinity)
+                for row, affinity in zip(
+                    prior.neighbours[item], prior.affinities[item], strict=True
+                )
+                if affinity
+            }
+            for item in (6, 0)
+        )
+        likeness_of_0 = weight * typical * (1 / np.sqrt(1.01)) ** 3
+        expected = RESEMBLANCE * typical + likeness_of_0
+        assert called[0] == pytest.approx(expected, rel=0.01)
+        assert calling[6] == pytest.approx(expected, rel=0.01)
+        assert called[1] == pytest.approx(affinity[0, 1], rel=0.01), "what calls for item 0's"
+        assert calling[1] == pytest.approx(affinity[0, 1], rel=0.01), "is as it was counted"
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), num_seen=st.integers(1, 8))
+def test_an_item_nobody_bought_has_what_a_new_item_has_in_the_service(
+    seed: int, num_seen: int
+) -> None:
+    """Counted as cold in training, or added behind the counted rows: the same biases."""
+    random = np.random.default_rng(seed)
+    counted = sparse.csr_array(random.integers(0, 3, (num_seen, num_seen)).astype(np.float32) / 4)
+    content = random.normal(size=(num_seen + 4, 3)).astype(np.float32)
+    seen = np.arange(num_seen + 4) < num_seen
+    whole = sparse.block_diag((counted, sparse.csr_array((4, 4))), format="csr")
+    strength = 2.0
+    cold = (whole + inherited(whole, content, seen, strength)).toarray()
+    alike = most_alike(content[~seen], content[seen])
+    prior = NeighbourPrior(
+        np.tile(np.arange(num_seen, dtype=np.int32), (num_seen, 1)),
+        counted.toarray().astype(np.float16),
+        history_length=5,
+        decay=0.5,
+        scale=1.0,
+        weight=1.0,
+    ).with_rows(alike)
+    assert prior.new is not None
+    prior.new.strength = strength
+    item = int(random.integers(0, num_seen))
+    biases = RowBiases(num_seen + 4)
+    job = Job(np.array([item], np.int32), 1, ONE_CALL, 1)
+    biases.fill(job, prior, 0)
+    np.testing.assert_allclose(np.expm1(biases.values), cold[item], rtol=1e-3, atol=1e-4)
+    biases.fill(replace(job, history=np.array([num_seen + 1], np.int32)), prior, 0)
+    np.testing.assert_allclose(
+        np.expm1(biases.values[:num_seen]), cold[num_seen + 1, :num_seen], rtol=1e-3, atol=1e-4
+    )
 
 
 def test_likeness_is_found_among_very_many_items_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,14 +175,15 @@ def test_likeness_is_found_among_very_many_items_too(monkeypatch: pytest.MonkeyP
 
 
 def test_the_likeness_weight_is_chosen_too() -> None:
-    """The next item always resembles the newest one, and nobody has ever bought it."""
+    """The next item always resembles the newest one, and nobody has ever bought both."""
     split = _circle()
     angles = np.arange(NUM_ITEMS) * 2 * np.pi / NUM_ITEMS
     vectors = np.stack((np.cos(angles), np.sin(angles)), axis=1)
     silent = fit_priors(split.train, UNLIKE, CONFIG)[0.0]
     silent = replace(silent, affinities=np.zeros_like(silent.affinities))
     config = CONFIG.model_copy(update={"likeness_weights": (0.0, 1.0)})
-    known = fit_priors(log_of([[0]], NUM_ITEMS), vectors, config)[1.0]
+    alone = log_of([[item] for item in range(NUM_ITEMS)], NUM_ITEMS)
+    known = fit_priors(alone, vectors, config)[1.0]
     priors = {0.0: silent, 1.0: known}
     config = config.model_copy(update={"likeness_weights": (1.0, 0.0)})
     best, trials = weigh_prior(
