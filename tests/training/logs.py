@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from training.data.interactions import Interactions
+from training.data.splits import Interactions
 
 
 def log_of(histories: list[list[int]], num_items: int = 7) -> Interactions:

@@ -23,7 +23,8 @@ from threadpoolctl import threadpool_limits
 from service.bundles import Item, text_of
 from service.decoding import ContentProjection
 from training.config import EmbeddingsConfig
-from training.data.interactions import Dataset, Interactions
+from training.data.interactions import Dataset
+from training.data.splits import Interactions
 from training.errors import ConfigError, DataError
 
 SVD_POWER_ITERATIONS = 7

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from service.bundles import HISTORY_CAP
-from training.data.interactions import Interactions
+from training.data.splits import Interactions
 
 BUCKET_SAMPLES = 8192  # segments with about this many samples are sorted by length together
 

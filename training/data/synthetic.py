@@ -19,7 +19,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from service.bundles import Item
-from training.data.interactions import Interactions
+from training.data.splits import Interactions
 from training.data.synthetic_titles import LINE_LENGTHS, TOPICS, titles_of_lines
 from training.errors import ConfigError
 

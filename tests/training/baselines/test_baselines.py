@@ -30,8 +30,8 @@ from training.baselines.padded import padded_histories, training_minibatches
 from training.baselines.sequence_fit import untrained
 from training.baselines.sequence_models import CHUNK, full_softmax_loss, sampled_binary_loss
 from training.data.embeddings import MOST_PAIRED
-from training.data.interactions import Interactions, Split, Windows, leave_last_out
 from training.data.segments import Segments
+from training.data.splits import Interactions, Split, Windows, leave_last_out
 from training.errors import DataError
 from training.evaluation.evaluation import NOT_FOUND, popularity_ranks, recall_at
 

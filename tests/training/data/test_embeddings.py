@@ -25,7 +25,8 @@ from training.data.embeddings import (
     item_vectors,
     users_with_both,
 )
-from training.data.interactions import Dataset, Interactions, leave_last_out, load_dataset
+from training.data.interactions import Dataset, load_dataset
+from training.data.splits import Interactions, leave_last_out
 from training.errors import ConfigError, DataError
 
 CONFIG = EmbeddingsConfig(content_dims=4, collaborative_dims=3)

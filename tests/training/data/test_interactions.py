@@ -18,14 +18,8 @@ from service.bundles.bundle import Item
 from service.schemas.events import Event
 from training.config import InteractionsConfig
 from training.data.files.columns import SERVED_USER_ID
-from training.data.interactions import (
-    Interactions,
-    k_core,
-    leave_last_out,
-    load_dataset,
-    read_interactions,
-    read_items,
-)
+from training.data.interactions import k_core, load_dataset, read_interactions, read_items
+from training.data.splits import Interactions, leave_last_out
 from training.errors import DataError
 
 HISTORIES = st.lists(st.lists(st.integers(0, 6), max_size=8), min_size=1, max_size=8)

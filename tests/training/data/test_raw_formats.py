@@ -12,8 +12,9 @@ import pytest
 from raw_files import META_LINES, write_amazon, write_movielens_csv, write_movielens_dat
 
 from service.bundles.bundle import Item
-from training.data.interactions import Interactions, load_dataset, read_interactions, read_items
+from training.data.interactions import load_dataset, read_interactions, read_items
 from training.data.raw_formats import Prepared, prepare, read_amazon_2014, read_raw
+from training.data.splits import Interactions
 from training.errors import DataError
 
 

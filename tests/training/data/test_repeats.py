@@ -15,8 +15,9 @@ from service.bundles.bundle import Bundle
 from training.baselines import Popularity
 from training.baselines import ranks as ranks_by_score
 from training.config import InteractionsConfig
-from training.data.interactions import leave_last_out, load_dataset, read_interactions
+from training.data.interactions import load_dataset, read_interactions
 from training.data.repeats import without_repeats
+from training.data.splits import leave_last_out
 from training.data.synthetic import make_world, write_world
 from training.evaluation.evaluation import popularity_ranks, recall_at, targets_seen
 from training.evaluation.report import evaluate_bundle

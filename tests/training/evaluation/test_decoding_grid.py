@@ -10,7 +10,7 @@ import pytest
 from service.bundles.bundle import DecodingDefaults
 from service.decoding import Catalogue, Decoder, Histories, SidTrie
 from training.config import EvaluationConfig, ScheduleConfig
-from training.data.interactions import Windows
+from training.data.splits import Windows
 from training.evaluation.decoding_grid import best_point, grid_of, measure_grid, schedules_of
 from training.preset import load_config
 

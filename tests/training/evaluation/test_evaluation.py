@@ -10,7 +10,7 @@ import pytest
 
 from service.bundles.bundle import HISTORY_CAP, DecodingDefaults
 from service.decoding import Catalogue, Decoder, Histories, Schedule, SidTrie
-from training.data.interactions import Windows
+from training.data.splits import Windows
 from training.evaluation.evaluation import (
     NOT_FOUND,
     _PartialSids,

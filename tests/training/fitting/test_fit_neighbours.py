@@ -13,7 +13,7 @@ from logs import log_of
 from service.decoding import Catalogue, Decoder, Histories, Schedule, SidTrie
 from training.config import NeighboursConfig
 from training.data.embeddings import item_affinities
-from training.data.interactions import Split, leave_last_out
+from training.data.splits import Split, leave_last_out
 from training.fitting.neighbour_prior import (
     chosen_of,
     fit_priors,

@@ -19,7 +19,7 @@ from rich.console import Console
 from service.decoding import Catalogue, SidTrie
 from training.checkpoint import write_checkpoint
 from training.config import FitConfig, MaskingConfig, ModelConfig
-from training.data.interactions import Interactions, Split, leave_last_out
+from training.data.splits import Interactions, Split, leave_last_out
 from training.families.mdgr.model import MaskedDiffusionModel
 from training.families.mdgr.objective import MDGRObjective
 from training.fitting import training_loop
