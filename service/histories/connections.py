@@ -110,6 +110,7 @@ class StoreConnection:
         self._known = asyncio.Event()
         self._doubt = asyncio.Event()
         self._following: asyncio.Task[None] | None = None
+        self._asking: set[asyncio.Task[SlotMap]] = set()
         if url.kind == "server":
             self._clients[PRIMARY] = self._connect(url.text)
             if replica_url:
@@ -167,6 +168,8 @@ class StoreConnection:
         """Close all connections."""
         if self._following:
             await ended([self._following])
+        if self._asking:  # cancelled while it opens, a connection may stay open; they end soon
+            await asyncio.wait(self._asking)
         await asyncio.gather(*(client.aclose() for client in self._clients.values()))
 
     # --- asking servers ---------------------------------------------------------------------------
@@ -273,21 +276,24 @@ class StoreConnection:
             may_know |= {shard.primary for shard in self._map.values()}
         asked = random.sample(sorted(may_know), min(NUM_ASKED, len(may_know)))
         asking = [asyncio.create_task(self._ask_for_map(node)) for node in asked]
-        try:
-            for answered in asyncio.as_completed(asking):
-                try:
-                    self._adopt(await answered)
-                    break
-                except Exception as error:  # nonsense too, because this task must not end
-                    complaint = reason_of(error)
-            else:
-                self._complain(complaint)
-            await asyncio.wait(asking)  # a connection cancelled while it opens may stay open
-        finally:
-            for task in asking:
-                task.cancel()
-            await asyncio.gather(*asking, return_exceptions=True)
+        for task in asking:
+            self._asking.add(task)
+            task.add_done_callback(self._has_asked)
+        for answered in asyncio.as_completed(asking):
+            try:
+                self._adopt(await answered)
+                break
+            except Exception as error:  # nonsense too, because this task must not end
+                complaint = reason_of(error)
+        else:
+            self._complain(complaint)
+        await asyncio.wait(asking)
         await self._leave()
+
+    def _has_asked(self, task: asyncio.Task[SlotMap]) -> None:
+        self._asking.discard(task)
+        if not task.cancelled():
+            task.exception()  # looked at, or asyncio logs it
 
     async def _ask_for_map(self, node: Node) -> SlotMap:
         """Ask one node for the map. Raises RedisError or OSError.

@@ -117,7 +117,8 @@ def test_new_items_are_those_of_the_service_behind_all_others(bundle: Bundle) ->
     assert grown.catalogue.num_items == NUM_ITEMS
     assert not grown.catalogue.popularity[-len(ids) :].any()
     assert dataset.embeddings is not None
-    vectors = bundle.codebook.vectors_of(dataset.embeddings[cold.drawn])
+    known = bundle.catalogue.vectors[bundle.catalogue.popularity > 0]
+    vectors, _ = bundle.codebook.vectors_of(dataset.embeddings[cold.drawn], known)
     without = bundle.without_items(ids)
     expected = without.with_items([dataset.items[row] for row in cold.drawn],
                                   dataset.embeddings[cold.drawn])  # fmt: skip
