@@ -32,7 +32,7 @@ SOON_S = 0.05  # until a load of these tests is given up
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("hanging")
     for version in "123":
-        write_tiny_bundle(folder / "shop" / version, name="shop", version=version)
+        write_tiny_bundle(folder / "hanging" / version, name="hanging", version=version)
     return folder
 
 
@@ -59,8 +59,8 @@ def loader(go_on: threading.Event, hanging: str) -> Callable[[Path], LoadedBundl
 
 
 async def two_in_memory(loaded_bundles: LoadedBundles, store: Path) -> None:
-    await loaded_bundles.start(store / "shop" / "1")
-    await loaded_bundles.load(store / "shop" / "2", "shop@2")
+    await loaded_bundles.start(store / "hanging" / "1")
+    await loaded_bundles.load(store / "hanging" / "2", "hanging@2")
 
 
 def test_bundles_are_swapped_and_items_change_while_a_load_hangs(
@@ -69,19 +69,19 @@ def test_bundles_are_swapped_and_items_change_while_a_load_hangs(
     async def story() -> None:
         loaded_bundles = LoadedBundles(loader(go_on, "3"), Metrics())
         await two_in_memory(loaded_bundles, store)
-        loading = asyncio.create_task(loaded_bundles.load(store / "shop" / "3", "shop@3"))
+        loading = asyncio.create_task(loaded_bundles.load(store / "hanging" / "3", "hanging@3"))
         await asyncio.sleep(0)
-        assert (await loaded_bundles.activate("shop@2")).ref == "shop@2"
+        assert (await loaded_bundles.activate("hanging@2")).ref == "hanging@2"
         await loaded_bundles.change(lambda bundle: bundle.without_items(["item-5"]))
         assert loaded_bundles.active.bundle.catalogue.num_items == NUM_ITEMS - 1
-        assert (await loaded_bundles.rollback()).ref == "shop@1"
+        assert (await loaded_bundles.rollback()).ref == "hanging@1"
         assert loaded_bundles.active.bundle.catalogue.num_items == NUM_ITEMS - 1
-        await loaded_bundles.unload("shop@2")
+        await loaded_bundles.unload("hanging@2")
         with pytest.raises(BundleConflict, match="another bundle is being loaded") as refused:
-            await loaded_bundles.load(store / "shop" / "2", "shop@2")
+            await loaded_bundles.load(store / "hanging" / "2", "hanging@2")
         assert refused.value.code == "bundle_busy"
         go_on.set()
-        assert (await loading).ref == "shop@3"
+        assert (await loading).ref == "hanging@3"
         assert loaded_bundles.candidate is not None
         assert loaded_bundles.candidate.bundle.catalogue.num_items == NUM_ITEMS  # `replay` follows
 
@@ -99,13 +99,15 @@ def test_a_bundle_may_be_activated_while_items_change(store: Path, go_on: thread
 
         changing = asyncio.create_task(loaded_bundles.change(change))
         await asyncio.sleep(0)
-        await loaded_bundles.activate("shop@2")
-        await loaded_bundles.unload("shop@1")
+        await loaded_bundles.activate("hanging@2")
+        await loaded_bundles.unload("hanging@1")
         go_on.set()
         await changing
-        assert loaded_bundles.active.ref == "shop@2"
+        assert loaded_bundles.active.ref == "hanging@2"
         assert loaded_bundles.active.bundle.catalogue.num_items == NUM_ITEMS - 1
-        assert [one.ref for one in loaded_bundles.all] == ["shop@2"]  # what was unloaded stays so
+        assert [one.ref for one in loaded_bundles.all] == [
+            "hanging@2"
+        ]  # what was unloaded stays so
 
     run(story())
 
@@ -115,23 +117,23 @@ def test_a_load_is_given_up_and_another_one_may_begin(store: Path, go_on: thread
         before = gc.get_threshold()
         loaded_bundles = LoadedBundles(loader(go_on, "23"), Metrics(), SOON_S)
         loaded_bundles._threads.limit_s = 60
-        await loaded_bundles.start(store / "shop" / "1")
+        await loaded_bundles.start(store / "hanging" / "1")
         loaded_bundles._threads.limit_s = SOON_S
         for version in "23":
             with pytest.raises(BundleLoadTimedOut, match="was not loaded in"):
-                await loaded_bundles.load(store / "shop" / version, f"shop@{version}")
+                await loaded_bundles.load(store / "hanging" / version, f"hanging@{version}")
             assert gc.get_threshold() == before  # a load that was given up changes nothing here
         assert NEVER not in before
         # Threads cannot be killed, so only a few may hang.
         with pytest.raises(BundleConflict, match="2 loads that were given up still hang") as full:
-            await loaded_bundles.load(store / "shop" / "2", "shop@2")
+            await loaded_bundles.load(store / "hanging" / "2", "hanging@2")
         assert full.value.code == "bundle_busy"
         go_on.set()
         while loaded_bundles._threads.num_given_up:
             await asyncio.sleep(0.01)
-        assert [one.ref for one in loaded_bundles.all] == ["shop@1"]  # a late result is dropped
+        assert [one.ref for one in loaded_bundles.all] == ["hanging@1"]  # a late result is dropped
         loaded_bundles._threads.limit_s = 60
-        assert (await loaded_bundles.load(store / "shop" / "2", "shop@2")).ref == "shop@2"
+        assert (await loaded_bundles.load(store / "hanging" / "2", "hanging@2")).ref == "hanging@2"
 
     run(story())
 
@@ -146,13 +148,13 @@ def test_a_process_with_a_load_that_hangs_goes_on_and_ends(
     store: Path, redis_url: str, tmp_path: Path
 ) -> None:
     """Its network is so slow that priming takes many minutes."""
-    slow = store / "shop" / "slow"
-    write_tiny_bundle(slow, name="shop", version="slow", created_at="2025", work=2500)
+    slow = store / "hanging" / "slow"
+    write_tiny_bundle(slow, name="hanging", version="slow", created_at="2025", work=2500)
     with ThreadPoolExecutor(1) as pool:
         with service_process(
             tmp_path,
             bundles_dir=store,
-            bundle="shop@1",
+            bundle="hanging@1",
             redis_url=redis_url,
             admin_keys="an-admin-key",
             shutdown_timeout_s=0,
@@ -163,14 +165,14 @@ def test_a_process_with_a_load_that_hangs_goes_on_and_ends(
                 return service.client.post(f"/admin/{path}", json=body, timeout=120)
 
             def is_busy() -> bool:  # one that is active is not loaded again
-                return admin("bundles/shop@1/load", {}).status_code == 409
+                return admin("bundles/hanging@1/load", {}).status_code == 409
 
-            assert admin("bundles/shop@2/load", {}).status_code == 200
-            loading = pool.submit(admin, "bundles/shop@slow/load", {})
+            assert admin("bundles/hanging@2/load", {}).status_code == 200
+            loading = pool.submit(admin, "bundles/hanging@slow/load", {})
             wait_until(is_busy)
-            assert admin("bundles/shop@2/activate").status_code == 200
+            assert admin("bundles/hanging@2/activate").status_code == 200
             assert admin("bundles/rollback").status_code == 200
-            assert admin("bundles/shop@2/unload").status_code == 200
+            assert admin("bundles/hanging@2/unload").status_code == 200
             assert admin("items", {"remove": ["item-5"]}).json()["removed"] == 1
             info = service.client.get("/info").json()["bundle"]
             assert (info["num_items"], info["num_items_in_bundle"]) == (NUM_ITEMS - 1, NUM_ITEMS)
