@@ -16,7 +16,6 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from loadtest.bench.decode_bench import main
 from loadtest.bench.flops import FlopCounter
 from loadtest.bench.memory import index_bytes
 from loadtest.bench.report import Timed, case_figures
@@ -152,15 +151,10 @@ DEMO = str(configured_path(Path("models_store"), "demo"))
         ([], 2, "one of the arguments --bundle --items is required"),
     ],
 )
-def test_what_cannot_run_is_said(
-    arguments: list[str], status: int, sentence: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    try:
-        ended = main(arguments)
-    except SystemExit as exit:
-        ended = exit.code
-    assert ended == status
-    assert sentence in capsys.readouterr().err
+def test_what_cannot_run_is_said(arguments: list[str], status: int, sentence: str) -> None:
+    done = bench(*arguments)
+    assert done.returncode == status
+    assert sentence in done.stderr
 
 
 def timed(seconds: list[tuple[float, float, float]], **names: Any) -> Timed:
