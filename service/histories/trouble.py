@@ -67,7 +67,10 @@ BY_ERRNO = {
     errno.EHOSTUNREACH: "there is no way to its address: look at the network",
     errno.ENETUNREACH: "there is no way to its address: look at the network",
 }
-HUNG_UP = "it closes connections: does it speak TLS (rediss://), does something between end them?"
+HUNG_UP = (
+    "it closes connections: does it speak TLS (rediss://), want a certificate of the client "
+    "(ssl_certfile), does something between end them?"
+)
 
 log = structlog.get_logger()
 

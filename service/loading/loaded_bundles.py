@@ -14,6 +14,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -27,6 +28,7 @@ from service.schemas import Role
 from service.telemetry import Metrics, hidden_from_gc
 
 T = TypeVar("T")
+TRIM_DELAY_S = 1.0  # after a decoder is deleted, so that its arrays are, however busy the machine
 
 log = structlog.get_logger()
 
@@ -287,7 +289,8 @@ def _hidden_from_gc(make: Callable[[], T]) -> tuple[Callable[[], T], hidden_from
 def _trim_soon(loop: asyncio.AbstractEventLoop) -> None:
     """Called when a decoder is deleted, just before its arrays are."""
     if not loop.is_closed():
-        loop.call_soon_threadsafe(loop.run_in_executor, None, _trim)
+        trim = partial(loop.run_in_executor, None, _trim)
+        loop.call_soon_threadsafe(loop.call_later, TRIM_DELAY_S, trim)
 
 
 def _trim() -> None:

@@ -171,6 +171,7 @@ def test_certificates(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None
         check_reason(f"redis://127.0.0.1:{port}", "does it speak TLS (rediss://)", capfd)
         with_store(trusted, use)
         server.ask("CONFIG", "SET", "tls-auth-clients", "yes")
+        # Its reason may be lost when it closes: then the sentence names this cause among others.
         check_reason(trusted, "certificate of the client", capfd)
         with_store(f"{trusted}&ssl_certfile={cert}&ssl_keyfile={key}", use)
 
