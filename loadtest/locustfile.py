@@ -22,7 +22,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
-import httpx
 from flask import Response, jsonify
 from greenlet import GreenletExit  # type: ignore[import-untyped]
 from locust import FastHttpUser, constant_throughput, events, task
@@ -34,6 +33,7 @@ from locust.stats import RequestStats, StatsEntry
 
 from loadtest.clients import (
     KNOWN_TARGETS,
+    OF_KNOWN_TARGETS,
     HeldOutUser,
     authorization,
     knows_targets,
@@ -46,7 +46,6 @@ ROUTE = "/recommend"
 # never answered.
 ANSWER, STAGE, OPEN = "answer", "stage", "open"
 STOP_TIMEOUT_S = 15  # for open requests at the end; longer than any deadline of the service
-KNOWN = "_of_known_targets"  # a recall that is no forecast has another name
 REPORTS_WITHIN_S = 10  # after STOP_TIMEOUT_S, for the last figures of workers
 FINISH, FINISHED = "unmask_finish", "unmask_finished"  # messages to the workers, and back
 
@@ -148,7 +147,7 @@ class Figures:
             "unanswered": never.num_requests,
             "unanswered_longest_ms": never.max_response_time / 1000,
             "degraded": self.counts["degraded"],
-            f"recall@{HeldOutTraffic.fields['k']}{KNOWN * HeldOutTraffic.known}": recall,
+            f"recall@{HeldOutTraffic.fields['k']}{OF_KNOWN_TARGETS * HeldOutTraffic.known}": recall,
             "seconds": round(length_s, 1),
             "requests_per_s": round(answers / length_s, 1),
             "requests_per_s_asked": options.rate * runner.target_user_count,
@@ -269,17 +268,7 @@ def begin(environment: Environment, **_: Any) -> None:
         HeldOutTraffic.fields["history"] = None  # the same as no history in the request
     HeldOutTraffic.headers = authorization()
     HeldOutTraffic.figures = Figures()
-    HeldOutTraffic.known = _knows_targets(environment)
-
-
-def _knows_targets(environment: Environment) -> bool:
-    if not environment.host:  # given in the form of locust's page, before the run begins
-        return False
-    try:
-        asked = httpx.get(f"{environment.host}/info", headers=authorization(), trust_env=False)
-        return knows_targets(asked.raise_for_status().json())
-    except (httpx.HTTPError, ValueError):  # the requests will say what is wrong
-        return False
+    HeldOutTraffic.known = knows_targets(environment.host or "")
 
 
 @events.report_to_master.add_listener  # type: ignore[untyped-decorator]

@@ -25,6 +25,7 @@ import httpx
 
 from loadtest.clients import (
     KNOWN_TARGETS,
+    OF_KNOWN_TARGETS,
     HeldOutUser,
     authorization,
     knows_targets,
@@ -176,20 +177,12 @@ def summarise(answers: Sequence[Answer], k: int, wall_s: float) -> dict[str, Any
     }
 
 
-def told_apart(figures: dict[str, Any]) -> dict[str, Any]:
+def of_known_targets(figures: dict[str, Any]) -> dict[str, Any]:
     """The figures of a bundle that knows the targets: its recall has another name."""
     found = ("recall@", "ndcg@")
     return {
-        name + "_of_known_targets" * name.startswith(found): value
-        for name, value in figures.items()
+        name + OF_KNOWN_TARGETS * name.startswith(found): value for name, value in figures.items()
     }
-
-
-async def _knows_targets(client: httpx.AsyncClient) -> bool:
-    try:
-        return knows_targets((await client.get("/info")).raise_for_status().json())
-    except (httpx.HTTPError, ValueError):  # no service, or none of ours: the requests will say so
-        return False
 
 
 def percentile(ascending: Sequence[float], percent: float) -> float:
@@ -262,7 +255,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         **{name: value for name, value in chosen.items() if value is not None},
     }
 
-    async def run() -> tuple[list[Answer], bool]:
+    async def run() -> list[Answer]:
         limits = httpx.Limits(max_connections=options.concurrency)
         async with httpx.AsyncClient(
             base_url=options.url,
@@ -271,21 +264,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
             limits=limits,
             trust_env=False,
         ) as client:
-            known = await _knows_targets(client)
-            answers = await replay(
+            return await replay(
                 client,
                 users,
                 parameters,
                 seed_events=options.seed_events,
                 concurrency=options.concurrency,
             )
-            return answers, known
 
     start = time.perf_counter()
-    answers, known = asyncio.run(run())
+    answers = asyncio.run(run())
     figures = summarise(answers, options.k, time.perf_counter() - start)
-    if known:
-        figures = told_apart(figures)
+    if knows_targets(options.url):
+        figures = of_known_targets(figures)
         print(KNOWN_TARGETS, file=sys.stderr)
     if any(outcome.startswith("401") for outcome in figures["outcomes"]):
         print("The service requires one of its keys: set UNMASK_API_KEYS", file=sys.stderr)

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-import httpx
 import numpy as np
 
 from loadtest.clients import (
@@ -222,7 +221,7 @@ def main(arguments: list[str] | None = None) -> int:
     with run_service(asked.bundle, num_cores=asked.service_cores, **settings) as service:
         named = ", ".join(f"{name}={value}" for name, value in settings.items())
         print(f"service on cores {service.cores} with {named}; {len(users)} users")
-        if knows_targets(httpx.get(f"{service.url}/info", trust_env=False).json()):
+        if knows_targets(service.url):
             print(KNOWN_TARGETS)
         for parameters in kinds:
             print(f"\nrequests with {parameters or 'nothing else'}")

@@ -203,7 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with run_service(asked.bundle, slo_ms=asked.slo_ms, encoder_cache=0) as service:
             manifest = httpx.get(f"{service.url}/info", trust_env=False).raise_for_status().json()
             bundle = manifest["bundle"]
-            if knows_targets(manifest):
+            if knows_targets(service.url):
                 raise SweepError(f"A sweep draws recall against requests. {KNOWN_TARGETS}")
             setting = Setting(
                 bundle=f"{bundle['name']}@{bundle['version']}",

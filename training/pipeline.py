@@ -26,14 +26,14 @@ from rich.console import Console
 from service.bundles import Bundle, Manifest, check_items, verify
 from service.decoding import Catalogue, SidTrie
 from training.baselines import ranks_by_content
-from training.bundling import Known, Parts, make_refitted, make_trial
+from training.bundling import Parts, make_refitted, make_trial
 from training.codebooks import CollisionReport, fit_codebook, load_codebook, save_codebook
 from training.config import STAGES, RunConfig, StageName
-from training.data import Dataset, embed, normalised
+from training.data import Dataset, Interactions, embed, normalised
 from training.errors import DataError
 from training.evaluation import evaluate_bundle
 from training.families import family_of
-from training.fitting import FitState, fit, load_best, refit
+from training.fitting import fit, load_best, refit
 from training.stages import read_record, remove, work_stage
 
 FIT_FACTS = ("parameters", "best_epoch", "best_recall", "seconds_fitting")
@@ -71,7 +71,13 @@ def run(
         ),
         "export": ([], lambda folder: _export(dataset, config, out, folder, console)),
         "trial": (
-            [*_bundle_sections(config), f"refit={config.refit.enabled}"],
+            [
+                config.bundle,
+                config.export,
+                config.neighbours,
+                config.evaluation,
+                f"refit={config.refit.enabled}",
+            ],
             lambda folder: _trial(dataset, config, out, folder, console, key),
         ),
         "evaluation": (
@@ -212,7 +218,7 @@ def _refit(
     dataset: Dataset, config: RunConfig, out: Path, folder: Path, console: Console, key: str
 ) -> dict[str, Any]:
     if config.refit.enabled and config.refit.share:
-        return refit_network(dataset, "everything", config, out, folder, console, key)
+        return refit_network(dataset, dataset.split.everything, config, out, folder, console, key)
     remove(folder)  # of a refit that was asked for before
     folder.mkdir(parents=True)
     return {"steps": 0}
@@ -234,7 +240,7 @@ def _bundle(
         return {"bundle": trial.ref, "refitted": None, "evaluation": measured}
     manifest = ship(
         dataset,
-        "everything",
+        dataset.split.everything,
         config,
         out,
         folder,
@@ -257,67 +263,49 @@ def _bundle(
 
 def refit_network(
     dataset: Dataset,
-    known: Known,
+    known: Interactions,
     config: RunConfig,
     out: Path,
     folder: Path,
     console: Console,
     key: str,
+    *,
+    from_scratch: bool = False,
 ) -> dict[str, Any]:
-    """Let the network of a run learn on from `known`, and export it to `folder`."""
-    fitted = read_record(out, "fit")
-    assert fitted is not None  # the stage before
-    catalogue = catalogue_of(dataset, config, out)
-    model, state = refit(
-        load_best(out / "fit", catalogue, config.model),
-        dataset.split,
-        getattr(dataset.split, known),
-        SidTrie(catalogue),
-        folder,
-        share=config.refit.share,
-        steps=max(1, round(config.refit.share * fitted["step"])),
-        **_of_fit(config),
-        console=console,
-        key=_key([key, fitted["files"]["checkpoint.pt"]["sha256"]]),
-    )
-    return _record_of(state) | _exported(model, config, folder, console)
+    """Let the network of a run learn on from `known`, and export it to `folder`.
 
-
-def fit_again(
-    dataset: Dataset,
-    known: Known,
-    config: RunConfig,
-    out: Path,
-    folder: Path,
-    console: Console,
-    key: str,
-) -> dict[str, Any]:
-    """Fit a network on `known` from the beginning, in the steps of the run's fit: for comparison.
-
-    Arguments and result are as of `refit_network`.
+    from_scratch: for comparison, begin with new weights and take the steps of the run's fit
     """
     fitted = read_record(out, "fit")
     assert fitted is not None  # the stage before
-    trie = SidTrie(catalogue_of(dataset, config, out))
-    torch.manual_seed(config.fit.seed)
+    catalogue = catalogue_of(dataset, config, out)
+    if from_scratch:
+        torch.manual_seed(config.fit.seed)
+        model = family_of(config.model.family).build(catalogue, config.model)
+    else:
+        model = load_best(out / "fit", catalogue, config.model)
+    share = 1.0 if from_scratch else config.refit.share
     model, state = refit(
-        family_of(config.model.family).build(trie.catalogue, config.model),
+        model,
         dataset.split,
-        getattr(dataset.split, known),
-        trie,
+        known,
+        SidTrie(catalogue),
         folder,
-        share=1.0,
-        steps=fitted["step"],
-        **_of_fit(config),
+        share=share,
+        steps=max(1, round(share * fitted["step"])),
+        model_config=config.model,
+        masking=config.masking,
+        config=config.fit,
         console=console,
-        key=key,
+        key=_key([key, fitted["files"]["checkpoint.pt"]["sha256"]]),
     )
-    return _record_of(state) | _exported(model, config, folder, console)
+    learnt = {"steps": state.step, "seconds_fitting": round(state.seconds_fitting, 1)}
+    return learnt | _exported(model, config, folder, console)
 
 
 def ship(
     dataset: Dataset,
-    known: Known,
+    known: Interactions,
     config: RunConfig,
     out: Path,
     folder: Path,
@@ -336,12 +324,10 @@ def ship(
     fitted = read_record(out, "fit")
     assert fitted is not None
     bias = (record if network else fitted)["repeat_bias"]
-    split = dataset.split
     told = {
         "parts": ["counts", *["network"] * bool(network)],
-        "known": known,
-        "interactions": getattr(split, known).num_interactions,
-        "measured_with": split.train.num_interactions,
+        "interactions": known.num_interactions,
+        "measured_with": dataset.split.train.num_interactions,
         "steps": record["steps"],
         "note": "every figure here is of the trial, which knows training interactions only",
     }
@@ -385,14 +371,6 @@ def _exported(model: Any, config: RunConfig, folder: Path, console: Console) -> 
     }
 
 
-def _of_fit(config: RunConfig) -> dict[str, Any]:
-    return {"model_config": config.model, "masking": config.masking, "config": config.fit}
-
-
-def _record_of(state: FitState) -> dict[str, Any]:
-    return {"steps": state.step, "seconds_fitting": round(state.seconds_fitting, 1)}
-
-
 def _named(config: RunConfig, key: str, suffix: str = "") -> dict[str, str]:
     now = datetime.now(UTC)
     version = config.bundle.version or f"{now:%Y-%m-%d}-{key[:8]}"
@@ -425,10 +403,6 @@ def dataset_key(dataset: Dataset) -> str:
     ):
         digest.update(b"-" if array is None else np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
-
-
-def _bundle_sections(config: RunConfig) -> list[BaseModel]:
-    return [config.bundle, config.export, config.neighbours, config.evaluation]
 
 
 def _said(section: BaseModel | str) -> str:

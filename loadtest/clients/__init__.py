@@ -9,6 +9,7 @@ from loadtest.clients.capacity import find_capacity
 from loadtest.clients.held_out import (
     KNOWN_TARGETS,
     MAX_EVENTS,
+    OF_KNOWN_TARGETS,
     HeldOutUser,
     knows_targets,
     read_held_out,
@@ -21,6 +22,7 @@ __all__ = [
     "BUSY_CPU_SHARE",
     "KNOWN_TARGETS",
     "MAX_EVENTS",
+    "OF_KNOWN_TARGETS",
     "HeldOutUser",
     "Load",
     "ServiceProcess",

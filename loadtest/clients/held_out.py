@@ -1,7 +1,7 @@
 """Held-out users of a bundle, and the requests that replay them.
 
 A held-out user has a history and a target: the item that came next. Reads `held_out.jsonl` as plain
-JSON lines and imports nothing of the service.
+JSON lines, asks a service whether its bundle has learnt the targets, and imports nothing of it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,10 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import httpx
+
+from loadtest.clients.api_key import authorization
 
 MAX_EVENTS = 100  # the most that POST /events accepts in one call
 MAX_HISTORY = 500  # the most that POST /recommend accepts; the store keeps fewer by default
@@ -60,12 +64,20 @@ KNOWN_TARGETS = (
     "others get. To measure recall, serve the trial bundle of its run (the folder `trial` beside "
     "`bundle`) with its held_out.jsonl; waiting times and errors hold for both."
 )
+OF_KNOWN_TARGETS = "_of_known_targets"  # behind the name of such a recall
 
 
-def knows_targets(info: dict[str, Any]) -> bool:
-    """Whether the active bundle has learnt the targets of held-out users, by GET /info."""
-    bundle = info.get("bundle") or {}
-    return bool(bundle.get("knows_held_out", False))  # older services and bundles do not
+def knows_targets(url: str) -> bool:
+    """Whether the active bundle of the service at `url` has learnt the targets of held-out users.
+
+    False when that cannot be asked: then the requests that follow say what is wrong.
+    """
+    try:
+        info = httpx.get(f"{url.rstrip('/')}/info", headers=authorization(), trust_env=False)
+        bundle = info.raise_for_status().json().get("bundle") or {}
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError):
+        return False
+    return bool(bundle.get("knows_held_out", False))  # older services do not say it
 
 
 def read_held_out(path: Path, num_users: int | None = None) -> list[HeldOutUser]:

@@ -4,8 +4,8 @@ Cosine between columns of the binary user-item matrix of training. It is shrunk 
 items are rare, and only each item's nearest neighbours are kept (Deshpande and Karypis 2004,
 item-based top-N recommendation). The order of a history matters only for which items are newest.
 
-`recency_weights` turns histories into a sparse matrix, one line a user. The scores of every
-baseline that counts are this matrix times a matrix of item-to-item similarities.
+`recency_weights` turns histories into a sparse matrix, one line a user. `summed` is this matrix
+times one of similarities between items: the scores of every baseline that counts.
 """
 
 from __future__ import annotations
@@ -42,10 +42,20 @@ class ItemKNN:
 
     def scores(self, histories: Sequence[NDArray[np.int32]]) -> NDArray[np.float32]:
         """(n, num_items) float32; see Scorer."""
-        num_items = self._similarities.shape[0]
-        weights = recency_weights(histories, num_items, length=self._history_length, decay=1.0)
-        scores: NDArray[np.float32] = (weights @ self._similarities).toarray()
-        return scores
+        return summed(self._similarities, histories, length=self._history_length, decay=1.0)
+
+
+def summed(
+    similarities: sparse.csr_array,
+    histories: Sequence[NDArray[np.int32]],
+    *,
+    length: int,
+    decay: float,
+) -> NDArray[np.float32]:
+    """Sum over the newest `length` items i of decay ** age * similarities[i], (n, num_items)."""
+    weights = recency_weights(histories, similarities.shape[0], length=length, decay=decay)
+    scores: NDArray[np.float32] = (weights @ similarities).toarray()
+    return scores
 
 
 def recency_weights(

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from training.baselines.item_knn import recency_weights
+from training.baselines.item_knn import summed
 from training.data import Interactions, item_affinities
 
 
@@ -42,9 +42,4 @@ class SequentialMemory:
 
     def scores(self, histories: Sequence[NDArray[np.int32]]) -> NDArray[np.float32]:
         """(n, num_items) float32; see Scorer."""
-        num_items = self._affinities.shape[0]
-        weights = recency_weights(
-            histories, num_items, length=self._history_length, decay=self.decay
-        )
-        scores: NDArray[np.float32] = (weights @ self._affinities).toarray()
-        return scores
+        return summed(self._affinities, histories, length=self._history_length, decay=self.decay)

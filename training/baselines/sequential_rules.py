@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from training.baselines.item_knn import recency_weights
+from training.baselines.item_knn import summed
 from training.data import Interactions, with_followers
 
 
@@ -32,6 +32,4 @@ class SequentialRules:
 
     def scores(self, histories: Sequence[NDArray[np.int32]]) -> NDArray[np.float32]:
         """(n, num_items) float32; see Scorer."""
-        newest = recency_weights(histories, self._rules.shape[0], length=1, decay=1.0)
-        scores: NDArray[np.float32] = (newest @ self._rules).toarray()
-        return scores
+        return summed(self._rules, histories, length=1, decay=1.0)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from training.baselines.item_knn import recency_weights
+from training.baselines.item_knn import summed
 from training.data import Interactions, with_followers
 
 
@@ -54,10 +54,7 @@ class Transitions:
 
     def scores(self, histories: Sequence[NDArray[np.int32]]) -> NDArray[np.float32]:
         """(n, num_items) float32; see Scorer."""
-        weights = recency_weights(
-            histories, len(self._log_shares), length=self._history_length, decay=self.decay
-        )
-        scores: NDArray[np.float32] = (weights @ self._lifts).toarray()
+        scores = summed(self._lifts, histories, length=self._history_length, decay=self.decay)
         known = np.array([len(history) > 0 for history in histories], dtype=bool)
         scores[known] += self._log_shares
         return scores

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from service.decoding import NeighbourPrior
-from training.baselines.item_knn import recency_weights
+from training.baselines.item_knn import summed
 from training.baselines.scorer import Scorer
 
 
@@ -42,8 +42,5 @@ class WithPrior:
         scores, prior = self._model.scores(histories), self._prior
         if not prior.weight:
             return scores
-        weights = recency_weights(
-            histories, scores.shape[1], length=prior.history_length, decay=prior.decay
-        )
-        memory = (weights @ self._affinities).toarray()
+        memory = summed(self._affinities, histories, length=prior.history_length, decay=prior.decay)
         return scores + np.float32(prior.weight) * np.log1p(memory / np.float32(prior.scale))

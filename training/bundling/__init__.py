@@ -4,11 +4,10 @@ Reading order: `making` (the trial, and what ships), `int8` with `quantise`, the
 no folder of a run and no file of users.
 """
 
-from training.bundling.making import Known, Parts, choose_default, make_refitted, make_trial
+from training.bundling.making import Parts, choose_default, make_refitted, make_trial
 from training.bundling.promotion import check_not_promoted, promote, set_default
 
 __all__ = [
-    "Known",
     "Parts",
     "check_not_promoted",
     "choose_default",

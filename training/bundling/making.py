@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,11 +23,9 @@ from service.decoding import Catalogue, Codebook, Decoder, NeighbourPrior, Sched
 from service.decoding.network import OnnxDenoiser
 from training.bundling.int8 import EightBit, eight_bit
 from training.config import RunConfig
-from training.data import Dataset
+from training.data import Dataset, Interactions
 from training.evaluation import Grid, draw_windows, measure_grid, setting_name
-from training.fitting import chosen_settings, count_again, fit_priors, weigh_prior
-
-Known = Literal["train", "before_test", "everything"]  # parts of a Split
+from training.fitting import count_again, fit_priors, prior_at, weigh_prior
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,15 +43,11 @@ class Parts:
     decoder: bytes
     repeat_bias: float
 
-    def reordered(self, dataset: Dataset, known: Known, order: NDArray[np.intp]) -> Parts:
-        """The same by the rows of `dataset`, which was reordered; popularity is of `known`."""
-        interactions, old = getattr(dataset.split, known), self.catalogue
+    def reordered(self, known: Interactions, order: NDArray[np.intp]) -> Parts:
+        """The same in another order of rows, that of `known`, with its popularity."""
+        old = self.catalogue
         catalogue = Catalogue(
-            interactions.item_ids,
-            old.codes[order],
-            old.num_codes,
-            interactions.popularity(),
-            old.vectors[order],
+            known.item_ids, old.codes[order], old.num_codes, known.popularity(), old.vectors[order]
         )
         return replace(self, catalogue=catalogue, content=self.content[order])
 
@@ -92,7 +86,7 @@ def make_trial(
     validation = draw_windows(dataset.split.validation, evaluation.schedule_users, seed=0)
     priors = fit_priors(dataset.split.train, parts.content, config.neighbours)
     decoder = parts.decoding_with(None, config.model.history_length)
-    prior, trials = weigh_prior(
+    chosen, trials = weigh_prior(
         decoder,
         priors,
         validation,
@@ -100,13 +94,14 @@ def make_trial(
         config.neighbours,
         exclude_seen=evaluation.exclude_seen,
     )
+    prior = prior_at(priors, chosen)
     console.print(f"neighbour prior, weight chosen on validation: {prior.weight:g}")
     decoder = replace(decoder, prior=prior)
     grid = choose_default(decoder, dataset, config, console)
     int8 = _int8(dataset, parts, decoder, grid.default, config, console)
     made = {
         **facts,
-        "prior": chosen_settings(config.neighbours, trials),
+        "prior": chosen,
         "prior_trials": trials,
         "grid": grid.as_json(),
         "int8": int8 and int8.as_json(),
@@ -119,7 +114,7 @@ def make_refitted(
     folder: Path,
     trial: Manifest,
     dataset: Dataset,
-    known: Known,
+    known: Interactions,
     parts: Parts,
     config: RunConfig,
     console: Console,
@@ -129,16 +124,15 @@ def make_refitted(
 ) -> Manifest:
     """The bundle with the choices of the trial and the counts of `known`, in their order of rows.
 
-    parts: by the rows of `dataset`; its network may be another one than the trial's
+    known, parts: by the rows of `dataset`; the network may be another one than the trial's
     facts: win over the trial's
     """
-    order = getattr(dataset.split, known).popular_first()
-    dataset = dataset.reordered(order)
-    parts = parts.reordered(dataset, known, order)
+    order = known.popular_first()
+    dataset, known = dataset.reordered(order), known.reordered(order)
+    parts = parts.reordered(known, order)
     chosen = trial.facts["prior"]
     assert isinstance(chosen, dict)
-    interactions = getattr(dataset.split, known)
-    prior = count_again(interactions, parts.content, config.neighbours, chosen)
+    prior = count_again(known, parts.content, config.neighbours, chosen)
     decoder = parts.decoding_with(prior, config.model.history_length)
     int8 = _int8(dataset, parts, decoder, trial.decoding, config, console)
     made = {**trial.facts, "int8": int8 and int8.as_json(), **facts}

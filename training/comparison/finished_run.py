@@ -18,7 +18,7 @@ from service.bundles import Bundle, DecodingDefaults
 from service.decoding import Schedule
 from training.config import RunConfig, ScheduleConfig
 from training.data import Dataset, Interactions
-from training.fitting import chosen_settings, count_again
+from training.fitting import Settings, count_again
 from training.pipeline import run
 
 
@@ -79,10 +79,8 @@ class FinishedRun:
 
     def counted_again(self, log: Interactions) -> FinishedRun:
         """This run with the counts of another log in its prior. All that was chosen stays."""
-        trials = cast(list[dict[str, float]], self.bundle.manifest.facts["prior_trials"])
-        neighbours = self.config.neighbours
-        settings = chosen_settings(neighbours, trials)
-        prior = count_again(log, self.content, neighbours, settings)
+        settings = cast(Settings, self.bundle.manifest.facts["prior"])
+        prior = count_again(log, self.content, self.config.neighbours, settings)
         decoder = replace(self.bundle.decoder, prior=prior)
         return replace(self, bundle=replace(self.bundle, decoder=decoder))
 

@@ -36,7 +36,6 @@ from training.config import ScheduleConfig
 from training.data import Dataset, Windows
 from training.evaluation import (
     LONG,
-    NO_VALIDATION,
     AsServed,
     RanksStore,
     SystemRanks,
@@ -210,8 +209,8 @@ class RankedSystems:
             return SystemRanks(
                 item=rank(split.test, self.exclude_seen),
                 other=rank(split.test, not self.exclude_seen),
-                validation=NO_VALIDATION
-                if again  # it knows what validation asks for
+                validation=None  # it knows what validation asks for
+                if again
                 else ndcg_at(rank(split.validation, self.exclude_seen), 10),
                 exclude_seen=self.exclude_seen,
                 parameters=scorer.parameters,

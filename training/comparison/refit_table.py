@@ -20,9 +20,7 @@ from training.comparison.ranked_systems import RankedSystems
 from training.comparison.table import Row, markdown_table, paired_difference
 from training.config import RunConfig
 from training.evaluation import LONG, SystemRanks, ndcg_at, recall_at
-from training.pipeline import fit_again, refit_network, ship
-
-KNOWN = "before_test"
+from training.pipeline import refit_network, ship
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,7 @@ class RefitTable:
     def _refitted(
         self, name: str, *, counts: bool, network: bool, scratch: bool = False
     ) -> SystemRanks:
-        trial, run = self._trial(), self.out / "unmask"
+        trial, run, split = self._trial(), self.out / "unmask", self.ranked.dataset.split
         graphs, record = None, {"steps": 0, "seconds_fitting": 0.0}
         if network:
             graphs = self.out / "refit" / ("network-from-scratch" if scratch else "network")
@@ -68,7 +66,7 @@ class RefitTable:
         shutil.rmtree(folder, ignore_errors=True)  # made in seconds, so it is never out of date
         ship(
             self.ranked.dataset,
-            KNOWN if counts else "train",
+            split.before_test if counts else split.train,
             self.config,
             run,
             folder,
@@ -89,15 +87,15 @@ class RefitTable:
         key = f"{made_of} {self.config.refit.share}"
         record: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
         if record.get("made_of") != key:
-            work = fit_again if scratch else refit_network
-            record = work(
+            record = refit_network(
                 self.ranked.dataset,
-                KNOWN,
+                self.ranked.dataset.split.before_test,
                 self.config,
                 self.out / "unmask",
                 folder,
                 self.ranked.store.console,
                 key,
+                from_scratch=scratch,
             )
             file.write_text(json.dumps(record | {"made_of": key}))
         return record
@@ -107,7 +105,7 @@ class RefitTable:
         ranked = replace(self.ranked, prefix=f"refit-{name.replace(' ', '-')}-")
         ids = run.bundle.catalogue.item_ids
         if tuple(ids) != ranked.dataset.split.train.item_ids:
-            order = getattr(ranked.dataset.split, KNOWN).popular_first()
+            order = ranked.dataset.split.before_test.popular_first()
             ranked = replace(ranked, dataset=ranked.dataset.reordered(order))
         return ranked.unmask(run, run.default, prior=True, both=True)
 

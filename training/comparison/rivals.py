@@ -75,9 +75,10 @@ def fit_counting(counting: Counting, split: Split, *, exclude_seen: bool) -> Fit
     if not counting.decays:
         return Fitted(counting.model)
     started = time.monotonic()
+    scorer = counting.model(split.train)  # counted once
 
     def ndcg(decay: float) -> float:
-        scorer = counting.model(split.train, decay=decay)
+        scorer.decay = decay
         return ndcg_at(
             ranks_by_score(split.validation, scorer, k=10, exclude_seen=exclude_seen), 10
         )

@@ -31,12 +31,7 @@ from training.evaluation.figures import (
     paired_difference,
     standard_error,
 )
-from training.evaluation.ranks_store import (
-    NO_VALIDATION,
-    RanksStore,
-    SystemRanks,
-    TargetRanks,
-)
+from training.evaluation.ranks_store import RanksStore, SystemRanks, TargetRanks
 from training.evaluation.report import check_data, evaluate_bundle
 
 __all__ = [
@@ -45,7 +40,6 @@ __all__ = [
     "KEPT_OUT",
     "LONG",
     "NOT_FOUND",
-    "NO_VALIDATION",
     "PUT_BACK",
     "SHORT",
     "AsServed",

@@ -1,10 +1,10 @@
 """Offline evaluation through the production decoder: what is measured is what ships.
 
 Protocol: at most one target for each user, whole catalogue, histories as long as the service keeps
-them. The item-level rank of a target is its place in the list that the service would
-return. The SID-level rank is the place of its SID among the distinct SIDs of that list, which is
-continued to twice its length. `exclude_seen` leaves out items of the history, as the service does
-by default. Knows denoisers and windows, not files.
+them. The item-level rank of a target is its place in the list that the service would return. The
+SID-level rank is the place of its SID among the distinct SIDs of that list, which is continued to
+twice its length. `exclude_seen` leaves out items of the history, as the service does by default.
+Knows denoisers and windows, not files.
 """
 
 from __future__ import annotations

@@ -26,7 +26,6 @@ from training.evaluation.evaluation import recall_at
 from training.stages import written_whole
 
 TargetRanks = NDArray[np.int32]
-NO_VALIDATION = -1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +36,7 @@ class SystemRanks:
     exclude_seen: whether the headline's setting leaves out items of the history
     other:        rank of the target at the other setting; None if it was not measured
     long:         `item` for requests of LONG items if these need another search, else None
-    validation:   ndcg@10 on validation users, NO_VALIDATION if it was not measured
+    validation:   ndcg@10 on validation users; None if it was not measured
     far:          `item` for requests of even more items; None if it was not measured
     parameters:   number of weights and stored similarities
     minutes:      from interactions to a model that answers
@@ -51,7 +50,7 @@ class SystemRanks:
     long: TargetRanks | None = None
     far: TargetRanks | None = None
     exclude_seen: bool = True
-    validation: float = NO_VALIDATION
+    validation: float | None = None
     parameters: int = 0
     minutes: float = 0.0
     nfe: float | None = None

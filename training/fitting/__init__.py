@@ -8,7 +8,6 @@ Reading order: `training_loop`, `checkpoint`, `refit`, `neighbour_prior`, `speed
 from training.fitting.neighbour_prior import (
     Settings,
     best_settings,
-    chosen_settings,
     count_again,
     fit_priors,
     prior_at,
@@ -16,13 +15,11 @@ from training.fitting.neighbour_prior import (
 )
 from training.fitting.refit import refit
 from training.fitting.speed import step_time
-from training.fitting.training_loop import FitState, fit, load_best
+from training.fitting.training_loop import fit, load_best
 
 __all__ = [
-    "FitState",
     "Settings",
     "best_settings",
-    "chosen_settings",
     "count_again",
     "fit",
     "fit_priors",

@@ -1,15 +1,14 @@
 """The neighbour prior of a bundle: counted from training interactions, weighed on validation.
 
-Items call for what was bought with them and after them, and for what is like them. An item nobody
-has bought yet has its share in what was counted for the items it is like, as new items have in the
-service. Counting takes seconds. How much the prior adds
-beside the network, and from which memory on, is chosen by asking the production decoder about
-validation users. Knows nothing of files.
+Items call for what was bought with them and after them, and for what is like them. An item that
+nobody has bought yet shares in what was counted for items that it is like, as new items do in the
+service. Counting takes seconds. How much the prior adds beside the network, and from which memory
+on, is chosen by asking the production decoder about validation users. Knows nothing of files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import faiss
@@ -134,8 +133,8 @@ def weigh_prior(
     config: NeighboursConfig,
     *,
     exclude_seen: bool,
-) -> tuple[NeighbourPrior, list[dict[str, float]]]:
-    """The prior of the best validation ndcg@10 beside a network, and the trials of `best_settings`.
+) -> tuple[Settings, list[dict[str, float]]]:
+    """The settings of the best validation ndcg@10 beside a network, and the trials that found them.
 
     priors: by likeness weight, see `fit_priors`
     """
@@ -152,8 +151,7 @@ def weigh_prior(
         )
         return ndcg_at(found.item, 10)
 
-    best, trials = best_settings(config, ndcg_of)
-    return prior_at(priors, best), trials
+    return best_settings(config, ndcg_of)
 
 
 def best_settings(
@@ -195,16 +193,6 @@ def best_settings(
     return best, [
         dict(zip((*best, "ndcg@10"), (*key, ndcg), strict=True)) for key, ndcg in trials.items()
     ]
-
-
-def chosen_settings(config: NeighboursConfig, trials: Sequence[Mapping[str, float]]) -> Settings:
-    """What `best_settings` chose when it made these trials with this configuration."""
-    by_settings = {
-        tuple(value for name, value in trial.items() if name != "ndcg@10"): trial["ndcg@10"]
-        for trial in trials
-    }
-    best, _ = best_settings(config, lambda settings: by_settings[tuple(settings.values())])
-    return best
 
 
 def count_again(

@@ -79,6 +79,8 @@ _NO_NEW_ROWS = NewRows(0, 0.0)
 _NO_PRIOR = NeighbourPrior(
     np.empty((0, 0), np.int32), np.empty((0, 0), np.float16), 1, decay=1, scale=1, weight=0
 )
+_Counted = tuple[NDArray[np.int32], NDArray[np.uint16]]  # neighbours, affinities
+_Likeness = tuple[NDArray[np.int32], NDArray[np.int32], Floats, float]  # heads to strength
 # Every float16 as a float32, indexed by its bits: compiled code has no float16.
 _FLOATS = np.arange(65536, dtype=np.uint16).view(np.float16).astype(np.float32)
 
@@ -112,57 +114,25 @@ def _fill(
     """
     num_biased = 0
     num_counted = len(neighbours)
+    counted, likeness = (neighbours, affinities), (heads, nexts, shares, strength)
     decayed = 1.0
     for item in newest[::-1]:
         if item < num_counted:
-            num_biased = _call(
-                values, biased_rows, num_biased, neighbours[item], affinities[item], decayed
-            )
-            if len(alike):
-                num_biased = _pass_on(
-                    values,
-                    biased_rows,
-                    num_biased,
-                    num_counted,
-                    heads[item],
-                    nexts,
-                    shares,
-                    strength * decayed,
-                )
+            num_biased = _call(values, biased_rows, num_biased, item, decayed, counted, likeness)
         elif item < num_counted + len(alike):
+            new = item - num_counted
             for place in range(alike.shape[1]):
-                share = decayed * shares[item - num_counted, place]
+                share = decayed * shares[new, place]
                 if share == 0:  # there is no such row
                     continue
-                row = alike[item - num_counted, place]
-                num_biased = _add(values, biased_rows, num_biased, row, strength * share)
-                num_biased = _call(
-                    values, biased_rows, num_biased, neighbours[row], affinities[row], share
-                )
-                num_biased = _pass_on(
-                    values,
-                    biased_rows,
-                    num_biased,
-                    num_counted,
-                    heads[row],
-                    nexts,
-                    shares,
-                    strength * share,
-                )
+                row = alike[new, place]
+                num_biased = _add(values, biased_rows, num_biased, row, share * strength)
+                num_biased = _call(values, biased_rows, num_biased, row, share, counted, likeness)
         decayed *= decay
     if len(alike):
         for row in biased_rows[:num_biased].copy():
             if row < num_counted:
-                num_biased = _pass_on(
-                    values,
-                    biased_rows,
-                    num_biased,
-                    num_counted,
-                    heads[row],
-                    nexts,
-                    shares,
-                    values[row],
-                )
+                num_biased = _pass_on(values, biased_rows, num_biased, row, values[row], likeness)
     for row in biased_rows[:num_biased]:
         values[row] = weight * np.log1p(values[row] / scale)
     if repeat_bias != 0:
@@ -197,15 +167,17 @@ def _call(
     values: Floats,
     biased_rows: Rows,
     num_biased: int,
-    neighbours: NDArray[np.int32],
-    affinities: NDArray[np.uint16],
+    item: int,
     factor: float,
+    counted: _Counted,
+    likeness: _Likeness,
 ) -> int:
-    """Add the affinities of one item to the memory of its neighbours."""
-    for place in range(len(neighbours)):
-        strength = _FLOATS[affinities[place]] * factor
-        num_biased = _add(values, biased_rows, num_biased, neighbours[place], strength)
-    return num_biased
+    """Add, times factor, what a counted item calls for: neighbours, and new rows it is part of."""
+    neighbours, affinities = counted
+    for place in range(neighbours.shape[1]):
+        affinity = _FLOATS[affinities[item, place]] * factor
+        num_biased = _add(values, biased_rows, num_biased, neighbours[item, place], affinity)
+    return _pass_on(values, biased_rows, num_biased, item, factor * likeness[3], likeness)
 
 
 @compiled
@@ -213,23 +185,20 @@ def _pass_on(
     values: Floats,
     biased_rows: Rows,
     num_biased: int,
-    first: int,
-    head: int,
-    nexts: NDArray[np.int32],
-    shares: Floats,
+    item: int,
     strength: float,
+    likeness: _Likeness,
 ) -> int:
-    """Add their shares of strength to the new rows that a counted row is part of.
-
-    first: the row of the first new one; head: the counted row's newest entry, see `NewRows`
-    """
-    num_alike = shares.shape[1]
-    entry = head
+    """Add their shares of strength to the new rows that a counted item is part of."""
+    heads, nexts, shares, _ = likeness
+    if not len(shares):
+        return num_biased
+    num_counted, num_alike = len(heads), shares.shape[1]
+    entry = heads[item]
     while entry >= 0:
         new, place = entry // num_alike, entry % num_alike
-        num_biased = _add(
-            values, biased_rows, num_biased, first + new, strength * shares[new, place]
-        )
+        share = shares[new, place]
+        num_biased = _add(values, biased_rows, num_biased, num_counted + new, strength * share)
         entry = nexts[entry]
     return num_biased
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from ports import find_free_port
+from redis.asyncio import Redis
 from redis.crc import key_slot
 from running_service import PATIENCE_S, wait_until
 from running_valkey import Server, clustered, replicated, watched
@@ -138,6 +141,39 @@ def test_one_seed_that_answers_is_enough(cluster: list[Server]) -> None:
 
     dead = f"127.0.0.1:{find_free_port()}"
     with_store(f"redis+cluster://{dead},127.0.0.1:{cluster[1].port},{dead}", use)
+
+
+def test_closing_while_nodes_are_asked_for_the_map_leaves_no_connection_open(
+    cluster: list[Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cancellation at the end of redis-py's `async with` would leave it open."""
+    decrement = Redis._decrement_usage
+
+    async def story() -> None:
+        is_leaving = asyncio.Event()
+
+        async def slowly(client: Redis) -> int:
+            is_leaving.set()
+            await asyncio.sleep(0.05)
+            return await decrement(client)
+
+        monkeypatch.setattr(Redis, "_decrement_usage", slowly)
+        store = RedisHistoryStore(
+            url_of(cluster),
+            Metrics(),
+            timeout_s=5,
+            pool_size=1,
+            history_cap=10,
+            history_ttl_s=100,
+        )
+        await is_leaving.wait()
+        await store.close()
+
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        asyncio.run(story())
+        gc.collect()
+    assert [str(one.message) for one in seen if one.category is ResourceWarning] == []
 
 
 def test_a_slot_on_the_move_is_followed(cluster: list[Server]) -> None:

@@ -48,11 +48,13 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def service(store: Path, redis_url: str, tmp_path: Path) -> Iterator[Service]:
-    """one@1 with keys."""
+@pytest.fixture(scope="module")
+def service(
+    store: Path, redis_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Service]:
+    """one@1 with keys. Each test leaves it as it was, but for the last one, which drains it."""
     with service_process(
-        tmp_path,
+        tmp_path_factory.mktemp("operated"),
         bundles_dir=store,
         bundle="one@1",
         redis_url=redis_url,
@@ -172,13 +174,6 @@ def test_without_administrators_there_are_no_admin_routes(served: Service) -> No
     assert not [path for path in paths if "admin" in path]
 
 
-def test_draining_is_not_ready_and_goes_on_answering(service: Service) -> None:
-    assert admin(service, "drain").json() == {"status": "draining"}
-    ready = service.client.get("/health/ready")
-    assert (ready.status_code, ready.json()["reasons"]) == (503, ["draining"])
-    assert answers(service)[0] == "one@1"
-
-
 def test_a_candidate_shadows_unseen(service: Service) -> None:
     before = answers(service)
     assert admin(service, "bundles/one@2/load", {"shadow_fraction": 1.0}).status_code == 200
@@ -192,6 +187,7 @@ def test_a_candidate_shadows_unseen(service: Service) -> None:
 
     wait_until(some_more)
     assert "unmask_shadow_overlap_ratio_sum 0.0\n" not in service.client.get("/metrics").text
+    assert admin(service, "bundles/one@2/unload").status_code == 200
 
 
 # Items
@@ -413,3 +409,10 @@ def test_an_item_and_those_like_it(served: Service) -> None:
     assert "item-7" not in codes
     missing = served.client.post("/items/none/similar", json={})
     assert (missing.status_code, missing.json()["error"]["code"]) == (404, "item_not_found")
+
+
+def test_draining_is_not_ready_and_goes_on_answering(service: Service) -> None:
+    assert admin(service, "drain").json() == {"status": "draining"}
+    ready = service.client.get("/health/ready")
+    assert (ready.status_code, ready.json()["reasons"]) == (503, ["draining"])
+    assert answers(service)[0] == "one@1"

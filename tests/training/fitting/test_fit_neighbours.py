@@ -26,11 +26,11 @@ from training.config import NeighboursConfig
 from training.data.embeddings import item_affinities
 from training.data.splits import Split, leave_last_out
 from training.fitting.neighbour_prior import (
-    chosen_settings,
     count_again,
     fit_priors,
     inherited,
     likeness,
+    prior_at,
     weigh_prior,
 )
 
@@ -186,9 +186,10 @@ def test_the_likeness_weight_is_chosen_too() -> None:
     known = fit_priors(alone, vectors, config)[1.0]
     priors = {0.0: silent, 1.0: known}
     config = config.model_copy(update={"likeness_weights": (1.0, 0.0)})
-    best, trials = weigh_prior(
+    settings, trials = weigh_prior(
         _decoder(_Network(None)), priors, split.validation, ONE_CALL, config, exclude_seen=False
     )
+    best = prior_at(priors, settings)
     assert best.weight > 0
     assert np.array_equal(best.affinities, known.affinities)
     assert {trial["likeness_weight"] for trial in trials} == {0.0, 1.0}
@@ -240,7 +241,7 @@ def _decoder(network: _Network) -> Decoder:
 def test_a_prior_that_knows_more_than_the_network_is_weighed_in() -> None:
     split = _circle()
     fitted = fit_priors(split.train, UNLIKE, CONFIG)[0.0]
-    best, trials = weigh_prior(
+    chosen, trials = weigh_prior(
         _decoder(_Network(None)),
         {0.0: fitted},
         split.validation,
@@ -248,6 +249,7 @@ def test_a_prior_that_knows_more_than_the_network_is_weighed_in() -> None:
         CONFIG,
         exclude_seen=False,
     )
+    best = prior_at({0.0: fitted}, chosen)
     assert best.weight > 0
     assert best.weight in CONFIG.weights
     assert best.decay in CONFIG.decays
@@ -255,13 +257,13 @@ def test_a_prior_that_knows_more_than_the_network_is_weighed_in() -> None:
     assert np.array_equal(best.neighbours, fitted.neighbours)
     settings = {"likeness_weight", "weight", "scale", "decay"}
     assert all(trial.keys() == {*settings, "ndcg@10"} for trial in trials)
-    (chosen,) = [
+    (highest,) = [
         trial["ndcg@10"]
         for trial in trials
         if (trial["weight"], trial["scale"] * fitted.scale, trial["decay"])
         == (best.weight, best.scale, best.decay)
     ]
-    assert chosen == max(trial["ndcg@10"] for trial in trials) > 0.9
+    assert highest == max(trial["ndcg@10"] for trial in trials) > 0.9
     assert trials[0]["weight"] == 0
     assert trials[0]["ndcg@10"] < 0.3
     tried = [(trial["weight"], trial["scale"], trial["decay"]) for trial in trials]
@@ -277,7 +279,7 @@ def test_a_prior_that_is_noise_or_adds_nothing_is_switched_off() -> None:
     )
     silent = replace(fitted, affinities=np.zeros_like(fitted.affinities))
     for network, prior in ((_Network(1), noise), (_Network(1), silent), (_Network(None), silent)):
-        best, trials = weigh_prior(
+        settings, trials = weigh_prior(
             _decoder(network),
             {0.0: prior},
             split.validation,
@@ -285,7 +287,7 @@ def test_a_prior_that_is_noise_or_adds_nothing_is_switched_off() -> None:
             CONFIG,
             exclude_seen=False,
         )
-        assert best.weight == 0
+        assert settings["weight"] == 0
         assert [trial["weight"] for trial in trials] == sorted(CONFIG.weights)
 
 
@@ -295,10 +297,10 @@ def test_counting_again_keeps_what_was_chosen() -> None:
     angles = np.arange(NUM_ITEMS) * 2 * np.pi / NUM_ITEMS
     vectors = np.stack((np.cos(angles), np.sin(angles)), axis=1)
     priors = fit_priors(split.train, vectors, config)
-    best, trials = weigh_prior(
+    settings, _ = weigh_prior(
         _decoder(_Network(None)), priors, split.validation, ONE_CALL, config, exclude_seen=False
     )
-    settings = chosen_settings(config, trials)
+    best = prior_at(priors, settings)
     same = count_again(split.train, vectors, config, settings)
     more = count_again(split.before_test, vectors, config, settings)
     for prior in (same, more):
