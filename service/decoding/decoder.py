@@ -105,7 +105,7 @@ def _known(catalogue: Catalogue, codebook: Codebook) -> NDArray[np.floating]:
 
     If the catalogue has no vectors, they are about those that its SIDs say.
     """
-    num_known = np.count_nonzero(catalogue.popularity[:MOST_COMPARED])
+    num_known = min(catalogue.num_known, MOST_COMPARED)
     if catalogue.vectors.shape[1]:
         return catalogue.vectors[:num_known]
     return codebook.vectors_with(catalogue.codes[:num_known])

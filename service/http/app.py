@@ -251,6 +251,8 @@ def report(answer: schemas.RecommendResponse, context: RequestContext) -> None:
         n_items=len(answer.items),
         timings_ms=timings,
     )
+    if explored := sum(item.explored for item in answer.items):
+        context.log["n_explored"] = explored
     if answer.decoding:
         context.log.update(schedule=answer.decoding.schedule, nfe=answer.decoding.nfe)
 

@@ -5,6 +5,8 @@ Knows one bundle at a time, and nothing of deadlines, queues or stores.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -29,6 +31,29 @@ def decoded_items(
         for rank, (row, score, explanation) in enumerate(
             zip(decoded.rows.tolist(), scores, explanations, strict=True), start=1
         )
+    ]
+
+
+def with_explored(
+    best: Sequence[RecommendedItem], new: Sequence[RecommendedItem], num_places: int
+) -> list[RecommendedItem]:
+    """An answer with num_places for new items, spread evenly: every n-th, and the last one.
+
+    best: the best of all items; new: the best of the new ones. Both best first. Nothing is there
+    twice. Places that no new item takes go to the best.
+    """
+    num_items = max(len(best), min(len(new), num_places))
+    others = {item.item_id for item in best[: max(0, num_items - num_places)]}
+    explored = [item for item in new if item.item_id not in others][:num_places]
+    taken = {item.item_id for item in explored}
+    rest = iter([item for item in best if item.item_id not in taken])
+    places = {-(-n * num_items // len(explored)) for n in range(1, len(explored) + 1)}
+    new_ones = iter(explored)
+    return [
+        next(new_ones).model_copy(update={"rank": rank, "explored": True})
+        if rank in places
+        else next(rest).model_copy(update={"rank": rank})
+        for rank in range(1, num_items + 1)
     ]
 
 
@@ -85,6 +110,7 @@ def _item(
         title=item.title,
         rank=rank,
         score=score,
+        explored=False,
         sid=bundle.catalogue.codes[row].tolist(),
         categories=list(item.categories) if metadata else None,
         explanation=explanation,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,11 +46,13 @@ class Inputs:
     history:  (n,) int32, oldest to newest, the items that the bundle knows
     excluded: (m,) int32, distinct rows that must not be returned
     allowed:  (l,) int32, ascending rows that pass the filter; None = all
+    new:      (m,) int32, ascending rows of new items that pass it; none unless the request explores
     """
 
     history: Rows
     excluded: Rows
     allowed: Rows | None
+    new: Rows = field(default_factory=lambda: np.empty(0, np.int32))
 
     @classmethod
     async def look_up(
@@ -69,7 +71,8 @@ class Inputs:
         if request.exclude_seen:
             excluded.update(rows.tolist())
         allowed = bundle.attributes.allowed(request.filter) if request.filter else None
-        return cls(rows, np.fromiter(excluded, np.int32, len(excluded)), allowed)
+        found = cls(rows, np.fromiter(excluded, np.int32, len(excluded)), allowed)
+        return replace(found, new=_new_rows(bundle, allowed)) if request.explore else found
 
     def short_because(self, k: int, num_items: int) -> str:
         """Why an answer has fewer than k items, as a label of the metric."""
@@ -83,8 +86,15 @@ class Inputs:
             num_taken = int(np.count_nonzero(found))
         return "exclusions" if left - num_taken < k else "beam"
 
-    def job(self, request: RecommendRequest, plan: Plan) -> Job:
-        """The work for the decoder."""
+    def jobs(self, request: RecommendRequest, plan: Plan) -> list[Job]:
+        """The work for the decoder: a job, and one among the new items if they have places.
+
+        The second asks for k items too, because the first may have found some of them.
+        """
+        job = self._job(request, plan)
+        return [job, replace(job, allowed=self.new)] if len(self.new) else [job]
+
+    def _job(self, request: RecommendRequest, plan: Plan) -> Job:
         return Job(
             self.history,
             request.k,
@@ -96,6 +106,14 @@ class Inputs:
             allowed=self.allowed,
             explain=request.explain,
         )
+
+
+def _new_rows(bundle: Bundle, allowed: Rows | None) -> Rows:
+    """Ascending rows of the items without interactions in training."""
+    num_known, num_items = bundle.catalogue.num_known, bundle.catalogue.num_items
+    if allowed is None:
+        return np.arange(num_known, num_items, dtype=np.int32)
+    return allowed[np.searchsorted(allowed, num_known) :]
 
 
 def check_filter(request: RecommendRequest) -> None:

@@ -6,6 +6,7 @@ forecast meets the deadline. Knows nothing of queues: the forecast is given to i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -48,6 +49,11 @@ def fixed_plan(request: RecommendRequest, decoding: DecodingDefaults, num_subspa
             message = f"{param} must be at most {num_subspaces}, the bundle's num_subspaces"
             raise InvalidRequest(message, param=param)
     return _plan(decoding, num_subspaces)
+
+
+def explored_places(request: RecommendRequest) -> int:
+    """How many places of the answer are for new items."""
+    return math.ceil(round(request.explore * request.k, 6))  # 0.07 * 100 is above 7
 
 
 def plan_in_time(

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
-from service.batching import Answer, MicroBatcher
-from service.decoding import Decoded
+from service.batching import Answer, Engine, MicroBatcher
+from service.decoding import Decoded, Job
 from service.errors import (
     DeadlineExceeded,
     DecodeFailed,
@@ -24,9 +25,9 @@ from service.errors import (
 from service.histories import AnswerMemory, HistoryStore, RememberedAnswer
 from service.loading import LoadedBundle, LoadedBundles
 from service.recommending.experiment import DEFAULT, PINNED, Experiment, Variant
-from service.recommending.item_mapping import decoded_items, popular_items
+from service.recommending.item_mapping import decoded_items, popular_items, with_explored
 from service.recommending.jobs import Inputs, UserHistory, check_filter
-from service.recommending.planning import Plan, fixed_plan, plan_in_time
+from service.recommending.planning import Plan, explored_places, fixed_plan, plan_in_time
 from service.recommending.shadow import Shadow
 from service.schemas import (
     DegradedReason,
@@ -137,12 +138,12 @@ class Recommender:
             with _timed(stages, "history"):
                 history = await self._history_of(request)
             inputs = await Inputs.look_up(request, history, loaded.bundle)
-        answer = None
+        answer, explored = None, None
         if len(inputs.history):
             try:
                 async with _until(deadline):
-                    job = inputs.job(request, plan)
-                    answer = await self._batcher.submit(engine, job, deadline, in_bulk=in_bulk)
+                    jobs = inputs.jobs(request, plan)
+                    answer, explored = await self._answers_to(jobs, engine, deadline, in_bulk)
             except (DecodeFailed, DeadlineExceeded) as error:
                 if self._policy.fallback != "all":
                     raise
@@ -151,7 +152,7 @@ class Recommender:
             num_items = loaded.bundle.catalogue.num_items
             count_decoded(self._metrics, answer.decoded, plan, num_items)
         with _timed(stages, "map"):
-            items = _items(request, loaded, inputs, answer)
+            items = _items(request, loaded, inputs, answer, explored)
         reasons += _reasons(history, inputs, plan, answer)
         response = RecommendResponse(
             recommendation_id=str(uuid7()),
@@ -178,6 +179,21 @@ class Recommender:
         if answer:
             self._shadow.follow(request, history, response)
         return response
+
+    async def _answers_to(
+        self, jobs: Sequence[Job], engine: Engine, deadline: float, in_bulk: bool
+    ) -> tuple[Answer, Answer | None]:
+        """The answers to one or two jobs, which may be decoded together."""
+        submit = partial(self._batcher.submit, engine, deadline=deadline, in_bulk=in_bulk)
+        if len(jobs) == 1:
+            return await submit(jobs[0]), None
+        tasks = [asyncio.create_task(submit(job)) for job in jobs]
+        try:
+            first, second = await asyncio.gather(*tasks)
+            return first, second
+        finally:
+            for task in tasks:  # if one failed, nobody waits for the other
+                task.cancel()
 
     def _used_variant(self, label: str) -> UsedVariant | None:
         return UsedVariant(name=self._experiment.name, variant=label) if self._experiment else None
@@ -258,6 +274,7 @@ class Recommender:
         metrics.history_length.labels(history.source).observe(history.length)
         metrics.unknown_history_items.inc(history.unknown_items)
         metrics.items_returned.observe(len(response.items))
+        metrics.explored_items.inc(sum(item.explored for item in response.items))
 
 
 def count_decoded(metrics: Metrics, decoded: Decoded, plan: Plan, num_items: int) -> None:
@@ -270,12 +287,20 @@ def count_decoded(metrics: Metrics, decoded: Decoded, plan: Plan, num_items: int
 
 
 def _items(
-    request: RecommendRequest, loaded: LoadedBundle, inputs: Inputs, answer: Answer | None
+    request: RecommendRequest,
+    loaded: LoadedBundle,
+    inputs: Inputs,
+    answer: Answer | None,
+    explored: Answer | None,
 ) -> list[RecommendedItem]:
     bundle, metadata = loaded.bundle, request.metadata
     if answer is None:
         return popular_items(bundle, request.k, inputs.excluded, inputs.allowed, metadata=metadata)
-    return decoded_items(bundle, answer.decoded, inputs.history, metadata=metadata)
+    items = decoded_items(bundle, answer.decoded, inputs.history, metadata=metadata)
+    if explored is None:
+        return items
+    new = decoded_items(bundle, explored.decoded, inputs.history, metadata=metadata)
+    return with_explored(items, new, explored_places(request))
 
 
 def _reasons(

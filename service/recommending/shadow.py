@@ -23,7 +23,11 @@ from service.telemetry import Metrics
 
 TIMEOUT_S = 5.0
 SETTLE_S = 0.002
-AS_ITS_DEFAULT = {**dict.fromkeys(DecodingDefaults.model_fields), "explain": False}
+AS_ITS_DEFAULT = {
+    **dict.fromkeys(DecodingDefaults.model_fields),
+    "explain": False,
+    "explore": 0.0,
+}
 
 
 class Shadow:
@@ -69,12 +73,13 @@ class Shadow:
             asked = request.model_copy(update=AS_ITS_DEFAULT)
             plan = fixed_plan(asked, bundle.manifest.decoding, bundle.catalogue.num_subspaces)
             inputs = await Inputs.look_up(asked, history, bundle)
-            job = inputs.job(asked, plan)
+            [job] = inputs.jobs(asked, plan)
             deadline = time.monotonic() + TIMEOUT_S
             answer = await self._batcher.submit(candidate.engine, job, deadline)
             found = {bundle.items[row].item_id for row in answer.decoded.rows.tolist()}
-            hits = sum(item.item_id in found for item in response.items)
-            self._metrics.shadow_overlap.observe(hits / len(response.items))
+            items = [item for item in response.items if not item.explored]
+            hits = sum(item.item_id in found for item in items)
+            self._metrics.shadow_overlap.observe(hits / max(1, len(items)))
             result = "compared"
         except RequestError:
             pass  # the metric shows it

@@ -87,6 +87,13 @@ class RecommendFields(RequestModel):
         description="Only items that have one of the values of each attribute; "
         "see docs/how-to/serve.md.",
     )
+    explore: float = Field(
+        0,
+        ge=0,
+        le=1,
+        description="Share of the places for new items, which had no interactions in training: the "
+        "best of them, by the same search and filter. Rounded up to whole places.",
+    )
     after: str | None = Field(
         None,
         min_length=1,
@@ -153,7 +160,8 @@ class Explanation(AnswerModel):
 class RecommendedItem(AnswerModel):
     """One item. `score` is its log-probability, null for popular items.
 
-    Scores are comparable within one answer only.
+    Scores are comparable within one answer only. An explored item's is its log-probability among
+    the new items, so it is comparable with those of other explored items only.
     """
 
     item_id: str
@@ -161,6 +169,7 @@ class RecommendedItem(AnswerModel):
     rank: int
     score: float | None
     sid: list[int]
+    explored: bool = Field(False, description="Whether it has a place of `explore`.")
     categories: list[str] | None = Field(None, description="Only with `metadata`.")
     explanation: Explanation | None = Field(None, description="Only with `explain`.")
 

@@ -116,6 +116,9 @@ class Metrics:
             "Decoded rows that are not in the catalogue, or twice in an answer: must stay 0.",
         )
         self.items_returned = histogram("items_returned", "Items in an answer.", ITEMS)
+        self.explored_items = counter(
+            "explored_items_total", "New items in the places that `explore` keeps for them."
+        )
         self.short_lists = counter(
             "short_lists_total",
             "Answers of fewer than k items, because no more pass the filter (filter), are left by "

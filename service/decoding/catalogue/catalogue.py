@@ -8,6 +8,7 @@ networks.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -70,6 +71,12 @@ class Catalogue:
     @property
     def num_items(self) -> int:
         return len(self.item_ids)
+
+    @property
+    def num_known(self) -> int:
+        """How many items had interactions in training. They have the first rows."""
+        rows = range(self.num_items)
+        return bisect_left(rows, True, key=lambda row: self.popularity[row] == 0)
 
     @property
     def num_subspaces(self) -> int:

@@ -165,7 +165,7 @@ def test_a_wrong_entry_of_a_batch_stops_no_other(
     entries: list[tuple[Any, str | None]] = [
         (GOOD, None),
         ({**GOOD, "k": 0}, "k"),
-        ({**GOOD, "colour": "red"}, "colour"),
+        ({**GOOD, "colour": "crimson"}, "colour"),
         ({**GOOD, "history": ["item-1", 7]}, "history.1"),
         ({**GOOD, "timeout_ms": 50}, "timeout_ms"),
         ({**GOOD, "beam_width": 2}, "beam_width"),
@@ -174,7 +174,7 @@ def test_a_wrong_entry_of_a_batch_stops_no_other(
         ("nonsense", "body"),
         (None, "body"),
         ({**GOOD, "r_warm": 5}, "r_warm"),  # the bundle says so
-        ({**GOOD, "filter": {"colour": ["red"]}}, "filter.colour"),
+        ({**GOOD, "filter": {"colour": ["crimson"]}}, "filter.colour"),
         ({**GOOD, "k": 4.0}, None),
     ]
     invalid = 'unmask_recommend_requests_total{bundle="none",outcome="invalid",variant="none"}'
@@ -196,7 +196,7 @@ def test_a_wrong_entry_of_a_batch_stops_no_other(
         if alone is entry and entry is not None:  # the same as a single request
             by_itself = service.client.post("/recommend", json=entry).json()["error"]
             assert by_itself | {"request_id": ""} == error | {"request_id": ""}
-    assert "red" not in answer.text
+    assert "crimson" not in answer.text
     assert service.samples()[invalid] >= before + 9
     request = document["components"]["schemas"]["BatchRequest"]["properties"]["requests"]
     entry = document["components"]["schemas"][request["items"]["$ref"].rpartition("/")[2]]
