@@ -241,11 +241,11 @@ def test_the_server_loads_nothing_that_trains(entry: str) -> None:
         ("service.decoding.__init__", "from ..bundle import Bundle"),
         ("service.decoding.search.beam_search", "import onnxruntime"),
         (
-            "training.families.mdgr.export",
+            "training.families.export",
             "from service.recommending.recommender import Recommender",
         ),
-        ("training.families.mdgr.export", "from service import recommending"),
-        ("training.families.mdgr.export", "from loadtest import replay"),
+        ("training.families.export", "from service import recommending"),
+        ("training.families.export", "from loadtest import replay"),
         ("loadtest.replay", "from service.schemas.recommend import RecommendRequest"),
         ("loadtest.replay", "import training"),
         ("loadtest.replay", "from service.decoding import Decoder"),
@@ -273,7 +273,7 @@ def test_a_forbidden_import_is_found(name: str, source: str) -> None:
         ),
         ("service.decoding.__init__", "from .beam import decode"),
         (
-            "training.families.mdgr.export",
+            "training.families.export",
             "from service.bundles.bundle import write_bundle\nimport torch",
         ),
         ("loadtest.replay", "import httpx"),

@@ -23,7 +23,7 @@ from training.config import STAGES
 from training.data.interactions import load_dataset
 from training.data.synthetic import make_world, write_world
 from training.errors import DataError, FitDiverged
-from training.families.mdgr.export import export_graphs
+from training.families.export import export_graphs
 from training.fitting.checkpoint import read_checkpoint, write_checkpoint
 from training.fitting.training_loop import load_best
 from training.pipeline import catalogue_of, run

@@ -15,7 +15,7 @@ from service.decoding.network.denoiser import masked_positions
 from service.decoding.network.onnx_denoiser import DECODER_INPUTS, ENCODER_INPUTS, OnnxDenoiser
 from training.bundling.quantise import GraphInputs, quantised
 from training.config import ModelConfig
-from training.families.mdgr.export import export_graphs
+from training.families.export import export_graphs
 from training.families.mdgr.model import MaskedDiffusionModel
 
 L, V, D = 4, 30, 8

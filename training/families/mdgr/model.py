@@ -25,23 +25,15 @@ from torch.nn import functional as F
 
 from service.decoding import Catalogue
 from training.config import ModelConfig
-
-
-class Dropout(nn.Module):
-    """Dropout that draws one byte an element, so its rate is a multiple of 1/256.
-
-    torch.nn.Dropout draws a float on one thread and took 17 % of a step (docs/log/2026-11.md).
-    """
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.dropped = round(256 * rate)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.dropped == 0:
-            return x
-        drawn = torch.empty(x.shape, dtype=torch.uint8, device=x.device).random_(0, 256)
-        return x * ((drawn >= self.dropped).to(x.dtype) * (256 / (256 - self.dropped)))
+from training.families.network import (
+    Dropout,
+    FeedForward,
+    Network,
+    initialise,
+    logits_at,
+    logits_of,
+    take,
+)
 
 
 class Attention(nn.Module):
@@ -62,7 +54,7 @@ class Attention(nn.Module):
         else:
             width, projection = x.shape[-1], self.query_key_value
             weight, bias = projection.weight, projection.bias
-            [query] = self._heads(F.linear(_take(x, asked), weight[:width], bias[:width]), 1)
+            [query] = self._heads(F.linear(take(x, asked), weight[:width], bias[:width]), 1)
             key, value = self._heads(F.linear(x, weight[width:], bias[width:]), 2)
         scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
         if self.distance_bias is not None:
@@ -78,13 +70,6 @@ class Attention(nn.Module):
         """(n, tokens, parts * width) -> (parts, n, heads, tokens, width / heads)."""
         n, tokens, _ = projected.shape
         return projected.reshape(n, tokens, parts, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-
-
-class FeedForward(nn.Sequential):
-    def __init__(self, width: int, multiple: int) -> None:
-        super().__init__(
-            nn.Linear(width, multiple * width), nn.GELU(), nn.Linear(multiple * width, width)
-        )
 
 
 class Layer(nn.Module):
@@ -103,11 +88,11 @@ class Layer(nn.Module):
 
         Only keys and values are computed for tokens not asked for. Returns (n, m, width).
         """
-        x = _take(x, asked) + self.dropout(self.attention(self.attention_norm(x), asked))
+        x = take(x, asked) + self.dropout(self.attention(self.attention_norm(x), asked))
         return x + self.dropout(self.ffn(self.ffn_norm(x)))
 
 
-class MaskedDiffusionModel(nn.Module):
+class MaskedDiffusionModel(Network):
     """Encoder, decoder, one softmax per position over its codes, and the repeat bias.
 
     repeat_bias is added to the score of an item that the history holds already: what a sum of code
@@ -122,7 +107,8 @@ class MaskedDiffusionModel(nn.Module):
         self.num_subspaces = num_subspaces
         self.num_codes = num_codes
         self.vector_dims = vector_dims
-        width = config.width
+        self.uses_vectors = config.item_vectors
+        self.memory_size = width = config.width
         self.code_embedding = nn.Embedding(num_subspaces * num_codes + 1, width)  # last row = MASK
         self.vector_projection = nn.Linear(vector_dims, width) if config.item_vectors else None
         self.position_embedding = nn.Embedding(num_subspaces, width)
@@ -141,7 +127,7 @@ class MaskedDiffusionModel(nn.Module):
         self.register_buffer(
             "offsets", torch.arange(num_subspaces) * num_codes, persistent=False
         )  # first embedding row of each position
-        self.apply(_initialise)
+        self.apply(initialise)
         if self.vector_projection is not None:  # unit vectors: as large as the codes' sum
             nn.init.normal_(self.vector_projection.weight, std=0.3)
 
@@ -167,15 +153,19 @@ class MaskedDiffusionModel(nn.Module):
             x = layer(x)
         return self.encoder_norm(self.encoder[-1](x, asked))
 
+    def remember(self, codes: Tensor, vectors: Tensor, mask: Tensor) -> Tensor:
+        """The state after the newest item of each history: (jobs, width)."""
+        return self.encode(codes, vectors, newest_place(mask))[:, 0]
+
     def denoise(
-        self, partial_sids: Tensor, state: Tensor, positions: Tensor | None = None
+        self, partial_sids: Tensor, memory: Tensor, positions: Tensor | None = None
     ) -> Tensor:
         """Logits of every code at every position asked for: (jobs, beams, n, num_codes).
 
-        state: (jobs, width), after the newest item of each history
+        memory: (jobs, width), the state after the newest item of each history
         """
         jobs, beams, num_subspaces = partial_sids.shape
-        told = self.state_projection(state)[:, None]
+        told = self.state_projection(memory)[:, None]
         if self.config.difficulty_embedding:
             difficulty = (partial_sids == self.num_codes).sum(dim=-1).clamp(min=1)
             told = told + self.difficulty_embedding(difficulty - 1)
@@ -186,26 +176,9 @@ class MaskedDiffusionModel(nn.Module):
         for layer in self.decoder[:-1]:
             x = layer(x)
         x = self.decoder_norm(self.decoder[-1](x, asked))
-        logits = self._logits(x) if asked is None else self._logits_at(x, asked)
+        heads, bias = self._head_tables(), self.bias
+        logits = logits_of(x, heads, bias) if asked is None else logits_at(x, asked, heads, bias)
         return logits.reshape(jobs, beams, x.shape[1], self.num_codes)
-
-    def _logits(self, x: Tensor) -> Tensor:
-        """(n, L, width) -> (n, L, num_codes): one head per position."""
-        heads = self._head_tables().transpose(1, 2)
-        return (x.transpose(0, 1) @ heads).transpose(0, 1) + self.bias
-
-    def _logits_at(self, x: Tensor, asked: Tensor) -> Tensor:
-        """(n, m, width), asked: (n, m) -> (n * m, num_codes).
-
-        States of one position, whichever beams they are of, are multiplied with its head at once.
-        """
-        x, asked = x.flatten(0, 1), asked.flatten()
-        groups = [(asked == position).nonzero()[:, 0] for position in range(self.num_subspaces)]
-        logits = [
-            F.linear(x[group], head, bias)
-            for group, head, bias in zip(groups, self._head_tables(), self.bias, strict=True)
-        ]
-        return torch.cat(logits)[torch.cat(groups).argsort()]
 
     def _head_tables(self) -> Tensor:
         """(L, num_codes, width): what the states of a position are multiplied with."""
@@ -223,16 +196,9 @@ def build(catalogue: Catalogue, config: ModelConfig) -> MaskedDiffusionModel:
     )
 
 
-def _take(x: Tensor, asked: Tensor | None) -> Tensor:
-    """The tokens asked for, all by default: (n, tokens, width), (n, m) -> (n, m, width)."""
-    if asked is None:
-        return x
-    first = torch.arange(x.shape[0], device=x.device)[:, None] * x.shape[1]
-    return x.flatten(0, 1)[first + asked]
+def newest_place(mask: Tensor) -> Tensor:
+    """Where each history's last item is; the first filler item where there is none.
 
-
-def _initialise(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear | nn.Embedding):
-        nn.init.normal_(module.weight, std=0.02 if isinstance(module, nn.Linear) else 0.05)
-    if isinstance(module, nn.Linear):
-        nn.init.zeros_(module.bias)
+    mask: (jobs, length) bool. Returns (jobs, 1) int64.
+    """
+    return (mask.sum(dim=1, keepdim=True) - 1).clamp(min=0)

@@ -17,7 +17,7 @@ from torch import Tensor
 from service.decoding import SidTrie
 from training.config import FitConfig, MaskingConfig, ModelConfig
 from training.data import Segments, Split
-from training.families.mdgr.losses import CatalogueSoftmax, Repeats, position_loss
+from training.families.losses import CatalogueSoftmax, Repeats, position_loss
 from training.families.mdgr.masking import draw_mask
 from training.families.mdgr.model import MaskedDiffusionModel
 

@@ -12,9 +12,10 @@ from service.decoding import Histories
 from service.decoding.network.onnx_denoiser import OnnxDenoiser
 from training.config import ModelConfig
 from training.errors import TrainingError
-from training.families.mdgr import export
-from training.families.mdgr.denoiser import TorchDenoiser, newest_place
-from training.families.mdgr.model import Dropout, MaskedDiffusionModel
+from training.families import export
+from training.families.denoiser import TorchDenoiser
+from training.families.mdgr.model import MaskedDiffusionModel, newest_place
+from training.families.network import Dropout
 
 L, V, D = 3, 7, 4
 ALL = np.arange(L)

@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from service.decoding import Histories
-from training.families.mdgr.model import MaskedDiffusionModel
+from training.families.network import Network
 
 
 class TorchDenoiser:
-    """Wraps a model in eval mode; float32, no gradients. Its memory: (jobs, width)."""
+    """Wraps a model in eval mode; float32, no gradients. Its memory: (jobs, memory_size)."""
 
-    def __init__(self, model: MaskedDiffusionModel) -> None:
+    def __init__(self, model: Network) -> None:
         self.model = model
         self.num_subspaces = model.num_subspaces
         self.num_codes = model.num_codes
@@ -28,12 +28,11 @@ class TorchDenoiser:
 
     @torch.inference_mode()
     def encode(self, histories: Histories) -> Tensor:
-        states = self.model.encode(
+        return self.model.remember(
             torch.from_numpy(histories.codes.astype(np.int64)),
             torch.from_numpy(histories.vectors.astype(np.float32)),
-            newest_place(torch.from_numpy(histories.mask)),
+            torch.from_numpy(histories.mask),
         )
-        return states[:, 0]
 
     def select(self, memory: Tensor, jobs: NDArray[np.intp]) -> Tensor:
         return memory[torch.from_numpy(jobs)]
@@ -49,11 +48,3 @@ class TorchDenoiser:
             torch.from_numpy(partial_sids.astype(np.int64)), memory, torch.from_numpy(positions)
         )
         return logits.log_softmax(dim=-1).numpy()
-
-
-def newest_place(mask: Tensor) -> Tensor:
-    """Where each history's last item is; the first filler item where there is none.
-
-    mask: (jobs, length) bool. Returns (jobs, 1) int64.
-    """
-    return (mask.sum(dim=1, keepdim=True) - 1).clamp(min=0)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from service.decoding import Catalogue, SidTrie
-from training.families.mdgr.losses import CatalogueSoftmax, Repeats, position_loss
+from training.families.losses import CatalogueSoftmax, Repeats, position_loss
 
 
 def _catalogue(rng: np.random.Generator, items: int, positions: int, codes: int) -> Catalogue:

@@ -27,28 +27,28 @@ from service.decoding.network import (
     masked_positions,
 )
 from training.errors import FitDiverged, TrainingError
-from training.families.mdgr.denoiser import TorchDenoiser, newest_place
-from training.families.mdgr.model import MaskedDiffusionModel
+from training.families.denoiser import TorchDenoiser
+from training.families.network import Network
 
 PARITY_TOLERANCE = 1e-4  # largest difference in log-probs between torch and ONNX Runtime
 PARITY_SHAPES = ((1, 1, 1), (2, 3, 5), (5, 7, 20))  # (jobs, beams, history length)
 
 
 class _EncoderGraph(nn.Module):
-    def __init__(self, model: MaskedDiffusionModel) -> None:
+    def __init__(self, model: Network) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, codes: Tensor, vectors: Tensor, mask: Tensor) -> Tensor:
         vectors = vectors.to(torch.float32)
-        state = self.model.encode(codes.to(torch.int64), vectors, newest_place(mask))[:, 0]
-        if self.model.vector_projection is None:
-            state = state + 0 * vectors.sum()  # of no numbers: keeps the input in the graph
-        return state
+        memory = self.model.remember(codes.to(torch.int64), vectors, mask)
+        if not self.model.uses_vectors:
+            memory = memory + 0 * vectors.sum()  # of no numbers: keeps the input in the graph
+        return memory
 
 
 class _DecoderGraph(nn.Module):
-    def __init__(self, model: MaskedDiffusionModel) -> None:
+    def __init__(self, model: Network) -> None:
         super().__init__()
         self.model = model
 
@@ -57,7 +57,7 @@ class _DecoderGraph(nn.Module):
         return logits.log_softmax(dim=-1)
 
 
-def export_graphs(model: MaskedDiffusionModel) -> tuple[bytes, bytes, float]:
+def export_graphs(model: Network) -> tuple[bytes, bytes, float]:
     """Export and compare with torch on random inputs of several shapes.
 
     Returns encoder.onnx, decoder.onnx and the largest difference in log-probs seen.
@@ -71,7 +71,7 @@ def export_graphs(model: MaskedDiffusionModel) -> tuple[bytes, bytes, float]:
         )
     codes = torch.full((3, 4, model.num_subspaces), model.num_codes, dtype=torch.uint16)
     vectors = torch.zeros(3, 4, model.vector_dims, dtype=torch.float16)
-    mask, memory = torch.ones(3, 4, dtype=torch.bool), torch.zeros(3, model.config.width)
+    mask, memory = torch.ones(3, 4, dtype=torch.bool), torch.zeros(3, model.memory_size)
     encoder = _export(
         _EncoderGraph(model),
         (codes, vectors, mask),
@@ -129,7 +129,7 @@ def _without_traces(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
-def _parity(model: MaskedDiffusionModel, encoder: bytes, decoder: bytes) -> float:
+def _parity(model: Network, encoder: bytes, decoder: bytes) -> float:
     """Largest difference in log-probs between torch and ONNX Runtime."""
     sizes = {
         "num_subspaces": model.num_subspaces,

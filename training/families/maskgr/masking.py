@@ -1,0 +1,50 @@
+"""Which codes of a sequence become MASK, and what a masked code then weighs in the loss.
+
+Pure functions of sizes and a random generator; knows nothing of the network. Two kinds: codes
+anywhere in the sequence, as published, and codes of one item only, which is what serving asks for.
+Source: arXiv 2511.23021; its forward process masks each code with probability t, t ~ U(0, 1), and
+weighs it by 1 / t.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+LEAST_RATE = 0.01  # so no code weighs more than 100
+
+
+def draw_rates(n: int, generator: torch.Generator) -> Tensor:
+    """The t of n sequences, uniform in [LEAST_RATE, 1]: one in each n-th part of it, shuffled."""
+    within = torch.rand(n, generator=generator)
+    rates = (torch.randperm(n, generator=generator) + within) / n
+    return rates.clamp(min=LEAST_RATE)
+
+
+def mask_anywhere(
+    n: int, items: int, num_subspaces: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Each code becomes MASK with its sequence's probability t, independently of all others.
+
+    Returns (n, items, L) bool and the weights 1 / t, (n,). A sequence may be without a MASK: one at
+    least, together with 1 / t, would be the loss of another process.
+    """
+    rates = draw_rates(n, generator)
+    drawn = torch.rand(n, items, num_subspaces, generator=generator)
+    return drawn < rates[:, None, None], 1 / rates
+
+
+def mask_one_item(
+    n: int, num_subspaces: int, full_share: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """A share of n items has all codes masked, the others k of them, k uniform in 1 .. L.
+
+    Returns (n, L) bool and the weights L / k, (n,). For the k of the others that is exactly the
+    expected loss of `mask_anywhere` for one item: there k codes are masked with probability
+    1 / (L + 1) for every k, and their weight is on average (L + 1) / k.
+    """
+    count = torch.randint(1, num_subspaces + 1, (n,), generator=generator)
+    is_full = torch.rand(n, generator=generator) < full_share
+    count = torch.where(is_full, num_subspaces, count)
+    order = torch.rand(n, num_subspaces, generator=generator).argsort(dim=1).argsort(dim=1)
+    return order < count[:, None], num_subspaces / count

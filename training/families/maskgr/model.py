@@ -1,0 +1,355 @@
+"""The network: one bidirectional transformer over the codes of a history and of the item to fill.
+
+A sequence is flat: the codes of the oldest item, then those of the next one, and so on. The item to
+fill stands at the end, the newest item directly before it. So filler is at the start; nothing
+attends to it. Attention is of one of two kinds:
+
+full    all codes attend to all codes, as published. A history's memory is its embedded codes, and
+        `denoise` runs the whole sequence for each beam.
+prefix  codes of the history attend to the history only, codes of the item to fill attend to
+        everything. So keys and values of the history do not depend on a beam: they are the memory,
+        and `denoise` runs the L codes of the item.
+
+`states` runs whole sequences, in training; `remember` and `denoise` give the same in two parts.
+
+codes:     (n, items, L) int64, oldest first, MASK = num_codes where masked or filler
+vectors:   (n, items, d) float32, the items' vectors; zeros where they are not given
+is_item:   (n, items) bool, false for filler, which is at the start
+states:    (n, items, L, width) float32
+memory:    (jobs, memory_size) float32, always of `history_length` items
+L = num_subspaces. After arXiv 2511.23021 and its public code: pre-norm, GELU, rotary positions, no
+norm at the end, logits h·E / sqrt(width). Not from there: one softmax per position (there, codes of
+other positions compete) and a bias for each code.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from service.decoding import Catalogue
+from training.config import ModelConfig, Section
+from training.errors import ConfigError
+from training.families.network import (
+    Dropout,
+    FeedForward,
+    Network,
+    initialise,
+    logits_at,
+    logits_of,
+    take,
+)
+
+NEVER = -1e9  # added to a score; not -inf: where nothing may be seen, numbers stay finite
+LONGEST_WAVE = 10_000.0  # of the rotary positions
+
+
+class Options(Section):
+    """`model.options` of this family."""
+
+    attention: Literal["prefix", "full"] = Field(
+        "prefix",
+        description="prefix: a history does not attend to the item that is filled, and is encoded "
+        "once for each request; full: all attend to all, as published",
+    )
+    target_share: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="share of sequences in which only the last item has masks, as in serving; the "
+        "others have masks anywhere, as published",
+    )
+
+
+class Layer(nn.Module):
+    """Pre-norm self-attention with rotary positions, and feed-forward."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.num_heads = config.num_heads
+        self.attention_norm = nn.LayerNorm(width)
+        self.query_key_value = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.ffn_norm = nn.LayerNorm(width)
+        self.ffn = FeedForward(width, config.ffn_multiple)
+        self.dropout = Dropout(config.dropout)
+
+    def heads(self, x: Tensor, rotation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, (n, heads, tokens, width / heads) each.
+
+        x: (n, tokens, width); rotation: see `rotations`, of these tokens
+        """
+        n, tokens, _ = x.shape
+        projected = self.query_key_value(self.attention_norm(x))
+        parts = projected.reshape(n, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        return rotated(parts[0], rotation), rotated(parts[1], rotation), parts[2]
+
+    def forward(
+        self, x: Tensor, bias: Tensor, rotation: Tensor, asked: Tensor | None = None
+    ) -> Tensor:
+        """x: (n, tokens, width); bias: (n, 1, 1 or tokens, tokens), added to the scores of keys.
+
+        asked: (n, m) int64 of the tokens, by default all; only their states, (n, m, width). Then
+        the bias must be the same for all of them.
+        """
+        return self.attend(x, *self.heads(x, rotation), bias, asked)
+
+    def attend(
+        self,
+        x: Tensor,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        bias: Tensor,
+        asked: Tensor | None = None,
+    ) -> Tensor:
+        """The layer's result, given what `heads` made of x."""
+        if asked is not None:
+            query = take_of_heads(query, asked)
+        attended = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=bias.to(query.dtype)
+        )
+        return self.rest(take(x, asked), attended.transpose(1, 2).flatten(2))
+
+    def fill(
+        self,
+        x: Tensor,
+        memory: tuple[Tensor, Tensor],
+        bias: Tensor,
+        rotation: Tensor,
+        asked: Tensor | None,
+    ) -> Tensor:
+        """The codes of items to fill attend to their history and to each other.
+
+        x: (jobs * beams, L, width); memory: keys and values of the jobs' histories, each
+        (jobs, heads, S, width / heads); bias: (jobs, 1, 1, S)
+        """
+        query, own_key, own_value = self.heads(x, rotation)
+        if asked is not None:
+            query = take_of_heads(query, asked)
+        key, value = memory
+        jobs, heads, num_old, head_width = key.shape
+        n, _, m, _ = query.shape
+        # All beams of a job have the same history: its keys are not repeated for them.
+        of_job = query.reshape(jobs, n // jobs, heads, m, head_width).transpose(1, 2).flatten(2, 3)
+        old = of_job @ key.transpose(-1, -2) / math.sqrt(head_width) + bias
+        old = old.reshape(jobs, heads, n // jobs, m, num_old).transpose(1, 2).flatten(0, 1)
+        own = query @ own_key.transpose(-1, -2) / math.sqrt(head_width)
+        share = torch.cat((old, own), dim=-1).softmax(dim=-1)
+        of_old = share[..., :num_old].reshape(jobs, n // jobs, heads, m, num_old)
+        attended = of_old.transpose(1, 2).flatten(2, 3) @ value
+        attended = attended.reshape(jobs, heads, n // jobs, m, head_width).transpose(1, 2)
+        attended = attended.flatten(0, 1) + share[..., num_old:] @ own_value
+        return self.rest(take(x, asked), attended.transpose(1, 2).flatten(2))
+
+    def rest(self, x: Tensor, attended: Tensor) -> Tensor:
+        """What comes after the attention."""
+        x = x + self.dropout(self.out(attended))
+        return x + self.dropout(self.ffn(self.ffn_norm(x)))
+
+
+class MaskGR(Network):
+    """Code embeddings, layers, one softmax per position over its codes, and the repeat bias."""
+
+    def __init__(
+        self, config: ModelConfig, *, num_subspaces: int, num_codes: int, vector_dims: int
+    ) -> None:
+        super().__init__()
+        if config.width % (2 * config.num_heads):
+            raise ConfigError(
+                f"model.width {config.width} with model.num_heads {config.num_heads}: family "
+                "maskgr turns pairs of numbers, so width must be a multiple of 2 * num_heads"
+            )
+        self.config = config
+        self.options = Options.model_validate(config.options)
+        self.num_subspaces = num_subspaces
+        self.num_codes = num_codes
+        self.vector_dims = vector_dims
+        self.uses_vectors = config.item_vectors
+        width, history_length = config.width, config.history_length
+        # The last of each position's rows is MASK there.
+        self.code_embedding = nn.Embedding(num_subspaces * (num_codes + 1), width)
+        self.vector_projection = (
+            nn.Linear(vector_dims, num_subspaces * width, bias=False)
+            if config.item_vectors
+            else None
+        )
+        self.embedding_dropout = Dropout(config.dropout)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.encoder_layers))
+        self.head = None if config.tied_head else nn.Embedding(num_subspaces * num_codes, width)
+        self.bias = nn.Parameter(torch.zeros(num_subspaces, num_codes))
+        self.repeat_bias = nn.Parameter(torch.zeros(()))
+        offsets = torch.arange(num_subspaces) * (num_codes + 1)
+        self.register_buffer("offsets", offsets, persistent=False)
+        num_tokens = (history_length + 1) * num_subspaces
+        self.register_buffer(
+            "rotation", rotations(num_tokens, width // config.num_heads), persistent=False
+        )
+        kept = width if self.is_full else 2 * config.encoder_layers * width
+        self.memory_size = history_length * (num_subspaces * kept + 1)
+        self.apply(initialise)
+        for table in (self.code_embedding, self.head):
+            if table is not None:
+                nn.init.normal_(table.weight)  # logits are divided by sqrt(width)
+        if self.vector_projection is not None:  # unit vectors: as large as a code
+            nn.init.normal_(self.vector_projection.weight)
+
+    @property
+    def is_full(self) -> bool:
+        return self.options.attention == "full"
+
+    def embed(self, codes: Tensor, vectors: Tensor | None = None) -> Tensor:
+        """codes: (..., L), vectors: (..., d) -> (..., L, width)."""
+        x = self.code_embedding(codes + self.offsets)
+        if self.vector_projection is not None and vectors is not None:
+            slices = self.vector_projection(vectors)
+            x = x + slices.unflatten(-1, (self.num_subspaces, self.config.width))
+        return self.embedding_dropout(x)
+
+    def states(self, codes: Tensor, vectors: Tensor, is_item: Tensor) -> Tensor:
+        """States of all codes; the last item of each sequence is the one to fill.
+
+        Its vector must be zeros, and so that of every item which has a mask.
+        """
+        n, items, num_subspaces = codes.shape
+        num_tokens, num_old = items * num_subspaces, (items - 1) * num_subspaces
+        bias = self._bias(is_item)
+        if not self.is_full:
+            place = torch.arange(num_tokens)
+            hidden = (place[:, None] < num_old) & (place >= num_old)
+            bias = bias.masked_fill(hidden, NEVER)
+        x = self.embed(codes, vectors).flatten(1, 2)
+        rotation = self.rotation[-num_tokens:]
+        for layer in self.layers:
+            x = layer(x, bias, rotation)
+        return x.reshape(n, items, num_subspaces, -1)
+
+    def logits(self, states: Tensor) -> Tensor:
+        """(..., L, width) -> (..., L, num_codes)."""
+        return logits_of(states.flatten(0, -3), *self._heads()).unflatten(0, states.shape[:-2])
+
+    def remember(self, codes: Tensor, vectors: Tensor, mask: Tensor) -> Tensor:
+        length = codes.shape[1]
+        place = torch.arange(length) - (length - mask.sum(dim=1, keepdim=True))
+        is_item = place >= 0
+        jobs = torch.arange(codes.shape[0])[:, None]
+        place = place.clamp(min=0)
+        x = self.embed(codes[jobs, place], vectors[jobs, place]).flatten(1, 2)
+        if self.is_full:
+            kept = x[:, None]
+        else:
+            kept = self._keys_and_values(x, is_item)
+        # Of `history_length` items, whatever the length of these histories.
+        place = torch.arange(self.config.history_length) - (self.config.history_length - length)
+        is_item = is_item[:, place.clamp(min=0)] & (place >= 0)
+        kept = kept.unflatten(-2, (length, self.num_subspaces))[..., place.clamp(min=0), :, :]
+        return torch.cat((kept.flatten(1), is_item.to(kept.dtype)), dim=1)
+
+    def denoise(
+        self, partial_sids: Tensor, memory: Tensor, positions: Tensor | None = None
+    ) -> Tensor:
+        jobs, beams, num_subspaces = partial_sids.shape
+        length, width = self.config.history_length, self.config.width
+        asked = None if positions is None else positions.flatten(0, 1)
+        x = self.embed(partial_sids).flatten(0, 1)
+        kept, is_item = memory[:, :-length], memory[:, -length:] > 0
+        bias = self._bias(is_item)
+        if self.is_full:
+            old = kept.reshape(jobs, length * num_subspaces, width)
+            x = self._whole_sequences(old, x, bias, beams, asked)
+        else:
+            shape = (jobs, len(self.layers), 2, -1, length * num_subspaces)
+            kept = kept.reshape(*shape, width // self.config.num_heads)
+            rotation = self.rotation[-num_subspaces:]
+            for number, layer in enumerate(self.layers):
+                last = number == len(self.layers) - 1
+                of_layer = kept[:, number, 0], kept[:, number, 1]
+                x = layer.fill(x, of_layer, bias, rotation, asked if last else None)
+        heads, code_bias = self._heads()
+        if asked is None:
+            logits = logits_of(x, heads, code_bias)
+        else:
+            logits = logits_at(x, asked, heads, code_bias)
+        return logits.reshape(jobs, beams, x.shape[1], self.num_codes)
+
+    def _keys_and_values(self, x: Tensor, is_item: Tensor) -> Tensor:
+        """Of all layers, for histories: (jobs, layers, 2, heads, tokens, width / heads)."""
+        bias, rotation = self._bias(is_item), self.rotation[: -self.num_subspaces]
+        rotation = rotation[rotation.shape[0] - x.shape[1] :]
+        kept = []
+        for number, layer in enumerate(self.layers):
+            query, key, value = layer.heads(x, rotation)
+            kept.append(torch.stack((key, value), dim=1))
+            if number < len(self.layers) - 1:  # of the last layer, nothing else is needed
+                x = layer.attend(x, query, key, value, bias)
+        return torch.stack(kept, dim=1)
+
+    def _whole_sequences(
+        self, old: Tensor, x: Tensor, bias: Tensor, beams: int, asked: Tensor | None
+    ) -> Tensor:
+        """States of the items to fill, each run with its history: (jobs * beams, m, width).
+
+        old: (jobs, S, width); x: (jobs * beams, L, width); bias: (jobs, 1, 1, S)
+        """
+        jobs, num_old, width = old.shape
+        bias = F.pad(bias, (0, self.num_subspaces))
+        bias = bias[:, None].expand(-1, beams, -1, -1, -1).flatten(0, 1)
+        old = old[:, None].expand(-1, beams, -1, -1)
+        x = x.reshape(jobs, beams, self.num_subspaces, width)
+        x = torch.cat((old, x), dim=2).flatten(0, 1)
+        if asked is None:
+            asked = torch.arange(self.num_subspaces).expand(x.shape[0], -1)
+        for layer in self.layers[:-1]:
+            x = layer(x, bias, self.rotation)
+        return self.layers[-1](x, bias, self.rotation, num_old + asked)
+
+    def _bias(self, is_item: Tensor) -> Tensor:
+        """What is added to the scores of keys: (n, 1, 1, items * L)."""
+        hidden = (~is_item).repeat_interleave(self.num_subspaces, dim=1)
+        return torch.where(hidden, NEVER, 0.0)[:, None, None]
+
+    def _heads(self) -> tuple[Tensor, Tensor]:
+        """What states of a position are multiplied with, (L, num_codes, width), and the bias."""
+        if self.head is None:
+            table = self.code_embedding.weight.unflatten(0, (self.num_subspaces, -1))[:, :-1]
+        else:
+            table = self.head.weight.unflatten(0, (self.num_subspaces, -1))
+        return table / math.sqrt(self.config.width), self.bias
+
+
+def rotations(num_tokens: int, head_width: int) -> Tensor:
+    """Cosines and sines of tokens 0, 1, ...: (num_tokens, 2, head_width / 2) (arXiv 2104.09864)."""
+    wave = LONGEST_WAVE ** (-torch.arange(0, head_width, 2) / head_width)
+    angle = torch.arange(num_tokens)[:, None] * wave
+    return torch.stack((angle.cos(), angle.sin()), dim=1)
+
+
+def rotated(x: Tensor, rotation: Tensor) -> Tensor:
+    """Turn the pairs of numbers of each token: products of two tokens know how far apart they are.
+
+    x: (n, heads, tokens, head_width); rotation: (tokens, 2, head_width / 2)
+    """
+    cosine, sine = rotation[:, 0].to(x.dtype), rotation[:, 1].to(x.dtype)
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cosine - second * sine, second * cosine + first * sine), dim=-1)
+
+
+def take_of_heads(x: Tensor, asked: Tensor) -> Tensor:
+    """(n, heads, tokens, d), (n, m) -> (n, heads, m, d): the tokens asked for."""
+    return take(x.transpose(1, 2).flatten(2), asked).unflatten(2, (x.shape[1], -1)).transpose(1, 2)
+
+
+def build(catalogue: Catalogue, config: ModelConfig) -> MaskGR:
+    """An untrained model of the catalogue's sizes."""
+    return MaskGR(
+        config,
+        num_subspaces=catalogue.num_subspaces,
+        num_codes=catalogue.num_codes,
+        vector_dims=catalogue.vectors.shape[1],
+    )

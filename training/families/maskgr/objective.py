@@ -1,0 +1,196 @@
+"""What MaskGR learns: masked codes of a user's items, from the other codes.
+
+A sequence is a segment of a history, at most `history_length` items and one to fill. Of each kind
+of masking (`masking`) a minibatch has its share of sequences. Knows no optimiser.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from service.decoding import SidTrie
+from training.config import FitConfig, MaskingConfig, ModelConfig
+from training.data import Segments, Split
+from training.families.losses import CatalogueSoftmax, Repeats
+from training.families.maskgr.masking import mask_anywhere, mask_one_item
+from training.families.maskgr.model import MaskGR
+
+
+class Sequences(NamedTuple):
+    """Sequences with their masks; the last item is at the end, filler at the start.
+
+    rows:    (n, items) int64, `num_items` where filler
+    is_item: (n, items) bool
+    masked:  (n, items, L) bool, never where filler
+    weights: (n,) float32, of a masked code of each
+    whole:   (n,) bool, masked anywhere; else in the last item only
+    """
+
+    rows: Tensor
+    is_item: Tensor
+    masked: Tensor
+    weights: Tensor
+    whole: Tensor
+
+
+class MaskGRObjective:
+    """The paper's loss (`fit.position_weight`) and the one over rows (`fit.catalogue_weight`).
+
+    The paper's: over the masked codes, sum of weight * cross-entropy / sum of weights. The other:
+    `CatalogueSoftmax.loss` of the last item, where it has a mask. Sequences of the two kinds of
+    masking have means of their own, which count by the number of sequences.
+
+    A minibatch is an array of segments. Each is one sequence; where only its last item is masked,
+    it is cut off after one of its targets, drawn at random. So every item comes last now and then.
+    """
+
+    def __init__(
+        self,
+        model: MaskGR,
+        split: Split,
+        trie: SidTrie,
+        *,
+        model_config: ModelConfig,
+        masking: MaskingConfig,
+        config: FitConfig,
+    ) -> None:
+        self.model, self.config = model, config
+        self.target_share = model.options.target_share
+        self.full_share = masking.full_share / (masking.full_share + masking.partial_share)
+        self.segments = Segments.of(split.train, model_config.history_length)
+        self.num_samples = self.segments.num_samples
+        catalogue = trie.catalogue
+        filler_codes = np.full((1, catalogue.num_subspaces), catalogue.num_codes)
+        self.codes = torch.from_numpy(
+            np.concatenate((catalogue.codes, filler_codes)).astype(np.int64)
+        )
+        filler_vector = np.zeros((1, catalogue.vectors.shape[1]), np.float16)
+        self.vectors = torch.from_numpy(np.concatenate((catalogue.vectors, filler_vector)))
+        self.catalogue_softmax = CatalogueSoftmax(trie, sampled_rows=config.sampled_rows)
+        has_bf16 = torch.cpu._is_avx512_bf16_supported()
+        self.dtype = torch.bfloat16 if config.bf16 and has_bf16 else torch.float32
+
+    def minibatches(self, size: int, generator: torch.Generator) -> Iterator[NDArray[np.intp]]:
+        """Every segment once, in random order, in minibatches of about `size` items to learn."""
+        return self.segments.minibatches(size, generator)
+
+    def num_samples_of(self, minibatch: NDArray[np.intp]) -> int:
+        """Items of these segments that are new to their users' segments."""
+        return self.segments.num_samples_of(minibatch)
+
+    def loss(
+        self, minibatch: NDArray[np.intp], progress: float, generator: torch.Generator
+    ) -> Tensor:
+        """Draw masks for these segments; the mean loss over sequences."""
+        config = self.config
+        sequences = self.draw(minibatch, generator)
+        states = self._states(sequences)
+        if not config.position_weight:
+            states = states[:, -1:]
+        logits = self._logits(states)
+        loss = torch.zeros(())
+        for chosen in (sequences.whole, ~sequences.whole):
+            share = float(chosen.float().mean())
+            if share and config.position_weight:
+                loss = loss + share * config.position_weight * weighted_loss(
+                    logits[chosen],
+                    self.codes[sequences.rows[chosen]],
+                    sequences.masked[chosen],
+                    sequences.weights[chosen],
+                    label_smoothing=config.label_smoothing,
+                )
+            if share and config.catalogue_weight:
+                loss = loss + share * config.catalogue_weight * self._over_rows(
+                    logits[:, -1], sequences, chosen, minibatch
+                )
+        return loss
+
+    def draw(self, minibatch: NDArray[np.intp], generator: torch.Generator) -> Sequences:
+        """The sequences of these segments, with masks."""
+        filler = len(self.codes) - 1
+        rows, is_target = map(torch.from_numpy, self.segments.arrays(minibatch, filler=filler))
+        n, items = rows.shape
+        num_subspaces = self.codes.shape[1]
+        whole = torch.rand(n, generator=generator) >= self.target_share
+        num_targets = is_target.sum(dim=1)
+        lengths = (rows != filler).sum(dim=1)
+        left_out = (torch.rand(n, generator=generator) * num_targets).long()
+        lengths = lengths - torch.where(whole, 0, left_out.clamp(max=num_targets - 1))
+        place = torch.arange(items) - (items - lengths[:, None])
+        is_item = place >= 0
+        rows = torch.where(is_item, rows.gather(1, place.clamp(min=0)), filler)
+        masked = torch.zeros(n, items, num_subspaces, dtype=torch.bool)
+        weights = torch.ones(n)
+        masked[whole], weights[whole] = mask_anywhere(
+            int(whole.sum()), items, num_subspaces, generator
+        )
+        masked[~whole, -1], weights[~whole] = mask_one_item(
+            int((~whole).sum()), num_subspaces, self.full_share, generator
+        )
+        return Sequences(rows, is_item, masked & is_item[:, :, None], weights, whole)
+
+    def _over_rows(
+        self, logits: Tensor, sequences: Sequences, chosen: Tensor, minibatch: NDArray[np.intp]
+    ) -> Tensor:
+        """The loss over rows of the last items of the chosen sequences, where they have a mask.
+
+        logits: (n, L, num_codes), of the last items of all sequences
+        """
+        masked = sequences.masked[:, -1]
+        samples = (chosen & masked.any(dim=1)).nonzero()[:, 0]
+        if not len(samples):
+            return logits.new_zeros(())
+        newest = sequences.is_item[samples].sum(dim=1) - 2  # the item before the last one
+        seen = self.segments.seen(minibatch, samples.numpy(), newest.numpy())
+        repeats = Repeats(*map(torch.from_numpy, seen), self.model.repeat_bias)
+        rows = sequences.rows[samples, -1]
+        return self.catalogue_softmax.loss(logits[samples], rows, masked[samples], repeats)
+
+    def _states(self, sequences: Sequences) -> Tensor:
+        codes = torch.where(sequences.masked, self.model.num_codes, self.codes[sequences.rows])
+        vectors = self.vectors[sequences.rows].float()
+        # A vector would give away the masked codes of its item. Serving does not know the last one.
+        vectors[sequences.masked.any(dim=2)] = 0
+        vectors[:, -1] = 0
+        with self._precision():
+            return self.model.states(codes, vectors, sequences.is_item)
+
+    def _logits(self, states: Tensor) -> Tensor:
+        with self._precision():
+            return self.model.logits(states).float()
+
+    def _precision(self) -> torch.autocast | nullcontext[None]:
+        in_bf16 = self.dtype == torch.bfloat16
+        return torch.autocast("cpu", torch.bfloat16) if in_bf16 else nullcontext()
+
+
+def weighted_loss(
+    logits: Tensor,
+    target_codes: Tensor,
+    masked: Tensor,
+    weights: Tensor,
+    *,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Sum of weight * cross-entropy over masked codes, divided by the sum of their weights.
+
+    That is nearly unbiased where weights are 1 / t; dividing by the sum of the sequences' weights
+    is not. 0 where nothing is masked.
+
+    logits: (n, ..., num_codes); target_codes, masked: (n, ...); weights: (n,)
+    """
+    if not masked.any():
+        return logits.new_zeros(())
+    losses = F.cross_entropy(
+        logits[masked], target_codes[masked], reduction="none", label_smoothing=label_smoothing
+    )
+    weight = weights.reshape(-1, *[1] * (masked.ndim - 1)).expand(masked.shape)[masked]
+    return (weight * losses).sum() / weight.sum()

@@ -1,0 +1,110 @@
+"""What networks of all families have in common: what is asked of them, and some of their layers.
+
+Knows nothing of users, losses or attention.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from training.config import ModelConfig
+
+
+class Network(nn.Module):
+    """A network that `TorchDenoiser` can ask and `export_graphs` can export.
+
+    memory_size: numbers that `remember` gives for each history
+    vector_dims: of the items' vectors, 0 if the catalogue has none
+    repeat_bias: scalar, see `service.decoding.Denoiser`
+    """
+
+    config: ModelConfig
+    num_subspaces: int
+    num_codes: int
+    vector_dims: int
+    memory_size: int
+    uses_vectors: bool
+    repeat_bias: nn.Parameter
+
+    def remember(self, codes: Tensor, vectors: Tensor, mask: Tensor) -> Tensor:
+        """All that `denoise` needs of each history: (jobs, memory_size) float32.
+
+        codes:   (jobs, length, L) int64, oldest first; MASK = num_codes as filler at the end
+        vectors: (jobs, length, vector_dims) float32, zeros as filler
+        mask:    (jobs, length) bool, true where there is an item
+        """
+        raise NotImplementedError
+
+    def denoise(
+        self, partial_sids: Tensor, memory: Tensor, positions: Tensor | None = None
+    ) -> Tensor:
+        """Logits of every code at every position asked for: (jobs, beams, n, num_codes) float32.
+
+        partial_sids: (jobs, beams, L) int64, MASK where not yet filled
+        positions:    (jobs, beams, n) int64; None = all L of them, in order
+        """
+        raise NotImplementedError
+
+
+class Dropout(nn.Module):
+    """Dropout that draws one byte an element, so its rate is a multiple of 1/256.
+
+    torch.nn.Dropout draws a float on one thread and took 17 % of a step (docs/log/2026-11.md).
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.dropped = round(256 * rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.dropped == 0:
+            return x
+        drawn = torch.empty(x.shape, dtype=torch.uint8, device=x.device).random_(0, 256)
+        return x * ((drawn >= self.dropped).to(x.dtype) * (256 / (256 - self.dropped)))
+
+
+class FeedForward(nn.Sequential):
+    def __init__(self, width: int, multiple: int) -> None:
+        super().__init__(
+            nn.Linear(width, multiple * width), nn.GELU(), nn.Linear(multiple * width, width)
+        )
+
+
+def take(x: Tensor, asked: Tensor | None) -> Tensor:
+    """The tokens asked for, all by default: (n, tokens, width), (n, m) -> (n, m, width)."""
+    if asked is None:
+        return x
+    first = torch.arange(x.shape[0], device=x.device)[:, None] * x.shape[1]
+    return x.flatten(0, 1)[first + asked]
+
+
+def logits_of(x: Tensor, heads: Tensor, bias: Tensor) -> Tensor:
+    """One head per position: states (n, L, width) -> logits (n, L, num_codes).
+
+    heads: (L, num_codes, width); bias: (L, num_codes)
+    """
+    return (x.transpose(0, 1) @ heads.transpose(1, 2)).transpose(0, 1) + bias
+
+
+def logits_at(x: Tensor, asked: Tensor, heads: Tensor, bias: Tensor) -> Tensor:
+    """The same for states of the positions asked for: (n, m, width), (n, m) -> (n * m, num_codes).
+
+    States of one position, whichever beams they are of, are multiplied with its head at once.
+    """
+    x, asked = x.flatten(0, 1), asked.flatten()
+    groups = [(asked == position).nonzero()[:, 0] for position in range(len(heads))]
+    logits = [
+        F.linear(x[group], head, of_position)
+        for group, head, of_position in zip(groups, heads, bias, strict=True)
+    ]
+    return torch.cat(logits)[torch.cat(groups).argsort()]
+
+
+def initialise(module: nn.Module) -> None:
+    """Small random weights; for `nn.Module.apply`."""
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=0.02 if isinstance(module, nn.Linear) else 0.05)
+    if isinstance(module, nn.Linear) and module.bias is not None:
+        nn.init.zeros_(module.bias)
