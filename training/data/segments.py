@@ -58,6 +58,14 @@ class Segments:
         arrays = (np.array(bounds, np.int64) for bounds in (begins, starts, firsts, ends))
         return cls(train.rows, *arrays)
 
+    @classmethod
+    def of_one_target(cls, train: Interactions, history_length: int) -> Segments:
+        """A segment for each target: for networks that read a whole history for one target."""
+        windows = train.windows()
+        begins, ends = windows.starts, windows.ends
+        starts = np.maximum(begins, ends - history_length)
+        return cls(train.rows, begins, starts, ends, ends + 1)
+
     def __len__(self) -> int:
         return len(self.ends)
 

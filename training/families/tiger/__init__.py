@@ -1,0 +1,18 @@
+"""TIGER (arXiv 2305.05065): an autoregressive decoder over the SID of the next item, a rival.
+
+It fills positions from left to right, one a call: the answer for a position means something only
+when all positions before it are filled. Reading order: `model` (the network), `objective` (a
+minibatch's loss).
+"""
+
+from training.families.denoiser import TorchDenoiser
+from training.families.export import export_graphs
+from training.families.family import Family
+from training.families.tiger.model import build
+from training.families.tiger.objective import TigerObjective
+
+__all__ = ["FAMILY"]
+
+FAMILY = Family(
+    build=build, objective=TigerObjective, denoiser=TorchDenoiser, export=export_graphs
+)
