@@ -17,7 +17,6 @@ that all families have the same inputs.
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
