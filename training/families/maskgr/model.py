@@ -112,9 +112,7 @@ class Layer(nn.Module):
         """The layer's result, given what `heads` made of x."""
         if asked is not None:
             query = take_of_heads(query, asked)
-        attended = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=bias.to(query.dtype)
-        )
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=bias.to(query.dtype))
         return self.rest(take(x, asked), attended.transpose(1, 2).flatten(2))
 
     def fill(
