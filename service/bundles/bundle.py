@@ -220,12 +220,14 @@ def write_bundle(
     int8: tuple[bytes, bytes] | None = None,
     content_text: ContentText | None = None,
     content_model: str | None = None,
+    family: str = "mdgr",
 ) -> Manifest:
     """Write a bundle to `path`, which must not exist: into a temporary folder, renamed last.
 
     content_text, content_model: which text of the items was embedded, and by which model; None =
         unknown
     int8: the encoder and the decoder with 8-bit products, if the bundle should have them
+    family: of the network
     A crash leaves no half-written bundle. Raises FileExistsError, or BundleInvalid when the parts
     do not fit together.
     """
@@ -263,6 +265,7 @@ def write_bundle(
         name=name,
         version=version,
         created_at=created_at,
+        family=family,
         num_items=catalogue.num_items,
         num_subspaces=catalogue.num_subspaces,
         num_codes=catalogue.num_codes,

@@ -122,6 +122,8 @@ class PriorWeights(_Model):
 class Manifest(_Model):
     """Description of a bundle. `facts` holds how it was made and how good it is.
 
+    family: kind of its network, a folder of `training/families`; bundles that do not say it are
+        of mdgr. Nothing in the service depends on it
     content: null when the bundle accepts no embeddings of new items
     digest: its `digest_of`; null in bundles older than digests
     signature: of the digest, see `signature_of`; null when nobody signed it
@@ -131,6 +133,7 @@ class Manifest(_Model):
     name: str = Field(max_length=100)
     version: str = Field(max_length=100)
     created_at: str = Field(max_length=100)
+    family: str = Field("mdgr", max_length=100)
     num_items: int = Field(ge=1, le=MAX_ITEMS)
     num_subspaces: int = Field(ge=1, le=MAX_SUBSPACES)
     num_codes: int = Field(ge=1, le=MAX_CODES)

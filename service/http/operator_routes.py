@@ -231,6 +231,7 @@ def models_of(lifecycle: Lifecycle) -> schemas.Models:
             bundle=loaded.ref,
             digest=manifest.digest,
             is_signed=manifest.signature is not None,
+            family=manifest.family,
             roles=loaded_bundles.roles(loaded),
             num_items=loaded.bundle.catalogue.num_items,
             decoding=schemas.DefaultDecoding.model_validate(manifest.decoding),

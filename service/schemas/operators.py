@@ -39,11 +39,13 @@ class ResidentInfo(AnswerModel):
     """A bundle in memory. It may have several roles.
 
     digest: of its manifest, and so of all its files; null in bundles older than digests
+    family: kind of its network
     """
 
     bundle: str
     digest: str | None
     is_signed: bool
+    family: str
     roles: list[Role]
     num_items: int
     decoding: DefaultDecoding
@@ -95,6 +97,7 @@ class BundleInfo(AnswerModel):
     """The active bundle.
 
     num_items: now; num_items_in_bundle: before items were added and removed
+    family: kind of its network
     content: null when it accepts no new items
     knows_held_out: it has learnt the targets of its held-out users, so finding them is no recall
     """
@@ -102,6 +105,7 @@ class BundleInfo(AnswerModel):
     name: str
     version: str
     created_at: str
+    family: str
     digest: str | None
     num_items: int
     num_items_in_bundle: int

@@ -207,6 +207,7 @@ def _write(
     return write_bundle(
         folder,
         name=config.bundle.name,
+        family=config.model.family,
         catalogue=parts.catalogue,
         items=dataset.items,
         held_out=[

@@ -49,6 +49,17 @@ def copy(bundles_dir: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(bundles_dir / "tiny" / "1", tmp_path / "copy"))
 
 
+def test_a_bundle_that_does_not_say_its_family_is_of_mdgr(copy: Path) -> None:
+    assert verify(copy).family == "mdgr"
+    edit_manifest(copy, lambda manifest: manifest.pop("family"))
+    assert verify(copy).family == "mdgr"
+    edit_manifest(copy, lambda manifest: manifest.update(family="maskgr"))
+    assert Bundle.load(copy).manifest.family == "maskgr"
+    edit_manifest(copy, lambda manifest: manifest.update(family=7))
+    with pytest.raises(BundleInvalid, match=r"manifest\.json: family: .* valid string"):
+        verify(copy)
+
+
 def test_a_bundle_comes_back_as_it_was_written(bundles_dir: Path) -> None:
     bundle = Bundle.load(bundles_dir / "tiny" / "1")
     manifest = verify(bundles_dir / "tiny" / "1")

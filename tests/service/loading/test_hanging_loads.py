@@ -178,6 +178,7 @@ def test_a_process_with_a_load_that_hangs_goes_on_and_ends(
             assert (info["num_items"], info["num_items_in_bundle"]) == (NUM_ITEMS - 1, NUM_ITEMS)
             for one in service.client.get("/models").json()["residents"]:
                 assert (len(one["digest"]), one["is_signed"]) == (64, False)
+                assert one["family"] == "mdgr"
             assert not loading.done()
         assert service.wait() == -signal.SIGTERM
         assert loading.exception() or loading.result().status_code >= 500

@@ -1,0 +1,125 @@
+"""A world that can be learnt is learnt, and its bundle serves what was measured offline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from rich.console import Console
+from running_service import service_process
+
+from service.bundles import Bundle
+from service.decoding import Job, Schedule
+from service.decoding.network import Histories
+from training.data.interactions import load_dataset
+from training.data.splits import Windows
+from training.data.synthetic import make_world, write_world
+from training.families.denoiser import TorchDenoiser
+from training.fitting.training_loop import load_best
+from training.pipeline import run
+from training.preset import load_config
+
+SETTINGS = [
+    "model.family=maskgr",
+    "codebook.num_subspaces=4",
+    "codebook.num_codes=32",
+    "codebook.opq_iterations=1",
+    "embeddings.content_dims=16",
+    "neighbours.weights=[0.0]",  # the network alone
+    "fit.position_weight=1",
+    "fit.epochs=12",
+    "fit.minibatch=64",
+    "fit.learning_rate=6e-3",
+    "fit.validate_every_epochs=12",
+    "evaluation.schedules=[{r_warm=0}, {r_warm=2, m_par=2}]",
+    "evaluation.rankings=['rows']",
+    "evaluation.schedule_users=100",
+]
+
+
+class Made(NamedTuple):
+    """A finished run, in `folder`: its record, its bundle and its test users."""
+
+    folder: Path
+    record: dict[str, Any]
+    bundle: Bundle
+    test: Windows
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    folder = tmp_path_factory.mktemp("maskgr")
+    write_world(make_world(300, 120, 0.0, 1), folder / "world")
+    config = load_config("tiny", SETTINGS)
+    dataset = load_dataset(folder / "world", config=config.interactions)
+    record = run(config, dataset, folder / "run", Console(quiet=True), until="evaluation")
+    return Made(folder, record, Bundle.load(folder / "run" / "trial"), dataset.split.test)
+
+
+def test_a_structured_world_is_learnt(made: Made) -> None:
+    recall, popular = (made.record[of]["recall@10"] for of in ("default", "popularity"))
+    assert recall >= 3 * popular
+    assert recall >= 0.5
+
+
+def test_the_bundle_says_its_family_and_never_gives_an_invalid_sid(made: Made) -> None:
+    assert made.bundle.manifest.family == "maskgr"
+    assert made.record["invalid_sid_share"] == 0 == made.record["repeated_items"]
+
+
+def test_the_shipped_network_is_the_learnt_one(made: Made) -> None:
+    """Short, full and empty histories, through the graphs and through torch."""
+    bundle = made.bundle
+    config = load_config("tiny", SETTINGS).model
+    torch_denoiser = TorchDenoiser(load_best(made.folder / "run" / "fit", bundle.catalogue, config))
+    shipped = bundle.decoder.denoiser
+    random = np.random.default_rng(0)
+    histories = [
+        random.integers(0, 100, length).astype(np.int32)
+        for length in (1, config.history_length, 0, config.history_length + 5)
+    ]
+    arrays = Histories.of(histories, bundle.catalogue, config.history_length)
+    sids = np.full((4, 1, 4), bundle.catalogue.num_codes, np.uint16)
+    sids[1:, :, 2] = 5
+    positions = np.broadcast_to([0, 1, 3], (4, 1, 3)).copy()
+    found, expected = (
+        denoiser.denoise(denoiser.encode(arrays), sids, positions)
+        for denoiser in (shipped, torch_denoiser)
+    )
+    assert np.abs(found - expected).max() <= 1e-4
+
+
+def test_http_gives_what_the_decoder_gives_alone_or_in_a_batch(made: Made) -> None:
+    bundle, asked = made.bundle, {"k": 10, "beam_width": 20, "finish_rows": 0}
+    ids, known = bundle.catalogue.item_ids, set(map(tuple, bundle.catalogue.codes.tolist()))
+    histories = [made.test.history_of(user) for user in range(24)]
+    settings = {"r_warm": 2, "m_par": 1}
+    schedule = Schedule.from_params(num_subspaces=4, **settings)
+    jobs = [Job(h, 10, schedule, 20, excluded=np.unique(h)) for h in histories]
+    together, _ = bundle.decoder.decode(jobs)
+    requests = [
+        {"user_id": f"u{user}", "history": [ids[row] for row in history], **asked, **settings}
+        for user, history in enumerate(histories)
+    ]
+    run_folder = made.folder / "run"
+    with service_process(made.folder / "service", bundle=run_folder / "trial") as service:
+        assert service.client.get("/info").json()["bundle"]["family"] == "maskgr"
+        assert service.client.get("/models").json()["residents"][0]["family"] == "maskgr"
+        alone = [service.recommend(**request).json() for request in requests]
+        body = {"requests": requests}
+        results = service.client.post("/recommend/batch", json=body).json()["results"]
+        again = [service.recommend(**request).json() for request in requests]  # from the cache
+    batch = [result["response"] for result in results]
+    for job, decoded, *answers in zip(jobs, together, alone, batch, again, strict=True):
+        [one], _ = bundle.decoder.decode([job])
+        assert decoded.nfe == 4 == one.nfe
+        assert len(decoded.rows) == 10
+        for answer in answers:
+            assert answer["served_by"] == "model"
+            assert all(tuple(item["sid"]) in known for item in answer["items"])
+            assert [item["item_id"] for item in answer["items"]] == [ids[r] for r in decoded.rows]
+            scores = [item["score"] for item in answer["items"]]
+            assert scores == pytest.approx(decoded.scores.tolist(), abs=1e-3)
+        assert one.rows.tolist() == decoded.rows.tolist()
