@@ -369,7 +369,7 @@ def check_defaults(settings: Settings, experiment: Experiment | None, bundle: Bu
     for whose, decoding in asked.items():
         settled = defaults.model_copy(update=decoding)
         try:
-            width = fixed_plan(plain, settled, bundle.catalogue.num_subspaces).decoding.beam_width
+            width = fixed_plan(plain, settled, bundle.manifest).decoding.beam_width
         except InvalidRequest as error:
             raise SettingsInvalid(f"{whose}bundle {ref}: {error}") from error
         if settings.max_queue_rows < width:

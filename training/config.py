@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from service.decoding import Order, Ranking
+
 StageName = Literal["codebook", "fit", "export", "trial", "evaluation", "refit", "bundle"]
 STAGES: tuple[StageName, ...] = get_args(StageName)
 
@@ -288,11 +290,16 @@ class EvaluationConfig(Section):
     beam_widths: tuple[Annotated[int, Field(ge=10, le=200)], ...] = Field(
         (10, 50), min_length=1, description="tried with each schedule to choose the default"
     )
-    rankings: tuple[Literal["rows", "best", "path"], ...] = Field(
+    rankings: tuple[Ranking, ...] = Field(
         ("rows", "best", "path"), min_length=1, description="tried likewise"
     )
     finish_rows: tuple[Annotated[int, Field(ge=0, le=1_000_000)], ...] = Field(
         (0, 1000), min_length=1, description="tried likewise"
+    )
+    orders: tuple[Order, ...] = Field(
+        ("confidence",),
+        min_length=1,
+        description="tried likewise: which masked positions a beam fills first",
     )
     beam_width: int | None = Field(
         None, ge=1, description="of the tables on test users; absent = the bundle's default"

@@ -19,6 +19,7 @@ from service.bundles.manifest import (
     ContentPart,
     DecodingDefaults,
     Manifest,
+    misfit_of,
     one_line,
     write_manifest,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "configured_path",
     "existing_path",
     "ladder_of",
+    "misfit_of",
     "one_line",
     "reference_at",
     "stored_path",

@@ -60,7 +60,6 @@ from service.decoding import (
     ContentProjection,
     Decoder,
     NeighbourPrior,
-    Schedule,
     SidTrie,
 )
 from service.decoding.catalogue import SharedList
@@ -148,11 +147,6 @@ class Bundle:
             prior = NeighbourPrior(
                 arrays["neighbours"], arrays["affinities"], **manifest.prior.model_dump()
             )
-            Schedule.from_params(
-                num_subspaces=manifest.num_subspaces,
-                r_warm=manifest.decoding.r_warm,
-                m_par=manifest.decoding.m_par,
-            )
             denoiser = OnnxDenoiser(
                 *(files[graph] for graph in graphs),
                 names=graphs,
@@ -221,11 +215,13 @@ def write_bundle(
     content_text: ContentText | None = None,
     content_model: str | None = None,
     family: str = "mdgr",
+    autoregressive: bool = False,
 ) -> Manifest:
     """Write a bundle to `path`, which must not exist: into a temporary folder, renamed last.
 
     content_text, content_model: which text of the items was embedded, and by which model; None =
         unknown
+    autoregressive: whether the network knows only the next code of a SID, see `Manifest`
     int8: the encoder and the decoder with 8-bit products, if the bundle should have them
     family: of the network
     A crash leaves no half-written bundle. Raises FileExistsError, or BundleInvalid when the parts
@@ -279,6 +275,7 @@ def write_bundle(
         ),
         content=content,
         decoding=decoding,
+        autoregressive=autoregressive,
         files={
             file: FileEntry(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
             for file, data in files.items()

@@ -25,12 +25,7 @@ def ladder_of(manifest: Manifest) -> tuple[DecodingDefaults, ...]:
     grid = manifest.facts.get("grid")
     points = grid.get("points") if isinstance(grid, dict) else None
     measured = [_measured(point) for point in points] if isinstance(points, list) else []
-    most = manifest.num_subspaces
-    known = [
-        entry
-        for entry in measured
-        if entry is not None and entry[0].r_warm <= most and entry[0].m_par <= most
-    ]
+    known = [entry for entry in measured if entry and manifest.misfit(entry[0]) is None]
     ms_of = {decoding: ms for decoding, ms, _ in known}
     fastest = ms_of.get(manifest.decoding)
     if fastest is None:
@@ -48,7 +43,9 @@ def _measured(point: object) -> tuple[DecodingDefaults, float, float] | None:
         return None
     names = DecodingDefaults.model_fields
     try:
-        decoding = DecodingDefaults.model_validate({name: point[name] for name in names})
+        # Bundles are older than some settings: what was not measured had its default.
+        asked = {name: point[name] for name in names if name in point}
+        decoding = DecodingDefaults.model_validate(asked)
         ms, recall = float(point["milliseconds"]), float(point["recall@10"])
     except (ValidationError, KeyError, TypeError, ValueError, OverflowError):
         return None

@@ -15,12 +15,12 @@ import re
 import stat
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
-from pydantic_core import from_json
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic_core import PydanticCustomError, from_json
 
-from service.decoding import Ranking
+from service.decoding import Order, Ranking, Schedule
 from service.errors import BundleInvalid
 
 FORMAT_VERSION = 3
@@ -104,10 +104,50 @@ class DecodingDefaults(_Model):
     beam_width: int = Field(ge=1, le=MAX_BEAM_WIDTH)
     ranking: Ranking = "rows"
     finish_rows: int = Field(0, ge=0, le=MAX_FINISH_ROWS)
+    order: Order = "confidence"
 
     def wide_enough(self, k: int) -> Self:
         """The same, with at least k beams."""
         return self.model_copy(update={"beam_width": max(self.beam_width, k)})
+
+
+class Misfit(NamedTuple):
+    """A setting of a decoding that a bundle cannot follow, and a sentence that says why."""
+
+    param: str
+    message: str
+
+
+def misfit_of(
+    decoding: DecodingDefaults, num_subspaces: int, *, autoregressive: bool
+) -> Misfit | None:
+    """The first setting that such a bundle cannot follow; None if it can decode so."""
+    for param in ("r_warm", "m_par"):
+        if getattr(decoding, param) > num_subspaces:
+            return Misfit(
+                param, f"{param} must be at most {num_subspaces}, the bundle's num_subspaces"
+            )
+    if decoding.order == "raw_confidence" and decoding.ranking == "rows":
+        return Misfit(
+            "order",
+            'the order raw_confidence also counts codes that no item has, which the ranking "rows" '
+            'never looks at; ask for another order, or for the ranking "path" or "best"',
+        )
+    if not autoregressive:
+        return None
+    why = "the network of this bundle is autoregressive: it knows only the next code of a SID"
+    schedule = Schedule.from_params(
+        num_subspaces=num_subspaces, r_warm=decoding.r_warm, m_par=decoding.m_par
+    )
+    if decoding.order != "left_to_right":
+        return Misfit("order", f"{why}, so order must be left_to_right")
+    if max(schedule.steps) > 1:
+        return Misfit("m_par", f"{why}, so every call fills one position; m_par must be 1")
+    if decoding.ranking != "path":
+        return Misfit("ranking", f'{why}, so it cannot score whole items; ranking must be "path"')
+    if decoding.finish_rows:
+        return Misfit("finish_rows", f"{why}, so it cannot end early; finish_rows must be 0")
+    return None
 
 
 class PriorWeights(_Model):
@@ -125,6 +165,8 @@ class Manifest(_Model):
     family: kind of its network, a folder of `training/families`; bundles that do not say it are
         of mdgr. Nothing in the service depends on it
     content: null when the bundle accepts no embeddings of new items
+    autoregressive: whether the network knows only the next code of a SID, from left to right. Then
+        one position is filled a call, the order is left_to_right, and beams are ranked by path
     digest: its `digest_of`; null in bundles older than digests
     signature: of the digest, see `signature_of`; null when nobody signed it
     """
@@ -142,10 +184,22 @@ class Manifest(_Model):
     prior: PriorWeights
     content: ContentPart | None
     decoding: DecodingDefaults
+    autoregressive: bool = False
     files: dict[str, FileEntry]
     facts: dict[str, JsonValue]
     digest: str | None = Field(default=None, pattern=SHA256)
     signature: str | None = Field(default=None, pattern=SHA256)
+
+    @model_validator(mode="after")
+    def _default_fits(self) -> Self:
+        if misfit := self.misfit(self.decoding):
+            told = {"param": misfit.param, "message": misfit.message}
+            raise PydanticCustomError("misfit", "decoding.{param}: {message}", told)
+        return self
+
+    def misfit(self, decoding: DecodingDefaults) -> Misfit | None:
+        """Why the bundle cannot decode so; None if it can."""
+        return misfit_of(decoding, self.num_subspaces, autoregressive=self.autoregressive)
 
     @property
     def has_int8(self) -> bool:

@@ -1,9 +1,9 @@
 """The kernel: any-order beam search over semantic IDs. Service and evaluation both use it.
 
 A request is a `Job`. `decode` encodes the histories of a batch once. Each step then calls the
-`Denoiser` once, for all beams of all jobs. Each beam fills the positions that it is most confident
-of. The `SidTrie` says which codes the items have there. The best `beam_width` children stay. A beam
-owns the catalogue rows that agree with its codes, so no step can leave the catalogue.
+`Denoiser` once, for all beams of all jobs. Each beam fills the positions that its job's order puts
+first. The `SidTrie` says which codes the items have there. The best `beam_width` children stay. A
+beam owns the catalogue rows that agree with its codes, so no step can leave the catalogue.
 
 Imports numpy, numba (with llvmlite) and onnxruntime only. No logging, no metrics, no environment.
 
@@ -19,7 +19,7 @@ from service.decoding.catalogue import (
     SidTrie,
 )
 from service.decoding.decoder import Decoder
-from service.decoding.job import Confidence, Decoded, Job, OnAnswer, Ranking, Timings, Trajectory
+from service.decoding.job import Decoded, Job, OnAnswer, Order, Ranking, Timings, Trajectory
 from service.decoding.network import Denoiser, Histories
 from service.decoding.schedule import Schedule
 from service.decoding.search import decode
@@ -27,7 +27,6 @@ from service.decoding.search import decode
 __all__ = [
     "Catalogue",
     "Codebook",
-    "Confidence",
     "ContentProjection",
     "Decoded",
     "Decoder",
@@ -36,6 +35,7 @@ __all__ = [
     "Job",
     "NeighbourPrior",
     "OnAnswer",
+    "Order",
     "Ranking",
     "Schedule",
     "SidTrie",

@@ -19,7 +19,7 @@ from service.decoding.catalogue import (
     NeighbourPrior,
     SidTrie,
 )
-from service.decoding.job import Confidence, Decoded, Job, OnAnswer, Timings
+from service.decoding.job import Decoded, Job, OnAnswer, Timings
 from service.decoding.network import Denoiser, EncoderCache
 from service.decoding.search import decode
 
@@ -39,7 +39,6 @@ class Decoder:
     trie: SidTrie
     denoiser: Denoiser
     prior: NeighbourPrior | None = None
-    confidence: Confidence = "legal"
     encoder_cache: int = 0
     _cache: EncoderCache | None = field(init=False, repr=False)
 
@@ -56,7 +55,6 @@ class Decoder:
             self.trie,
             self.denoiser,
             prior=self.prior,
-            confidence=self.confidence,
             cache=self._cache,
             on_answer=on_answer,
         )

@@ -17,7 +17,7 @@ from service.decoding.arrays import Floats, Rows
 from service.decoding.schedule import Schedule
 
 Ranking = Literal["rows", "best", "path"]
-Confidence = Literal["legal", "raw", "random"]
+Order = Literal["confidence", "entropy", "margin", "left_to_right", "random", "raw_confidence"]
 
 
 def _never() -> bool:
@@ -35,6 +35,7 @@ class Job:
     finish_rows: once the beams own at most this many rows, all of them are scored and the search
         ends; 0 = the schedule is followed to its end
     ranking:  how beams are compared, see `decode`
+    order:    which masked positions a beam fills first, see `decode`
     is_cancelled: called between steps; once it returns true the job is dropped
     explain:  whether the answer says how its rows were found (`Trajectory`)
     """
@@ -46,6 +47,7 @@ class Job:
     excluded: Rows = field(default_factory=lambda: np.empty(0, np.int32))
     finish_rows: int = 0
     ranking: Ranking = "rows"
+    order: Order = "confidence"
     allowed: Rows | None = None
     is_cancelled: Callable[[], bool] = _never
     explain: bool = False

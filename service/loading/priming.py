@@ -50,6 +50,7 @@ def prime(bundle: Bundle, latency: LatencyModel, until: float = inf) -> None:
                 rung.beam_width,
                 finish_rows=rung.finish_rows,
                 ranking=rung.ranking,
+                order=rung.order,
             )
             batches.append(
                 [replace(job, history=histories[i % len(histories)]) for i in range(size)]
@@ -87,17 +88,32 @@ def _check(bundle: Bundle, decoder: Decoder, jobs: Sequence[Job]) -> None:
 def _rare_jobs(bundle: Bundle, history: NDArray[np.int32], width: int) -> list[Job]:
     """Jobs that need compiled code which the bundle's default schedule may not need."""
     num_items, num_subspaces = bundle.catalogue.num_items, bundle.catalogue.num_subspaces
-    schedules = [
-        Schedule.from_params(
-            num_subspaces=num_subspaces, r_warm=r_warm, m_par=min(m_par, num_subspaces)
+    default = bundle.manifest.decoding
+    settings = [
+        default.model_copy(
+            update={
+                "r_warm": r_warm,
+                "m_par": min(m_par, num_subspaces),
+                "ranking": ranking,
+                "order": "left_to_right" if bundle.manifest.autoregressive else "confidence",
+            }
         )
         for r_warm, m_par in [(0, 1), (0, 2), (0, num_subspaces), (1, 2), (1, num_subspaces)]
+        for ranking in get_args(Ranking)
     ]
+    asked = [one for one in settings if bundle.manifest.misfit(one) is None]
     few = np.arange(max(1, num_items // 4), dtype=np.int32)
     most = np.arange(max(1, num_items - num_items // 4), dtype=np.int32)
     return [
-        Job(history, width, schedule, width, ranking=ranking, allowed=allowed)
-        for schedule in schedules
-        for ranking in get_args(Ranking)
+        Job(
+            history,
+            width,
+            Schedule.from_params(num_subspaces=num_subspaces, r_warm=one.r_warm, m_par=one.m_par),
+            width,
+            ranking=one.ranking,
+            order=one.order,
+            allowed=allowed,
+        )
+        for one in asked
         for allowed in (None, few, most)
     ]

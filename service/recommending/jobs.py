@@ -103,6 +103,7 @@ class Inputs:
             self.excluded,
             finish_rows=plan.decoding.finish_rows,
             ranking=plan.decoding.ranking,
+            order=plan.decoding.order,
             allowed=self.allowed,
             explain=request.explain,
         )

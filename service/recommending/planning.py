@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from service.batching import Work
-from service.bundles import DecodingDefaults
+from service.bundles import DecodingDefaults, Manifest
 from service.decoding import Schedule
 from service.errors import InvalidRequest
 from service.schemas import RecommendRequest
@@ -31,10 +31,10 @@ class Plan:
         return Work.of(self.schedule, self.decoding.beam_width)
 
 
-def fixed_plan(request: RecommendRequest, decoding: DecodingDefaults, num_subspaces: int) -> Plan:
+def fixed_plan(request: RecommendRequest, decoding: DecodingDefaults, manifest: Manifest) -> Plan:
     """What the request asks for. `decoding` gives every setting that it does not mention.
 
-    Raises InvalidRequest if the bundle's SIDs are too short for it.
+    Raises InvalidRequest if the bundle of this manifest cannot decode so.
     """
     asked = {
         name: value
@@ -44,11 +44,9 @@ def fixed_plan(request: RecommendRequest, decoding: DecodingDefaults, num_subspa
     decoding = decoding.model_copy(update=asked)
     if request.beam_width is None:
         decoding = decoding.wide_enough(request.k)
-    for param in ("r_warm", "m_par"):
-        if getattr(decoding, param) > num_subspaces:
-            message = f"{param} must be at most {num_subspaces}, the bundle's num_subspaces"
-            raise InvalidRequest(message, param=param)
-    return _plan(decoding, num_subspaces)
+    if misfit := manifest.misfit(decoding):
+        raise InvalidRequest(misfit.message, param=misfit.param)
+    return _plan(decoding, manifest.num_subspaces)
 
 
 def explored_places(request: RecommendRequest) -> int:

@@ -203,12 +203,11 @@ class Recommender:
     ) -> Plan:
         """due: when "auto" should have its answer. Users in an experiment get its decoding."""
         loaded, variant = assignment.loaded_bundle, assignment.variant
-        num_subspaces = loaded.bundle.catalogue.num_subspaces
+        manifest = loaded.bundle.manifest
         is_adaptive = self._policy.adaptive_schedule and self._experiment is None
         if request.schedule != "auto" and (request.pins_decoding or not is_adaptive):
             asked = variant.decoding if variant else {}
-            decoding = loaded.bundle.manifest.decoding.model_copy(update=asked)
-            return fixed_plan(request, decoding, num_subspaces)
+            return fixed_plan(request, manifest.decoding.model_copy(update=asked), manifest)
 
         def seconds(plan: Plan) -> float:
             """Waiting counts three times.
@@ -220,7 +219,7 @@ class Recommender:
             return forecast.total_s + (0 if in_bulk else 2 * forecast.wait_s)
 
         within_s = due - time.monotonic()
-        return plan_in_time(loaded.ladder, num_subspaces, request.k, seconds, within_s)
+        return plan_in_time(loaded.ladder, manifest.num_subspaces, request.k, seconds, within_s)
 
     async def _history_of(self, request: RecommendRequest) -> UserHistory:
         user_id, after = request.user_id, request.after

@@ -71,7 +71,7 @@ class Shadow:
                 return
             bundle = candidate.bundle
             asked = request.model_copy(update=AS_ITS_DEFAULT)
-            plan = fixed_plan(asked, bundle.manifest.decoding, bundle.catalogue.num_subspaces)
+            plan = fixed_plan(asked, bundle.manifest.decoding, bundle.manifest)
             inputs = await Inputs.look_up(asked, history, bundle)
             [job] = inputs.jobs(asked, plan)
             deadline = time.monotonic() + TIMEOUT_S

@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import ConfigDict, Field
 
-from service.decoding import Ranking
+from service.decoding import Order, Ranking
 from service.schemas.fields import AnswerModel, RequestModel
 
 Role = Literal["active", "previous", "candidate", "experiment"]
@@ -25,6 +25,7 @@ class DefaultDecoding(AnswerModel):
     beam_width: int
     ranking: Ranking
     finish_rows: int
+    order: Order
 
 
 class LoadRequest(RequestModel):

@@ -14,7 +14,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from service.decoding import Ranking
+from service.decoding import Order, Ranking
 from service.schemas.fields import (
     WHOLE_NUMBER,
     AnswerModel,
@@ -34,7 +34,7 @@ MAX_BEAM_WIDTH = 200
 MAX_FINISH_ROWS = 1_000_000
 MAX_HISTORY_LIMIT = 10_000
 # The fields that say how to decode. A test checks that they are those of `DecodingDefaults`.
-DECODING_FIELDS = ("r_warm", "m_par", "beam_width", "ranking", "finish_rows")
+DECODING_FIELDS = ("r_warm", "m_par", "beam_width", "ranking", "finish_rows", "order")
 AttributeName = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 AttributeValue = Annotated[str, StringConstraints(min_length=1, max_length=500)]
 
@@ -69,6 +69,14 @@ class RecommendFields(RequestModel):
         None,
         description="When the beams own at most this many rows, all of these are scored and the "
         "search ends; 0 = never; default: the bundle's.",
+    )
+    order: Order | None = Field(
+        None,
+        description="Which masked positions a beam fills first: those with the most probable code "
+        "(`confidence`), with the lowest `entropy`, with the largest `margin` between the two most "
+        "probable codes, from `left_to_right`, by chance (`random`), or as by confidence but "
+        "counting codes that no item has too (`raw_confidence`, not with ranking `rows`); default: "
+        "the bundle's.",
     )
     history: list[ItemId] | None = Field(
         None,
@@ -115,7 +123,7 @@ class RecommendFields(RequestModel):
         if self.schedule == "auto" and self.pins_decoding:
             raise PydanticCustomError(
                 "schedule",
-                'with schedule "auto", r_warm, m_par, beam_width, ranking and finish_rows '
+                'with schedule "auto", r_warm, m_par, beam_width, ranking, finish_rows and order '
                 "must not be given",
             )
         return self
@@ -185,6 +193,7 @@ class UsedDecoding(AnswerModel):
     beam_width: int
     ranking: Ranking
     finish_rows: int
+    order: Order
     schedule: list[int]
     nfe: int
     adjusted: bool = Field(description='Whether `schedule="auto"` took less than the best.')

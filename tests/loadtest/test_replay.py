@@ -61,6 +61,7 @@ def kernel_ranks(bundle: Bundle) -> dict[str, int | None]:
             excluded=catalogue.rows_of(user.history),
             finish_rows=defaults.finish_rows,
             ranking=defaults.ranking,
+            order=defaults.order,
         )
         [decoded], _ = bundle.decoder.decode([job])
         item_ids = [catalogue.item_ids[row] for row in decoded.rows]

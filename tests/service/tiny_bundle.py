@@ -31,6 +31,10 @@ NUM_CODES = 16
 HISTORY_LENGTH = 8
 EMBEDDING_DIMS = 12
 REPEAT_BIAS = -1.0
+DEFAULT = DecodingDefaults(r_warm=2, m_par=2, beam_width=10)
+NEXT_CODE = DecodingDefaults(
+    r_warm=4, m_par=1, beam_width=10, ranking="path", order="left_to_right"
+)
 POISON = "item-199"  # the only item with the last code at position 0
 
 # `table` is one entry short, so that looking up POISON's code is out of bounds.
@@ -150,11 +154,13 @@ def write_tiny_bundle(
     num_items: int = NUM_ITEMS,
     title: str = "Title",
     names: Mapping[str, str] | None = None,
+    autoregressive: bool = False,
 ) -> Path:
     """Write the bundle `name@version` to `path` and return the path.
 
     offset: of the prior's neighbours; bundles with different offsets give different answers
     names: other ids for some items
+    autoregressive: as if the network knew only the next code
     """
     catalogue = tiny_catalogue(num_items, names or {})
     histories = [[f"item-{(3 * n + i) % 199}" for i in range(5)] for n in range(10)]
@@ -175,7 +181,8 @@ def write_tiny_bundle(
         repeat_bias=REPEAT_BIAS,
         prior=tiny_prior(offset, num_items),
         codebook=codebook or tiny_codebook(),
-        decoding=DecodingDefaults(r_warm=2, m_par=2, beam_width=10),
+        decoding=NEXT_CODE if autoregressive else DEFAULT,
+        autoregressive=autoregressive,
         facts={"grid": {"points": tiny_grid()}},
         int8=int8 and (_graph(int8[0]), _graph(int8[1])),
     )

@@ -108,7 +108,7 @@ def test_evaluate_measures_the_settings_and_sets_the_default_only_when_told(
         return main()
 
     axes = ["schedules=[{r_warm = 3, m_par = 3}]", "beam_widths=[20]", "rankings=['best']"]
-    axes += ["finish_rows=[40]"]
+    axes += ["finish_rows=[40]", "orders=['margin']"]
     narrow = [word for axis in axes for word in ("--set", f"evaluation.{axis}")]
     assert evaluate(*narrow) == 0
     assert (bundle / "manifest.json").read_bytes() == manifest
@@ -117,11 +117,13 @@ def test_evaluate_measures_the_settings_and_sets_the_default_only_when_told(
     assert "120 validation users" in text
     assert "the newest 200 items" in text
     assert "Figures @40 are of requests for 40 items" in text
-    assert "| (3, 3) | 20 | best | 40 |" in text
+    assert "| (3, 3) | 20 | best | 40 | margin |" in text
 
     assert evaluate(*narrow, "--set-default") == 0
     loaded = Bundle.load(bundle)
-    expected = DecodingDefaults(r_warm=3, m_par=3, beam_width=20, ranking="best", finish_rows=40)
+    expected = DecodingDefaults(
+        r_warm=3, m_par=3, beam_width=20, ranking="best", finish_rows=40, order="margin"
+    )
     assert loaded.manifest.decoding == expected
     assert loaded.manifest.ref == before.ref
     report = json.loads((tmp_path / "out" / "report.json").read_text())
@@ -269,7 +271,7 @@ def test_overrides_are_typed_and_presets_are_files_too(tmp_path: Path) -> None:
         load_config(str(tmp_path / "absent.toml"))
     with pytest.raises(ConfigError, match="num_codes"):
         load_config(str(preset), ["codebook.num_codes=1"])
-    for axis in ("schedules", "beam_widths", "rankings", "finish_rows"):
+    for axis in ("schedules", "beam_widths", "rankings", "finish_rows", "orders"):
         with pytest.raises(ConfigError, match=f"evaluation.{axis}: Tuple should have at least 1"):
             load_config(str(preset), [f"evaluation.{axis}=[]"])
 

@@ -248,7 +248,7 @@ class Tables:
                 PAPER,
                 prior=False,
                 both=False,
-                confidence="random",
+                order="random",
                 shipped=False,
             )
             name, published = RANDOM_CHOICE.name, RANDOM_CHOICE.published

@@ -19,7 +19,7 @@ from joblib import cpu_count
 from rich.progress import Progress
 
 from service.bundles import Manifest
-from service.decoding import Confidence
+from service.decoding import Order
 from training.baselines import BERT4RecConfig, SASRecConfig, TextKNN, fit_sequence_model
 from training.baselines import ranks as ranks_by_score
 from training.comparison.finished_run import FinishedRun
@@ -74,24 +74,27 @@ class RankedSystems:
         prior: bool,
         both: bool,
         name: str = "unmask",
-        confidence: Confidence = "legal",
+        order: Order | None = None,
         shipped: bool = True,
     ) -> SystemRanks:
         """A bundle at a schedule, with or without its neighbour prior.
 
         both: at the other setting of `exclude_seen` as well
+        order: None = that of the setting
         shipped: at the default schedule, with all that the bundle chose beside it
         """
         bundle, schedule = finished.bundle, finished.schedule(asked)
         manifest = bundle.manifest
         decoding = finished.decoding(asked, shipped=shipped)
-        decoder = replace(bundle.decoder, confidence=confidence)
-        decoder = decoder if prior else replace(decoder, prior=None)
+        decoder = bundle.decoder if prior else replace(bundle.decoder, prior=None)
         parts = [name, "-".join(map(str, schedule.steps)), *["prior"] * prior]
-        parts += [f"{confidence}-choice"] * (confidence != "legal")
         parts += ["shipped"] * (decoding != finished.decoding(asked, shipped=False))
-        inputs = [self.key, _read_of(manifest, prior=prior), str(schedule.steps), confidence]
-        inputs += [decoding.model_dump_json(include={"beam_width", "ranking", "finish_rows"})]
+        if order is not None and order != decoding.order:
+            parts += [f"{order}-order"]
+            decoding = decoding.model_copy(update={"order": order})
+        inputs = [self.key, _read_of(manifest, prior=prior), str(schedule.steps)]
+        how = {"beam_width", "ranking", "finish_rows", "order"}
+        inputs += [decoding.model_dump_json(include=how)]
         inputs += [f"exclude_seen={self.exclude_seen}", *["the other too"] * both]
 
         def rank(exclude_seen: bool) -> AsServed:

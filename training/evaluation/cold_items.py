@@ -204,5 +204,5 @@ def _for(bundle: Bundle, dataset: Dataset, windows: Windows) -> Windows:
 def _said(decoding: DecodingDefaults) -> str:
     return (
         f"schedule ({decoding.r_warm}, {decoding.m_par}), beam_width {decoding.beam_width}, "
-        f"ranking {decoding.ranking}, finish_rows {decoding.finish_rows}"
+        f"ranking {decoding.ranking}, finish_rows {decoding.finish_rows}, order {decoding.order}"
     )

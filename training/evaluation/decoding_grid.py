@@ -1,6 +1,6 @@
 """Measures a grid of settings on validation users and chooses the bundle's default.
 
-A point of the grid is (r_warm, m_par, beam_width, ranking, finish_rows). All points rank the
+A point of the grid is (r_warm, m_par, beam_width, ranking, finish_rows, order). All points rank the
 targets of the same users, so differences in recall are paired. Seen items are excluded, as in the
 service. Then some of these users are decoded one by one on one thread. All points take turns, so a
 machine that slows down slows all of them. The default is the fastest point that is as good as the
@@ -18,7 +18,7 @@ import numpy as np
 from joblib import cpu_count
 from numpy.typing import NDArray
 
-from service.bundles import DecodingDefaults
+from service.bundles import DecodingDefaults, misfit_of
 from service.decoding import Decoder, Ranking, Schedule
 from training.config import EvaluationConfig
 from training.data import Windows
@@ -94,15 +94,23 @@ def measure_grid(
     config: EvaluationConfig,
     trained_for: Ranking,
     *,
+    autoregressive: bool = False,
     advance: Callable[[str, int, int], None] = lambda stage, done, total: None,
 ) -> Grid:
     """Measure the grid of a configuration and choose its point.
 
     trained_for: the ranking that the network's loss is made for
+    autoregressive: whether the network knows only the next code of a SID, see `Manifest`
     advance:     called with (stage, points or rounds done, all of them) after each
     """
     catalogue = decoder.trie.catalogue
-    points = grid_of(config, catalogue.num_subspaces, catalogue.num_items, trained_for)
+    points = grid_of(
+        config,
+        catalogue.num_subspaces,
+        catalogue.num_items,
+        trained_for,
+        autoregressive=autoregressive,
+    )
     windows = draw_windows(validation, config.schedule_users, seed=0)
     timed = draw_windows(windows, config.timing_users, seed=0)
     found = []
@@ -143,22 +151,39 @@ def measure_grid(
 
 
 def grid_of(
-    config: EvaluationConfig, num_subspaces: int, num_items: int, trained_for: Ranking
+    config: EvaluationConfig,
+    num_subspaces: int,
+    num_items: int,
+    trained_for: Ranking,
+    *,
+    autoregressive: bool = False,
 ) -> list[DecodingDefaults]:
     """The points of a configuration whose answers can differ.
 
     One call scores every row if the schedule has one step, or if `finish_rows` is at least the
     number of items. Then the other parameters do not change the answer, and one point stands for
     all of these. It has the widest beam, the ranking that the network is trained for, and
-    finish_rows 0: requests that ask for another schedule get these values.
+    finish_rows 0: requests that ask for another schedule get these values. Points that no bundle
+    can follow are left out. An autoregressive network can follow one setting for each beam width.
     """
+    if autoregressive:
+        return [
+            DecodingDefaults(
+                r_warm=num_subspaces,
+                m_par=1,
+                beam_width=beam_width,
+                ranking="path",
+                order="left_to_right",
+            )
+            for beam_width in config.beam_widths
+        ]
     widest = max(config.beam_widths)
     ranking = trained_for if trained_for in config.rankings else config.rankings[0]
     points: dict[object, DecodingDefaults] = {}
     for r_warm, m_par in schedules_of(config, num_subspaces):
         schedule = Schedule.from_params(num_subspaces=num_subspaces, r_warm=r_warm, m_par=m_par)
-        for beam_width, asked, finish_rows in product(
-            config.beam_widths, config.rankings, config.finish_rows
+        for beam_width, asked, finish_rows, order in product(
+            config.beam_widths, config.rankings, config.finish_rows, config.orders
         ):
             point = DecodingDefaults(
                 r_warm=r_warm,
@@ -166,13 +191,15 @@ def grid_of(
                 beam_width=beam_width,
                 ranking=asked,
                 finish_rows=finish_rows,
+                order=order,
             )
             one_call = schedule.nfe == 1 or finish_rows >= num_items
             if one_call:
                 point = DecodingDefaults(
                     r_warm=0, m_par=num_subspaces, beam_width=widest, ranking=ranking
                 )
-            points.setdefault("one call" if one_call else point, point)
+            if misfit_of(point, num_subspaces, autoregressive=False) is None:
+                points.setdefault("one call" if one_call else point, point)
     return list(points.values())
 
 

@@ -26,6 +26,7 @@ from service.decoding import (
     Denoiser,
     Histories,
     Job,
+    Order,
     Ranking,
     Schedule,
     SidTrie,
@@ -75,6 +76,7 @@ def ranks(
     beam_width: int,
     ranking: Ranking = "rows",
     finish_rows: int = 0,
+    order: Order = "confidence",
     batch: int = 32,
     workers: int = 1,
     exclude_seen: bool = False,
@@ -105,6 +107,7 @@ def ranks(
                 history if exclude_seen else _NOTHING,
                 finish_rows,
                 ranking,
+                order,
             )
             for history in map(windows.history_of, indices)
         ]
@@ -191,6 +194,7 @@ def ranks_at(
         beam_width=decoding.beam_width,
         ranking=decoding.ranking,
         finish_rows=decoding.finish_rows,
+        order=decoding.order,
         **options,
     )
 
@@ -254,6 +258,7 @@ def invalid_sid_shares(
     *,
     beam_width: int,
     ranking: Ranking,
+    order: Order,
     batch: int,
 ) -> tuple[float, float]:
     """Shares of SIDs that no item has: in the production search, and in an unconstrained one.
@@ -268,7 +273,7 @@ def invalid_sid_shares(
     for start in range(0, len(windows), batch):
         indices = range(start, min(start + batch, len(windows)))
         jobs = [
-            Job(history, 10, schedule, beam_width, ranking=ranking)
+            Job(history, 10, schedule, beam_width, ranking=ranking, order=order)
             for history in map(windows.history_of, indices)
         ]
         watching.decode(jobs)

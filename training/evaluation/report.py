@@ -85,7 +85,11 @@ def evaluate_bundle(
     default = bundle.manifest.decoding
     if config.beam_width:
         default = default.model_copy(update={"beam_width": config.beam_width})
-    settings = _settings(config, default, num_subspaces)
+    settings = [
+        one
+        for one in _settings(config, default, num_subspaces)
+        if bundle.manifest.misfit(one) is None
+    ]
     without_prior = replace(bundle.decoder, prior=None)
     served, other = config.exclude_seen, _other(config.exclude_seen)
     variants = {
@@ -116,6 +120,7 @@ def evaluate_bundle(
         Schedule((1,) * num_subspaces),
         beam_width=default.wide_enough(SHORT).beam_width,
         ranking=default.ranking,
+        order=default.order,
         batch=config.batch,
     )
     of_default = found[settings.index(default)]
@@ -252,14 +257,15 @@ def _new_items_markdown(found: dict[str, Any]) -> str:
 
 
 def _grid_markdown(grid: dict[str, Any]) -> str:
-    header = ["schedule", "beam_width", "ranking", "finish_rows", "NFE", "recall@10", "ndcg@10"]
-    header += ["behind the best", "ms/user", ""]
+    header = ["schedule", "beam_width", "ranking", "finish_rows", "order", "NFE"]
+    header += ["recall@10", "ndcg@10", "behind the best", "ms/user", ""]
     rows = [
         [
             f"({point['r_warm']}, {point['m_par']})",
             str(point["beam_width"]),
             point["ranking"],
             str(point["finish_rows"]),
+            point.get("order", "confidence"),  # a report may be of an older grid
             f"{point['nfe']:.3g}",
             f"{point['recall@10']:.4f}",
             f"{point['ndcg@10']:.4f}",
@@ -308,7 +314,7 @@ def _said(decoding: dict[str, Any]) -> str:
     return (
         f"schedule ({decoding['r_warm']}, {decoding['m_par']}), beam_width "
         f"{decoding['beam_width']}, ranking {decoding['ranking']}, finish_rows "
-        f"{decoding['finish_rows']}"
+        f"{decoding['finish_rows']}, order {decoding.get('order', 'confidence')}"
     )
 
 

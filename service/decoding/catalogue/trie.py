@@ -1,6 +1,6 @@
 """The any-order SID trie: a node is the set of catalogue rows that agree with a partial SID.
 
-Masked diffusion fills positions in the order of confidence, so there is no prefix to follow. A node
+Masked diffusion may fill positions in any order, so there is no prefix to follow. A node
 is found by filtering the rows of its parent; the first code alone makes them about a hundred times
 fewer. The rows with one code are stored: they are its posting list. Where the catalogue is large
 enough for a table of pairs, the number of rows with two codes is stored too. Knows nothing of

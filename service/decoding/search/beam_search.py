@@ -1,15 +1,14 @@
 """Any-order beam search over partial SIDs that only ever visits SIDs of the catalogue.
 
-Per step: one denoiser call for all live beams of all jobs. Each beam picks its most confident
-positions. Its surviving rows, grouped by their codes there, are its children. The best `beam_width`
-of a job stay. The last step scores every surviving row and returns the `k` best; ties go to the
-lower row. Pure: no logging, no metrics, no environment. Knows nothing of users, item ids or HTTP.
-The loops over beams and rows are compiled; they are in `posting_lists` and `rows`.
+Per step: one denoiser call for all live beams of all jobs. Each beam picks the positions that its
+job's order puts first. Its surviving rows, grouped by their codes there, are its children. The best
+`beam_width` of a job stay. The last step scores every surviving row and returns the `k` best; ties
+go to the lower row. Pure: no logging, no metrics, no environment. Knows nothing of users, item ids
+or HTTP. The loops over beams and rows are compiled; they are in `posting_lists` and `rows`.
 """
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 from time import perf_counter
 
@@ -18,13 +17,14 @@ from numpy.typing import NDArray
 
 from service.decoding.arrays import Floats, Rows
 from service.decoding.catalogue import NeighbourPrior, SidTrie
-from service.decoding.job import Confidence, Decoded, Job, OnAnswer, Timings
+from service.decoding.job import Decoded, Job, OnAnswer, Timings
 from service.decoding.network import Denoiser, EncoderCache
 from service.decoding.search.beams import Beams, PostingListBeams
 from service.decoding.search.denoiser_calls import BatchDenoiser
 from service.decoding.search.posting_lists.first_step import expand_fully_masked
 from service.decoding.search.row_biases import RowBiases
 from service.decoding.search.rows import expansion
+from service.decoding.search.rows import order as orders
 from service.decoding.search.rows.whole_catalogue import (
     allowed_rows,
     best_of_catalogue,
@@ -36,7 +36,14 @@ from service.decoding.search.trajectories import TrajectoryRecorder
 _RANKINGS = {"path": expansion.PATH, "best": expansion.BEST, "rows": expansion.ROWS}
 _NOTHING = np.empty(0, np.int32), np.empty(0, np.float32)
 _NONE_DRAWN = np.empty((0, 0), np.float32)
-_CONFIDENCES = {"legal": expansion.LEGAL, "raw": expansion.RAW, "random": expansion.DRAWN}
+_ORDERS = {
+    "confidence": orders.CONFIDENCE,
+    "entropy": orders.ENTROPY,
+    "margin": orders.MARGIN,
+    "left_to_right": orders.LEFT_TO_RIGHT,
+    "random": orders.DRAWN,
+    "raw_confidence": orders.RAW,
+}
 
 
 def decode(
@@ -45,11 +52,10 @@ def decode(
     denoiser: Denoiser,
     *,
     prior: NeighbourPrior | None = None,
-    confidence: Confidence = "legal",
     cache: EncoderCache | None = None,
     on_answer: OnAnswer | None = None,
 ) -> tuple[list[Decoded], Timings]:
-    """Decode a batch of jobs; their schedules, widths, lengths and rankings may differ.
+    """Decode a batch of jobs; their settings may differ.
 
     ranking (of a job): the score by which beams are compared. A row's bias is what its score gains
         besides its codes: from the prior and the repeat bias.
@@ -62,22 +68,29 @@ def decode(
         in the last step.
         "best": as "path", plus the best completion that one of the beam's rows offers, with its
         bias. Scores of items are the same as by path.
+    order (of a job): which masked positions a beam fills first. Three orders compare legal codes,
+        those of the beam's rows: each has the probability of its rows (ranking "rows"), or its
+        share of the denoiser's probability of all legal codes (other rankings). Positions with a
+        single legal code come last.
+        "confidence": the highest probability of a code first. MaskGR calls it greedy.
+        "entropy": the lowest entropy of the codes first.
+        "margin": the largest difference between the two highest probabilities first.
+        The others do not ask which codes are legal:
+        "left_to_right": the lowest position first, as autoregressive networks do.
+        "random": by chance; the same for a history in every batch.
+        "raw_confidence": the highest probability of any code first (MDGR Eq. 18). Not for "rows".
     prior: the neighbour prior, or None. Its scores are part of the biases. So is the denoiser's
         `repeat_bias`, for items that the history holds.
-    confidence: how a beam ranks its masked positions. "legal": by the highest probability of a code
-        there, over rows (ranking "rows") or over the codes of surviving rows (other rankings);
-        positions with a single legal code come last. "raw": over all codes (MDGR Eq. 18), not for
-        "rows". "random": by chance; the same for a history in every batch.
     cache: histories that it holds are not encoded again.
     on_answer: called once for each job, in this thread, as soon as its answer is known: with the
         job's index in `jobs`, the answer and the timings so far. Its own time counts as search
         time. If it raises, the batch ends, as with any other error.
     Ties: of positions, the lower; of children, the one with the better parent, then with the lower
     first row; of items, the lower row. Raises ValueError when a schedule does not fill
-    num_subspaces positions, when a job's rows or beam_width are out of range, or for the confidence
-    "raw" of a job that is ranked by "rows".
+    num_subspaces positions, when a job's rows or beam_width are out of range, or for the order
+    "raw_confidence" of a job that is ranked by "rows".
     """
-    batch = _Batch(jobs, trie, denoiser, prior, confidence, cache, on_answer)
+    batch = _Batch(jobs, trie, denoiser, prior, cache, on_answer)
     batch.start()
     while batch.active:
         batch.step()
@@ -100,6 +113,7 @@ class _Search:
         self.index = index
         self.job = job
         self.ranking = _RANKINGS[job.ranking]
+        self.order = _ORDERS[job.order]
         # None before the first step: one fully masked beam, which owns all allowed rows.
         self.beams: Beams | PostingListBeams | None = None
         self.recorder = TrajectoryRecorder(job, trie) if job.explain else None
@@ -139,14 +153,12 @@ class _Batch:
         trie: SidTrie,
         denoiser: Denoiser,
         prior: NeighbourPrior | None,
-        confidence: Confidence,
         cache: EncoderCache | None,
         on_answer: OnAnswer | None,
     ) -> None:
         self.started = perf_counter()
         self.trie = trie
         self.denoiser = BatchDenoiser(denoiser, trie.catalogue, cache)
-        self.confidence = _CONFIDENCES[confidence]
         self.prior = prior
         self.codes = trie.catalogue.codes
         self.on_answer = on_answer
@@ -159,8 +171,8 @@ class _Batch:
             if job.schedule.num_subspaces != num_subspaces:
                 raise ValueError("a job's schedule must fill exactly num_subspaces positions")
             _check_rows(job, num_items)
-            if search.ranking == expansion.ROWS and self.confidence == expansion.RAW:
-                raise ValueError('confidence "raw" is of codes, ranking "rows" of legal ones')
+            if search.ranking == expansion.ROWS and search.order == orders.RAW:
+                raise ValueError('order "raw_confidence" is of all codes, ranking "rows" of rows')
 
     def start(self) -> None:
         """Answer the jobs that allow no row or want no item; the others become active."""
@@ -266,7 +278,7 @@ class _Batch:
                     (0,) * num_subspaces,
                     job.beam_width,
                     search.ranking,
-                    self.confidence,
+                    search.order,
                     self._drawn(search, 1),
                 )
                 is_last = search.is_last_step(2, new_beams.num_rows)
@@ -332,17 +344,16 @@ class _Batch:
             width,
             search.job.beam_width,
             search.ranking,
-            self.confidence,
+            search.order,
             self._drawn(search, len(beams.sids)),
         )
 
     def _drawn(self, search: _Search, num_beams: int) -> Floats:
-        """Random confidences, (num_beams, num_subspaces), seeded by the history and the step."""
-        if self.confidence != expansion.DRAWN:
+        """Random certainties, (num_beams, num_subspaces), seeded by the history and the step."""
+        if search.order != orders.DRAWN:
             return _NONE_DRAWN
-        shape = (num_beams, self.codes.shape[1])
-        seed = self.nfe, zlib.crc32(search.job.history.tobytes())
-        return np.random.default_rng(seed).random(shape, np.float32)
+        history, num_subspaces = search.job.history, self.codes.shape[1]
+        return orders.drawn_certainties(history, self.nfe, num_beams, num_subspaces)
 
 
 def _check_rows(job: Job, num_items: int) -> None:

@@ -67,14 +67,14 @@ def best_children(
     width: int,
     beam_width: int,
     ranking: int,
-    confidence: int,
+    order: int,
     drawn: Floats,
 ) -> Beams:
     """The best `beam_width` children of all beams, see `expansion.expand`."""
     step = log_probs, positions, width, beam_width
     if isinstance(beams, Beams):
-        return expand(trie.codes, trie.num_legal, beams, *step, ranking, confidence, drawn)
+        return expand(trie.codes, trie.num_legal, beams, *step, ranking, order, drawn)
     assert ranking == PATH
     assert trie.pairs is not None
     lists = trie.codes, trie.indptr, trie.rows, trie.pairs, trie.num_legal
-    return expand_posting_lists(*lists, beams, *step, confidence, drawn)
+    return expand_posting_lists(*lists, beams, *step, order, drawn)

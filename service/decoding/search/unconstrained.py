@@ -1,10 +1,11 @@
 """MDGR's own search, without a catalogue (sec. 4.4), to compare the constrained search with.
 
-Every beam fills its m positions of highest raw confidence with the jointly best code tuples, legal
-or not. Finished SIDs are looked up afterwards; those that no item has are counted and dropped.
-Evaluation uses it to report the invalid rate; the service never calls it. Knows no trie. Jobs of
-equal schedule and beam width have equally many beams at every step. So each such group is one
-rectangle `(jobs, beams, ...)`, and nothing is padded.
+Every beam fills its first m positions, in the order of its job, with the jointly best code tuples.
+Every code counts as legal, so the orders "confidence" and "raw_confidence" are the same. Finished
+SIDs are looked up afterwards; those that no item has are counted and dropped. Evaluation uses it to
+report the invalid rate; the service never calls it. Knows no trie. Jobs of equal schedule, beam
+width and order have equally many beams at every step. So each such group is one rectangle `(jobs,
+beams, ...)`, and nothing is padded.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from numpy.typing import NDArray
 
 from service.decoding.arrays import Floats, Rows
 from service.decoding.catalogue import Catalogue
-from service.decoding.job import Job
+from service.decoding.job import Job, Order
 from service.decoding.network import Denoiser, Histories, masked_positions
 from service.decoding.schedule import Schedule
+from service.decoding.search.rows.order import drawn_certainties
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,38 +70,37 @@ def decode_unconstrained(
     Rows that a job excludes are dropped after the look-up; `is_cancelled` is not called. Fewer than
     `k` items come back when SIDs are invalid or excluded.
     """
-    groups: dict[tuple[Schedule, int], list[int]] = {}
+    groups: dict[tuple[Schedule, int, Order], list[int]] = {}
     for number, job in enumerate(jobs):
-        groups.setdefault((job.schedule, job.beam_width), []).append(number)
+        groups.setdefault((job.schedule, job.beam_width, job.order), []).append(number)
     decoded: dict[int, UnconstrainedDecoded] = {}
-    for (schedule, beam_width), numbers in groups.items():
+    for numbers in groups.values():
         group = [jobs[number] for number in numbers]
         histories = Histories.of(
             [job.history for job in group], index.catalogue, denoiser.history_length
         )
         memory = denoiser.encode(histories)
-        sids, scores = _search(memory, len(group), schedule, beam_width, denoiser)
+        sids, scores = _search(memory, group, denoiser)
         for number, job, job_sids, job_scores in zip(numbers, group, sids, scores, strict=True):
             decoded[number] = _look_up(job, job_sids, job_scores, index)
     return [decoded[number] for number in range(len(jobs))]
 
 
 def _search(
-    memory: object, num_jobs: int, schedule: Schedule, beam_width: int, denoiser: Denoiser
+    memory: object, jobs: Sequence[Job], denoiser: Denoiser
 ) -> tuple[NDArray[np.uint16], Floats]:
-    """MDGR Eq. 16-23 for jobs of one schedule: (jobs, beams, num_subspaces) SIDs, best first."""
-    mask = denoiser.num_codes
+    """MDGR Eq. 16-23 for jobs that are alike: (jobs, beams, num_subspaces) SIDs, best first."""
+    mask, num_jobs = denoiser.num_codes, len(jobs)
+    schedule, beam_width = jobs[0].schedule, jobs[0].beam_width
     sids = np.full((num_jobs, 1, denoiser.num_subspaces), mask, dtype=np.uint16)
     scores = np.zeros((num_jobs, 1), dtype=np.float32)
-    for step in schedule.steps:
+    for call, step in enumerate(schedule.steps, start=1):
         positions = masked_positions(sids, mask)
         log_probs = denoiser.denoise(memory, sids, positions)
-        confidence = log_probs.max(axis=-1)
-        most_confident = np.sort(
-            np.argsort(-confidence, axis=-1, kind="stable")[..., :step], axis=-1
-        )
-        chosen = np.take_along_axis(positions, most_confident, axis=-1)
-        at_chosen = np.take_along_axis(log_probs, most_confident[..., None], axis=2)
+        certainties = _certainties(jobs, log_probs, positions, call)
+        places = np.sort(np.argsort(-certainties, axis=-1, kind="stable")[..., :step], axis=-1)
+        chosen = np.take_along_axis(positions, places, axis=-1)
+        at_chosen = np.take_along_axis(log_probs, places[..., None], axis=2)
         tuples, tuple_scores = best_tuples(at_chosen, beam_width)
 
         # The beam_width best children over all beams of each job (Eq. 23).
@@ -111,6 +112,30 @@ def _search(
         np.put_along_axis(sids, chosen[job, parent], tuples[job, parent, rank], axis=-1)
         scores = np.take_along_axis(child_scores, best, axis=-1)
     return sids, scores
+
+
+def _certainties(
+    jobs: Sequence[Job], log_probs: Floats, positions: NDArray[np.int64], call: int
+) -> Floats:
+    """(jobs, beams, n) what the jobs' order ranks their masked positions by, see `rows.order`."""
+    order = jobs[0].order
+    if order == "left_to_right":
+        return -positions.astype(np.float32)
+    if order == "random":
+        num_beams, num_subspaces = positions.shape[1], jobs[0].schedule.num_subspaces
+        drawn = [drawn_certainties(job.history, call, num_beams, num_subspaces) for job in jobs]
+        return np.take_along_axis(np.stack(drawn), positions, axis=-1)
+    if order == "entropy":
+        probabilities = np.exp(log_probs)
+        minus_entropy: Floats = np.where(
+            probabilities > 0, probabilities * log_probs, np.float32(0)
+        ).sum(axis=-1)
+        return minus_entropy
+    if order == "margin" and log_probs.shape[-1] > 1:
+        best: Floats = np.exp(np.partition(log_probs, -2, axis=-1)[..., -2:])
+        return best[..., 1] - best[..., 0]
+    highest: Floats = log_probs.max(axis=-1)
+    return highest
 
 
 def best_tuples(log_probs: Floats, num_best: int) -> tuple[NDArray[np.uint16], Floats]:

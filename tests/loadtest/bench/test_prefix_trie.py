@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
 from hashed_denoiser import HashedDenoiser
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 from worlds import catalogue_of, catalogues, job_of, jobs, schedules
 
 from loadtest.bench.prefix_trie import PrefixTrie, decode_left_to_right
 from service.decoding.catalogue.catalogue import Catalogue
 from service.decoding.catalogue.trie import SidTrie
-from service.decoding.job import Confidence, Decoded, Job
+from service.decoding.job import Decoded, Job, Order
 from service.decoding.schedule import Schedule
 from service.decoding.search.beam_search import decode
 
@@ -27,19 +25,11 @@ class NextDenoiser(HashedDenoiser):
     wants_all_masks = False
 
 
-class OrderlyDenoiser(NextDenoiser):
-    """Always most sure of the first masked position: its log-probs differ by less than 5."""
-
-    def denoise(self, memory: Any, partial_sids: Any, positions: Any) -> NDArray[np.float32]:
-        log_probs = super().denoise(memory, partial_sids, positions)
-        return log_probs - 5 * positions[..., None].astype(np.float32)
-
-
 def decode_by_path(
-    job: Job, catalogue: Catalogue, denoiser: HashedDenoiser, confidence: Confidence
+    job: Job, catalogue: Catalogue, denoiser: HashedDenoiser, order: Order
 ) -> Decoded:
-    job = replace(job, ranking="path")
-    [decoded], _ = decode([job], SidTrie(catalogue), denoiser, confidence=confidence)
+    job = replace(job, ranking="path", order=order)
+    [decoded], _ = decode([job], SidTrie(catalogue), denoiser)
     return decoded
 
 
@@ -55,7 +45,7 @@ def test_with_room_for_every_sid_any_order_gives_the_same(data: st.DataObject, s
         catalogue.num_subspaces, catalogue.num_codes, seed=seed, sees_partial_sid=False
     )
     found, _ = decode_left_to_right(job, PrefixTrie(catalogue), denoiser)
-    expected = decode_by_path(job, catalogue, denoiser, "legal")
+    expected = decode_by_path(job, catalogue, denoiser, "confidence")
     assert found.rows.tolist() == expected.rows.tolist()
     assert found.scores.tolist() == expected.scores.tolist()
     assert len(found.rows) == catalogue.num_items
@@ -63,16 +53,14 @@ def test_with_room_for_every_sid_any_order_gives_the_same(data: st.DataObject, s
 
 @settings(deadline=None)
 @given(data=st.data(), seed=seeds)
-def test_confidence_from_left_to_right_makes_the_searches_one(
-    data: st.DataObject, seed: int
-) -> None:
+def test_from_left_to_right_the_searches_are_one(data: st.DataObject, seed: int) -> None:
     catalogue = data.draw(catalogues())
     schedule = Schedule((1,) * catalogue.num_subspaces)
     drawn = data.draw(jobs(catalogue, schedule=schedule, max_width=6))
     job = Job(drawn.history, drawn.k, schedule, drawn.beam_width)
-    denoiser = OrderlyDenoiser(catalogue.num_subspaces, catalogue.num_codes, seed=seed)
+    denoiser = NextDenoiser(catalogue.num_subspaces, catalogue.num_codes, seed=seed)
     found, timings = decode_left_to_right(job, PrefixTrie(catalogue), denoiser)
-    expected = decode_by_path(job, catalogue, denoiser, "raw")
+    expected = decode_by_path(job, catalogue, denoiser, "left_to_right")
     assert found.rows.tolist() == expected.rows.tolist()
     assert found.scores.tolist() == expected.scores.tolist()
     assert found.nfe == expected.nfe == schedule.nfe

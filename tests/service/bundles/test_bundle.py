@@ -30,6 +30,7 @@ from tiny_bundle import (
 
 from service.bundles import manifest
 from service.bundles.bundle import Bundle, Item, verify
+from service.bundles.ladder import ladder_of
 from service.bundles.manifest import (
     CONTENT_FILES,
     FILES,
@@ -143,6 +144,20 @@ def test_a_manifest_that_knows_no_finish_rows_means_none(copy: Path) -> None:
     assert Bundle.load(copy).manifest.decoding.finish_rows == 0
 
 
+def test_a_manifest_that_knows_no_orders_means_any_and_confidence(copy: Path) -> None:
+    def forget(manifest: dict[str, Any]) -> None:
+        del manifest["autoregressive"], manifest["decoding"]["order"]
+        for point in manifest["facts"]["grid"]["points"]:
+            del point["order"]
+
+    before = ladder_of(verify(copy))
+    edit_manifest(copy, forget)
+    manifest = Bundle.load(copy).manifest
+    assert (manifest.decoding.order, manifest.autoregressive) == ("confidence", False)
+    assert ladder_of(manifest) == before
+    assert len(before) > 1
+
+
 def test_a_bundle_is_never_overwritten_and_leaves_nothing_half_written(
     bundles_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -202,8 +217,13 @@ def test_a_missing_truncated_or_altered_file_is_refused(copy: Path, name: str) -
         ),
         (lambda m: m.update(version="../../../escaped"), "is not a name@version"),
         (lambda m: m.update(name=".hidden"), "is not a name@version"),
-        (lambda m: m["decoding"].update(r_warm=9), "r_warm must be between 0 and"),
-        (lambda m: m["decoding"].update(m_par=9), "m_par must be between 1 and"),
+        (
+            lambda m: m["decoding"].update(r_warm=9),
+            "r_warm must be at most 4, the bundle's num_subspaces",
+        ),
+        (lambda m: m["decoding"].update(m_par=9), "m_par must be at most 4, the bundle's"),
+        (lambda m: m["decoding"].update(order="legal"), "decoding.order"),
+        (lambda m: m.update(autoregressive=True), "so order must be left_to_right"),
         (lambda m: m["decoding"].update(m_par=0), "decoding.m_par"),
         (lambda m: m["decoding"].update(beam_width=0), "beam_width"),
         (lambda m: m["decoding"].update(finish_rows=-1), "finish_rows"),

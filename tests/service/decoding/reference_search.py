@@ -67,14 +67,14 @@ def reference_decode(
     denoiser: HashedDenoiser,
     *,
     ranking: str,
-    confidence: str = "legal",
+    order: str = "confidence",
     prior: NeighbourPrior | None = None,
 ) -> Reference:
     codes = catalogue.codes.tolist()
     biases = reference_biases(job, catalogue, denoiser, prior)
     if ranking == "rows":
-        return _decode_by_rows(job, codes, biases, catalogue, denoiser)
-    return _decode_by_path(job, codes, biases, catalogue, denoiser, confidence, ranking)
+        return _decode_by_rows(job, codes, biases, catalogue, denoiser, order)
+    return _decode_by_path(job, codes, biases, catalogue, denoiser, order, ranking)
 
 
 def num_compared(answers: Sequence[Decoded], expected: Sequence[Reference]) -> int:
@@ -150,7 +150,7 @@ def _decode_by_path(
     biases: list[float],
     catalogue: Catalogue,
     denoiser: HashedDenoiser,
-    confidence: str,
+    order: str,
     ranking: str,
 ) -> Reference:
     """Beams are compared by the log-probs of their filled positions.
@@ -173,11 +173,13 @@ def _decode_by_path(
                 scores |= {row: beam.score + completions[row] for row in beam.rows}
                 ends |= _ends(beam, codes, log_probs, masked, number)
                 continue
-            if confidence == "raw":
+            if order == "raw_confidence":
                 chosen = _most_confident(masked, log_probs, step)
+            elif order == "left_to_right":
+                chosen = masked[:step]
             else:
                 legal = {p: {codes[row][p] for row in beam.rows} for p in masked}
-                chosen, gap = _most_confident_legally(legal, log_probs, step)
+                chosen, gap = _most_certain_legally(legal, log_probs, step, order)
                 closest_call = min(closest_call, gap)
             for child in _children(beam, codes, log_probs, chosen, number):
                 best = beam.score + max(completions[row] for row in child.rows)
@@ -204,6 +206,7 @@ def _decode_by_rows(
     biases: list[float],
     catalogue: Catalogue,
     denoiser: HashedDenoiser,
+    order: str,
 ) -> Reference:
     """Beams are compared by the log of the probability that one of their rows is the next item."""
     beams = _root(job, codes, denoiser)
@@ -228,8 +231,11 @@ def _decode_by_rows(
                 ends |= _ends(beam, codes, log_probs, masked, number)
                 continue
             shares = {row: math.exp(logit - mass) for row, logit in logits.items()}
-            chosen, gap = _most_confident_by_rows(masked, codes, shares, step)
-            closest_call = min(closest_call, gap)
+            if order == "left_to_right":
+                chosen = masked[:step]
+            else:
+                chosen, gap = _most_certain_by_rows(masked, codes, shares, step, order)
+                closest_call = min(closest_call, gap)
             for sid, rows in _groups(beam.rows, codes, chosen):
                 child = _child(beam, log_probs, chosen, sid, rows, number)
                 child.score = child.scores[-1] = log_sum_exp([of_rows[row] for row in rows])
@@ -297,7 +303,7 @@ def _best(
 def reference_unconstrained(
     job: Job, catalogue: Catalogue, denoiser: HashedDenoiser
 ) -> tuple[list[Beam], bool]:
-    """MDGR sec. 4.4 with the whole product of codes written out; returns whether children tied too.
+    """MDGR sec. 4.4 with the whole product of codes written out; also whether anything tied.
 
     The beams are finished SIDs, each with its rows. Which of tied children stay is not specified.
     """
@@ -307,7 +313,15 @@ def reference_unconstrained(
         children = []
         for beam in beams:
             log_probs = log_probs_of(job, catalogue, denoiser, beam.sid)
-            chosen = _most_confident(_masked(beam.sid, denoiser), log_probs, step)
+            masked, legal = _masked(beam.sid, denoiser), set(range(denoiser.num_codes))
+            if job.order == "left_to_right":
+                chosen, gap = masked[:step], math.inf
+            elif job.order in ("entropy", "margin"):
+                of_all = dict.fromkeys(masked, legal)
+                chosen, gap = _most_certain_legally(of_all, log_probs, step, job.order)
+            else:
+                chosen, gap = _most_confident(masked, log_probs, step), math.inf
+            tied = tied or gap < FAR_APART
             for codes in product(range(denoiser.num_codes), repeat=step):
                 children.append(_child(beam, log_probs, chosen, codes, [], number))
         children.sort(key=lambda child: -child.score)
@@ -400,16 +414,17 @@ def _most_confident(masked: list[int], log_probs: list[list[float]], step: int) 
     return sorted(sorted(masked, key=lambda position: (-max(log_probs[position]), position))[:step])
 
 
-def _most_confident_legally(
-    legal: dict[int, set[int]], log_probs: list[list[float]], step: int
+def _most_certain_legally(
+    legal: dict[int, set[int]], log_probs: list[list[float]], step: int, order: str
 ) -> tuple[list[int], float]:
     """As above over the legal codes, forced positions last; and how close the choice was."""
     ranked = []
     for position, codes in legal.items():
-        # Sorted, so that positions with the same log-probs get exactly the same confidence.
+        # Sorted, so that positions with the same log-probs get exactly the same certainty.
         candidates = sorted(log_probs[position][code] for code in codes)
         mass = math.fsum(math.exp(log_prob - candidates[-1]) for log_prob in candidates)
-        ranked.append((len(codes) == 1, math.log(mass), position))
+        shares = [math.exp(log_prob - candidates[-1]) / mass for log_prob in candidates]
+        ranked.append((len(codes) == 1, -_certainty(shares, order), position))
     ranked.sort()
     gap = math.inf
     if step < len(ranked) and not ranked[step][0]:
@@ -417,24 +432,36 @@ def _most_confident_legally(
     return sorted(position for _, _, position in ranked[:step]), gap
 
 
-def _most_confident_by_rows(
-    masked: list[int], codes: list[list[int]], shares: dict[int, float], step: int
-) -> tuple[list[int], float]:
-    """Positions by the share of the rows of their most probable code, forced positions last.
+def _certainty(shares: list[float], order: str) -> float:
+    """Of a position whose legal codes have these probabilities, ascending."""
+    if order == "entropy":
+        return math.fsum(share * math.log(share) for share in shares if share)
+    if order == "margin":
+        return shares[-1] - (shares[-2] if len(shares) > 1 else 0)
+    return math.log(shares[-1])
 
-    Positions whose most probable codes have the same rows have equal confidence for a reason.
+
+def _most_certain_by_rows(
+    masked: list[int], codes: list[list[int]], shares: dict[int, float], step: int, order: str
+) -> tuple[list[int], float]:
+    """Positions by the probabilities of their codes, which are those of rows; forced ones last.
+
+    Positions whose most probable codes have the same rows are equal for a reason, if only those
+    codes count. Entropy is a sum over all codes, so rounding may tell such positions apart.
     """
     ranked = []
     for position in masked:
         groups = [rows for _, rows in _groups(list(shares), codes, [position])]
-        share, rows = max((sum(shares[row] for row in rows), rows) for rows in groups)
-        ranked.append((len(groups) == 1, -share, position, rows))
-    ranked.sort()
+        by_share = sorted((math.fsum(shares[row] for row in rows), rows) for rows in groups)
+        certainty = _certainty([share for share, _ in by_share], order)
+        that_count = by_share[{"confidence": -1, "margin": -2, "entropy": 0}[order] :]
+        ranked.append((len(groups) == 1, -certainty, position, that_count))
+    ranked.sort(key=lambda one: one[:3])
     gap = math.inf
-    for _, share, _, rows in ranked[:step]:
-        for forced, other_share, _, other_rows in ranked[step:]:
-            if not forced and rows != other_rows:
-                gap = min(gap, other_share - share)
+    for _, certainty, _, rows in ranked[:step]:
+        for forced, other, _, other_rows in ranked[step:]:
+            if not forced and (order == "entropy" or rows != other_rows):
+                gap = min(gap, other - certainty)
     return sorted(position for _, _, position, _ in ranked[:step]), gap
 
 

@@ -35,7 +35,7 @@ PRIOR = NeighbourPrior(
 BATCH = [job_of(schedule=Schedule((1, 1, 2)), history=[row, 7], beam_width=4) for row in range(5)]
 
 
-@pytest.mark.parametrize("fields", [{}, {"prior": PRIOR}, {"confidence": "random"}])
+@pytest.mark.parametrize("fields", [{}, {"prior": PRIOR}])
 def test_a_decoder_decodes_with_its_fields(fields: dict[str, Any]) -> None:
     denoiser = HashedDenoiser(4, 5, repeat_bias=-1.0)
     plain = Decoder(TRIE, denoiser)

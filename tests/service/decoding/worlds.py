@@ -12,8 +12,18 @@ from numpy.typing import NDArray
 from service.decoding.catalogue.catalogue import Catalogue
 from service.decoding.catalogue.codebook import Codebook, ContentProjection
 from service.decoding.catalogue.neighbour_prior import NeighbourPrior
-from service.decoding.job import Job, Ranking
+from service.decoding.job import Job, Order, Ranking
 from service.decoding.schedule import Schedule
+
+# What a test runs with: an order, or one of the others, drawn.
+OTHER_ORDERS: tuple[Order, ...] = ("entropy", "margin", "left_to_right")
+ORDERS_OF_ROWS: tuple[tuple[Order, ...], ...] = (("confidence",), OTHER_ORDERS)
+ORDERS_OF_CODES: tuple[tuple[Order, ...], ...] = (*ORDERS_OF_ROWS, ("raw_confidence",))
+RANKINGS_AND_ORDERS: list[tuple[Ranking, tuple[Order, ...]]] = [
+    *(("rows", orders) for orders in ORDERS_OF_ROWS),
+    *(("best", orders) for orders in ORDERS_OF_CODES),
+    *(("path", orders) for orders in ORDERS_OF_CODES),
+]
 
 
 def catalogue_of(
@@ -77,6 +87,7 @@ def job_of(
     allowed: Sequence[int] | None = None,
     finish_rows: int = 0,
     ranking: Ranking = "rows",
+    order: Order = "confidence",
 ) -> Job:
     return Job(
         history=np.array(history, dtype=np.int32),
@@ -87,6 +98,7 @@ def job_of(
         allowed=None if allowed is None else np.array(allowed, dtype=np.int32),
         finish_rows=finish_rows,
         ranking=ranking,
+        order=order,
     )
 
 

@@ -62,6 +62,7 @@ def test_a_history_is_posted_and_answered_by_the_model(served: Service, bundle: 
         "beam_width": 20,
         "ranking": "rows",
         "finish_rows": 0,
+        "order": "confidence",
         "adjusted": False,
         "schedule": [1, 3],
         "nfe": 2,
@@ -89,6 +90,7 @@ def test_the_bundle_says_how_to_decode_unless_the_request_does(served: Service) 
         "beam_width": 10,
         "ranking": "rows",
         "finish_rows": 0,
+        "order": "confidence",
         "adjusted": False,
         "schedule": [1, 1, 2],
         "nfe": 3,
@@ -411,6 +413,8 @@ def test_every_refusal_has_the_same_body(
         ("finish_rows", -1),
         ("finish_rows", 1_000_001),
         ("finish_rows", 2.5),
+        ("order", "legal"),
+        ("order", ["entropy"]),
         ("history", ["item-1"] * 501),
         ("history.1", ["item-1", ""]),
         ("exclude_items", ["item-1"] * 1001),
@@ -499,6 +503,7 @@ def test_info_says_what_runs(served: Service) -> None:
         "beam_width": 10,
         "ranking": "rows",
         "finish_rows": 0,
+        "order": "confidence",
     }
     assert info["bundle"]["knows_held_out"] is False
     assert info["bundle"]["family"] == "mdgr"

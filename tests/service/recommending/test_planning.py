@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from service.bundles.ladder import ladder_of
 from service.bundles.manifest import DecodingDefaults, Manifest, PriorWeights
@@ -20,7 +21,9 @@ def point(r_warm: int, m_par: int, beam_width: int, ms: float, recall: float) ->
     return {**decoding.model_dump(), "milliseconds": ms, "recall@10": recall, "nfe": 1.0}
 
 
-def manifest(grid: Any) -> Manifest:
+def manifest(
+    grid: Any, decoding: DecodingDefaults = DEFAULT, *, autoregressive: bool = False
+) -> Manifest:
     return Manifest(
         format_version=3,
         name="one",
@@ -33,7 +36,8 @@ def manifest(grid: Any) -> Manifest:
         repeat_bias=0.0,
         prior=PriorWeights(history_length=4, decay=0.5, scale=1.0, weight=0.0),
         content=None,
-        decoding=DEFAULT,
+        decoding=decoding,
+        autoregressive=autoregressive,
         files={},
         facts={} if grid is None else {"grid": grid},
     )
@@ -72,6 +76,37 @@ def test_a_bundle_without_a_usable_grid_has_one_rung(grid: Any) -> None:
     assert rungs(grid) == [(4, 2)]
 
 
+def test_the_ladder_of_an_older_bundle_has_its_rungs() -> None:
+    """Its grid was measured when there was only one order."""
+    older = [{name: one[name] for name in one if name != "order"} for one in POINTS]
+    assert rungs({"points": older}) == rungs({"points": POINTS})
+
+
+NEXT_CODE = DecodingDefaults(
+    r_warm=8, m_par=1, beam_width=50, ranking="path", order="left_to_right"
+)
+
+
+def test_the_ladder_of_a_network_of_the_next_code_has_nothing_else() -> None:
+    narrow = NEXT_CODE.model_copy(update={"beam_width": 10})
+    points = [
+        *POINTS,
+        {**NEXT_CODE.model_dump(), "milliseconds": 30.0, "recall@10": 0.12},
+        {**narrow.model_dump(), "milliseconds": 9.0, "recall@10": 0.1},
+        {**narrow.model_dump(), "order": "entropy", "milliseconds": 8.0, "recall@10": 0.1},
+    ]
+    of_next_code = manifest({"points": points}, NEXT_CODE, autoregressive=True)
+    assert ladder_of(of_next_code) == (NEXT_CODE, narrow)
+
+
+def test_a_manifest_is_refused_if_its_network_cannot_follow_its_default() -> None:
+    with pytest.raises(ValidationError, match=r"decoding.order: .* must be left_to_right"):
+        manifest(None, autoregressive=True)
+    raw = DEFAULT.model_copy(update={"order": "raw_confidence"})
+    with pytest.raises(ValidationError, match=r'decoding.order: .* for the ranking "path"'):
+        manifest(None, raw)
+
+
 def chosen(within_s: float, seconds: dict[int, float], k: int = 10) -> Plan:
     ladder = ladder_of(manifest({"points": POINTS}))
     return plan_in_time(ladder, 8, k, lambda plan: seconds[plan.schedule.nfe], within_s)
@@ -90,13 +125,13 @@ def test_auto_takes_the_first_rung_in_time_and_else_the_fastest() -> None:
 
 def test_beams_are_as_many_as_the_items_wanted() -> None:
     assert chosen(1, {6: 0.0}, k=80).decoding.beam_width == 80
-    asked = fixed_plan(RecommendRequest(user_id="u", k=80), DEFAULT, 8)
+    asked = fixed_plan(RecommendRequest(user_id="u", k=80), DEFAULT, manifest(None))
     assert asked.decoding.beam_width == 80
 
 
 def test_a_request_gets_what_it_asks_for_and_the_rest_from_the_default() -> None:
     request = RecommendRequest(user_id="u", r_warm=0, beam_width=20, ranking="path")
-    plan = fixed_plan(request, DEFAULT, 8)
+    plan = fixed_plan(request, DEFAULT, manifest(None))
     assert plan.decoding == DecodingDefaults(r_warm=0, m_par=2, beam_width=20, ranking="path")
     assert plan.schedule.steps == (2, 2, 2, 2)
     assert not plan.adjusted
@@ -106,7 +141,7 @@ def test_a_request_gets_what_it_asks_for_and_the_rest_from_the_default() -> None
 @pytest.mark.parametrize("param", ["r_warm", "m_par"])
 def test_more_positions_than_there_are_is_refused(param: str) -> None:
     with pytest.raises(InvalidRequest) as refused:
-        fixed_plan(RecommendRequest(user_id="u", **{param: 9}), DEFAULT, 8)
+        fixed_plan(RecommendRequest(user_id="u", **{param: 9}), DEFAULT, manifest(None))
     assert refused.value.param == param
 
 

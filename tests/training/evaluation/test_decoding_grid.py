@@ -18,9 +18,10 @@ ONE_CALL, TWO, PAPER = (ScheduleConfig(r_warm=n, m_par=m) for n, m in ((0, None)
 
 
 def grid(**fields: Any) -> list[tuple[int, int, int, str, int]]:
-    """The points of a configuration for SIDs of 4 positions and 500 items."""
+    """The points of a configuration for SIDs of 4 positions and 500 items, all of one order."""
     points = grid_of(EvaluationConfig(**fields), 4, 500, "rows")
-    return [tuple(point.model_dump().values()) for point in points]
+    assert {point.order for point in points} == {"confidence"}
+    return [tuple(point.model_dump(exclude={"order"}).values()) for point in points]
 
 
 def test_points_that_cannot_differ_are_one() -> None:
@@ -41,6 +42,31 @@ def test_points_that_cannot_differ_are_one() -> None:
         *((4, 3, *others, finish) for others in ((10, "rows"), (40, "path"), (40, "rows"))
           for finish in (0, 60)),
     ]  # fmt: skip
+
+
+def test_orders_are_tried_where_they_can_be_followed() -> None:
+    config = EvaluationConfig(
+        schedules=(ONE_CALL, TWO),
+        beam_widths=(10,),
+        rankings=("rows", "path"),
+        finish_rows=(0,),
+        orders=("entropy", "raw_confidence"),
+    )
+    found = [(one.r_warm, one.ranking, one.order) for one in grid_of(config, 4, 500, "rows")]
+    assert found == [
+        (0, "rows", "confidence"),  # one call fills all positions: no order, so the usual one
+        (1, "rows", "entropy"),
+        (1, "path", "entropy"),
+        (1, "path", "raw_confidence"),
+    ]
+
+
+def test_a_network_of_the_next_code_has_one_point_for_each_beam_width() -> None:
+    config = load_config("default").evaluation
+    points = grid_of(config, 4, 500, "path", autoregressive=True)
+    assert [tuple(point.model_dump().values()) for point in points] == [
+        (4, 1, beam_width, "path", 0, "left_to_right") for beam_width in config.beam_widths
+    ]
 
 
 def test_the_default_grid_is_small() -> None:

@@ -15,9 +15,15 @@ import numpy as np
 from service.decoding.arrays import Codes, Doubles, Floats, Integers, Postings, Rows
 from service.decoding.loops import BLOCK, compiled, exponentiate, heap, highest_of
 from service.decoding.search.beams import Beams, PostingListBeams, number_undecided
-from service.decoding.search.rows.confidence import legal_confidence
-from service.decoding.search.rows.expansion import BEST, DRAWN, PATH, RAW, ROWS
+from service.decoding.search.rows.expansion import BEST, PATH, ROWS
 from service.decoding.search.rows.grouping import UNDERFLOW
+from service.decoding.search.rows.order import (
+    DRAWN,
+    LEFT_TO_RIGHT,
+    RAW,
+    certainty_of_legal,
+    certainty_of_shares,
+)
 from service.decoding.search.rows.whole_catalogue import score_rows
 
 
@@ -33,7 +39,7 @@ def expand_fully_masked(
     unrolled: tuple[int, ...],
     beam_width: int,
     ranking: int,
-    confidence: int,
+    order: int,
     drawn: Floats,
 ) -> PostingListBeams:
     """The result of `expansion.expand` for one beam that owns all allowed rows, and a width of one.
@@ -43,7 +49,7 @@ def expand_fully_masked(
     biases, biased_rows: `values` and `biased_rows` of `RowBiases`; the last num_excluded of
         `biased_rows` are the excluded rows
     unrolled: num_subspaces zeros, see `whole_catalogue.best_of_catalogue`
-    ranking, confidence, drawn: see `expansion.expand`
+    ranking, order, drawn: see `expansion.expand`
     """
     num_subspaces, num_codes = log_probs.shape
     counts = indptr[:, 1:] - indptr[:, :-1]
@@ -63,22 +69,24 @@ def expand_fully_masked(
         _sum_by_code(codes, logits, highest, unrolled, sums)
     mass = sums[0].sum() if ranking == ROWS else 1.0
 
-    chosen, highest_confidence = 0, -np.inf
+    chosen, highest_certainty = 0, -np.inf
     scratch = np.empty(num_codes + 1, np.float32)
     for position in range(num_subspaces):
-        own_confidence: float
-        if confidence == DRAWN:
-            own_confidence = drawn[0, position]
-        elif confidence == RAW:
-            own_confidence = log_probs[position].max()
+        certainty: float
+        if order == DRAWN:
+            certainty = drawn[0, position]
+        elif order == LEFT_TO_RIGHT:
+            certainty = -position
+        elif order == RAW:
+            certainty = log_probs[position].max()
         elif np.count_nonzero(counts[position]) == 1:
-            own_confidence = -np.inf
+            certainty = -np.inf
         elif ranking == ROWS:
-            own_confidence = sums[position].max()
+            certainty = certainty_of_shares(sums[position], order)
         else:
-            own_confidence = legal_confidence(log_probs[position], counts[position], 1, scratch)
-        if own_confidence > highest_confidence:
-            chosen, highest_confidence = position, own_confidence
+            certainty = certainty_of_legal(log_probs[position], counts[position], 1, order, scratch)
+        if certainty > highest_certainty:
+            chosen, highest_certainty = position, certainty
 
     capacity = min(beam_width, num_codes)
     kept_scores, kept = np.empty(capacity, np.float64), np.empty(capacity, np.int64)

@@ -21,8 +21,14 @@ from service.decoding.catalogue import Pairs
 from service.decoding.loops import BLOCK, compiled, heap, highest_of
 from service.decoding.search.beams import Beams, PostingListBeams, number_undecided
 from service.decoding.search.posting_lists.scoring import highest_sum, score_posting_list
-from service.decoding.search.rows.confidence import choose_positions, legal_confidence
-from service.decoding.search.rows.expansion import DRAWN, PATH, RAW, expand
+from service.decoding.search.rows.expansion import PATH, expand
+from service.decoding.search.rows.order import (
+    DRAWN,
+    LEFT_TO_RIGHT,
+    RAW,
+    certainty_of_legal,
+    choose_positions,
+)
 
 LOWEST = -float(np.finfo(np.float64).max)
 SLACK = 1e-4  # relative to a score: sums in float32 differ by less from sums in float64
@@ -40,7 +46,7 @@ def expand_posting_lists(
     positions: Integers,
     width: int,
     beam_width: int,
-    confidence: int,
+    order: int,
     drawn: Floats,
 ) -> Beams:
     """The result of `expansion.expand` for the same beams, ranked by path.
@@ -50,21 +56,23 @@ def expand_posting_lists(
     """
     num_beams, num_places = len(beams.sids), beams.sids.shape[1] - 1
     legal = _legal_codes(codes, pairs, beams)
-    confidences = np.empty(num_places, np.float64)
+    certainties = np.empty(num_places, np.float64)
     scratch = np.empty(log_probs.shape[2] + 1, np.float32)
     slots = np.empty((num_beams, width), np.int64)
     for beam in range(num_beams):
         own_log_probs, own_positions = log_probs[beam], positions[beam]
         for place in range(num_places):
-            if confidence == DRAWN:
-                confidences[place] = drawn[beam, own_positions[place]]
-            elif confidence == RAW:
-                confidences[place] = own_log_probs[place].max()
+            if order == DRAWN:
+                certainties[place] = drawn[beam, own_positions[place]]
+            elif order == LEFT_TO_RIGHT:
+                certainties[place] = -place
+            elif order == RAW:
+                certainties[place] = own_log_probs[place].max()
             else:
-                confidences[place] = legal_confidence(
-                    own_log_probs[place], legal[beam, own_positions[place]], 1, scratch
+                certainties[place] = certainty_of_legal(
+                    own_log_probs[place], legal[beam, own_positions[place]], 1, order, scratch
                 )
-        choose_positions(confidences, num_places, slots[beam])
+        choose_positions(certainties, num_places, slots[beam])
     if width == 1:
         found = _children_of_one_code(
             codes, indptr, postings, beams, legal, log_probs, positions, slots[:, 0], beam_width

@@ -1,5 +1,5 @@
 """Beams that own a list of rows: how they choose positions, and their best children.
 
-Reading order: `confidence`, `grouping`, `expansion`; `whole_catalogue` scores every row in one
+Reading order: `order`, `grouping`, `expansion`; `whole_catalogue` scores every row in one
 step.
 """

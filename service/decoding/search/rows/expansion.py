@@ -22,22 +22,25 @@ from service.decoding.arrays import Codes, Doubles, Floats, Integers, Rows
 from service.decoding.loops import ROWS_AHEAD, compiled, exponentiate, heap, prefetch
 from service.decoding.network import list_masked
 from service.decoding.search.beams import Beams, number_undecided
-from service.decoding.search.rows.confidence import (
-    choose_positions,
-    confidence_by_codes,
-    confidence_by_few_rows,
-    confidence_by_rows,
-    find_first_rows,
-)
 from service.decoding.search.rows.grouping import (
     group_by_code,
     group_by_tuple,
     power_of_two,
     rank_scores_by_rows,
 )
+from service.decoding.search.rows.order import (
+    DRAWN,
+    LEFT_TO_RIGHT,
+    OF_LEGAL_CODES,
+    RAW,
+    certainty_by_codes,
+    certainty_by_few_rows,
+    certainty_by_rows,
+    choose_positions,
+    find_first_rows,
+)
 
 PATH, BEST, ROWS = 0, 1, 2  # rankings
-LEGAL, RAW, DRAWN = 0, 1, 2  # confidences; DRAWN is "random", or chosen by the caller
 
 
 @compiled
@@ -50,15 +53,15 @@ def expand(
     width: int,
     beam_width: int,
     ranking: int,
-    confidence: int,
+    order: int,
     drawn: Floats,
 ) -> Beams:
     """The best `beam_width` children of all beams, best first; ties as `beam_search.decode` says.
 
     num_legal: (num_subspaces,) how many codes any item has at each position
     width:     positions that each beam fills, fewer than it has masked
-    ranking:   PATH, BEST or ROWS    confidence: LEGAL, RAW or DRAWN, see `beam_search.decode`
-    drawn:     (beams, num_subspaces) float32, the confidences if `confidence` is DRAWN
+    ranking:   PATH, BEST or ROWS    order: one of those in `rows.order`
+    drawn:     (beams, num_subspaces) float32, the certainties if the order is DRAWN
     """
     sids, beam_scores, starts, rows, biases, call_index, _ = beams
     num_beams, num_subspaces = sids.shape
@@ -85,7 +88,7 @@ def expand(
     first = np.full((num_subspaces, num_codes), -1, np.int64)
     chosen = np.empty((num_beams, width), np.int64)
     slots = np.empty((num_beams, width), np.int64)  # the same, as indices into `positions`
-    confidences = np.empty(num_subspaces, np.float64)
+    certainties = np.empty(num_subspaces, np.float64)
     most_kept = min(beam_width, capacity)
     kept_scores, kept = np.empty(most_kept, np.float64), np.empty(most_kept, np.int64)
     num_kept = 0
@@ -93,7 +96,7 @@ def expand(
     for beam in range(num_beams):
         start, stop = starts[beam], starts[beam + 1]
         decided = call_index[beam] < 0
-        if decided or (by_code_alone and confidence == LEGAL and stop - start == 1):
+        if decided or (by_code_alone and order not in (RAW, DRAWN) and stop - start == 1):
             # All positions are forced: the only child has all rows of the beam.
             list_masked(sids[beam], num_codes, chosen[beam])
             score = beam_scores[beam]
@@ -124,24 +127,35 @@ def expand(
         if ranking == ROWS:
             weights[: len(own)] = of_own_logits
             mass = exponentiate(weights[: len(own)], highest)
-        elif by_code_alone or confidence == LEGAL:
+        elif by_code_alone or order in OF_LEGAL_CODES:
             find_first_rows(codes, own, num_legal, own_positions, num_masked, first, start)
 
-        if confidence == DRAWN:
+        if order == DRAWN:
             for place in range(num_masked):
-                confidences[place] = drawn[beam, own_positions[place]]
-        elif confidence == RAW:
+                certainties[place] = drawn[beam, own_positions[place]]
+        elif order == LEFT_TO_RIGHT:
             for place in range(num_masked):
-                confidences[place] = own_log_probs[place].max()
+                certainties[place] = -place
+        elif order == RAW:
+            for place in range(num_masked):
+                certainties[place] = own_log_probs[place].max()
         elif ranking == ROWS:
-            confidence_by_rows(of_own_codes, weights, num_masked, sums, confidences)
+            certainty_by_rows(of_own_codes, weights, num_masked, order, sums, certainties)
         elif 4 * len(own) < num_codes:
-            confidence_by_few_rows(
-                codes, own, own_positions, own_log_probs, num_masked, first, start, confidences
+            certainty_by_few_rows(
+                codes,
+                own,
+                own_positions,
+                own_log_probs,
+                num_masked,
+                order,
+                first,
+                start,
+                certainties,
             )
         else:
-            confidence_by_codes(own_log_probs, num_masked, first, start, confidences)
-        choose_positions(confidences, num_masked, slots[beam])
+            certainty_by_codes(own_log_probs, num_masked, order, first, start, certainties)
+        choose_positions(certainties, num_masked, slots[beam])
         for choice in range(width):
             chosen[beam, choice] = own_positions[slots[beam, choice]]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import count
+from itertools import count, pairwise, product
 from typing import Any, get_args
 
 import numpy as np
@@ -23,18 +23,29 @@ from reference_search import (
     reference_biases,
     reference_decode,
 )
-from worlds import catalogue_of, catalogues, filters, job_of, jobs, priors
+from worlds import (
+    ORDERS_OF_CODES,
+    OTHER_ORDERS,
+    RANKINGS_AND_ORDERS,
+    catalogue_of,
+    catalogues,
+    filters,
+    job_of,
+    jobs,
+    priors,
+)
 
 from service.decoding.catalogue.catalogue import Catalogue
 from service.decoding.catalogue.neighbour_prior import NeighbourPrior
 from service.decoding.catalogue.trie import SidTrie
-from service.decoding.job import Confidence, Decoded, Job, Ranking
+from service.decoding.job import Decoded, Job, Order, Ranking
 from service.decoding.schedule import Schedule
 from service.decoding.search.beam_search import decode
 
 RANKINGS: tuple[Ranking, ...] = get_args(Ranking)
 each_ranking = pytest.mark.parametrize("ranking", RANKINGS)
-each_confidence = pytest.mark.parametrize("confidence", ["legal", "raw"])
+each_order = pytest.mark.parametrize("orders", ORDERS_OF_CODES)
+each_ranking_and_order = pytest.mark.parametrize(("ranking", "orders"), RANKINGS_AND_ORDERS)
 seeds = st.integers(0, 2**32 - 1)
 repeat_biases = st.sampled_from([0.0, -3.0, 1.5])
 
@@ -64,10 +75,10 @@ def decode_one(
     *,
     ranking: Ranking = "rows",
     prior: NeighbourPrior | None = None,
-    confidence: Confidence = "legal",
+    order: Order = "confidence",
 ) -> Decoded:
-    job = replace(job, ranking=ranking)
-    (decoded,), _ = decode([job], SidTrie(catalogue), denoiser, prior=prior, confidence=confidence)
+    job = replace(job, ranking=ranking, order=order)
+    (decoded,), _ = decode([job], SidTrie(catalogue), denoiser, prior=prior)
     return decoded
 
 
@@ -77,19 +88,17 @@ def same_scores(expected: Decoded, ranking: Ranking) -> object:
     return pytest.approx(scores, rel=1e-6, abs=1e-6) if ranking == "rows" else scores
 
 
-def ranked_by(ranking: Ranking, batch: Sequence[Job]) -> list[Job]:
-    return [replace(job, ranking=ranking) for job in batch]
+def ranked_by(ranking: Ranking, batch: Sequence[Job], order: Order = "confidence") -> list[Job]:
+    return [replace(job, ranking=ranking, order=order) for job in batch]
 
 
-@pytest.mark.parametrize(
-    ("ranking", "confidence"),
-    [("rows", "legal"), ("best", "legal"), ("path", "legal"), ("best", "raw"), ("path", "raw")],
-)
+@each_ranking_and_order
 @settings(deadline=None, max_examples=100)
 @given(data=st.data(), seed=seeds, repeat_bias=repeat_biases)
 def test_a_batch_equals_the_reference(
-    ranking: Ranking, confidence: Confidence, data: st.DataObject, seed: int, repeat_bias: float
+    ranking: Ranking, orders: Sequence[Order], data: st.DataObject, seed: int, repeat_bias: float
 ) -> None:
+    order = data.draw(st.sampled_from(orders))
     catalogue = data.draw(catalogues())
     batch = data.draw(
         st.lists(jobs(catalogue, filtered=True, may_finish=True), min_size=1, max_size=4)
@@ -97,31 +106,30 @@ def test_a_batch_equals_the_reference(
     prior = data.draw(st.none() | priors(catalogue))
     denoiser = denoiser_for(catalogue, seed, repeat_bias=repeat_bias)
     expected = [
-        reference_decode(
-            job, catalogue, denoiser, ranking=ranking, confidence=confidence, prior=prior
-        )
+        reference_decode(job, catalogue, denoiser, ranking=ranking, order=order, prior=prior)
         for job in batch
     ]
-    batch = ranked_by(ranking, batch)
+    batch = ranked_by(ranking, batch, order)
     trie = SidTrie(catalogue, pair_bytes_per_item=data.draw(st.sampled_from([0, math.inf])))
-    answers, _ = decode(batch, trie, denoiser, prior=prior, confidence=confidence)
+    answers, _ = decode(batch, trie, denoiser, prior=prior)
     assume(num_compared(answers, expected))
     for answer, reference in zip(answers, expected, strict=True):
         if reference.closest_call > FAR_APART:
             assert answer.nfe == (reference.nfe if reference.rows else 0)
 
 
-@each_confidence
+@each_order
 @settings(deadline=None, max_examples=100)
 @given(data=st.data(), seed=seeds)
 def test_ties_go_to_the_lower_position_then_parent_then_row(
-    confidence: Confidence, data: st.DataObject, seed: int
+    orders: Sequence[Order], data: st.DataObject, seed: int
 ) -> None:
+    order = data.draw(st.sampled_from(orders))
     catalogue = data.draw(catalogues())
     job = data.draw(jobs(catalogue, filtered=True))
     denoiser = TyingDenoiser(catalogue.num_subspaces, catalogue.num_codes, seed=seed)
-    expected = reference_decode(job, catalogue, denoiser, ranking="path", confidence=confidence)
-    answer = decode_one(job, catalogue, denoiser, ranking="path", confidence=confidence)
+    expected = reference_decode(job, catalogue, denoiser, ranking="path", order=order)
+    answer = decode_one(job, catalogue, denoiser, ranking="path", order=order)
     assert answer.rows.tolist() == expected.rows
     assert answer.scores.tolist() == expected.scores
 
@@ -149,17 +157,18 @@ def test_ties_of_rows_go_to_the_lower_position_then_parent_then_row(
     assert answer.scores.tolist() == pytest.approx([-np.log(16)] * 4)
 
 
-@each_confidence
+@each_order
 @settings(deadline=None)
 @given(data=st.data(), seed=seeds)
 def test_without_pruning_every_schedule_is_exhaustive_scoring(
-    confidence: Confidence, data: st.DataObject, seed: int
+    orders: Sequence[Order], data: st.DataObject, seed: int
 ) -> None:
+    order = data.draw(st.sampled_from(orders))
     catalogue = data.draw(catalogues())
     job = replace(data.draw(jobs(catalogue, filtered=True)), beam_width=catalogue.num_items)
     denoiser = denoiser_for(catalogue, seed, sees_partial_sid=False)
     scores = exhaustive_scores(job, catalogue, denoiser)
-    answer = decode_one(job, catalogue, denoiser, ranking="path", confidence=confidence)
+    answer = decode_one(job, catalogue, denoiser, ranking="path", order=order)
     assert answer.rows.tolist() == best_rows(scores, job)
     assert answer.scores.tolist() == [scores[row] for row in answer.rows]
 
@@ -172,23 +181,23 @@ def test_random_positions_are_the_jobs_own(
 ) -> None:
     catalogue = data.draw(catalogues())
     batch = data.draw(st.lists(jobs(catalogue, filtered=True), min_size=2, max_size=4))
-    batch = ranked_by(ranking, batch)
+    batch = ranked_by(ranking, batch, "random")
     trie, denoiser = SidTrie(catalogue), denoiser_for(catalogue, seed)
-    answers, _ = decode(batch, trie, denoiser, confidence="random")
+    answers, _ = decode(batch, trie, denoiser)
     for job, answer in zip(batch, answers, strict=True):
-        [alone], _ = decode([job], trie, denoiser, confidence="random")
+        [alone], _ = decode([job], trie, denoiser)
         assert answer.rows.tolist() == alone.rows.tolist()
         assert answer.scores.tolist() == alone.scores.tolist()
 
 
 def test_raw_confidence_needs_a_ranking_by_codes_of_every_job() -> None:
     catalogue, denoiser = catalogue_of([[0, 1]], 2), denoiser_for(catalogue_of([[0, 1]], 2), 0)
-    by_codes = ranked_by("path", [job_of(schedule=Schedule((1, 1)))]) * 2
-    answers, _ = decode(by_codes, SidTrie(catalogue), denoiser, confidence="raw")
+    by_codes = ranked_by("path", [job_of(schedule=Schedule((1, 1)))], "raw_confidence") * 2
+    answers, _ = decode(by_codes, SidTrie(catalogue), denoiser)
     assert [answer.rows.tolist() for answer in answers] == [[0], [0]]
-    batch = [*by_codes, *ranked_by("rows", by_codes[:1])]
-    with pytest.raises(ValueError, match="raw"):
-        decode(batch, SidTrie(catalogue), denoiser, confidence="raw")
+    batch = [*by_codes, *ranked_by("rows", by_codes[:1], "raw_confidence")]
+    with pytest.raises(ValueError, match="raw_confidence"):
+        decode(batch, SidTrie(catalogue), denoiser)
 
 
 @settings(deadline=None)
@@ -306,7 +315,7 @@ def test_one_step_is_exhaustive_scoring_whatever_the_beam_width(
     assert answer.rows.tolist() == best_rows(exhaustive_scores(job, catalogue, denoiser), job)
 
 
-@pytest.mark.parametrize("confidence", ["legal", "random"])
+@pytest.mark.parametrize("orders", [("confidence",), (*OTHER_ORDERS, "random")])
 @each_ranking
 @settings(deadline=None, max_examples=100)
 @given(
@@ -317,19 +326,18 @@ def test_one_step_is_exhaustive_scoring_whatever_the_beam_width(
 )
 def test_a_random_denoiser_only_visits_partial_sids_of_allowed_items(
     ranking: Ranking,
-    confidence: Confidence,
+    orders: Sequence[Order],
     data: st.DataObject,
     seed: int,
     sharpness: float,
     repeat_bias: float,
 ) -> None:
+    order = data.draw(st.sampled_from(orders))
     catalogue = data.draw(catalogues())
     job = data.draw(jobs(catalogue, filtered=True))
     prior = data.draw(st.none() | priors(catalogue))
     denoiser = denoiser_for(catalogue, seed, sharpness=sharpness, repeat_bias=repeat_bias)
-    answer = decode_one(
-        job, catalogue, denoiser, ranking=ranking, prior=prior, confidence=confidence
-    )
+    answer = decode_one(job, catalogue, denoiser, ranking=ranking, prior=prior, order=order)
     allowed = set(allowed_rows(job, catalogue.num_items))
 
     assert len(set(answer.rows.tolist())) == len(answer.rows)
@@ -348,17 +356,18 @@ def test_a_random_denoiser_only_visits_partial_sids_of_allowed_items(
         assert np.all(agrees.all(axis=-1).any(axis=-1))
 
 
-@pytest.mark.parametrize("confidence", ["legal", "random"])
+@pytest.mark.parametrize("orders", [("confidence",), (*OTHER_ORDERS, "random")])
 @each_ranking
 @settings(deadline=None)
 @given(data=st.data(), seed=seeds)
 def test_no_two_live_beams_are_equal(
-    ranking: Ranking, confidence: Confidence, data: st.DataObject, seed: int
+    ranking: Ranking, orders: Sequence[Order], data: st.DataObject, seed: int
 ) -> None:
+    order = data.draw(st.sampled_from(orders))
     catalogue = data.draw(catalogues())
     job = data.draw(jobs(catalogue))
     denoiser = denoiser_for(catalogue, seed)
-    decode_one(job, catalogue, denoiser, ranking=ranking, confidence=confidence)
+    decode_one(job, catalogue, denoiser, ranking=ranking, order=order)
     for (partial_sids,) in denoiser.calls:
         assert len(np.unique(partial_sids, axis=0)) == len(partial_sids) <= job.beam_width
 
@@ -557,12 +566,12 @@ def test_legal_confidence_ignores_codes_that_no_item_has() -> None:
     table = np.log([[0.10, 0.10, 0.80], [0.35, 0.60, 0.05]])
     job = job_of(schedule=Schedule((1, 1)))
     filled_first = {}
-    for confidence in ("legal", "raw"):
+    for order in ("confidence", "raw_confidence"):
         denoiser = FixedDenoiser(table)
-        decode_one(job, catalogue, denoiser, ranking="path", confidence=confidence)
+        decode_one(job, catalogue, denoiser, ranking="path", order=order)
         masked = denoiser.calls[1][0] == catalogue.num_codes
-        filled_first[confidence] = {int(position) for position in np.argmin(masked, axis=-1)}
-    assert filled_first == {"legal": {1}, "raw": {0}}
+        filled_first[order] = {int(position) for position in np.argmin(masked, axis=-1)}
+    assert filled_first == {"confidence": {1}, "raw_confidence": {0}}
 
 
 def test_a_forced_position_is_filled_last_unless_confidence_is_raw() -> None:
@@ -571,12 +580,83 @@ def test_a_forced_position_is_filled_last_unless_confidence_is_raw() -> None:
     table = np.log([[0.90, 0.10], [0.45, 0.55]])
     job = job_of(schedule=Schedule((1, 1)))
     filled_first = {}
-    for confidence in ("legal", "raw"):
+    for order in ("confidence", "raw_confidence"):
         denoiser = FixedDenoiser(table)
-        decode_one(job, catalogue, denoiser, ranking="path", confidence=confidence)
+        decode_one(job, catalogue, denoiser, ranking="path", order=order)
         masked = denoiser.calls[1][0] == catalogue.num_codes
-        filled_first[confidence] = {int(position) for position in np.argmin(masked, axis=-1)}
-    assert filled_first == {"legal": {1}, "raw": {0}}
+        filled_first[order] = {int(position) for position in np.argmin(masked, axis=-1)}
+    assert filled_first == {"confidence": {1}, "raw_confidence": {0}}
+
+
+# Three codes at each of four positions; every SID has an item, so legal codes are all codes.
+EVERY_SID = list(product(range(3), repeat=4))
+TABLE = [
+    [0.40, 0.40, 0.20],  # the most even: no margin, the highest entropy
+    [0.55, 0.44, 0.01],  # two codes are left: the lowest entropy
+    [0.58, 0.22, 0.20],  # the largest margin
+    [0.60, 0.39, 0.01],  # the highest probability
+]
+POSITIONS = {
+    "confidence": [3, 2, 1, 0],
+    "entropy": [3, 1, 2, 0],
+    "margin": [2, 3, 1, 0],
+    "left_to_right": [0, 1, 2, 3],
+    "raw_confidence": [3, 2, 1, 0],
+}
+BY_TWO = {order: [{*of[:2]}, {*of[2:]}] for order, of in POSITIONS.items()}
+
+
+def positions_filled(denoiser: HashedDenoiser, answer: Decoded) -> list[set[int]]:
+    """The positions that each call filled; all beams filled the same."""
+    masked = [calls[0] == denoiser.num_codes for calls in denoiser.calls]
+    masked.append(np.zeros_like(masked[-1]))
+    assert answer.nfe == len(denoiser.calls)
+    assert all((one == one[0]).all() for one in masked)
+    return [set(np.flatnonzero(b[0] & ~a[0]).tolist()) for b, a in pairwise(masked)]
+
+
+@pytest.mark.parametrize(
+    ("ranking", "order"),
+    [one for one in product(RANKINGS, POSITIONS) if one != ("rows", "raw_confidence")],
+)
+def test_each_order_fills_positions_in_its_own_order(ranking: Ranking, order: Order) -> None:
+    """The four positions are independent, so a code has the same share of rows as of codes."""
+    catalogue = catalogue_of(EVERY_SID, num_codes=3)
+    entropies = [-sum(p * math.log(p) for p in row) for row in TABLE]
+    assert np.argsort(entropies).tolist() == POSITIONS["entropy"]
+    margins = [row[0] - row[1] for row in TABLE]
+    assert np.argsort(margins)[::-1].tolist() == POSITIONS["margin"]
+    for steps, expected in (
+        ((1, 1, 1, 1), [{position} for position in POSITIONS[order]]),
+        ((2, 2), BY_TWO[order]),
+    ):
+        denoiser = FixedDenoiser(np.log(TABLE))
+        job = job_of(schedule=Schedule(steps), beam_width=4)
+        answer = decode_one(job, catalogue, denoiser, ranking=ranking, order=order)
+        assert positions_filled(denoiser, answer) == expected
+
+
+@pytest.mark.parametrize("ranking", RANKINGS)
+@pytest.mark.parametrize("pair_bytes_per_item", [0, math.inf])
+def test_forced_positions_are_last_but_from_left_to_right(
+    ranking: Ranking, pair_bytes_per_item: float
+) -> None:
+    """All items have one code at position 0; position 1 forces position 2 for beam 0."""
+    catalogue = catalogue_of([[0, 0, 0, 0], [0, 0, 0, 1], [0, 1, 1, 0], [0, 1, 0, 1]], 2)
+    table = np.log([[0.99, 0.01], [0.9, 0.1], [0.6, 0.4], [0.55, 0.45]])
+    trie = SidTrie(catalogue, pair_bytes_per_item=pair_bytes_per_item)
+    filled: dict[Order, list[list[int]]] = {}
+    for order in OTHER_ORDERS:
+        denoiser = FixedDenoiser(table)
+        job = job_of(schedule=Schedule((1,) * 4), k=1, beam_width=1, ranking=ranking, order=order)
+        [answer], _ = decode([replace(job, explain=True)], trie, denoiser)
+        assert answer.rows.tolist() == [0]
+        assert answer.trajectory is not None
+        filled[order] = answer.trajectory.filled.tolist()
+    # By rows, position 2 is surer than 1, and after the third call one item is left: it is decided.
+    by_certainty = [[3, 2, 1, 3]] if ranking == "rows" else [[3, 1, 4, 2]]
+    assert filled["entropy"] == filled["margin"] == by_certainty
+    assert filled["left_to_right"] == [[1, 2, 3, 4]]
 
 
 def test_rows_are_sure_of_the_position_where_one_code_has_most_of_their_probability() -> None:

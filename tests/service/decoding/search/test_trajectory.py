@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import get_args
 
@@ -19,11 +20,11 @@ from reference_search import (
     num_compared,
     reference_decode,
 )
-from worlds import catalogue_of, catalogues, job_of, jobs, priors
+from worlds import OTHER_ORDERS, RANKINGS_AND_ORDERS, catalogue_of, catalogues, job_of, jobs, priors
 
 from service.decoding.catalogue.catalogue import Catalogue
 from service.decoding.catalogue.trie import SidTrie
-from service.decoding.job import Confidence, Decoded, Job, Ranking, Trajectory
+from service.decoding.job import Decoded, Job, Order, Ranking, Trajectory
 from service.decoding.schedule import Schedule
 from service.decoding.search import steps
 from service.decoding.search.beam_search import decode
@@ -105,32 +106,29 @@ def assert_sound(job: Job, answer: Decoded, catalogue: Catalogue) -> None:
     assert np.all(np.diff(found.beam_scores[:, : nfe - 1], axis=1) <= 1e-5)
 
 
-@pytest.mark.parametrize(
-    ("ranking", "confidence"),
-    [("rows", "legal"), ("best", "legal"), ("path", "legal"), ("best", "raw"), ("path", "raw")],
-)
+@pytest.mark.parametrize(("ranking", "orders"), RANKINGS_AND_ORDERS)
 @many
 @given(data=st.data(), seed=seeds, repeat_bias=repeat_biases, pair_bytes_per_item=pair_bytes)
 def test_trajectories_are_those_of_the_reference(
     ranking: Ranking,
-    confidence: Confidence,
+    orders: Sequence[Order],
     data: st.DataObject,
     seed: int,
     repeat_bias: float,
     pair_bytes_per_item: float,
 ) -> None:
+    order = data.draw(st.sampled_from(orders))
     catalogue = data.draw(catalogues(max_items=60))
     batch = data.draw(st.lists(explained_jobs(catalogue, ranking), min_size=1, max_size=4))
     prior = data.draw(st.none() | priors(catalogue))
     denoiser = denoiser_for(catalogue, seed, repeat_bias)
     expected = [
-        reference_decode(
-            job, catalogue, denoiser, ranking=ranking, confidence=confidence, prior=prior
-        )
+        reference_decode(job, catalogue, denoiser, ranking=ranking, order=order, prior=prior)
         for job in batch
     ]
     trie = SidTrie(catalogue, pair_bytes_per_item=pair_bytes_per_item)
-    answers, _ = decode(batch, trie, denoiser, prior=prior, confidence=confidence)
+    batch = [replace(job, order=order) for job in batch]
+    answers, _ = decode(batch, trie, denoiser, prior=prior)
     assume(num_compared(answers, expected))
     for job, answer, reference in zip(batch, answers, expected, strict=True):
         if reference.closest_call > FAR_APART:
@@ -140,13 +138,13 @@ def test_trajectories_are_those_of_the_reference(
 
 
 @pytest.mark.usefixtures("posting_lists")
-@pytest.mark.parametrize("confidence", ["legal", "random"])
+@pytest.mark.parametrize("orders", [("confidence",), (*OTHER_ORDERS, "random")])
 @pytest.mark.parametrize("ranking", RANKINGS)
 @many
 @given(data=st.data(), seed=seeds, pair_bytes_per_item=pair_bytes)
 def test_the_denoiser_asked_again_tells_the_same(
     ranking: Ranking,
-    confidence: Confidence,
+    orders: Sequence[Order],
     data: st.DataObject,
     seed: int,
     pair_bytes_per_item: float,
@@ -155,11 +153,12 @@ def test_the_denoiser_asked_again_tells_the_same(
 
     The log-probs are then exact, rows that agree are counted, and a path's score is their sum.
     """
+    order = data.draw(st.sampled_from(orders))
     catalogue = data.draw(catalogues(max_items=60))
     job = data.draw(explained_jobs(catalogue, ranking))
     denoiser = denoiser_for(catalogue, seed)
     trie = SidTrie(catalogue, pair_bytes_per_item=pair_bytes_per_item)
-    [answer], _ = decode([job], trie, denoiser, confidence=confidence)
+    [answer], _ = decode([replace(job, order=order)], trie, denoiser)
     assume(answer.nfe)
     assert_sound(job, answer, catalogue)
     found, sids = trajectory_of(answer), catalogue.codes

@@ -12,7 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from reference_search import reference_unconstrained
-from worlds import catalogue_of, catalogues, job_of, jobs, schedules
+from worlds import OTHER_ORDERS, catalogue_of, catalogues, job_of, jobs, schedules
 
 from service.decoding.catalogue.trie import SidTrie
 from service.decoding.schedule import Schedule
@@ -46,7 +46,11 @@ def test_best_tuples_are_the_best_of_the_whole_product(data: st.DataObject) -> N
 def test_a_batch_equals_the_reference(data: st.DataObject, seed: int) -> None:
     catalogue = data.draw(catalogues())
     assume(catalogue.num_codes**catalogue.num_subspaces <= 300)
-    batch = data.draw(st.lists(jobs(catalogue), min_size=1, max_size=4))
+    orders = st.sampled_from(["confidence", "raw_confidence", *OTHER_ORDERS])
+    batch = [
+        replace(job, order=data.draw(orders))
+        for job in data.draw(st.lists(jobs(catalogue), min_size=1, max_size=4))
+    ]
     denoiser = HashedDenoiser(catalogue.num_subspaces, catalogue.num_codes, seed=seed)
     expected = [reference_unconstrained(job, catalogue, denoiser) for job in batch]
     assume(not any(tied for _, tied in expected))
@@ -74,12 +78,31 @@ def test_when_every_sid_exists_the_constraint_changes_nothing(
     job = replace(job, k=min(job.k, job.beam_width), excluded=job.excluded[:0])
     denoiser = HashedDenoiser(num_subspaces, num_codes, seed=seed)
     assume(not reference_unconstrained(job, catalogue, denoiser)[1])
-    job = replace(job, ranking="path")
-    (constrained,), _ = decode([job], SidTrie(catalogue), denoiser, confidence="raw")
+    job = replace(job, ranking="path", order="raw_confidence")
+    (constrained,), _ = decode([job], SidTrie(catalogue), denoiser)
     (unconstrained,) = decode_unconstrained([job], SidIndex(catalogue), denoiser)
     assert unconstrained.num_invalid == 0
     assert unconstrained.rows.tolist() == constrained.rows.tolist()
     assert unconstrained.scores.tolist() == constrained.scores.tolist()
+
+
+@settings(deadline=None, max_examples=30)
+@given(data=st.data(), seed=seeds)
+def test_random_positions_are_those_of_the_constrained_search(
+    data: st.DataObject, seed: int
+) -> None:
+    """Every SID has an item, so both searches see the same beams."""
+    catalogue = catalogue_of(list(product(range(3), repeat=3)), 3)
+    denoiser = HashedDenoiser(3, 3, seed=seed)
+    batch = [
+        replace(job, k=min(job.k, job.beam_width), excluded=job.excluded[:0], ranking="path")
+        for job in data.draw(st.lists(jobs(catalogue), min_size=1, max_size=3))
+    ]
+    batch = [replace(job, order="random") for job in batch]
+    constrained, _ = decode(batch, SidTrie(catalogue), denoiser)
+    unconstrained = decode_unconstrained(batch, SidIndex(catalogue), denoiser)
+    for ours, theirs in zip(constrained, unconstrained, strict=True):
+        assert ours.scores.tolist() == theirs.scores.tolist()
 
 
 @settings(deadline=None)
@@ -93,8 +116,8 @@ def test_without_pruning_the_constraint_only_strikes_out_invalid_sids(
     job = replace(data.draw(jobs(catalogue)), beam_width=num_sids)
     denoiser = HashedDenoiser(catalogue.num_subspaces, catalogue.num_codes, seed=seed)
     assume(not reference_unconstrained(job, catalogue, denoiser)[1])
-    job = replace(job, ranking="path")
-    (constrained,), _ = decode([job], SidTrie(catalogue), denoiser, confidence="raw")
+    job = replace(job, ranking="path", order="raw_confidence")
+    (constrained,), _ = decode([job], SidTrie(catalogue), denoiser)
     (unconstrained,) = decode_unconstrained([job], SidIndex(catalogue), denoiser)
     assert unconstrained.num_sids == num_sids
     assert unconstrained.num_invalid == num_sids - len(np.unique(catalogue.codes, axis=0))

@@ -6,7 +6,7 @@ Tables of pairs are forced upon small catalogues, where they would not pay.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -15,12 +15,21 @@ from hashed_denoiser import HashedDenoiser, TyingDenoiser
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from reference_search import num_compared, reference_decode
-from worlds import catalogue_of, catalogues, job_of, jobs, priors
+from worlds import (
+    ORDERS_OF_CODES,
+    OTHER_ORDERS,
+    RANKINGS_AND_ORDERS,
+    catalogue_of,
+    catalogues,
+    job_of,
+    jobs,
+    priors,
+)
 
 from service.decoding.catalogue.catalogue import Catalogue
 from service.decoding.catalogue.neighbour_prior import NeighbourPrior
 from service.decoding.catalogue.trie import SidTrie
-from service.decoding.job import Confidence, Decoded, Job, Ranking
+from service.decoding.job import Decoded, Job, Order, Ranking
 from service.decoding.schedule import Schedule
 from service.decoding.search import steps
 from service.decoding.search.beam_search import decode
@@ -73,31 +82,34 @@ def decode_with(
     job: Job,
     denoiser: HashedDenoiser,
     prior: NeighbourPrior | None = None,
-    confidence: Confidence = "legal",
+    order: Order = "confidence",
 ) -> Decoded:
-    [answer], _ = decode([job], trie, denoiser, prior=prior, confidence=confidence)
+    [answer], _ = decode([replace(job, order=order)], trie, denoiser, prior=prior)
     return answer
 
 
-@pytest.mark.parametrize(
-    ("ranking", "confidence"),
-    [("path", "legal"), ("path", "raw"), ("best", "legal"), ("best", "raw"), ("rows", "legal")],
-)
+@pytest.mark.parametrize(("ranking", "orders"), RANKINGS_AND_ORDERS)
 @many
 @given(data=st.data(), seed=seeds, repeat_bias=repeat_biases)
 def test_a_batch_equals_the_reference(
     taken: Taken,
     ranking: Ranking,
-    confidence: Confidence,
+    orders: Sequence[Order],
     data: st.DataObject,
     seed: int,
     repeat_bias: float,
 ) -> None:
+    order = data.draw(st.sampled_from(orders))
     catalogue = data.draw(catalogues(max_items=60))
     assume(catalogue.num_subspaces > 1)
     prior = data.draw(st.none() | priors(catalogue))
     batch = [
-        replace(job, ranking=ranking, schedule=data.draw(first_of_one(catalogue.num_subspaces)))
+        replace(
+            job,
+            ranking=ranking,
+            order=order,
+            schedule=data.draw(first_of_one(catalogue.num_subspaces)),
+        )
         for job in data.draw(st.lists(jobs(catalogue, may_finish=True), min_size=1, max_size=4))
     ]
     denoiser = HashedDenoiser(
@@ -108,14 +120,12 @@ def test_a_batch_equals_the_reference(
         repeat_bias=repeat_bias,
     )
     expected = [
-        reference_decode(
-            job, catalogue, denoiser, ranking=ranking, confidence=confidence, prior=prior
-        )
+        reference_decode(job, catalogue, denoiser, ranking=ranking, order=order, prior=prior)
         for job in batch
     ]
     before = taken.expand_posting_lists + taken.best_of_posting_lists
     trie = with_pairs(catalogue)
-    answers, _ = decode(batch, trie, denoiser, prior=prior, confidence=confidence)
+    answers, _ = decode(batch, trie, denoiser, prior=prior)
     of_codes = taken.expand_posting_lists + taken.best_of_posting_lists - before
     second_step = [answer.nfe > 1 for answer in answers]
     if ranking == "path":
@@ -123,20 +133,21 @@ def test_a_batch_equals_the_reference(
     assume(num_compared(answers, expected))
 
 
-@pytest.mark.parametrize("confidence", ["legal", "raw"])
+@pytest.mark.parametrize("orders", ORDERS_OF_CODES)
 @many
 @given(data=st.data(), seed=seeds)
 def test_ties_go_to_the_lower_position_then_parent_then_row(
-    taken: Taken, confidence: Confidence, data: st.DataObject, seed: int
+    taken: Taken, orders: Sequence[Order], data: st.DataObject, seed: int
 ) -> None:
+    order = data.draw(st.sampled_from(orders))
     catalogue = data.draw(catalogues(max_items=60))
     assume(catalogue.num_subspaces > 1)
     schedule = data.draw(first_of_one(catalogue.num_subspaces))
     job = replace(data.draw(jobs(catalogue)), schedule=schedule, ranking="path")
     denoiser = TyingDenoiser(catalogue.num_subspaces, catalogue.num_codes, seed=seed)
-    expected = reference_decode(job, catalogue, denoiser, ranking="path", confidence=confidence)
+    expected = reference_decode(job, catalogue, denoiser, ranking="path", order=order)
     before = taken.expand_posting_lists + taken.best_of_posting_lists
-    answer = decode_with(with_pairs(catalogue), job, denoiser, confidence=confidence)
+    answer = decode_with(with_pairs(catalogue), job, denoiser, order=order)
     assert taken.expand_posting_lists + taken.best_of_posting_lists == before + (answer.nfe > 1)
     assert answer.rows.tolist() == expected.rows
     assert answer.scores.tolist() == expected.scores
@@ -144,9 +155,11 @@ def test_ties_go_to_the_lower_position_then_parent_then_row(
 
 @pytest.mark.parametrize("steps", [(1, 5), (1, 2, 3), (1, 4, 1), (1, 1, 4), (1, 1, 1, 1, 2)])
 @pytest.mark.parametrize("num_excluded", [0, 100, 254, 255, 3000])
-@pytest.mark.parametrize("confidence", ["legal", "raw", "random"])
+@pytest.mark.parametrize(
+    "orders", [("confidence",) * 3, ("raw_confidence", "random", "raw_confidence"), OTHER_ORDERS]
+)
 def test_long_posting_lists_give_the_answers_of_copied_rows(
-    taken: Taken, steps: tuple[int, ...], num_excluded: int, confidence: Confidence
+    taken: Taken, steps: tuple[int, ...], num_excluded: int, orders: Sequence[Order]
 ) -> None:
     """Lists of some thousand rows: several blocks, counts of 255 or more, skipped beams."""
     random = np.random.default_rng(num_excluded)
@@ -163,7 +176,7 @@ def test_long_posting_lists_give_the_answers_of_copied_rows(
         weight=1.0,
     )
     common = random.permutation(np.flatnonzero(codes[:, 0] == 1))
-    for seed, sharpness in enumerate([1.0, 4.0, 40.0]):
+    for seed, (sharpness, order) in enumerate(zip([1.0, 4.0, 40.0], orders, strict=True)):
         denoiser = HashedDenoiser(6, 11, seed=seed, sharpness=sharpness, repeat_bias=-1.0)
         job = job_of(
             schedule=Schedule(steps),
@@ -173,11 +186,11 @@ def test_long_posting_lists_give_the_answers_of_copied_rows(
             excluded=[*common[:num_excluded], *common[: num_excluded // 2]],
             ranking="path",
         )
-        answer = decode_with(with_pairs(catalogue), job, denoiser, prior, confidence)
+        answer = decode_with(with_pairs(catalogue), job, denoiser, prior, order)
         copies = SidTrie(catalogue, pair_bytes_per_item=0)
         # A filter of all rows makes the search copy: the oracle.
         job = replace(job, allowed=np.arange(9_000, dtype=np.int32))
-        expected = decode_with(copies, job, denoiser, prior, confidence)
+        expected = decode_with(copies, job, denoiser, prior, order)
         assert answer.rows.tolist() == expected.rows.tolist()
         assert answer.scores.tolist() == pytest.approx(expected.scores.tolist(), abs=1e-5)
         assert len(answer.rows) == 15
