@@ -125,7 +125,13 @@ def evaluate_command(
     config = validate_config(recorded, overrides, source=f"bundle {bundle}")
     dataset = _read(config, data, interactions, items, embeddings)
     check_data(loaded, dataset)
-    grid = choose_default(loaded.decoder, dataset, config, console)
+    grid = choose_default(
+        loaded.decoder,
+        dataset,
+        config,
+        console,
+        autoregressive=loaded.manifest.autoregressive,
+    )
     if set_default:
         loaded = replace(loaded, manifest=write_default(bundle, grid))
     return evaluate_bundle(
@@ -192,8 +198,14 @@ def compare_command(
     check_runtime()
     from training.baselines import BERT4RecConfig, SASRecConfig, published_sasrec
     from training.comparison import MAIN_TABLES, Origin, Plan, compare, find_system
+    from training.families import family_of
 
     config = load_config(preset, overrides)
+    if family_of(config.model.family).autoregressive:
+        raise ConfigError(
+            f"model.family={config.model.family}: a comparison holds schedules against each other, "
+            "and this family fills one position a call; use run and evaluate"
+        )
     threads = config.fit.threads
     plan = Plan(
         sasrec=(SASRecConfig(threads=threads), published_sasrec(threads=threads)),

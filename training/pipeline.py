@@ -355,6 +355,7 @@ def parts_of(
         (graphs / "encoder.onnx").read_bytes(),
         (graphs / "decoder.onnx").read_bytes(),
         repeat_bias,
+        family_of(config.model.family).autoregressive,
     )
 
 

@@ -19,12 +19,12 @@ from rich.console import Console
 from rich.progress import Progress
 
 from service.bundles import CONTENT_TEXT, HeldOutUser, Manifest, write_bundle
-from service.decoding import Catalogue, Codebook, Decoder, NeighbourPrior, Schedule, SidTrie
+from service.decoding import Catalogue, Codebook, Decoder, NeighbourPrior, SidTrie
 from service.decoding.network import OnnxDenoiser
 from training.bundling.int8 import EightBit, eight_bit
 from training.config import RunConfig
 from training.data import Dataset, Interactions
-from training.evaluation import Grid, draw_windows, measure_grid, setting_name
+from training.evaluation import Grid, draw_windows, fewest_calls, measure_grid, setting_name
 from training.fitting import count_again, fit_priors, prior_at, weigh_prior
 
 
@@ -34,6 +34,7 @@ class Parts:
 
     content: (num_items, d) directions of the content embeddings
     encoder, decoder, repeat_bias: of one network
+    autoregressive: whether it knows only the next code of a SID, see `Manifest`
     """
 
     catalogue: Catalogue
@@ -42,6 +43,7 @@ class Parts:
     encoder: bytes
     decoder: bytes
     repeat_bias: float
+    autoregressive: bool = False
 
     def reordered(self, known: Interactions, order: NDArray[np.intp]) -> Parts:
         """The same in another order of rows, that of `known`, with its popularity."""
@@ -90,14 +92,14 @@ def make_trial(
         decoder,
         priors,
         validation,
-        Schedule((parts.catalogue.num_subspaces,)),
+        fewest_calls(parts.catalogue.num_subspaces, 10, autoregressive=parts.autoregressive),
         config.neighbours,
         exclude_seen=evaluation.exclude_seen,
     )
     prior = prior_at(priors, chosen)
     console.print(f"neighbour prior, weight chosen on validation: {prior.weight:g}")
     decoder = replace(decoder, prior=prior)
-    grid = choose_default(decoder, dataset, config, console)
+    grid = choose_default(decoder, dataset, config, console, autoregressive=parts.autoregressive)
     int8 = _int8(dataset, parts, decoder, grid.default, config, console)
     made = {
         **facts,
@@ -139,7 +141,14 @@ def make_refitted(
     return _write(folder, dataset, parts, config, prior, trial.decoding, made, int8, **named)
 
 
-def choose_default(decoder: Decoder, dataset: Dataset, config: RunConfig, console: Console) -> Grid:
+def choose_default(
+    decoder: Decoder,
+    dataset: Dataset,
+    config: RunConfig,
+    console: Console,
+    *,
+    autoregressive: bool = False,
+) -> Grid:
     """Measure the grid of the configuration on validation users, and say what it chooses."""
     with Progress(console=console, transient=True) as progress:
         tasks = {stage: progress.add_task(f"settings {stage}") for stage in ("ranked", "timed")}
@@ -148,6 +157,7 @@ def choose_default(decoder: Decoder, dataset: Dataset, config: RunConfig, consol
             dataset.split.validation,
             config.evaluation,
             config.fit.ranking,
+            autoregressive=autoregressive,
             advance=lambda stage, done, total: progress.update(
                 tasks[stage], completed=done, total=total
             ),
@@ -208,6 +218,7 @@ def _write(
         folder,
         name=config.bundle.name,
         family=config.model.family,
+        autoregressive=parts.autoregressive,
         catalogue=parts.catalogue,
         items=dataset.items,
         held_out=[

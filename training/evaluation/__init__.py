@@ -8,7 +8,7 @@ know how a bundle was trained.
 
 from training.evaluation.cold_items import AS_TRAINED, KEPT_OUT, PUT_BACK, ColdItems
 from training.evaluation.cold_tables import Measured, cold_figures, cold_markdown
-from training.evaluation.decoding_grid import Grid, measure_grid
+from training.evaluation.decoding_grid import Grid, fewest_calls, measure_grid
 from training.evaluation.evaluation import (
     CUTOFFS,
     LONG,
@@ -55,6 +55,7 @@ __all__ = [
     "cold_markdown",
     "draw_windows",
     "evaluate_bundle",
+    "fewest_calls",
     "markdown_table",
     "measure_grid",
     "ndcg_at",

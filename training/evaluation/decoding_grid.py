@@ -150,6 +150,19 @@ def measure_grid(
     )
 
 
+def fewest_calls(num_subspaces: int, beam_width: int, *, autoregressive: bool) -> DecodingDefaults:
+    """One call, in which every row is scored exactly; or a call for each position."""
+    if autoregressive:
+        return DecodingDefaults(
+            r_warm=num_subspaces,
+            m_par=1,
+            beam_width=beam_width,
+            ranking="path",
+            order="left_to_right",
+        )
+    return DecodingDefaults(r_warm=0, m_par=num_subspaces, beam_width=beam_width)
+
+
 def grid_of(
     config: EvaluationConfig,
     num_subspaces: int,
@@ -168,13 +181,7 @@ def grid_of(
     """
     if autoregressive:
         return [
-            DecodingDefaults(
-                r_warm=num_subspaces,
-                m_par=1,
-                beam_width=beam_width,
-                ranking="path",
-                order="left_to_right",
-            )
+            fewest_calls(num_subspaces, beam_width, autoregressive=True)
             for beam_width in config.beam_widths
         ]
     widest = max(config.beam_widths)

@@ -84,6 +84,7 @@ class Family:
     export: encoder.onnx, decoder.onnx, and the largest difference in log-probs between these two
         graphs and the network. It raises TrainingError when the difference is too large
     options: the settings in `model.options`, with their types and bounds
+    autoregressive: whether the network knows only the next code of a SID, from left to right
     """
 
     build: Callable[[Catalogue, ModelConfig], nn.Module]
@@ -91,6 +92,7 @@ class Family:
     denoiser: Callable[[Any], Denoiser]
     export: Callable[[Any], tuple[bytes, bytes, float]]
     options: type[Section] = NoOptions
+    autoregressive: bool = False
 
     def check(self, config: ModelConfig) -> None:
         """Raise ConfigError when `model.options` holds what this family does not take."""

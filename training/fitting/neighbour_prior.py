@@ -17,11 +17,12 @@ from joblib import cpu_count
 from numpy.typing import NDArray
 from scipy import sparse
 
-from service.decoding import Decoder, NeighbourPrior, Schedule
+from service.bundles import DecodingDefaults
+from service.decoding import Decoder, NeighbourPrior
 from service.decoding.catalogue import RESEMBLANCE, most_alike
 from training.config import NeighboursConfig
 from training.data import Interactions, Windows, item_affinities
-from training.evaluation import ndcg_at, ranks
+from training.evaluation import ndcg_at, ranks_at
 
 MOST_COMPARED = 100_000  # items; among more, nearest ones are looked for in a few cells only
 CELLS_PROBED = 32
@@ -129,7 +130,7 @@ def weigh_prior(
     decoder: Decoder,
     priors: dict[float, NeighbourPrior],
     validation: Windows,
-    schedule: Schedule,
+    decoding: DecodingDefaults,
     config: NeighboursConfig,
     *,
     exclude_seen: bool,
@@ -137,15 +138,15 @@ def weigh_prior(
     """The settings of the best validation ndcg@10 beside a network, and the trials that found them.
 
     priors: by likeness weight, see `fit_priors`
+    decoding: of the network
     """
 
     def ndcg_of(settings: Settings) -> float:
-        found = ranks(
+        found = ranks_at(
             validation,
             replace(decoder, prior=prior_at(priors, settings)),
-            schedule,
+            decoding,
             k=10,
-            beam_width=10,
             workers=cpu_count(),
             exclude_seen=exclude_seen,
         )

@@ -27,11 +27,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from service.decoding import Catalogue, Decoder, Schedule, SidTrie
+from service.bundles import DecodingDefaults
+from service.decoding import Catalogue, Decoder, SidTrie
 from training.config import FitConfig, MaskingConfig, ModelConfig
 from training.data import Split
 from training.errors import DataError, FitDiverged
-from training.evaluation import draw_windows, ranks, recall_at
+from training.evaluation import draw_windows, fewest_calls, ranks_at, recall_at
 from training.families import family_of
 from training.fitting.checkpoint import read_checkpoint, write_checkpoint
 from training.stages import remove, written_whole
@@ -302,14 +303,19 @@ class Trainer:
 
     def _validate(self) -> dict[str, float]:
         num_subspaces = self.trie.catalogue.num_subspaces
-        r_warm, m_par = self.config.validation_schedule.params(num_subspaces)
-        found = ranks(
+        beam_width = self.config.validation_beam_width
+        if self.family.autoregressive:
+            decoding = fewest_calls(num_subspaces, beam_width, autoregressive=True)
+        else:
+            r_warm, m_par = self.config.validation_schedule.params(num_subspaces)
+            decoding = DecodingDefaults(
+                r_warm=r_warm, m_par=m_par, beam_width=beam_width, ranking=self.config.ranking
+            )
+        found = ranks_at(
             self.validation,
             Decoder(self.trie, self.family.denoiser(self.averaged)),
-            Schedule.from_params(num_subspaces=num_subspaces, r_warm=r_warm, m_par=m_par),
+            decoding,
             k=10,
-            beam_width=self.config.validation_beam_width,
-            ranking=self.config.ranking,
             exclude_seen=self.exclude_seen,
         )
         recall = recall_at(found.item, 10)

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from logs import log_of
 from scipy import sparse
 
+from service.bundles import DecodingDefaults
 from service.decoding import (
     Catalogue,
     Decoder,
     Histories,
     Job,
     NeighbourPrior,
-    Schedule,
     SidTrie,
 )
 from service.decoding.catalogue import RESEMBLANCE, most_alike
@@ -37,7 +37,7 @@ from training.fitting.neighbour_prior import (
 NUM_ITEMS = 40
 CONFIG = NeighboursConfig(num_neighbours=8, likeness_weights=(0.0,))
 UNLIKE = np.zeros((NUM_ITEMS, 2), np.float16)  # of items that are like nothing
-ONE_CALL = Schedule((1,))
+ONE_CALL = DecodingDefaults(r_warm=0, m_par=1, beam_width=10)
 
 
 @settings(max_examples=50, deadline=None)

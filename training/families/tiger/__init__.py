@@ -13,4 +13,10 @@ from training.families.tiger.objective import TigerObjective
 
 __all__ = ["FAMILY"]
 
-FAMILY = Family(build=build, objective=TigerObjective, denoiser=TorchDenoiser, export=export_graphs)
+FAMILY = Family(
+    build=build,
+    objective=TigerObjective,
+    denoiser=TorchDenoiser,
+    export=export_graphs,
+    autoregressive=True,
+)
