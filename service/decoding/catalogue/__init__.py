@@ -3,7 +3,7 @@
 Says which items exist and which agree with a partial SID. Knows no network, no beams, no requests.
 
 Reading order: `catalogue` (codes, item ids, vectors), `trie` (posting lists), `code_pairs` (which
-two codes occur together), `codebook` (from an embedding to a SID), `codebook_kinds`, `free_sids`
+two codes occur together), `codebook` (from an embedding to a SID), `codebook_kinds`, `collisions`
 (SIDs that no other item has), `alike` (what new items are like), `neighbour_prior` (which items
 follow which). Then how a catalogue grows while others read: `growing_arrays`, `pauses`.
 """
@@ -30,7 +30,7 @@ from service.decoding.catalogue.codebook_kinds import (
     ResidualCodebook,
     directions_of,
 )
-from service.decoding.catalogue.free_sids import Collisions, by_number, free_sids, with_digit
+from service.decoding.catalogue.collisions import Collisions, by_number, free_sids, with_digit
 from service.decoding.catalogue.growing_arrays import SharedList
 from service.decoding.catalogue.neighbour_prior import RESEMBLANCE, NeighbourPrior, NewRows
 from service.decoding.catalogue.pauses import with_pauses

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.decoding.catalogue.alike import Alike, most_alike, vectors_like
-from service.decoding.catalogue.free_sids import Collisions, by_number, free_sids, with_digit
+from service.decoding.catalogue.collisions import Collisions, by_number, free_sids, with_digit
 
 CHUNK_ROWS = 1024  # rows at a time: limits memory, and only a few calls wait for the GIL
 

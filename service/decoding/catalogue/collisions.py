@@ -38,7 +38,7 @@ def free_sids(
 
     wanted, taken: (n, num_positions) and (m, num_positions)
     nearness_of: (items of the slice, num_codes), which code at the last position is the next best.
-        The wanted one is the best, whatever this says.
+        The wanted one is the best, whatever this says. The array is written to
     An item for which nothing is free gets what it wants, and so shares it.
     """
     sids = wanted.copy()
