@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from service.decoding import Order, Ranking
+from service.decoding import CodebookKind, Collisions, Order, Ranking
 
 StageName = Literal["codebook", "fit", "export", "trial", "evaluation", "refit", "bundle"]
 STAGES: tuple[StageName, ...] = get_args(StageName)
@@ -105,9 +105,32 @@ class EmbeddingsConfig(Section):
     seed: int = 7
 
 
-class CodebookConfig(Section):
-    """Parallel codebook: rotation + k-means per subspace (MDGR sec. 4.2)."""
+def _later(default: Any, description: str) -> Any:
+    """A field that is not written while it has its default.
 
+    So what was recorded before there was such a field is the same as now: stages stay done.
+    """
+    return Field(default, description=description, exclude_if=lambda value: value == default)
+
+
+class CodebookConfig(Section):
+    """How item vectors become semantic IDs."""
+
+    kind: CodebookKind = _later(
+        "opq",
+        "opq = k-means of parallel parts of the rotated vector (MDGR sec. 4.2), which without "
+        "rotation is plain PQ; residual = k-means level by level (MaskGR), a level is a subspace; "
+        "random = codes drawn at random, for ablations",
+    )
+    normalise_residuals: bool = _later(
+        True, "of kind residual: every level sees directions only, as in GRID"
+    )
+    collisions: Collisions = _later(
+        "keep",
+        "items whose codes are the same: keep = they share a SID; digit = SIDs have one more "
+        "position, 0 for the most popular of them, then 1, 2, ...; reassign = all but the most "
+        "popular get the nearest last code that is free (arXiv 2605.25330)",
+    )
     num_subspaces: int = Field(8, ge=1, le=64)
     num_codes: int | None = Field(
         None,
@@ -115,9 +138,17 @@ class CodebookConfig(Section):
         le=65_534,
         description="absent = a code for 10 items, at most 300",
     )
-    opq_iterations: int = Field(30, ge=0, description="0 = no learned rotation")
+    opq_iterations: int = Field(
+        30, ge=0, description="of kind opq: 0 = no learned rotation, which is plain PQ"
+    )
     kmeans_iterations: int = Field(25, ge=1)
     seed: int = 7
+
+    @model_validator(mode="after")
+    def _room_for_the_digit(self) -> Self:
+        if self.collisions == "digit" and self.num_subspaces == 64:
+            raise ValueError("with collisions=digit num_subspaces may be at most 63")
+        return self
 
 
 class ModelConfig(Section):

@@ -27,7 +27,13 @@ from service.bundles import Bundle, Manifest, check_items, verify
 from service.decoding import Catalogue, SidTrie
 from training.baselines import ranks_by_content
 from training.bundling import Parts, make_refitted, make_trial
-from training.codebooks import CollisionReport, fit_codebook, load_codebook, save_codebook
+from training.codebooks import (
+    CollisionReport,
+    fit_codebook,
+    load_codebook,
+    save_codebook,
+    sids_of,
+)
 from training.config import STAGES, RunConfig, StageName
 from training.data import Dataset, Interactions, embed, normalised
 from training.errors import DataError
@@ -110,7 +116,7 @@ def _codebook(
     console.print(source, markup=False)
     seen = dataset.split.train.popularity() > 0
     codebook = fit_codebook(vectors[seen], config.codebook, content)
-    codes = codebook.codes_of(vectors)
+    codes = sids_of(codebook, vectors, config.codebook.seed)
     report = CollisionReport.of(codes, codebook.num_codes)
     console.print(str(report))
     folder.mkdir(parents=True, exist_ok=True)

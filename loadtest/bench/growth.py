@@ -33,7 +33,16 @@ from loadtest.bench.synthetic import (
     random_histories,
     synthetic_codes,
 )
-from service.decoding import Codebook, ContentProjection, Decoder, Job, Ranking, Schedule, SidTrie
+from service.decoding import (
+    Codebook,
+    ContentProjection,
+    Decoder,
+    Job,
+    ProductCodebook,
+    Ranking,
+    Schedule,
+    SidTrie,
+)
 
 EMBEDDING_DIMS, CONTENT_DIMS, VECTOR_DIMS = 384, 128, 256
 NUM_SUBSPACES, NUM_CODES = 8, 300
@@ -75,7 +84,7 @@ def random_codebook(random: np.random.Generator) -> Codebook:
         0.5,
     )
     centroids = random.standard_normal(shape, np.float32)
-    return Codebook(rotation.astype(np.float32), centroids, content)
+    return ProductCodebook(rotation.astype(np.float32), centroids, content=content)
 
 
 def decode_on(swapped: Swapped, jobs: Sequence[Job], log: list[tuple[int, float, float]]) -> None:

@@ -60,6 +60,7 @@ def read_arrays(manifest: Manifest, files: Mapping[str, bytes]) -> Arrays:
 
 def _kinds_of(manifest: Manifest) -> dict[str, _ArrayKind]:
     items, subspaces, codes = manifest.num_items, manifest.num_subspaces, manifest.num_codes
+    levels = subspaces - manifest.codebook.num_digits
     finite = np.isfinite, "finite"
     strength = (lambda a: np.isfinite(a) & (a >= 0)), "finite and not negative"
     kinds = {
@@ -74,13 +75,14 @@ def _kinds_of(manifest: Manifest) -> dict[str, _ArrayKind]:
         ),
         "affinities": _ArrayKind("float16", (items, "num_neighbours"), *strength),
         "rotation": _ArrayKind("float32", ("rotation_rows", "rotated"), *finite),
-        "centroids": _ArrayKind("float32", (subspaces, codes, "d_sub"), *finite),
+        "centroids": _ArrayKind("float32", (levels, codes, "d_sub"), *finite),
+        "weights": _ArrayKind("float32", (levels,), *finite),
     }
     if manifest.content:
         dims = manifest.content.embedding_dims
         kinds["content_mean"] = _ArrayKind("float32", (dims,), *finite)
         kinds["content_components"] = _ArrayKind("float32", ("content_dims", dims), *finite)
-    return kinds
+    return {name: kind for name, kind in kinds.items() if f"{name}.npy" in manifest.files}
 
 
 def _check_size(

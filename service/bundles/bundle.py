@@ -10,7 +10,8 @@ encoder.onnx     history -> memory            vectors.npy     (num_items, d) flo
 decoder.onnx     partial SIDs -> log-probs    popularity.npy  (num_items,) int64, never increasing
 items.jsonl      Item, one a row              neighbours.npy  (num_items, num_neighbours) int32
 held_out.jsonl   HeldOutUser, one a line      affinities.npy  (num_items, num_neighbours) float16
-rotation.npy, centroids.npy                   the Codebook, for items that are added later
+rotation.npy, centroids.npy                   the Codebook, for items that are added later; a
+                                              residual one: centroids.npy, perhaps weights.npy
 content_mean.npy, content_components.npy      its ContentProjection, if it has one
 encoder.int8.onnx, decoder.int8.onnx          the graphs with 8-bit products, if it has them
 """
@@ -24,13 +25,13 @@ import tempfile
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import JsonValue
 
-from service.bundles.arrays import read_arrays
+from service.bundles.arrays import Arrays, read_arrays
 from service.bundles.items import AttributeIndex, Item
 from service.bundles.items import text_of as text_of
 from service.bundles.lines import HELD_OUT, ITEMS, lines_of, read_held_out, read_items
@@ -40,6 +41,7 @@ from service.bundles.manifest import CONTENT_TEXT as CONTENT_TEXT
 from service.bundles.manifest import (
     FORMAT_VERSION,
     GRAPHS,
+    CodebookPart,
     ContentPart,
     ContentText,
     DecodingDefaults,
@@ -60,6 +62,9 @@ from service.decoding import (
     ContentProjection,
     Decoder,
     NeighbourPrior,
+    ProductCodebook,
+    RandomCodebook,
+    ResidualCodebook,
     SidTrie,
 )
 from service.decoding.catalogue import SharedList
@@ -166,9 +171,7 @@ class Bundle:
             if part := manifest.content:
                 axes = arrays["content_components"]
                 content = ContentProjection(arrays["content_mean"], axes, part.weight)
-            codebook = Codebook(arrays["rotation"], arrays["centroids"], content)
-            if catalogue.vectors.shape[1] not in (0, codebook.vector_dims):
-                raise ValueError("rotation.npy must have one row per dimension of vectors.npy")
+            codebook = _codebook_of(manifest, arrays, content, catalogue.vectors.shape[1])
             trie = SidTrie(catalogue.with_room())
             decoder = Decoder(trie, denoiser, prior, encoder_cache=encoder_cache)
             attributes = AttributeIndex.of(items)
@@ -239,13 +242,14 @@ def write_bundle(
         "vectors.npy": npy_of(catalogue.vectors),
         "neighbours.npy": npy_of(prior.neighbours),
         "affinities.npy": npy_of(prior.affinities),
-        "rotation.npy": npy_of(codebook.rotation),
-        "centroids.npy": npy_of(codebook.centroids),
+        **{f"{name}.npy": npy_of(array) for name, array in codebook.arrays.items()},
         ITEMS: lines_of(items),
         HELD_OUT: lines_of(held_out),
     }
     if int8:
         files.update(zip(GRAPHS["int8"], int8, strict=True))
+    if codebook.num_positions != catalogue.num_subspaces:
+        raise BundleInvalid("the SIDs must have as many codes as the codebook gives")
     content = None
     if projection := codebook.content:
         files["content_mean.npy"] = npy_of(projection.mean)
@@ -274,6 +278,11 @@ def write_bundle(
             weight=prior.weight,
         ),
         content=content,
+        codebook=CodebookPart(
+            kind=codebook.kind,
+            collisions=codebook.collisions,
+            normalised="weights" in codebook.arrays,
+        ),
         decoding=decoding,
         autoregressive=autoregressive,
         files={
@@ -297,6 +306,27 @@ def write_bundle(
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     return manifest
+
+
+def _codebook_of(
+    manifest: Manifest, arrays: Arrays, content: ContentProjection | None, vector_dims: int
+) -> Codebook:
+    """vector_dims: of vectors.npy; 0 = the encoder sees codes alone. Raises ValueError."""
+    part = manifest.codebook
+    rest: Any = {"content": content, "collisions": part.collisions}
+    codebook: Codebook
+    if part.kind == "random":
+        num_subspaces = manifest.num_subspaces - part.num_digits
+        codebook = RandomCodebook((num_subspaces, manifest.num_codes, vector_dims), **rest)
+    elif part.kind == "residual":
+        codebook = ResidualCodebook(arrays["centroids"], arrays.get("weights"), **rest)
+        if vector_dims not in (0, codebook.vector_dims):
+            raise ValueError("centroids.npy must have the dimensions of vectors.npy")
+    else:
+        codebook = ProductCodebook(arrays["rotation"], arrays["centroids"], **rest)
+        if vector_dims not in (0, codebook.vector_dims):
+            raise ValueError("rotation.npy must have one row per dimension of vectors.npy")
+    return codebook
 
 
 def _check_int8(path: Path, manifest: Manifest, provider: Provider) -> None:

@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple, Self
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 from pydantic_core import PydanticCustomError, from_json
 
-from service.decoding import Order, Ranking, Schedule
+from service.decoding import CodebookKind, Collisions, Order, Ranking, Schedule
 from service.errors import BundleInvalid
 
 FORMAT_VERSION = 3
@@ -55,6 +55,13 @@ FILES = (
     "items.jsonl",
     "held_out.jsonl",
 )
+# Which of these the codebook has, by its kind; the weights only if residuals are normalised.
+CODEBOOK_FILES: dict[CodebookKind, tuple[str, ...]] = {
+    "opq": ("rotation.npy", "centroids.npy"),
+    "residual": ("centroids.npy",),
+    "random": (),
+}
+WEIGHTS = "weights.npy"
 CONTENT_FILES = ("content_mean.npy", "content_components.npy")
 INT8_FILES = ("encoder.int8.onnx", "decoder.int8.onnx")
 Precision = Literal["fp32", "int8"]
@@ -94,6 +101,29 @@ class ContentPart(_Model):
     weight: float = Field(ge=0, le=1)
     text: ContentText | None = None
     model: str | None = Field(None, min_length=1, max_length=500)
+
+
+class CodebookPart(_Model):
+    """What made the SIDs. Files hold what encodes new items.
+
+    kind: opq = parallel parts of a rotated vector; residual = levels; random = new items get none
+    collisions: see `service.decoding.Codebook`; a digit is one of the manifest's `num_subspaces`
+    normalised: residuals are normalised between levels
+    """
+
+    kind: CodebookKind = "opq"
+    collisions: Collisions = "keep"
+    normalised: bool = False
+
+    @property
+    def num_digits(self) -> int:
+        """How many positions of a SID are no subspace of the codebook."""
+        return int(self.collisions == "digit")
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Names of its files."""
+        return CODEBOOK_FILES[self.kind] + (WEIGHTS,) * self.normalised
 
 
 class DecodingDefaults(_Model):
@@ -167,6 +197,7 @@ class Manifest(_Model):
     content: null when the bundle accepts no embeddings of new items
     autoregressive: whether the network knows only the next code of a SID, from left to right. Then
         one position is filled a call, the order is left_to_right, and beams are ranked by path
+    codebook: not written if it is as in bundles from before there was a choice
     digest: its `digest_of`; null in bundles older than digests
     signature: of the digest, see `signature_of`; null when nobody signed it
     """
@@ -183,6 +214,7 @@ class Manifest(_Model):
     repeat_bias: float = Field(ge=-1e6, le=1e6)
     prior: PriorWeights
     content: ContentPart | None
+    codebook: CodebookPart = Field(CodebookPart(), exclude_if=lambda part: part == CodebookPart())
     decoding: DecodingDefaults
     autoregressive: bool = False
     files: dict[str, FileEntry]
@@ -201,6 +233,16 @@ class Manifest(_Model):
         """Why the bundle cannot decode so; None if it can."""
         return misfit_of(decoding, self.num_subspaces, autoregressive=self.autoregressive)
 
+    @model_validator(mode="after")
+    def _the_codebook_fits(self) -> Self:
+        if self.codebook.num_digits >= self.num_subspaces:
+            raise ValueError("SIDs with a digit must have at least 2 subspaces")
+        if self.codebook.normalised and self.codebook.kind != "residual":
+            raise ValueError("only residuals can be normalised")
+        if self.content and self.codebook.kind == "random":
+            raise ValueError("random codes have no content")
+        return self
+
     @property
     def has_int8(self) -> bool:
         """Whether the bundle also has its graphs with 8-bit products."""
@@ -214,7 +256,10 @@ class Manifest(_Model):
     @property
     def expected_files(self) -> tuple[str, ...]:
         """Names of the files that such a bundle has beside its manifest."""
-        expected = FILES if self.content is None else FILES + CONTENT_FILES
+        others = set(CODEBOOK_FILES["opq"]) - set(self.codebook.files)
+        expected = tuple(file for file in FILES if file not in others)
+        expected += (WEIGHTS,) * self.codebook.normalised
+        expected += () if self.content is None else CONTENT_FILES
         return expected + INT8_FILES if self.has_int8 else expected
 
     @property
@@ -233,7 +278,8 @@ class Manifest(_Model):
             "neighbours.npy": 4 * items * MAX_NEIGHBOURS,
             "affinities.npy": 2 * items * MAX_NEIGHBOURS,
             "rotation.npy": 4 * MAX_DIMS * (MAX_DIMS + MAX_SUBSPACES),
-            "centroids.npy": 4 * codes * (MAX_DIMS // self.num_subspaces + 1),
+            "centroids.npy": 4 * codes * self._most_dims_of_centroids,
+            "weights.npy": 4 * self.num_subspaces,
             "content_mean.npy": 4 * MAX_DIMS,
             "content_components.npy": 4 * MAX_DIMS * MAX_DIMS,
         }
@@ -242,6 +288,12 @@ class Manifest(_Model):
         most["items.jsonl"] = items * MAX_ITEM_BYTES
         most["held_out.jsonl"] = MAX_HELD_OUT_USERS * MAX_USER_BYTES
         return most
+
+    @property
+    def _most_dims_of_centroids(self) -> int:
+        if self.codebook.kind == "residual":
+            return MAX_DIMS
+        return MAX_DIMS // (self.num_subspaces - self.codebook.num_digits) + 1
 
 
 def digest_of(fields: Mapping[str, Any]) -> str:

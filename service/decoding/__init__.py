@@ -14,8 +14,13 @@ hold what compiled code needs.
 from service.decoding.catalogue import (
     Catalogue,
     Codebook,
+    CodebookKind,
+    Collisions,
     ContentProjection,
     NeighbourPrior,
+    ProductCodebook,
+    RandomCodebook,
+    ResidualCodebook,
     SidTrie,
 )
 from service.decoding.decoder import Decoder
@@ -27,6 +32,8 @@ from service.decoding.search import decode
 __all__ = [
     "Catalogue",
     "Codebook",
+    "CodebookKind",
+    "Collisions",
     "ContentProjection",
     "Decoded",
     "Decoder",
@@ -36,7 +43,10 @@ __all__ = [
     "NeighbourPrior",
     "OnAnswer",
     "Order",
+    "ProductCodebook",
+    "RandomCodebook",
     "Ranking",
+    "ResidualCodebook",
     "Schedule",
     "SidTrie",
     "Timings",

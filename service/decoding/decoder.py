@@ -66,7 +66,8 @@ class Decoder:
 
         embeddings: (n, embedding_dims) content embeddings, one per item. An item gets the vector,
             the SID and the places in the prior that follow from the items with interactions that it
-            is like, see `service.decoding.catalogue.alike`. They are the same in one call or many.
+            is like, see `service.decoding.catalogue.alike`. If SIDs are not shared, it gets one
+            that is free, see `Codebook.sids_of`. They are the same in one call or many.
         Raises ValueError when the codebook does not accept such embeddings, or when an item is
         there already.
         """
@@ -76,7 +77,7 @@ class Decoder:
         if self.prior and self.prior.num_rows != catalogue.num_items:
             raise ValueError("the prior must have a row for every item of the catalogue")
         vectors, alike = codebook.vectors_of(embeddings, _known(catalogue, codebook))
-        codes = codebook.codes_of(vectors)
+        codes = codebook.sids_of(vectors, catalogue.codes)
         if not catalogue.vectors.shape[1]:  # the encoder sees codes alone
             vectors = vectors[:, :0]
         catalogue = catalogue.with_items(item_ids, codes, vectors.astype(np.float16))

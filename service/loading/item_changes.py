@@ -156,7 +156,13 @@ class ItemChanges:
             return []
         content = bundle.manifest.content
         if content is None:
-            message = "this bundle takes no new items: it was trained without --embeddings"
+            is_random = bundle.manifest.codebook.kind == "random"
+            why = (
+                "its codes were drawn at random"
+                if is_random
+                else "it was trained without --embeddings"
+            )
+            message = f"this bundle takes no new items: {why}"
             raise InvalidRequest(message, param="add")
         missing = [place for place, item in enumerate(items) if item.embedding is None]
         found: list[list[float]] = [item.embedding or [] for item in items]

@@ -23,7 +23,13 @@ from pydantic import JsonValue
 
 from service.bundles.bundle import DecodingDefaults, HeldOutUser, Item, write_bundle
 from service.bundles.manifest import digest_of
-from service.decoding import Catalogue, Codebook, ContentProjection, NeighbourPrior
+from service.decoding import (
+    Catalogue,
+    Codebook,
+    ContentProjection,
+    NeighbourPrior,
+    ProductCodebook,
+)
 
 NUM_ITEMS = 200
 NUM_SUBSPACES = 4
@@ -127,7 +133,7 @@ def tiny_grid() -> list[dict[str, JsonValue]]:
     ]
 
 
-def tiny_codebook() -> Codebook:
+def tiny_codebook() -> ProductCodebook:
     """Content has 8 of the 64 dimensions. None of them is rotated."""
     random = np.random.default_rng(8)
     dims = NUM_SUBSPACES * NUM_CODES
@@ -137,7 +143,7 @@ def tiny_codebook() -> Codebook:
         weight=0.5,
     )
     centroids = random.normal(size=(NUM_SUBSPACES, NUM_CODES, NUM_CODES)).astype(np.float32)
-    return Codebook(np.eye(dims, dtype=np.float32), centroids, projection)
+    return ProductCodebook(np.eye(dims, dtype=np.float32), centroids, content=projection)
 
 
 def write_tiny_bundle(

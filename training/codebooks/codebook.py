@@ -1,16 +1,17 @@
-"""Fits the codebook: a rotation and, for each subspace, k-means centroids (MDGR sec. 4.2).
+"""Fits the codebook: of parallel parts of vectors (MDGR sec. 4.2) or of residual levels (GRID).
 
 It is fitted on the vectors of items with training interactions: (num_vectors, d) float32. The
 resulting `Codebook` encodes any item, here and in the service. faiss.ProductQuantizer allows only
-2^n codes; so OPQ gives the rotation, and k-means in each subspace allows any `num_codes`. Knows
-nothing of items or models.
+2^n codes; so OPQ gives the rotation, and k-means in each subspace allows any `num_codes`. Levels
+are k-means too: faiss.ResidualQuantizer searches with a beam of 5, and half of its codes are not
+those that level by level give. Knows nothing of items or models.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Self
+from typing import Any
 from zipfile import BadZipFile
 
 import faiss
@@ -18,7 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from service.decoding import Codebook, ContentProjection
+from service.decoding import (
+    Codebook,
+    ContentProjection,
+    ProductCodebook,
+    RandomCodebook,
+    ResidualCodebook,
+)
+from service.decoding.catalogue import chunks_of, directions_of
 from training.config import CodebookConfig
 from training.errors import DataError
 
@@ -32,9 +40,8 @@ def fit_codebook(
 
     content: the projection that made the first dimensions of the vectors; it is stored with the
     codebook.
-    OPQ learns the rotation in `config.opq_iterations` iterations. 0 means no rotation: subspaces
-    are plain slices of the vector. Runs on one thread, because the last bits of a sum depend on
-    the number of threads, and so would the codes.
+    Runs on one thread, because the last bits of a sum depend on the number of threads, and so would
+    the codes.
     Raises DataError if there are fewer vectors than codes, or fewer than two vectors.
     """
     num_vectors = len(vectors)
@@ -46,82 +53,93 @@ def fit_codebook(
             f"{num_vectors} items have training interactions, too few for "
             f"codebook.num_codes={num_codes}; set it to at most {num_vectors}"
         )
+    if config.kind == "random":
+        sizes = config.num_subspaces, num_codes, vectors.shape[1]
+        return RandomCodebook(sizes, collisions=config.collisions)
     vectors = np.ascontiguousarray(vectors, dtype=np.float32)
     with threadpool_limits(1):
-        rotation = _rotation(vectors, num_codes, config)
-        rotated = (vectors @ rotation).reshape(num_vectors, config.num_subspaces, -1)
-        centroids = np.stack(
-            [_centroids(rotated[:, s], num_codes, config) for s in range(config.num_subspaces)]
-        )
-    return Codebook(rotation, centroids, content)
+        fitted = _product if config.kind == "opq" else _residual
+        codebook = fitted(vectors, num_codes, config)
+    return replace(codebook, content=content, collisions=config.collisions)
 
 
 def save_codebook(codebook: Codebook, path: Path) -> None:
     """Write an .npz file (no pickle)."""
-    arrays = {"rotation": codebook.rotation, "centroids": codebook.centroids}
+    arrays: dict[str, NDArray[Any]] = dict(codebook.arrays)
     if content := codebook.content:
         arrays |= {"mean": content.mean, "components": content.components}
         arrays["weight"] = np.array(content.weight)
+    if isinstance(codebook, RandomCodebook):
+        arrays["sizes"] = np.array(codebook.sizes)
+    if codebook.kind != "opq":
+        arrays["kind"] = np.array(codebook.kind)
+    if codebook.collisions != "keep":
+        arrays["collisions"] = np.array(codebook.collisions)
     with path.open("wb") as file:
-        np.savez(file, **arrays)
+        np.savez(file, **arrays)  # type: ignore[arg-type]  # typeshed: allow_pickle may be a name
 
 
 def load_codebook(path: Path) -> Codebook:
     """Read what `save_codebook` wrote. Raises DataError if the file is not a codebook."""
     try:
         with path.open("rb") as file:
-            arrays = np.load(file, allow_pickle=False)
+            arrays = dict(np.load(file, allow_pickle=False))
             content = None
             if "mean" in arrays:
                 weight = float(arrays["weight"])
                 content = ContentProjection(arrays["mean"], arrays["components"], weight)
-            return Codebook(arrays["rotation"], arrays["centroids"], content)
-    except (OSError, EOFError, ValueError, LookupError, BadZipFile) as error:
+            rest: Any = {"content": content, "collisions": str(arrays.get("collisions", "keep"))}
+            kind = str(arrays.get("kind", "opq"))
+            if kind == "random":
+                return RandomCodebook(tuple(arrays["sizes"].tolist()), **rest)
+            if kind == "residual":
+                return ResidualCodebook(arrays["centroids"], arrays.get("weights"), **rest)
+            return ProductCodebook(arrays["rotation"], arrays["centroids"], **rest)
+    except (OSError, EOFError, TypeError, ValueError, LookupError, BadZipFile) as error:
         raise DataError(f"{path} is not a codebook: {error}") from error
 
 
-@dataclass(frozen=True)
-class CollisionReport:
-    """How well the SIDs tell the items apart.
+def _product(
+    vectors: NDArray[np.float32], num_codes: int, config: CodebookConfig
+) -> ProductCodebook:
+    """OPQ learns the rotation in so many iterations; 0 = subspaces are slices of the vectors."""
+    rotation = _rotation(vectors, num_codes, config)
+    rotated = (vectors @ rotation).reshape(len(vectors), config.num_subspaces, -1)
+    centroids = np.stack(
+        [_centroids(rotated[:, s], num_codes, config) for s in range(config.num_subspaces)]
+    )
+    return ProductCodebook(rotation, centroids)
 
-    collided_items: number of items that share their SID with another item
-    largest_group:  number of items of the most frequent SID
-    codes_used:     for each position, number of codes that at least one item has
-    entropy_bits:   for each position, entropy of the codes over items; at most log2(num_codes)
-    """
 
-    num_items: int
-    num_codes: int
-    unique_sids: int
-    collided_items: int
-    largest_group: int
-    codes_used: tuple[int, ...]
-    entropy_bits: tuple[float, ...]
+def _residual(
+    vectors: NDArray[np.float32], num_codes: int, config: CodebookConfig
+) -> ResidualCodebook:
+    """A k-means for each level, of what the levels before leave of the vectors (GRID)."""
+    weights = np.ones(config.num_subspaces, np.float32) if config.normalise_residuals else None
+    left = vectors
+    if weights is not None:
+        left = directions_of(vectors.astype(np.float64)).astype(np.float32)
+    centroids = np.empty((config.num_subspaces, num_codes, vectors.shape[1]), np.float32)
+    for level in range(config.num_subspaces):
+        centroids[level] = _centroids(left, num_codes, config)
+        done = level + 1
+        codebook = ResidualCodebook(centroids[:done], None if weights is None else weights[:done])
+        left = codebook.residuals_of(vectors)
+    if weights is None:
+        return codebook
+    return replace(codebook, weights=_weights(vectors, codebook))
 
-    @classmethod
-    def of(cls, codes: NDArray[np.uint16], num_codes: int) -> Self:
-        """Count over codes: (num_items, num_subspaces) uint16."""
-        _, groups = np.unique(codes, axis=0, return_counts=True)
-        shares = [np.bincount(position, minlength=num_codes) / len(codes) for position in codes.T]
-        return cls(
-            num_items=len(codes),
-            num_codes=num_codes,
-            unique_sids=len(groups),
-            collided_items=int(groups[groups > 1].sum()),
-            largest_group=int(groups.max()),
-            codes_used=tuple(int(np.count_nonzero(share)) for share in shares),
-            entropy_bits=tuple(
-                round(float(-(share[share > 0] * np.log2(share[share > 0])).sum()), 3)
-                for share in shares
-            ),
-        )
 
-    def __str__(self) -> str:
-        return (
-            f"{self.unique_sids:,} SIDs for {self.num_items:,} items; "
-            f"{self.collided_items:,} items share theirs, at most {self.largest_group} the same; "
-            f"{min(self.codes_used)} to {max(self.codes_used)} of {self.num_codes} codes used"
-        )
+def _weights(vectors: NDArray[np.float32], codebook: ResidualCodebook) -> NDArray[np.float32]:
+    """What a vector is best made of: the weights of its levels' centroids, by least squares."""
+    num_levels, levels = codebook.num_subspaces, np.arange(codebook.num_subspaces)
+    products, targets = np.zeros((num_levels, num_levels)), np.zeros(num_levels)
+    for rows, chunk in chunks_of(vectors):
+        codes = codebook.codes_of(vectors[rows])
+        parts = codebook.centroids[levels, codes].astype(np.float64)  # (rows, num_levels, d)
+        products += np.einsum("ild,imd->lm", parts, parts)
+        targets += np.einsum("ild,id->l", parts, chunk)
+    return np.linalg.lstsq(products, targets)[0].astype(np.float32)
 
 
 def _rotation(

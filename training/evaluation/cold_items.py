@@ -98,10 +98,11 @@ class ColdItems:
         content, embeddings = bundle.codebook.content, self.dataset.embeddings
         assert embeddings is not None  # else there would be no draw
         if content is None:
+            is_random = bundle.codebook.kind == "random"
             raise DataError(
                 f"new items cannot be measured with bundle {bundle.manifest.ref}, because its "
-                "codebook takes no embeddings: its item vectors hold no content, or content that "
-                "was made from titles by TF-IDF; train with --embeddings"
+                f"codebook takes no embeddings: {bundle.codebook.refusal}"
+                + ("" if is_random else "; train with --embeddings")
             )
         if content.embedding_dims != embeddings.shape[1]:
             raise DataError(

@@ -3,9 +3,9 @@
 Says which items exist and which agree with a partial SID. Knows no network, no beams, no requests.
 
 Reading order: `catalogue` (codes, item ids, vectors), `trie` (posting lists), `code_pairs` (which
-two codes occur together), `codebook` (from an embedding to a SID), `alike` (what new items are
-like), `neighbour_prior` (which items follow which). Then how a catalogue grows while others read:
-`growing_arrays`, `pauses`.
+two codes occur together), `codebook` (from an embedding to a SID), `codebook_kinds`, `collisions`
+(SIDs that no other item has), `alike` (what new items are like), `neighbour_prior` (which items
+follow which). Then how a catalogue grows while others read: `growing_arrays`, `pauses`.
 """
 
 from service.decoding.catalogue import code_pairs
@@ -18,7 +18,19 @@ from service.decoding.catalogue.alike import (
 )
 from service.decoding.catalogue.catalogue import Catalogue
 from service.decoding.catalogue.code_pairs import Pairs
-from service.decoding.catalogue.codebook import Codebook, ContentProjection
+from service.decoding.catalogue.codebook import (
+    Codebook,
+    CodebookKind,
+    ContentProjection,
+    chunks_of,
+)
+from service.decoding.catalogue.codebook_kinds import (
+    ProductCodebook,
+    RandomCodebook,
+    ResidualCodebook,
+    directions_of,
+)
+from service.decoding.catalogue.collisions import Collisions, by_number, free_sids, with_digit
 from service.decoding.catalogue.growing_arrays import SharedList
 from service.decoding.catalogue.neighbour_prior import RESEMBLANCE, NeighbourPrior, NewRows
 from service.decoding.catalogue.pauses import with_pauses
@@ -31,14 +43,24 @@ __all__ = [
     "Alike",
     "Catalogue",
     "Codebook",
+    "CodebookKind",
+    "Collisions",
     "ContentProjection",
     "NeighbourPrior",
     "NewRows",
     "Pairs",
+    "ProductCodebook",
+    "RandomCodebook",
+    "ResidualCodebook",
     "SharedList",
     "SidTrie",
+    "by_number",
+    "chunks_of",
     "code_pairs",
+    "directions_of",
+    "free_sids",
     "most_alike",
     "vectors_like",
+    "with_digit",
     "with_pauses",
 ]

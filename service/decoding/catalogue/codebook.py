@@ -11,13 +11,16 @@ embeddings: (n, embedding_dims)    vectors: (n, d) float32    codes: (n, num_sub
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from service.decoding.catalogue.alike import Alike, most_alike, vectors_like
+from service.decoding.catalogue.collisions import Collisions, by_number, free_sids, with_digit
 
 CHUNK_ROWS = 1024  # rows at a time: limits memory, and only a few calls wait for the GIL
 
@@ -41,8 +44,8 @@ class ContentProjection:
     def __post_init__(self) -> None:
         if self.components.ndim != 2 or self.mean.shape != self.components.shape[1:]:
             raise ValueError("content components must be (content_dims, embedding_dims), as mean")
-        _check_floats("content mean", self.mean)
-        _check_floats("content components", self.components)
+        check_floats("content mean", self.mean)
+        check_floats("content components", self.components)
         if not 0 <= self.weight <= 1:
             raise ValueError("the content weight must be in [0, 1]")
 
@@ -63,7 +66,7 @@ class ContentProjection:
         vectors = np.empty((len(embeddings), len(self.components)), np.float32)
         mean, axes = self.mean.astype(np.float64), self.components.T.astype(np.float64)
         with np.errstate(over="ignore", invalid="ignore"):
-            for rows, chunk in _chunks(embeddings):
+            for rows, chunk in chunks_of(embeddings):
                 projected = (chunk - mean) @ axes
                 projected[~chunk.any(axis=1)] = 0
                 norms = np.linalg.norm(projected, axis=1, keepdims=True)
@@ -74,44 +77,66 @@ class ContentProjection:
         return vectors
 
 
-@dataclass(frozen=True, eq=False)
-class Codebook:
-    """Rotation and centroids of all subspaces, and the projection that makes vectors of embeddings.
+CodebookKind = Literal["opq", "residual", "random"]
 
-    rotation:  (d, num_subspaces * d_sub) float32 with orthonormal rows. It has more columns than
-        rows
-               when d is not divisible by num_subspaces: the vectors are then padded with zeros
-    centroids: (num_subspaces, num_codes, d_sub) float32
-    content:   makes the first dimensions of a vector; None when no embedding can be projected
-    Raises ValueError when the arrays do not fit together.
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Codebook(ABC):
+    """What all kinds of codebooks answer: see `service.decoding.catalogue.codebook_kinds`.
+
+    content:    makes the first dimensions of a vector; None when no embedding can be projected
+    collisions: what becomes of items whose codes are the same. "keep" = they share a SID; "digit" =
+        SIDs have one more position, a number that tells them apart; "reassign" = the last code is
+        the nearest that is free
     """
 
-    rotation: Floats
-    centroids: Floats
+    kind: ClassVar[CodebookKind]
     content: ContentProjection | None = None
-
-    def __post_init__(self) -> None:
-        if self.centroids.ndim != 3 or not self.centroids.size:
-            raise ValueError("centroids must be a (num_subspaces, num_codes, d_sub) array")
-        num_subspaces, _, d_sub = self.centroids.shape
-        if self.rotation.ndim != 2 or self.rotation.shape[1] != num_subspaces * d_sub:
-            raise ValueError("rotation must be (d, num_subspaces * d_sub), as the centroids say")
-        _check_floats("rotation", self.rotation)
-        _check_floats("centroids", self.centroids)
-        if self.content is not None and len(self.content.components) > self.vector_dims:
-            raise ValueError("the content part cannot have more dimensions than the vectors")
+    collisions: Collisions = "keep"
 
     @property
+    @abstractmethod
     def num_subspaces(self) -> int:
-        return int(self.centroids.shape[0])
+        """How many codes a vector has."""
 
     @property
+    @abstractmethod
     def num_codes(self) -> int:
-        return int(self.centroids.shape[1])
+        """How many different codes there are at each position."""
 
     @property
-    def vector_dims(self) -> int:
-        return int(self.rotation.shape[0])
+    @abstractmethod
+    def vector_dims(self) -> int: ...
+
+    @property
+    @abstractmethod
+    def arrays(self) -> dict[str, Floats]:
+        """What a file of it holds, by name."""
+
+    @abstractmethod
+    def codes_of(self, vectors: NDArray[np.floating]) -> NDArray[np.uint16]:
+        """Codes of vectors, each by itself: (n, d) -> (n, num_subspaces) uint16.
+
+        Raises ValueError when d is not that of the fitted vectors.
+        """
+
+    @abstractmethod
+    def nearness_of_last(self, vectors: NDArray[np.floating]) -> NDArray[np.float64]:
+        """(n, num_codes): how near each code of the last subspace is; the largest is the code."""
+
+    @abstractmethod
+    def vectors_with(self, codes: NDArray[np.uint16]) -> Floats:
+        """About the vectors that have these SIDs: (n, num_positions) -> (n, d) float32."""
+
+    @property
+    def num_positions(self) -> int:
+        """How many codes a SID has: one more than a vector if there is a digit."""
+        return self.num_subspaces + (self.collisions == "digit")
+
+    @property
+    def refusal(self) -> str:
+        """Why a codebook without `content` takes no embeddings, for the end of a sentence."""
+        return "its item vectors hold no content, or content that was made from titles by TF-IDF"
 
     def content_of(self, embeddings: NDArray[np.floating]) -> Floats:
         """Content parts of vectors, (n, content_dims) float32.
@@ -120,10 +145,7 @@ class Codebook:
         Raises ValueError as `ContentProjection.vectors_of` does, or when there is no projection.
         """
         if self.content is None:
-            raise ValueError(
-                "this codebook takes no embeddings: the item vectors it was fitted on hold no "
-                "content, or content that was made from titles by TF-IDF"
-            )
+            raise ValueError(f"this codebook takes no embeddings: {self.refusal}")
         return self.content.vectors_of(embeddings)
 
     def vectors_of(
@@ -140,46 +162,46 @@ class Codebook:
         alike = most_alike(content, known[:, : content.shape[1]])
         return vectors_like(content, alike, known, np.sqrt(1 - self.content.weight)), alike
 
-    def vectors_with(self, codes: NDArray[np.uint16]) -> Floats:
-        """About the vectors that have these SIDs: (n, num_subspaces) -> (n, d) float32."""
-        subspaces = np.arange(self.num_subspaces)
-        vectors = np.empty((len(codes), self.vector_dims), np.float32)
-        rotation = self.rotation.T.astype(np.float64)
-        for start in range(0, len(codes), CHUNK_ROWS):
-            part = slice(start, start + CHUNK_ROWS)
-            nearest = self.centroids[subspaces, codes[part]].reshape(-1, len(rotation))
-            vectors[part] = nearest.astype(np.float64) @ rotation
-        return vectors
+    def sids_of(
+        self, vectors: NDArray[np.floating], taken: NDArray[np.uint16]
+    ) -> NDArray[np.uint16]:
+        """SIDs of items that join others: (n, d) -> (n, num_positions) uint16.
 
-    def codes_of(self, vectors: NDArray[np.floating]) -> NDArray[np.uint16]:
-        """SIDs of vectors: (n, d) -> (n, num_subspaces) uint16.
-
-        The code of a subspace is its nearest centroid (Euclidean; ties to the lower code).
-        Raises ValueError when d is not that of the fitted vectors.
+        taken: (m, num_positions), the SIDs that are there
+        If SIDs are not shared, each item gets one that is free: the lowest digit, or the nearest
+        last code. They get theirs one after the other, so it is the same in one call or many. An
+        item for which nothing is free shares the SID that it would have got first.
+        Raises ValueError as `codes_of` does.
         """
+        wanted = with_digit(self.codes_of(vectors), self.collisions)
+        if self.collisions == "keep":
+            return wanted
+
+        def nearness_of(part: slice) -> NDArray[np.float64]:
+            if self.collisions == "digit":
+                return by_number(len(vectors[part]), self.num_codes)
+            return self.nearness_of_last(vectors[part])
+
+        return free_sids(wanted, taken, nearness_of)
+
+    def _check_content(self) -> None:
+        if self.content is not None and len(self.content.components) > self.vector_dims:
+            raise ValueError("the content part cannot have more dimensions than the vectors")
+
+    def _check_dims(self, vectors: NDArray[np.floating]) -> None:
         if vectors.ndim != 2 or vectors.shape[1] != self.vector_dims:
             raise ValueError(
                 f"the codebook encodes (n, {self.vector_dims}) vectors, not {vectors.shape}"
             )
-        codes = np.empty((len(vectors), self.num_subspaces), np.uint16)
-        rotation = self.rotation.astype(np.float64)
-        axes = self.centroids.transpose(0, 2, 1).astype(np.float64)
-        half_norms = np.square(axes).sum(axis=1)[:, None] / 2
-        for rows, chunk in _chunks(vectors):
-            rotated = (chunk @ rotation).reshape(len(chunk), self.num_subspaces, -1)
-            nearness = rotated.transpose(1, 0, 2) @ axes  # (num_subspaces, rows, num_codes)
-            nearness -= half_norms
-            codes[rows] = nearness.argmax(axis=2).T
-        return codes
 
 
-def _chunks(rows: NDArray[np.floating]) -> Iterator[tuple[slice, NDArray[np.float64]]]:
+def chunks_of(rows: NDArray[np.floating]) -> Iterator[tuple[slice, NDArray[np.float64]]]:
     """CHUNK_ROWS rows at a time, rounded to float32 and given as float64, with their slice."""
     for start in range(0, len(rows), CHUNK_ROWS):
         part = slice(start, start + CHUNK_ROWS)
         yield part, rows[part].astype(np.float32).astype(np.float64)
 
 
-def _check_floats(name: str, array: Floats) -> None:
+def check_floats(name: str, array: Floats) -> None:
     if array.dtype != np.float32 or not np.isfinite(array).all():
         raise ValueError(f"{name} must be finite float32 numbers")

@@ -22,13 +22,22 @@ import onnx.parser
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny_bundle import DECODER, ENCODER, edit_manifest, replace_file, write_tiny_bundle
+from tiny_bundle import (
+    DECODER,
+    ENCODER,
+    NUM_CODES,
+    NUM_SUBSPACES,
+    edit_manifest,
+    replace_file,
+    tiny_codebook,
+    write_tiny_bundle,
+)
 
 from service.batching.latency_model import LatencyModel
 from service.bundles import ladder_of
 from service.bundles.bundle import Bundle
 from service.bundles.items import Item
-from service.decoding import Job
+from service.decoding import Job, ResidualCodebook
 from service.errors import BundleInvalid
 from service.http.operator_routes import bundle_info_of
 from service.loading.priming import prime
@@ -280,8 +289,19 @@ def of_graphs(draw: st.DrawFn, bundle: Path) -> Edit:
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_bundle(tmp_path_factory.mktemp("fuzz") / "tiny")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """One with a codebook of parallel parts, and one of levels with a digit."""
+    folder, random = tmp_path_factory.mktemp("fuzz"), np.random.default_rng(9)
+    levels = ResidualCodebook(
+        random.normal(size=(NUM_SUBSPACES - 1, NUM_CODES, 64)).astype(np.float32),
+        np.ones(NUM_SUBSPACES - 1, np.float32),
+        content=tiny_codebook().content,
+        collisions="digit",
+    )
+    return [
+        write_tiny_bundle(folder / "tiny"),
+        write_tiny_bundle(folder / "levels", codebook=levels),
+    ]
 
 
 def answers_of(bundle: Bundle) -> None:
@@ -317,7 +337,10 @@ def answers_of(bundle: Bundle) -> None:
     suppress_health_check=list(HealthCheck),
 )
 @given(st.data())
-def test_a_bundle_of_wrong_content_is_refused_or_serves(tiny: Path, data: st.DataObject) -> None:
+def test_a_bundle_of_wrong_content_is_refused_or_serves(
+    bundles: list[Path], data: st.DataObject
+) -> None:
+    tiny = data.draw(st.sampled_from(bundles))
     manifest = json.loads((tiny / "manifest.json").read_text())
     mutations = st.one_of(of_manifest(manifest), of_lines(tiny), of_arrays(tiny), of_graphs(tiny))
     edits = data.draw(st.lists(mutations, min_size=1, max_size=2))

@@ -10,7 +10,8 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
 from service.decoding.catalogue.catalogue import Catalogue
-from service.decoding.catalogue.codebook import Codebook, ContentProjection
+from service.decoding.catalogue.codebook import ContentProjection
+from service.decoding.catalogue.codebook_kinds import ProductCodebook
 from service.decoding.catalogue.neighbour_prior import NeighbourPrior
 from service.decoding.job import Job, Order, Ranking
 from service.decoding.schedule import Schedule
@@ -62,16 +63,16 @@ def assert_same_catalogue(found: Catalogue, expected: Catalogue) -> None:
 
 def codebook_of(
     *, num_subspaces: int, num_codes: int, vector_dims: int, embedding_dims: int, seed: int = 0
-) -> Codebook:
+) -> ProductCodebook:
     """A random codebook; vectors are padded to whole subspaces, half of them are content."""
     random = np.random.default_rng(seed)
     d_sub = -(-vector_dims // num_subspaces)
     rotation = np.linalg.qr(random.normal(size=(num_subspaces * d_sub, vector_dims)))[0].T
     mean, components = random.normal(size=embedding_dims), (-(-vector_dims // 2), embedding_dims)
-    return Codebook(
+    return ProductCodebook(
         rotation.astype(np.float32),
         random.normal(0, 0.3, (num_subspaces, num_codes, d_sub)).astype(np.float32),
-        ContentProjection(
+        content=ContentProjection(
             mean.astype(np.float32), random.normal(size=components).astype(np.float32), weight=0.6
         ),
     )

@@ -12,11 +12,18 @@ import pytest
 import redis
 from running_valkey import Server, running
 from stores import with_store
-from tiny_bundle import EMBEDDING_DIMS, write_tiny_bundle
+from tiny_bundle import (
+    EMBEDDING_DIMS,
+    NUM_CODES,
+    NUM_SUBSPACES,
+    tiny_codebook,
+    write_tiny_bundle,
+)
 
 from service.batching.lanes import Engine
 from service.bundles.bundle import Bundle
-from service.errors import HistoryUnavailable
+from service.decoding import RandomCodebook, ResidualCodebook
+from service.errors import HistoryUnavailable, InvalidRequest
 from service.histories import redis_store as redis_history
 from service.histories.redis_store import ITEMS_AT_ONCE, RedisHistoryStore
 from service.loading import item_changes
@@ -225,3 +232,55 @@ def test_which_bundles_a_portion_is_for(folder: Path, portion: Portion, versions
     bundle = Bundle.load(folder / "1")
     at = {version: replace(bundle, items_version=version) for version in range(9)}
     assert {version for version in at if portion.is_next_of(at[version])} == versions
+
+
+def levels_with_a_digit() -> ResidualCodebook:
+    random = np.random.default_rng(9)
+    shape = NUM_SUBSPACES - 1, NUM_CODES, NUM_SUBSPACES * NUM_CODES
+    centroids = random.normal(0, 0.2, shape).astype(np.float32)
+    return ResidualCodebook(centroids, content=tiny_codebook().content, collisions="digit")
+
+
+def test_replicas_give_new_items_the_same_digits(tmp_path: Path, url: str) -> None:
+    """Whether they were there for every change or start later; and nobody shares a SID."""
+    path = write_tiny_bundle(tmp_path / "1", name="shop", codebook=levels_with_a_digit())
+    same = [item(f"same-{n}") for n in range(4)]  # of one embedding
+
+    async def use(store: RedisHistoryStore) -> None:
+        first = await started(path)
+        changes = ItemChanges(first, store)
+        for request in (
+            ItemsRequest(add=same[:2]),
+            ItemsRequest(add=[item("other", 1), same[2]], remove=["item-3"]),
+            ItemsRequest(remove=["same-2"]),
+            ItemsRequest(add=[same[3]]),  # gets the digit that same-2 had
+            ItemsRequest(add=[same[2]]),
+        ):
+            await changes.change(request)
+        later = await started(path)
+        await ItemChanges(later, store).replay()
+        names = ["same-0", "same-1", "same-3", "same-2", "other"]
+        found = []
+        for one in (first, later):
+            catalogue = one.active.bundle.catalogue
+            assert len(np.unique(catalogue.codes[200 - 1 :], axis=0)) == 5
+            found.append(catalogue.codes[catalogue.rows_of(names)].tolist())
+        assert found[0] == found[1]
+        assert [sid[-1] for sid in found[0][:4]] == [0, 1, 2, 3]
+
+    with_store(url, use)
+
+
+def test_a_bundle_of_random_codes_says_why_it_takes_no_items(tmp_path: Path, url: str) -> None:
+    codebook = RandomCodebook((NUM_SUBSPACES, NUM_CODES, NUM_SUBSPACES * NUM_CODES))
+    path = write_tiny_bundle(tmp_path / "1", name="shop", codebook=codebook)
+
+    async def use(store: RedisHistoryStore) -> None:
+        loaded_bundles = await started(path)
+        changes = ItemChanges(loaded_bundles, store)
+        with pytest.raises(InvalidRequest, match="no new items: its codes were drawn at random"):
+            await changes.change(ItemsRequest(add=[item("new")]))
+        assert await store.items_version("shop") == 0
+        assert (await changes.change(ItemsRequest(remove=["item-3"]))).removed == 1
+
+    with_store(url, use)

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
 
-from service.decoding import Codebook, ContentProjection
-from training.codebooks.codebook import CollisionReport, fit_codebook, load_codebook, save_codebook
+from service.decoding import ContentProjection, ProductCodebook
+from training.codebooks import CollisionReport, fit_codebook, load_codebook, save_codebook
 from training.config import CodebookConfig
 from training.errors import DataError
 
@@ -28,28 +28,30 @@ def vectors() -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def codebook(vectors: np.ndarray) -> Codebook:
+def codebook(vectors: np.ndarray) -> ProductCodebook:
     return fit_codebook(vectors, CONFIG)
 
 
-def squared_error(codebook: Codebook, vectors: np.ndarray) -> float:
+def squared_error(codebook: ProductCodebook, vectors: np.ndarray) -> float:
     codes = codebook.codes_of(vectors)
     nearest = codebook.centroids[np.arange(codebook.num_subspaces), codes]
     rebuilt = nearest.reshape(len(codes), -1) @ codebook.rotation.T
     return float(np.square(rebuilt - vectors).sum(axis=1).mean())
 
 
-def test_the_rotation_is_orthonormal(codebook: Codebook) -> None:
+def test_the_rotation_is_orthonormal(codebook: ProductCodebook) -> None:
     np.testing.assert_allclose(codebook.rotation @ codebook.rotation.T, np.eye(16), atol=1e-5)
 
 
-def test_opq_lowers_the_error(codebook: Codebook, vectors: np.ndarray) -> None:
+def test_opq_lowers_the_error(codebook: ProductCodebook, vectors: np.ndarray) -> None:
     plain = fit_codebook(vectors, CONFIG.model_copy(update={"opq_iterations": 0}))
     np.testing.assert_array_equal(plain.rotation, np.eye(16))
     assert squared_error(codebook, vectors) < 0.9 * squared_error(plain, vectors)
 
 
-def test_a_refit_is_the_same_whatever_the_threads(codebook: Codebook, vectors: np.ndarray) -> None:
+def test_a_refit_is_the_same_whatever_the_threads(
+    codebook: ProductCodebook, vectors: np.ndarray
+) -> None:
     with threadpool_limits(2):
         again = fit_codebook(vectors, CONFIG)
     np.testing.assert_array_equal(again.rotation, codebook.rotation)
@@ -82,7 +84,7 @@ def test_as_many_vectors_as_codes_is_enough_and_fewer_are_refused(vectors: np.nd
 
 
 @pytest.mark.parametrize("with_content", [True, False])
-def test_save_and_load(codebook: Codebook, with_content: bool, tmp_path: Path) -> None:
+def test_save_and_load(codebook: ProductCodebook, with_content: bool, tmp_path: Path) -> None:
     content = None
     if with_content:
         mean, components = np.arange(3, dtype=np.float32), np.eye(2, 3, dtype=np.float32)

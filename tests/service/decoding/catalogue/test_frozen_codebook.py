@@ -102,7 +102,7 @@ def test_what_comes_of_a_row_does_not_depend_on_the_rows_beside_it(seed: int, si
 
 def test_without_a_projection_no_embedding_is_taken() -> None:
     without = replace(CODEBOOK, content=None)
-    with pytest.raises(ValueError, match="takes no embeddings: the item vectors"):
+    with pytest.raises(ValueError, match="takes no embeddings: its item vectors"):
         without.vectors_of(EMBEDDINGS, KNOWN)
     np.testing.assert_array_equal(without.codes_of(VECTORS), CODES)
 
