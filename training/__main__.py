@@ -125,7 +125,13 @@ def evaluate_command(
     config = validate_config(recorded, overrides, source=f"bundle {bundle}")
     dataset = _read(config, data, interactions, items, embeddings)
     check_data(loaded, dataset)
-    grid = choose_default(loaded.decoder, dataset, config, console)
+    grid = choose_default(
+        loaded.decoder,
+        dataset,
+        config,
+        console,
+        autoregressive=loaded.manifest.autoregressive,
+    )
     if set_default:
         loaded = replace(loaded, manifest=write_default(bundle, grid))
     return evaluate_bundle(

@@ -139,8 +139,18 @@ def make_refitted(
     return _write(folder, dataset, parts, config, prior, trial.decoding, made, int8, **named)
 
 
-def choose_default(decoder: Decoder, dataset: Dataset, config: RunConfig, console: Console) -> Grid:
-    """Measure the grid of the configuration on validation users, and say what it chooses."""
+def choose_default(
+    decoder: Decoder,
+    dataset: Dataset,
+    config: RunConfig,
+    console: Console,
+    *,
+    autoregressive: bool = False,
+) -> Grid:
+    """Measure the grid of the configuration on validation users, and say what it chooses.
+
+    autoregressive: whether the network knows only the next code of a SID, see `Manifest`
+    """
     with Progress(console=console, transient=True) as progress:
         tasks = {stage: progress.add_task(f"settings {stage}") for stage in ("ranked", "timed")}
         grid = measure_grid(
@@ -148,6 +158,7 @@ def choose_default(decoder: Decoder, dataset: Dataset, config: RunConfig, consol
             dataset.split.validation,
             config.evaluation,
             config.fit.ranking,
+            autoregressive=autoregressive,
             advance=lambda stage, done, total: progress.update(
                 tasks[stage], completed=done, total=total
             ),
