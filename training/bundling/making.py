@@ -149,7 +149,10 @@ def choose_default(
     *,
     autoregressive: bool = False,
 ) -> Grid:
-    """Measure the grid of the configuration on validation users, and say what it chooses."""
+    """Measure the grid of the configuration on validation users, and say what it chooses.
+
+    autoregressive: whether the network knows only the next code of a SID, see `Manifest`
+    """
     with Progress(console=console, transient=True) as progress:
         tasks = {stage: progress.add_task(f"settings {stage}") for stage in ("ranked", "timed")}
         grid = measure_grid(

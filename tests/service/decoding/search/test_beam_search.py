@@ -13,6 +13,7 @@ import pytest
 from hashed_denoiser import HashedDenoiser, TyingDenoiser
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from reference_search import (
     FAR_APART,
     allowed_rows,
@@ -98,18 +99,19 @@ def ranked_by(ranking: Ranking, batch: Sequence[Job], order: Order = "confidence
 def test_a_batch_equals_the_reference(
     ranking: Ranking, orders: Sequence[Order], data: st.DataObject, seed: int, repeat_bias: float
 ) -> None:
-    order = data.draw(st.sampled_from(orders))
     catalogue = data.draw(catalogues())
     batch = data.draw(
         st.lists(jobs(catalogue, filtered=True, may_finish=True), min_size=1, max_size=4)
     )
+    batch = [
+        replace(job, ranking=ranking, order=data.draw(st.sampled_from(orders))) for job in batch
+    ]
     prior = data.draw(st.none() | priors(catalogue))
     denoiser = denoiser_for(catalogue, seed, repeat_bias=repeat_bias)
     expected = [
-        reference_decode(job, catalogue, denoiser, ranking=ranking, order=order, prior=prior)
+        reference_decode(job, catalogue, denoiser, ranking=ranking, order=job.order, prior=prior)
         for job in batch
     ]
-    batch = ranked_by(ranking, batch, order)
     trie = SidTrie(catalogue, pair_bytes_per_item=data.draw(st.sampled_from([0, math.inf])))
     answers, _ = decode(batch, trie, denoiser, prior=prior)
     assume(num_compared(answers, expected))
@@ -634,6 +636,39 @@ def test_each_order_fills_positions_in_its_own_order(ranking: Ranking, order: Or
         job = job_of(schedule=Schedule(steps), beam_width=4)
         answer = decode_one(job, catalogue, denoiser, ranking=ranking, order=order)
         assert positions_filled(denoiser, answer) == expected
+
+
+class NextCodeDenoiser(HashedDenoiser):
+    """Knows the code of a beam's first masked position, and nothing of the others."""
+
+    def denoise(self, *inputs: Any) -> NDArray[np.float32]:
+        log_probs = super().denoise(*inputs)
+        log_probs[:, :, 1:] = np.nan
+        return log_probs
+
+
+@settings(deadline=None)
+@given(data=st.data(), seed=seeds, repeat_bias=repeat_biases)
+def test_from_left_to_right_by_path_only_the_next_code_is_read(
+    data: st.DataObject, seed: int, repeat_bias: float
+) -> None:
+    """What a bundle with an autoregressive network relies on."""
+    catalogue = data.draw(catalogues())
+    schedule = Schedule((1,) * catalogue.num_subspaces)
+    drawn = data.draw(jobs(catalogue, schedule=schedule, filtered=True))
+    job = replace(drawn, ranking="path", order="left_to_right", explain=True)
+    prior = data.draw(st.none() | priors(catalogue))
+    trie = SidTrie(catalogue, pair_bytes_per_item=data.draw(st.sampled_from([0, math.inf])))
+    shape = catalogue.num_subspaces, catalogue.num_codes
+    [found], [expected] = (
+        decode([job], trie, kind(*shape, seed=seed, repeat_bias=repeat_bias), prior=prior)[0]
+        for kind in (NextCodeDenoiser, HashedDenoiser)
+    )
+    assert found.rows.tolist() == expected.rows.tolist()
+    assert found.scores.tolist() == expected.scores.tolist()
+    assert np.isfinite(found.scores).all()
+    assert found.trajectory is not None
+    assert np.isfinite(found.trajectory.log_probs).all()
 
 
 @pytest.mark.parametrize("ranking", RANKINGS)
