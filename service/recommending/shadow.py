@@ -78,8 +78,9 @@ class Shadow:
             answer = await self._batcher.submit(candidate.engine, job, deadline)
             found = {bundle.items[row].item_id for row in answer.decoded.rows.tolist()}
             items = [item for item in response.items if not item.explored]
-            hits = sum(item.item_id in found for item in items)
-            self._metrics.shadow_overlap.observe(hits / max(1, len(items)))
+            if items:  # else every place was explored
+                hits = sum(item.item_id in found for item in items)
+                self._metrics.shadow_overlap.observe(hits / len(items))
             result = "compared"
         except RequestError:
             pass  # the metric shows it

@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -41,6 +43,16 @@ def test_once_ends_with_a_json_document_and_again_with_the_same(
         assert answer.pop("timings_ms")
         documents.append(document)
     assert documents[0] == documents[1]
+
+
+@pytest.mark.parametrize("family", ["maskgr", "tiger"])
+def test_other_families_are_shown_too(family: str, free_port: int, tmp_path: Path) -> None:
+    done = run_demo(free_port, tmp_path, UNMASK_BUNDLE=f"demo-{family}")
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout.splitlines()[-1])
+    assert document["bundle"].startswith(f"demo-{family}@")
+    assert document["response"]["served_by"] == "model"
+    assert 3 <= document["hits"] <= document["users"]
 
 
 def test_a_taken_port_is_reported(tmp_path: Path) -> None:
