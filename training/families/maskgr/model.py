@@ -239,10 +239,7 @@ class MaskGR(Network):
         jobs = torch.arange(codes.shape[0])[:, None]
         place = place.clamp(min=0)
         x = self.embed(codes[jobs, place], vectors[jobs, place]).flatten(1, 2)
-        if self.is_full:
-            kept = x[:, None]
-        else:
-            kept = self._keys_and_values(x, is_item)
+        kept = x[:, None] if self.is_full else self._keys_and_values(x, is_item)
         # Of `history_length` items, whatever the length of these histories.
         place = torch.arange(self.config.history_length) - (self.config.history_length - length)
         is_item = is_item[:, place.clamp(min=0)] & (place >= 0)
