@@ -273,6 +273,7 @@ class Lifecycle:
             provider=settings.provider,
             precision=settings.precision,
             encoder_cache=settings.encoder_cache,
+            encoder_cache_mb=settings.encoder_cache_mb,
         )
         check_defaults(settings, self.experiment, bundle)
         if self._starting:

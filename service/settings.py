@@ -288,8 +288,16 @@ class Settings(BaseSettings):
         10_000,
         ge=0,
         le=10_000_000,
-        description="Most encoded histories kept in memory, about 1.5 kB each; a request whose "
-        "history has not changed skips the encoder; 0 = off.",
+        description="Most encoded histories kept in memory, about 1.5 kB each with a network of "
+        "family mdgr, hundreds of kB with one of maskgr; a request whose history has not changed "
+        "skips the encoder; 0 = off.",
+    )
+    encoder_cache_mb: int = Field(
+        256,
+        ge=1,
+        le=1_000_000,
+        description="Most memory of these, in MiB, for each bundle: where they are large, fewer "
+        "are kept.",
     )
     provider: Literal["cpu", "cuda", "tensorrt"] = Field(
         "cpu",

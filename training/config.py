@@ -152,23 +152,30 @@ class CodebookConfig(Section):
 
 
 class ModelConfig(Section):
-    """Which family the network is of, and its shape (after MDGR sec. 4.3)."""
+    """Which family the network is of, and its shape (after MDGR sec. 4.3).
+
+    A run says which of the settings that it was given its family does not use.
+    """
 
     family: str = Field("mdgr", description="a folder of training/families")
     options: dict[str, Any] = Field(
-        {}, description="settings of the family's own, which it checks; mdgr has none"
+        {},
+        description="settings of the family's own, which it checks; mdgr has none, maskgr has "
+        "attention and target_share (training/families/maskgr/model.py)",
     )
     width: int = Field(128, ge=8)
     num_heads: int = Field(8, ge=1)
-    encoder_layers: int = Field(3, ge=1)
-    decoder_layers: int = Field(1, ge=1)
+    encoder_layers: int = Field(3, ge=1, description="of maskgr, all of its layers")
+    decoder_layers: int = Field(1, ge=1, description="not of maskgr, which has no decoder")
     ffn_multiple: int = Field(4, ge=1)
     dropout: float = Field(0.25, ge=0, le=0.9)
     history_length: int = Field(
         20, ge=1, le=2_048, description="newest items the encoder sees; a bundle may have no more"
     )
     item_vectors: bool = Field(True, description="the encoder sees items' vectors beside codes")
-    difficulty_embedding: bool = True
+    difficulty_embedding: bool = Field(
+        True, description="the network is told how many codes are masked; not of maskgr"
+    )
     tied_head: bool = Field(True, description="logits by dot product with the code embeddings")
 
     @model_validator(mode="after")
@@ -179,7 +186,11 @@ class ModelConfig(Section):
 
 
 class MaskingConfig(Section):
-    """Which positions of the target SID become MASK (MDGR Eq. 8-13)."""
+    """Which positions of the target SID become MASK (MDGR Eq. 8-13).
+
+    Family maskgr reads the shares only: of the sequences in which only the last item has masks,
+    full_share to partial_share have all its codes masked, or some.
+    """
 
     curriculum: bool = Field(True, description="mask count by Eq. 8-10; off = uniform in 1..L")
     gamma: float = Field(2.0, gt=0)

@@ -58,7 +58,10 @@ def run(
     dataset: as loaded with `config.interactions`
     Raises ConfigError when there is no such family, or no such option of it.
     """
-    family_of(config.model.family).check(config.model)
+    family = family_of(config.model.family)
+    family.check(config.model)
+    if ignored := family.ignored(config):
+        console.print(f"family {config.model.family} does not use {', '.join(ignored)}")
     try:
         check_items(dataset.items)
     except ValueError as error:

@@ -125,13 +125,15 @@ class Bundle:
         provider: Provider = "cpu",
         precision: Precision = "fp32",
         encoder_cache: int = 0,
+        encoder_cache_mb: int | None = None,
         key: str | None = None,
     ) -> Self:
         """Read, verify and build a bundle.
 
         Raises BundleInvalid or ProviderUnavailable, each with one sentence.
         key: the key that the manifest must be signed with; None = signed or not
-        ort_threads, provider: of each ONNX Runtime session; encoder_cache: see `Decoder`
+        ort_threads, provider: of each ONNX Runtime session
+        encoder_cache: see `Decoder`; fewer if they would have more than `encoder_cache_mb` MiB
         precision: of the graphs to run; only these become sessions
         """
         manifest, files = read_files(path, key)
@@ -173,6 +175,10 @@ class Bundle:
                 content = ContentProjection(arrays["content_mean"], axes, part.weight)
             codebook = _codebook_of(manifest, arrays, content, catalogue.vectors.shape[1])
             trie = SidTrie(catalogue.with_room())
+            if encoder_cache_mb is not None:
+                encoder_cache = min(
+                    encoder_cache, (encoder_cache_mb << 20) // denoiser.memory_bytes
+                )
             decoder = Decoder(trie, denoiser, prior, encoder_cache=encoder_cache)
             attributes = AttributeIndex.of(items)
         except ProviderMissing as error:

@@ -3,7 +3,8 @@
 `fit`, `export` and validation use a `Family` and know none by name; `model.family` in the
 configuration names the folder. To add one, add a folder that exports `FAMILY`.
 
-Reading order: `family` (what a family provides), then `mdgr`.
+Reading order: `family` (what a family provides), `network` (what a network answers), `denoiser` and
+`export` (for any network), `losses`, then `mdgr` and `maskgr`.
 """
 
 from training.families.family import Family, Objective, family_of

@@ -11,6 +11,7 @@ import pkgutil
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, Protocol
 
 import torch
@@ -18,7 +19,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from service.decoding import Catalogue, Denoiser, SidTrie
-from training.config import FitConfig, MaskingConfig, ModelConfig, Section
+from training.config import FitConfig, MaskingConfig, ModelConfig, RunConfig, Section
 from training.data import Split
 from training.errors import ConfigError
 
@@ -85,6 +86,7 @@ class Family:
         graphs and the network. It raises TrainingError when the difference is too large
     options: the settings in `model.options`, with their types and bounds
     autoregressive: whether the network knows only the next code of a SID, from left to right
+    unused: settings of the sections `model` and `masking` that it does not read, "section.key"
     """
 
     build: Callable[[Catalogue, ModelConfig], nn.Module]
@@ -93,6 +95,7 @@ class Family:
     export: Callable[[Any], tuple[bytes, bytes, float]]
     options: type[Section] = NoOptions
     autoregressive: bool = False
+    unused: tuple[str, ...] = ()
 
     def check(self, config: ModelConfig) -> None:
         """Raise ConfigError when `model.options` holds what this family does not take."""
@@ -106,6 +109,14 @@ class Family:
                 what = f"family {config.family} has no such option" if is_unknown else item["msg"]
                 told.append(f"{name}: {what}")
             raise ConfigError("; ".join(told)) from error
+
+    def ignored(self, config: RunConfig) -> list[str]:
+        """Which settings somebody has changed although this family does not read them."""
+        values = [
+            [reduce(getattr, name.split("."), one) for name in self.unused]
+            for one in (config, RunConfig())
+        ]
+        return [name for name, *two in zip(self.unused, *values, strict=True) if two[0] != two[1]]
 
 
 def family_of(name: str) -> Family:

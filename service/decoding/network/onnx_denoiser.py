@@ -1,9 +1,10 @@
 """The denoiser that ships: two ONNX graphs run by ONNX Runtime.
 
-`encoder.onnx` turns each history into one vector, once per request. `decoder.onnx` turns partial
-SIDs and that vector into log-probs at given positions, for all beams of all jobs. Both read the
-search's own arrays: no dtype is converted on the way in. Knows nothing of files: it gets the bytes
-of the graphs.
+`encoder.onnx` turns each history into one row of numbers, its memory, once per request. What they
+mean is the network's affair: one state, or the keys and values of all its layers. `decoder.onnx`
+turns partial SIDs and that row into log-probs at given positions, for all beams of all jobs. Both
+read the search's own arrays: no dtype is converted on the way in. Knows nothing of files: it gets
+the bytes of the graphs.
 
 memory: (jobs, width) float32, kept by ONNX Runtime on the device where the graphs run
 """
@@ -118,6 +119,8 @@ class OnnxDenoiser:
     "cuda" and "tensorrt" have not been run on a GPU yet. With these, memories stay on the device.
     TensorRT builds an engine for every new shape of a batch.
 
+    vector_dims: of the items' vectors that the encoder reads
+    memory_bytes: of the memory of one job
     Raises ValueError when a graph's inputs, outputs or sizes are not the expected ones,
     ProviderMissing when ONNX Runtime would run them with another provider than the requested one,
     and RuntimeMissing when it is not installed.
@@ -163,6 +166,7 @@ class OnnxDenoiser:
             raise ValueError(f"{decoder_name} gives log_probs of {found} codes, not {num_codes}")
         given = _last_axis(self._encoder.get_outputs(), "memory", encoder_name)
         found = _last_axis(self._decoder.get_inputs(), "memory", decoder_name)
+        self.memory_bytes = 4 * max(1, given)
         if given != found:
             raise ValueError(
                 f"{decoder_name} reads a memory of {found} numbers, {encoder_name} gives {given}"

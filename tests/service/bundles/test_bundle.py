@@ -50,6 +50,14 @@ def copy(bundles_dir: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(bundles_dir / "tiny" / "1", tmp_path / "copy"))
 
 
+def test_the_encoder_cache_has_a_limit_in_bytes(bundles_dir: Path) -> None:
+    """A memory of the tiny bundle has 64 numbers of 4 bytes."""
+    bundle = Bundle.load(bundles_dir / "tiny" / "1", encoder_cache=10_000, encoder_cache_mb=1)
+    assert bundle.decoder.encoder_cache == (1 << 20) / (4 * 64)
+    bundle = Bundle.load(bundles_dir / "tiny" / "1", encoder_cache=100, encoder_cache_mb=1)
+    assert bundle.decoder.encoder_cache == 100
+
+
 def test_a_bundle_that_does_not_say_its_family_is_of_mdgr(copy: Path) -> None:
     assert verify(copy).family == "mdgr"
     edit_manifest(copy, lambda manifest: manifest.pop("family"))

@@ -144,10 +144,10 @@ def test_http_gives_what_the_decoder_gives_alone_or_in_a_batch(made: Made) -> No
     batch = [result["response"] for result in results]
     for job, decoded, *answers in zip(jobs, together, alone, batch, again, strict=True):
         [one], _ = bundle.decoder.decode([job])
-        assert decoded.nfe == 4 == one.nfe
+        assert decoded.nfe == one.nfe > 1
         assert len(decoded.rows) == 10
         for answer in answers:
-            assert answer["served_by"] == "model"
+            assert (answer["served_by"], answer["decoding"]["nfe"]) == ("model", one.nfe)
             assert all(tuple(item["sid"]) in known for item in answer["items"])
             assert [item["item_id"] for item in answer["items"]] == [ids[r] for r in decoded.rows]
             scores = [item["score"] for item in answer["items"]]

@@ -18,4 +18,12 @@ FAMILY = Family(
     denoiser=TorchDenoiser,
     export=export_graphs,
     options=Options,
+    unused=(
+        "model.decoder_layers",
+        "model.difficulty_embedding",
+        "masking.curriculum",
+        "masking.gamma",
+        "masking.history_aware",
+        "masking.epsilon",
+    ),
 )
