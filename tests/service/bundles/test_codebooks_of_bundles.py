@@ -22,7 +22,7 @@ from tiny_bundle import (
 )
 
 from service.bundles import Bundle, Item, verify
-from service.bundles.manifest import CONTENT_FILES, FILES
+from service.bundles.manifest import CONTENT_FILES, FILES, INT8_FILES, WEIGHTS, Manifest
 from service.decoding import (
     Codebook,
     Job,
@@ -56,7 +56,7 @@ def opq_with_a_digit() -> ProductCodebook:
     return ProductCodebook(rotation, centroids, content=content, collisions="digit")
 
 
-WEIGHTS = np.array([1, 0.5, 0.25, 0.2], np.float32)
+LEVEL_WEIGHTS = np.array([1, 0.5, 0.25], np.float32)
 KINDS: dict[str, tuple[Codebook, set[str], dict[str, Any]]] = {
     "plain": (
         residual(collisions="reassign"),
@@ -64,7 +64,7 @@ KINDS: dict[str, tuple[Codebook, set[str], dict[str, Any]]] = {
         {"kind": "residual", "collisions": "reassign", "normalised": False},
     ),
     "normalised": (
-        with_a_digit(weights=WEIGHTS[:3]),
+        with_a_digit(weights=LEVEL_WEIGHTS),
         {"centroids.npy", "weights.npy"},
         {"kind": "residual", "collisions": "digit", "normalised": True},
     ),
@@ -237,3 +237,9 @@ def test_a_digit_needs_codes_before_it_and_sids_the_length_that_the_codebook_giv
     with pytest.raises(BundleInvalid, match="as many codes as the codebook gives"):
         write_tiny_bundle(tmp_path / "short", codebook=short)
     assert not (tmp_path / "short").exists()
+
+
+def test_the_page_about_the_format_leaves_nothing_out() -> None:
+    page = (Path(__file__).resolve().parents[3] / "docs/reference/bundle.md").read_text()
+    files = {*FILES, *CONTENT_FILES, *INT8_FILES, WEIGHTS, "manifest.json"}
+    assert {name for name in {*files, *Manifest.model_fields} if f"`{name}`" not in page} == set()

@@ -19,4 +19,13 @@ FAMILY = Family(
     denoiser=TorchDenoiser,
     export=export_graphs,
     autoregressive=True,
+    unused=(
+        "model.difficulty_embedding",
+        "masking.curriculum",
+        "masking.gamma",
+        "masking.history_aware",
+        "masking.epsilon",
+        "masking.full_share",
+        "masking.partial_share",
+    ),
 )
