@@ -3,12 +3,14 @@
 Format version, sizes and hashes of every file, items and their attributes. Training and serving
 both use this room, so it knows neither: no queue, no history store, no HTTP, no torch.
 
-Reading order: `manifest` (what a bundle says about itself), `bundle` (reading and writing one),
-`arrays` and `lines` (its files, checked), `items` (titles, categories, filters), `ladder` (its
-faster decoding settings), `store` (the bundle store: folders of bundles), `npy` (arrays as bytes).
+Reading order: `decoding_defaults` (how a bundle decodes), `manifest` (what it says about itself),
+`bundle` (reading and writing one), `arrays` and `lines` (its files, checked), `items` (titles,
+categories, filters), `ladder` (its faster decoding settings), `store` (the bundle store: folders of
+bundles), `npy` (arrays as bytes).
 """
 
 from service.bundles.bundle import Bundle, verify, write_bundle
+from service.bundles.decoding_defaults import DecodingDefaults, misfit_of
 from service.bundles.items import ATTRIBUTES, Item, text_of
 from service.bundles.ladder import ladder_of
 from service.bundles.lines import HeldOutUser, check_items
@@ -17,9 +19,7 @@ from service.bundles.manifest import (
     HISTORY_CAP,
     REFERENCE,
     ContentPart,
-    DecodingDefaults,
     Manifest,
-    misfit_of,
     one_line,
     write_manifest,
 )

@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 from pydantic import JsonValue
 
 from service.bundles.arrays import Arrays, read_arrays
+from service.bundles.decoding_defaults import DecodingDefaults
 from service.bundles.items import AttributeIndex, Item
 from service.bundles.items import text_of as text_of
 from service.bundles.lines import HELD_OUT, ITEMS, lines_of, read_held_out, read_items
@@ -44,7 +45,6 @@ from service.bundles.manifest import (
     CodebookPart,
     ContentPart,
     ContentText,
-    DecodingDefaults,
     FileEntry,
     Manifest,
     Precision,

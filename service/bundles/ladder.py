@@ -9,7 +9,8 @@ from math import isfinite
 
 from pydantic import ValidationError
 
-from service.bundles.manifest import DecodingDefaults, Manifest
+from service.bundles.decoding_defaults import DecodingDefaults
+from service.bundles.manifest import Manifest
 
 MAX_RUNGS = 32  # each rung is checked for every request
 FASTER = 0.9  # share of the time of the rung above; less difference would be noise

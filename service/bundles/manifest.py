@@ -15,12 +15,18 @@ import re
 import stat
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 from pydantic_core import PydanticCustomError, from_json
 
-from service.decoding import CodebookKind, Collisions, Order, Ranking, Schedule
+from service.bundles.decoding_defaults import (
+    MAX_SUBSPACES,
+    DecodingDefaults,
+    Misfit,
+    misfit_of,
+)
+from service.decoding import CodebookKind, Collisions
 from service.errors import BundleInvalid
 
 FORMAT_VERSION = 3
@@ -29,13 +35,10 @@ MANIFEST = "manifest.json"
 # Evaluation sees no more.
 HISTORY_CAP = 200
 MAX_ITEMS = 100_000_000
-MAX_SUBSPACES = 64
 MAX_CODES = 65_535  # codes and MASK are uint16
 MAX_HISTORY_LENGTH = 2_048  # an encoder's attention needs memory by its square
 MAX_NEIGHBOURS = 10_000
 MAX_DIMS = 8_192  # of vectors and of embeddings
-MAX_BEAM_WIDTH = 1_000
-MAX_FINISH_ROWS = 1_000_000
 MAX_HELD_OUT_USERS = 1_000_000
 MAX_ITEM_BYTES = 1 << 16  # of a line of items.jsonl
 MAX_USER_BYTES = 1 << 17  # of a line of held_out.jsonl
@@ -124,60 +127,6 @@ class CodebookPart(_Model):
     def files(self) -> tuple[str, ...]:
         """Names of its files."""
         return CODEBOOK_FILES[self.kind] + (WEIGHTS,) * self.normalised
-
-
-class DecodingDefaults(_Model):
-    """The decoding of a request that asks for nothing else. Each field is chosen by measurement."""
-
-    r_warm: int = Field(ge=0, le=MAX_SUBSPACES)
-    m_par: int = Field(ge=1, le=MAX_SUBSPACES)
-    beam_width: int = Field(ge=1, le=MAX_BEAM_WIDTH)
-    ranking: Ranking = "rows"
-    finish_rows: int = Field(0, ge=0, le=MAX_FINISH_ROWS)
-    order: Order = "confidence"
-
-    def wide_enough(self, k: int) -> Self:
-        """The same, with at least k beams."""
-        return self.model_copy(update={"beam_width": max(self.beam_width, k)})
-
-
-class Misfit(NamedTuple):
-    """A setting of a decoding that a bundle cannot follow, and a sentence that says why."""
-
-    param: str
-    message: str
-
-
-def misfit_of(
-    decoding: DecodingDefaults, num_subspaces: int, *, autoregressive: bool
-) -> Misfit | None:
-    """The first setting that such a bundle cannot follow; None if it can decode so."""
-    for param in ("r_warm", "m_par"):
-        if getattr(decoding, param) > num_subspaces:
-            return Misfit(
-                param, f"{param} must be at most {num_subspaces}, the bundle's num_subspaces"
-            )
-    if decoding.order == "raw_confidence" and decoding.ranking == "rows":
-        return Misfit(
-            "order",
-            'the order raw_confidence also counts codes that no item has, which the ranking "rows" '
-            'never looks at; ask for another order, or for the ranking "path" or "best"',
-        )
-    if not autoregressive:
-        return None
-    why = "the network of this bundle is autoregressive: it knows only the next code of a SID"
-    schedule = Schedule.from_params(
-        num_subspaces=num_subspaces, r_warm=decoding.r_warm, m_par=decoding.m_par
-    )
-    if decoding.order != "left_to_right":
-        return Misfit("order", f"{why}, so order must be left_to_right")
-    if max(schedule.steps) > 1:
-        return Misfit("m_par", f"{why}, so every call fills one position; m_par must be 1")
-    if decoding.ranking != "path":
-        return Misfit("ranking", f'{why}, so it cannot score whole items; ranking must be "path"')
-    if decoding.finish_rows:
-        return Misfit("finish_rows", f"{why}, so it cannot end early; finish_rows must be 0")
-    return None
 
 
 class PriorWeights(_Model):

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from service.bundles.decoding_defaults import DecodingDefaults
 from service.bundles.ladder import ladder_of
-from service.bundles.manifest import DecodingDefaults, Manifest, PriorWeights
+from service.bundles.manifest import Manifest, PriorWeights
 from service.errors import InvalidRequest
 from service.recommending.planning import Plan, fixed_plan, plan_in_time
 from service.schemas.recommend import DECODING_FIELDS, RecommendRequest

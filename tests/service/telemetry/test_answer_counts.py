@@ -9,7 +9,7 @@ import pytest
 from running_service import Service
 from tiny_bundle import NUM_ITEMS
 
-from service.bundles.manifest import DecodingDefaults
+from service.bundles.decoding_defaults import DecodingDefaults
 from service.decoding import Decoded, Schedule
 from service.recommending.jobs import Inputs
 from service.recommending.planning import Plan

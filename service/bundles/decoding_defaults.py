@@ -1,0 +1,72 @@
+"""How a bundle decodes unless a request says otherwise, and what a bundle cannot follow.
+
+Both the service and training ask `misfit_of`, so what is measured can be requested. Knows no files.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Self
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from service.decoding import Order, Ranking, Schedule
+
+MAX_SUBSPACES = 64
+MAX_BEAM_WIDTH = 1_000
+MAX_FINISH_ROWS = 1_000_000
+
+
+class DecodingDefaults(BaseModel):
+    """The decoding of a request that asks for nothing else. Each field is chosen by measurement."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    r_warm: int = Field(ge=0, le=MAX_SUBSPACES)
+    m_par: int = Field(ge=1, le=MAX_SUBSPACES)
+    beam_width: int = Field(ge=1, le=MAX_BEAM_WIDTH)
+    ranking: Ranking = "rows"
+    finish_rows: int = Field(0, ge=0, le=MAX_FINISH_ROWS)
+    order: Order = "confidence"
+
+    def wide_enough(self, k: int) -> Self:
+        """The same, with at least k beams."""
+        return self.model_copy(update={"beam_width": max(self.beam_width, k)})
+
+
+class Misfit(NamedTuple):
+    """A setting of a decoding that a bundle cannot follow, and a sentence that says why."""
+
+    param: str
+    message: str
+
+
+def misfit_of(
+    decoding: DecodingDefaults, num_subspaces: int, *, autoregressive: bool
+) -> Misfit | None:
+    """The first setting that such a bundle cannot follow; None if it can decode so."""
+    for param in ("r_warm", "m_par"):
+        if getattr(decoding, param) > num_subspaces:
+            return Misfit(
+                param, f"{param} must be at most {num_subspaces}, the bundle's num_subspaces"
+            )
+    if decoding.order == "raw_confidence" and decoding.ranking == "rows":
+        return Misfit(
+            "order",
+            'the order raw_confidence also counts codes that no item has, which the ranking "rows" '
+            'never looks at; ask for another order, or for the ranking "path" or "best"',
+        )
+    if not autoregressive:
+        return None
+    why = "the network of this bundle is autoregressive: it knows only the next code of a SID"
+    schedule = Schedule.from_params(
+        num_subspaces=num_subspaces, r_warm=decoding.r_warm, m_par=decoding.m_par
+    )
+    if decoding.order != "left_to_right":
+        return Misfit("order", f"{why}, so order must be left_to_right")
+    if max(schedule.steps) > 1:
+        return Misfit("m_par", f"{why}, so every call fills one position; m_par must be 1")
+    if decoding.ranking != "path":
+        return Misfit("ranking", f'{why}, so it cannot score whole items; ranking must be "path"')
+    if decoding.finish_rows:
+        return Misfit("finish_rows", f"{why}, so it cannot end early; finish_rows must be 0")
+    return None
