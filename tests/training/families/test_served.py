@@ -115,6 +115,9 @@ def test_the_shipped_network_is_the_learnt_one(made: Made) -> None:
         for denoiser in (shipped, torch_denoiser)
     )
     assert np.abs(found - expected).max() <= 1e-4
+    nothing = Histories.of(histories[2:3], bundle.catalogue, config.history_length)
+    alone = shipped.denoise(shipped.encode(nothing), sids[2:3], positions[:1])
+    assert np.abs(alone[0] - expected[2]).max() <= 1e-4
 
 
 def test_http_gives_what_the_decoder_gives_alone_or_in_a_batch(made: Made) -> None:

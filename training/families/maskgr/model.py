@@ -251,20 +251,24 @@ class MaskGR(Network):
     ) -> Tensor:
         jobs, beams, num_subspaces = partial_sids.shape
         length, width = self.config.history_length, self.config.width
+        head_width = width // self.config.num_heads
         asked = None if positions is None else positions.flatten(0, 1)
         x = self.embed(partial_sids).flatten(0, 1)
         kept, is_item = memory[:, :-length], memory[:, -length:] > 0
-        bias = self._bias(is_item)
+        places = is_item.any(dim=0).nonzero()[:, 0]  # others are filler in all histories
+        bias = self._bias(is_item[:, places])
         if self.is_full:
-            old = kept.reshape(jobs, length * num_subspaces, width)
-            x = self._whole_sequences(old, x, bias, beams, asked)
+            old = kept.reshape(jobs, length, num_subspaces, width)[:, places].flatten(1, 2)
+            rotation = self.rotation.unflatten(0, (-1, num_subspaces))
+            rotation = torch.cat((rotation[places], rotation[-1:])).flatten(0, 1)
+            x = self._whole_sequences(old, x, bias, rotation, beams, asked)
         else:
-            shape = (jobs, len(self.layers), 2, -1, length * num_subspaces)
-            kept = kept.reshape(*shape, width // self.config.num_heads)
+            kept = kept.reshape(jobs, 2 * len(self.layers), -1, length, num_subspaces, head_width)
+            kept = kept[:, :, :, places].flatten(3, 4)
             rotation = self.rotation[-num_subspaces:]
             for number, layer in enumerate(self.layers):
                 last = number == len(self.layers) - 1
-                of_layer = kept[:, number, 0], kept[:, number, 1]
+                of_layer = kept[:, 2 * number], kept[:, 2 * number + 1]
                 x = layer.fill(x, of_layer, bias, rotation, asked if last else None)
         heads, code_bias = self._heads()
         if asked is None:
@@ -286,11 +290,18 @@ class MaskGR(Network):
         return torch.stack(kept, dim=1)
 
     def _whole_sequences(
-        self, old: Tensor, x: Tensor, bias: Tensor, beams: int, asked: Tensor | None
+        self,
+        old: Tensor,
+        x: Tensor,
+        bias: Tensor,
+        rotation: Tensor,
+        beams: int,
+        asked: Tensor | None,
     ) -> Tensor:
         """States of the items to fill, each run with its history: (jobs * beams, m, width).
 
-        old: (jobs, S, width); x: (jobs * beams, L, width); bias: (jobs, 1, 1, S)
+        old: (jobs, S, width); x: (jobs * beams, L, width); bias: (jobs, 1, 1, S);
+        rotation: of S + L tokens
         """
         jobs, num_old, width = old.shape
         bias = F.pad(bias, (0, self.num_subspaces))
@@ -301,8 +312,8 @@ class MaskGR(Network):
         if asked is None:
             asked = torch.arange(self.num_subspaces).expand(x.shape[0], -1)
         for layer in self.layers[:-1]:
-            x = layer(x, bias, self.rotation)
-        return self.layers[-1](x, bias, self.rotation, num_old + asked)
+            x = layer(x, bias, rotation)
+        return self.layers[-1](x, bias, rotation, num_old + asked)
 
     def _bias(self, is_item: Tensor) -> Tensor:
         """What is added to the scores of keys: (n, 1, 1, items * L)."""

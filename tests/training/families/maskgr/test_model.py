@@ -163,6 +163,8 @@ def test_two_parts_give_what_whole_sequences_give(attention: str, tied_head: boo
     assert np.allclose(together, expected, atol=1e-5)
     some = positions[:, :, [2, 0]]
     assert np.allclose(denoiser.denoise(memory, sids, some), expected[:, :, [2, 0]], atol=1e-5)
+    nobody = denoiser.denoise(denoiser.select(memory, np.array([2, 2])), sids[[2, 2]], some[:2])
+    assert np.allclose(nobody, expected[[2, 2]][:, :, [2, 0]], atol=1e-5)
     short = [0, 2, 3]
     cut = (codes[short], vectors[short], is_item[short])
     memory = denoiser.encode(_histories(*cut, 2))  # padded to the longest of them
@@ -190,7 +192,7 @@ def test_the_exported_graphs_of_full_attention_agree_with_torch() -> None:
     together = shipped.denoise(memory, sids, positions)
     expected = denoiser.denoise(denoiser.encode(histories), sids, positions)
     assert np.allclose(together, expected, atol=1e-5)
-    for job, length in enumerate((2, 5, 1)):
+    for job, length in enumerate((2, 5, 1)):  # the last history is empty
         alone = shipped.encode(Histories(*(array[job : job + 1, :length] for array in histories)))
         alone = shipped.denoise(alone, sids[:1] * 0 + sids[job], positions[:1])
         assert np.allclose(alone[0], together[job], atol=1e-5)
