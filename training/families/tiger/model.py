@@ -17,6 +17,7 @@ that all families have the same inputs.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -95,7 +96,8 @@ class CrossAttention(nn.Module):
         jobs, n, num_positions = key.shape[0], x.shape[0], x.shape[1]
         [query] = split_heads(self.query(self.norm(x)), 1, self.num_heads)
         query = query.unflatten(0, (jobs, n // jobs)).transpose(1, 2).flatten(2, 3)
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=bias.to(query.dtype))
+        scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1]) + bias
+        attended = scores.softmax(dim=-1).to(value.dtype) @ value
         attended = attended.unflatten(2, (n // jobs, num_positions)).transpose(1, 2).flatten(0, 1)
         return x + self.dropout(self.out(attended.transpose(1, 2).flatten(2)))
 
@@ -196,10 +198,15 @@ class Tiger(Network):
     ) -> Tensor:
         jobs, beams, num_subspaces = partial_sids.shape
         length, heads = self.config.history_length, self.config.num_heads
+        is_item = memory[:, -length:] > 0
+        # Other places are filler in all histories. The first stays, so that there is something.
+        is_place = torch.cat((is_item.new_ones(1), is_item.any(dim=0)[1:]))
+        places = is_place.nonzero()[:, 0]
         kept = memory[:, :-length].reshape(
-            jobs, 2, len(self.decoder), heads, length * num_subspaces, -1
+            jobs, 2 * len(self.decoder), heads, length, num_subspaces, -1
         )
-        is_token = (memory[:, -length:] > 0).repeat_interleave(num_subspaces, dim=1)
+        kept = kept[:, :, :, places].flatten(3, 4).unflatten(1, (2, -1))
+        is_token = is_item[:, places].repeat_interleave(num_subspaces, dim=1)
         history = Remembered(kept[:, 0], kept[:, 1], bias_of(is_token))
         asked = None if positions is None else positions.flatten(0, 1)
         logits = self.logits(partial_sids.flatten(0, 1), history, asked)
