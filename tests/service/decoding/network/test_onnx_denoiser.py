@@ -9,8 +9,6 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
-from training.families.mdgr.denoiser import TorchDenoiser
-from training.families.mdgr.export import export_graphs
 from worlds import catalogue_of, job_of
 
 from service.decoding.catalogue.trie import SidTrie
@@ -27,6 +25,8 @@ from service.decoding.network.onnx_denoiser import (
 from service.decoding.schedule import Schedule
 from service.decoding.search import denoiser_calls as batch_denoiser
 from training.config import ModelConfig
+from training.families.denoiser import TorchDenoiser
+from training.families.export import export_graphs
 from training.families.mdgr.model import MaskedDiffusionModel
 
 NUM_SUBSPACES, NUM_CODES, HISTORY_LENGTH, VECTOR_DIMS = 4, 12, 6, 5
