@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.decoding import Codebook
-from service.decoding.catalogue import by_number, free_sids, with_digit
+from service.decoding.catalogue import with_digit
 from training.errors import DataError
 
 
@@ -27,12 +27,10 @@ def sids_of(codebook: Codebook, vectors: NDArray[np.float32], seed: int) -> NDAr
     others choose, in the order of their rows, among those that are left.
     Raises DataError when there are more items with the same codes than a position can tell apart.
     """
-    random = np.random.default_rng(seed)
-    num_items, num_codes = len(vectors), codebook.num_codes
-    is_random = codebook.kind == "random"
-    if is_random:
-        size = num_items, codebook.num_subspaces
-        codes = random.integers(0, num_codes, size).astype(np.uint16)
+    if codebook.kind == "random":
+        shape = len(vectors), codebook.num_subspaces
+        drawn = np.random.default_rng(seed).integers(0, codebook.num_codes, shape)
+        codes = drawn.astype(np.uint16)
     else:
         codes = codebook.codes_of(vectors)
     sids = with_digit(codes, codebook.collisions)
@@ -40,17 +38,8 @@ def sids_of(codebook: Codebook, vectors: NDArray[np.float32], seed: int) -> NDAr
         return sids
     _check_room(sids, codebook)
     _, first = np.unique(sids, axis=0, return_index=True)
-    others = np.setdiff1d(np.arange(num_items), first)
-
-    def nearness_of(part: slice) -> NDArray[np.float64]:
-        rows = others[part]
-        if codebook.collisions == "digit":
-            return by_number(len(rows), num_codes)
-        if is_random:
-            return random.random((len(rows), num_codes))
-        return codebook.nearness_of_last(vectors[rows])
-
-    sids[others] = free_sids(sids[others], sids[first], nearness_of)
+    others = np.setdiff1d(np.arange(len(sids)), first)
+    sids[others] = codebook.free_sids_of(codes[others], vectors[others], sids[first])
     return sids
 
 

@@ -42,6 +42,11 @@ class NewItems:
                 "--table cold adds items from their content, and embeddings.content_dims=0 leaves "
                 "content out; set it above 0"
             )
+        if config.codebook.kind == "random":
+            raise ConfigError(
+                "--table cold adds items by their codes, and codes that are drawn at random are of "
+                "no item that comes later; set another codebook.kind than random"
+            )
         return cls(config, ColdItems.of(dataset, config.evaluation, console), folder)
 
     def rows(self, run: FinishedRun) -> Iterator[Row]:

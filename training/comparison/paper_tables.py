@@ -60,7 +60,8 @@ ABLATIONS = (
     Ablation("no difficulty embedding", ("model.difficulty_embedding=false",), "-1.02 % / -1.09 %"),
     Ablation("no item vectors", ("model.item_vectors=false",)),
     Ablation("content-only codes", ("embeddings.collaborative_dims=0",)),
-    Ablation("PQ instead of OPQ", ("codebook.opq_iterations=0",)),
+    Ablation("PQ instead of OPQ", ("codebook.kind=opq", "codebook.opq_iterations=0")),
+    Ablation("random codes", ("codebook.kind=random",)),
 )
 # In decoding alone: the run as it is, asked in another way.
 RANDOM_CHOICE = Ablation("random position choice in decoding", (), "-1.94 % / -1.85 %")

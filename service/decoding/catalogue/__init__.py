@@ -30,7 +30,7 @@ from service.decoding.catalogue.codebook_kinds import (
     ResidualCodebook,
     directions_of,
 )
-from service.decoding.catalogue.collisions import Collisions, by_number, free_sids, with_digit
+from service.decoding.catalogue.collisions import Collisions, with_digit
 from service.decoding.catalogue.growing_arrays import SharedList
 from service.decoding.catalogue.neighbour_prior import RESEMBLANCE, NeighbourPrior, NewRows
 from service.decoding.catalogue.pauses import with_pauses
@@ -54,11 +54,9 @@ __all__ = [
     "ResidualCodebook",
     "SharedList",
     "SidTrie",
-    "by_number",
     "chunks_of",
     "code_pairs",
     "directions_of",
-    "free_sids",
     "most_alike",
     "vectors_like",
     "with_digit",

@@ -173,7 +173,16 @@ class Codebook(ABC):
         item for which nothing is free shares the SID that it would have got first.
         Raises ValueError as `codes_of` does.
         """
-        wanted = with_digit(self.codes_of(vectors), self.collisions)
+        return self.free_sids_of(self.codes_of(vectors), vectors, taken)
+
+    def free_sids_of(
+        self,
+        codes: NDArray[np.uint16],
+        vectors: NDArray[np.floating],
+        taken: NDArray[np.uint16],
+    ) -> NDArray[np.uint16]:
+        """The same for items whose codes are known: (n, num_subspaces)."""
+        wanted = with_digit(codes, self.collisions)
         if self.collisions == "keep":
             return wanted
 

@@ -22,6 +22,7 @@ from service.decoding.catalogue.codebook import (
     check_floats,
     chunks_of,
 )
+from service.decoding.catalogue.collisions import by_number
 
 LEAST_NORM = 1e-6  # a residual that is shorter is rounding, and has no direction
 
@@ -222,8 +223,9 @@ class RandomCodebook(Codebook):
     def codes_of(self, vectors: NDArray[np.floating]) -> NoReturn:
         raise ValueError(f"this codebook encodes no vectors: {self.refusal}")
 
-    def nearness_of_last(self, vectors: NDArray[np.floating]) -> NoReturn:
-        self.codes_of(vectors)
+    def nearness_of_last(self, vectors: NDArray[np.floating]) -> NDArray[np.float64]:
+        """No code is nearer than another: the lowest comes first."""
+        return by_number(len(vectors), self.num_codes)
 
     def vectors_with(self, codes: NDArray[np.uint16]) -> NoReturn:
         raise ValueError(f"the codes of this codebook are of no vectors: {self.refusal}")

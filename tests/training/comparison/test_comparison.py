@@ -201,6 +201,8 @@ def test_ablations_thin_data_and_seeds_are_runs_of_their_own(
     assert runs["ablations/random_mask_count"][0].masking.curriculum is False
     assert runs["ablations/position_loss"][0].fit.ranking == "path"
     assert runs["ablations/PQ_instead_of_OPQ"][0].masking == config.masking
+    assert runs["ablations/random_codes"][0].codebook.kind == "random"
+    assert runs["ablations/position_loss"][0].codebook.kind == "opq"
     assert runs["seeds/8"][0].fit.seed == 8
     assert runs["density/50"][0] == config
     assert set(said["rows"]) == {"seeds", "ablations", "density"}

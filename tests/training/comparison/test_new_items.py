@@ -175,4 +175,7 @@ def test_a_second_run_is_asked_for_and_refused_before_anything_is_fitted(
     config = load_config("tiny", [*QUICK, "embeddings.content_dims=0"])
     with pytest.raises(ConfigError, match="set it above 0"):
         compare(config, compared.dataset, tmp_path / "out", QUIET, plan=PLAN, origin=ORIGIN)
+    config = load_config("tiny", [*QUICK, "codebook.kind=random"])
+    with pytest.raises(ConfigError, match=r"another codebook\.kind than random"):
+        compare(config, compared.dataset, tmp_path / "out", QUIET, plan=PLAN, origin=ORIGIN)
     assert not (tmp_path / "out").exists()

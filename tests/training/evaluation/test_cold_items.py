@@ -15,7 +15,7 @@ from rich.console import Console
 from tiny_bundle import EMBEDDING_DIMS, NUM_ITEMS, tiny_codebook, write_tiny_bundle
 
 from service.bundles.bundle import Bundle, Item
-from service.decoding import Decoder, Job
+from service.decoding import Decoder, Job, RandomCodebook
 from training.config import EvaluationConfig, ScheduleConfig
 from training.data.interactions import Dataset
 from training.data.splits import Interactions, Windows, leave_last_out
@@ -105,7 +105,9 @@ def test_what_cannot_be_measured_is_said_in_a_sentence(bundle: Bundle) -> None:
         bundle, replace(dataset, embeddings=other)
     )
     of_titles = replace(bundle, codebook=replace(tiny_codebook(), content=None))
-    assert "from titles by TF-IDF" in said(of_titles, dataset)
+    assert "from titles by TF-IDF; train with --embeddings" in said(of_titles, dataset)
+    of_chance = replace(bundle, codebook=RandomCodebook((4, 16, 64)))
+    assert said(of_chance, dataset).endswith("no embeddings: its codes were drawn at random")
 
 
 def test_new_items_are_those_of_the_service_behind_all_others(bundle: Bundle) -> None:
