@@ -27,7 +27,7 @@ from training.evaluation import ndcg_at, ranks
 MOST_COMPARED = 100_000  # items; among more, nearest ones are looked for in a few cells only
 CELLS_PROBED = 32
 
-# Of a prior: "rarity_power", "likeness_weight", "weight", "decay", and "scale" in median affinities.
+# "rarity_power", "likeness_weight", "weight", "scale" and "decay"; the scale in median affinities.
 Settings = dict[str, float]
 Priors = Mapping[tuple[float, float], NeighbourPrior]  # by rarity power and likeness weight
 
@@ -187,42 +187,48 @@ def best_settings(
 ) -> tuple[Settings, list[dict[str, float]]]:
     """The settings of the best ndcg@10, whatever the prior is added to.
 
-    One after the other: weight, rarity power, likeness weight, scale and decay, from the first
-    values of the configuration, then the weight once more. Returns them with the trials, each the settings and their "ndcg@10". Of
-    equals the first tried wins, weights in ascending order, so a prior that adds nothing is off
-    (weight 0).
+    For each rarity power: weight, likeness weight, scale and decay one after the other, from the
+    first values of the configuration, then the weight once more. The best scale and weight depend
+    so much on the power that it cannot be one of this row. Returns the settings with the trials,
+    each the settings and their "ndcg@10". Of equals the first tried wins, weights in ascending
+    order, so a prior that adds nothing is off (weight 0).
     """
+    trials: dict[tuple[float, ...], float] = {}
+
+    def ndcg(settings: Settings) -> float:
+        key = tuple(settings.values())
+        if key not in trials:
+            trials[key] = round(ndcg_of(settings), 5)
+        return trials[key]
+
+    best = max((_best_at(power, config, ndcg) for power in config.rarity_powers), key=ndcg)
+    return best, [
+        dict(zip((*best, "ndcg@10"), (*key, value), strict=True)) for key, value in trials.items()
+    ]
+
+
+def _best_at(
+    rarity_power: float, config: NeighboursConfig, ndcg: Callable[[Settings], float]
+) -> Settings:
     weights = tuple(sorted(config.weights))
     best = {
-        "rarity_power": config.rarity_powers[0],
+        "rarity_power": rarity_power,
         "likeness_weight": config.likeness_weights[0],
         "weight": weights[-1],
         "scale": config.scales[0],
         "decay": config.decays[0],
     }
-    trials: dict[tuple[float, ...], float] = {}
     for setting, values in (
         ("weight", weights),
-        ("rarity_power", config.rarity_powers),
         ("likeness_weight", config.likeness_weights),
         ("scale", config.scales),
         ("decay", config.decays),
         ("weight", weights),
     ):
-        highest = -1.0
-        for value in values:
-            tried = best | {setting: value}
-            key = tuple(tried.values())
-            if key not in trials:
-                trials[key] = round(ndcg_of(tried), 5)
-            if trials[key] > highest:
-                winner, highest = tried, trials[key]
-        best = winner
+        best = max((best | {setting: value} for value in values), key=ndcg)
         if best["weight"] == 0:
             break
-    return best, [
-        dict(zip((*best, "ndcg@10"), (*key, ndcg), strict=True)) for key, ndcg in trials.items()
-    ]
+    return best
 
 
 def count_again(
