@@ -291,9 +291,17 @@ class NeighboursConfig(Section):
     num_neighbours: int = Field(
         128, ge=1, le=10_000, description="strongest neighbours kept of each item"
     )
-    window: int = Field(3, ge=1, description="items apart that still count as a transition")
-    transition_weight: float = Field(
-        5.0, ge=0, le=1000, description="transitions against co-occurrence"
+    window: int = Field(
+        20, ge=1, le=1000, description="items apart at which one still counts as following another"
+    )
+    gap_decay: float = Field(
+        0.85, gt=0, le=1, description="what it counts, against one that is an item nearer"
+    )
+    rarity_powers: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field(
+        (0.5, 0.2),
+        min_length=1,
+        description="tried on validation: counts are divided by this power of the popularity of "
+        "the item that follows; a lower one favours popular items",
     )
     num_alike: int = Field(
         64, ge=0, description="items of the nearest content that are neighbours of an item too"
@@ -301,7 +309,7 @@ class NeighboursConfig(Section):
     likeness_weights: tuple[Annotated[float, Field(ge=0)], ...] = Field(
         (3.0, 0.0, 1.0, 6.0),
         min_length=1,
-        description="tried on validation: an item with the same content, in median affinities",
+        description="tried likewise: an item with the same content, in median affinities",
     )
     history_length: int = Field(
         20, ge=1, le=1_000_000, description="newest items that are looked up"

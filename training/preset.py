@@ -97,10 +97,15 @@ def _apply(values: dict[str, Any], override: str) -> str:
 def recorded_config(facts: object) -> dict[str, Any]:
     """The configuration that a bundle records, for `validate_config`; empty if it records none.
 
-    Old bundles do not record `collapse_repeats`: repeats were always kept then.
+    Old bundles do not record `collapse_repeats`: repeats were always kept then. What they record of
+    `transition_weight`, which counts of the neighbour prior no longer have, is left out.
     """
     recorded: dict[str, Any] = dict(facts) if isinstance(facts, dict) else {}
     interactions = recorded.get("interactions")
     if isinstance(interactions, dict):
         recorded["interactions"] = {"collapse_repeats": False, **interactions}
+    neighbours = recorded.get("neighbours")
+    if isinstance(neighbours, dict):
+        kept = {name: neighbours[name] for name in neighbours if name != "transition_weight"}
+        recorded["neighbours"] = kept
     return recorded

@@ -1,9 +1,10 @@
 """The neighbour prior of a bundle: counted from training interactions, weighed on validation.
 
-Items call for what was bought with them and after them, and for what is like them. An item that
-nobody has bought yet shares in what was counted for items that it is like, as new items do in the
-service. Counting takes seconds. How much the prior adds beside the network, and from which memory
-on, is chosen by asking the production decoder about validation users. Knows nothing of files.
+Items call for what was bought after them, and for what is like them. An item that nobody has
+bought yet shares in what was counted for items that it is like, as new items do in the service.
+Counting takes seconds. How much the prior adds beside the network, from which memory on, and how
+much it favours popular items, is chosen by asking the production decoder about validation users.
+Knows nothing of files.
 """
 
 from __future__ import annotations
@@ -21,38 +22,65 @@ from service.bundles import DecodingDefaults
 from service.decoding import Decoder, NeighbourPrior
 from service.decoding.catalogue import RESEMBLANCE, most_alike
 from training.config import NeighboursConfig
-from training.data import Interactions, Windows, item_affinities
+from training.data import Interactions, Windows, with_followers
 from training.evaluation import ndcg_at, ranks_at
 
 MOST_COMPARED = 100_000  # items; among more, nearest ones are looked for in a few cells only
 CELLS_PROBED = 32
 
-# "likeness_weight", "weight", "scale" and "decay" of a prior; the scale in median affinities.
+# "rarity_power", "likeness_weight", "weight", "scale" and "decay"; the scale in median affinities.
 Settings = dict[str, float]
+Priors = Mapping[tuple[float, float], NeighbourPrior]  # by rarity power and likeness weight
 
 
 def fit_priors(
     train: Interactions, content: NDArray[np.floating], config: NeighboursConfig
-) -> dict[float, NeighbourPrior]:
-    """A prior for each of `config.likeness_weights`; weight 1, scale = the median affinity kept.
+) -> Priors:
+    """A prior for each of `config.rarity_powers` and each of `config.likeness_weights`.
 
     content: (num_items, d) embeddings, what items are alike by, see `likeness`
-    An item has its strongest neighbours by
+    Their weight is 1, their scale the median affinity kept. An item has its strongest neighbours by
 
         affinity[i, j] + likeness_weight * median affinity * likeness[i, j]
 
-    An item without interactions has affinities by `inherited`.
+    with the affinities of `follower_affinities`; an item without interactions has those of
+    `inherited`.
     """
-    counted = item_affinities(
-        train, window=config.window, transition_weight=config.transition_weight
-    )
     alike = likeness(content, config.num_alike)
-    typical = np.median(counted.data) if counted.nnz else 1.0
-    counted = counted + inherited(counted, content, train.popularity() > 0, RESEMBLANCE * typical)
-    return {
-        weight: _prior(sparse.csr_array(counted + weight * typical * alike), config)
-        for weight in config.likeness_weights
-    }
+    seen = train.popularity() > 0
+    priors: dict[tuple[float, float], NeighbourPrior] = {}
+    for power in config.rarity_powers:
+        counted = follower_affinities(
+            train, window=config.window, gap_decay=config.gap_decay, rarity_power=power
+        )
+        typical = np.median(counted.data) if counted.nnz else 1.0
+        counted = counted + inherited(counted, content, seen, RESEMBLANCE * typical)
+        for weight in config.likeness_weights:
+            affinity = sparse.csr_array(counted + weight * typical * alike)
+            priors[power, weight] = _prior(affinity, config)
+    return priors
+
+
+def follower_affinities(
+    train: Interactions, *, window: int, gap_decay: float, rarity_power: float
+) -> sparse.csr_array:
+    """How strongly item i calls for item j, (num_items, num_items) sparse float32, zero diagonal.
+
+        affinity[i, j] = followers[i, j] / (sqrt(popularity_i) * popularity_j ** rarity_power)
+
+    followers: each time j follows i at a distance of d <= window positions adds
+        gap_decay ** (d - 1). What came before an item says less about what comes next.
+    """
+    none = sparse.csr_array((train.num_items, train.num_items), dtype=np.float32)
+    followers = with_followers(none, train, gap_decay ** np.arange(window))
+    popularity = np.maximum(train.popularity(), 1).astype(np.float32)
+    calling = sparse.diags_array(1 / np.sqrt(popularity))
+    called = sparse.diags_array(popularity ** np.float32(-rarity_power))
+    affinity = sparse.csr_array(calling @ followers @ called)
+    affinity.setdiag(0)
+    affinity.eliminate_zeros()
+    affinity.sort_indices()
+    return affinity
 
 
 def inherited(
@@ -128,7 +156,7 @@ def _prior(affinity: sparse.csr_array, config: NeighboursConfig) -> NeighbourPri
 
 def weigh_prior(
     decoder: Decoder,
-    priors: dict[float, NeighbourPrior],
+    priors: Priors,
     validation: Windows,
     decoding: DecodingDefaults,
     config: NeighboursConfig,
@@ -137,7 +165,7 @@ def weigh_prior(
 ) -> tuple[Settings, list[dict[str, float]]]:
     """The settings of the best validation ndcg@10 beside a network, and the trials that found them.
 
-    priors: by likeness weight, see `fit_priors`
+    priors: see `fit_priors`
     decoding: of the network
     """
 
@@ -158,21 +186,39 @@ def weigh_prior(
 def best_settings(
     config: NeighboursConfig, ndcg_of: Callable[[Settings], float]
 ) -> tuple[Settings, list[dict[str, float]]]:
-    """Weight, likeness weight, scale and decay of the best ndcg@10, whatever the prior is added to.
+    """The settings of the best ndcg@10, whatever the prior is added to.
 
-    One after the other, from the first likeness weight, scale and decay of the configuration, then
-    the weight once more. Returns them with the trials, each the settings and their "ndcg@10". Of
-    equals the first tried wins, weights in ascending order, so a prior that adds nothing is off
-    (weight 0).
+    For each rarity power: weight, likeness weight, scale and decay one after the other, from the
+    first values of the configuration, then the weight once more. The best scale and weight depend
+    so much on the power that it cannot be one of this row. Returns the settings with the trials,
+    each the settings and their "ndcg@10". Of equals the first tried wins, weights in ascending
+    order, so a prior that adds nothing is off (weight 0).
     """
+    trials: dict[tuple[float, ...], float] = {}
+
+    def ndcg(settings: Settings) -> float:
+        key = tuple(settings.values())
+        if key not in trials:
+            trials[key] = round(ndcg_of(settings), 5)
+        return trials[key]
+
+    best = max((_best_at(power, config, ndcg) for power in config.rarity_powers), key=ndcg)
+    return best, [
+        dict(zip((*best, "ndcg@10"), (*key, value), strict=True)) for key, value in trials.items()
+    ]
+
+
+def _best_at(
+    rarity_power: float, config: NeighboursConfig, ndcg: Callable[[Settings], float]
+) -> Settings:
     weights = tuple(sorted(config.weights))
     best = {
+        "rarity_power": rarity_power,
         "likeness_weight": config.likeness_weights[0],
         "weight": weights[-1],
         "scale": config.scales[0],
         "decay": config.decays[0],
     }
-    trials: dict[tuple[float, ...], float] = {}
     for setting, values in (
         ("weight", weights),
         ("likeness_weight", config.likeness_weights),
@@ -180,20 +226,10 @@ def best_settings(
         ("decay", config.decays),
         ("weight", weights),
     ):
-        highest = -1.0
-        for value in values:
-            tried = best | {setting: value}
-            key = tuple(tried.values())
-            if key not in trials:
-                trials[key] = round(ndcg_of(tried), 5)
-            if trials[key] > highest:
-                winner, highest = tried, trials[key]
-        best = winner
+        best = max((best | {setting: value} for value in values), key=ndcg)
         if best["weight"] == 0:
             break
-    return best, [
-        dict(zip((*best, "ndcg@10"), (*key, ndcg), strict=True)) for key, ndcg in trials.items()
-    ]
+    return best
 
 
 def count_again(
@@ -203,13 +239,18 @@ def count_again(
     settings: Settings,
 ) -> NeighbourPrior:
     """The prior with the counts of another log, at settings that were chosen before."""
-    only = config.model_copy(update={"likeness_weights": (settings["likeness_weight"],)})
+    only = config.model_copy(
+        update={
+            "rarity_powers": (settings["rarity_power"],),
+            "likeness_weights": (settings["likeness_weight"],),
+        }
+    )
     return prior_at(fit_priors(log, content, only), settings)
 
 
-def prior_at(priors: Mapping[float, NeighbourPrior], settings: Settings) -> NeighbourPrior:
-    """The prior at these settings. priors: by likeness weight, see `fit_priors`"""
-    prior = priors[settings["likeness_weight"]]
+def prior_at(priors: Priors, settings: Settings) -> NeighbourPrior:
+    """The prior at these settings. priors: see `fit_priors`"""
+    prior = priors[settings["rarity_power"], settings["likeness_weight"]]
     return replace(
         prior,
         weight=settings["weight"],

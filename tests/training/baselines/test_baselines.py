@@ -344,7 +344,8 @@ def _embeddings() -> NDArray[np.float32]:
 
 def _prior() -> NeighbourPrior:
     config = NeighboursConfig()
-    return fit_priors(_circle().train, _embeddings(), config)[config.likeness_weights[0]]
+    priors = fit_priors(_circle().train, _embeddings(), config)
+    return priors[config.rarity_powers[0], config.likeness_weights[0]]
 
 
 SCORERS: dict[str, Callable[[], Scorer]] = {

@@ -168,5 +168,6 @@ def test_a_configuration_from_before_there_were_families_is_read() -> None:
     recorded = recorded_config(bundle.manifest.facts["config"])
     for newer in ("family", "options"):
         recorded["model"].pop(newer, None)
+    assert "transition_weight" in bundle.manifest.facts["config"]["neighbours"]
     config = validate_config(recorded, source="a bundle")
     assert (config.model.family, config.model.options) == ("mdgr", {})

@@ -23,11 +23,11 @@ from service.decoding import (
 from service.decoding.catalogue import RESEMBLANCE, most_alike
 from service.decoding.search.row_biases import RowBiases
 from training.config import NeighboursConfig
-from training.data.embeddings import item_affinities
-from training.data.splits import Split, leave_last_out
+from training.data.splits import Interactions, Split, leave_last_out
 from training.fitting.neighbour_prior import (
     count_again,
     fit_priors,
+    follower_affinities,
     inherited,
     likeness,
     prior_at,
@@ -35,9 +35,32 @@ from training.fitting.neighbour_prior import (
 )
 
 NUM_ITEMS = 40
-CONFIG = NeighboursConfig(num_neighbours=8, likeness_weights=(0.0,))
+CONFIG = NeighboursConfig(num_neighbours=8, rarity_powers=(0.5,), likeness_weights=(0.0,))
 UNLIKE = np.zeros((NUM_ITEMS, 2), np.float16)  # of items that are like nothing
 ONE_CALL = DecodingDefaults(r_warm=0, m_par=1, beam_width=10)
+
+
+def _affinities(log: Interactions, config: NeighboursConfig) -> np.ndarray:
+    found = follower_affinities(
+        log, window=config.window, gap_decay=config.gap_decay, rarity_power=config.rarity_powers[0]
+    )
+    return found.toarray()
+
+
+def test_what_follows_counts_less_the_further_away_and_the_more_popular() -> None:
+    """Popularity 2, 3, 1, 1 and 0. Nothing counts backwards, or for itself."""
+    log = log_of([[0, 1, 2, 1], [3, 0, 1]], 5)
+    found = follower_affinities(log, window=2, gap_decay=0.5, rarity_power=0.25)
+    expected = np.zeros((5, 5))
+    expected[0, 1] = 2 / (2**0.5 * 3**0.25)  # next to it, twice
+    expected[0, 2] = 0.5 / 2**0.5  # two items later; 1 comes again three later, which is too far
+    expected[1, 2] = 1 / 3**0.5
+    expected[2, 1] = 1 / 3**0.25
+    expected[3, 0] = 1 / 2**0.25
+    expected[3, 1] = 0.5 / 3**0.25
+    np.testing.assert_allclose(found.toarray(), expected, rtol=1e-6)
+    assert found.dtype == np.float32
+    assert found.nnz == 6
 
 
 @settings(max_examples=50, deadline=None)
@@ -49,11 +72,9 @@ def test_the_strongest_neighbours_are_kept_ties_by_row(
     histories: list[list[int]], num_neighbours: int
 ) -> None:
     log = log_of(histories)
-    config = NeighboursConfig(num_neighbours=num_neighbours, likeness_weights=(0.0,))
-    prior = fit_priors(log, UNLIKE[:7], config)[0.0]
-    affinity = item_affinities(
-        log, window=config.window, transition_weight=config.transition_weight
-    ).toarray()
+    config = CONFIG.model_copy(update={"num_neighbours": num_neighbours})
+    prior = fit_priors(log, UNLIKE[:7], config)[0.5, 0.0]
+    affinity = _affinities(log, config)
     assert prior.neighbours.shape == (7, min(num_neighbours, 7))
     for item, strengths in enumerate(affinity):
         strongest = sorted(np.flatnonzero(strengths), key=lambda row: (-strengths[row], row))
@@ -70,7 +91,7 @@ def test_the_strongest_neighbours_are_kept_ties_by_row(
 
 
 def test_an_item_without_an_interaction_calls_for_nothing() -> None:
-    prior = fit_priors(log_of([[0, 1], [1, 0], [3]]), UNLIKE[:7], CONFIG)[0.0]
+    prior = fit_priors(log_of([[0, 1], [1, 0], [3]]), UNLIKE[:7], CONFIG)[0.5, 0.0]
     assert not prior.affinities[[2, 3, 6]].any()
     assert prior.neighbours[0][prior.affinities[0] > 0].tolist() == [1]
 
@@ -109,7 +130,7 @@ def test_an_item_nobody_bought_is_known_by_what_it_is_like() -> None:
     vectors[6] = vectors[0] + 0.1 * vectors[1]  # item 6 was never bought, and is nearly item 0
     config = CONFIG.model_copy(update={"likeness_weights": (0.0, 2.0)})
     without, with_likeness = fit_priors(log, vectors, config).values()
-    affinity = item_affinities(log, window=3, transition_weight=5.0).toarray()
+    affinity = _affinities(log, config)
     typical = np.median(affinity[affinity > 0])
     for prior, weight in ((without, 0.0), (with_likeness, 2.0)):
         called, calling = (
@@ -179,12 +200,12 @@ def test_the_likeness_weight_is_chosen_too() -> None:
     split = _circle()
     angles = np.arange(NUM_ITEMS) * 2 * np.pi / NUM_ITEMS
     vectors = np.stack((np.cos(angles), np.sin(angles)), axis=1)
-    silent = fit_priors(split.train, UNLIKE, CONFIG)[0.0]
+    silent = fit_priors(split.train, UNLIKE, CONFIG)[0.5, 0.0]
     silent = replace(silent, affinities=np.zeros_like(silent.affinities))
     config = CONFIG.model_copy(update={"likeness_weights": (0.0, 1.0)})
     alone = log_of([[item] for item in range(NUM_ITEMS)], NUM_ITEMS)
-    known = fit_priors(alone, vectors, config)[1.0]
-    priors = {0.0: silent, 1.0: known}
+    known = fit_priors(alone, vectors, config)[0.5, 1.0]
+    priors = {(0.5, 0.0): silent, (0.5, 1.0): known}
     config = config.model_copy(update={"likeness_weights": (1.0, 0.0)})
     settings, trials = weigh_prior(
         _decoder(_Network(None)), priors, split.validation, ONE_CALL, config, exclude_seen=False
@@ -193,6 +214,31 @@ def test_the_likeness_weight_is_chosen_too() -> None:
     assert best.weight > 0
     assert np.array_equal(best.affinities, known.affinities)
     assert {trial["likeness_weight"] for trial in trials} == {0.0, 1.0}
+
+
+def test_the_rarity_power_is_chosen_too() -> None:
+    """Every item is followed by the next one. One prior says so, the other is silent."""
+    rows = np.arange(NUM_ITEMS, dtype=np.int32)[:, None]
+    right = NeighbourPrior(
+        (rows + 1) % NUM_ITEMS,
+        np.ones((NUM_ITEMS, 1), np.float16),
+        history_length=1,
+        decay=1.0,
+        scale=1.0,
+        weight=1.0,
+    )
+    silent = replace(right, affinities=np.zeros_like(right.affinities))
+    for powers in ((0.5, 0.2), (0.2, 0.5)):
+        settings, trials = weigh_prior(
+            _decoder(_Network(None)),
+            {(0.5, 0.0): silent, (0.2, 0.0): right},
+            _circle().validation,
+            ONE_CALL,
+            CONFIG.model_copy(update={"rarity_powers": powers}),
+            exclude_seen=False,
+        )
+        assert settings["rarity_power"] == 0.2
+        assert {trial["rarity_power"] for trial in trials} == {0.2, 0.5}
 
 
 class _Network:
@@ -240,22 +286,22 @@ def _decoder(network: _Network) -> Decoder:
 
 def test_a_prior_that_knows_more_than_the_network_is_weighed_in() -> None:
     split = _circle()
-    fitted = fit_priors(split.train, UNLIKE, CONFIG)[0.0]
+    fitted = fit_priors(split.train, UNLIKE, CONFIG)[0.5, 0.0]
     chosen, trials = weigh_prior(
         _decoder(_Network(None)),
-        {0.0: fitted},
+        {(0.5, 0.0): fitted},
         split.validation,
         ONE_CALL,
         CONFIG,
         exclude_seen=False,
     )
-    best = prior_at({0.0: fitted}, chosen)
+    best = prior_at({(0.5, 0.0): fitted}, chosen)
     assert best.weight > 0
     assert best.weight in CONFIG.weights
     assert best.decay in CONFIG.decays
     assert best.scale in [share * fitted.scale for share in CONFIG.scales]
     assert np.array_equal(best.neighbours, fitted.neighbours)
-    settings = {"likeness_weight", "weight", "scale", "decay"}
+    settings = {"rarity_power", "likeness_weight", "weight", "scale", "decay"}
     assert all(trial.keys() == {*settings, "ndcg@10"} for trial in trials)
     (highest,) = [
         trial["ndcg@10"]
@@ -272,7 +318,7 @@ def test_a_prior_that_knows_more_than_the_network_is_weighed_in() -> None:
 
 def test_a_prior_that_is_noise_or_adds_nothing_is_switched_off() -> None:
     split = _circle()
-    fitted = fit_priors(split.train, UNLIKE, CONFIG)[0.0]
+    fitted = fit_priors(split.train, UNLIKE, CONFIG)[0.5, 0.0]
     random = np.random.default_rng(1)
     noise = replace(
         fitted, neighbours=random.integers(0, NUM_ITEMS, fitted.neighbours.shape).astype(np.int32)
@@ -281,7 +327,7 @@ def test_a_prior_that_is_noise_or_adds_nothing_is_switched_off() -> None:
     for network, prior in ((_Network(1), noise), (_Network(1), silent), (_Network(None), silent)):
         settings, trials = weigh_prior(
             _decoder(network),
-            {0.0: prior},
+            {(0.5, 0.0): prior},
             split.validation,
             ONE_CALL,
             CONFIG,
@@ -308,7 +354,7 @@ def test_counting_again_keeps_what_was_chosen() -> None:
     assert same.scale == best.scale
     assert np.array_equal(same.affinities, best.affinities)
     assert np.array_equal(same.neighbours, best.neighbours)
-    wanted = fit_priors(split.before_test, vectors, config)[settings["likeness_weight"]]
+    wanted = fit_priors(split.before_test, vectors, config)[0.5, settings["likeness_weight"]]
     assert np.array_equal(more.affinities, wanted.affinities)
     assert not np.array_equal(more.affinities, best.affinities)
     assert more.scale == settings["scale"] * wanted.scale
