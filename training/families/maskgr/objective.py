@@ -147,7 +147,7 @@ class MaskGRObjective:
         masked = sequences.masked[:, -1]
         samples = (chosen & masked.any(dim=1)).nonzero()[:, 0]
         if not len(samples):
-            return logits.new_zeros(())
+            return 0 * logits.sum()  # a step can be made of it
         newest = sequences.is_item[samples].sum(dim=1) - 2  # the item before the last one
         seen = self.segments.seen(minibatch, samples.numpy(), newest.numpy())
         repeats = Repeats(*map(torch.from_numpy, seen), self.model.repeat_bias)
@@ -188,7 +188,7 @@ def weighted_loss(
     logits: (n, ..., num_codes); target_codes, masked: (n, ...); weights: (n,)
     """
     if not masked.any():
-        return logits.new_zeros(())
+        return 0 * logits.sum()  # a step can be made of it
     losses = F.cross_entropy(
         logits[masked], target_codes[masked], reduction="none", label_smoothing=label_smoothing
     )
