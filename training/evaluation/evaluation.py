@@ -258,8 +258,8 @@ def invalid_sid_shares(
     *,
     beam_width: int,
     ranking: Ranking,
-    order: Order,
     batch: int,
+    order: Order = "confidence",
 ) -> tuple[float, float]:
     """Shares of SIDs that no item has: in the production search, and in an unconstrained one.
 

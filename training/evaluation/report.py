@@ -20,7 +20,7 @@ from joblib import cpu_count
 from rich.console import Console
 from rich.progress import Progress
 
-from service.bundles import HISTORY_CAP, Bundle, DecodingDefaults
+from service.bundles import HISTORY_CAP, Bundle, DecodingDefaults, Manifest
 from service.decoding import Schedule
 from training.config import EvaluationConfig
 from training.data import Dataset
@@ -85,11 +85,7 @@ def evaluate_bundle(
     default = bundle.manifest.decoding
     if config.beam_width:
         default = default.model_copy(update={"beam_width": config.beam_width})
-    settings = [
-        one
-        for one in _settings(config, default, num_subspaces)
-        if bundle.manifest.misfit(one) is None
-    ]
+    settings = _settings(config, default, bundle.manifest)
     without_prior = replace(bundle.decoder, prior=None)
     served, other = config.exclude_seen, _other(config.exclude_seen)
     variants = {
@@ -160,13 +156,14 @@ def evaluate_bundle(
 
 
 def _settings(
-    config: EvaluationConfig, default: DecodingDefaults, num_subspaces: int
+    config: EvaluationConfig, default: DecodingDefaults, manifest: Manifest
 ) -> list[DecodingDefaults]:
-    """The default with every schedule and finish_rows 0, and the default itself."""
+    """The default with every schedule that the bundle can follow and finish_rows 0, and itself."""
     settings = [
         default.model_copy(update={"r_warm": r_warm, "m_par": m_par, "finish_rows": 0})
-        for r_warm, m_par in schedules_of(config, num_subspaces)
+        for r_warm, m_par in schedules_of(config, manifest.num_subspaces)
     ]
+    settings = [one for one in settings if manifest.misfit(one) is None]
     return settings if default in settings else [*settings, default]
 
 

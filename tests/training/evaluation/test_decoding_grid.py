@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from tiny_bundle import write_tiny_bundle
 
-from service.bundles.bundle import DecodingDefaults
+from service.bundles.bundle import Bundle, DecodingDefaults
 from service.decoding import Catalogue, Decoder, Histories, SidTrie
 from training.config import EvaluationConfig, ScheduleConfig
 from training.data.splits import Windows
 from training.evaluation.decoding_grid import best_point, grid_of, measure_grid, schedules_of
+from training.evaluation.evaluation import schedule_of
+from training.evaluation.report import _settings
 from training.preset import load_config
 
 ONE_CALL, TWO, PAPER = (ScheduleConfig(r_warm=n, m_par=m) for n, m in ((0, None), (1, 3), (2, 1)))
@@ -67,6 +71,16 @@ def test_a_network_of_the_next_code_has_one_point_for_each_beam_width() -> None:
     assert [tuple(point.model_dump().values()) for point in points] == [
         (4, 1, beam_width, "path", 0, "left_to_right") for beam_width in config.beam_widths
     ]
+
+
+def test_a_report_has_the_schedules_that_the_bundle_can_follow(tmp_path: Path) -> None:
+    config = EvaluationConfig(schedules=(ONE_CALL, TWO, ScheduleConfig(r_warm=4, m_par=1)))
+    for autoregressive, steps in ((False, [(4,), (1, 3), (1,) * 4, (1, 1, 2)]), (True, [(1,) * 4])):
+        path = write_tiny_bundle(tmp_path / str(autoregressive), autoregressive=autoregressive)
+        manifest = Bundle.load(path).manifest
+        settings = _settings(config, manifest.decoding, manifest)
+        assert [schedule_of(one, 4).steps for one in settings] == steps
+        assert {one.order for one in settings} == {manifest.decoding.order}
 
 
 def test_the_default_grid_is_small() -> None:
