@@ -82,8 +82,9 @@ def test_what_ships_has_counted_everything_in_rows_of_its_own(out: Path, dataset
     prior, was = bundle.decoder.prior, trial.decoder.prior
     assert prior is not None
     assert was is not None
-    assert prior.affinities[row].any()  # by what came before it, it calls for something
-    assert not was.affinities[before].any() or was.affinities[before].max() < was.affinities.max()
+    # What came before it calls for it now, and nothing counted does so in the trial.
+    assert prior.affinities[prior.neighbours == row].any()
+    assert not was.affinities[was.neighbours == before].any()
     config = load_config("tiny", QUICK).neighbours
     content = np.load(out / "codebook" / "content.npy")[rows]
     chosen = trial.manifest.facts["prior"]
