@@ -11,7 +11,11 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from service.decoding import CodebookKind, Collisions, Order, Ranking
+# As in `service.decoding`, which is not imported: a command's --help would take seconds.
+CodebookKind = Literal["opq", "residual", "random"]
+Collisions = Literal["keep", "digit", "reassign"]
+Ranking = Literal["rows", "best", "path"]
+Order = Literal["confidence", "entropy", "margin", "left_to_right", "random", "raw_confidence"]
 
 StageName = Literal["codebook", "fit", "export", "trial", "evaluation", "refit", "bundle"]
 STAGES: tuple[StageName, ...] = get_args(StageName)

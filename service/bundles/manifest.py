@@ -172,6 +172,16 @@ class Manifest(_Model):
     signature: str | None = Field(default=None, pattern=SHA256)
 
     @model_validator(mode="after")
+    def _the_codebook_fits(self) -> Self:
+        if self.codebook.num_digits >= self.num_subspaces:
+            raise ValueError("SIDs with a digit must have at least 2 subspaces")
+        if self.codebook.normalised and self.codebook.kind != "residual":
+            raise ValueError("only residuals can be normalised")
+        if self.content and self.codebook.kind == "random":
+            raise ValueError("random codes have no content")
+        return self
+
+    @model_validator(mode="after")
     def _default_fits(self) -> Self:
         if misfit := self.misfit(self.decoding):
             told = {"param": misfit.param, "message": misfit.message}
@@ -181,16 +191,6 @@ class Manifest(_Model):
     def misfit(self, decoding: DecodingDefaults) -> Misfit | None:
         """Why the bundle cannot decode so; None if it can."""
         return misfit_of(decoding, self.num_subspaces, autoregressive=self.autoregressive)
-
-    @model_validator(mode="after")
-    def _the_codebook_fits(self) -> Self:
-        if self.codebook.num_digits >= self.num_subspaces:
-            raise ValueError("SIDs with a digit must have at least 2 subspaces")
-        if self.codebook.normalised and self.codebook.kind != "residual":
-            raise ValueError("only residuals can be normalised")
-        if self.content and self.codebook.kind == "random":
-            raise ValueError("random codes have no content")
-        return self
 
     @property
     def has_int8(self) -> bool:

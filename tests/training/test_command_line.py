@@ -5,9 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from service import decoding
+from training import config
 from training.__main__ import PUBLIC_DATASETS
 from training.data import DATASETS
 
@@ -42,3 +45,8 @@ def test_help_loads_nothing_that_trains(arguments: list[str]) -> None:
 
 def test_help_names_the_public_data_sets() -> None:
     assert tuple(DATASETS) == PUBLIC_DATASETS
+
+
+@pytest.mark.parametrize("name", ["CodebookKind", "Collisions", "Ranking", "Order"])
+def test_the_configuration_offers_what_the_decoder_has(name: str) -> None:
+    assert get_args(getattr(config, name)) == get_args(getattr(decoding, name))
