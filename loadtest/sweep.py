@@ -177,10 +177,18 @@ async def rate_of(
     )
 
 
-def cases_of(asked: argparse.Namespace, num_subspaces: int) -> list[Case]:
-    """The grid without duplicates; an `r_warm` or `m_par` above num_subspaces is cut to it."""
+def cases_of(
+    asked: argparse.Namespace, num_subspaces: int, *, autoregressive: bool = False
+) -> list[Case]:
+    """The grid without duplicates; an `r_warm` or `m_par` above num_subspaces is cut to it.
+
+    autoregressive: whether the bundle fills one position a call; then beam widths are all there is
+    """
     found: dict[str, Case] = {}
-    grid = itertools.product(asked.rankings, asked.beam_widths, asked.schedules)
+    rankings, schedules = asked.rankings, asked.schedules
+    if autoregressive:
+        rankings, schedules = ["path"], [(num_subspaces, 1)]
+    grid = itertools.product(rankings, asked.beam_widths, schedules)
     for ranking, beam_width, (r_warm, m_par) in grid:
         parameters = {
             "r_warm": min(r_warm, num_subspaces),
@@ -217,7 +225,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 service_cores=len(service.cores),
                 machine=here,
             )
-            cases = cases_of(asked, bundle["num_subspaces"])
+            cases = cases_of(
+                asked, bundle["num_subspaces"], autoregressive=bundle["autoregressive"]
+            )
             results = Results(asked.out, setting)
             asyncio.run(sweep(service, users, cases, results, setting, asked.rounds))
     except (SweepError, OSError, ValueError, RuntimeError, httpx.HTTPError) as error:

@@ -289,7 +289,7 @@ class Settings(BaseSettings):
         ge=0,
         le=10_000_000,
         description="Most encoded histories kept in memory, about 1.5 kB each with a network of "
-        "family mdgr, hundreds of kB with one of maskgr; a request whose history has not changed "
+        "family mdgr, hundreds of kB with others; a request whose history has not changed "
         "skips the encoder; 0 = off.",
     )
     encoder_cache_mb: int = Field(

@@ -198,10 +198,10 @@ def compare_command(
     check_runtime()
     from training.baselines import BERT4RecConfig, SASRecConfig, published_sasrec
     from training.comparison import MAIN_TABLES, Origin, Plan, compare, find_system
-    from training.families import family_of
+    from training.pipeline import family_of_run
 
     config = load_config(preset, overrides)
-    if family_of(config.model.family).autoregressive:
+    if family_of_run(config).autoregressive:
         raise ConfigError(
             f"model.family={config.model.family}: a comparison holds schedules against each other, "
             "and this family fills one position a call; use run and evaluate"

@@ -375,6 +375,15 @@ class EvaluationConfig(Section):
     invalid_sid_users: int = Field(1000, ge=1, description="test users for the invalid-SID rates")
     batch: int = Field(32, ge=1, description="users decoded together")
 
+    @model_validator(mode="after")
+    def _something_to_try(self) -> Self:
+        if set(self.orders) == {"raw_confidence"} and set(self.rankings) == {"rows"}:
+            raise ValueError(
+                "orders: raw_confidence cannot rank by rows, so nothing would be tried; add "
+                "another of orders, or of rankings"
+            )
+        return self
+
 
 class RefitConfig(Section):
     """What ships knows all interactions; what is measured, the trial, does not."""

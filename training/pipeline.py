@@ -38,7 +38,7 @@ from training.config import STAGES, RunConfig, StageName
 from training.data import Dataset, Interactions, embed, normalised
 from training.errors import DataError
 from training.evaluation import evaluate_bundle
-from training.families import family_of
+from training.families import Family, family_of
 from training.fitting import fit, load_best, refit
 from training.stages import read_record, remove, work_stage
 
@@ -58,8 +58,9 @@ def run(
     dataset: as loaded with `config.interactions`
     Raises ConfigError when there is no such family, or no such option of it.
     """
-    family = family_of(config.model.family)
+    family = family_of_run(config)
     family.check(config.model)
+    family.refuse(config)
     if ignored := family.ignored(config):
         console.print(f"family {config.model.family} does not use {', '.join(ignored)}")
     try:
@@ -172,7 +173,7 @@ def _fit(
         key=_key([key, *made]),
     )
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    repeat_bias = family_of(config.model.family).denoiser(model).repeat_bias
+    repeat_bias = family_of_run(config).denoiser(model).repeat_bias
     return {"parameters": parameters, "repeat_bias": repeat_bias, **asdict(state)}
 
 
@@ -290,7 +291,7 @@ def refit_network(
     catalogue = catalogue_of(dataset, config, out)
     if from_scratch:
         torch.manual_seed(config.fit.seed)
-        model = family_of(config.model.family).build(catalogue, config.model)
+        model = family_of_run(config).build(catalogue, config.model)
     else:
         model = load_best(out / "fit", catalogue, config.model)
     share = 1.0 if from_scratch else config.refit.share
@@ -364,12 +365,17 @@ def parts_of(
         (graphs / "encoder.onnx").read_bytes(),
         (graphs / "decoder.onnx").read_bytes(),
         repeat_bias,
-        family_of(config.model.family).autoregressive,
+        family_of_run(config).autoregressive,
     )
 
 
+def family_of_run(config: RunConfig) -> Family:
+    """The family of the run's network. Raises ConfigError when there is none of that name."""
+    return family_of(config.model.family)
+
+
 def _exported(model: Any, config: RunConfig, folder: Path, console: Console) -> dict[str, Any]:
-    family = family_of(config.model.family)
+    family = family_of_run(config)
     encoder, decoder, difference = family.export(model)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "encoder.onnx").write_bytes(encoder)

@@ -221,6 +221,10 @@ def _per_item(num_bytes: int, facts: dict[str, Any]) -> float:
 def measure_bundle(options: argparse.Namespace) -> dict[str, Any]:
     """Time a bundle's catalogue and network on the histories of its held-out users."""
     bundle = Bundle.load(options.bundle, precision=options.precision)
+    if bundle.manifest.autoregressive:
+        raise ValueError(
+            f"{options.bundle} fills one position a call, so it has no schedules to compare"
+        )
     users = bundle.held_out[: options.users]
     if not users:
         raise ValueError(f"{options.bundle} has no held-out users")

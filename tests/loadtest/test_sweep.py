@@ -166,6 +166,8 @@ def test_the_grid_has_no_doubles() -> None:
         *(f"{schedule} path 50" for schedule in schedules),
         "auto",
     ]
+    only = cases_of(asked, num_subspaces=4, autoregressive=True)
+    assert [case.name for case in only] == ["(4, 1) path 50", "auto"]
     asked.modes = ["auto"]
     assert [case.name for case in cases_of(asked, 8)] == ["auto"]
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from training.config import RunConfig, ScheduleConfig
+from training.pipeline import family_of_run
 from training.preset import validate_config
 
 ONE_CALL = ScheduleConfig(r_warm=0)
@@ -43,7 +44,13 @@ class Ablation:
     published: str = ""
 
     def config(self, base: RunConfig) -> RunConfig | None:
-        """The configuration to run, or None when `base` is like that already."""
+        """The configuration to run, or None when `base` is like that already.
+
+        Or when its family reads nothing of what would change.
+        """
+        names = {override.partition("=")[0] for override in self.overrides}
+        if names <= set(family_of_run(base).unused):
+            return None
         changed = overridden(base, self.overrides)
         return None if changed == base else overridden(changed, UNWEIGHED)
 

@@ -86,7 +86,8 @@ class Family:
         graphs and the network. It raises TrainingError when the difference is too large
     options: the settings in `model.options`, with their types and bounds
     autoregressive: whether the network knows only the next code of a SID, from left to right
-    unused: settings of the sections `model` and `masking` that it does not read, "section.key"
+    unused: settings that it does not read, "section.key"
+    refuse: raises ConfigError for a configuration that it cannot learn by
     """
 
     build: Callable[[Catalogue, ModelConfig], nn.Module]
@@ -96,6 +97,7 @@ class Family:
     options: type[Section] = NoOptions
     autoregressive: bool = False
     unused: tuple[str, ...] = ()
+    refuse: Callable[[RunConfig], None] = lambda config: None
 
     def check(self, config: ModelConfig) -> None:
         """Raise ConfigError when `model.options` holds what this family does not take."""

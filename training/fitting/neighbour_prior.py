@@ -20,7 +20,7 @@ from scipy import sparse
 
 from service.bundles import DecodingDefaults
 from service.decoding import Decoder, NeighbourPrior
-from service.decoding.catalogue import RESEMBLANCE, most_alike
+from service.decoding.catalogue import RESEMBLANCE, most_alike, typical_affinity
 from training.config import NeighboursConfig
 from training.data import Interactions, Windows, with_followers
 from training.evaluation import ndcg_at, ranks_at
@@ -54,10 +54,11 @@ def fit_priors(
             train, window=config.window, gap_decay=config.gap_decay, rarity_power=power
         )
         typical = np.median(counted.data) if counted.nnz else 1.0
-        counted = counted + inherited(counted, content, seen, RESEMBLANCE * typical)
         for weight in config.likeness_weights:
             affinity = sparse.csr_array(counted + weight * typical * alike)
-            priors[power, weight] = _prior(affinity, config)
+            kept = typical_affinity(_strongest(affinity, config.num_neighbours)[1])
+            cold = inherited(counted, content, seen, RESEMBLANCE * kept)
+            priors[power, weight] = _prior(sparse.csr_array(affinity + cold), config)
     return priors
 
 
@@ -132,17 +133,7 @@ def likeness(content: NDArray[np.floating], num_alike: int) -> sparse.csr_array:
 
 
 def _prior(affinity: sparse.csr_array, config: NeighboursConfig) -> NeighbourPrior:
-    """The strongest neighbours of every item, of equals the lower rows."""
-    affinity.sort_indices()
-    num_items = affinity.shape[0]
-    num_neighbours = min(config.num_neighbours, num_items)
-    neighbours = np.zeros((num_items, num_neighbours), np.int32)
-    affinities = np.zeros((num_items, num_neighbours), np.float16)
-    for row in range(num_items):
-        own = slice(affinity.indptr[row], affinity.indptr[row + 1])
-        strongest = np.argsort(-affinity.data[own], kind="stable")[:num_neighbours]
-        neighbours[row, : len(strongest)] = affinity.indices[own][strongest]
-        affinities[row, : len(strongest)] = affinity.data[own][strongest]
+    neighbours, affinities = _strongest(affinity, config.num_neighbours)
     positive = affinities[affinities > 0]
     return NeighbourPrior(
         neighbours,
@@ -152,6 +143,23 @@ def _prior(affinity: sparse.csr_array, config: NeighboursConfig) -> NeighbourPri
         scale=float(np.median(positive)) if len(positive) else 1.0,
         weight=1.0,
     )
+
+
+def _strongest(
+    affinity: sparse.csr_array, num_neighbours: int
+) -> tuple[NDArray[np.int32], NDArray[np.float16]]:
+    """The strongest neighbours of every item, of equals the lower rows; and how strong they are."""
+    affinity.sort_indices()
+    num_items = affinity.shape[0]
+    num_neighbours = min(num_neighbours, num_items)
+    neighbours = np.zeros((num_items, num_neighbours), np.int32)
+    affinities = np.zeros((num_items, num_neighbours), np.float16)
+    for row in range(num_items):
+        own = slice(affinity.indptr[row], affinity.indptr[row + 1])
+        strongest = np.argsort(-affinity.data[own], kind="stable")[:num_neighbours]
+        neighbours[row, : len(strongest)] = affinity.indices[own][strongest]
+        affinities[row, : len(strongest)] = affinity.data[own][strongest]
+    return neighbours, affinities
 
 
 def weigh_prior(

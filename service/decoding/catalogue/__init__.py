@@ -32,7 +32,12 @@ from service.decoding.catalogue.codebook_kinds import (
 )
 from service.decoding.catalogue.collisions import Collisions, with_digit
 from service.decoding.catalogue.growing_arrays import SharedList
-from service.decoding.catalogue.neighbour_prior import RESEMBLANCE, NeighbourPrior, NewRows
+from service.decoding.catalogue.neighbour_prior import (
+    RESEMBLANCE,
+    NeighbourPrior,
+    NewRows,
+    typical_affinity,
+)
 from service.decoding.catalogue.pauses import with_pauses
 from service.decoding.catalogue.trie import SidTrie
 
@@ -58,6 +63,7 @@ __all__ = [
     "code_pairs",
     "directions_of",
     "most_alike",
+    "typical_affinity",
     "vectors_like",
     "with_digit",
     "with_pauses",

@@ -146,7 +146,7 @@ class NeighbourPrior:
         """
         new = self.new
         if new is None:
-            strength = RESEMBLANCE * _typical(self.affinities)
+            strength = RESEMBLANCE * typical_affinity(self.affinities)
             new = NewRows(len(self.neighbours), strength)
         return self._with(new.with_rows(alike))
 
@@ -176,8 +176,11 @@ class NeighbourPrior:
         return replace(self, neighbours=new_row_of.take(neighbours), affinities=affinities, new=new)
 
 
-def _typical(affinities: NDArray[np.float16]) -> float:
-    """The median affinity of some rows, evenly spread; 1 if they have none."""
+def typical_affinity(affinities: NDArray[np.float16]) -> float:
+    """The median affinity of some rows, evenly spread; 1 if they have none.
+
+    affinities: (num_rows, num_neighbours), as in `NeighbourPrior`
+    """
     some = affinities[:: max(1, len(affinities) // ROWS_FOR_MEDIAN)]
     some = some[some > 0]
     return float(np.median(some)) if len(some) else 1.0

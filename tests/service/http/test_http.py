@@ -507,6 +507,7 @@ def test_info_says_what_runs(served: Service) -> None:
     }
     assert info["bundle"]["knows_held_out"] is False
     assert info["bundle"]["family"] == "mdgr"
+    assert info["bundle"]["autoregressive"] is False
     assert info["limits"]["max_k"] == 100
     assert info["history_store"] == "redis"
     assert "unix:" not in json.dumps(info)

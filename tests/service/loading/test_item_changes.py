@@ -242,7 +242,10 @@ def levels_with_a_digit() -> ResidualCodebook:
 
 
 def test_replicas_give_new_items_the_same_digits(tmp_path: Path, url: str) -> None:
-    """Whether they were there for every change or start later; and nobody shares a SID."""
+    """Whether they were there for every change or start later; and nobody shares a SID.
+
+    After a trained item is removed that is no longer promised (docs/decisions/042).
+    """
     path = write_tiny_bundle(tmp_path / "1", name="shop", codebook=levels_with_a_digit())
     same = [item(f"same-{n}") for n in range(4)]  # of one embedding
 

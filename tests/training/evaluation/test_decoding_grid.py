@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 from tiny_bundle import write_tiny_bundle
 
 from service.bundles.bundle import Bundle, DecodingDefaults
@@ -168,3 +169,9 @@ def test_every_point_is_measured_on_the_same_users() -> None:
     said = found.as_json()
     assert said["chosen"] == found.chosen
     assert said["points"][2]["finish_rows"] == 60
+
+
+def test_a_grid_of_nothing_is_refused() -> None:
+    with pytest.raises(ValidationError, match="raw_confidence cannot rank by rows"):
+        EvaluationConfig(orders=("raw_confidence",), rankings=("rows",))
+    EvaluationConfig(orders=("raw_confidence",), rankings=("rows", "path"))

@@ -20,6 +20,7 @@ from running_service import service_process
 import training.families
 from service.bundles import Bundle
 from training.__main__ import main
+from training.comparison.paper_tables import ABLATIONS
 from training.config import ModelConfig
 from training.data.interactions import load_dataset
 from training.data.synthetic import make_world, write_world
@@ -145,6 +146,34 @@ def test_a_family_checks_its_options(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"model\.options\.smoothing: .* less than 1"):
         run(config, load_dataset(tmp_path / "world"), tmp_path / "run", Console(quiet=True))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["model.family=tiger"], r"fit\.catalogue_weight: .* set fit\.catalogue_weight=0"),
+        (["model.family=maskgr", "model.width=12"], r"must be a multiple of 2 \* num_heads"),
+    ],
+)
+def test_what_a_family_cannot_learn_by_is_refused_before_a_run(
+    overrides: list[str], told: str, tmp_path: Path
+) -> None:
+    write_world(make_world(20, 60, 0.1, 7), tmp_path / "world")
+    config = load_config("tiny", overrides)
+    with pytest.raises(ConfigError, match=told):
+        run(config, load_dataset(tmp_path / "world"), tmp_path / "run", Console(quiet=True))
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_a_family_does_not_read_is_no_ablation_of_it() -> None:
+    def left(family: str) -> set[str]:
+        base = load_config("tiny", [f"model.family={family}"])
+        return {one.name for one in ABLATIONS if one.config(base) is not None}
+
+    unread = {"random mask count", "random positions", "random count and positions"}
+    unread |= {"no difficulty embedding"}
+    assert left("mdgr") - left("maskgr") == unread
+    assert "no item vectors" in left("maskgr")
 
 
 def test_a_run_says_which_settings_its_family_does_not_use(tmp_path: Path) -> None:

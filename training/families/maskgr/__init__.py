@@ -7,7 +7,7 @@ masked), `objective` (a minibatch's loss).
 from training.families.denoiser import TorchDenoiser
 from training.families.export import export_graphs
 from training.families.family import Family
-from training.families.maskgr.model import Options, build
+from training.families.maskgr.model import Options, build, check_width
 from training.families.maskgr.objective import MaskGRObjective
 
 __all__ = ["FAMILY"]
@@ -26,4 +26,5 @@ FAMILY = Family(
         "masking.history_aware",
         "masking.epsilon",
     ),
+    refuse=lambda config: check_width(config.model),
 )

@@ -159,11 +159,7 @@ class MaskGR(Network):
         self, config: ModelConfig, *, num_subspaces: int, num_codes: int, vector_dims: int
     ) -> None:
         super().__init__()
-        if config.width % (2 * config.num_heads):
-            raise ConfigError(
-                f"model.width {config.width} with model.num_heads {config.num_heads}: family "
-                "maskgr turns pairs of numbers, so width must be a multiple of 2 * num_heads"
-            )
+        check_width(config)
         self.config = config
         self.options = Options.model_validate(config.options)
         self.num_subspaces = num_subspaces
@@ -349,6 +345,15 @@ def rotated(x: Tensor, rotation: Tensor) -> Tensor:
 def take_of_heads(x: Tensor, asked: Tensor) -> Tensor:
     """(n, heads, tokens, d), (n, m) -> (n, heads, m, d): the tokens asked for."""
     return take(x.transpose(1, 2).flatten(2), asked).unflatten(2, (x.shape[1], -1)).transpose(1, 2)
+
+
+def check_width(config: ModelConfig) -> None:
+    """Raise ConfigError when heads cannot turn pairs of numbers."""
+    if config.width % (2 * config.num_heads):
+        raise ConfigError(
+            f"model.width {config.width} with model.num_heads {config.num_heads}: family "
+            "maskgr turns pairs of numbers, so width must be a multiple of 2 * num_heads"
+        )
 
 
 def build(catalogue: Catalogue, config: ModelConfig) -> MaskGR:

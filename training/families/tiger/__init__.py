@@ -9,7 +9,7 @@ from training.families.denoiser import TorchDenoiser
 from training.families.export import export_graphs
 from training.families.family import Family
 from training.families.tiger.model import build
-from training.families.tiger.objective import TigerObjective
+from training.families.tiger.objective import TigerObjective, check_loss
 
 __all__ = ["FAMILY"]
 
@@ -27,5 +27,12 @@ FAMILY = Family(
         "masking.epsilon",
         "masking.full_share",
         "masking.partial_share",
+        "fit.validation_schedule",
+        "fit.sampled_rows",
+        "evaluation.schedules",
+        "evaluation.rankings",
+        "evaluation.finish_rows",
+        "evaluation.orders",
     ),
+    refuse=lambda config: check_loss(config.fit),
 )

@@ -40,12 +40,7 @@ class TigerObjective:
         masking: MaskingConfig,
         config: FitConfig,
     ) -> None:
-        if config.catalogue_weight:
-            raise ConfigError(
-                "fit.catalogue_weight: family tiger has no probability of a row before all of its "
-                "codes are known, so it learns by fit.position_weight alone; set "
-                "fit.catalogue_weight=0 fit.position_weight=1"
-            )
+        check_loss(config)
         self.model, self.config = model, config
         self.segments = Segments.of_one_target(split.train, model_config.history_length)
         self.num_samples = self.segments.num_samples
@@ -86,4 +81,14 @@ class TigerObjective:
         everything = torch.ones_like(target_codes, dtype=torch.bool)
         return self.config.position_weight * position_loss(
             logits.float(), target_codes, everything, label_smoothing=self.config.label_smoothing
+        )
+
+
+def check_loss(config: FitConfig) -> None:
+    """Raise ConfigError when `fit.catalogue_weight` asks for the loss over rows."""
+    if config.catalogue_weight:
+        raise ConfigError(
+            "fit.catalogue_weight: family tiger has no probability of a row before all of its "
+            "codes are known, so it learns by fit.position_weight alone; set "
+            "fit.catalogue_weight=0 fit.position_weight=1"
         )

@@ -79,7 +79,7 @@ def test_a_position_sees_the_history_and_the_codes_before_it_only() -> None:
     assert (np.abs(after - before).max(axis=-1) > 1e-4).all()
 
 
-def test_the_age_of_an_item_matters_and_filler_does_not() -> None:
+def test_the_age_of_an_item_matters() -> None:
     model, histories = tiger(), histories_of([3], padded_to=3)
     sids = np.full((1, 1, L), V)
     before = log_probs_of(model, histories, sids)
