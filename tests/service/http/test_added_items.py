@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from running_service import Service, service_process
+from running_service import Service, service_process, wait_until
 from tiny_bundle import tiny_catalogue, tiny_codebook, write_tiny_bundle
 
 ADMIN = {"Authorization": "Bearer an-admin-key"}
@@ -71,6 +71,12 @@ def ranks_after(service: Service, item_id: str, **decoding: int) -> dict[str, in
     return {item_id: item["rank"] for item_id, item in found.items()}
 
 
+def explored_lines(service: Service) -> list[dict[str, Any]]:
+    """Lines of the log that say how many items were explored."""
+    lines = service.stdout.splitlines()
+    return [json.loads(one) for one in lines if '"n_explored"' in one and one.endswith("}")]
+
+
 @pytest.mark.parametrize(("row", "other"), [("item-20", "item-120"), ("item-120", "item-20")])
 @pytest.mark.parametrize("decoding", [{}, {"r_warm": 0, "m_par": 4}])
 def test_who_had_what_a_new_item_is_like_gets_it(
@@ -107,7 +113,8 @@ def test_places_are_kept_for_new_items(service: Service) -> None:
     assert [item["rank"] for item in answer["items"]] == list(range(1, 11))
     others = [item["item_id"] for item in answer["items"] if not item["explored"]]
     assert others == list(without)[:7]
-    line = [json.loads(line) for line in service.stdout.splitlines() if '"n_explored"' in line][-1]
+    wait_until(lambda: explored_lines(service) != [])  # it is written after the answer
+    line = explored_lines(service)[-1]
     assert (line["event"], line["n_explored"], line["n_items"]) == ("request", 3, 10)
 
 
