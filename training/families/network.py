@@ -5,14 +5,18 @@ Knows nothing of users, losses or attention.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from training.config import ModelConfig
 
+NEVER = -1e9  # added to a score; not -inf: where nothing may be seen, numbers stay finite
 
-class Network(nn.Module):
+
+class Network(nn.Module, ABC):
     """A network that `TorchDenoiser` can ask and `export_graphs` can export.
 
     memory_size: numbers that `remember` gives for each history
@@ -28,6 +32,7 @@ class Network(nn.Module):
     uses_vectors: bool
     repeat_bias: nn.Parameter
 
+    @abstractmethod
     def remember(self, codes: Tensor, vectors: Tensor, mask: Tensor) -> Tensor:
         """All that `denoise` needs of each history: (jobs, memory_size) float32.
 
@@ -35,8 +40,8 @@ class Network(nn.Module):
         vectors: (jobs, length, vector_dims) float32, zeros as filler
         mask:    (jobs, length) bool, true where there is an item
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def denoise(
         self, partial_sids: Tensor, memory: Tensor, positions: Tensor | None = None
     ) -> Tensor:
@@ -45,7 +50,6 @@ class Network(nn.Module):
         partial_sids: (jobs, beams, L) int64, MASK where not yet filled
         positions:    (jobs, beams, n) int64; None = all L of them, in order
         """
-        raise NotImplementedError
 
 
 class Dropout(nn.Module):
@@ -70,6 +74,41 @@ class FeedForward(nn.Sequential):
         super().__init__(
             nn.Linear(width, multiple * width), nn.GELU(), nn.Linear(multiple * width, width)
         )
+
+
+class TransformerLayer(nn.Module):
+    """The parts of a pre-norm layer; a family says how its tokens attend to each other."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.num_heads = config.num_heads
+        self.attention_norm = nn.LayerNorm(width)
+        self.query_key_value = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.ffn_norm = nn.LayerNorm(width)
+        self.ffn = FeedForward(width, config.ffn_multiple)
+        self.dropout = Dropout(config.dropout)
+
+    def projected(self, x: Tensor) -> Tensor:
+        """Queries, keys and values: (n, tokens, width) -> (3, n, heads, tokens, width / heads)."""
+        return split_heads(self.query_key_value(self.attention_norm(x)), 3, self.num_heads)
+
+    def rest(self, x: Tensor, attended: Tensor) -> Tensor:
+        """What comes after the attention. attended: (n, heads, tokens, width / heads)"""
+        x = x + self.dropout(self.out(attended.transpose(1, 2).flatten(2)))
+        return x + self.dropout(self.ffn(self.ffn_norm(x)))
+
+
+def split_heads(projected: Tensor, parts: int, num_heads: int) -> Tensor:
+    """(n, tokens, parts * width) -> (parts, n, heads, tokens, width / heads)."""
+    n, tokens, _ = projected.shape
+    return projected.reshape(n, tokens, parts, num_heads, -1).permute(2, 0, 3, 1, 4)
+
+
+def bias_of(is_token: Tensor) -> Tensor:
+    """What is added to the scores of keys: (n, tokens) bool -> (n, 1, 1, tokens)."""
+    return torch.where(is_token, 0.0, NEVER)[:, None, None]
 
 
 def take(x: Tensor, asked: Tensor | None) -> Tensor:

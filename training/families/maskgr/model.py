@@ -36,16 +36,17 @@ from service.decoding import Catalogue
 from training.config import ModelConfig, Section
 from training.errors import ConfigError
 from training.families.network import (
+    NEVER,
     Dropout,
-    FeedForward,
     Network,
+    TransformerLayer,
+    bias_of,
     initialise,
     logits_at,
     logits_of,
     take,
 )
 
-NEVER = -1e9  # added to a score; not -inf: where nothing may be seen, numbers stay finite
 LONGEST_WAVE = 10_000.0  # of the rotary positions
 
 
@@ -66,29 +67,16 @@ class Options(Section):
     )
 
 
-class Layer(nn.Module):
-    """Pre-norm self-attention with rotary positions, and feed-forward."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        width = config.width
-        self.num_heads = config.num_heads
-        self.attention_norm = nn.LayerNorm(width)
-        self.query_key_value = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
-        self.ffn_norm = nn.LayerNorm(width)
-        self.ffn = FeedForward(width, config.ffn_multiple)
-        self.dropout = Dropout(config.dropout)
+class Layer(TransformerLayer):
+    """Self-attention with rotary positions."""
 
     def heads(self, x: Tensor, rotation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, (n, heads, tokens, width / heads) each.
 
         x: (n, tokens, width); rotation: see `rotations`, of these tokens
         """
-        n, tokens, _ = x.shape
-        projected = self.query_key_value(self.attention_norm(x))
-        parts = projected.reshape(n, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-        return rotated(parts[0], rotation), rotated(parts[1], rotation), parts[2]
+        query, key, value = self.projected(x)
+        return rotated(query, rotation), rotated(key, rotation), value
 
     def forward(
         self, x: Tensor, bias: Tensor, rotation: Tensor, asked: Tensor | None = None
@@ -113,7 +101,7 @@ class Layer(nn.Module):
         if asked is not None:
             query = take_of_heads(query, asked)
         attended = F.scaled_dot_product_attention(query, key, value, attn_mask=bias.to(query.dtype))
-        return self.rest(take(x, asked), attended.transpose(1, 2).flatten(2))
+        return self.rest(take(x, asked), attended)
 
     def fill(
         self,
@@ -144,12 +132,7 @@ class Layer(nn.Module):
         attended = of_old.transpose(1, 2).flatten(2, 3) @ value
         attended = attended.reshape(jobs, heads, n // jobs, m, head_width).transpose(1, 2)
         attended = attended.flatten(0, 1) + share[..., num_old:] @ own_value
-        return self.rest(take(x, asked), attended.transpose(1, 2).flatten(2))
-
-    def rest(self, x: Tensor, attended: Tensor) -> Tensor:
-        """What comes after the attention."""
-        x = x + self.dropout(self.out(attended))
-        return x + self.dropout(self.ffn(self.ffn_norm(x)))
+        return self.rest(take(x, asked), attended)
 
 
 class MaskGR(Network):
@@ -313,8 +296,7 @@ class MaskGR(Network):
 
     def _bias(self, is_item: Tensor) -> Tensor:
         """What is added to the scores of keys: (n, 1, 1, items * L)."""
-        hidden = (~is_item).repeat_interleave(self.num_subspaces, dim=1)
-        return torch.where(hidden, NEVER, 0.0)[:, None, None]
+        return bias_of(is_item.repeat_interleave(self.num_subspaces, dim=1))
 
     def _heads(self) -> tuple[Tensor, Tensor]:
         """What states of a position are multiplied with, (L, num_codes, width), and the bias."""

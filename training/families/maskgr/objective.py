@@ -6,8 +6,6 @@ of masking (`masking`) a minibatch has its share of sequences. Knows no optimise
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import nullcontext
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +20,7 @@ from training.data import Segments, Split
 from training.families.losses import CatalogueSoftmax, Repeats
 from training.families.maskgr.masking import mask_anywhere, mask_one_item
 from training.families.maskgr.model import MaskGR
+from training.families.segment_objective import SegmentObjective
 
 
 class Sequences(NamedTuple):
@@ -41,7 +40,7 @@ class Sequences(NamedTuple):
     whole: Tensor
 
 
-class MaskGRObjective:
+class MaskGRObjective(SegmentObjective):
     """The paper's loss (`fit.position_weight`) and the one over rows (`fit.catalogue_weight`).
 
     The paper's: over the masked codes, sum of weight * cross-entropy / sum of weights. The other:
@@ -62,29 +61,12 @@ class MaskGRObjective:
         masking: MaskingConfig,
         config: FitConfig,
     ) -> None:
-        self.model, self.config = model, config
+        self.model = model
         self.target_share = model.options.target_share
         self.full_share = masking.full_share / (masking.full_share + masking.partial_share)
-        self.segments = Segments.of(split.train, model_config.history_length)
-        self.num_samples = self.segments.num_samples
-        catalogue = trie.catalogue
-        filler_codes = np.full((1, catalogue.num_subspaces), catalogue.num_codes)
-        self.codes = torch.from_numpy(
-            np.concatenate((catalogue.codes, filler_codes)).astype(np.int64)
-        )
-        filler_vector = np.zeros((1, catalogue.vectors.shape[1]), np.float16)
-        self.vectors = torch.from_numpy(np.concatenate((catalogue.vectors, filler_vector)))
+        segments = Segments.of(split.train, model_config.history_length)
+        super().__init__(segments, trie.catalogue, config)
         self.catalogue_softmax = CatalogueSoftmax(trie, sampled_rows=config.sampled_rows)
-        has_bf16 = torch.cpu._is_avx512_bf16_supported()
-        self.dtype = torch.bfloat16 if config.bf16 and has_bf16 else torch.float32
-
-    def minibatches(self, size: int, generator: torch.Generator) -> Iterator[NDArray[np.intp]]:
-        """Every segment once, in random order, in minibatches of about `size` items to learn."""
-        return self.segments.minibatches(size, generator)
-
-    def num_samples_of(self, minibatch: NDArray[np.intp]) -> int:
-        """Items of these segments that are new to their users' segments."""
-        return self.segments.num_samples_of(minibatch)
 
     def loss(
         self, minibatch: NDArray[np.intp], progress: float, generator: torch.Generator
@@ -115,18 +97,17 @@ class MaskGRObjective:
 
     def draw(self, minibatch: NDArray[np.intp], generator: torch.Generator) -> Sequences:
         """The sequences of these segments, with masks."""
-        filler = len(self.codes) - 1
-        rows, is_target = map(torch.from_numpy, self.segments.arrays(minibatch, filler=filler))
+        rows, is_target = map(torch.from_numpy, self.segments.arrays(minibatch, filler=self.filler))
         n, items = rows.shape
         num_subspaces = self.codes.shape[1]
         whole = torch.rand(n, generator=generator) >= self.target_share
         num_targets = is_target.sum(dim=1)
-        lengths = (rows != filler).sum(dim=1)
+        lengths = (rows != self.filler).sum(dim=1)
         left_out = (torch.rand(n, generator=generator) * num_targets).long()
         lengths = lengths - torch.where(whole, 0, left_out.clamp(max=num_targets - 1))
         place = torch.arange(items) - (items - lengths[:, None])
         is_item = place >= 0
-        rows = torch.where(is_item, rows.gather(1, place.clamp(min=0)), filler)
+        rows = torch.where(is_item, rows.gather(1, place.clamp(min=0)), self.filler)
         masked = torch.zeros(n, items, num_subspaces, dtype=torch.bool)
         weights = torch.ones(n)
         masked[whole], weights[whole] = mask_anywhere(
@@ -160,16 +141,12 @@ class MaskGRObjective:
         # A vector would give away the masked codes of its item. Serving does not know the last one.
         vectors[sequences.masked.any(dim=2)] = 0
         vectors[:, -1] = 0
-        with self._precision():
+        with self.precision():
             return self.model.states(codes, vectors, sequences.is_item)
 
     def _logits(self, states: Tensor) -> Tensor:
-        with self._precision():
+        with self.precision():
             return self.model.logits(states).float()
-
-    def _precision(self) -> torch.autocast | nullcontext[None]:
-        in_bf16 = self.dtype == torch.bfloat16
-        return torch.autocast("cpu", torch.bfloat16) if in_bf16 else nullcontext()
 
 
 def weighted_loss(

@@ -6,9 +6,6 @@ reads a segment once and gives a state for each of its samples. Knows no optimis
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import nullcontext
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -20,9 +17,10 @@ from training.data import Segments, Split
 from training.families.losses import CatalogueSoftmax, Repeats, position_loss
 from training.families.mdgr.masking import draw_mask
 from training.families.mdgr.model import MaskedDiffusionModel
+from training.families.segment_objective import SegmentObjective
 
 
-class MDGRObjective:
+class MDGRObjective(SegmentObjective):
     """The weighted sum of `position_loss` and `CatalogueSoftmax.loss` over masked samples.
 
     A minibatch is an array of segments. One target may give two samples: one with all positions
@@ -39,36 +37,17 @@ class MDGRObjective:
         masking: MaskingConfig,
         config: FitConfig,
     ) -> None:
-        self.model, self.masking, self.config = model, masking, config
-        self.segments = Segments.of(split.train, model_config.history_length)
-        self.num_samples = self.segments.num_samples
-        catalogue = trie.catalogue
-        filler_codes = np.full((1, catalogue.num_subspaces), catalogue.num_codes)
-        self.codes = torch.from_numpy(
-            np.concatenate((catalogue.codes, filler_codes)).astype(np.int64)
-        )
-        filler_vector = np.zeros((1, catalogue.vectors.shape[1]), np.float16)
-        self.vectors = torch.from_numpy(np.concatenate((catalogue.vectors, filler_vector)))
+        self.model, self.masking = model, masking
+        segments = Segments.of(split.train, model_config.history_length)
+        super().__init__(segments, trie.catalogue, config)
         self.catalogue_softmax = CatalogueSoftmax(trie, sampled_rows=config.sampled_rows)
-        has_bf16 = torch.cpu._is_avx512_bf16_supported()
-        self.dtype = torch.bfloat16 if config.bf16 and has_bf16 else torch.float32
-
-    def minibatches(self, size: int, generator: torch.Generator) -> Iterator[NDArray[np.intp]]:
-        """Every segment once, in random order, in minibatches of about `size` samples."""
-        return self.segments.minibatches(size, generator)
-
-    def num_samples_of(self, minibatch: NDArray[np.intp]) -> int:
-        """Targets of these segments."""
-        return self.segments.num_samples_of(minibatch)
 
     def loss(
         self, minibatch: NDArray[np.intp], progress: float, generator: torch.Generator
     ) -> Tensor:
         """Draw masks for the targets of these segments; the mean loss over samples."""
         config = self.config
-        rows, is_target = map(
-            torch.from_numpy, self.segments.arrays(minibatch, filler=len(self.codes) - 1)
-        )
+        rows, is_target = map(torch.from_numpy, self.segments.arrays(minibatch, filler=self.filler))
         inputs, targets = rows[:, :-1], rows[:, 1:]
         full, partial = (
             is_target & (torch.rand(is_target.shape, generator=generator) < share)
@@ -108,8 +87,7 @@ class MDGRObjective:
     ) -> Tensor:
         """Logits of every code at every position of each sample: (n, L, num_codes) float32."""
         partial_sids = torch.where(masked, self.model.num_codes, target_codes)
-        in_bf16 = self.dtype == torch.bfloat16
-        with torch.autocast("cpu", torch.bfloat16) if in_bf16 else nullcontext():
+        with self.precision():
             states = self.model.encode(self.codes[inputs], self.vectors[inputs].float())
             logits = self.model.denoise(partial_sids[:, None], states[segment, place])
         return logits[:, 0].float()

@@ -27,15 +27,16 @@ from torch.nn import functional as F
 from service.decoding import Catalogue
 from training.config import ModelConfig
 from training.families.network import (
+    NEVER,
     Dropout,
-    FeedForward,
     Network,
+    TransformerLayer,
+    bias_of,
     initialise,
     logits_at,
     logits_of,
+    split_heads,
 )
-
-NEVER = -1e9  # added to a score; not -inf: where nothing may be seen, numbers stay finite
 
 
 class Remembered(NamedTuple):
@@ -49,30 +50,17 @@ class Remembered(NamedTuple):
     bias: Tensor
 
 
-class Layer(nn.Module):
-    """Pre-norm self-attention and feed-forward, over a history or over the codes of a SID."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        width = config.width
-        self.num_heads = config.num_heads
-        self.attention_norm = nn.LayerNorm(width)
-        self.query_key_value = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
-        self.ffn_norm = nn.LayerNorm(width)
-        self.ffn = FeedForward(width, config.ffn_multiple)
-        self.dropout = Dropout(config.dropout)
+class Layer(TransformerLayer):
+    """Self-attention over a history or over the codes of a SID."""
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
         """x: (n, tokens, width); bias: what is added to scores, broadcast to (n, 1, tokens, tokens)
 
         It hides filler from a history, and from each code of a SID those behind it.
         """
-        projected = self.query_key_value(self.attention_norm(x))
-        query, key, value = split_heads(projected, 3, self.num_heads)
+        query, key, value = self.projected(x)
         attended = F.scaled_dot_product_attention(query, key, value, attn_mask=bias.to(query.dtype))
-        x = x + self.dropout(self.out(attended.transpose(1, 2).flatten(2)))
-        return x + self.dropout(self.ffn(self.ffn_norm(x)))
+        return self.rest(x, attended)
 
 
 class CrossAttention(nn.Module):
@@ -211,17 +199,6 @@ class Tiger(Network):
         asked = None if positions is None else positions.flatten(0, 1)
         logits = self.logits(partial_sids.flatten(0, 1), history, asked)
         return logits.reshape(jobs, beams, -1, self.num_codes)
-
-
-def bias_of(is_token: Tensor) -> Tensor:
-    """What is added to the scores of keys: (n, tokens) bool -> (n, 1, 1, tokens)."""
-    return torch.where(is_token, 0.0, NEVER)[:, None, None]
-
-
-def split_heads(projected: Tensor, parts: int, num_heads: int) -> Tensor:
-    """(n, tokens, parts * width) -> (parts, n, heads, tokens, width / heads)."""
-    n, tokens, _ = projected.shape
-    return projected.reshape(n, tokens, parts, num_heads, -1).permute(2, 0, 3, 1, 4)
 
 
 def build(catalogue: Catalogue, config: ModelConfig) -> Tiger:

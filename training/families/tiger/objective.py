@@ -7,9 +7,6 @@ optimiser.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import nullcontext
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -20,10 +17,11 @@ from training.config import FitConfig, MaskingConfig, ModelConfig
 from training.data import Segments, Split
 from training.errors import ConfigError
 from training.families.losses import position_loss
+from training.families.segment_objective import SegmentObjective
 from training.families.tiger.model import Tiger
 
 
-class TigerObjective:
+class TigerObjective(SegmentObjective):
     """Cross-entropy of all codes of the target, summed per sample, averaged over samples.
 
     A minibatch is an array of segments of one target each. Masks and the loss over rows do not
@@ -41,39 +39,21 @@ class TigerObjective:
         config: FitConfig,
     ) -> None:
         check_loss(config)
-        self.model, self.config = model, config
-        self.segments = Segments.of_one_target(split.train, model_config.history_length)
-        self.num_samples = self.segments.num_samples
-        catalogue = trie.catalogue
-        filler_codes = np.full((1, catalogue.num_subspaces), catalogue.num_codes)
-        self.codes = torch.from_numpy(
-            np.concatenate((catalogue.codes, filler_codes)).astype(np.int64)
-        )
-        filler_vector = np.zeros((1, catalogue.vectors.shape[1]), np.float16)
-        self.vectors = torch.from_numpy(np.concatenate((catalogue.vectors, filler_vector)))
-        has_bf16 = torch.cpu._is_avx512_bf16_supported()
-        self.dtype = torch.bfloat16 if config.bf16 and has_bf16 else torch.float32
-
-    def minibatches(self, size: int, generator: torch.Generator) -> Iterator[NDArray[np.intp]]:
-        """Every sample once, in random order, histories of similar lengths together."""
-        return self.segments.minibatches(size, generator)
-
-    def num_samples_of(self, minibatch: NDArray[np.intp]) -> int:
-        return len(minibatch)
+        self.model = model
+        segments = Segments.of_one_target(split.train, model_config.history_length)
+        super().__init__(segments, trie.catalogue, config)
 
     def loss(
         self, minibatch: NDArray[np.intp], progress: float, generator: torch.Generator
     ) -> Tensor:
         """Mean loss of these samples. Nothing is drawn."""
-        filler = len(self.codes) - 1
-        rows, is_target = map(torch.from_numpy, self.segments.arrays(minibatch, filler=filler))
+        rows, is_target = map(torch.from_numpy, self.segments.arrays(minibatch, filler=self.filler))
         place = is_target.to(torch.int64).argmax(dim=1, keepdim=True) + 1
         targets = rows.gather(1, place)[:, 0]
         is_item = torch.arange(rows.shape[1] - 1) < place
-        history = torch.where(is_item, rows[:, :-1], filler)
+        history = torch.where(is_item, rows[:, :-1], self.filler)
         target_codes = self.codes[targets]
-        in_bf16 = self.dtype == torch.bfloat16
-        with torch.autocast("cpu", torch.bfloat16) if in_bf16 else nullcontext():
+        with self.precision():
             remembered = self.model.encoded(
                 self.codes[history], self.vectors[history].float(), is_item
             )
