@@ -9,10 +9,11 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 # As in `service.decoding`, which is not imported: a command's --help would take seconds.
 CodebookKind = Literal["opq", "residual", "random"]
+AttributeType = Literal["text", "number", "date"]  # as in `service.bundles`
 Collisions = Literal["keep", "digit", "reassign"]
 Ranking = Literal["rows", "best", "path"]
 Order = Literal["confidence", "entropy", "margin", "left_to_right", "random", "raw_confidence"]
@@ -80,6 +81,14 @@ class InteractionsConfig(Section):
         return self
 
 
+def _later(default: Any, description: str) -> Any:
+    """A field that is not written while it has its default.
+
+    So what was recorded before there was such a field is the same as now: stages stay done.
+    """
+    return Field(default, description=description, exclude_if=lambda value: value == default)
+
+
 class ItemsConfig(Section):
     """Reading of the items file."""
 
@@ -89,6 +98,21 @@ class ItemsConfig(Section):
         description="what separates the categories in a text, such as , or |; none = each text is "
         "one category; absent = told from the values",
     )
+    attributes: dict[str, AttributeType] = _later(
+        {},
+        "more columns of the items file, each text, number or date: requests can filter by them, "
+        "as in {brand = 'text', price = 'number', released = 'date'}",
+    )
+
+    @field_validator("attributes")
+    @classmethod
+    def _are_no_other_columns(cls, types: dict[str, AttributeType]) -> dict[str, AttributeType]:
+        for name in types:
+            if name.strip().lower() in ("item_id", "title", "category", "categories"):
+                raise ValueError(f"{name} is read already, and is no attribute")
+            if not 1 <= len(name) <= 64:
+                raise ValueError("a name has 1 to 64 characters")
+        return types
 
 
 class EmbeddingsConfig(Section):
@@ -107,14 +131,6 @@ class EmbeddingsConfig(Section):
         5.0, ge=0, le=1000, description="transitions against co-occurrence"
     )
     seed: int = 7
-
-
-def _later(default: Any, description: str) -> Any:
-    """A field that is not written while it has its default.
-
-    So what was recorded before there was such a field is the same as now: stages stay done.
-    """
-    return Field(default, description=description, exclude_if=lambda value: value == default)
 
 
 class CodebookConfig(Section):

@@ -406,7 +406,12 @@ def dataset_key(dataset: Dataset) -> str:
     """SHA-256 over everything that stages, ranks and baselines read of the data."""
     split = dataset.split
     digest = hashlib.sha256(json.dumps([split.train.user_ids, split.train.item_ids]).encode())
-    digest.update(json.dumps([asdict(item) for item in dataset.items]).encode())
+    # Without what items do not have: then data is the same as before items could have it.
+    items = [
+        {name: value for name, value in asdict(item).items() if value is not None}
+        for item in dataset.items
+    ]
+    digest.update(json.dumps(items).encode())
     for array in (
         split.train.indptr,
         split.train.rows,

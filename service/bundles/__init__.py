@@ -5,13 +5,14 @@ both use this room, so it knows neither: no queue, no history store, no HTTP, no
 
 Reading order: `decoding_defaults` (how a bundle decodes), `manifest` (what it says about itself),
 `bundle` (reading and writing one), `arrays` and `lines` (its files, checked), `items` (titles,
-categories, filters), `ladder` (its faster decoding settings), `store` (the bundle store: folders of
-bundles), `npy` (arrays as bytes).
+categories, attributes), `attributes` (which items pass a filter), `ladder` (its faster decoding
+settings), `store` (the bundle store: folders of bundles), `npy` (arrays as bytes).
 """
 
+from service.bundles.attributes import Condition, seconds_of, type_of
 from service.bundles.bundle import Bundle, verify, write_bundle
 from service.bundles.decoding_defaults import DecodingDefaults, misfit_of
-from service.bundles.items import ATTRIBUTES, Item, text_of
+from service.bundles.items import AttributeType, AttributeValue, Item, text_of
 from service.bundles.ladder import ladder_of
 from service.bundles.lines import HeldOutUser, check_items
 from service.bundles.manifest import (
@@ -26,11 +27,13 @@ from service.bundles.manifest import (
 from service.bundles.store import configured_path, existing_path, reference_at, stored_path
 
 __all__ = [
-    "ATTRIBUTES",
     "CONTENT_TEXT",
     "HISTORY_CAP",
     "REFERENCE",
+    "AttributeType",
+    "AttributeValue",
     "Bundle",
+    "Condition",
     "ContentPart",
     "DecodingDefaults",
     "HeldOutUser",
@@ -43,8 +46,10 @@ __all__ = [
     "misfit_of",
     "one_line",
     "reference_at",
+    "seconds_of",
     "stored_path",
     "text_of",
+    "type_of",
     "verify",
     "write_bundle",
     "write_manifest",

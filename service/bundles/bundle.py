@@ -32,8 +32,9 @@ from numpy.typing import NDArray
 from pydantic import JsonValue
 
 from service.bundles.arrays import Arrays, read_arrays
+from service.bundles.attributes import AttributeIndex, check_types, types_of
 from service.bundles.decoding_defaults import DecodingDefaults
-from service.bundles.items import AttributeIndex, Item
+from service.bundles.items import Item
 from service.bundles.items import text_of as text_of
 from service.bundles.lines import HELD_OUT, ITEMS, lines_of, read_held_out, read_items
 from service.bundles.lines import HeldOutUser as HeldOutUser
@@ -180,7 +181,8 @@ class Bundle:
                     encoder_cache, (encoder_cache_mb << 20) // denoiser.memory_bytes
                 )
             decoder = Decoder(trie, denoiser, prior, encoder_cache=encoder_cache)
-            attributes = AttributeIndex.of(items)
+            check_types(items, manifest.attributes)
+            attributes = AttributeIndex.of(items, manifest.attributes)
         except ProviderMissing as error:
             raise ProviderUnavailable(f"UNMASK_PROVIDER={provider}: {error}") from error
         except RuntimeMissing as error:
@@ -256,6 +258,10 @@ def write_bundle(
         files.update(zip(GRAPHS["int8"], int8, strict=True))
     if codebook.num_positions != catalogue.num_subspaces:
         raise BundleInvalid("the SIDs must have as many codes as the codebook gives")
+    try:
+        attributes = types_of(items)
+    except ValueError as error:
+        raise BundleInvalid(str(error)) from error
     content = None
     if projection := codebook.content:
         files["content_mean.npy"] = npy_of(projection.mean)
@@ -284,6 +290,7 @@ def write_bundle(
             weight=prior.weight,
         ),
         content=content,
+        attributes=attributes,
         codebook=CodebookPart(
             kind=codebook.kind,
             collisions=codebook.collisions,

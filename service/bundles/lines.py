@@ -76,8 +76,16 @@ def check_items(items: Iterable[Item]) -> None:
 
 def lines_of(entries: Iterable[Item | HeldOutUser]) -> bytes:
     """The bytes of the lines, as `read_items` and `read_held_out` read them."""
-    text = "".join(json.dumps(asdict(entry), ensure_ascii=False) + "\n" for entry in entries)
+    text = "".join(json.dumps(_fields(entry), ensure_ascii=False) + "\n" for entry in entries)
     return text.encode()
+
+
+def _fields(entry: Item | HeldOutUser) -> dict[str, object]:
+    """What is written of an entry; attributes only if there are any."""
+    fields = asdict(entry)
+    if isinstance(entry, Item) and not entry.attributes:
+        del fields["attributes"]
+    return fields
 
 
 def _entries(

@@ -26,6 +26,7 @@ from service.bundles.decoding_defaults import (
     Misfit,
     misfit_of,
 )
+from service.bundles.items import CATEGORY, MAX_ATTRIBUTES, AttributeName, AttributeType
 from service.decoding import CodebookKind, Collisions
 from service.errors import BundleInvalid
 
@@ -144,6 +145,7 @@ class Manifest(_Model):
     family: kind of its network, a folder of `training/families`; bundles that do not say it are
         of mdgr. Nothing in the service depends on it
     content: null when the bundle accepts no embeddings of new items
+    attributes: type of each attribute of its items beside `category`; not written if there is none
     autoregressive: whether the network knows only the next code of a SID, from left to right. Then
         one position is filled a call, the order is left_to_right, and beams are ranked by path
     codebook: not written if it is as in bundles from before there was a choice
@@ -163,6 +165,9 @@ class Manifest(_Model):
     repeat_bias: float = Field(ge=-1e6, le=1e6)
     prior: PriorWeights
     content: ContentPart | None
+    attributes: dict[AttributeName, AttributeType] = Field(
+        {}, max_length=MAX_ATTRIBUTES, exclude_if=lambda types: not types
+    )
     codebook: CodebookPart = Field(CodebookPart(), exclude_if=lambda part: part == CodebookPart())
     decoding: DecodingDefaults
     autoregressive: bool = False
@@ -191,6 +196,11 @@ class Manifest(_Model):
     def misfit(self, decoding: DecodingDefaults) -> Misfit | None:
         """Why the bundle cannot decode so; None if it can."""
         return misfit_of(decoding, self.num_subspaces, autoregressive=self.autoregressive)
+
+    @property
+    def filters(self) -> dict[str, AttributeType]:
+        """The attributes that a request can filter by, with their types."""
+        return {CATEGORY: "text", **self.attributes}
 
     @property
     def has_int8(self) -> bool:

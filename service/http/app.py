@@ -29,7 +29,7 @@ from service.http.operator_routes import add_admin_routes, add_health_routes
 from service.http.preconditions import BEARER, Guard, guarded, require_json
 from service.http.url_and_body import UrlAndBodyChecks
 from service.lifecycle import VERSION, Lifecycle
-from service.recommending import similar_items
+from service.recommending import attributes_of, similar_items
 from service.schemas import (
     EventsRequest,
     EventsResponse,
@@ -207,6 +207,7 @@ class Routes:
             item_id=item.item_id,
             title=item.title,
             categories=list(item.categories),
+            attributes=attributes_of(item),
             sid=sid.tolist(),
             popularity_rank=row + 1,
             same_sid=[bundle.items[other].item_id for other in same if other != row],

@@ -15,14 +15,23 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import structlog
 from numpy.typing import NDArray
 from pydantic import SecretStr
 
-from service.bundles import CONTENT_TEXT, Bundle, ContentPart, Item, text_of
+from service.bundles import (
+    CONTENT_TEXT,
+    AttributeValue,
+    Bundle,
+    ContentPart,
+    Item,
+    seconds_of,
+    text_of,
+    type_of,
+)
 from service.decoding.catalogue import with_pauses
 from service.errors import EmbedderUnfit, HistoryUnavailable, InvalidRequest, RequestError
 from service.loading.embedder import LARGEST, Embedder, TextRefused
@@ -81,6 +90,7 @@ class ItemChanges:
         call after the last two.
         """
         before = self._loaded_bundles.active.bundle
+        _check_attributes(request.add, before)
         name, catalogue = before.manifest.name, before.catalogue
         embeddings = await self._embeddings(request.add, before)
         entries = dict.fromkeys(request.remove, REMOVED) | {
@@ -270,6 +280,7 @@ def with_changes(bundle: Bundle, entries: Mapping[str, str]) -> Bundle:
             gone += [] if row is None else [item_id]
             continue
         item, embedding = _item_of(item_id, entry)
+        item = _with_known_attributes(item, bundle)
         if row is not None and bundle.items[row] == item:
             continue
         if content is None or content.embedding_dims != len(embedding):
@@ -301,16 +312,71 @@ def _replaced(
 
 
 def _item(new: NewItem) -> Item:
-    return Item(new.item_id, new.title, tuple(new.categories))
+    return Item(new.item_id, new.title, tuple(new.categories), _attributes(new.attributes) or None)
+
+
+def _attributes(values: Mapping[str, Any]) -> dict[str, AttributeValue]:
+    """As an `Item` has them: lists are tuples."""
+    return {
+        name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+    }
+
+
+def _check_attributes(items: Sequence[NewItem], bundle: Bundle) -> None:
+    """Raise InvalidRequest for attributes that the bundle does not have, or has of another type."""
+    types = bundle.manifest.attributes
+    for place, item in enumerate(items):
+        for name, value in item.attributes.items():
+            param = f"add.{place}.attributes.{name}"
+            if name not in types:
+                known = ", ".join(types) or "none beside its categories"
+                message = f"the bundle's items have no such attribute; they have: {known}"
+                raise InvalidRequest(message, param=param)
+            kind = types[name]
+            is_date = isinstance(value, str) and _is_date(value)
+            if not {"text": isinstance(value, list), "date": is_date}.get(
+                kind, isinstance(value, float)
+            ):
+                forms = {"text": 'a list, ["A", "B"]', "date": "2026-11-30", "number": "12.5"}
+                raise InvalidRequest(f"is a {kind}; write {forms[kind]}", param=param)
+
+
+def _is_date(value: str) -> bool:
+    try:
+        seconds_of(value)
+    except (ValueError, OverflowError):
+        return False
+    return True
+
+
+def _with_known_attributes(item: Item, bundle: Bundle) -> Item:
+    """The item with those attributes that a bundle has, of the bundle's types.
+
+    A change may be older or newer than the bundle.
+    """
+    types = bundle.manifest.attributes
+    known = {
+        name: value
+        for name, value in (item.attributes or {}).items()
+        if types.get(name) == type_of(value)
+    }
+    return replace(item, attributes=known or None)
 
 
 def _entry(item: NewItem, embedding: Sequence[float]) -> str:
     packed = base64.b64encode(np.asarray(embedding, np.float32).tobytes()).decode()
-    fields = {"title": item.title, "categories": item.categories, "embedding": packed}
+    fields: dict[str, Any] = {
+        "title": item.title,
+        "categories": item.categories,
+        "embedding": packed,
+    }
+    if item.attributes:
+        fields["attributes"] = item.attributes
     return json.dumps(fields, ensure_ascii=False)
 
 
 def _item_of(item_id: str, entry: str) -> tuple[Item, NDArray[np.float32]]:
     fields = json.loads(entry)
-    item = Item(item_id, fields["title"], tuple(fields["categories"]))
+    attributes = _attributes(fields.get("attributes", {}))
+    item = Item(item_id, fields["title"], tuple(fields["categories"]), attributes or None)
     return item, np.frombuffer(base64.b64decode(fields["embedding"]), np.float32)

@@ -9,7 +9,7 @@ variant), `shadow` (a candidate bundle that answers unseen).
 """
 
 from service.recommending.experiment import Experiment, load_experiment
-from service.recommending.item_mapping import similar_items
+from service.recommending.item_mapping import attributes_of, similar_items
 from service.recommending.planning import fixed_plan
 from service.recommending.recommender import Policy, Recommender
 from service.recommending.shadow import Shadow
@@ -19,6 +19,7 @@ __all__ = [
     "Policy",
     "Recommender",
     "Shadow",
+    "attributes_of",
     "fixed_plan",
     "load_experiment",
     "similar_items",

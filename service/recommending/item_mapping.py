@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from service.bundles import Bundle
+from service.bundles import Bundle, Item
 from service.decoding import Decoded, Trajectory
 from service.schemas import CodesInCommon, Explanation, RecommendedItem
 
@@ -113,8 +113,17 @@ def _item(
         explored=False,
         sid=bundle.catalogue.codes[row].tolist(),
         categories=list(item.categories) if metadata else None,
+        attributes=attributes_of(item) if metadata else None,
         explanation=explanation,
     )
+
+
+def attributes_of(item: Item) -> dict[str, list[str] | float | str]:
+    """An item's attributes as JSON has them."""
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in (item.attributes or {}).items()
+    }
 
 
 def _explanations(

@@ -6,20 +6,22 @@ Knows nothing of where histories come from, of queues or of answers.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.bundles import ATTRIBUTES, Bundle
+from service.bundles import AttributeType, Bundle, Condition, seconds_of
 from service.decoding import Job
 from service.errors import InvalidRequest
 from service.histories import RememberedAnswer
 from service.recommending.planning import Plan
-from service.schemas import HistorySource, RecommendRequest
+from service.schemas import FilterCondition, HistorySource, RecommendRequest
 
 Rows = NDArray[np.int32]
+Conditions = Mapping[str, Condition]
+MAX_HINTS = 10
 
 
 @dataclass(frozen=True)
@@ -47,31 +49,45 @@ class Inputs:
     excluded: (m,) int32, distinct rows that must not be returned
     allowed:  (l,) int32, ascending rows that pass the filter; None = all
     new:      (m,) int32, ascending rows of new items that pass it; none unless the request explores
+    hints:    what the filter asks for and no item has
     """
 
     history: Rows
     excluded: Rows
     allowed: Rows | None
     new: Rows = field(default_factory=lambda: np.empty(0, np.int32))
+    hints: Sequence[str] = ()
 
     @classmethod
     async def look_up(
-        cls, request: RecommendRequest, history: UserHistory, bundle: Bundle
+        cls,
+        request: RecommendRequest,
+        history: UserHistory,
+        bundle: Bundle,
+        conditions: Conditions,
     ) -> Inputs:
         """Turn item ids into rows. A filter may leave millions of rows, so it runs in a thread."""
-        if request.filter:
-            return await asyncio.to_thread(cls._of, request, history, bundle)
-        return cls._of(request, history, bundle)
+        if conditions:
+            return await asyncio.to_thread(cls._of, request, history, bundle, conditions)
+        return cls._of(request, history, bundle, conditions)
 
     @classmethod
-    def _of(cls, request: RecommendRequest, history: UserHistory, bundle: Bundle) -> Inputs:
+    def _of(
+        cls,
+        request: RecommendRequest,
+        history: UserHistory,
+        bundle: Bundle,
+        conditions: Conditions,
+    ) -> Inputs:
         rows_of = bundle.catalogue.rows_of
         rows = rows_of(history.item_ids)
         excluded = set(rows_of([*request.exclude_items, *history.before]).tolist())
         if request.exclude_seen:
             excluded.update(rows.tolist())
-        allowed = bundle.attributes.allowed(request.filter) if request.filter else None
-        found = cls(rows, np.fromiter(excluded, np.int32, len(excluded)), allowed)
+        allowed = bundle.attributes.allowed(conditions) if conditions else None
+        any_left = allowed is None or len(allowed) > 0
+        hints = bundle.attributes.hints(conditions, any_left=any_left)[:MAX_HINTS]
+        found = cls(rows, np.fromiter(excluded, np.int32, len(excluded)), allowed, hints=hints)
         return replace(found, new=_new_rows(bundle, allowed)) if request.explore else found
 
     def short_because(self, k: int, num_items: int) -> str:
@@ -117,9 +133,41 @@ def _new_rows(bundle: Bundle, allowed: Rows | None) -> Rows:
     return allowed[np.searchsorted(allowed, num_known) :]
 
 
-def check_filter(request: RecommendRequest) -> None:
-    """Raise InvalidRequest for an attribute that items do not have."""
-    if unknown := request.filter.keys() - ATTRIBUTES.keys():
-        known = ", ".join(ATTRIBUTES)
-        message = f"items have no such attribute; filter by: {known}"
-        raise InvalidRequest(message, param=f"filter.{min(unknown)}")
+def conditions_of(request: RecommendRequest, bundle: Bundle) -> Conditions:
+    """What the filter asks of each attribute of a bundle.
+
+    Raises InvalidRequest for an attribute that the bundle does not have, and for a condition that
+    does not go with its type.
+    """
+    types = bundle.manifest.filters
+    for name in request.filter:
+        if name not in types:
+            known = ", ".join(f"{known} ({kind})" for known, kind in types.items())
+            message = f"items have no such attribute; filter by: {known}"
+            raise InvalidRequest(message, param=f"filter.{name}")
+    return {name: _condition(name, types[name], asked) for name, asked in request.filter.items()}
+
+
+def _condition(name: str, kind: AttributeType, asked: FilterCondition) -> Condition:
+    any_of, none_of = asked.any_of, asked.none_of
+    values, bounds = (*(any_of or ()), *(none_of or ())), asked.bounds
+    text, number, date = kind == "text", kind == "number", kind == "date"
+    if text and (bounds or not all(isinstance(value, str) for value in values)):
+        message = 'is text: ask for texts, as in ["A", "B"] or {"not": ["C"]}'
+    elif number and any(isinstance(value, str) for value in (*values, *bounds.values())):
+        message = 'is a number: ask for numbers, as in {"gte": 5, "lt": 10} or [5, 10]'
+    elif date and values:
+        message = 'is a date: ask for a range, as in {"gte": "2026-11-01", "lt": "2026-12-01"}'
+    else:
+        seconds = {which: _bound(name, which, each) for which, each in bounds.items()}
+        return Condition(any_of, none_of or (), seconds)
+    raise InvalidRequest(message, param=f"filter.{name}")
+
+
+def _bound(name: str, which: str, value: float | str) -> float:
+    """A number, or the seconds since 1970 of a date."""
+    try:
+        return seconds_of(value) if isinstance(value, str) else value
+    except (ValueError, OverflowError):
+        message = "is no date; write 2026-11-30 or 2026-11-30T08:00:00Z"
+        raise InvalidRequest(message, param=f"filter.{name}.{which}") from None

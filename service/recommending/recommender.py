@@ -26,7 +26,7 @@ from service.histories import AnswerMemory, HistoryStore, RememberedAnswer
 from service.loading import LoadedBundle, LoadedBundles
 from service.recommending.experiment import DEFAULT, PINNED, Experiment, Variant
 from service.recommending.item_mapping import decoded_items, popular_items, with_explored
-from service.recommending.jobs import Inputs, UserHistory, check_filter
+from service.recommending.jobs import Inputs, UserHistory, conditions_of
 from service.recommending.planning import Plan, explored_places, fixed_plan, plan_in_time
 from service.recommending.shadow import Shadow
 from service.schemas import (
@@ -125,7 +125,7 @@ class Recommender:
         RecommendationNotFound, or HistoryUnavailable when nothing else can answer.
         """
         loaded = assignment.loaded_bundle
-        check_filter(request)
+        conditions = conditions_of(request, loaded.bundle)
         timeout_s = self._policy.default_timeout_s
         deadline = received + (request.timeout_ms / 1000 if request.timeout_ms else timeout_s)
         due = deadline if in_bulk else min(deadline, received + self._policy.slo_s)
@@ -137,7 +137,7 @@ class Recommender:
         async with _until(deadline):
             with _timed(stages, "history"):
                 history = await self._history_of(request)
-            inputs = await Inputs.look_up(request, history, loaded.bundle)
+            inputs = await Inputs.look_up(request, history, loaded.bundle, conditions)
         answer, explored = None, None
         if len(inputs.history):
             try:
@@ -160,6 +160,7 @@ class Recommender:
             served_by="model" if answer else "popular",
             degraded=bool(reasons),
             degraded_reasons=reasons,
+            warnings=list(inputs.hints),
             bundle=loaded.ref,
             experiment=self._used_variant(assignment.label),
             items=items,

@@ -15,7 +15,7 @@ from service.batching import MicroBatcher
 from service.bundles import DecodingDefaults
 from service.errors import RequestError
 from service.loading import LoadedBundle, LoadedBundles
-from service.recommending.jobs import Inputs, UserHistory
+from service.recommending.jobs import Inputs, UserHistory, conditions_of
 from service.recommending.planning import fixed_plan
 from service.schemas import RecommendRequest, RecommendResponse
 from service.tasks import ended
@@ -72,7 +72,8 @@ class Shadow:
             bundle = candidate.bundle
             asked = request.model_copy(update=AS_ITS_DEFAULT)
             plan = fixed_plan(asked, bundle.manifest.decoding, bundle.manifest)
-            inputs = await Inputs.look_up(asked, history, bundle)
+            conditions = conditions_of(asked, bundle)
+            inputs = await Inputs.look_up(asked, history, bundle, conditions)
             [job] = inputs.jobs(asked, plan)
             deadline = time.monotonic() + TIMEOUT_S
             answer = await self._batcher.submit(candidate.engine, job, deadline)

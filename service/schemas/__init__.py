@@ -3,14 +3,15 @@
 Pydantic models and nothing else. The OpenAPI document is made from them. They know no HTTP, no
 store and no bundle. Bounds that depend on a bundle are checked where the bundle is known.
 
-Reading order: `fields` (what all share), `recommend`, `errors` (the one error body), `batch`,
-`events`, `items`, `operators`.
+Reading order: `fields` (what all share), `filters`, `recommend`, `errors` (the one error body),
+`batch`, `events`, `items`, `operators`.
 """
 
 from service.schemas.batch import BatchEntry, BatchRequest, BatchResponse, BatchResult
 from service.schemas.errors import ErrorDetail, ErrorResponse
 from service.schemas.events import Event, EventsRequest, EventsResponse, RejectedEvent
 from service.schemas.fields import DIGITS, ItemId, UserId, field_name, is_user_id
+from service.schemas.filters import FilterCondition
 from service.schemas.items import (
     ItemResponse,
     ItemsRequest,
@@ -71,6 +72,7 @@ __all__ = [
     "EventsResponse",
     "Explanation",
     "Fallback",
+    "FilterCondition",
     "HistoryResponse",
     "HistorySource",
     "Info",

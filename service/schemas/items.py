@@ -10,7 +10,8 @@ from typing import Annotated
 from pydantic import Field
 
 from service.schemas.fields import WHOLE_NUMBER, AnswerModel, ItemId, NewItemId, RequestModel
-from service.schemas.recommend import AttributeValue, CodesInCommon
+from service.schemas.filters import AttributeName, AttributeText, Number
+from service.schemas.recommend import Attributes, CodesInCommon
 
 MAX_SIMILAR = 100
 
@@ -24,6 +25,7 @@ class ItemResponse(AnswerModel):
     item_id: str
     title: str
     categories: list[str]
+    attributes: Attributes
     sid: list[int]
     popularity_rank: int
     same_sid: list[str]
@@ -51,7 +53,16 @@ class NewItem(RequestModel):
 
     item_id: NewItemId
     title: str = Field(max_length=1000)
-    categories: list[AttributeValue] = Field([], max_length=50)
+    categories: list[AttributeText] = Field([], max_length=50)
+    attributes: dict[
+        AttributeName,
+        Annotated[list[AttributeText], Field(min_length=1, max_length=50)] | Number | AttributeText,
+    ] = Field(
+        {},
+        max_length=50,
+        description="Of those that the bundle has: a list of texts, a number, or a date such as "
+        "2026-11-30.",
+    )
     embedding: list[Annotated[float, Field(allow_inf_nan=False)]] | None = Field(
         None,
         max_length=8192,

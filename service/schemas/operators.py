@@ -101,6 +101,7 @@ class BundleInfo(AnswerModel):
     family: kind of its network
     autoregressive: it fills one position a call, from left to right, and nothing else
     content: null when it accepts no new items
+    attributes: what a request can filter by, with the type of each
     knows_held_out: it has learnt the targets of its held-out users, so finding them is no recall
     """
 
@@ -117,6 +118,7 @@ class BundleInfo(AnswerModel):
     history_length: int
     decoding: DefaultDecoding
     content: ContentInfo | None
+    attributes: dict[str, Literal["text", "number", "date"]]
     knows_held_out: bool
 
 

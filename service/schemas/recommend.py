@@ -7,11 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import (
-    Field,
-    StringConstraints,
-    model_validator,
-)
+from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from service.decoding import Order, Ranking
@@ -23,6 +19,7 @@ from service.schemas.fields import (
     TimeoutMs,
     UserId,
 )
+from service.schemas.filters import Filter
 
 Fallback = Literal["history", "off", "all"]  # when popular items answer: see UNMASK_FALLBACK
 HistorySource = Literal["store", "request", "unavailable"]
@@ -35,8 +32,6 @@ MAX_FINISH_ROWS = 1_000_000
 MAX_HISTORY_LIMIT = 10_000
 # The fields that say how to decode. A test checks that they are those of `DecodingDefaults`.
 DECODING_FIELDS = ("r_warm", "m_par", "beam_width", "ranking", "finish_rows", "order")
-AttributeName = Annotated[str, StringConstraints(min_length=1, max_length=64)]
-AttributeValue = Annotated[str, StringConstraints(min_length=1, max_length=500)]
 
 
 class RecommendFields(RequestModel):
@@ -87,13 +82,10 @@ class RecommendFields(RequestModel):
         [], max_length=1000, description="Items not to return; unknown ids are ignored."
     )
     exclude_seen: bool = Field(True, description="Leave out every item of the history.")
-    filter: dict[
-        AttributeName, Annotated[list[AttributeValue], Field(min_length=1, max_length=50)]
-    ] = Field(
+    filter: Filter = Field(
         {},
-        max_length=8,
-        description="Only items that have one of the values of each attribute; "
-        "see docs/how-to/serve.md.",
+        description="Only items that fulfil the condition of each attribute. A list is short for "
+        "`any`; see docs/how-to/serve.md.",
     )
     explore: float = Field(
         0,
@@ -109,7 +101,9 @@ class RecommendFields(RequestModel):
         description="A recommendation_id of this user. The answer is its next page, without the "
         "items of that answer and of the pages before it.",
     )
-    metadata: bool = Field(False, description="Whether items come with their categories.")
+    metadata: bool = Field(
+        False, description="Whether items come with their categories and attributes."
+    )
     explain: bool = Field(False, description="Whether items come with how they were found.")
 
     @model_validator(mode="after")
@@ -165,6 +159,10 @@ class Explanation(AnswerModel):
     history_in_common: list[CodesInCommon]
 
 
+# Of an item, by name: several texts, a number, or a date.
+Attributes = dict[str, list[str] | float | str]
+
+
 class RecommendedItem(AnswerModel):
     """One item. `score` is its log-probability, null for popular items.
 
@@ -179,6 +177,7 @@ class RecommendedItem(AnswerModel):
     sid: list[int]
     explored: bool = Field(False, description="Whether it has a place of `explore`.")
     categories: list[str] | None = Field(None, description="Only with `metadata`.")
+    attributes: Attributes | None = Field(None, description="Only with `metadata`.")
     explanation: Explanation | None = Field(None, description="Only with `explain`.")
 
 
@@ -215,13 +214,17 @@ class UsedHistory(AnswerModel):
 
 
 class RecommendResponse(AnswerModel):
-    """Items, best first. `decoding` is null when the items are the popular ones."""
+    """Items, best first. `decoding` is null when the items are the popular ones.
+
+    warnings: what the request asked for and no item has, such as a misspelt category
+    """
 
     recommendation_id: str
     user_id: str
     served_by: Literal["model", "popular"]
     degraded: bool
     degraded_reasons: list[DegradedReason]
+    warnings: list[str]
     bundle: str
     experiment: UsedVariant | None
     items: list[RecommendedItem]

@@ -161,11 +161,13 @@ def write_tiny_bundle(
     title: str = "Title",
     names: Mapping[str, str] | None = None,
     autoregressive: bool = False,
+    attributes: Callable[[int], dict[str, Any] | None] = lambda row: None,
 ) -> Path:
     """Write the bundle `name@version` to `path` and return the path.
 
     offset: of the prior's neighbours; bundles with different offsets give different answers
     names: other ids for some items
+    attributes: of the item of each row
     autoregressive: as if the network knew only the next code
     """
     catalogue = tiny_catalogue(num_items, names or {})
@@ -177,7 +179,7 @@ def write_tiny_bundle(
         created_at=created_at,
         catalogue=catalogue,
         items=[
-            Item(item_id, f"{title} of {item_id}", tiny_categories(row))
+            Item(item_id, f"{title} of {item_id}", tiny_categories(row), attributes(row))
             for row, item_id in enumerate(catalogue.item_ids)
         ],
         held_out=[HeldOutUser(f"user-{n}", tuple(h), "item-7") for n, h in enumerate(histories)],

@@ -86,6 +86,7 @@ def category_column(
         for text in texts
         if not (bare or QUOTED_LIST.match(text) or (BARE_LIST.match(text) and "," in text))
     }
+    is_told = separator is None
     if separator is None:
         try:
             separator = _separator_of(plain)
@@ -122,7 +123,7 @@ def category_column(
             for kind, words in said.items()
             if counts[kind]
         )
-        settle = f"; {SETTING} settles how text is split" if plain else ""
+        settle = f"; {SETTING} settles how text is split" if plain and is_told else ""
         notes.append(f"{table.path.name}: {name} read {how}{settle}")
     if tight := [text for text in plain if re.search(r"\w>\w", text)]:
         notes.append(

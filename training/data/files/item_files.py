@@ -1,4 +1,4 @@
-"""Reads the file of items: their ids, titles and categories.
+"""Reads the file of items: their ids, titles, categories and attributes.
 
 Warns about columns that look like one of these but were not read. Knows nothing of interactions.
 """
@@ -10,9 +10,10 @@ from pathlib import Path
 
 from service.bundles import Item
 from training.config import ItemsConfig
+from training.data.files.attributes import KINDS, attribute_columns
 from training.data.files.categories import category_column
 from training.data.files.columns import id_column, text_column
-from training.data.files.table import shown, words_of
+from training.data.files.table import plain_name, shown, words_of
 from training.data.files.table_files import read_table
 
 # Columns that say something about an item and are not read under these names.
@@ -30,15 +31,17 @@ def read_items(
 ) -> tuple[Item, ...]:
     """Read a parquet, CSV or JSON-lines file with `item_id`, optionally `title`, `categories`.
 
+    The columns of `config.attributes` are read too.
+
     `categories` (or `category`) are lists in any spelling (see training.data.files.categories).
     Items stay in the order of the file. `notes` gets sentences about how the file was read,
     `warnings` gets sentences about columns that were perhaps meant. Raises DataError with the line
     for values that cannot be read, and for missing or repeated ids.
     """
     notes, warnings = [] if notes is None else notes, [] if warnings is None else warnings
-    table = read_table(
-        path, {"item_id": "id", "title": "text", "categories": "list", "category": "list"}
-    )
+    wanted = {"item_id": "id", "title": "text", "categories": "list", "category": "list"}
+    wanted |= {plain_name(name): KINDS[kind] for name, kind in config.attributes.items()}
+    table = read_table(path, wanted)
     table.require(["item_id"])
     notes.extend(table.notes)
     item_ids = id_column(table, "item_id", notes)
@@ -67,4 +70,5 @@ def read_items(
                 f"{path.name} has {where} {name}, and {', '.join(map(shown, meant))} is not used;"
                 f" rename it to {name} if that is what it holds"
             )
-    return tuple(Item(*each) for each in zip(item_ids, titles, categories, strict=True))
+    attributes = attribute_columns(table, config.attributes, notes)
+    return tuple(Item(*each) for each in zip(item_ids, titles, categories, attributes, strict=True))
