@@ -22,7 +22,7 @@ from service.errors import StartError
 from training.config import ComparisonTable, RunConfig, StageName
 from training.errors import ConfigError, TrainingError
 from training.preset import load_config, preset_names, recorded_config, validate_config
-from training.printing import data_console
+from training.printing import data_console, progress_bar
 
 if TYPE_CHECKING:
     from training.data import Dataset
@@ -221,6 +221,58 @@ def compare_command(
     name = source.stem if source.is_file() else source.resolve().name
     origin = Origin(name, preset, command)
     return compare(config, dataset, out, console, plan=plan, origin=origin)
+
+
+@app.command("recommend")
+def recommend_command(
+    bundle: Annotated[Path, typer.Option(help="folder of the bundle")],
+    users: Annotated[
+        Path, typer.Option(help="histories: a file like those of --interactions of run")
+    ],
+    out: Annotated[Path, typer.Option(help="parquet file to write; it is replaced")],
+    k: Annotated[int, typer.Option(min=1, max=1000, help="items for each user")] = 10,
+    exclude_seen: Annotated[
+        bool, typer.Option(help="leave out items of the user's history")
+    ] = True,
+    threads: Annotated[int, typer.Option(min=1, help="batches decoded at a time")] = 1,
+    overrides: SetOption = None,
+) -> dict[str, Any]:
+    """Recommend items to all users of a file, as the service would.
+
+    The file has user_id, rank, item_id, score and served_by.
+    """
+    check_runtime()
+    from service.bundles import Bundle
+    from training.data import read_interactions
+    from training.evaluation import recommend_all, write_parquet
+
+    if out.suffix != ".parquet":
+        raise ConfigError(f"--out {out} must end in .parquet")
+    check_folder("--out", out.parent)
+    loaded = Bundle.load(bundle)
+    notes: list[str] = []
+    log = read_interactions(users, load_config("default", overrides).interactions, notes)
+    for note in notes:
+        console.print(note)
+    with progress_bar(console=console) as progress:
+        task = progress.add_task("users", total=log.num_users)
+        answers = recommend_all(
+            loaded,
+            log,
+            k=k,
+            exclude_seen=exclude_seen,
+            workers=threads,
+            advance=lambda users: progress.advance(task, users),
+        )
+    write_parquet(answers, out)
+    by_model = answers.filter(answers["served_by"] == "model")["user_id"].n_unique()
+    return {
+        "bundle": loaded.manifest.ref,
+        "out": str(out),
+        "users": log.num_users,
+        "rows": len(answers),
+        "served_by_model": by_model,
+    }
 
 
 @app.command("promote")

@@ -15,7 +15,7 @@ from training.data.embeddings import (
     users_with_both,
     with_followers,
 )
-from training.data.interactions import Dataset, load_dataset
+from training.data.interactions import Dataset, load_dataset, read_interactions
 from training.data.public_datasets import DATASETS, fetch
 from training.data.segments import Segments
 from training.data.splits import Interactions, Split, Windows
@@ -34,6 +34,7 @@ __all__ = [
     "item_affinities",
     "load_dataset",
     "normalised",
+    "read_interactions",
     "synthesize",
     "thin",
     "users_with_both",

@@ -2,10 +2,11 @@
 
 Reading order: `evaluation` (ranks and metrics), `figures` (differences and their errors),
 `decoding_grid` (chooses the default setting), `cold_items` (what becomes of items that are added)
-with `cold_tables`, `report` (the document), `ranks_store` (ranks of many systems on disk). Does not
-know how a bundle was trained.
+with `cold_tables`, `report` (the document), `ranks_store` (ranks of many systems on disk),
+`all_users` (what a bundle recommends to everybody). Does not know how a bundle was trained.
 """
 
+from training.evaluation.all_users import recommend_all, write_parquet
 from training.evaluation.cold_items import AS_TRAINED, KEPT_OUT, PUT_BACK, ColdItems
 from training.evaluation.cold_tables import Measured, cold_figures, cold_markdown
 from training.evaluation.decoding_grid import Grid, fewest_calls, measure_grid
@@ -64,8 +65,10 @@ __all__ = [
     "ranks_as_served",
     "ranks_at",
     "recall_at",
+    "recommend_all",
     "requests_of",
     "setting_name",
     "standard_error",
     "targets_seen",
+    "write_parquet",
 ]

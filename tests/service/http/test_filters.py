@@ -55,7 +55,10 @@ def rows(shop: Service, **wanted: Any) -> set[int]:
     ("wanted", "passes"),
     [
         ({"brand": ["Acme"]}, lambda a: a.get("brand") == ("Acme",)),
-        ({"brand": {"any": ["Acme", "Best"], "not": ["Best"]}}, lambda a: a.get("brand") == ("Acme",)),
+        (
+            {"brand": {"any": ["Acme", "Best"], "not": ["Best"]}},
+            lambda a: a.get("brand") == ("Acme",),
+        ),
         ({"price": {"gte": 10, "lt": 20.5}}, lambda a: 10 <= a.get("price", 0) < 20.5),
         ({"price": [2.5, 2.75]}, lambda a: a.get("price") in (2.5, 2.75)),
         (
