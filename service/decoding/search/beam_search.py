@@ -298,12 +298,14 @@ class _Batch:
     def _filtered_beam(self, job: Job, biases: RowBiases) -> Beams | None:
         """The fully masked beam of a job whose filter allows at most half of the catalogue.
 
-        None for other jobs: they make passes over the whole catalogue, which are cheaper for them.
-        If such a job has a filter, `biases` then exclude all other rows.
+        At most seven eighths if one call scores them all. None for other jobs: they make passes
+        over the whole catalogue, which are cheaper for them. If such a job has a filter, `biases`
+        then exclude all other rows.
         """
         if job.allowed is None:
             return None
-        if 2 * len(job.allowed) <= len(self.codes):
+        eighths = 7 if job.schedule.nfe == 1 else 4
+        if 8 * len(job.allowed) <= eighths * len(self.codes):
             return self._fully_masked_beam(*rows_not_excluded(job.allowed, biases.values))
         biases.exclude_all_but(job.allowed)
         return None

@@ -28,7 +28,7 @@ from tiny_bundle import (
     write_tiny_bundle,
 )
 
-from service.bundles import manifest
+from service.bundles import Condition, manifest
 from service.bundles.bundle import Bundle, Item, verify
 from service.bundles.ladder import ladder_of
 from service.bundles.manifest import (
@@ -129,7 +129,7 @@ def test_items_come_and_go_and_the_bundle_stays_as_it_was(bundles_dir: Path) -> 
         (grown, {"item-0", "item-50", "item-100", "item-150", "new-0", "new-1", "new-2"}),
         (shrunk, {"item-0", "item-50", "item-100", "item-150", "new-0", "new-2"}),
     ):
-        rare = state.attributes.allowed({"category": ["rare"]})
+        rare = state.attributes.allowed({"category": Condition(["rare"])})
         assert {state.items[row].item_id for row in rare} == expected
     for state in (bundle, grown, shrunk):
         history = state.catalogue.rows_of(["item-5", "new-0", "new-1", "item-9"])
