@@ -16,6 +16,7 @@ CodebookKind = Literal["opq", "residual", "random"]
 Collisions = Literal["keep", "digit", "reassign"]
 Ranking = Literal["rows", "best", "path"]
 Order = Literal["confidence", "entropy", "margin", "left_to_right", "random", "raw_confidence"]
+Noise = Literal["uniform", "cosine"]
 
 StageName = Literal["codebook", "fit", "export", "trial", "evaluation", "refit", "bundle"]
 STAGES: tuple[StageName, ...] = get_args(StageName)
@@ -109,12 +110,14 @@ class EmbeddingsConfig(Section):
     seed: int = 7
 
 
-def _later(default: Any, description: str) -> Any:
+def _later(default: Any, description: str, **bounds: Any) -> Any:
     """A field that is not written while it has its default.
 
     So what was recorded before there was such a field is the same as now: stages stay done.
     """
-    return Field(default, description=description, exclude_if=lambda value: value == default)
+    return Field(
+        default, description=description, exclude_if=lambda value: value == default, **bounds
+    )
 
 
 class CodebookConfig(Section):
@@ -164,8 +167,9 @@ class ModelConfig(Section):
     family: str = Field("mdgr", description="a folder of training/families")
     options: dict[str, Any] = Field(
         {},
-        description="settings of the family's own, which it checks; mdgr has none, maskgr has "
-        "attention and target_share (training/families/maskgr/model.py)",
+        description="settings of the family's own, which it checks: of mdgr encoder "
+        "(training/families/mdgr/options.py), of maskgr attention and target_share "
+        "(training/families/maskgr/model.py)",
     )
     width: int = Field(128, ge=8)
     num_heads: int = Field(8, ge=1)
@@ -192,11 +196,16 @@ class ModelConfig(Section):
 class MaskingConfig(Section):
     """Which positions of the target SID become MASK (MDGR Eq. 8-13).
 
-    Family maskgr reads the shares only: of the sequences in which only the last item has masks,
-    full_share to partial_share have all its codes masked, or some.
+    Family maskgr reads the shares and noise: of the sequences in which only the last item has
+    masks, full_share to partial_share have all its codes masked, or some.
     """
 
-    curriculum: bool = Field(True, description="mask count by Eq. 8-10; off = uniform in 1..L")
+    curriculum: bool = Field(True, description="mask count by Eq. 8-10; off = by noise")
+    noise: Noise = _later(
+        "uniform",
+        "mask count without the curriculum: uniform in 1..L, or cosine (MaskGIT), where many masks "
+        "are more frequent; of maskgr, how its rate t is drawn",
+    )
     gamma: float = Field(2.0, gt=0)
     history_aware: bool = Field(True, description="positions by Eq. 11-12; off = uniform")
     epsilon: float = Field(0.1, gt=0)
@@ -252,6 +261,12 @@ class FitConfig(Section):
     ramp_share: float = Field(0.03, ge=0, lt=1, description="share of the steps spent ramping up")
     weight_decay: float = Field(0.01, ge=0)
     clip_norm: float = Field(1.0, gt=0)
+    history_dropout: float = _later(
+        0.0,
+        "share of the samples whose history the network does not see, which guidance needs",
+        ge=0,
+        le=0.9,
+    )
     ema_decay: float = Field(
         0.999, ge=0, lt=1, description="of the averaged weights that are validated and shipped"
     )
