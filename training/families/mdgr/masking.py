@@ -1,8 +1,8 @@
 """Which positions of a target SID become MASK: how many (curriculum, or noise) and which.
 
-Pure functions of progress, codes and a random generator; knows nothing of the network.
-Which: history-aware. Source: arXiv 2601.19501, section 4.3, Eq. 8-13. The prose there on gamma contradicts Eq. 8; this
-is the formula: a larger gamma makes training hard sooner.
+Which is history-aware. Pure functions of progress, codes and a random generator; knows nothing of
+the network. Source: arXiv 2601.19501, section 4.3, Eq. 8-13. The prose there on gamma contradicts
+Eq. 8; this is the formula: a larger gamma makes training hard sooner.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ and to all states of the history. So one pass over a history serves one target.
 codes:   (n, items, L) int64, oldest first, MASK = num_codes as filler at the end
 vectors: (n, items, d) float32, the items' vectors; zeros as filler
 is_item: (n, items) bool, false for filler, to which nothing attends
-After arXiv 2601.19501, sections 4.3 and 5.1.3 and figure 2. What the paper does not say is listed in
+After arXiv 2601.19501, sections 4.3 and 5.1.3 and figure 2. What the paper does not say is in
 docs/decisions/048.
 """
 

@@ -263,6 +263,40 @@ def best_survivors(
 
 
 @compiled
+def survivor_scores(
+    codes: Codes, beams: Beams, log_probs: Floats, positions: Integers, ranking: int
+) -> Doubles:
+    """The score of every survivor, as in `best_survivors`: (survivors,), in their order.
+
+    A row that several beams own has a score of each.
+    """
+    sids, beam_scores, starts, rows, biases, call_index, _ = beams
+    num_masked = int(np.count_nonzero(sids[:1] == log_probs.shape[2]))
+    scores = np.full(len(rows), -np.inf, np.float64)
+    for beam in range(len(sids)):
+        own = rows[starts[beam] : starts[beam + 1]]
+        logits = biases[starts[beam] : starts[beam + 1]].copy()
+        highest: float = np.float64(logits.max())
+        if call_index[beam] >= 0:
+            own_codes = np.empty((len(own), num_masked), np.uint16)
+            _gather(codes, own, positions[call_index[beam]], num_masked, own_codes)
+            own_log_probs = log_probs[call_index[beam]]
+            own_biases = biases[starts[beam] : starts[beam + 1]]
+            highest = _row_logits(own_codes, own_biases, own_log_probs, num_masked, logits)
+        if not highest > -np.inf:
+            continue
+        shift = beam_scores[beam]
+        if ranking == ROWS:
+            mass = 0.0
+            for logit in logits:
+                mass += np.exp(np.float64(logit) - highest)
+            shift -= highest + np.log(mass)
+        for i in range(len(own)):
+            scores[starts[beam] + i] = logits[i] + shift
+    return scores
+
+
+@compiled
 def _gather(
     codes: Codes, rows: Rows, positions: Integers, num_masked: int, own_codes: Codes
 ) -> None:
