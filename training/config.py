@@ -370,6 +370,17 @@ class EvaluationConfig(Section):
         min_length=1,
         description="tried likewise: which masked positions a beam fills first",
     )
+    remasks: tuple[Annotated[int, Field(ge=0, lt=64)], ...] = _later(
+        (0,),
+        "tried likewise: how many codes of a finished beam are masked again",
+        min_length=1,
+    )
+    guidances: tuple[Annotated[float, Field(ge=0, le=10)], ...] = _later(
+        (0.0,),
+        "tried likewise, if the network was trained with fit.history_dropout: the weight of "
+        "guidance",
+        min_length=1,
+    )
     beam_width: int | None = Field(
         None, ge=1, description="of the tables on test users; absent = the bundle's default"
     )

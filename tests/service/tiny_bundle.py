@@ -161,12 +161,14 @@ def write_tiny_bundle(
     title: str = "Title",
     names: Mapping[str, str] | None = None,
     autoregressive: bool = False,
+    history_dropout: float = 0.0,
 ) -> Path:
     """Write the bundle `name@version` to `path` and return the path.
 
     offset: of the prior's neighbours; bundles with different offsets give different answers
     names: other ids for some items
     autoregressive: as if the network knew only the next code
+    history_dropout: as if it had learnt with it
     """
     catalogue = tiny_catalogue(num_items, names or {})
     histories = [[f"item-{(3 * n + i) % 199}" for i in range(5)] for n in range(10)]
@@ -189,6 +191,7 @@ def write_tiny_bundle(
         codebook=codebook or tiny_codebook(),
         decoding=NEXT_CODE if autoregressive else DEFAULT,
         autoregressive=autoregressive,
+        history_dropout=history_dropout,
         facts={"grid": {"points": tiny_grid()}},
         int8=int8 and (_graph(int8[0]), _graph(int8[1])),
     )
