@@ -232,8 +232,16 @@ def read_ranks(path: Path) -> Offline:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line: prints figures, then a line of JSON. 1 after an error or a different rank."""
     options = _parser().parse_args(arguments)
-    names = ("r_warm", "m_par", "beam_width", "ranking", "finish_rows", "order", "remask")
-    names += ("guidance",)
+    names = [
+        "r_warm",
+        "m_par",
+        "beam_width",
+        "ranking",
+        "finish_rows",
+        "order",
+        "remask",
+        "guidance",
+    ]
     chosen = {name: getattr(options, name) for name in names}
     try:
         users = read_held_out(options.held_out, options.users)

@@ -179,7 +179,7 @@ class _Batch:
         self.prior = prior
         self.codes = trie.catalogue.codes
         self.on_answer = on_answer
-        self.nfe = 0
+        self.num_steps = 0
         self.searches = [_Search(index, job, trie) for index, job in enumerate(jobs)]
         self.active: list[_Search] = []
         num_items, num_subspaces = self.codes.shape
@@ -210,7 +210,7 @@ class _Batch:
         self._keep_unfinished()
         if not self.active:
             return
-        if self.nfe == 0:
+        if self.num_steps == 0:
             jobs = [search.job for search in self.active]
             self.denoiser.encode(
                 [job.history for job in jobs], guided=any(job.is_guided for job in jobs)
@@ -219,8 +219,8 @@ class _Batch:
             [search.beams for search in self.active],
             [search.job.guidance * search.job.is_guided for search in self.active],
         )
-        self.nfe += 1
-        if self.nfe == 1:
+        self.num_steps += 1
+        if self.num_steps == 1:
             self._first_step([log_probs for log_probs, _ in outputs])
         else:
             self._later_step(outputs)
@@ -249,7 +249,7 @@ class _Batch:
         parents: Integers | None = None,
     ) -> None:
         """Note the job's answer, and report it. log_probs: the last output for its beams, if any"""
-        nfe = self.nfe * (2 if search.job.is_guided else 1)
+        nfe = self.num_steps * (2 if search.job.is_guided else 1)
         search.finish(found, nfe, log_probs, cancelled, survivors, parents)
         if self.on_answer is not None:
             self.on_answer(search.index, search.answer, self.timings())
@@ -396,12 +396,12 @@ class _Batch:
             if search.refilling:
                 assert isinstance(beams, Beams)
                 self._answer_refilled(search, beams, log_probs, positions)
-            elif search.is_last_step(self.nfe, beams.num_rows):
+            elif search.is_last_step(self.num_steps, beams.num_rows):
                 wanted, ranking = search.wanted, search.ranking
                 best = best_rows(self.trie, beams, log_probs, positions, wanted, ranking)
                 self._found(search, best, log_probs, survivors=beams.num_rows)
             else:
-                width = search.job.schedule.steps[self.nfe - 1]
+                width = search.job.schedule.steps[self.num_steps - 1]
                 search.continue_with(
                     self._expand(search, beams, log_probs, positions, width), log_probs
                 )
@@ -431,7 +431,7 @@ class _Batch:
         if search.order != orders.DRAWN:
             return _NONE_DRAWN
         history, num_subspaces = search.job.history, self.codes.shape[1]
-        return orders.drawn_certainties(history, self.nfe, num_beams, num_subspaces)
+        return orders.drawn_certainties(history, self.num_steps, num_beams, num_subspaces)
 
 
 def _check_rows(job: Job, num_items: int) -> None:

@@ -154,7 +154,8 @@ def guided_log_probs(given: Floats, without: Floats, guidance: Floats) -> Floats
     with np.errstate(invalid="ignore"):  # no code is possible: the search drops nan
         mixed = mixed - mixed.max(axis=-1, keepdims=True)
     mass = np.log(np.exp(mixed).sum(axis=-1, keepdims=True))
-    return (mixed - mass).astype(np.float32)
+    found: Floats = (mixed - mass).astype(np.float32)
+    return found
 
 
 def beams_per_chunk(widths: Sequence[int]) -> int:

@@ -111,7 +111,8 @@ def _rows_of_partial_sids(
             if code != mask:
                 own = np.int64(indptr[position, code + 1]) - np.int64(indptr[position, code])
                 if own < length:
-                    length, shortest[beam] = own, position
+                    length = own
+                    shortest[beam] = position
         most += length
     rows, own_biases = np.empty(most, np.int32), np.empty(most, np.float32)
     starts = np.zeros(num_beams + 1, np.int64)
