@@ -83,8 +83,8 @@ def decode(
         "raw_confidence": the highest probability of any code first (MDGR Eq. 18). Not for "rows".
     remask (of a job): once the search has found its best `beam_width` rows (or k), that many codes
         of each are masked again, those whose log-prob was lowest when they were filled, and
-        refilled by one more call, for rows that agree with the codes that are kept. Ranked by rows,
-        a row gets the sum of what the refilled beams give it, else the best of it
+        refilled by one more call, for rows that agree with the codes that are kept. A refilled beam
+        divides its row's probability among its rows, and a row has the sum of what it is given
     guidance (of a job): w of classifier-free guidance. Each step has a second call, which sees no
         history: log p = (1 + w) log p(code | history) - w log p(code), normalised again. Nothing is
         guided where there is no history

@@ -1,10 +1,9 @@
 """Finished SIDs of which the least certain codes are masked again: their beams, and what follows.
 
 A beam then goes back to the catalogue rows that agree with the codes it keeps, so refilling stays
-within the trie. Unlike before, two beams may own the same row: when they meet, the row is counted
-once. Ranked by rows, a refilled beam divides the probability of its finished row among its rows,
-and a row has the sum of what it is given: one step of Gibbs sampling, in expectation. Ranked
-otherwise, a row has the best score that a beam gives it. Knows nothing of denoisers or jobs.
+within the trie. It divides the probability of its finished row among these rows. Unlike before, two
+beams may own the same row: when they meet, the row is counted once, with the sum of what it is
+given. That is one step of Gibbs sampling, in expectation. Knows nothing of denoisers or jobs.
 """
 
 from __future__ import annotations
@@ -47,22 +46,21 @@ def remasked_beams(
     Returns the beams, each partial SID once, best first, and for each the place of the finished row
     that it is made of, the best one.
     """
-    mask, by_rows = trie.catalogue.num_codes, ranking == ROWS
+    mask = trie.catalogue.num_codes
     again = least_certain(log_probs, remask)
     sids = np.where(again, np.uint16(mask), trie.codes[rows])
     worth = scores.astype(np.float64)
-    if not by_rows:  # what is left of the path
-        worth = np.where(again, 0.0, np.nan_to_num(log_probs)).sum(axis=1, dtype=np.float64)
+    if ranking != ROWS:  # biases are no part of a path
+        worth -= biases[rows]
     _, made_of, beam_of = np.unique(sids, axis=0, return_index=True, return_inverse=True)
-    beam_of = beam_of.reshape(-1)
     of_beam = np.full(len(made_of), -np.inf)
-    (np.logaddexp if by_rows else np.maximum).at(of_beam, beam_of, worth)
+    np.logaddexp.at(of_beam, beam_of.reshape(-1), worth)
     order = np.lexsort((made_of, -of_beam))
     made_of, of_beam = made_of[order], of_beam[order]
     starts, own_rows, own_biases = _rows_of_partial_sids(
         trie.codes, trie.indptr, trie.rows, sids[made_of], mask, biases
     )
-    undecided = number_undecided(trie.codes, starts, own_rows, by_rows)
+    undecided = number_undecided(trie.codes, starts, own_rows, True)
     return Beams(sids[made_of], of_beam, starts, own_rows, own_biases, *undecided), made_of
 
 
@@ -82,7 +80,7 @@ def refilled(
     rows, scores, beam_of = rows[order], scores[order], beam_of[order]
     distinct, first, place = np.unique(rows, return_index=True, return_inverse=True)
     total = np.full(len(distinct), -np.inf)
-    (np.logaddexp if ranking == ROWS else np.maximum).at(total, place.reshape(-1), scores)
+    np.logaddexp.at(total, place.reshape(-1), scores)
     best = np.lexsort((distinct, -total))[:k]
     return distinct[best], total[best].astype(np.float32), beam_of[first[best]]
 
