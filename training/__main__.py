@@ -131,6 +131,7 @@ def evaluate_command(
         config,
         console,
         autoregressive=loaded.manifest.autoregressive,
+        history_dropout=loaded.manifest.history_dropout,
     )
     if set_default:
         loaded = replace(loaded, manifest=write_default(bundle, grid))
@@ -143,6 +144,50 @@ def evaluate_command(
         grid=grid.as_json(),
         ranks_by_content=ranks_by_content,
     )
+
+
+@app.command("independence")
+def independence_command(
+    bundle: Annotated[Path, typer.Option(help="folder of the bundle")],
+    out: Annotated[Path, typer.Option(help="folder for independence.json, independence.md")],
+    data: DataOption = None,
+    interactions: InteractionsOption = None,
+    items: ItemsOption = None,
+    embeddings: EmbeddingsOption = None,
+    users: Annotated[int, typer.Option(min=1, help="test users, a fixed random draw")] = 500,
+    draws: Annotated[int, typer.Option(min=1, help="codes drawn for each user and position")] = 16,
+) -> dict[str, Any]:
+    """Measure how wrong it is to take the codes of an item for independent, as a call does.
+
+    Accuracy of each position, mutual information of pairs of positions, recall against m_par.
+    """
+    check_folder("--out", out)
+    check_runtime()
+    from service.bundles import Bundle
+    from training.evaluation import (
+        check_data,
+        draw_windows,
+        independence_markdown,
+        measure_independence,
+    )
+
+    loaded = Bundle.load(bundle)
+    recorded = recorded_config(loaded.manifest.facts.get("config"))
+    config = validate_config(recorded, source=f"bundle {bundle}")
+    dataset = _read(config, data, interactions, items, embeddings)
+    check_data(loaded, dataset)
+    report = measure_independence(
+        loaded.decoder,
+        loaded.manifest,
+        draw_windows(dataset.split.test, users, seed=0),
+        draws=draws,
+        exclude_seen=config.evaluation.exclude_seen,
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "independence.json").write_text(json.dumps(report, indent=2) + "\n")
+    (out / "independence.md").write_text(independence_markdown(report))
+    console.print(independence_markdown(report), markup=False, soft_wrap=True)
+    return report
 
 
 @app.command("step-time")

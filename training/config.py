@@ -17,6 +17,7 @@ AttributeType = Literal["text", "number", "date"]  # as in `service.bundles`
 Collisions = Literal["keep", "digit", "reassign"]
 Ranking = Literal["rows", "best", "path"]
 Order = Literal["confidence", "entropy", "margin", "left_to_right", "random", "raw_confidence"]
+Noise = Literal["uniform", "cosine"]
 
 StageName = Literal["codebook", "fit", "export", "trial", "evaluation", "refit", "bundle"]
 STAGES: tuple[StageName, ...] = get_args(StageName)
@@ -81,12 +82,14 @@ class InteractionsConfig(Section):
         return self
 
 
-def _later(default: Any, description: str) -> Any:
+def _later(default: Any, description: str, **bounds: Any) -> Any:
     """A field that is not written while it has its default.
 
     So what was recorded before there was such a field is the same as now: stages stay done.
     """
-    return Field(default, description=description, exclude_if=lambda value: value == default)
+    return Field(
+        default, description=description, exclude_if=lambda value: value == default, **bounds
+    )
 
 
 class ItemsConfig(Section):
@@ -180,8 +183,9 @@ class ModelConfig(Section):
     family: str = Field("mdgr", description="a folder of training/families")
     options: dict[str, Any] = Field(
         {},
-        description="settings of the family's own, which it checks; mdgr has none, maskgr has "
-        "attention and target_share (training/families/maskgr/model.py)",
+        description="settings of the family's own, which it checks: of mdgr encoder "
+        "(training/families/mdgr/options.py), of maskgr attention and target_share "
+        "(training/families/maskgr/model.py)",
     )
     width: int = Field(128, ge=8)
     num_heads: int = Field(8, ge=1)
@@ -208,11 +212,16 @@ class ModelConfig(Section):
 class MaskingConfig(Section):
     """Which positions of the target SID become MASK (MDGR Eq. 8-13).
 
-    Family maskgr reads the shares only: of the sequences in which only the last item has masks,
-    full_share to partial_share have all its codes masked, or some.
+    Family maskgr reads the shares and noise: of the sequences in which only the last item has
+    masks, full_share to partial_share have all its codes masked, or some.
     """
 
-    curriculum: bool = Field(True, description="mask count by Eq. 8-10; off = uniform in 1..L")
+    curriculum: bool = Field(True, description="mask count by Eq. 8-10; off = by noise")
+    noise: Noise = _later(
+        "uniform",
+        "mask count without the curriculum: uniform in 1..L, or cosine (MaskGIT), where many masks "
+        "are more frequent; of maskgr, how its rate t is drawn",
+    )
     gamma: float = Field(2.0, gt=0)
     history_aware: bool = Field(True, description="positions by Eq. 11-12; off = uniform")
     epsilon: float = Field(0.1, gt=0)
@@ -268,6 +277,12 @@ class FitConfig(Section):
     ramp_share: float = Field(0.03, ge=0, lt=1, description="share of the steps spent ramping up")
     weight_decay: float = Field(0.01, ge=0)
     clip_norm: float = Field(1.0, gt=0)
+    history_dropout: float = _later(
+        0.0,
+        "share of the samples whose history the network does not see, which guidance needs",
+        ge=0,
+        le=0.9,
+    )
     ema_decay: float = Field(
         0.999, ge=0, lt=1, description="of the averaged weights that are validated and shipped"
     )
@@ -370,6 +385,17 @@ class EvaluationConfig(Section):
         ("confidence",),
         min_length=1,
         description="tried likewise: which masked positions a beam fills first",
+    )
+    remasks: tuple[Annotated[int, Field(ge=0, lt=64)], ...] = _later(
+        (0,),
+        "tried likewise: how many codes of a finished beam are masked again",
+        min_length=1,
+    )
+    guidances: tuple[Annotated[float, Field(ge=0, le=10)], ...] = _later(
+        (0.0,),
+        "tried likewise, if the network was trained with fit.history_dropout: the weight of "
+        "guidance",
+        min_length=1,
     )
     beam_width: int | None = Field(
         None, ge=1, description="of the tables on test users; absent = the bundle's default"

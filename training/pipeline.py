@@ -366,6 +366,7 @@ def parts_of(
         (graphs / "decoder.onnx").read_bytes(),
         repeat_bias,
         family_of_run(config).autoregressive,
+        config.fit.history_dropout,
     )
 
 

@@ -246,16 +246,16 @@ class MicroBatcher:
         is_whole = True
         hits = misses = calls = 0
 
-        def count(decoded: Decoded, timings: Timings) -> None:
+        def count(timings: Timings) -> None:
             nonlocal hits, misses, calls
             self._metrics.encoder_cache.labels("hit").inc(timings.cache_hits - hits)
             self._metrics.encoder_cache.labels("miss").inc(timings.cache_misses - misses)
-            self._metrics.denoiser_calls.inc(decoded.nfe - calls)  # answers come in this order
-            hits, misses, calls = timings.cache_hits, timings.cache_misses, decoded.nfe
+            self._metrics.denoiser_calls.inc(timings.calls - calls)
+            hits, misses, calls = timings.cache_hits, timings.cache_misses, timings.calls
 
         def deliver(place: int, decoded: Decoded, timings: Timings) -> None:
             nonlocal is_whole
-            count(decoded, timings)
+            count(timings)
             ticket = batch[place]
             del left[ticket]
             if decoded.cancelled:

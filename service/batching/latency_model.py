@@ -34,14 +34,22 @@ class Work:
     rows: int
 
     @classmethod
-    def of(cls, schedule: Schedule, beam_width: int) -> Self:
-        """The work of one job: a first call with one row, then at most `beam_width` rows a call."""
-        return cls(1, schedule.nfe, 1 + (schedule.nfe - 1) * beam_width)
+    def of(
+        cls, schedule: Schedule, beam_width: int, *, remask: int = 0, guidance: float = 0.0
+    ) -> Self:
+        """The work of one job: a first call with one row, then at most `beam_width` rows a call.
+
+        Codes that are masked again take a call more; guidance takes every call twice.
+        """
+        calls = schedule.nfe + (remask > 0)
+        times = 2 if guidance else 1
+        return cls(1, times * calls, times * (1 + (calls - 1) * beam_width))
 
     @classmethod
     def of_job(cls, job: Job) -> Self:
         """The work of one job."""
-        return cls.of(job.schedule, job.beam_width)
+        guidance = job.guidance if job.is_guided else 0.0
+        return cls.of(job.schedule, job.beam_width, remask=job.remask, guidance=guidance)
 
     @classmethod
     def together(cls, works: Iterable[Work]) -> Self:

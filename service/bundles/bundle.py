@@ -227,12 +227,13 @@ def write_bundle(
     content_model: str | None = None,
     family: str = "mdgr",
     autoregressive: bool = False,
+    history_dropout: float = 0.0,
 ) -> Manifest:
     """Write a bundle to `path`, which must not exist: into a temporary folder, renamed last.
 
     content_text, content_model: which text of the items was embedded, and by which model; None =
         unknown
-    autoregressive: whether the network knows only the next code of a SID, see `Manifest`
+    autoregressive, history_dropout: of the network, see `Manifest`
     int8: the encoder and the decoder with 8-bit products, if the bundle should have them
     family: of the network
     A crash leaves no half-written bundle. Raises FileExistsError, or BundleInvalid when the parts
@@ -298,6 +299,7 @@ def write_bundle(
         ),
         decoding=decoding,
         autoregressive=autoregressive,
+        history_dropout=history_dropout,
         files={
             file: FileEntry(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
             for file, data in files.items()

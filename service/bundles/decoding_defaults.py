@@ -14,6 +14,7 @@ from service.decoding import Order, Ranking, Schedule
 MAX_SUBSPACES = 64
 MAX_BEAM_WIDTH = 1_000
 MAX_FINISH_ROWS = 1_000_000
+MAX_GUIDANCE = 10.0
 
 
 class DecodingDefaults(BaseModel):
@@ -27,6 +28,9 @@ class DecodingDefaults(BaseModel):
     ranking: Ranking = "rows"
     finish_rows: int = Field(0, ge=0, le=MAX_FINISH_ROWS)
     order: Order = "confidence"
+    # Not written while they are 0, so manifests are as they were before there were these two.
+    remask: int = Field(0, ge=0, lt=MAX_SUBSPACES, exclude_if=lambda codes: codes == 0)
+    guidance: float = Field(0.0, ge=0, le=MAX_GUIDANCE, exclude_if=lambda weight: weight == 0)
 
     def wide_enough(self, k: int) -> Self:
         """The same, with at least k beams."""
@@ -41,9 +45,12 @@ class Misfit(NamedTuple):
 
 
 def misfit_of(
-    decoding: DecodingDefaults, num_subspaces: int, *, autoregressive: bool
+    decoding: DecodingDefaults, num_subspaces: int, *, autoregressive: bool, history_dropout: float
 ) -> Misfit | None:
-    """The first setting that such a bundle cannot follow; None if it can decode so."""
+    """The first setting that such a bundle cannot follow; None if it can decode so.
+
+    autoregressive, history_dropout: see `Manifest`
+    """
     for param in ("r_warm", "m_par"):
         if getattr(decoding, param) > num_subspaces:
             return Misfit(
@@ -54,6 +61,18 @@ def misfit_of(
             "order",
             'the order raw_confidence also counts codes that no item has, which the ranking "rows" '
             'never looks at; ask for another order, or for the ranking "path" or "best"',
+        )
+    if decoding.remask and decoding.remask >= num_subspaces:
+        return Misfit(
+            "remask",
+            f"remask must be below {num_subspaces}, the bundle's num_subspaces: a beam keeps a "
+            "code at least",
+        )
+    if decoding.guidance and not history_dropout:
+        return Misfit(
+            "guidance",
+            "the network of this bundle has never learnt from samples without a history, so it "
+            "cannot be guided; guidance must be 0, or train it with fit.history_dropout",
         )
     if not autoregressive:
         return None
@@ -67,6 +86,8 @@ def misfit_of(
         return Misfit("m_par", f"{why}, so every call fills one position; m_par must be 1")
     if decoding.ranking != "path":
         return Misfit("ranking", f'{why}, so it cannot score whole items; ranking must be "path"')
+    if decoding.remask:
+        return Misfit("remask", f"{why}, so it cannot fill one again; remask must be 0")
     if decoding.finish_rows:
         return Misfit("finish_rows", f"{why}, so it cannot end early; finish_rows must be 0")
     return None

@@ -148,6 +148,8 @@ class Manifest(_Model):
     attributes: type of each attribute of its items beside `category`; not written if there is none
     autoregressive: whether the network knows only the next code of a SID, from left to right. Then
         one position is filled a call, the order is left_to_right, and beams are ranked by path
+    history_dropout: share of training samples whose history the network did not see; with 0 it
+        cannot be guided. Not written if it is 0
     codebook: not written if it is as in bundles from before there was a choice
     digest: its `digest_of`; null in bundles older than digests
     signature: of the digest, see `signature_of`; null when nobody signed it
@@ -171,6 +173,7 @@ class Manifest(_Model):
     codebook: CodebookPart = Field(CodebookPart(), exclude_if=lambda part: part == CodebookPart())
     decoding: DecodingDefaults
     autoregressive: bool = False
+    history_dropout: float = Field(0.0, ge=0, le=1, exclude_if=lambda share: share == 0)
     files: dict[str, FileEntry]
     facts: dict[str, JsonValue]
     digest: str | None = Field(default=None, pattern=SHA256)
@@ -195,7 +198,12 @@ class Manifest(_Model):
 
     def misfit(self, decoding: DecodingDefaults) -> Misfit | None:
         """Why the bundle cannot decode so; None if it can."""
-        return misfit_of(decoding, self.num_subspaces, autoregressive=self.autoregressive)
+        return misfit_of(
+            decoding,
+            self.num_subspaces,
+            autoregressive=self.autoregressive,
+            history_dropout=self.history_dropout,
+        )
 
     @property
     def filters(self) -> dict[str, AttributeType]:

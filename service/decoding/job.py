@@ -36,6 +36,9 @@ class Job:
         ends; 0 = the schedule is followed to its end
     ranking:  how beams are compared, see `decode`
     order:    which masked positions a beam fills first, see `decode`
+    remask:   how many codes of each finished beam, its least certain ones, are masked again and
+        refilled by one more call, see `decode`; 0 = none, fewer than num_subspaces
+    guidance: w of classifier-free guidance, see `decode`; 0 = off
     is_cancelled: called between steps; once it returns true the job is dropped
     explain:  whether the answer says how its rows were found (`Trajectory`)
     """
@@ -48,16 +51,25 @@ class Job:
     finish_rows: int = 0
     ranking: Ranking = "rows"
     order: Order = "confidence"
+    remask: int = 0
+    guidance: float = 0.0
     allowed: Rows | None = None
     is_cancelled: Callable[[], bool] = _never
     explain: bool = False
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether its steps need a second call: without a history, there is nothing to guide."""
+        return self.guidance > 0 and len(self.history) > 0
 
 
 @dataclass(frozen=True, eq=False)
 class Trajectory:
     """How the rows of an answer were found, call by call; n rows in the answer's order.
 
-    Denoiser calls are counted from 1.
+    Denoiser calls are counted from 1. With guidance, the two calls of a step count as one here.
+    After codes were masked again, they are those of the last call; if a row was reached from
+    several beams, its trajectory is that of the beam which gave it most.
 
     filled: (n, num_subspaces) uint8, the call that filled each position. If the item's beam chose
         the position, it is the call in which it did. Positions that were not chosen are settled
@@ -77,6 +89,15 @@ class Trajectory:
     survivors: NDArray[np.int32]
     beam_scores: NDArray[np.float32]
 
+    def chosen(self, places: NDArray[np.integer]) -> Trajectory:
+        """The trajectories of some of the rows, in this order."""
+        return Trajectory(
+            self.filled[places],
+            self.log_probs[places],
+            self.survivors[places],
+            self.beam_scores[places],
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class Decoded:
@@ -84,7 +105,8 @@ class Decoded:
 
     rows:   (n,) int32, n <= k, best first; n = min(k, allowed items) when beam_width >= k
     scores: (n,) float32, log-probability of each item (see `decode`), never increasing
-    nfe:    denoiser calls used; ranked by rows, the search ends when every beam is decided
+    nfe:    denoiser calls used, with guidance two a step; ranked by rows, the search ends when
+        every beam is decided
     cancelled: whether the job was dropped; it has no rows then
     survivors: rows that the beams still owned when the answer was chosen among them. If the first
         call is the last, these are all allowed rows
@@ -105,6 +127,7 @@ class Timings:
 
     encode_s, denoise_s: inside the network
     search_s: all the rest of `decode`
+    calls: denoiser calls of the batch so far
     cache_hits, cache_misses: histories that the encoder cache had, or did not have; 0 without a
         cache
     """
@@ -114,6 +137,7 @@ class Timings:
     search_s: float
     cache_hits: int = 0
     cache_misses: int = 0
+    calls: int = 0
 
 
 OnAnswer = Callable[[int, Decoded, Timings], None]

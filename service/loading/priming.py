@@ -51,6 +51,8 @@ def prime(bundle: Bundle, latency: LatencyModel, until: float = inf) -> None:
                 finish_rows=rung.finish_rows,
                 ranking=rung.ranking,
                 order=rung.order,
+                remask=rung.remask,
+                guidance=rung.guidance,
             )
             batches.append(
                 [replace(job, history=histories[i % len(histories)]) for i in range(size)]
@@ -101,6 +103,7 @@ def _rare_jobs(bundle: Bundle, history: NDArray[np.int32], width: int) -> list[J
         for r_warm, m_par in [(0, 1), (0, 2), (0, num_subspaces), (1, 2), (1, num_subspaces)]
         for ranking in get_args(Ranking)
     ]
+    settings.append(settings[0].model_copy(update={"remask": 1, "guidance": 0.0}))
     asked = [one for one in settings if bundle.manifest.misfit(one) is None]
     few = np.arange(max(1, num_items // 4), dtype=np.int32)
     most = np.arange(max(1, num_items - num_items // 4), dtype=np.int32)
@@ -112,6 +115,8 @@ def _rare_jobs(bundle: Bundle, history: NDArray[np.int32], width: int) -> list[J
             width,
             ranking=one.ranking,
             order=one.order,
+            remask=one.remask,
+            guidance=one.guidance,
             allowed=allowed,
         )
         for one in asked

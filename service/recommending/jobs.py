@@ -120,6 +120,8 @@ class Inputs:
             finish_rows=plan.decoding.finish_rows,
             ranking=plan.decoding.ranking,
             order=plan.decoding.order,
+            remask=plan.decoding.remask,
+            guidance=plan.decoding.guidance,
             allowed=self.allowed,
             explain=request.explain,
         )

@@ -28,7 +28,12 @@ class Plan:
     @property
     def work(self) -> Work:
         """What decoding it takes."""
-        return Work.of(self.schedule, self.decoding.beam_width)
+        return Work.of(
+            self.schedule,
+            self.decoding.beam_width,
+            remask=self.decoding.remask,
+            guidance=self.decoding.guidance,
+        )
 
 
 def fixed_plan(request: RecommendRequest, decoding: DecodingDefaults, manifest: Manifest) -> Plan:

@@ -281,7 +281,7 @@ def count_decoded(metrics: Metrics, decoded: Decoded, plan: Plan, num_items: int
     """Count what the search did for an answer, and whether its rows are valid and distinct."""
     rows = decoded.rows.tolist()
     metrics.nfe.observe(decoded.nfe)
-    metrics.nfe_saved.inc(plan.schedule.nfe - decoded.nfe)
+    metrics.nfe_saved.inc(plan.work.calls - decoded.nfe)
     metrics.survivors.observe(decoded.survivors)
     metrics.invalid_sids.inc(len(rows) - len({row for row in rows if 0 <= row < num_items}))
 

@@ -26,6 +26,8 @@ class DefaultDecoding(AnswerModel):
     ranking: Ranking
     finish_rows: int
     order: Order
+    remask: int = 0
+    guidance: float = 0.0
 
 
 class LoadRequest(RequestModel):
@@ -100,6 +102,7 @@ class BundleInfo(AnswerModel):
     num_items: now; num_items_in_bundle: before items were added and removed
     family: kind of its network
     autoregressive: it fills one position a call, from left to right, and nothing else
+    history_dropout: share of training samples without a history; with 0 it cannot be guided
     content: null when it accepts no new items
     attributes: what a request can filter by, with the type of each
     knows_held_out: it has learnt the targets of its held-out users, so finding them is no recall
@@ -110,6 +113,7 @@ class BundleInfo(AnswerModel):
     created_at: str
     family: str
     autoregressive: bool
+    history_dropout: float = 0.0
     digest: str | None
     num_items: int
     num_items_in_bundle: int

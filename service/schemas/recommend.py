@@ -29,9 +29,19 @@ DegradedReason = Literal[
 MAX_K = 100
 MAX_BEAM_WIDTH = 200
 MAX_FINISH_ROWS = 1_000_000
+MAX_GUIDANCE = 10.0
 MAX_HISTORY_LIMIT = 10_000
 # The fields that say how to decode. A test checks that they are those of `DecodingDefaults`.
-DECODING_FIELDS = ("r_warm", "m_par", "beam_width", "ranking", "finish_rows", "order")
+DECODING_FIELDS = (
+    "r_warm",
+    "m_par",
+    "beam_width",
+    "ranking",
+    "finish_rows",
+    "order",
+    "remask",
+    "guidance",
+)
 
 
 class RecommendFields(RequestModel):
@@ -72,6 +82,18 @@ class RecommendFields(RequestModel):
         "probable codes, from `left_to_right`, by chance (`random`), or as by confidence but "
         "counting codes that no item has too (`raw_confidence`, not with ranking `rows`); default: "
         "the bundle's.",
+    )
+    remask: Annotated[int, Field(ge=0), WHOLE_NUMBER] | None = Field(
+        None,
+        description="When the search ends, this many codes of each beam, those of which the "
+        "network was least certain, are masked again and refilled by one more call; 0 = none; "
+        "default: the bundle's.",
+    )
+    guidance: Annotated[float, Field(ge=0, le=MAX_GUIDANCE)] | None = Field(
+        None,
+        description="How far codes are pulled away from what is probable without a history "
+        "(classifier-free guidance). Above 0, each step has two calls, and the bundle's network "
+        "must have been trained for it; default: the bundle's.",
     )
     history: list[ItemId] | None = Field(
         None,
@@ -117,8 +139,8 @@ class RecommendFields(RequestModel):
         if self.schedule == "auto" and self.pins_decoding:
             raise PydanticCustomError(
                 "schedule",
-                'with schedule "auto", r_warm, m_par, beam_width, ranking, finish_rows and order '
-                "must not be given",
+                'with schedule "auto", r_warm, m_par, beam_width, ranking, finish_rows, order, '
+                "remask and guidance must not be given",
             )
         return self
 
@@ -184,7 +206,8 @@ class RecommendedItem(AnswerModel):
 class UsedDecoding(AnswerModel):
     """How the items were decoded. `nfe` is the number of denoiser calls, without the encoder.
 
-    `nfe` is smaller than the length of `schedule` if `finish_rows` ended the search early.
+    `nfe` is smaller than the length of `schedule` if `finish_rows` ended the search early. A call
+    for `remask` is one more; with `guidance`, every call counts twice.
     """
 
     r_warm: int
@@ -193,6 +216,8 @@ class UsedDecoding(AnswerModel):
     ranking: Ranking
     finish_rows: int
     order: Order
+    remask: int = 0
+    guidance: float = 0.0
     schedule: list[int]
     nfe: int
     adjusted: bool = Field(description='Whether `schedule="auto"` took less than the best.')

@@ -162,6 +162,7 @@ def write_tiny_bundle(
     names: Mapping[str, str] | None = None,
     autoregressive: bool = False,
     attributes: Callable[[int], dict[str, Any] | None] = lambda row: None,
+    history_dropout: float = 0.0,
 ) -> Path:
     """Write the bundle `name@version` to `path` and return the path.
 
@@ -169,6 +170,7 @@ def write_tiny_bundle(
     names: other ids for some items
     attributes: of the item of each row
     autoregressive: as if the network knew only the next code
+    history_dropout: as if it had learnt with it
     """
     catalogue = tiny_catalogue(num_items, names or {})
     histories = [[f"item-{(3 * n + i) % 199}" for i in range(5)] for n in range(10)]
@@ -191,6 +193,7 @@ def write_tiny_bundle(
         codebook=codebook or tiny_codebook(),
         decoding=NEXT_CODE if autoregressive else DEFAULT,
         autoregressive=autoregressive,
+        history_dropout=history_dropout,
         facts={"grid": {"points": tiny_grid()}},
         int8=int8 and (_graph(int8[0]), _graph(int8[1])),
     )

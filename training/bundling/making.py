@@ -34,7 +34,7 @@ class Parts:
 
     content: (num_items, d) directions of the content embeddings
     encoder, decoder, repeat_bias: of one network
-    autoregressive: whether it knows only the next code of a SID, see `Manifest`
+    autoregressive, history_dropout: of this network, see `Manifest`
     """
 
     catalogue: Catalogue
@@ -44,6 +44,7 @@ class Parts:
     decoder: bytes
     repeat_bias: float
     autoregressive: bool = False
+    history_dropout: float = 0.0
 
     def reordered(self, known: Interactions, order: NDArray[np.intp]) -> Parts:
         """The same in another order of rows, that of `known`, with its popularity."""
@@ -99,7 +100,14 @@ def make_trial(
     prior = prior_at(priors, chosen)
     console.print(f"neighbour prior, weight chosen on validation: {prior.weight:g}")
     decoder = replace(decoder, prior=prior)
-    grid = choose_default(decoder, dataset, config, console, autoregressive=parts.autoregressive)
+    grid = choose_default(
+        decoder,
+        dataset,
+        config,
+        console,
+        autoregressive=parts.autoregressive,
+        history_dropout=parts.history_dropout,
+    )
     int8 = _int8(dataset, parts, decoder, grid.default, config, console)
     made = {
         **facts,
@@ -148,10 +156,11 @@ def choose_default(
     console: Console,
     *,
     autoregressive: bool = False,
+    history_dropout: float = 0.0,
 ) -> Grid:
     """Measure the grid of the configuration on validation users, and say what it chooses.
 
-    autoregressive: whether the network knows only the next code of a SID, see `Manifest`
+    autoregressive, history_dropout: of the network, see `Manifest`
     """
     with Progress(console=console, transient=True) as progress:
         tasks = {stage: progress.add_task(f"settings {stage}") for stage in ("ranked", "timed")}
@@ -161,6 +170,7 @@ def choose_default(
             config.evaluation,
             config.fit.ranking,
             autoregressive=autoregressive,
+            history_dropout=history_dropout,
             advance=lambda stage, done, total: progress.update(
                 tasks[stage], completed=done, total=total
             ),
@@ -222,6 +232,7 @@ def _write(
         name=config.bundle.name,
         family=config.model.family,
         autoregressive=parts.autoregressive,
+        history_dropout=parts.history_dropout,
         catalogue=parts.catalogue,
         items=dataset.items,
         held_out=[

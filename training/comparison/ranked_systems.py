@@ -95,6 +95,8 @@ class RankedSystems:
         inputs = [self.key, _read_of(manifest, prior=prior), str(schedule.steps)]
         how = {"beam_width", "ranking", "finish_rows", "order"}
         inputs += [decoding.model_dump_json(include=how)]
+        if decoding.remask or decoding.guidance:  # else the inputs are those of older ranks
+            inputs += [f"remask={decoding.remask} guidance={decoding.guidance}"]
         inputs += [f"exclude_seen={self.exclude_seen}", *["the other too"] * both]
 
         def rank(exclude_seen: bool) -> AsServed:

@@ -2,8 +2,9 @@
 
 Reading order: `evaluation` (ranks and metrics), `figures` (differences and their errors),
 `decoding_grid` (chooses the default setting), `cold_items` (what becomes of items that are added)
-with `cold_tables`, `report` (the document), `ranks_store` (ranks of many systems on disk),
-`all_users` (what a bundle recommends to everybody). Does not know how a bundle was trained.
+with `cold_tables`, `independence` (what filling several positions a call costs), `report` (the
+document), `ranks_store` (ranks of many systems on disk), `all_users` (what a bundle recommends to
+everybody). Does not know how a bundle was trained.
 """
 
 from training.evaluation.all_users import recommend_all, write_parquet
@@ -32,6 +33,7 @@ from training.evaluation.figures import (
     paired_difference,
     standard_error,
 )
+from training.evaluation.independence import independence_markdown, measure_independence
 from training.evaluation.ranks_store import RanksStore, SystemRanks, TargetRanks
 from training.evaluation.report import check_data, evaluate_bundle
 
@@ -57,8 +59,10 @@ __all__ = [
     "draw_windows",
     "evaluate_bundle",
     "fewest_calls",
+    "independence_markdown",
     "markdown_table",
     "measure_grid",
+    "measure_independence",
     "ndcg_at",
     "paired_difference",
     "ranks",

@@ -205,5 +205,6 @@ def _for(bundle: Bundle, dataset: Dataset, windows: Windows) -> Windows:
 def _said(decoding: DecodingDefaults) -> str:
     return (
         f"schedule ({decoding.r_warm}, {decoding.m_par}), beam_width {decoding.beam_width}, "
-        f"ranking {decoding.ranking}, finish_rows {decoding.finish_rows}, order {decoding.order}"
+        f"ranking {decoding.ranking}, finish_rows {decoding.finish_rows}, order {decoding.order}, "
+        f"remask {decoding.remask}, guidance {decoding.guidance:g}"
     )

@@ -1,10 +1,10 @@
 """Measures a grid of settings on validation users and chooses the bundle's default.
 
-A point of the grid is (r_warm, m_par, beam_width, ranking, finish_rows, order). All points rank the
-targets of the same users, so differences in recall are paired. Seen items are excluded, as in the
-service. Then some of these users are decoded one by one on one thread. All points take turns, so a
-machine that slows down slows all of them. The default is the fastest point that is as good as the
-best. Knows decoders and windows, not files.
+A point of the grid is (r_warm, m_par, beam_width, ranking, finish_rows, order, remask, guidance).
+All points rank the targets of the same users, so differences in recall are paired. Seen items are
+excluded, as in the service. Then some of these users are decoded one by one on one thread. All
+points take turns, so a machine that slows down slows all of them. The default is the fastest point
+that is as good as the best. Knows decoders and windows, not files.
 """
 
 from __future__ import annotations
@@ -95,12 +95,13 @@ def measure_grid(
     trained_for: Ranking,
     *,
     autoregressive: bool = False,
+    history_dropout: float = 0.0,
     advance: Callable[[str, int, int], None] = lambda stage, done, total: None,
 ) -> Grid:
     """Measure the grid of a configuration and choose its point.
 
     trained_for: the ranking that the network's loss is made for
-    autoregressive: whether the network knows only the next code of a SID, see `Manifest`
+    autoregressive, history_dropout: of the network, see `Manifest`
     advance:     called with (stage, points or rounds done, all of them) after each
     """
     catalogue = decoder.trie.catalogue
@@ -110,6 +111,7 @@ def measure_grid(
         catalogue.num_items,
         trained_for,
         autoregressive=autoregressive,
+        history_dropout=history_dropout,
     )
     windows = draw_windows(validation, config.schedule_users, seed=0)
     timed = draw_windows(windows, config.timing_users, seed=0)
@@ -170,6 +172,7 @@ def grid_of(
     trained_for: Ranking,
     *,
     autoregressive: bool = False,
+    history_dropout: float = 0.0,
 ) -> list[DecodingDefaults]:
     """The points of a configuration whose answers can differ.
 
@@ -177,20 +180,29 @@ def grid_of(
     number of items. Then the other parameters do not change the answer, and one point stands for
     all of these. It has the widest beam, the ranking that the network is trained for, and
     finish_rows 0: requests that ask for another schedule get these values. Points that no bundle
-    can follow are left out. An autoregressive network can follow one setting for each beam width.
+    can follow are left out. An autoregressive network can follow one setting for each beam width
+    and guidance.
     """
+    guidances = config.guidances if history_dropout else (0.0,)
     if autoregressive:
         return [
-            fewest_calls(num_subspaces, beam_width, autoregressive=True)
-            for beam_width in config.beam_widths
+            fewest_calls(num_subspaces, beam_width, autoregressive=True).model_copy(
+                update={"guidance": guidance}
+            )
+            for beam_width, guidance in product(config.beam_widths, guidances)
         ]
     widest = max(config.beam_widths)
     ranking = trained_for if trained_for in config.rankings else config.rankings[0]
     points: dict[object, DecodingDefaults] = {}
     for r_warm, m_par in schedules_of(config, num_subspaces):
         schedule = Schedule.from_params(num_subspaces=num_subspaces, r_warm=r_warm, m_par=m_par)
-        for beam_width, asked, finish_rows, order in product(
-            config.beam_widths, config.rankings, config.finish_rows, config.orders
+        for beam_width, asked, finish_rows, order, remask, guidance in product(
+            config.beam_widths,
+            config.rankings,
+            config.finish_rows,
+            config.orders,
+            config.remasks,
+            guidances,
         ):
             point = DecodingDefaults(
                 r_warm=r_warm,
@@ -199,14 +211,22 @@ def grid_of(
                 ranking=asked,
                 finish_rows=finish_rows,
                 order=order,
+                remask=remask,
+                guidance=guidance,
             )
-            one_call = schedule.nfe == 1 or finish_rows >= num_items
-            if one_call:
+            if not remask and (schedule.nfe == 1 or finish_rows >= num_items):
                 point = DecodingDefaults(
-                    r_warm=0, m_par=num_subspaces, beam_width=widest, ranking=ranking
+                    r_warm=0,
+                    m_par=num_subspaces,
+                    beam_width=widest,
+                    ranking=ranking,
+                    guidance=guidance,
                 )
-            if misfit_of(point, num_subspaces, autoregressive=False) is None:
-                points.setdefault("one call" if one_call else point, point)
+            misfit = misfit_of(
+                point, num_subspaces, autoregressive=False, history_dropout=history_dropout
+            )
+            if misfit is None:
+                points.setdefault(point, point)
     return list(points.values())
 
 

@@ -77,6 +77,8 @@ def ranks(
     ranking: Ranking = "rows",
     finish_rows: int = 0,
     order: Order = "confidence",
+    remask: int = 0,
+    guidance: float = 0.0,
     batch: int = 32,
     workers: int = 1,
     exclude_seen: bool = False,
@@ -108,6 +110,8 @@ def ranks(
                 finish_rows,
                 ranking,
                 order,
+                remask,
+                guidance,
             )
             for history in map(windows.history_of, indices)
         ]
@@ -195,6 +199,8 @@ def ranks_at(
         ranking=decoding.ranking,
         finish_rows=decoding.finish_rows,
         order=decoding.order,
+        remask=decoding.remask,
+        guidance=decoding.guidance,
         **options,
     )
 
@@ -219,7 +225,7 @@ def ranks_as_served(
 
 def requests_of(decoding: DecodingDefaults, num_subspaces: int) -> tuple[int, ...]:
     """The k that `ranks_as_served` asks for; only LONG if SHORT would be the same search."""
-    one_call = schedule_of(decoding, num_subspaces).nfe == 1
+    one_call = schedule_of(decoding, num_subspaces).nfe == 1 and not decoding.remask
     return (LONG,) if one_call or decoding.beam_width >= LONG else (SHORT, LONG)
 
 

@@ -254,7 +254,8 @@ def _new_items_markdown(found: dict[str, Any]) -> str:
 
 
 def _grid_markdown(grid: dict[str, Any]) -> str:
-    header = ["schedule", "beam_width", "ranking", "finish_rows", "order", "NFE"]
+    header = ["schedule", "beam_width", "ranking", "finish_rows", "order", "remask", "guidance"]
+    header += ["NFE"]
     header += ["recall@10", "ndcg@10", "behind the best", "ms/user", ""]
     rows = [
         [
@@ -263,6 +264,8 @@ def _grid_markdown(grid: dict[str, Any]) -> str:
             point["ranking"],
             str(point["finish_rows"]),
             point.get("order", "confidence"),  # a report may be of an older grid
+            str(point.get("remask", 0)),
+            f"{point.get('guidance', 0):g}",
             f"{point['nfe']:.3g}",
             f"{point['recall@10']:.4f}",
             f"{point['ndcg@10']:.4f}",
@@ -311,7 +314,8 @@ def _said(decoding: dict[str, Any]) -> str:
     return (
         f"schedule ({decoding['r_warm']}, {decoding['m_par']}), beam_width "
         f"{decoding['beam_width']}, ranking {decoding['ranking']}, finish_rows "
-        f"{decoding['finish_rows']}, order {decoding.get('order', 'confidence')}"
+        f"{decoding['finish_rows']}, order {decoding.get('order', 'confidence')}, remask "
+        f"{decoding.get('remask', 0)}, guidance {decoding.get('guidance', 0):g}"
     )
 
 

@@ -3,8 +3,9 @@
 Per step: one denoiser call for all live beams of all jobs. Each beam picks the positions that its
 job's order puts first. Its surviving rows, grouped by their codes there, are its children. The best
 `beam_width` of a job stay. The last step scores every surviving row and returns the `k` best; ties
-go to the lower row. Pure: no logging, no metrics, no environment. Knows nothing of users, item ids
-or HTTP. The loops over beams and rows are compiled; they are in `posting_lists` and `rows`.
+go to the lower row. A job may then have codes masked again, for one more step. Pure: no logging, no
+metrics, no environment. Knows nothing of users, item ids or HTTP. The loops over beams and rows are
+compiled; they are in `posting_lists` and `rows`.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ from time import perf_counter
 import numpy as np
 from numpy.typing import NDArray
 
-from service.decoding.arrays import Floats, Rows
+from service.decoding.arrays import Floats, Integers, Rows
 from service.decoding.catalogue import NeighbourPrior, SidTrie
 from service.decoding.job import Decoded, Job, OnAnswer, Timings
 from service.decoding.network import Denoiser, EncoderCache
 from service.decoding.search.beams import Beams, PostingListBeams
 from service.decoding.search.denoiser_calls import BatchDenoiser
 from service.decoding.search.posting_lists.first_step import expand_fully_masked
+from service.decoding.search.remasking import refilled, remasked_beams
 from service.decoding.search.row_biases import RowBiases
 from service.decoding.search.rows import expansion
 from service.decoding.search.rows import order as orders
@@ -79,6 +81,13 @@ def decode(
         "left_to_right": the lowest position first, as autoregressive networks do.
         "random": by chance; the same for a history in every batch.
         "raw_confidence": the highest probability of any code first (MDGR Eq. 18). Not for "rows".
+    remask (of a job): once the search has found its best `beam_width` rows (or k), that many codes
+        of each are masked again, those whose log-prob was lowest when they were filled, and
+        refilled by one more call, for rows that agree with the codes that are kept. A refilled beam
+        divides its row's probability among its rows, and a row has the sum of what it is given
+    guidance (of a job): w of classifier-free guidance. Each step has a second call, which sees no
+        history: log p = (1 + w) log p(code | history) - w log p(code), normalised again. Nothing is
+        guided where there is no history
     prior: the neighbour prior, or None. Its scores are part of the biases. So is the denoiser's
         `repeat_bias`, for items that the history holds.
     cache: histories that it holds are not encoded again.
@@ -87,8 +96,8 @@ def decode(
         time. If it raises, the batch ends, as with any other error.
     Ties: of positions, the lower; of children, the one with the better parent, then with the lower
     first row; of items, the lower row. Raises ValueError when a schedule does not fill
-    num_subspaces positions, when a job's rows or beam_width are out of range, or for the order
-    "raw_confidence" of a job that is ranked by "rows".
+    num_subspaces positions, when a job's rows, beam_width, remask or guidance are out of range, or
+    for the order "raw_confidence" of a job that is ranked by "rows".
     """
     batch = _Batch(jobs, trie, denoiser, prior, cache, on_answer)
     batch.start()
@@ -107,7 +116,11 @@ def _nothing_left(job: Job, num_items: int) -> bool:
 
 
 class _Search:
-    """One job's way through its schedule. index: the job's place in the batch"""
+    """One job's way through its schedule. index: the job's place in the batch
+
+    wanted: how many rows the schedule is to find
+    refilling: whether its beams are finished rows with codes masked again
+    """
 
     def __init__(self, index: int, job: Job, trie: SidTrie) -> None:
         self.index = index
@@ -116,7 +129,9 @@ class _Search:
         self.order = _ORDERS[job.order]
         # None before the first step: one fully masked beam, which owns all allowed rows.
         self.beams: Beams | PostingListBeams | None = None
-        self.recorder = TrajectoryRecorder(job, trie) if job.explain else None
+        self.recorder = TrajectoryRecorder(job, trie) if job.explain or job.remask else None
+        self.wanted = max(job.k, job.beam_width) if job.remask else job.k
+        self.refilling = False
         self.finished = False
         self.answer = Decoded(*_NOTHING, 0)
 
@@ -133,14 +148,16 @@ class _Search:
         log_probs: Floats | None,
         cancelled: bool,
         survivors: int,
+        parents: Integers | None,
     ) -> None:
-        recorder = self.recorder
-        trajectory = None if recorder is None else recorder.of_answer(*found, log_probs)
+        trajectory = None
+        if self.job.explain and self.recorder is not None:
+            trajectory = self.recorder.of_answer(*found, log_probs, parents)
         self.answer = Decoded(*found, nfe, cancelled, trajectory, survivors)
         self.finished = True
 
     def is_last_step(self, nfe: int, num_rows: int) -> bool:
-        """Whether the nfe-th denoiser call is the last one, with `num_rows` rows surviving."""
+        """Whether the schedule ends with its nfe-th step, with `num_rows` rows surviving."""
         return nfe == self.job.schedule.nfe or num_rows <= self.job.finish_rows
 
 
@@ -162,7 +179,7 @@ class _Batch:
         self.prior = prior
         self.codes = trie.catalogue.codes
         self.on_answer = on_answer
-        self.nfe = 0
+        self.num_steps = 0
         self.searches = [_Search(index, job, trie) for index, job in enumerate(jobs)]
         self.active: list[_Search] = []
         num_items, num_subspaces = self.codes.shape
@@ -173,6 +190,8 @@ class _Batch:
             _check_rows(job, num_items)
             if search.ranking == expansion.ROWS and search.order == orders.RAW:
                 raise ValueError('order "raw_confidence" is of all codes, ranking "rows" of rows')
+            if not 0 <= job.remask < max(2, num_subspaces) or not 0 <= job.guidance < np.inf:
+                raise ValueError("remask must be below num_subspaces, guidance a finite number")
 
     def start(self) -> None:
         """Answer the jobs that allow no row or want no item; the others become active."""
@@ -191,16 +210,24 @@ class _Batch:
         self._keep_unfinished()
         if not self.active:
             return
-        if self.nfe == 0:
-            self.denoiser.encode([search.job.history for search in self.active])
-        outputs = self.denoiser.denoise([search.beams for search in self.active])
-        self.nfe += 1
-        if self.nfe == 1:
+        if self.num_steps == 0:
+            jobs = [search.job for search in self.active]
+            self.denoiser.encode(
+                [job.history for job in jobs], guided=any(job.is_guided for job in jobs)
+            )
+        outputs = self.denoiser.denoise(
+            [search.beams for search in self.active],
+            [search.job.guidance * search.job.is_guided for search in self.active],
+        )
+        self.num_steps += 1
+        if self.num_steps == 1:
             self._first_step([log_probs for log_probs, _ in outputs])
         else:
             self._later_step(outputs)
         for search in self.active:
-            if search.beams is not None and not search.beams.num_undecided and not search.finished:
+            if search.refilling or search.finished or search.beams is None:
+                continue
+            if not search.beams.num_undecided:
                 self._finish_decided(search)
         self._keep_unfinished()
 
@@ -209,7 +236,7 @@ class _Batch:
         calls = self.denoiser
         search_s = perf_counter() - self.started - calls.encode_s - calls.denoise_s
         hits, misses = calls.cache_hits, calls.cache_misses
-        return Timings(calls.encode_s, calls.denoise_s, search_s, hits, misses)
+        return Timings(calls.encode_s, calls.denoise_s, search_s, hits, misses, calls.calls)
 
     def _answer(
         self,
@@ -219,11 +246,66 @@ class _Batch:
         *,
         survivors: int = 0,
         cancelled: bool = False,
+        parents: Integers | None = None,
     ) -> None:
         """Note the job's answer, and report it. log_probs: the last output for its beams, if any"""
-        search.finish(found, self.nfe, log_probs, cancelled, survivors)
+        nfe = self.num_steps * (2 if search.job.is_guided else 1)
+        search.finish(found, nfe, log_probs, cancelled, survivors, parents)
         if self.on_answer is not None:
             self.on_answer(search.index, search.answer, self.timings())
+
+    def _found(
+        self,
+        search: _Search,
+        found: tuple[Rows, Floats],
+        log_probs: Floats | None = None,
+        *,
+        survivors: int = 0,
+    ) -> None:
+        """The schedule has ended: answer, or mask the least certain codes of these rows again."""
+        job, recorder = search.job, search.recorder
+        if not job.remask or recorder is None or not len(found[0]):
+            self._answer(search, found, log_probs, survivors=survivors)
+            return
+        finished = recorder.of_answer(*found, log_probs)
+        biases = self._scratch()
+        biases.fill(job, self.prior, self.denoiser.repeat_bias)
+        if job.allowed is not None:
+            biases.exclude_all_but(job.allowed)
+        beams, made_of = remasked_beams(
+            self.trie, *found, finished.log_probs, job.remask, biases.values, search.ranking
+        )
+        self._give_back(biases)
+        recorder.remask(finished.chosen(made_of), beams)
+        search.beams, search.refilling = beams, True
+        if not beams.num_undecided:
+            self._answer_refilled(search, beams, *self._nothing_asked())
+
+    def _answer_refilled(
+        self, search: _Search, beams: Beams, log_probs: Floats, positions: NDArray[np.int64]
+    ) -> None:
+        """Answer a job whose masked codes are filled again. log_probs: none if no beam is asked"""
+        k, ranking = search.job.k, search.ranking
+        rows, scores, parents = refilled(self.codes, beams, log_probs, positions, k, ranking)
+        called = log_probs if beams.num_undecided else None
+        found = rows, scores
+        self._answer(search, found, called, survivors=beams.num_rows, parents=parents)
+
+    def _scratch(self) -> RowBiases:
+        try:
+            free: RowBiases = self.trie.scratch.pop()
+        except IndexError:
+            return RowBiases(len(self.codes))
+        return free
+
+    def _give_back(self, biases: RowBiases) -> None:
+        biases.clear()
+        self.trie.scratch.append(biases)
+
+    def _nothing_asked(self) -> tuple[Floats, NDArray[np.int64]]:
+        """What a call without beams would give."""
+        no_log_probs = np.empty((0, 0, self.trie.catalogue.num_codes), np.float32)
+        return no_log_probs, np.empty((0, 0), np.int64)
 
     def _keep_unfinished(self) -> None:
         places = [place for place, search in enumerate(self.active) if not search.finished]
@@ -235,20 +317,14 @@ class _Batch:
     def _finish_decided(self, search: _Search) -> None:
         """Answer a job whose beams are all decided, or that has no possible row left."""
         assert search.beams is not None
-        no_log_probs = np.empty((0, 0, self.trie.catalogue.num_codes), np.float32)
-        no_positions = np.empty((0, 0), np.int64)
-        k, ranking = search.job.k, search.ranking
-        best = best_rows(self.trie, search.beams, no_log_probs, no_positions, k, ranking)
-        self._answer(search, best, survivors=search.beams.num_rows)
+        wanted, ranking = search.wanted, search.ranking
+        best = best_rows(self.trie, search.beams, *self._nothing_asked(), wanted, ranking)
+        self._found(search, best, survivors=search.beams.num_rows)
 
     def _first_step(self, log_probs: Sequence[Floats]) -> None:
         """The step from the fully masked SID: one beam per job, which owns all allowed rows."""
         num_items, num_subspaces = self.codes.shape
-        free = self.trie.scratch
-        try:
-            biases = free.pop()
-        except IndexError:
-            biases = RowBiases(num_items)
+        biases = self._scratch()
         positions = np.arange(num_subspaces)[None]
         for search, own_log_probs in zip(self.active, log_probs, strict=True):
             job = search.job
@@ -262,10 +338,10 @@ class _Batch:
                 if beam is not None:
                     codes, row_biases = self.codes.take(beam.rows, axis=0), beam.biases
                 rows, scores = best_of_catalogue(
-                    codes, row_biases, own_log_probs[0], job.k, normalised=normalised
+                    codes, row_biases, own_log_probs[0], search.wanted, normalised=normalised
                 )
                 found = rows if beam is None else beam.rows[rows], scores
-                self._answer(search, found, own_log_probs, survivors=num_rows)
+                self._found(search, found, own_log_probs, survivors=num_rows)
             elif width == 1 and beam is None:
                 new_beams = expand_fully_masked(
                     self.codes,
@@ -292,8 +368,7 @@ class _Batch:
                 search.continue_with(
                     self._expand(search, beam, own_log_probs, positions, width), own_log_probs
                 )
-        biases.clear()
-        free.append(biases)
+        self._give_back(biases)
 
     def _filtered_beam(self, job: Job, biases: RowBiases) -> Beams | None:
         """The fully masked beam of a job whose filter allows at most half of the catalogue.
@@ -320,12 +395,15 @@ class _Batch:
         for search, (log_probs, positions) in zip(self.active, outputs, strict=True):
             beams = search.beams
             assert beams is not None
-            if search.is_last_step(self.nfe, beams.num_rows):
-                k, ranking = search.job.k, search.ranking
-                best = best_rows(self.trie, beams, log_probs, positions, k, ranking)
-                self._answer(search, best, log_probs, survivors=beams.num_rows)
+            if search.refilling:
+                assert isinstance(beams, Beams)
+                self._answer_refilled(search, beams, log_probs, positions)
+            elif search.is_last_step(self.num_steps, beams.num_rows):
+                wanted, ranking = search.wanted, search.ranking
+                best = best_rows(self.trie, beams, log_probs, positions, wanted, ranking)
+                self._found(search, best, log_probs, survivors=beams.num_rows)
             else:
-                width = search.job.schedule.steps[self.nfe - 1]
+                width = search.job.schedule.steps[self.num_steps - 1]
                 search.continue_with(
                     self._expand(search, beams, log_probs, positions, width), log_probs
                 )
@@ -355,7 +433,7 @@ class _Batch:
         if search.order != orders.DRAWN:
             return _NONE_DRAWN
         history, num_subspaces = search.job.history, self.codes.shape[1]
-        return orders.drawn_certainties(history, self.nfe, num_beams, num_subspaces)
+        return orders.drawn_certainties(history, self.num_steps, num_beams, num_subspaces)
 
 
 def _check_rows(job: Job, num_items: int) -> None:

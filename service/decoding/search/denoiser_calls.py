@@ -3,7 +3,8 @@
 A call is a rectangle: it has room for equally many beams of every job. If the jobs have about
 equally many beams, empty places fill up the rest. If not, one job of 200 beams would make each of
 its neighbours pay for 200. So jobs are then cut into chunks, and the network sees each chunk as a
-job of its own. Knows nothing of scores or rows.
+job of its own. Jobs that are guided have a second call, which sees no history. Knows nothing of
+scores or rows.
 """
 
 from __future__ import annotations
@@ -21,11 +22,14 @@ from service.decoding.loops import compiled
 from service.decoding.network import Denoiser, EncoderCache, Histories, list_masked
 from service.decoding.search.beams import Beams, PostingListBeams
 
+LEAST_LOG_PROB = -1e4  # an impossible code is no reason for an infinite score
+
 
 class BatchDenoiser:
     """Encodes and denoises for one batch.
 
     cache_hits, cache_misses: histories so far    encode_s, denoise_s: seconds so far
+    calls: so far
     """
 
     def __init__(
@@ -35,21 +39,31 @@ class BatchDenoiser:
         self._catalogue = catalogue
         self._cache = cache
         self._memory: Any = None
+        self._nothing: Any = None  # the memory of an empty history, if a job is guided
         # The last call that was cut into chunks: how many each job had, and their memory.
         self._of_chunks: tuple[list[int], Any] | None = None
         self.repeat_bias = denoiser.repeat_bias
         self.cache_hits = self.cache_misses = 0
         self.encode_s = self.denoise_s = 0.0
+        self.calls = 0
 
-    def encode(self, histories: Sequence[Rows]) -> None:
-        """Encode the active jobs' histories, or find them in the cache."""
+    def encode(self, histories: Sequence[Rows], *, guided: bool = False) -> None:
+        """Encode the active jobs' histories, or find them in the cache.
+
+        guided: whether some of them are guided, so that an empty history is encoded too
+        """
         started = perf_counter()
         newest = [history[-self._denoiser.history_length :] for history in histories]
+        newest += [np.empty(0, np.int32)] * guided
         if self._cache is None:
             self._memory = self._encoded(newest)
         else:
             self._memory, encoded = self._cache.memory_of(newest, self._denoiser, self._encoded)
             self.cache_hits, self.cache_misses = len(newest) - encoded, encoded
+        if guided:
+            everybody = np.arange(len(histories))
+            self._nothing = self._denoiser.select(self._memory, np.array([len(histories)]))
+            self._memory = self._denoiser.select(self._memory, everybody)
         self.encode_s += perf_counter() - started
 
     def keep_jobs(self, places: Sequence[int]) -> None:
@@ -59,11 +73,14 @@ class BatchDenoiser:
             self._of_chunks = None
 
     def denoise(
-        self, beams: Sequence[Beams | PostingListBeams | None]
+        self, beams: Sequence[Beams | PostingListBeams | None], guidance: Sequence[float] = ()
     ) -> list[tuple[Floats, Integers]]:
-        """One call; for each job log-probs of the masked positions, and which positions those are.
+        """One call, or two if a job is guided.
+
+        For each job log-probs of the masked positions, and which positions those are.
 
         beams: of each active job, not all of them decided; None = the fully masked beam only
+        guidance: of each active job, 0 = not guided; nothing = none of them is
         Returns (>= num_undecided, n, num_codes) float32 and (>= num_undecided, n) int64 for each
         job, see `Denoiser.denoise`. Entries behind the undecided beams mean nothing.
         """
@@ -86,10 +103,34 @@ class BatchDenoiser:
         started = perf_counter()
         memory = self._memory if len(partial_sids) == len(beams) else self._memory_of(chunks)
         log_probs = self._denoiser.denoise(memory, partial_sids, positions)
+        self.calls += 1
+        if any(guidance):
+            weights = np.repeat(np.array(guidance, np.float32), chunks)
+            log_probs = self._guided(log_probs, partial_sids, positions, weights)
         self.denoise_s += perf_counter() - started
         if log_probs.shape != (*positions.shape, mask):  # compiled code checks no bounds
             raise ValueError(f"the denoiser's log-probs have the shape {log_probs.shape}")
         return list(zip(split_by_job(log_probs, chunks), job_positions, strict=True))
+
+    def _guided(
+        self,
+        log_probs: Floats,
+        partial_sids: Codes,
+        positions: Integers,
+        guidance: NDArray[np.float32],
+    ) -> Floats:
+        """The log-probs of a call, those of chunks with guidance pulled away from no history."""
+        chosen = np.flatnonzero(guidance)
+        sids = partial_sids[chosen]
+        left = max(1, int((sids == self._catalogue.num_codes).sum(axis=-1).max()))
+        alone = self._denoiser.select(self._nothing, np.zeros(len(chosen), np.intp))
+        without = self._denoiser.denoise(alone, sids, positions[chosen, :, :left])
+        self.calls += 1
+        log_probs = log_probs.copy()
+        log_probs[chosen, :, :left] = guided_log_probs(
+            log_probs[chosen, :, :left], without, guidance[chosen, None, None, None]
+        )
+        return log_probs
 
     def _memory_of(self, chunks: list[int]) -> Any:
         """Each job's memory, repeated for each of its chunks."""
@@ -101,6 +142,20 @@ class BatchDenoiser:
     def _encoded(self, histories: Sequence[Rows]) -> Any:
         length = self._denoiser.history_length
         return self._denoiser.encode(Histories.of(histories, self._catalogue, length))
+
+
+def guided_log_probs(given: Floats, without: Floats, guidance: Floats) -> Floats:
+    """Classifier-free guidance: (1 + w) log p(code | history) - w log p(code), normalised again.
+
+    (Ho and Salimans, arXiv 2207.12598) given, without: (..., num_codes); guidance: broadcast to it
+    A code that is impossible with the history stays so.
+    """
+    mixed = given + guidance * (given - np.maximum(without, np.float32(LEAST_LOG_PROB)))
+    with np.errstate(invalid="ignore"):  # no code is possible: the search drops nan
+        mixed = mixed - mixed.max(axis=-1, keepdims=True)
+    mass = np.log(np.exp(mixed).sum(axis=-1, keepdims=True))
+    found: Floats = (mixed - mass).astype(np.float32)
+    return found
 
 
 def beams_per_chunk(widths: Sequence[int]) -> int:

@@ -35,25 +35,47 @@ class TrajectoryRecorder:
             np.empty((1, 0), np.float32),
         )
 
+    def remask(self, finished: Trajectory, beams: Beams) -> None:
+        """Continue from finished SIDs of which some codes are masked again.
+
+        finished: of one row of each beam, beam by beam. The codes of decided beams stay as they are
+        """
+        self._so_far = finished
+        self._sids, self._call_index = beams.sids, beams.call_index
+        again = (beams.sids == self._mask) & (beams.call_index >= 0)[:, None]
+        finished.filled[again], finished.log_probs[again] = 0, np.nan
+
     def record(self, children: Beams | PostingListBeams, log_probs: Floats) -> None:
         """Continue from the beams to their children. log_probs: the call's output for the beams"""
         beams = children
-        self._so_far = self._after_call(beams.sids, log_probs, beams.rows_each, beams.scores)
+        parents = self._parents_of(beams.sids)
+        self._so_far = self._after_call(
+            beams.sids, parents, log_probs, beams.rows_each, beams.scores
+        )
         self._sids, self._call_index = beams.sids, beams.call_index
         # Masked positions of a decided beam follow from its rows: this call has settled them.
         filled, call = self._so_far.filled, self._so_far.survivors.shape[1]
         filled[(filled == 0) & (self._call_index < 0)[:, None]] = call
 
-    def of_answer(self, rows: Rows, scores: Floats, log_probs: Floats | None) -> Trajectory:
+    def of_answer(
+        self,
+        rows: Rows,
+        scores: Floats,
+        log_probs: Floats | None,
+        parents: Integers | None = None,
+    ) -> Trajectory:
         """The trajectories of the answer's rows, which the beams own.
 
         log_probs: the last call's output for the beams; None if no call was made after they were
             (all of them are decided)
+        parents: (n,) the beam of each row; None = the one beam that owns it
         """
         sids = self._trie.codes[rows]
+        if parents is None:
+            parents = self._parents_of(sids)
         if log_probs is not None:
-            return self._after_call(sids, log_probs, self._num_alike(rows), scores)
-        parents, so_far = self._parents_of(sids), self._so_far
+            return self._after_call(sids, parents, log_probs, self._num_alike(rows), scores)
+        so_far = self._so_far
         beam_scores = so_far.beam_scores[parents]
         beam_scores[:, -1:] = scores[:, None]
         return Trajectory(
@@ -66,15 +88,16 @@ class TrajectoryRecorder:
     def _after_call(
         self,
         sids: Codes,
+        parents: Integers,
         log_probs: Floats,
         survivors: NDArray[np.integer],
         scores: NDArray[np.floating],
     ) -> Trajectory:
         """The trajectories of children with (n, num_subspaces) sids: their parents' and this call.
 
-        survivors, scores: (n,) of the children
+        parents: (n,) their beams; survivors, scores: (n,) of the children
         """
-        so_far, parents = self._so_far, self._parents_of(sids)
+        so_far = self._so_far
         filled, filled_with = so_far.filled[parents], so_far.log_probs[parents]
         fresh = (filled == 0) & (sids != self._mask)
         filled[fresh] = so_far.survivors.shape[1] + 1
@@ -99,7 +122,12 @@ class TrajectoryRecorder:
         return np.nonzero(agree)[1]
 
     def _num_alike(self, rows: Rows) -> Integers:
-        """(n,) for each row, how many rows that the job allows have the same SID."""
+        """(n,) for each row, how many rows that the job allows have the same SID.
+
+        0 if nobody asks: the codes of the answer are to be masked again.
+        """
+        if not self._job.explain:
+            return np.zeros(len(rows), np.int64)
         alike = [self._trie.rows_with(sid) for sid in self._trie.codes[rows]]
         every = np.concatenate([np.empty(0, np.int32), *alike])
         allowed = ~np.isin(every, self._job.excluded)

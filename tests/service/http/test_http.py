@@ -63,6 +63,8 @@ def test_a_history_is_posted_and_answered_by_the_model(served: Service, bundle: 
         "ranking": "rows",
         "finish_rows": 0,
         "order": "confidence",
+        "remask": 0,
+        "guidance": 0.0,
         "adjusted": False,
         "schedule": [1, 3],
         "nfe": 2,
@@ -91,6 +93,8 @@ def test_the_bundle_says_how_to_decode_unless_the_request_does(served: Service) 
         "ranking": "rows",
         "finish_rows": 0,
         "order": "confidence",
+        "remask": 0,
+        "guidance": 0.0,
         "adjusted": False,
         "schedule": [1, 1, 2],
         "nfe": 3,
@@ -415,6 +419,12 @@ def test_every_refusal_has_the_same_body(
         ("finish_rows", 2.5),
         ("order", "legal"),
         ("order", ["entropy"]),
+        ("remask", -1),
+        ("remask", 4),
+        ("remask", 1.5),
+        ("guidance", -0.1),
+        ("guidance", 11),
+        ("guidance", 1),  # the bundle's network was not trained for it
         ("history", ["item-1"] * 501),
         ("history.1", ["item-1", ""]),
         ("exclude_items", ["item-1"] * 1001),
@@ -511,10 +521,13 @@ def test_info_says_what_runs(served: Service) -> None:
         "ranking": "rows",
         "finish_rows": 0,
         "order": "confidence",
+        "remask": 0,
+        "guidance": 0.0,
     }
     assert info["bundle"]["knows_held_out"] is False
     assert info["bundle"]["family"] == "mdgr"
     assert info["bundle"]["autoregressive"] is False
+    assert info["bundle"]["history_dropout"] == 0
     assert info["limits"]["max_k"] == 100
     assert info["history_store"] == "redis"
     assert "unix:" not in json.dumps(info)

@@ -72,6 +72,7 @@ def test_auto_chooses_the_order_too(served: Service) -> None:
         ("ranking", {"ranking": "rows"}),
         ("ranking", {"ranking": "best"}),
         ("finish_rows", {"finish_rows": 100}),
+        ("remask", {"remask": 1}),
     ],
 )
 def test_a_network_of_the_next_code_refuses_what_it_cannot_do(
@@ -99,7 +100,7 @@ def test_a_network_of_the_next_code_fills_positions_from_left_to_right(
     found = [item["item_id"] for item in answer["items"]]
     assert found == [bundle.items[row].item_id for row in decoded.rows]
     expected = {**NEXT_CODE.model_dump(), "beam_width": width, "schedule": [1, 1, 1, 1], "nfe": 4}
-    assert answer["decoding"] == {**expected, "adjusted": False}
+    assert answer["decoding"] == {**expected, "remask": 0, "guidance": 0, "adjusted": False}
     if asked.get("explain"):
         calls = [item["explanation"]["filled_by_call"] for item in answer["items"]]
         assert calls == [[1, 2, 3, 4]] * 10

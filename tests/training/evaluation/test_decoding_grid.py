@@ -66,6 +66,32 @@ def test_orders_are_tried_where_they_can_be_followed() -> None:
     ]
 
 
+def test_remasking_and_guidance_are_tried_where_they_can_be_followed() -> None:
+    config = EvaluationConfig(
+        schedules=(ONE_CALL, TWO),
+        beam_widths=(10,),
+        rankings=("rows",),
+        finish_rows=(0,),
+        remasks=(0, 2, 4),
+        guidances=(0.0, 1.5),
+    )
+
+    def found(num_subspaces: int, history_dropout: float) -> list[tuple[int, int, float]]:
+        points = grid_of(config, num_subspaces, 500, "rows", history_dropout=history_dropout)
+        return [(one.r_warm, one.remask, one.guidance) for one in points]
+
+    assert found(4, 0.0) == [(0, 0, 0), (0, 2, 0), (1, 0, 0), (1, 2, 0)]
+    assert found(4, 0.1) == [
+        (r_warm, remask, guidance)
+        for r_warm in (0, 1)
+        for remask in (0, 2)
+        for guidance in (0, 1.5)
+    ]
+    assert len(found(5, 0.1)) == 2 * 3 * 2
+    next_code = grid_of(config, 4, 500, "path", autoregressive=True, history_dropout=0.1)
+    assert [(one.remask, one.guidance) for one in next_code] == [(0, 0), (0, 1.5)]
+
+
 def test_a_network_of_the_next_code_has_one_point_for_each_beam_width() -> None:
     config = load_config("default").evaluation
     points = grid_of(config, 4, 500, "path", autoregressive=True)

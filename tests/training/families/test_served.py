@@ -4,6 +4,7 @@ what was measured offline.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from running_service import service_process
 from service.bundles import Bundle
 from service.decoding import Job, Schedule
 from service.decoding.network import Histories
+from training.__main__ import main
 from training.data.interactions import load_dataset
 from training.data.splits import Windows
 from training.data.synthetic import make_world, write_world
@@ -118,6 +120,37 @@ def test_the_shipped_network_is_the_learnt_one(made: Made) -> None:
     nothing = Histories.of(histories[2:3], bundle.catalogue, config.history_length)
     alone = shipped.denoise(shipped.encode(nothing), sids[2:3], positions[:1])
     assert np.abs(alone[0] - expected[2]).max() <= 1e-4
+
+
+def test_a_command_measures_how_independent_codes_are(
+    made: Made, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = made.folder / "independence"
+    arguments = [
+        "--bundle",
+        str(made.folder / "run" / "trial"),
+        "--data",
+        str(made.folder / "world"),
+    ]
+    arguments += ["--out", str(out), "--users", "40", "--draws", "4"]
+    monkeypatch.setattr("sys.argv", ["training", "independence", *arguments])
+    assert main() == 0
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    known = {"maskgr": ["nothing", "others"], "tiger": ["earlier"]}[made.family]
+    assert list(report["accuracy"]) == known
+    assert all(len(found["right"]) == 4 for found in report["accuracy"].values())
+    written = (out / "independence.md").read_text()
+    if made.family == "maskgr":
+        right = [sum(report["accuracy"][one]["bits"]) for one in known]
+        assert right[1] < right[0]  # the other codes tell something
+        bits = np.array(report["mutual_information"])
+        assert bits.shape == (4, 4)
+        assert bits.min() >= 0
+        assert bits.trace() == 0
+        assert [line["m_par"] for line in report["m_par"]] == [1, 2, 4] * 2
+        assert "## Recall by positions filled a call" in written
+    else:
+        assert "fills one position a call" in written
 
 
 def test_http_gives_what_the_decoder_gives_alone_or_in_a_batch(made: Made) -> None:

@@ -8,30 +8,45 @@ weighs it by 1 / t.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
+
+from training.config import Noise
 
 LEAST_RATE = 0.01  # so no code weighs more than 100
 
 
-def draw_rates(n: int, generator: torch.Generator) -> Tensor:
-    """The t of n sequences, uniform in [LEAST_RATE, 1]: one in each n-th part of it, shuffled."""
+def draw_rates(
+    n: int, generator: torch.Generator, noise: Noise = "uniform"
+) -> tuple[Tensor, Tensor]:
+    """The rates t of n sequences, in [LEAST_RATE, 1], and what a masked code of each weighs.
+
+    uniform: one in each n-th part, shuffled; the weight is 1 / t, as published. cosine: the cosine
+    of such a number (MaskGIT, arXiv 2202.04200), so many masks are more frequent; divided by how
+    frequent, the weight gives the same loss on average.
+    """
     within = torch.rand(n, generator=generator)
-    rates = (torch.randperm(n, generator=generator) + within) / n
-    return rates.clamp(min=LEAST_RATE)
+    drawn = (torch.randperm(n, generator=generator) + within) / n
+    if noise == "uniform":
+        rates = drawn.clamp(min=LEAST_RATE)
+        return rates, 1 / rates
+    rates = torch.cos(drawn * math.pi / 2).clamp(min=LEAST_RATE)
+    return rates, (1 - rates.square()).clamp(min=0).sqrt() * (math.pi / 2) / rates
 
 
 def mask_anywhere(
-    n: int, items: int, num_subspaces: int, generator: torch.Generator
+    n: int, items: int, num_subspaces: int, generator: torch.Generator, noise: Noise = "uniform"
 ) -> tuple[Tensor, Tensor]:
     """Each code becomes MASK with its sequence's probability t, independently of all others.
 
-    Returns (n, items, L) bool and the weights 1 / t, (n,). A sequence may be without a MASK: one at
-    least, together with 1 / t, would be the loss of another process.
+    Returns (n, items, L) bool and the weights of `draw_rates`, (n,). A sequence may be without a
+    MASK: one at least, together with 1 / t, would be the loss of another process.
     """
-    rates = draw_rates(n, generator)
+    rates, weights = draw_rates(n, generator, noise)
     drawn = torch.rand(n, items, num_subspaces, generator=generator)
-    return drawn < rates[:, None, None], 1 / rates
+    return drawn < rates[:, None, None], weights
 
 
 def mask_one_item(

@@ -49,6 +49,7 @@ class MaskGRObjective(SegmentObjective):
 
     A minibatch is an array of segments. Each is one sequence; where only its last item is masked,
     it is cut off after one of its targets, drawn at random. So every item comes last now and then.
+    Of a share `fit.history_dropout`, only the last item is left.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class MaskGRObjective(SegmentObjective):
     ) -> None:
         self.model = model
         self.target_share = model.options.target_share
+        self.noise = masking.noise
         self.full_share = masking.full_share / (masking.full_share + masking.partial_share)
         segments = Segments.of(split.train, model_config.history_length)
         super().__init__(segments, trie.catalogue, config)
@@ -107,11 +109,14 @@ class MaskGRObjective(SegmentObjective):
         lengths = lengths - torch.where(whole, 0, left_out.clamp(max=num_targets - 1))
         place = torch.arange(items) - (items - lengths[:, None])
         is_item = place >= 0
+        if self.config.history_dropout:
+            kept = torch.rand(n, generator=generator) >= self.config.history_dropout
+            is_item[:, :-1] &= kept[:, None]
         rows = torch.where(is_item, rows.gather(1, place.clamp(min=0)), self.filler)
         masked = torch.zeros(n, items, num_subspaces, dtype=torch.bool)
         weights = torch.ones(n)
         masked[whole], weights[whole] = mask_anywhere(
-            int(whole.sum()), items, num_subspaces, generator
+            int(whole.sum()), items, num_subspaces, generator, self.noise
         )
         masked[~whole, -1], weights[~whole] = mask_one_item(
             int((~whole).sum()), num_subspaces, self.full_share, generator
@@ -131,6 +136,8 @@ class MaskGRObjective(SegmentObjective):
             return 0 * logits.sum()  # a step can be made of it
         newest = sequences.is_item[samples].sum(dim=1) - 2  # the item before the last one
         seen = self.segments.seen(minibatch, samples.numpy(), newest.numpy())
+        has_history = (newest >= 0).numpy()[seen[1]]
+        seen = seen[0][has_history], seen[1][has_history]
         repeats = Repeats(*map(torch.from_numpy, seen), self.model.repeat_bias)
         rows = sequences.rows[samples, -1]
         return self.catalogue_softmax.loss(logits[samples], rows, masked[samples], repeats)

@@ -1,8 +1,8 @@
-"""Which positions of a target SID become MASK: how many (curriculum) and which (history-aware).
+"""Which positions of a target SID become MASK: how many (curriculum, or noise) and which.
 
-Pure functions of progress, codes and a random generator; knows nothing of the network.
-Source: arXiv 2601.19501, section 4.3, Eq. 8-13. The prose there on gamma contradicts Eq. 8; this
-is the formula: a larger gamma makes training hard sooner.
+Which is history-aware. Pure functions of progress, codes and a random generator; knows nothing of
+the network. Source: arXiv 2601.19501, section 4.3, Eq. 8-13. The prose there on gamma contradicts
+Eq. 8; this is the formula: a larger gamma makes training hard sooner.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from training.config import MaskingConfig
+from training.errors import ConfigError
 
 
 def ease(progress: float, gamma: float) -> float:
@@ -26,6 +27,15 @@ def mask_count_probabilities(progress: float, num_subspaces: int, gamma: float) 
     delta = ease(progress, gamma)
     weights = (1 - delta) * j + delta * (num_subspaces + 1 - j)
     return weights / weights.sum()
+
+
+def cosine_count_probabilities(num_subspaces: int) -> Tensor:
+    """P(j masks) if the share of masks is cos(pi t / 2), t uniform, rounded up: (L,) float64.
+
+    The noise schedule of MaskGIT (arXiv 2202.04200).
+    """
+    share = torch.arange(num_subspaces + 1, dtype=torch.float64) / num_subspaces
+    return -torch.diff(torch.arccos(share)) * 2 / math.pi
 
 
 def position_log_weights(
@@ -64,6 +74,8 @@ def draw_mask(
     n, num_subspaces = target_codes.shape
     if config.curriculum:
         probabilities = mask_count_probabilities(progress, num_subspaces, config.gamma)
+    elif config.noise == "cosine":
+        probabilities = cosine_count_probabilities(num_subspaces)
     else:
         probabilities = torch.full((num_subspaces,), 1 / num_subspaces, dtype=torch.float64)
     counts = 1 + torch.multinomial(probabilities, n, replacement=True, generator=generator)
@@ -74,3 +86,12 @@ def draw_mask(
     else:
         log_weights = torch.zeros(n, num_subspaces)
     return draw_positions(counts, log_weights, generator)
+
+
+def check_noise(config: MaskingConfig) -> None:
+    """Raise ConfigError for a noise that the curriculum would hide."""
+    if config.curriculum and config.noise != "uniform":
+        raise ConfigError(
+            f"masking.noise={config.noise}: the curriculum draws the mask counts; set "
+            "masking.curriculum=false too"
+        )

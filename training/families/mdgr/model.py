@@ -1,4 +1,4 @@
-"""The network: a causal encoder over the history, a bidirectional decoder over one SID.
+"""Our network: a causal encoder over the history, a bidirectional decoder over one SID.
 
 One pass of the encoder serves every prefix of a history, in training as many samples as it has
 items: state t has seen items 0..t and nothing later. The decoder reads one state and a partial SID
@@ -12,7 +12,7 @@ partial_sids:    (jobs, beams, L) int64, MASK where not yet filled
 positions:       (jobs, beams, n) int64, those asked for; without it all L of them, in order
 logits:          (jobs, beams, n, num_codes) float32
 L = num_subspaces. After arXiv 2601.19501, sections 4.3 and 5.1.3, which has a bidirectional
-encoder and cross-attention; docs/decisions/008 says why not here.
+encoder and cross-attention (`published`); docs/decisions/008 says why not here.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from service.decoding import Catalogue
 from training.config import ModelConfig
 from training.families.network import (
     Dropout,
@@ -95,9 +94,13 @@ class Layer(nn.Module):
 class MaskedDiffusionModel(Network):
     """Encoder, decoder, one softmax per position over its codes, and the repeat bias.
 
+    one_target: whether a history has to be read again for each of its targets
+
     repeat_bias is added to the score of an item that the history holds already: what a sum of code
     logits cannot say. It is learnt, so data whose users never repeat an item teach the model so.
     """
+
+    one_target = False
 
     def __init__(
         self, config: ModelConfig, *, num_subspaces: int, num_codes: int, vector_dims: int
@@ -153,6 +156,29 @@ class MaskedDiffusionModel(Network):
             x = layer(x)
         return self.encoder_norm(self.encoder[-1](x, asked))
 
+    def logits_of_samples(
+        self,
+        codes: Tensor,
+        vectors: Tensor,
+        segment: Tensor,
+        length: Tensor,
+        partial_sids: Tensor,
+    ) -> Tensor:
+        """Logits of every code at every position of n samples: (n, L, num_codes).
+
+        codes, vectors: of the items of segments, (segments, items, L) and (segments, items, d)
+        segment, length: (n,) int64, a sample sees the first `length` items of its segment
+        partial_sids: (n, L)
+        """
+        states = self.encode(codes, vectors)
+        states = states[segment, (length - 1).clamp(min=0)]
+        nothing = length == 0
+        if nothing.any():  # one filler item, as serving has it
+            filler = torch.full_like(codes[:1, :1], self.num_codes)
+            empty = self.encode(filler, torch.zeros_like(vectors[:1, :1]))
+            states = torch.where(nothing[:, None], empty[0], states)
+        return self.denoise(partial_sids[:, None], states)[:, 0]
+
     def remember(self, codes: Tensor, vectors: Tensor, mask: Tensor) -> Tensor:
         """The state after the newest item of each history: (jobs, width)."""
         return self.encode(codes, vectors, newest_place(mask))[:, 0]
@@ -184,16 +210,6 @@ class MaskedDiffusionModel(Network):
         """(L, num_codes, width): what the states of a position are multiplied with."""
         table = self.code_embedding.weight[:-1] if self.head is None else self.head.weight
         return table.reshape(self.num_subspaces, self.num_codes, -1)
-
-
-def build(catalogue: Catalogue, config: ModelConfig) -> MaskedDiffusionModel:
-    """An untrained model of the catalogue's sizes."""
-    return MaskedDiffusionModel(
-        config,
-        num_subspaces=catalogue.num_subspaces,
-        num_codes=catalogue.num_codes,
-        vector_dims=catalogue.vectors.shape[1],
-    )
 
 
 def newest_place(mask: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """What MDGR learns: the code of the next item at masked positions, given the items before it.
 
-A sample is a target with a history. Samples come as segments of histories: the causal encoder
-reads a segment once and gives a state for each of its samples. Knows no optimiser.
+A sample is a target with a history. Samples come as segments of histories: a causal encoder reads
+a segment once and gives a state for each of its samples; a bidirectional one needs a segment for
+each target. Knows no optimiser.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from training.data import Segments, Split
 from training.families.losses import CatalogueSoftmax, Repeats, position_loss
 from training.families.mdgr.masking import draw_mask
 from training.families.mdgr.model import MaskedDiffusionModel
+from training.families.mdgr.published import PublishedModel
 from training.families.segment_objective import SegmentObjective
 
 
@@ -29,7 +31,7 @@ class MDGRObjective(SegmentObjective):
 
     def __init__(
         self,
-        model: MaskedDiffusionModel,
+        model: MaskedDiffusionModel | PublishedModel,
         split: Split,
         trie: SidTrie,
         *,
@@ -38,7 +40,8 @@ class MDGRObjective(SegmentObjective):
         config: FitConfig,
     ) -> None:
         self.model, self.masking = model, masking
-        segments = Segments.of(split.train, model_config.history_length)
+        cut = Segments.of_one_target if model.one_target else Segments.of
+        segments = cut(split.train, model_config.history_length)
         super().__init__(segments, trie.catalogue, config)
         self.catalogue_softmax = CatalogueSoftmax(trie, sampled_rows=config.sampled_rows)
 
@@ -57,19 +60,25 @@ class MDGRObjective(SegmentObjective):
         segment, place = torch.cat((full.nonzero(), partial.nonzero())).unbind(dim=1)
         target_rows = targets[segment, place]
         seen = self.segments.seen(minibatch, segment.numpy(), place.numpy())
+        length = place + 1
+        if config.history_dropout:
+            dropped = torch.rand(len(place), generator=generator) < config.history_dropout
+            length = torch.where(dropped, 0, length)
+            kept = ~dropped.numpy()[seen[1]]
+            seen = seen[0][kept], seen[1][kept]
         target_codes = self.codes[target_rows]
         masked = torch.ones_like(target_codes, dtype=torch.bool)
         some = slice(int(full.sum()), None)
         if partial.any():
             masked[some] = draw_mask(
                 self.codes[inputs[segment[some]]],
-                torch.arange(inputs.shape[1]) <= place[some, None],
+                torch.arange(inputs.shape[1]) < length[some, None],
                 target_codes[some],
                 progress=progress,
                 config=self.masking,
                 generator=generator,
             )
-        logits = self._logits(inputs, segment, place, target_codes, masked)
+        logits = self._logits(inputs, segment, length, target_codes, masked)
         loss = torch.zeros(())
         if config.position_weight:
             loss = loss + config.position_weight * position_loss(
@@ -83,11 +92,11 @@ class MDGRObjective(SegmentObjective):
         return loss
 
     def _logits(
-        self, inputs: Tensor, segment: Tensor, place: Tensor, target_codes: Tensor, masked: Tensor
+        self, inputs: Tensor, segment: Tensor, length: Tensor, target_codes: Tensor, masked: Tensor
     ) -> Tensor:
         """Logits of every code at every position of each sample: (n, L, num_codes) float32."""
         partial_sids = torch.where(masked, self.model.num_codes, target_codes)
+        codes, vectors = self.codes[inputs], self.vectors[inputs].float()
         with self.precision():
-            states = self.model.encode(self.codes[inputs], self.vectors[inputs].float())
-            logits = self.model.denoise(partial_sids[:, None], states[segment, place])
-        return logits[:, 0].float()
+            logits = self.model.logits_of_samples(codes, vectors, segment, length, partial_sids)
+        return logits.float()

@@ -22,6 +22,7 @@ FAMILY = Family(
     unused=(
         "model.difficulty_embedding",
         "masking.curriculum",
+        "masking.noise",
         "masking.gamma",
         "masking.history_aware",
         "masking.epsilon",

@@ -17,77 +17,29 @@ that all families have the same inputs.
 
 from __future__ import annotations
 
-import math
-from typing import NamedTuple
-
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from service.decoding import Catalogue
 from training.config import ModelConfig
+from training.families.cross_attention import (
+    CrossAttention,
+    Remembered,
+    SelfAttentionLayer,
+    from_memory,
+    memory_size,
+    remembered,
+    to_memory,
+)
 from training.families.network import (
     NEVER,
     Dropout,
     Network,
-    TransformerLayer,
     bias_of,
     initialise,
     logits_at,
     logits_of,
-    split_heads,
 )
-
-
-class Remembered(NamedTuple):
-    """What the decoder attends to.
-
-    keys, values: (jobs, layers, heads, tokens, width / heads); bias: (jobs, 1, 1, tokens)
-    """
-
-    keys: Tensor
-    values: Tensor
-    bias: Tensor
-
-
-class Layer(TransformerLayer):
-    """Self-attention over a history or over the codes of a SID."""
-
-    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
-        """x: (n, tokens, width); bias: what is added to scores, broadcast to (n, 1, tokens, tokens)
-
-        It hides filler from a history, and from each code of a SID those behind it.
-        """
-        query, key, value = self.projected(x)
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=bias.to(query.dtype))
-        return self.rest(x, attended)
-
-
-class CrossAttention(nn.Module):
-    """The positions of SIDs attend to the history of their job."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        width = config.width
-        self.num_heads = config.num_heads
-        self.norm = nn.LayerNorm(width)
-        self.query = nn.Linear(width, width)
-        self.key_value = nn.Linear(width, 2 * width)
-        self.out = nn.Linear(width, width)
-        self.dropout = Dropout(config.dropout)
-
-    def forward(self, x: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
-        """x: (jobs * beams, L, width); key, value: (jobs, heads, tokens, d); bias: see Remembered.
-
-        All beams of a job have the same history: its keys are not repeated for them.
-        """
-        jobs, n, num_positions = key.shape[0], x.shape[0], x.shape[1]
-        [query] = split_heads(self.query(self.norm(x)), 1, self.num_heads)
-        query = query.unflatten(0, (jobs, n // jobs)).transpose(1, 2).flatten(2, 3)
-        scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1]) + bias
-        attended = scores.softmax(dim=-1).to(value.dtype) @ value
-        attended = attended.unflatten(2, (n // jobs, num_positions)).transpose(1, 2).flatten(0, 1)
-        return x + self.dropout(self.out(attended.transpose(1, 2).flatten(2)))
 
 
 class Tiger(Network):
@@ -110,9 +62,13 @@ class Tiger(Network):
         self.first = nn.Parameter(torch.zeros(1, 1, width))
         self.position_embedding = nn.Embedding(num_subspaces, width)
         self.embedding_dropout = Dropout(config.dropout)
-        self.encoder = nn.ModuleList(Layer(config) for _ in range(config.encoder_layers))
+        self.encoder = nn.ModuleList(
+            SelfAttentionLayer(config) for _ in range(config.encoder_layers)
+        )
         self.encoder_norm = nn.LayerNorm(width)
-        self.decoder = nn.ModuleList(Layer(config) for _ in range(config.decoder_layers))
+        self.decoder = nn.ModuleList(
+            SelfAttentionLayer(config) for _ in range(config.decoder_layers)
+        )
         self.cross = nn.ModuleList(CrossAttention(config) for _ in range(config.decoder_layers))
         self.decoder_norm = nn.LayerNorm(width)
         self.head = None if config.tied_head else nn.Embedding(num_subspaces * num_codes, width)
@@ -124,8 +80,7 @@ class Tiger(Network):
         hidden = torch.ones(num_subspaces, num_subspaces, dtype=torch.bool).triu(1)
         causal = torch.zeros(num_subspaces, num_subspaces).masked_fill(hidden, NEVER)
         self.register_buffer("causal", causal[None, None], persistent=False)
-        kept = 2 * config.decoder_layers * num_subspaces * width
-        self.memory_size = config.history_length * (kept + 1)
+        self.memory_size = memory_size(config, num_subspaces)
         self.apply(initialise)
         nn.init.normal_(self.first, std=0.05)
         if self.vector_projection is not None:  # unit vectors: as large as a code
@@ -143,12 +98,7 @@ class Tiger(Network):
         bias = bias_of(is_token)
         for layer in self.encoder:
             x = layer(x, bias)
-        # Filler has zeros, so that a user without a history gets the same whatever the batch is.
-        x = self.encoder_norm(x) * is_token[:, :, None]
-        kept = [split_heads(cross.key_value(x), 2, self.config.num_heads) for cross in self.cross]
-        keys, values = torch.stack(kept, dim=2)
-        shown = is_token[:, None, None, :, None]
-        return Remembered(keys * shown, values * shown, bias)
+        return remembered(self.encoder_norm(x), is_token, self.cross, self.config.num_heads)
 
     def logits(self, partial_sids: Tensor, history: Remembered, asked: Tensor | None) -> Tensor:
         """partial_sids: (n, L), of equally many beams for each job; asked: (n, m).
@@ -174,28 +124,13 @@ class Tiger(Network):
 
     def remember(self, codes: Tensor, vectors: Tensor, mask: Tensor) -> Tensor:
         history = self.encoded(codes, vectors, mask)
-        # Of `history_length` items, whatever the length of these histories.
-        missing = self.config.history_length - codes.shape[1]
-        kept = torch.stack((history.keys, history.values), dim=1)
-        kept = F.pad(kept, (0, 0, 0, missing * self.num_subspaces))
-        is_item = F.pad(mask.to(kept.dtype), (0, missing))
-        return torch.cat((kept.flatten(1), is_item), dim=1)
+        return to_memory(history, mask, self.config, self.num_subspaces)
 
     def denoise(
         self, partial_sids: Tensor, memory: Tensor, positions: Tensor | None = None
     ) -> Tensor:
         jobs, beams, num_subspaces = partial_sids.shape
-        length, heads = self.config.history_length, self.config.num_heads
-        is_item = memory[:, -length:] > 0
-        # Other places are filler in all histories. The first stays, so that there is something.
-        is_place = torch.cat((is_item.new_ones(1), is_item.any(dim=0)[1:]))
-        places = is_place.nonzero()[:, 0]
-        kept = memory[:, :-length].reshape(
-            jobs, 2 * len(self.decoder), heads, length, num_subspaces, -1
-        )
-        kept = kept[:, :, :, places].flatten(3, 4).unflatten(1, (2, -1))
-        is_token = is_item[:, places].repeat_interleave(num_subspaces, dim=1)
-        history = Remembered(kept[:, 0], kept[:, 1], bias_of(is_token))
+        history = from_memory(memory, self.config, num_subspaces)
         asked = None if positions is None else positions.flatten(0, 1)
         logits = self.logits(partial_sids.flatten(0, 1), history, asked)
         return logits.reshape(jobs, beams, -1, self.num_codes)

@@ -46,11 +46,14 @@ class TigerObjective(SegmentObjective):
     def loss(
         self, minibatch: NDArray[np.intp], progress: float, generator: torch.Generator
     ) -> Tensor:
-        """Mean loss of these samples. Nothing is drawn."""
+        """Mean loss of these samples. Nothing is drawn but whose history is left out."""
         rows, is_target = map(torch.from_numpy, self.segments.arrays(minibatch, filler=self.filler))
         place = is_target.to(torch.int64).argmax(dim=1, keepdim=True) + 1
         targets = rows.gather(1, place)[:, 0]
         is_item = torch.arange(rows.shape[1] - 1) < place
+        if self.config.history_dropout:
+            kept = torch.rand(len(rows), generator=generator) >= self.config.history_dropout
+            is_item = is_item & kept[:, None]
         history = torch.where(is_item, rows[:, :-1], self.filler)
         target_codes = self.codes[targets]
         with self.precision():

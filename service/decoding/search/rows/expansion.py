@@ -263,6 +263,43 @@ def best_survivors(
 
 
 @compiled
+def survivor_scores(
+    codes: Codes, beams: Beams, log_probs: Floats, positions: Integers, ranking: int
+) -> Doubles:
+    """Every survivor's share of its beam's probability, as a log: (survivors,), in their order.
+
+    A softmax over the sums of the rows' log-probs at masked positions divides a beam's probability
+    among its rows; ranked by rows, their biases are in it, else they are added to the result. A row
+    that several beams own has a share of each.
+    """
+    sids, beam_scores, starts, rows, biases, call_index, _ = beams
+    num_masked = int(np.count_nonzero(sids[:1] == log_probs.shape[2]))
+    scores = np.full(len(rows), -np.inf, np.float64)
+    for beam in range(len(sids)):
+        start, stop = starts[beam], starts[beam + 1]
+        inside = biases[start:stop].copy()
+        if ranking != ROWS:
+            inside[:] = 0
+        logits = inside.copy()
+        highest: float = np.float64(logits.max())
+        if call_index[beam] >= 0:
+            own_codes = np.empty((stop - start, num_masked), np.uint16)
+            _gather(codes, rows[start:stop], positions[call_index[beam]], num_masked, own_codes)
+            own_log_probs = log_probs[call_index[beam]]
+            highest = _row_logits(own_codes, inside, own_log_probs, num_masked, logits)
+        if not highest > -np.inf:
+            continue
+        mass = 0.0
+        for logit in logits:
+            mass += np.exp(np.float64(logit) - highest)
+        shift = beam_scores[beam] - highest - np.log(mass)
+        for i in range(stop - start):
+            outside = biases[start + i] - inside[i]
+            scores[start + i] = logits[i] + shift + outside
+    return scores
+
+
+@compiled
 def _gather(
     codes: Codes, rows: Rows, positions: Integers, num_masked: int, own_codes: Codes
 ) -> None:

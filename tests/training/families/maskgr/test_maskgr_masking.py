@@ -19,15 +19,23 @@ from training.families.maskgr.objective import weighted_loss
 def test_rates_are_uniform_in_every_minibatch_and_not_too_small() -> None:
     random = torch.Generator().manual_seed(0)
     for n in (1, 7, 100):
-        rates = draw_rates(n, random).double()
+        rates = draw_rates(n, random)[0].double()
         parts = (rates * n).floor().clamp(max=n - 1).long().sort().values
         if 1 / n >= 2 * LEAST_RATE:
             assert parts.tolist() == list(range(n))  # one in each n-th part
         assert rates.min() >= LEAST_RATE - 1e-9
         assert rates.max() <= 1
-    many = torch.stack([draw_rates(4, random) for _ in range(4000)])
+    many = torch.stack([draw_rates(4, random)[0] for _ in range(4000)])
     assert many.mean(dim=0).tolist() == pytest.approx([0.5] * 4, abs=0.02)  # shuffled
     assert float((many <= 0.1).double().mean()) == pytest.approx(0.1, abs=0.01)
+
+
+def test_cosine_rates_are_higher_and_weigh_the_same_on_average() -> None:
+    rates, weights = draw_rates(200_000, torch.Generator().manual_seed(0), "cosine")
+    assert float((rates > 0.5).double().mean()) == pytest.approx(2 / 3, abs=0.01)
+    assert float((rates * weights).double().mean()) == pytest.approx(1, abs=0.01)
+    assert rates.min() >= LEAST_RATE
+    assert weights.isfinite().all()
 
 
 def test_codes_are_masked_independently_with_their_sequences_rate() -> None:
@@ -70,6 +78,8 @@ def test_both_kinds_of_masks_have_the_same_expected_loss_for_one_item() -> None:
 
     anywhere, one_over_t = mask_anywhere(n, 1, positions, random)
     one = mean(anywhere[:, 0], one_over_t)
+    cosine, heavy = mask_anywhere(n, 1, positions, random, "cosine")
+    assert mean(cosine[:, 0], heavy) == pytest.approx(one, rel=0.03)
     other = mean(*mask_one_item(n, positions, 0.0, random))
     exact = sum((1 + k) * 8 / positions for k in (1, 2, 3))
     assert other == pytest.approx(exact, rel=0.01)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from itertools import combinations
 
 import pytest
 import torch
 
 from training.config import MaskingConfig
+from training.errors import ConfigError
 from training.families.mdgr.masking import (
+    check_noise,
+    cosine_count_probabilities,
     draw_mask,
     draw_positions,
     ease,
@@ -85,3 +89,58 @@ def test_draw_mask_follows_its_switches() -> None:
     uniform_positions = draw(history_aware=False)
     spread = uniform_positions.float().mean(dim=0)
     assert float(spread.max() - spread.min()) < 0.03
+    cosine_counts = draw(curriculum=False, noise="cosine").sum(dim=1).bincount(minlength=9)[1:]
+    assert torch.allclose(
+        cosine_counts.double() / n, cosine_count_probabilities(8), atol=0.02, rtol=0
+    )
+
+
+def test_cosine_counts_are_the_shares_of_maskgit_rounded_up() -> None:
+    """Computed once more on a fine grid of t."""
+    t = torch.linspace(0, 1, 2_000_001, dtype=torch.float64)[1:-1]
+    counts = torch.ceil(5 * torch.cos(math.pi / 2 * t)).long().bincount(minlength=6)[1:] / len(t)
+    assert torch.allclose(cosine_count_probabilities(5), counts.double(), atol=1e-5)
+    assert float(cosine_count_probabilities(1)[0]) == pytest.approx(1)
+
+
+def test_a_noise_that_the_curriculum_hides_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"set masking\.curriculum=false too"):
+        check_noise(MaskingConfig(noise="cosine"))
+    check_noise(MaskingConfig(noise="cosine", curriculum=False))
+
+
+@pytest.mark.parametrize(
+    ("num_items", "shared", "golden"),
+    [
+        # One mask: P(position) = w / sum of w, by hand. Of four positions, 0 is in every item.
+        (1, 1, (0.0294, 0.3235)),  # w = 1/1.1 against three of 10
+        (2, 1, (0.0156, 0.3281)),  # 1/2.1
+        (3, 1, (0.0106, 0.3298)),  # 1/3.1
+        (1, 4, (0.25, 0.25)),  # every code is in the history: as if it were not looked at
+        (1, 0, (0.25, 0.25)),  # and so if none is
+        (0, 0, (0.25, 0.25)),  # or if there is no history
+    ],
+)
+def test_history_aware_masks_of_short_histories(
+    num_items: int, shared: int, golden: tuple[float, float]
+) -> None:
+    """Users with 0 to 3 items: Eq. 11-12 with epsilon .1, and draws that agree."""
+    n, target = 100_000, torch.full((1, 4), 7)
+    history = torch.zeros(1, 3, 4, dtype=torch.long)
+    history[:, :, :shared] = 7
+    is_item = torch.arange(3)[None] < num_items
+    log_weights = position_log_weights(history, is_item, target, epsilon=0.1)
+    weights = log_weights.exp()[0]
+    found = weights / weights.sum()
+    assert found[[0, 3]].tolist() == pytest.approx(golden, abs=5e-5)
+    one = draw_positions(
+        torch.ones(n, dtype=torch.long), log_weights.expand(n, 4), torch.Generator().manual_seed(2)
+    )
+    assert one.double().mean(dim=0).tolist() == pytest.approx(found.tolist(), abs=0.006)
+    # Two masks, of 4 positions: the shared code is one of them if it is drawn second.
+    two = draw_positions(
+        torch.full((n,), 2), log_weights.expand(n, 4), torch.Generator().manual_seed(3)
+    )
+    first, other = golden
+    expected = first + 3 * other * first / (1 - other)
+    assert float(two[:, 0].double().mean()) == pytest.approx(expected, abs=0.006)
