@@ -254,7 +254,9 @@ class FitConfig(Section):
     )
     samples: int = Field(1_500_000, ge=1, description="training samples seen in all epochs")
     minutes: float | None = _later(
-        None, "CPU minutes of all steps and threads; wins over epochs, and nothing stops early", gt=0
+        None,
+        "CPU minutes of all steps and threads; wins over epochs, and nothing stops early",
+        gt=0,
     )
     minibatch: int = Field(256, ge=1, description="samples, in as many users as have them")
     learning_rate: float = Field(1e-3, gt=0)

@@ -1,4 +1,4 @@
-"""Residual, RQ-VAE and random codebooks: what a level gains, SIDs that are not shared, files, refusals."""
+"""Other kinds of codebooks: what a level gains, SIDs that are not shared, files, refusals."""
 
 from __future__ import annotations
 
@@ -124,9 +124,10 @@ def test_an_rqvae_rebuilds_vectors_and_its_codes_are_those_of_the_network_that_w
     report = CollisionReport.of(sids_of(codebook, vectors, seed=7), 12)
     assert min(report.codes_used) >= 11
     assert 80 <= report.collided_items < 400, "forty items have a twin"
-    assert sids_of(codebook, vectors, seed=7)[100:140].tolist() == codebook.codes_of(
-        vectors[60:100]
-    ).tolist()
+    assert (
+        sids_of(codebook, vectors, seed=7)[100:140].tolist()
+        == codebook.codes_of(vectors[60:100]).tolist()
+    )
 
     model = RQVAE(16, 4, 12)
     with torch.no_grad():

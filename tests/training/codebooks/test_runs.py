@@ -22,7 +22,12 @@ from training.pipeline import parts_of, run
 from training.preset import load_config
 
 QUICK = ["fit.epochs=2", "fit.validation_users=20", "evaluation.invalid_sid_users=20"]
-QUICK += ["codebook.rqvae_epochs=5", "refit.share=0", "codebook.num_codes=16", "embeddings.collaborative_dims=0"]
+QUICK += [
+    "codebook.rqvae_epochs=5",
+    "refit.share=0",
+    "codebook.num_codes=16",
+    "embeddings.collaborative_dims=0",
+]
 QUICK += ["embeddings.content_dims=16", "evaluation.schedule_users=20", "evaluation.users=40"]
 QUICK += ["evaluation.beam_widths=[20]", "evaluation.rankings=['rows']"]
 QUICK += ["evaluation.schedules=[{r_warm = 1, m_par = 2}]", "evaluation.timing_users=1"]
@@ -131,7 +136,13 @@ def test_residual_codes_with_a_digit_from_data_to_answers(
 
 @pytest.mark.parametrize(
     ("kind", "collisions"),
-    [("random", "reassign"), ("opq", "digit"), ("opq", "reassign"), ("residual", "keep"), ("rqvae", "digit")],
+    [
+        ("random", "reassign"),
+        ("opq", "digit"),
+        ("opq", "reassign"),
+        ("residual", "keep"),
+        ("rqvae", "digit"),
+    ],
 )
 def test_other_kinds_make_bundles_that_answer(
     kind: str, collisions: str, dataset: Dataset, out: Path, tmp_path: Path
