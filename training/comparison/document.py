@@ -153,7 +153,7 @@ TABLES: dict[str, tuple[str, Callable[[Sequence[Row]], str], str]] = {
         "Families by denoiser calls",
         nfe_table,
         "For every number of calls one schedule (r_warm, m_par): m_par is the number of positions "
-        "divided by the calls, rounded up, and r_warm the least that makes up the number. All with "
+        "divided by the calls, rounded up, and r_warm the most that makes up the number. All with "
         "the widest beam that the family's grid has, ranked as its network is trained. NFE is what "
         "was needed: a search may end earlier. Orders other than its own are of the most calls. "
         "Differences are to the same family at its most calls, paired as above.",
@@ -170,11 +170,11 @@ TABLES: dict[str, tuple[str, Callable[[Sequence[Row]], str], str]] = {
 CLAIMS = (
     "Each claim says that one thing is more than another. The verdict is made by a rule from the "
     "rows of this document: *reproduced* if the difference, paired by user (and seed), is at least "
-    "two standard errors above 0; *not reproduced* if as much below; else *not decided*. *Not "
-    "run*: no row here measures it. Published figures are of other data, encoders and sizes, so how "
-    "large a difference is, is shown and not judged. Parts of MDGR (schedules, ablations) are "
-    "measured on the first row's network unless a preset of MDGR to the letter is among the "
-    "families; whole systems only on presets of their names."
+    "two standard errors above 0; *not reproduced* if it is as much below; else *not decided*. "
+    "*Not run*: no row here measures it. Published figures are of other data, encoders and sizes, "
+    "so how large a difference is, is shown and not judged. Parts of MDGR (schedules, ablations) "
+    "are measured on the first row's network, if it is of that family, unless a preset of MDGR to "
+    "the letter is among the families; whole systems only on presets of their names."
 )
 FAMILIES = ("families", "nfe", "family-density")
 

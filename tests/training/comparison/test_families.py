@@ -1,11 +1,12 @@
-"""Families side by side: from the command to the document, statistics by hand, claims by the rule."""
+"""Families side by side: from the command to the document, statistics by hand, claims by a rule."""
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import io
 import json
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from rich.console import Console
 from service.bundles import Bundle
 from service.decoding import Schedule
 from training.__main__ import main
+from training.baselines import BERT4RecConfig
 from training.comparison import comparison, ranked_systems
 from training.comparison.comparison import Plan, compare
 from training.comparison.document import Comparison, Origin
@@ -25,7 +27,6 @@ from training.comparison.families.seeds import difference, growth, kept, kept_mo
 from training.comparison.families.tables import families_table, family_density_table, nfe_table
 from training.comparison.finished_run import FinishedRun
 from training.comparison.table import FamilyFacts, Row, csv_text
-from training.baselines import BERT4RecConfig
 from training.config import ComparisonTable
 from training.data.interactions import Dataset, load_dataset
 from training.data.synthetic import make_world, write_world
@@ -103,7 +104,7 @@ class Compared:
 
 
 @pytest.fixture(scope="module")
-def compared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compared]:
+def compared(tmp_path_factory: pytest.TempPathFactory) -> Compared:
     """By a clock that goes on as if every step took a tenth of a second of CPU time."""
     folder = tmp_path_factory.mktemp("families")
     write_world(make_world(USERS, 60, 0.1, 7), folder / "world")
@@ -115,7 +116,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compared]:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(training_loop.time, "process_time", lambda: next(ticks) / 10)
         said = commanded(folder / "out", folder / "world", presets, patched, ["--table", "nfe"])
-    yield Compared(folder / "out", folder / "world", presets, said)
+    return Compared(folder / "out", folder / "world", presets, said)
 
 
 def commanded(
@@ -130,11 +131,11 @@ def commanded(
     command += ["--preset", str(presets["first"]), "--set", "fit.minutes=0.05"]
     for name in ("maskgr", "tiger"):
         command += ["--family", str(presets[name])]
-    printed: list[str] = []
-    patched.setattr("builtins.print", lambda line: printed.append(line))
     patched.setattr("sys.argv", [*command, "--table", "families", *more])
-    assert main() == 0
-    found: dict[str, Any] = json.loads(printed[-1])
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        assert main() == 0
+    found: dict[str, Any] = json.loads(printed.getvalue())
     return found
 
 
@@ -144,9 +145,8 @@ def test_the_command_compares_families_that_learnt_for_as_long(compared: Compare
     assert [row["system"] for row in rows] == ["Unmask", "maskgr", "tiger"]
     assert [row["family"] for row in rows] == ["mdgr", "maskgr", "tiger"]
     # three seconds of steps that take a tenth of one, however many epochs their presets have
-    assert {(row["steps"], float(row["cpu_minutes"])) for row in rows} == {
-        ("30", pytest.approx(0.05))
-    }
+    assert {row["steps"] for row in rows} <= {"30", "31"}  # tenths add up to not quite three
+    assert [float(row["cpu_minutes"]) for row in rows] == pytest.approx([0.05] * 3, rel=0.04)
     assert [row["difference"] == "" for row in rows] == [True, False, False]
     assert all(float(row["milliseconds_alone"]) > 0 for row in rows)
     assert all(float(row["milliseconds_of_8"]) > 0 for row in rows)
@@ -177,8 +177,8 @@ def test_the_sweep_has_every_number_of_calls_once(compared: Compared) -> None:
     ]
     for row in rows:
         assert float(row["nfe"]) <= int(row["calls"])
-        assert (row["difference"] == "") == (row["order"] == "" and row["calls"] in "34"
-                                             and row["setting"].startswith(("(0, 1)", "(4, 1)")))  # fmt: skip
+        is_most = row["setting"] in ("(0, 1), seed 7", "(4, 1), seed 7")
+        assert (row["difference"] == "") == is_most
         assert (row["milliseconds_alone"] == "") == bool(row["order"])
     assert (compared.out / "families.png").read_bytes().startswith(b"\x89PNG")
     assert "<svg" in (compared.out / "families.svg").read_text()
@@ -200,10 +200,9 @@ def test_the_document_has_tables_and_claims_and_nothing_of_the_run_that_ships(
     for line in text.splitlines():
         if line.startswith("| MDGR | "):  # no preset is MDGR to the letter, and SIDs have 3 codes
             assert line.endswith("| - | - | - | not run |")
-        if line.startswith("| :--"):  # tables are rectangles
-            columns = line.count("|")
-        elif line.startswith("| ") and "columns" in vars():
-            assert line.count("|") == columns
+    for table in text.split("\n\n"):  # tables are rectangles
+        if table.startswith("| "):
+            assert len({line.count("|") for line in table.splitlines()}) == 1
     measured = compared.said["claims"]
     assert {"MaskGR: finds more than TIGER, @5", "MaskGR: finds more in 3 calls than TIGER"} <= set(
         measured
@@ -233,7 +232,6 @@ def test_seeds_and_thinned_data_are_runs_of_their_own(
 ) -> None:
     """The runs that are there stand in for the others."""
     made: dict[str, tuple[Any, Dataset]] = {}
-    really = FinishedRun.of
 
     def of(config: Any, dataset: Dataset, folder: Path, console: Console) -> FinishedRun:
         made[folder.name] = (config, dataset)
@@ -241,11 +239,7 @@ def test_seeds_and_thinned_data_are_runs_of_their_own(
         there = compared.out / "families" / folder.name.rsplit("-", 1)[-1]
         for stage in ("fit", "codebook"):
             (folder / f"{stage}.json").write_text((there / f"{stage}.json").read_text())
-        return (
-            replace(really(first, compared.dataset, there, console), config=config)
-            if False
-            else (stand_ins[there.name])
-        )
+        return stand_ins[there.name]
 
     overrides = ["fit.minutes=0.05"]
     first = load_config(str(compared.presets["first"]), overrides)
@@ -420,10 +414,10 @@ def test_tables_by_hand() -> None:
     other = row(MANY, "tiger", first, **{**facts, "family": "tiger", "milliseconds": None})
     lines = families_table([first, other]).splitlines()[2:]
     assert lines == [
-        "| Unmask | mdgr | 0.2500 | 0.3750 | 0.7500 | 0.2861 | - | (0, 1) | 3 | 5 | 1,000 | 2.0 "
+        "| Unmask | mdgr | 0.2500 | 0.3750 | 0.7500 | 0.2236 | - | (0, 1) | 3 | 5 | 1,000 | 2.0 "
         "| 3.0 | 1.50 | 0.50 | - | - |",
-        "| tiger | tiger | 0.5000 | 0.7500 | 0.8750 | 0.4814 | - | (0, 1) | 3 | 5 | 1,000 | 2.0 "
-        "| 3.0 | - | - | +0.3750 ± 0.2460 | tie |",
+        "| tiger | tiger | 0.5000 | 0.7500 | 0.8750 | 0.3940 | - | (0, 1) | 3 | 5 | 1,000 | 2.0 "
+        "| 3.0 | - | - | +0.3750 ± 0.2461 | tie |",
     ]
     again = [replace(one, facts=replace(one.facts, seed=8)) for one in (first, other)]
     both = families_table([first, other, *again]).splitlines()[2:]

@@ -100,12 +100,14 @@ class Point:
 def schedule_of_calls(num_subspaces: int, calls: int) -> ScheduleConfig:
     """The schedule of exactly so many denoiser calls: the narrowest parallel steps that reach it.
 
-    Every parallel step fills ceil(num_subspaces / calls) positions, and as few single ones come
+    Every parallel step fills ceil(num_subspaces / calls) positions, and as many single ones come
     before them as make up the number. For 8 positions: (0, 8), (0, 4), (0, 3), (0, 2), (2, 2),
     (4, 2), (6, 2), (0, 1).
     """
     m_par = -(-num_subspaces // calls)
-    for r_warm in range(num_subspaces + 1):
+    if m_par == 1:
+        return ScheduleConfig(r_warm=0, m_par=1)
+    for r_warm in range(num_subspaces, -1, -1):
         schedule = Schedule.from_params(num_subspaces=num_subspaces, r_warm=r_warm, m_par=m_par)
         if schedule.nfe == calls:
             return ScheduleConfig(r_warm=r_warm, m_par=m_par)
