@@ -117,9 +117,7 @@ def _later(default: Any, description: str, **bounds: Any) -> Any:
 
     So what was recorded before there was such a field is the same as now: stages stay done.
     """
-    return Field(
-        default, description=description, exclude_if=lambda value: value == default, **bounds
-    )
+    return Field(default, description=description, exclude_if=lambda v: v == default, **bounds)
 
 
 class CodebookConfig(Section):
