@@ -43,6 +43,7 @@ PUBLIC_DATASETS = (
     "ml-1m",
     "ml-latest-small",
 )
+FAMILIES = ("maskgr", "tiger")  # presets that are compared with the configured run by default
 console = data_console()
 
 DataOption = Annotated[
@@ -237,28 +238,50 @@ def compare_command(
             help="a model of your own, module:Class, in the table of systems; may be repeated",
         ),
     ] = None,
+    families: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--family",
+            help="a preset in the tables of families (families, nfe, family-density); --set is "
+            "for all of them; may be repeated  [default: maskgr, tiger]",
+        ),
+    ] = None,
 ) -> dict[str, Any]:
     """The run, its schedules and the baselines on one split: comparison.md, .csv, .png, .svg."""
     check_folder("--out", out)
     check_runtime()
     from training.baselines import BERT4RecConfig, SASRecConfig, published_sasrec
-    from training.comparison import MAIN_TABLES, Origin, Plan, compare, find_system
+    from training.comparison import (
+        FAMILY_TABLES,
+        MAIN_TABLES,
+        Origin,
+        Plan,
+        compare,
+        find_system,
+    )
     from training.pipeline import family_of_run
 
     config = load_config(preset, overrides)
-    if family_of_run(config).autoregressive:
+    asked = frozenset(tables) if tables else MAIN_TABLES
+    if families and not asked & FAMILY_TABLES:
+        raise ConfigError("--family adds to the tables of families, so it needs --table families")
+    if family_of_run(config).autoregressive and not asked <= FAMILY_TABLES:
         raise ConfigError(
-            f"model.family={config.model.family}: a comparison holds schedules against each other, "
-            "and this family fills one position a call; use run and evaluate"
+            f"model.family={config.model.family}: these tables hold schedules against each other, "
+            "and this family fills one position a call; use --table families, or run and evaluate"
         )
+    presets = dict.fromkeys(families or FAMILIES) if asked & FAMILY_TABLES else {}
     threads = config.fit.threads
     plan = Plan(
         sasrec=(SASRecConfig(threads=threads), published_sasrec(threads=threads)),
         bert4rec=BERT4RecConfig(threads=threads),
         seeds=seeds,
-        tables=frozenset(tables) if tables else MAIN_TABLES,
+        tables=asked,
         given=tuple(find_system(reference) for reference in dict.fromkeys(systems or [])),
+        families={Path(name).stem: load_config(name, overrides) for name in presets},
     )
+    if len(plan.families) < len(presets):
+        raise ConfigError("--family: two presets have the same name; give one file another one")
     dataset = _read(config, data, interactions, items, embeddings)
     source = interactions or data
     assert source is not None  # else _read has said so

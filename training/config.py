@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 # As in `service.decoding`, which is not imported: a command's --help would take seconds.
-CodebookKind = Literal["opq", "residual", "random"]
+CodebookKind = Literal["opq", "residual", "rqvae", "random"]
 AttributeType = Literal["text", "number", "date"]  # as in `service.bundles`
 Collisions = Literal["keep", "digit", "reassign"]
 Ranking = Literal["rows", "best", "path"]
@@ -34,6 +34,9 @@ class ComparisonTable(StrEnum):
     REFIT = "refit"
     SCRATCH = "scratch"
     COLD = "cold"
+    FAMILIES = "families"
+    NFE = "nfe"
+    FAMILY_DENSITY = "family-density"
 
 
 class Section(BaseModel):
@@ -143,6 +146,7 @@ class CodebookConfig(Section):
         "opq",
         "opq = k-means of parallel parts of the rotated vector (MDGR sec. 4.2), which without "
         "rotation is plain PQ; residual = k-means level by level (MaskGR), a level is a subspace; "
+        "rqvae = such levels of a latent that is learnt with them (TIGER); "
         "random = codes drawn at random, for ablations",
     )
     normalise_residuals: bool = _later(
@@ -165,6 +169,7 @@ class CodebookConfig(Section):
         30, ge=0, description="of kind opq: 0 = no learned rotation, which is plain PQ"
     )
     kmeans_iterations: int = Field(25, ge=1)
+    rqvae_epochs: int = _later(200, "of kind rqvae: passes over the vectors", ge=1)
     seed: int = 7
 
     @model_validator(mode="after")
@@ -271,6 +276,11 @@ class FitConfig(Section):
         None, ge=1, description="absent = as many as make `samples`, 2 to 200"
     )
     samples: int = Field(1_500_000, ge=1, description="training samples seen in all epochs")
+    minutes: float | None = _later(
+        None,
+        "CPU minutes of all steps and threads; wins over epochs, and nothing stops early",
+        gt=0,
+    )
     minibatch: int = Field(256, ge=1, description="samples, in as many users as have them")
     learning_rate: float = Field(1e-3, gt=0)
     final_learning_rate: float = Field(0.02, ge=0, le=1, description="as a share of learning_rate")

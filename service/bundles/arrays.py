@@ -25,6 +25,9 @@ NAMED_SIZES = {
     "d_sub": (1, MAX_DIMS),
     "num_neighbours": (0, MAX_NEIGHBOURS),
     "content_dims": (1, MAX_DIMS),
+    "d_and_bias": (2, MAX_DIMS + 1),
+    "hidden_and_bias": (2, MAX_DIMS + 1),
+    "latent_and_bias": (2, MAX_DIMS + 1),
 }
 
 
@@ -77,6 +80,12 @@ def _kinds_of(manifest: Manifest) -> dict[str, _ArrayKind]:
         "rotation": _ArrayKind("float32", ("rotation_rows", "rotated"), *finite),
         "centroids": _ArrayKind("float32", (levels, codes, "d_sub"), *finite),
         "weights": _ArrayKind("float32", (levels,), *finite),
+        "to_latent_1": _ArrayKind("float32", ("d_and_bias", "hidden"), *finite),
+        "to_latent_2": _ArrayKind("float32", ("hidden_and_bias", "hidden"), *finite),
+        "to_latent_3": _ArrayKind("float32", ("hidden_and_bias", "d_sub"), *finite),
+        "from_latent_1": _ArrayKind("float32", ("latent_and_bias", "hidden"), *finite),
+        "from_latent_2": _ArrayKind("float32", ("hidden_and_bias", "hidden"), *finite),
+        "from_latent_3": _ArrayKind("float32", ("hidden_and_bias", "d_rebuilt"), *finite),
     }
     if manifest.content:
         dims = manifest.content.embedding_dims

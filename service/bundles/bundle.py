@@ -66,6 +66,7 @@ from service.decoding import (
     ProductCodebook,
     RandomCodebook,
     ResidualCodebook,
+    RQVAECodebook,
     SidTrie,
 )
 from service.decoding.catalogue import SharedList
@@ -337,6 +338,14 @@ def _codebook_of(
         codebook = ResidualCodebook(arrays["centroids"], arrays.get("weights"), **rest)
         if vector_dims not in (0, codebook.vector_dims):
             raise ValueError("centroids.npy must have the dimensions of vectors.npy")
+    elif part.kind == "rqvae":
+        to_latent, from_latent = (
+            (arrays[f"{name}_1"], arrays[f"{name}_2"], arrays[f"{name}_3"])
+            for name in ("to_latent", "from_latent")
+        )
+        codebook = RQVAECodebook(arrays["centroids"], to_latent, from_latent, **rest)
+        if vector_dims not in (0, codebook.vector_dims):
+            raise ValueError("from_latent_3.npy must have the dimensions of vectors.npy")
     else:
         codebook = ProductCodebook(arrays["rotation"], arrays["centroids"], **rest)
         if vector_dims not in (0, codebook.vector_dims):

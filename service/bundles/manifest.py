@@ -59,10 +59,13 @@ FILES = (
     "items.jsonl",
     "held_out.jsonl",
 )
-# Which of these the codebook has, by its kind; the weights only if residuals are normalised.
+# The networks of codebook rqvae, a file a layer.
+LAYERS = tuple(f"{name}_{n}.npy" for name in ("to_latent", "from_latent") for n in (1, 2, 3))
+# Which files the codebook has, by its kind; the weights only if residuals are normalised.
 CODEBOOK_FILES: dict[CodebookKind, tuple[str, ...]] = {
     "opq": ("rotation.npy", "centroids.npy"),
     "residual": ("centroids.npy",),
+    "rqvae": ("centroids.npy", *LAYERS),
     "random": (),
 }
 WEIGHTS = "weights.npy"
@@ -110,7 +113,8 @@ class ContentPart(_Model):
 class CodebookPart(_Model):
     """What made the SIDs. Files hold what encodes new items.
 
-    kind: opq = parallel parts of a rotated vector; residual = levels; random = new items get none
+    kind: opq = parallel parts of a rotated vector; residual = levels; rqvae = levels of what a
+        network makes of a vector; random = new items get none
     collisions: see `service.decoding.Codebook`; a digit is one of the manifest's `num_subspaces`
     normalised: residuals are normalised between levels
     """
@@ -225,6 +229,7 @@ class Manifest(_Model):
         """Names of the files that such a bundle has beside its manifest."""
         others = set(CODEBOOK_FILES["opq"]) - set(self.codebook.files)
         expected = tuple(file for file in FILES if file not in others)
+        expected += tuple(file for file in LAYERS if file in self.codebook.files)
         expected += (WEIGHTS,) * self.codebook.normalised
         expected += () if self.content is None else CONTENT_FILES
         return expected + INT8_FILES if self.has_int8 else expected
@@ -247,6 +252,7 @@ class Manifest(_Model):
             "rotation.npy": 4 * MAX_DIMS * (MAX_DIMS + MAX_SUBSPACES),
             "centroids.npy": 4 * codes * self._most_dims_of_centroids,
             "weights.npy": 4 * self.num_subspaces,
+            **dict.fromkeys(LAYERS, 4 * (MAX_DIMS + 1) * MAX_DIMS),
             "content_mean.npy": 4 * MAX_DIMS,
             "content_components.npy": 4 * MAX_DIMS * MAX_DIMS,
         }
@@ -258,7 +264,7 @@ class Manifest(_Model):
 
     @property
     def _most_dims_of_centroids(self) -> int:
-        if self.codebook.kind == "residual":
+        if self.codebook.kind != "opq":
             return MAX_DIMS
         return MAX_DIMS // (self.num_subspaces - self.codebook.num_digits) + 1
 

@@ -21,6 +21,7 @@ from service.decoding.catalogue import (
     ProductCodebook,
     RandomCodebook,
     ResidualCodebook,
+    RQVAECodebook,
     SidTrie,
 )
 from service.decoding.decoder import Decoder
@@ -44,6 +45,7 @@ __all__ = [
     "OnAnswer",
     "Order",
     "ProductCodebook",
+    "RQVAECodebook",
     "RandomCodebook",
     "Ranking",
     "ResidualCodebook",

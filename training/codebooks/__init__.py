@@ -1,8 +1,9 @@
 """From item vectors to semantic IDs: fits a codebook and reports how many items share a SID.
 
-Reading order: `codebook` (fits one of each kind, writes and reads it), `sids` (the SIDs of all
-items, which may not be shared, and the report). The fitted `Codebook` belongs to the kernel,
-because the service encodes new items with it. Knows no interactions and no networks.
+Reading order: `codebook` (fits one of each kind, writes and reads it), `rqvae` (one of them),
+`sids` (the SIDs of all items, which may not be shared, and the report). The fitted `Codebook`
+belongs to the kernel, because the service encodes new items with it. Knows no interactions and no
+families.
 """
 
 from training.codebooks.codebook import fit_codebook, load_codebook, save_codebook

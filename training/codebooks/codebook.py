@@ -1,4 +1,5 @@
-"""Fits the codebook: of parallel parts of vectors (MDGR sec. 4.2) or of residual levels (GRID).
+"""Fits the codebook: of parallel parts of vectors (MDGR sec. 4.2), of residual levels (GRID), or as
+an RQ-VAE (`rqvae`).
 
 It is fitted on the vectors of items with training interactions: (num_vectors, d) float32. The
 resulting `Codebook` encodes any item, here and in the service. faiss.ProductQuantizer allows only
@@ -25,8 +26,10 @@ from service.decoding import (
     ProductCodebook,
     RandomCodebook,
     ResidualCodebook,
+    RQVAECodebook,
 )
 from service.decoding.catalogue import chunks_of, directions_of
+from training.codebooks.rqvae import fit_rqvae
 from training.config import CodebookConfig
 from training.errors import DataError
 
@@ -58,8 +61,18 @@ def fit_codebook(
         return RandomCodebook(sizes, collisions=config.collisions)
     vectors = np.ascontiguousarray(vectors, dtype=np.float32)
     with threadpool_limits(1):
-        fitted = _product if config.kind == "opq" else _residual
-        codebook = fitted(vectors, num_codes, config)
+        codebook: Codebook
+        if config.kind == "rqvae":
+            plain = config.model_copy(update={"normalise_residuals": False})
+            codebook = fit_rqvae(
+                vectors,
+                num_codes,
+                config,
+                lambda latents: _residual(latents, num_codes, plain).centroids,
+            )
+        else:
+            fitted = _product if config.kind == "opq" else _residual
+            codebook = fitted(vectors, num_codes, config)
     return replace(codebook, content=content, collisions=config.collisions)
 
 
@@ -94,6 +107,12 @@ def load_codebook(path: Path) -> Codebook:
                 return RandomCodebook(tuple(arrays["sizes"].tolist()), **rest)
             if kind == "residual":
                 return ResidualCodebook(arrays["centroids"], arrays.get("weights"), **rest)
+            if kind == "rqvae":
+                layers: Any = [
+                    tuple(arrays[f"{name}_{number}"] for number in (1, 2, 3))
+                    for name in ("to_latent", "from_latent")
+                ]
+                return RQVAECodebook(arrays["centroids"], *layers, **rest)
             return ProductCodebook(arrays["rotation"], arrays["centroids"], **rest)
     except (OSError, EOFError, TypeError, ValueError, LookupError, BadZipFile) as error:
         raise DataError(f"{path} is not a codebook: {error}") from error

@@ -2,15 +2,17 @@
 
 Reading order: `comparison` (which tables), `ranked_systems` (every system, ranked), `finished_run`
 (Unmask), `rivals` (the other models, fitted), `given_systems` (a user's models), `paper_tables`
-(the paper's settings and ablations), `refit_table` (what it is worth to know more), `new_items` (a
-run without some items), `table`, `plot`, `document`.
+(the paper's settings and ablations), `families` (rows of other presets, and the papers' claims),
+`refit_table` (what it is worth to know more), `new_items` (a run without some items), `table`,
+`plot`, `document`.
 """
 
-from training.comparison.comparison import MAIN_TABLES, Plan, compare
+from training.comparison.comparison import FAMILY_TABLES, MAIN_TABLES, Plan, compare
 from training.comparison.document import Origin
 from training.comparison.given_systems import find_system
 
 __all__ = [
+    "FAMILY_TABLES",
     "MAIN_TABLES",
     "Origin",
     "Plan",

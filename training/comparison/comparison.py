@@ -1,24 +1,26 @@
 """The paper's tables from one command: which systems are compared, in which order.
 
 One run of the pipeline in `<out>/unmask`, and the baselines on the same split. On request there are
-more seeds (`<out>/seeds`), ablations (`<out>/ablations`) and runs with training data left out
-(`<out>/density`) or items left out (`<out>/cold`). Ranks are kept in `<out>/ranks`, so a second
-call continues where the first was cut off. The document is written after every table. Knows nothing
-of fitting, ranking or layout.
+more seeds (`<out>/seeds`), ablations (`<out>/ablations`), other families (`<out>/families`) and
+runs with training data left out (`<out>/density`) or items left out (`<out>/cold`). Ranks are kept
+in `<out>/ranks`, so a second call continues where the first was cut off. The document is written
+after every table. Knows nothing of fitting, ranking or layout.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from service.bundles import Manifest
 from training.baselines import BERT4RecConfig, SASRecConfig, TextKNN
 from training.comparison.document import Comparison, Origin
+from training.comparison.families import FIRST, FamilyTables, verdicts
 from training.comparison.finished_run import FinishedRun
 from training.comparison.given_systems import GivenSystem
 from training.comparison.new_items import NewItems
@@ -43,6 +45,9 @@ DROPPED = (0.25, 0.5, 0.75)
 MAIN_TABLES: frozenset[ComparisonTable] = frozenset(
     {ComparisonTable.SYSTEMS, ComparisonTable.SCHEDULES, ComparisonTable.LENGTHS}
 )
+FAMILY_TABLES: frozenset[ComparisonTable] = frozenset(
+    {ComparisonTable.FAMILIES, ComparisonTable.NFE, ComparisonTable.FAMILY_DENSITY}
+)
 COUNTED_AGAIN = "counts made again"
 ENVELOPE, SASREC_WITH_PRIOR = "pairwise envelope", "SASRec + prior"
 LENGTHS = ((1, 3), (4, 6), (7, 12), (13, None))  # items of a history
@@ -55,6 +60,7 @@ class Plan:
     sasrec: the one of the best validation ndcg@10 stands for SASRec in all other tables
     seeds: how many, the configured one first; with more than one they have a table of their own
     given: models that the user brings; they are in the table of systems
+    families: presets of the tables of families by name, beside the configured run
     Raises ConfigError when these models have no table to be in, or a name that is taken.
     """
 
@@ -63,6 +69,7 @@ class Plan:
     seeds: int = 1
     tables: frozenset[ComparisonTable] = MAIN_TABLES
     given: tuple[GivenSystem, ...] = ()
+    families: Mapping[str, RunConfig] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.given and ComparisonTable.SYSTEMS not in self.tables:
@@ -78,6 +85,11 @@ class Plan:
                 )
             taken.add(system.name)
 
+    @property
+    def families_alone(self) -> bool:
+        """Whether no table needs the configured run as it would ship, or a baseline."""
+        return bool(self.tables) and self.tables <= FAMILY_TABLES
+
 
 def compare(
     config: RunConfig, dataset: Dataset, out: Path, console: Console, *, plan: Plan, origin: Origin
@@ -90,7 +102,7 @@ def compare(
     comparison = Comparison(
         origin,
         dataset,
-        tables.run.bundle.manifest,
+        tables.manifest,
         plan.seeds,
         config.evaluation.exclude_seen,
     )
@@ -104,13 +116,19 @@ def compare(
         "ablations": tables.ablations,
         "density": tables.density,
         "cold": tables.new_items,
+        "families": lambda: tables.families.rows(),
+        "nfe": lambda: tables.families.sweep(),
+        "family-density": lambda: tables.families.density(),
     }
+    has_seeds = plan.seeds > 1 and not plan.families_alone
     for table, rows in rows_of.items():
-        if table in plan.tables or (table == "seeds" and plan.seeds > 1):
+        if table in plan.tables or (table == "seeds" and has_seeds):
             comparison.tables[table] = list(rows())
             comparison.write(out)
             if table == "schedules" and "systems" in comparison.tables:
                 comparison.draw(out)
+            if table == "nfe":
+                comparison.draw_families(out)
     return {
         "out": str(out),
         "bundle": comparison.manifest.ref,
@@ -120,6 +138,7 @@ def compare(
         "recall@10": {
             row.system: round(row.recall, 5) for row in comparison.tables.get("systems", ())
         },
+        **({"claims": verdicts(comparison.measured)} if plan.tables & FAMILY_TABLES else {}),
     }
 
 
@@ -141,7 +160,33 @@ class Tables:
         )
         for system in plan.given:  # first, so that an error in one shows before the long fits
             self.ranked.given(system)
-        self.run = FinishedRun.of(config, dataset, out / "unmask", console)
+        self._families = None
+        if plan.tables & FAMILY_TABLES:
+            self._families = FamilyTables(
+                config,
+                plan.families,
+                self.ranked,
+                out,
+                seeds=plan.seeds,
+                swept=ComparisonTable.NFE in plan.tables,
+            )
+
+    @cached_property
+    def run(self) -> FinishedRun:
+        """The configured run, as it would ship."""
+        return FinishedRun.of(self.config, self.dataset, self.out / "unmask", self.console)
+
+    @property
+    def families(self) -> FamilyTables:
+        assert self._families is not None  # the plan asks for a table of them
+        return self._families
+
+    @property
+    def manifest(self) -> Manifest:
+        """Of the bundle that the document is about."""
+        if self.plan.families_alone:
+            return self.families.run(FIRST).finished.bundle.manifest
+        return self.run.bundle.manifest
 
     def systems(self) -> Iterator[Row]:
         """The bundle's schedule, one call and the paper's, prior on and off; then other models.

@@ -1,7 +1,7 @@
 """The comparison as a document: where it comes from, by which protocol, then its tables.
 
 comparison.md    for readers                  comparison.csv          every row, the same columns
-comparison.png   and .svg, the picture
+comparison.png   and .svg, the picture      families.png            and .svg, that of families
 Knows rows; has no figure of its own but those of the machine and the data.
 """
 
@@ -17,6 +17,13 @@ from pathlib import Path
 from joblib import cpu_count
 
 from service.bundles import HISTORY_CAP, Manifest
+from training.comparison.families import (
+    claims_table,
+    families_table,
+    family_density_table,
+    nfe_table,
+    plot_families,
+)
 from training.comparison.plot import plot_comparison
 from training.comparison.refit_table import refit_rows
 from training.comparison.table import (
@@ -126,7 +133,50 @@ TABLES: dict[str, tuple[str, Callable[[Sequence[Row]], str], str]] = {
         "hit or miss together, so the true errors are larger. All other users may lose by new "
         "items in their answers and in their histories; kept out of training also by another fit.",
     ),
+    "families": (
+        "Families",
+        families_table,
+        "Each family is a preset: its codebook, network, masks, losses and decoding. All else is "
+        "that of the first row: data, item vectors (one file for all, though a family may leave "
+        "them out of its network), seeds, validation users, and `fit.minutes`, if it is set: then "
+        "all learn for as long, in CPU time of all threads and training steps alone, and how many "
+        "steps that makes is a result; if not, for the epochs of their presets. No row has a "
+        "neighbour prior. Schedule: the setting that the bundle chose on validation users; an "
+        "autoregressive family has one. recall@40 is of requests for 40 items, with at least 40 "
+        "beams. Milliseconds: of a request, all stages, one thread, decoded alone or as one of "
+        "eight (an eighth of their time), the first seed; all families take turns in one process, "
+        "medians. Figures are means over seeds. ± is one standard error of the users' paired "
+        "differences; with several seeds it holds the variance over seeds too, of one seed it does "
+        "not say what another fit would change. A verdict other than tie needs two errors.",
+    ),
+    "nfe": (
+        "Families by denoiser calls",
+        nfe_table,
+        "For every number of calls one schedule (r_warm, m_par): m_par is the number of positions "
+        "divided by the calls, rounded up, and r_warm the most that makes up the number. All with "
+        "the widest beam that the family's grid has, ranked as its network is trained. NFE is what "
+        "was needed: a search may end earlier. Orders other than its own are of the most calls. "
+        "Differences are to the same family at its most calls, paired as above.",
+    ),
+    "family-density": (
+        "Families on less training data",
+        family_density_table,
+        "A random share of every user's training interactions dropped, at least two left, one draw "
+        "for all; histories at validation and test are whole. Each family is trained again, in as "
+        "much time. Kept: the share of its own recall on all data; its error is that of a ratio of "
+        "two paired means, to first order.",
+    ),
 }
+CLAIMS = (
+    "Each claim says that one thing is more than another. The verdict is made by a rule from the "
+    "rows of this document: *reproduced* if the difference, paired by user (and seed), is at least "
+    "two standard errors above 0; *not reproduced* if it is as much below; else *not decided*. "
+    "*Not run*: no row here measures it. Published figures are of other data, encoders and sizes, "
+    "so how large a difference is, is shown and not judged. Parts of MDGR (schedules, ablations) "
+    "are measured on the first row's network, if it is of that family, unless a preset of MDGR to "
+    "the letter is among the families; whole systems only on presets of their names."
+)
+FAMILIES = ("families", "nfe", "family-density")
 
 
 @dataclass(frozen=True)
@@ -160,6 +210,19 @@ class Comparison:
         files = [out / f"comparison.{suffix}" for suffix in ("png", "svg")]
         plot_comparison(self.tables["systems"], self.tables["schedules"], files)
 
+    def draw_families(self, out: Path) -> None:
+        """Write the picture of families by denoiser calls, whose table must be there."""
+        plot_families(self.tables["nfe"], [out / f"families.{kind}" for kind in ("png", "svg")])
+
+    @property
+    def measured(self) -> dict[str, list[Row]]:
+        """The tables that say something of the papers' claims.
+
+        Ablations are of the configured run, so they say nothing of MDGR if that is another family.
+        """
+        is_mdgr = self.manifest.family == "mdgr"
+        return {name: rows for name, rows in self.tables.items() if is_mdgr or name != "ablations"}
+
     def markdown(self) -> str:
         """The document."""
         parts = [f"# Comparison on {self.origin.data}", self._head(), self._protocol()]
@@ -171,6 +234,10 @@ class Comparison:
                 parts.append("\n".join(notes))
             if name == "systems" and "schedules" in self.tables:  # the picture needs both
                 parts.append("![recall@10 of the systems](comparison.svg)")
+            if name == "nfe":
+                parts.append("![recall@10 of families by denoiser calls](families.svg)")
+        if self.tables.keys() & set(FAMILIES):
+            parts += ["## Claims", CLAIMS, claims_table(self.measured)]
         return "\n\n".join(part for part in parts if part) + "\n"
 
     def _head(self) -> str:
@@ -188,7 +255,6 @@ class Comparison:
         return "\n".join(f"- {name}: {fact}" for name, fact in facts.items() if fact)
 
     def _protocol(self) -> str:
-        manifest, default = self.manifest, self.manifest.decoding
         repeated = int(targets_seen(self.dataset.split.test).sum())
         seeds = "one seed" if self.seeds == 1 else f"{self.seeds} seeds"
         return (
@@ -198,7 +264,18 @@ class Comparison:
             f"{setting_name(exclude_seen=self.exclude_seen)} unless said, "
             f"{'as the service answers by default' if self.exclude_seen else SERVED_OTHERWISE}, "
             f"in all choices on validation too; of a history all see the newest {HISTORY_CAP} "
-            f"items at most, which the service keeps; {seeds}. Unmask's encoder sees the newest "
+            f"items at most, which the service keeps; {seeds}. {self._of_unmask()}"
+            f"Of {repeated:,} of {len(self.dataset.split.test):,} test users the history holds the "
+            "target already: with seen items excluded these are unreachable for all."
+        )
+
+    def _of_unmask(self) -> str:
+        """What tables with the configured run as it would ship need to be read."""
+        manifest, default = self.manifest, self.manifest.decoding
+        if self.tables.keys() <= set(FAMILIES):
+            return "All answer through the production decoder.\n\n"
+        return (
+            "Unmask's encoder sees the newest "
             f"{manifest.history_length} items and answers through the production decoder: as a "
             f"full system with beam_width {default.beam_width}, ranking {default.ranking}, "
             f"finish_rows {default.finish_rows}, chosen on validation too; at other schedules, and "
@@ -209,8 +286,6 @@ class Comparison:
             "Unmask learns how likely users come back to an item of their history (repeat bias "
             f"{manifest.repeat_bias:+.2f} on this data), the baselines do not: with nothing "
             "excluded that is an advantage of its own. "
-            f"Of {repeated:,} of {len(self.dataset.split.test):,} test users the history holds the "
-            "target already: with seen items excluded these are unreachable for all."
         )
 
 

@@ -18,6 +18,7 @@ from service.bundles import Bundle, DecodingDefaults
 from service.decoding import Schedule
 from training.config import RunConfig, ScheduleConfig
 from training.data import Dataset, Interactions
+from training.evaluation import fewest_calls
 from training.fitting import Settings, count_again
 from training.pipeline import run
 
@@ -48,12 +49,14 @@ class FinishedRun:
         seconds = sum(records[stage]["seconds"] for stage in ("codebook", "export", "trial"))
         seconds += records["fit"]["seconds_fitting"]  # over all its resumptions
         bundle = Bundle.load(folder / "trial")
-        plain = DecodingDefaults(
-            r_warm=0,
-            m_par=bundle.catalogue.num_subspaces,
-            beam_width=max(config.evaluation.beam_widths),
-            ranking=config.fit.ranking,
+        autoregressive = bundle.manifest.autoregressive
+        plain = fewest_calls(
+            bundle.catalogue.num_subspaces,
+            max(config.evaluation.beam_widths),
+            autoregressive=autoregressive,
         )
+        if not autoregressive:
+            plain = plain.model_copy(update={"ranking": config.fit.ranking})
         content = np.load(folder / "codebook" / "content.npy", allow_pickle=False)
         return cls(config, bundle, content, seconds / 60, plain)
 

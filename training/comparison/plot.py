@@ -29,6 +29,11 @@ def plot_comparison(
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     _dots(left, systems)
     _by_nfe(right, schedules)
+    save(figure, files)
+
+
+def save(figure: Figure, files: Sequence[Path]) -> None:
+    """Write a picture to every file, in the format its suffix says."""
     for file in files:
         metadata = {"Date": None} if file.suffix == ".svg" else {}
         with rc_context({"svg.hashsalt": "comparison"}):  # the same picture, the same file

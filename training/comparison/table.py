@@ -36,12 +36,36 @@ NONE = "-"  # a figure that does not exist
 METRICS = tuple(f"{metric}@{k}" for k in CUTOFFS for metric in ("recall", "ndcg"))
 
 
+@dataclass(frozen=True)
+class FamilyFacts:
+    """What rows of families have beside their ranks.
+
+    family: of the network; schedule: (r_warm, m_par); calls: denoiser calls of it
+    order: other than the family's own, else empty
+    dropped: share of the training interactions that are left out
+    steps, cpu_minutes, clock_minutes: of the fit; None where a record does not say it
+    milliseconds: of a request that is decoded alone, and of one of eight together; the first seed's
+    """
+
+    seed: int
+    family: str
+    schedule: tuple[int, int]
+    calls: int
+    order: str = ""
+    dropped: float = 0.0
+    steps: int | None = None
+    cpu_minutes: float | None = None
+    clock_minutes: float | None = None
+    milliseconds: tuple[float, float] | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class Row:
     """A system in a setting (a schedule, a seed, a share of the data).
 
     reference: ranks of the same users that it is compared with; None = it is the reference.
     published: the change that MDGR reports of the same step, for the reader
+    facts: of rows of families
     """
 
     system: str
@@ -49,6 +73,7 @@ class Row:
     ranks: SystemRanks
     reference: SystemRanks | None = None
     published: str = ""
+    facts: FamilyFacts | None = None
 
     @property
     def recall(self) -> float:
@@ -202,7 +227,24 @@ def _figures(row: Row) -> dict[str, str]:
             f"{found.standard_error:.5f}" if found else ""
         )
         figures[f"{prefix}verdict"] = found.verdict if found else ""
-    return figures | {"published": row.published, "note": ranks.note}
+    return figures | _family_figures(row.facts) | {"published": row.published, "note": ranks.note}
+
+
+def _family_figures(facts: FamilyFacts | None) -> dict[str, str]:
+    alone, of_eight = (facts.milliseconds if facts else None) or (None, None)
+    figures = {
+        "seed": facts and facts.seed,
+        "family": facts and facts.family,
+        "calls": facts and facts.calls,
+        "order": facts and facts.order,
+        "dropped": facts and facts.dropped,
+        "steps": facts and facts.steps,
+        "cpu_minutes": facts and facts.cpu_minutes,
+        "clock_minutes": facts and facts.clock_minutes,
+        "milliseconds_alone": alone,
+        "milliseconds_of_8": of_eight,
+    }
+    return {name: "" if value is None else str(value) for name, value in figures.items()}
 
 
 def _other_setting(rows: Sequence[Row]) -> str:

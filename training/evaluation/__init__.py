@@ -10,7 +10,12 @@ everybody). Does not know how a bundle was trained.
 from training.evaluation.all_users import recommend_all, write_parquet
 from training.evaluation.cold_items import AS_TRAINED, KEPT_OUT, PUT_BACK, ColdItems
 from training.evaluation.cold_tables import Measured, cold_figures, cold_markdown
-from training.evaluation.decoding_grid import Grid, fewest_calls, measure_grid
+from training.evaluation.decoding_grid import (
+    Grid,
+    fewest_calls,
+    measure_grid,
+    milliseconds_by_turns,
+)
 from training.evaluation.evaluation import (
     CUTOFFS,
     LONG,
@@ -63,6 +68,7 @@ __all__ = [
     "markdown_table",
     "measure_grid",
     "measure_independence",
+    "milliseconds_by_turns",
     "ndcg_at",
     "paired_difference",
     "ranks",

@@ -120,14 +120,13 @@ def measure_grid(
         asked = {"k": K, "batch": config.batch, "workers": cpu_count()}
         found.append(ranks_at(windows, decoder, point, exclude_seen=config.exclude_seen, **asked))
         advance("ranked", done, len(points))
-    milliseconds = np.zeros((TIMING_ROUNDS, len(points)))
-    for turn in range(TIMING_ROUNDS):
-        for place, point in enumerate(points):
-            one_by_one = {"k": K, "batch": 1, "workers": 1, "exclude_seen": config.exclude_seen}
-            alone = ranks_at(timed, decoder, point, **one_by_one)
-            milliseconds[turn, place] = sum(alone.milliseconds.values())
-        advance("timed", turn + 1, TIMING_ROUNDS)
-    medians = np.median(milliseconds, axis=0)
+    medians = milliseconds_by_turns(
+        [(decoder, point) for point in points],
+        timed,
+        batch=1,
+        exclude_seen=config.exclude_seen,
+        advance=lambda rounds: advance("timed", rounds, TIMING_ROUNDS),
+    )
     hits = np.stack([one.item <= K for one in found])
     behind, errors = differences_to_best(hits)
     chosen = best_point(hits, medians.tolist(), [one.nfe for one in found])
@@ -150,6 +149,30 @@ def measure_grid(
         ),
         chosen,
     )
+
+
+def milliseconds_by_turns(
+    points: Sequence[tuple[Decoder, DecodingDefaults]],
+    windows: Windows,
+    *,
+    batch: int,
+    exclude_seen: bool,
+    advance: Callable[[int], None] = lambda rounds: None,
+) -> NDArray[np.float64]:
+    """Milliseconds of one user, all stages, on one thread: (points,), medians over rounds.
+
+    In a round every point takes its turn, so a machine that slows down slows all of them.
+    batch: users decoded together; each has its share of their time
+    """
+    milliseconds = np.zeros((TIMING_ROUNDS, len(points)))
+    for turn in range(TIMING_ROUNDS):
+        for place, (decoder, point) in enumerate(points):
+            asked = {"k": K, "batch": batch, "workers": 1, "exclude_seen": exclude_seen}
+            found = ranks_at(windows, decoder, point, **asked)
+            milliseconds[turn, place] = sum(found.milliseconds.values())
+        advance(turn + 1)
+    medians: NDArray[np.float64] = np.median(milliseconds, axis=0)
+    return medians
 
 
 def fewest_calls(num_subspaces: int, beam_width: int, *, autoregressive: bool) -> DecodingDefaults:

@@ -2,7 +2,8 @@
 
 What is learnt is the objective of the network's family. Validation asks the production decoder, by
 default in one call, where every row is scored exactly. After every epoch a checkpoint is written. A
-run that was cut off continues from it and ends bit for bit where an uninterrupted one ends. If a
+run that was cut off continues from it and ends bit for bit where an uninterrupted one ends, unless
+it was given CPU minutes: then learning rate and masks follow the time that steps have taken. If a
 checkpoint is damaged, or of other inputs, a sentence says so and the fit starts from the beginning.
 A loss that is not finite ends the fit with a sentence. Knows no file outside its stage folder.
 
@@ -44,11 +45,15 @@ SCALAR_RATE = 30.0  # times the learning rate: the repeat bias has several nats 
 
 @dataclass
 class FitState:
-    """Everything but tensors that a resumed run needs, and what the run reports at its end."""
+    """Everything but tensors that a resumed run needs, and what the run reports at its end.
+
+    cpu_seconds: of all steps, over all threads; seconds_fitting: by the clock, validation too
+    """
 
     epoch: int = 0
     step: int = 0
     seconds_fitting: float = 0.0
+    cpu_seconds: float = 0.0
     best_recall: float = -1.0
     best_epoch: int = 0
     without_gain: int = 0
@@ -112,12 +117,15 @@ def fit(
     if snapshot is None:
         remove(checkpoint)
         num_samples = trainer.objective.num_samples
-        if after is None:
+        if trainer.seconds is not None:
+            console.print(f"{config.minutes:g} CPU minutes, on {num_samples:,} samples an epoch")
+        elif after is None:
             console.print(f"{trainer.epochs} epochs of {num_samples:,} samples (or set fit.epochs)")
         else:
             console.print(f"{after.steps:,} more steps, on {num_samples:,} samples")
     elif not trainer.finished:
-        console.print(f"resumed after epoch {trainer.state.epoch} of {trainer.epochs}")
+        of_all = "" if trainer.seconds is not None else f" of {trainer.epochs}"
+        console.print(f"resumed after epoch {trainer.state.epoch}{of_all}")
     model = trainer.model
     progress = Progress(
         TextColumn("{task.description}", markup=False),
@@ -159,6 +167,7 @@ class Trainer:
     """One run's model, objective, optimiser and state. torch's random state draws the weights.
 
     epochs: of the whole run; progress: the share of it that is done
+    seconds: of CPU time that all steps may take; None = there are `epochs`
     """
 
     def __init__(
@@ -199,10 +208,15 @@ class Trainer:
         self.epochs = config.epochs or min(max(2, enough), MOST_EPOCHS)
         if after is not None:
             self.epochs = math.ceil(after.steps * config.minibatch / objective.num_samples)
+        self.seconds: float | None = None
+        if after is None and config.minutes is not None:
+            self.seconds = 60 * config.minutes
         self.progress = 0.0
 
     @property
     def finished(self) -> bool:
+        if self.seconds is not None:
+            return self.state.cpu_seconds >= self.seconds
         patience_ended = (
             self.state.without_gain >= self.config.patience
             and self.state.epoch >= self.config.early_stop_from * self.epochs
@@ -210,15 +224,22 @@ class Trainer:
         return self.state.epoch >= self.epochs or patience_ended
 
     def epoch(self) -> Iterator[dict[str, float]]:
-        """Train one epoch; yields after each step, with scalars every LOG_EVERY and at its end."""
+        """Train one epoch; yields after each step, with scalars every LOG_EVERY and at its end.
+
+        An epoch ends early when the CPU time is spent.
+        """
         started = time.monotonic()
         losses = []
         minibatches = list(self.objective.minibatches(self.config.minibatch, self.generator))
         if self.after is not None:  # the last epoch may be part of one
             minibatches = minibatches[: self.after.steps - self.state.step]
         for done, minibatch in enumerate(minibatches, start=1):
+            before = time.process_time()
             losses.append(self.step(minibatch))
-            if self.after is None:
+            self.state.cpu_seconds += time.process_time() - before
+            if self.seconds is not None:
+                self.progress = min(1.0, self.state.cpu_seconds / self.seconds)
+            elif self.after is None:
                 self.progress = (self.state.epoch + done / len(minibatches)) / self.epochs
             else:
                 self.progress = self.state.step / self.after.steps
@@ -226,10 +247,12 @@ class Trainer:
                 yield self._scalars(losses[-LOG_EVERY:])
             else:
                 yield {}
+            if self.seconds is not None and self.finished:
+                break
         self.check_finite()
         self.state.epoch += 1
         scalars = self._scalars(losses)
-        last = self.state.epoch == self.epochs
+        last = self.state.epoch == self.epochs if self.seconds is None else self.finished
         if not len(self.validation):
             self.best = _copy(self.averaged)
         elif last or self.state.epoch % self.config.validate_every_epochs == 0:
@@ -256,6 +279,8 @@ class Trainer:
         self.optimizer.load_state_dict(snapshot["optimizer"])
         self.state = FitState(**snapshot["state"])
         self.progress = self.state.epoch / self.epochs
+        if self.seconds is not None:
+            self.progress = min(1.0, self.state.cpu_seconds / self.seconds)
         if self.after is not None:
             self.progress = self.state.step / self.after.steps
         self.generator.set_state(snapshot["generator"])

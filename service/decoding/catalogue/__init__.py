@@ -28,6 +28,7 @@ from service.decoding.catalogue.codebook_kinds import (
     ProductCodebook,
     RandomCodebook,
     ResidualCodebook,
+    RQVAECodebook,
     directions_of,
 )
 from service.decoding.catalogue.collisions import Collisions, with_digit
@@ -55,6 +56,7 @@ __all__ = [
     "NewRows",
     "Pairs",
     "ProductCodebook",
+    "RQVAECodebook",
     "RandomCodebook",
     "ResidualCodebook",
     "SharedList",

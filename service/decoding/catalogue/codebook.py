@@ -77,7 +77,7 @@ class ContentProjection:
         return vectors
 
 
-CodebookKind = Literal["opq", "residual", "random"]
+CodebookKind = Literal["opq", "residual", "rqvae", "random"]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

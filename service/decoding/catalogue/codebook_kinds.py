@@ -1,4 +1,5 @@
-"""The kinds of codebooks: parallel parts of a vector (MDGR), residual levels (MaskGR), random.
+"""The kinds of codebooks: parallel parts of a vector (MDGR), residual levels (MaskGR) of it or of
+its latent (TIGER's RQ-VAE), random.
 
 Each answers what `codebook` says. Products are of float64, for the reason given there. Knows
 nothing of items or files.
@@ -8,6 +9,7 @@ vectors: (n, d) float32    codes: (n, num_subspaces) uint16
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NoReturn
 
@@ -184,6 +186,81 @@ class ResidualCodebook(Codebook):
 
 
 @dataclass(frozen=True, eq=False)
+class RQVAECodebook(Codebook):
+    """Residual levels of a vector's latent, which a small network makes of it (TIGER, RQ-VAE).
+
+    Both networks are layers (inputs + 1, outputs) float32, the last row of which is the bias; all
+    layers but the last are followed by a ReLU. A vector is rebuilt by the second one from the sum
+    of its levels' centroids.
+    centroids:   (num_subspaces, num_codes, latent_dims) float32, one subspace a level
+    to_latent:   d -> hidden -> hidden -> latent_dims
+    from_latent: latent_dims -> hidden -> hidden -> d
+    Raises ValueError when the arrays do not fit together.
+    """
+
+    kind: ClassVar[CodebookKind] = "rqvae"
+    centroids: Floats
+    to_latent: tuple[Floats, Floats, Floats]
+    from_latent: tuple[Floats, Floats, Floats]
+
+    def __post_init__(self) -> None:
+        _check_centroids(self.centroids)
+        latent_dims = self.centroids.shape[2]
+        last = self.from_latent[-1].shape[-1]
+        wanted = {"to_latent": (last, latent_dims), "from_latent": (latent_dims, last)}
+        for name, layers in (("to_latent", self.to_latent), ("from_latent", self.from_latent)):
+            inputs, outputs = wanted[name]
+            for layer in layers:
+                check_floats(name, layer)
+                if layer.ndim != 2 or len(layer) != inputs + 1:
+                    raise ValueError(f"{name}: a layer must have {inputs} inputs and a bias")
+                inputs = layer.shape[1]
+            if inputs != outputs:
+                raise ValueError(f"{name} must give {outputs} numbers, as the other arrays say")
+        self._check_content()
+
+    @property
+    def num_subspaces(self) -> int:
+        return int(self.centroids.shape[0])
+
+    @property
+    def num_codes(self) -> int:
+        return int(self.centroids.shape[1])
+
+    @property
+    def vector_dims(self) -> int:
+        return int(self.from_latent[-1].shape[1])
+
+    @property
+    def arrays(self) -> dict[str, Floats]:
+        layers = {
+            f"{name}_{number}": layer
+            for name, network in (("to_latent", self.to_latent), ("from_latent", self.from_latent))
+            for number, layer in enumerate(network, start=1)
+        }
+        return {"centroids": self.centroids, **layers}
+
+    def latents_of(self, vectors: NDArray[np.floating]) -> Floats:
+        """What the levels see of vectors: (n, d) -> (n, latent_dims) float32."""
+        self._check_dims(vectors)
+        return _through(self.to_latent, vectors)
+
+    def codes_of(self, vectors: NDArray[np.floating]) -> NDArray[np.uint16]:
+        """Level by level the nearest centroid to what is left of the latent."""
+        return self._levels.codes_of(self.latents_of(vectors))
+
+    def nearness_of_last(self, vectors: NDArray[np.floating]) -> NDArray[np.float64]:
+        return self._levels.nearness_of_last(self.latents_of(vectors))
+
+    def vectors_with(self, codes: NDArray[np.uint16]) -> Floats:
+        return _through(self.from_latent, self._levels.vectors_with(codes))
+
+    @property
+    def _levels(self) -> ResidualCodebook:
+        return ResidualCodebook(self.centroids)
+
+
+@dataclass(frozen=True, eq=False)
 class RandomCodebook(Codebook):
     """Codes that were drawn at random say nothing of an item, so no new item can get some.
 
@@ -236,6 +313,17 @@ def directions_of(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     norms[norms < LEAST_NORM] = 1
     found: NDArray[np.float64] = vectors / norms
+    return found
+
+
+def _through(layers: Sequence[Floats], rows: NDArray[np.floating]) -> Floats:
+    """The answers of a network of layers, see `RQVAECodebook`: (n, inputs) -> (n, outputs)."""
+    *hidden, last = [layer.astype(np.float64) for layer in layers]
+    found = np.empty((len(rows), last.shape[1]), np.float32)
+    for part, chunk in chunks_of(rows):
+        for layer in hidden:
+            chunk = np.maximum(chunk @ layer[:-1] + layer[-1], 0)
+        found[part] = chunk @ last[:-1] + last[-1]
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -22,13 +23,21 @@ from tiny_bundle import (
 )
 
 from service.bundles import Bundle, Item, verify
-from service.bundles.manifest import CONTENT_FILES, FILES, INT8_FILES, WEIGHTS, Manifest
+from service.bundles.manifest import (
+    CONTENT_FILES,
+    FILES,
+    INT8_FILES,
+    LAYERS,
+    WEIGHTS,
+    Manifest,
+)
 from service.decoding import (
     Codebook,
     Job,
     ProductCodebook,
     RandomCodebook,
     ResidualCodebook,
+    RQVAECodebook,
     Schedule,
 )
 from service.errors import BundleInvalid
@@ -56,6 +65,24 @@ def opq_with_a_digit() -> ProductCodebook:
     return ProductCodebook(rotation, centroids, content=content, collisions="digit")
 
 
+def rqvae() -> RQVAECodebook:
+    """Three levels of a latent of five numbers, and a digit."""
+    random = np.random.default_rng(9)
+
+    def layers(*sizes: int) -> Any:
+        pairs = itertools.pairwise(sizes)
+        return tuple(random.normal(0, 0.3, (n + 1, m)).astype(np.float32) for n, m in pairs)
+
+    centroids = random.normal(0, 0.2, (NUM_SUBSPACES - 1, NUM_CODES, 5)).astype(np.float32)
+    return RQVAECodebook(
+        centroids,
+        layers(DIMS, 7, 7, 5),
+        layers(5, 7, 7, DIMS),
+        content=tiny_codebook().content,
+        collisions="digit",
+    )
+
+
 LEVEL_WEIGHTS = np.array([1, 0.5, 0.25], np.float32)
 KINDS: dict[str, tuple[Codebook, set[str], dict[str, Any]]] = {
     "plain": (
@@ -72,6 +99,11 @@ KINDS: dict[str, tuple[Codebook, set[str], dict[str, Any]]] = {
         opq_with_a_digit(),
         {"rotation.npy", "centroids.npy"},
         {"kind": "opq", "collisions": "digit", "normalised": False},
+    ),
+    "rqvae": (
+        rqvae(),
+        {"centroids.npy", *LAYERS},
+        {"kind": "rqvae", "collisions": "digit", "normalised": False},
     ),
     "random": (
         RandomCodebook((NUM_SUBSPACES, NUM_CODES, DIMS)),
@@ -122,7 +154,7 @@ def sids_in(bundle: Bundle, names: Sequence[str]) -> list[list[int]]:
     return found
 
 
-@pytest.mark.parametrize("name", ["plain", "normalised", "opq"])
+@pytest.mark.parametrize("name", ["plain", "normalised", "opq", "rqvae"])
 def test_new_items_share_no_sid_whether_they_come_at_once_or_not(
     name: str, paths: dict[str, Path]
 ) -> None:
@@ -210,6 +242,12 @@ def edited(**fields: Any) -> Callable[[Path], None]:
         ("plain", edited(kind="random"), "random codes have no content"),
         ("plain", edited(kind="rq-vae"), r"codebook\.kind"),
         ("plain", edited(collisions="drop"), r"codebook\.collisions"),
+        ("rqvae", changed("to_latent_1.npy", lambda a: a[1:]), "must have 64 inputs and a bias"),
+        ("rqvae", changed("to_latent_1.npy", lambda a: a[:, 1:]), "hidden of to_latent_1"),
+        ("rqvae", changed("to_latent_3.npy", lambda a: a[:, 1:]), "d_sub of centroids"),
+        ("rqvae", changed("from_latent_1.npy", lambda a: a[1:]), "must have 5 inputs and a bias"),
+        ("rqvae", changed("from_latent_3.npy", lambda a: a * np.float32(np.nan)), "finite"),
+        ("rqvae", edited(kind="residual"), "must list exactly"),
         ("opq", edited(normalised=True), "only residuals can be normalised"),
         ("opq", edited(collisions="keep"), r"says \(4, 16, d_sub\)"),
     ],
@@ -241,5 +279,5 @@ def test_a_digit_needs_codes_before_it_and_sids_the_length_that_the_codebook_giv
 
 def test_the_page_about_the_format_leaves_nothing_out() -> None:
     page = (Path(__file__).resolve().parents[3] / "docs/reference/bundle.md").read_text()
-    files = {*FILES, *CONTENT_FILES, *INT8_FILES, WEIGHTS, "manifest.json"}
+    files = {*FILES, *LAYERS, *CONTENT_FILES, *INT8_FILES, WEIGHTS, "manifest.json"}
     assert {name for name in {*files, *Manifest.model_fields} if f"`{name}`" not in page} == set()

@@ -1,4 +1,4 @@
-"""Residual and random codebooks: what a level gains, SIDs that are not shared, files, refusals."""
+"""Other kinds of codebooks: what a level gains, SIDs that are not shared, files, refusals."""
 
 from __future__ import annotations
 
@@ -8,13 +8,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from pydantic import ValidationError
 from threadpoolctl import threadpool_limits
 
-from service.decoding import Codebook, ContentProjection, ResidualCodebook
-from training.codebooks import CollisionReport, fit_codebook, load_codebook, save_codebook, sids_of
+from service.decoding import Codebook, ContentProjection, ResidualCodebook, RQVAECodebook
+from training.codebooks import (
+    CollisionReport,
+    fit_codebook,
+    load_codebook,
+    rqvae,
+    save_codebook,
+    sids_of,
+)
+from training.codebooks.rqvae import RQVAE, _revive
 from training.config import CodebookConfig
-from training.errors import DataError
+from training.errors import DataError, FitDiverged
 
 CONFIG = CodebookConfig(kind="residual", num_subspaces=4, num_codes=12, kmeans_iterations=10)
 PLAIN = CONFIG.model_copy(update={"normalise_residuals": False})
@@ -22,6 +31,9 @@ BY_NAME = {
     "normalised": CONFIG,
     "plain": PLAIN,
     "opq": CodebookConfig(num_subspaces=4, num_codes=12, opq_iterations=3, kmeans_iterations=5),
+    "rqvae": CodebookConfig(
+        kind="rqvae", num_subspaces=4, num_codes=12, kmeans_iterations=5, rqvae_epochs=100
+    ),
     "random": CodebookConfig(kind="random", num_subspaces=2, num_codes=20),
 }
 BOTH = pytest.mark.parametrize("name", ["normalised", "plain"])
@@ -91,7 +103,7 @@ def test_weights_are_the_best_ones(fitted: dict[str, Codebook], vectors: np.ndar
     assert plain.weights is None
 
 
-@BOTH
+@pytest.mark.parametrize("name", ["normalised", "plain", "rqvae"])
 def test_a_refit_is_the_same_whatever_the_threads(
     name: str, fitted: dict[str, Codebook], vectors: np.ndarray
 ) -> None:
@@ -100,6 +112,83 @@ def test_a_refit_is_the_same_whatever_the_threads(
     assert again.arrays.keys() == fitted[name].arrays.keys()
     for array, value in again.arrays.items():
         np.testing.assert_array_equal(value, fitted[name].arrays[array])
+
+
+def test_an_rqvae_rebuilds_vectors_and_its_codes_are_those_of_the_network_that_was_trained(
+    fitted: dict[str, Codebook], vectors: np.ndarray
+) -> None:
+    """torch has float32, the service float64: only codes of near ties may differ."""
+    codebook = fitted["rqvae"]
+    assert isinstance(codebook, RQVAECodebook)
+    assert squared_error(codebook, vectors) < 0.25 * np.square(vectors).sum(axis=1).mean()
+    report = CollisionReport.of(sids_of(codebook, vectors, seed=7), 12)
+    assert min(report.codes_used) >= 11
+    assert 80 <= report.collided_items < 400, "forty items have a twin"
+    assert (
+        sids_of(codebook, vectors, seed=7)[100:140].tolist()
+        == codebook.codes_of(vectors[60:100]).tolist()
+    )
+
+    model = RQVAE(16, 4, 12)
+    with torch.no_grad():
+        model.levels.copy_(torch.from_numpy(codebook.centroids))
+        for network, layers in (
+            (model.to_latent, codebook.to_latent),
+            (model.from_latent, codebook.from_latent),
+        ):
+            for linear, layer in zip(network[::2], layers, strict=True):
+                linear.weight.copy_(torch.from_numpy(layer[:-1].T))
+                linear.bias.copy_(torch.from_numpy(layer[-1]))
+        loss, codes, seen = model(torch.from_numpy(vectors))
+        rebuilt = model.from_latent(model.levels[torch.arange(4), codes].sum(dim=1))
+    np.testing.assert_allclose(seen[0].numpy(), codebook.latents_of(vectors), rtol=1e-4, atol=1e-5)
+    same = (codes.numpy() == codebook.codes_of(vectors)).all(axis=1)
+    assert same.mean() > 0.99
+    expected = codebook.vectors_with(codebook.codes_of(vectors))
+    np.testing.assert_allclose(rebuilt.numpy()[same], expected[same], rtol=1e-3, atol=1e-4)
+    assert loss.item() > squared_error(codebook, vectors)
+
+
+def test_the_gradient_of_a_rebuilt_vector_passes_the_levels_straight_through() -> None:
+    torch.manual_seed(0)
+    model = RQVAE(6, 2, 3)
+    with torch.no_grad():
+        model.levels.normal_()
+    vectors = torch.randn(5, 6)
+    loss, codes, seen = model(vectors)
+    loss.backward()
+    chosen = model.levels.detach()[torch.arange(2), codes]
+    # a centroid is pulled to the residuals that chose it, by its own level's error alone
+    wanted = torch.zeros_like(model.levels)
+    for level in range(2):
+        wanted[level].index_add_(0, codes[:, level], 2 * (chosen[:, level] - seen[level]) / 5)
+    torch.testing.assert_close(model.levels.grad, wanted)
+    # the last layer before the latent: as if the latent had been the sum of the centroids
+    latent = model.to_latent(vectors).detach().requires_grad_()
+    offset = (chosen.sum(dim=1) - latent).detach()
+    rebuilt = (model.from_latent(latent + offset) - vectors).square().sum(dim=1)
+    left = [latent, latent - chosen[:, 0]]
+    pulled = sum((left[n] - chosen[:, n]).square().sum(dim=1) for n in range(2))
+    (rebuilt + 0.25 * pulled).mean().backward()
+    assert latent.grad is not None
+    torch.testing.assert_close(model.to_latent[-1].bias.grad, latent.grad.sum(dim=0))
+
+
+def test_unused_codes_of_an_rqvae_begin_again_at_residuals() -> None:
+    model, seen = RQVAE(6, 2, 3), torch.randn(2, 7, 32)
+    unused = torch.tensor([[False, True, False], [False, False, True]])
+    _revive(model, unused, seen)
+    for level, code in ((0, 1), (1, 2)):
+        assert (model.levels[level, code] == seen[level]).all(dim=1).any()
+    assert not model.levels[~unused].any()
+
+
+def test_an_rqvae_whose_loss_is_not_finite_ends(
+    vectors: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rqvae, "LEARNING_RATE", 1e30)
+    with pytest.raises(FitDiverged, match=r"the loss of the RQ-VAE is (inf|nan) in epoch 2"):
+        fit_codebook(vectors, BY_NAME["rqvae"])
 
 
 def test_random_codes_are_drawn_by_the_seed(
@@ -199,11 +288,12 @@ def test_only_the_new_is_written_of_a_configuration() -> None:
     assert CodebookConfig().model_dump().keys() == before
     assert PLAIN.model_dump().keys() - before == {"kind", "normalise_residuals"}
     assert CodebookConfig.model_validate(PLAIN.model_dump()) == PLAIN
+    assert BY_NAME["rqvae"].model_dump().keys() - before == {"kind", "rqvae_epochs"}
     digit = CodebookConfig(collisions="digit")
     assert digit.model_dump().keys() - before == {"collisions"}
     with pytest.raises(ValidationError, match="num_subspaces may be at most 63"):
         CodebookConfig(collisions="digit", num_subspaces=64)
-    with pytest.raises(ValidationError, match="'opq', 'residual' or 'random'"):
+    with pytest.raises(ValidationError, match="'opq', 'residual', 'rqvae' or 'random'"):
         CodebookConfig(kind="pq")
 
 

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 from running_service import service_process
 
-from service.bundles import Bundle
+from service.bundles import Bundle, Item
 from service.decoding import Job, Schedule
 from training.bundling import make_trial
 from training.data import Dataset
@@ -22,7 +22,12 @@ from training.pipeline import parts_of, run
 from training.preset import load_config
 
 QUICK = ["fit.epochs=2", "fit.validation_users=20", "evaluation.invalid_sid_users=20"]
-QUICK += ["refit.share=0", "codebook.num_codes=16", "embeddings.collaborative_dims=0"]
+QUICK += [
+    "codebook.rqvae_epochs=5",
+    "refit.share=0",
+    "codebook.num_codes=16",
+    "embeddings.collaborative_dims=0",
+]
 QUICK += ["embeddings.content_dims=16", "evaluation.schedule_users=20", "evaluation.users=40"]
 QUICK += ["evaluation.beam_widths=[20]", "evaluation.rankings=['rows']"]
 QUICK += ["evaluation.schedules=[{r_warm = 1, m_par = 2}]", "evaluation.timing_users=1"]
@@ -131,7 +136,13 @@ def test_residual_codes_with_a_digit_from_data_to_answers(
 
 @pytest.mark.parametrize(
     ("kind", "collisions"),
-    [("random", "reassign"), ("opq", "digit"), ("opq", "reassign"), ("residual", "keep")],
+    [
+        ("random", "reassign"),
+        ("opq", "digit"),
+        ("opq", "reassign"),
+        ("residual", "keep"),
+        ("rqvae", "digit"),
+    ],
 )
 def test_other_kinds_make_bundles_that_answer(
     kind: str, collisions: str, dataset: Dataset, out: Path, tmp_path: Path
@@ -149,3 +160,10 @@ def test_other_kinds_make_bundles_that_answer(
     assert (bundle.codebook.kind, bundle.codebook.collisions) == (kind, collisions)
     assert (bundle.manifest.content is None) == (kind == "random")
     assert_batch_equals_single(bundle)
+    if kind == "rqvae":
+        assert dataset.embeddings is not None
+        new = bundle.with_items([Item("new", "New", ())], dataset.embeddings[3:4])
+        own = bundle.catalogue.rows_of([dataset.split.train.item_ids[3]])
+        sid = new.catalogue.codes[new.catalogue.rows_of(["new"])]
+        assert sid[0, :-1].tolist() == bundle.catalogue.codes[own][0, :-1].tolist()
+        assert len(np.unique(new.catalogue.codes, axis=0)) == 61

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import itertools
 import json
 from dataclasses import replace
 from itertools import pairwise
@@ -84,6 +85,35 @@ def test_a_resumed_run_ends_bit_for_bit_like_an_uninterrupted_one(tmp_path: Path
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[name]), name
     assert (tmp_path / "cut" / "scalars.jsonl").read_text().count('"recall@10"') == 4
+
+
+def test_a_fit_of_so_many_cpu_minutes_ends_when_they_are_spent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock that goes on a quarter of a second whenever it is read, so once in a step."""
+    clock = itertools.count(0, 0.25)
+    monkeypatch.setattr(training_loop.time, "process_time", lambda: next(clock))
+    config = CONFIG.model_copy(update={"minutes": 10 / 60, "patience": 1, "epochs": 1})
+    said = io.StringIO()
+    whole, state = _fit(tmp_path / "whole", config=config, console=Console(file=said))
+    assert "0.166667 CPU minutes, on " in said.getvalue()
+    assert (state.step, state.cpu_seconds) == (40, 10)
+    steps_of_an_epoch = -(-_split().train.num_interactions // 16)
+    assert state.epoch >= 40 / steps_of_an_epoch > 2, "the last epoch is part of one"
+    assert state.validations[-1]["epoch"] == state.epoch
+    lines = (tmp_path / "whole" / "scalars.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1])["learning_rate"] == pytest.approx(learning_rate(39 / 40, config))
+
+    _, cut = _fit(tmp_path / "cut", stop=2, config=config)
+    assert 0 < cut.cpu_seconds < 10
+    torch.rand(7)
+    continued, again = _fit(tmp_path / "cut", config=config, console=Console(file=said))
+    assert "resumed after epoch 2\n" in said.getvalue()
+    assert (again.step, again.validations) == (40, state.validations)
+    for name, tensor in whole.state_dict().items():
+        torch.testing.assert_close(continued.state_dict()[name], tensor, rtol=0, atol=0)
+    finished, _ = _fit(tmp_path / "cut", config=config)
+    torch.testing.assert_close(finished.state_dict(), continued.state_dict(), rtol=0, atol=0)
 
 
 def test_the_log_of_a_resumed_run_has_no_step_twice(tmp_path: Path) -> None:

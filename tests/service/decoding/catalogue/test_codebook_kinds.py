@@ -1,4 +1,4 @@
-"""Residual and random codebooks: by hand, against a slow reference, and what is refused."""
+"""Residual, RQ-VAE and random codebooks: by hand, against a slow reference, and what is refused."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from worlds import codebook_of
 
-from service.decoding import Codebook, RandomCodebook, ResidualCodebook
+from service.decoding import Codebook, RandomCodebook, ResidualCodebook, RQVAECodebook
 from service.decoding.catalogue.codebook import CHUNK_ROWS
 
 VECTORS = np.random.default_rng(3).normal(size=(CHUNK_ROWS + 50, 6)).astype(np.float32)
@@ -92,6 +92,56 @@ def test_what_is_left_of_a_centroid_has_no_direction() -> None:
         codes = own.codes_of(vectors)
         assert codes[:, 1].tolist() == [5, 5]  # the shortest: nearest to nothing
         assert np.isfinite(own.residuals_of(vectors.astype(np.float32))).all()
+
+
+def identity(*signs: float) -> Any:
+    """Three layers that give relu(x) - relu(-x), which is x, times a sign for each number."""
+    d = len(signs)
+    eye, none = np.eye(d, dtype=np.float32), np.zeros((1, 2 * d), np.float32)
+    first = np.concatenate((np.hstack((eye, -eye)), none))
+    second = np.concatenate((np.eye(2 * d, dtype=np.float32), none))
+    third = np.concatenate((np.vstack((eye, -eye)), np.zeros((1, d), np.float32)))
+    return first, second, third * np.float32(signs)
+
+
+def test_an_rqvae_whose_networks_change_nothing_is_the_plain_residual_codebook() -> None:
+    same = RQVAECodebook(CENTROIDS, identity(*[1] * 6), identity(*[1] * 6))
+    np.testing.assert_array_equal(same.latents_of(VECTORS), VECTORS)
+    codes = PLAIN.codes_of(VECTORS)
+    np.testing.assert_array_equal(same.codes_of(VECTORS), codes)
+    np.testing.assert_array_equal(same.nearness_of_last(VECTORS), PLAIN.nearness_of_last(VECTORS))
+    np.testing.assert_array_equal(same.vectors_with(codes), PLAIN.vectors_with(codes))
+    sids = np.pad(codes, ((0, 0), (0, 1)), constant_values=4)
+    digit = replace(same, collisions="digit")
+    np.testing.assert_array_equal(digit.vectors_with(sids), PLAIN.vectors_with(codes))
+    turned = RQVAECodebook(CENTROIDS, identity(*[-1] * 6), identity(*[-1] * 6))
+    np.testing.assert_array_equal(turned.codes_of(-VECTORS), codes)
+    np.testing.assert_array_equal(turned.vectors_with(codes), -PLAIN.vectors_with(codes))
+    assert (same.num_subspaces, same.num_codes, same.vector_dims) == (3, 5, 6)
+
+
+def test_a_bias_is_added_before_what_is_negative_is_cut_off() -> None:
+    """relu(2 * 3 - 7) = 0 and relu(-2 * 3 + 7) = 1; then 1 * 5 + 2."""
+    first = np.array([[2, -2], [-7, 7]], np.float32)
+    second = np.concatenate((np.eye(2), np.zeros((1, 2)))).astype(np.float32)
+    third = np.array([[1], [5], [2]], np.float32)
+    back = np.array([[1], [0]], np.float32)
+    one = RQVAECodebook(np.zeros((1, 2, 1), np.float32), (first, second, third), (back,) * 3)
+    assert one.latents_of(np.array([[3.0]])).tolist() == [[7]]
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"to_latent": identity(*[1] * 5)}, "to_latent: a layer must have 6 inputs and a bias"),
+        ({"from_latent": identity(*[1] * 7)}, "to_latent: a layer must have 7 inputs"),
+        ({"centroids": np.zeros((3, 5, 4), np.float32)}, "to_latent must give 4 numbers"),
+        ({"to_latent": tuple(layer.astype("f8") for layer in identity(*[1] * 6))}, "float32"),
+    ],
+)
+def test_networks_that_do_not_fit(changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(RQVAECodebook(CENTROIDS, identity(*[1] * 6), identity(*[1] * 6)), **changed)
 
 
 def test_random_codes_take_no_new_items() -> None:

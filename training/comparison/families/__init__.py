@@ -1,0 +1,26 @@
+"""Families of networks side by side: same data, vectors and users, and as much time to learn.
+
+Reading order: `runs` (which rows there are, how their runs are made alike), `seeds` (differences
+over users and seeds), `tables`, `plot`, `claims` (what the papers say, beside what was measured).
+"""
+
+from training.comparison.families.claims import claims_table, verdicts
+from training.comparison.families.plot import plot_families
+from training.comparison.families.runs import FIRST, FamilyTables, schedule_of_calls
+from training.comparison.families.tables import (
+    families_table,
+    family_density_table,
+    nfe_table,
+)
+
+__all__ = [
+    "FIRST",
+    "FamilyTables",
+    "claims_table",
+    "families_table",
+    "family_density_table",
+    "nfe_table",
+    "plot_families",
+    "schedule_of_calls",
+    "verdicts",
+]
