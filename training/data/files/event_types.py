@@ -73,6 +73,11 @@ def event_types(
     funnel of which nobody has said what counts.
     """
     column = event_column(table)
+    if "event_type" in config.columns and column != "event_type":
+        raise DataError(
+            f"{table.path}: {shown(config.columns['event_type'])} must be text or whole numbers to "
+            "say which event a line is of"
+        )
     asked = bool(config.events or config.targets)
     if column is None:
         if asked:
@@ -82,15 +87,11 @@ def event_types(
                 "--set interactions.columns.event_type=..."
             )
         return EventTypes({})
-    written = table.names.get(column, column)
-    types = table.columns[column].cast(pl.String).fill_null("").str.strip_chars()
-    counted = types.value_counts(sort=True)
-    counts = dict(zip(counted[column], counted["count"], strict=True))
-    if len(counts) > MAX_TYPES and not asked:
-        return EventTypes({}, name=written)
+    types, counted = types_of(table, column), counted_types(table)
+    counts, written = counted.counts, counted.name or column
     if not asked:
         _look_at(table, written, counts, warnings)
-        return EventTypes(counts, name=written)
+        return counted
     _check_known(table, written, counts, config)
     kept, named = None, types
     if config.events:
@@ -114,6 +115,22 @@ def event_types(
         + (f"; held out are {' and '.join(config.targets)}" if config.targets else "")
     )
     return EventTypes(counts, kept, weights, targets, written)
+
+
+def types_of(table: Table, column: str) -> pl.Series:
+    return table.columns[column].cast(pl.String).fill_null("").str.strip_chars()
+
+
+def counted_types(table: Table) -> EventTypes:
+    """How many lines are of which type, and nothing of what that means."""
+    column = event_column(table)
+    if column is None:
+        return EventTypes({})
+    counted = types_of(table, column).value_counts(sort=True, name="lines")
+    written = table.names.get(column, column)
+    if len(counted) > MAX_TYPES:
+        counted = counted.clear()
+    return EventTypes(dict(zip(counted[column], counted["lines"], strict=True)), name=written)
 
 
 def proposed(counts: Sequence[str]) -> tuple[dict[str, int], list[str]]:

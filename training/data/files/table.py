@@ -121,18 +121,15 @@ class Table:
         """
         absent = [name for name in names if name not in self.columns]
         if absent:
-            is_headless = self.format == "csv" and not self.columns
-            hint = " (the first line must hold the names of the columns)" if is_headless else ""
-            needed = " and ".join(absent)
-            meant = {
-                name: meant_by(name, self.others) for name in " or ".join(absent).split(" or ")
-            }
             say = [
-                f"--set {section}.columns.{name}={quoted(other)}"
-                for name, other in meant.items()
-                if other is not None
+                f"--set {section}.columns.{name}={quoted(meant)}"
+                for name in " or ".join(absent).split(" or ")
+                if (meant := meant_by(name, self.others)) is not None
             ]
-            hint += f"; perhaps {' '.join(say)}" if say else ""
+            hint = f"; perhaps {' '.join(say)}" if say else ""
+            if self.format == "csv" and not self.columns and not say:
+                hint = " (the first line must hold the names of the columns)"
+            needed = " and ".join(absent)
             raise DataError(f"{self.path} needs a column {needed}; it has {self.listed()}{hint}")
 
     def listed(self) -> str:
@@ -215,10 +212,15 @@ class Wanted:
             if ours in found:
                 raise DataError(f"{path} has two columns {plain_name(name)}; rename or remove one")
             found[ours] = index
-            if name != ours:
+            if self.is_said(name):
                 notes.append(f"{path.name}: the column {shown(name)} is read as {ours}")
         self.check_mapped(found, names, path)
         return found, tuple(notes)
+
+    def is_said(self, name: str) -> bool:
+        """Whether a person should know which of our columns is read from this one."""
+        ours = self.of(name)
+        return ours not in (None, name) and (ours in self.mapped or self.kinds[ours] != "label")
 
     def check_mapped(self, found: Mapping[str, object], names: Sequence[str], path: Path) -> None:
         """Raise ConfigError if a column that is mapped is not among the names of the file."""

@@ -109,8 +109,8 @@ def _read_file(path: Path, wanted: Wanted) -> Table:
         is_sheet = path.name.lower().endswith((".xls", ".xlsx", ".ods"))
         hint = ", not an Excel file: save the sheet as CSV (UTF-8)" if is_sheet else ""
         raise DataError(
-            f"{path} must end in .parquet, .csv or .jsonl{hint}, or another suffix of "
-            "docs/reference/data.md" * (not hint)
+            f"{path} must end in {', '.join(FORMATS)}{hint}; of text files also in "
+            f"{' or '.join(COMPRESSED)} after that"
         )
     try:
         if path.stat().st_size == 0:

@@ -226,7 +226,7 @@ def read_json_lines(path: Path, wanted: Wanted) -> Table:
         tuple(
             f"{path.name}: the field {shown(name)} is read as {column}"
             for column, name in spelt.items()
-            if name != column
+            if wanted.is_said(name)
         ),
         spelt,
         "json",
