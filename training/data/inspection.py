@@ -202,7 +202,7 @@ def _ties(frame: pl.DataFrame) -> int:
 def _examples(log: Interactions, titles: Mapping[str, str]) -> list[dict[str, Any]]:
     lengths = log.lengths()
     by_length = np.argsort(lengths, kind="stable")
-    places = dict.fromkeys(int(share * (len(by_length) - 1)) for share in EXAMPLES)
+    places = dict.fromkeys(round(share * (len(by_length) - 1)) for share in EXAMPLES)
     found = []
     for user in by_length[list(places)]:
         newest = [log.item_ids[row] for row in log.history_of(user)[-MOST_SHOWN_ITEMS:]]
@@ -369,7 +369,7 @@ def said(told: Inspection) -> Iterator[str]:
     """The lines of an inspection, for a person."""
     yield f"{told.path}: {told.format}, {told.lines:,} lines" if told.format else f"{told.path}:"
     for name, value in _facts(told):
-        yield f"  {name:<13}{value}"
+        yield f"  {name:<14}{value}"
     if told.examples:
         yield "three users, their newest items last"
         for user in told.examples:

@@ -237,7 +237,7 @@ def test_columns_may_have_other_names(tmp_path: Path) -> None:
     path.write_text("visitorid\titemid\tts\nu\ta\t2\nu\tb\t1\n")
     with pytest.raises(
         DataError,
-        match=r"it has visitorid, itemid, ts; perhaps --set interactions\.columns\.user_id=visitorid "
+        match=r"has visitorid, itemid, ts; perhaps --set interactions\.columns\.user_id=visitorid "
         r"--set interactions\.columns\.item_id=itemid --set interactions\.columns\.timestamp=ts",
     ):
         read_interactions(path)
