@@ -233,19 +233,19 @@ def held_out(log: Interactions, config: InteractionsConfig, path: Path, notes: l
             raise DataError(f"{path}: no user has three interactions, so none can be held out")
         if log.targets is not None:
             notes.append(f"split {split.sentence}")
-            if had := had_before(log, split.test):
-                notes.append(
-                    f"of {len(split.test):,} test users, {had:,} had the target before, perhaps as "
-                    "an event of another type: as the service leaves out what a user has had, "
-                    "nothing finds these; with exclude_seen=false in requests it would, which "
-                    "evaluation.exclude_seen=false measures"
-                )
             if not len(split.validation):
                 raise DataError(
                     f"{path}: no user has two interactions of {' or '.join(config.targets)} with "
                     "something before them, so none can be held out for validation; name more "
                     "event types in interactions.targets, or say interactions.split=time"
                 )
+    if log.targets is not None and (had := had_before(log, split.test)):
+        notes.append(
+            f"of {len(split.test):,} test users, {had:,} had the target before, perhaps as an "
+            "event of another type: as the service leaves out what a user has had, nothing finds "
+            "these; with exclude_seen=false in requests it would, which "
+            "evaluation.exclude_seen=false measures"
+        )
     if not len(split.train.windows()):
         raise DataError(
             f"{path}: nothing is left to train on, because no user has two items after "

@@ -26,11 +26,12 @@ EVENT_COLUMNS = (
 KINDS: dict[str, Kind] = dict.fromkeys(EVENT_COLUMNS, "label")
 # The steps of a shop's funnel, by words that a type holds, and the weight that is proposed.
 STEPS = (
-    (re.compile(r"view|click|impression|detail|browse|visit|^pv$"), 1),
+    (re.compile(r"(?<!re)view|click|impression|detail|browse|visit|^pv$"), 1),
     (re.compile(r"cart|basket|wish|fav|bookmark"), 2),
     (re.compile(r"purchas|transaction|^buy|bought|^order|_order|sale|checkout|paid"), 3),
 )
 BOUGHT = len(STEPS) - 1
+UNDONE = re.compile(r"remove|delete|cancel|return|refund|^un|dislike|hide")
 MAX_TYPES = 1000  # a column of more holds something else
 MAX_SHOWN_TYPES = 6
 
@@ -144,7 +145,7 @@ def proposed(counts: Sequence[str]) -> tuple[dict[str, int], list[str]]:
         plain = re.sub(r"[^a-z0-9]+", "_", name.lower())
         for step in reversed(range(len(STEPS))):
             words, weight = STEPS[step]
-            if words.search(plain):
+            if words.search(plain) and not UNDONE.search(plain):
                 weights[name] = weight
                 targets += [name] * (step == BOUGHT)
                 break

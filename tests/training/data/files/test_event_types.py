@@ -89,6 +89,16 @@ def test_rees46_is_read_with_its_times(tmp_path: Path) -> None:
     )
 
 
+def test_a_line_is_named_though_others_are_left_out(tmp_path: Path) -> None:
+    header, *lines = RETAILROCKET.splitlines()
+    for name, part in (("1.csv", lines[:2]), ("2.csv", lines[2:])):
+        text = "\n".join([header, *part, ""])
+        (tmp_path / name).write_text(text.replace("1433221337106,257597", "1433221337106,25/7597"))
+    config = InteractionsConfig(columns=COLUMNS, events={"transaction": 1})
+    with pytest.raises(DataError, match=r"line 4 of 2\.csv: user_id '25/7597' holds /"):
+        read_interactions(tmp_path, config)
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
@@ -151,6 +161,8 @@ def test_a_field_that_is_no_text_is_no_event_type(tmp_path: Path) -> None:
         (["view", "cart", "purchase"], ["purchase"]),
         (["pv", "cart", "fav", "buy"], ["buy"]),
         (["Page View", "Add To Cart", "Order Completed"], ["Order Completed"]),
+        (["view", "cart", "remove_from_cart", "purchase", "purchase_cancelled"], ["purchase"]),
+        (["purchase", "review"], ["purchase"]),
         (["click", "impression"], []),
         (["web", "app"], []),
     ],
@@ -158,6 +170,7 @@ def test_a_field_that_is_no_text_is_no_event_type(tmp_path: Path) -> None:
 def test_steps_of_shops_are_known(types: list[str], targets: list[str]) -> None:
     weights, found = proposed(types)
     assert found == targets
+    assert not weights.keys() & {"remove_from_cart", "purchase_cancelled", "review", "web", "app"}
     assert all(weights[name] == 3 for name in targets)
 
 
