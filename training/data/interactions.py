@@ -141,10 +141,10 @@ def load_dataset(
     """Read, filter, split and order everything that training needs.
 
     data_dir holds one `interactions` file and optionally one `items` file (`.parquet`, `.csv`,
-    `.jsonl`, ...) with `item_embeddings*.npy`, whose row k belongs to row k of the items file. A
-    path given as an argument wins over the file of the folder. If the items come from elsewhere,
-    the embeddings of the folder are not used. Items without an interaction are kept if the items
-    file has them and `config.cold_items` is true.
+    `.jsonl`, ..., or RecBole's `.inter` and `.item`), with `item_embeddings*.npy`, whose row k
+    belongs to row k of the items file. A path given as an argument wins over the file of the
+    folder. If the items come from elsewhere, the embeddings of the folder are not used. Items
+    without an interaction are kept if the items file has them and `config.cold_items` is true.
     Raises DataError with a sentence that names the file and says what is wrong with it.
     """
     warnings: list[str] = []

@@ -90,6 +90,8 @@ def event_types(
         return EventTypes({})
     types, counted = types_of(table, column), counted_types(table)
     counts, written = counted.counts, counted.name or column
+    if not asked and len(counts) > MAX_TYPES:
+        return EventTypes({}, name=written)
     if not asked:
         _look_at(table, written, counts, warnings)
         return counted
@@ -129,8 +131,6 @@ def counted_types(table: Table) -> EventTypes:
         return EventTypes({})
     counted = types_of(table, column).value_counts(sort=True, name="lines")
     written = table.names.get(column, column)
-    if len(counted) > MAX_TYPES:
-        counted = counted.clear()
     return EventTypes(dict(zip(counted[column], counted["lines"], strict=True)), name=written)
 
 

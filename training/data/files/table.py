@@ -12,7 +12,7 @@ import difflib
 import re
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, NoReturn
@@ -58,7 +58,8 @@ class Table:
     names:   how the file writes the name of each column
     format:  of the file
     parts:   of a folder, the tables of its files
-    whole, kept: of some rows of a table, that table and (len(self),) the numbers of these rows
+    whole, kept: of some rows of a table, where that table has its lines, and (len(self),) which
+             of its rows they are
     """
 
     path: Path
@@ -87,7 +88,7 @@ class Table:
             (),
             self.names,
             self.format,
-            whole=self,
+            whole=replace(self, columns={}),
             kept=rows.arg_true(),
         )
 

@@ -148,6 +148,38 @@ def test_other_types_are_a_warning_and_one_type_is_as_before(tmp_path: Path) -> 
     assert "'event_type' is not used; every line counts alike" in notes[-1]
 
 
+def test_a_column_of_very_many_values_holds_something_else(tmp_path: Path) -> None:
+    path, warnings = tmp_path / "log.csv", []
+    lines = "".join(f"u,i{n},{n},{'purchase' if n else 'view'} {n}\n" for n in range(1100))
+    path.write_text("user_id,item_id,timestamp,action\n" + lines)
+    assert read_interactions(path, InteractionsConfig(), [], warnings).num_interactions == 1100
+    assert warnings == []
+    config = InteractionsConfig(targets=("purchase 7",))
+    log = read_interactions(path, config)
+    assert log.targets is not None
+    assert np.flatnonzero(log.targets).tolist() == [7]
+
+
+def test_feedback_of_gorse_is_read(tmp_path: Path) -> None:
+    path, warnings = tmp_path / "feedback.jsonl", []
+    line = (
+        '{"FeedbackType": "%s", "UserId": "u", "ItemId": "%s", "Value": 0, '
+        '"Timestamp": "2024-05-0%dT10:00:00Z", "Updated": "2024-05-01T10:00:00Z", "Comment": ""}\n'
+    )
+    path.write_text(line % ("read", "a", 2) + line % ("star", "b", 1) + line % ("read", "c", 3))
+    hint = (
+        r"--set interactions\.columns\.user_id=UserId --set interactions\.columns\.item_id=ItemId"
+    )
+    with pytest.raises(DataError, match=hint):
+        read_interactions(path)
+    columns = {"user_id": "UserId", "item_id": "ItemId"}
+    log = read_interactions(path, InteractionsConfig(columns=columns), [], warnings)
+    assert [log.item_ids[row] for row in log.rows] == ["b", "a", "c"]
+    assert "the column 'FeedbackType' has 'read' (2), 'star' (1)" in warnings[0]
+    weighed = InteractionsConfig(columns=columns, events={"read": 1, "star": 5}, targets=("star",))
+    assert told(read_interactions(path, weighed))["u"][0] == ("b", True, 5)
+
+
 def test_a_field_that_is_no_text_is_no_event_type(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     line = '{"user_id": "u", "item_id": "%s", "timestamp": %d, "event": {"name": "view"}}\n'
