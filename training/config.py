@@ -45,6 +45,16 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def _later(default: Any, description: str, **bounds: Any) -> Any:
+    """A field that is not written while it has its default.
+
+    So what was recorded before there was such a field is the same as now: stages stay done.
+    """
+    return Field(
+        default, description=description, exclude_if=lambda value: value == default, **bounds
+    )
+
+
 class InteractionsConfig(Section):
     """Filtering and splitting of the interaction log."""
 
@@ -77,22 +87,19 @@ class InteractionsConfig(Section):
         description="how timestamps are written: iso8601, rfc2822, epoch_s, epoch_ms, epoch_us, "
         "epoch_ns, or as strptime has it, %d/%m/%Y %H:%M; absent = told from the values",
     )
+    columns: dict[Literal["user_id", "item_id", "position", "timestamp", "event_type"], str] = (
+        _later({}, "what the file calls these columns, if otherwise")
+    )
+    events: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = _later(
+        {}, "event types that count, and their weights: {view = 1, purchase = 3}; empty = all lines"
+    )
+    targets: tuple[str, ...] = _later((), "event types that are held out; empty = all that count")
 
     @model_validator(mode="after")
     def _something_to_train_on(self) -> Self:
         if self.test_share + self.validation_share >= 1:
             raise ValueError("test_share and validation_share must leave something to train on")
         return self
-
-
-def _later(default: Any, description: str, **bounds: Any) -> Any:
-    """A field that is not written while it has its default.
-
-    So what was recorded before there was such a field is the same as now: stages stay done.
-    """
-    return Field(
-        default, description=description, exclude_if=lambda value: value == default, **bounds
-    )
 
 
 class ItemsConfig(Section):
@@ -104,6 +111,7 @@ class ItemsConfig(Section):
         description="what separates the categories in a text, such as , or |; none = each text is "
         "one category; absent = told from the values",
     )
+    columns: dict[Literal["item_id", "title", "categories"], str] = _later({}, "as of interactions")
     attributes: dict[str, AttributeType] = _later(
         {},
         "more columns of the items file, each text, number or date: requests can filter by them, "

@@ -32,7 +32,7 @@ def attribute_columns(
     types: by the name of the column. Raises DataError for a column that is not there, and with the
     line for a value that is not of its type.
     """
-    table.require([plain_name(name) for name in types])
+    table.require([plain_name(name) for name in types], "items")
     found: list[dict[str, AttributeValue]] = [{} for _ in range(len(table))]
     readers = {"text": _texts, "number": _numbers, "date": _dates}
     for name, kind in types.items():

@@ -13,7 +13,7 @@ from training.config import ItemsConfig
 from training.data.files.attributes import KINDS, attribute_columns
 from training.data.files.categories import category_column
 from training.data.files.columns import id_column, text_column
-from training.data.files.table import plain_name, shown, words_of
+from training.data.files.table import Kind, plain_name, quoted, shown, words_of
 from training.data.files.table_files import read_table
 
 # Columns that say something about an item and are not read under these names.
@@ -29,7 +29,7 @@ def read_items(
     notes: list[str] | None = None,
     warnings: list[str] | None = None,
 ) -> tuple[Item, ...]:
-    """Read a parquet, CSV or JSON-lines file with `item_id`, optionally `title`, `categories`.
+    """Read a table with `item_id`, optionally `title`, `categories`, or as `config.columns` says.
 
     The columns of `config.attributes` are read too.
 
@@ -39,10 +39,12 @@ def read_items(
     for values that cannot be read, and for missing or repeated ids.
     """
     notes, warnings = [] if notes is None else notes, [] if warnings is None else warnings
-    wanted = {"item_id": "id", "title": "text", "categories": "list", "category": "list"}
-    wanted |= {plain_name(name): KINDS[kind] for name, kind in config.attributes.items()}
-    table = read_table(path, wanted)
-    table.require(["item_id"])
+    kinds: dict[str, Kind] = {"item_id": "id", "title": "text", "categories": "list"}
+    if "categories" not in config.columns:
+        kinds["category"] = "list"
+    kinds |= {plain_name(name): KINDS[kind] for name, kind in config.attributes.items()}
+    table = read_table(path, kinds, config.columns, "items")
+    table.require(["item_id"], "items")
     notes.extend(table.notes)
     item_ids = id_column(table, "item_id", notes)
     repeated = item_ids.is_duplicated()
@@ -68,7 +70,8 @@ def read_items(
             where = "nothing in its column" if name in table.columns else "no column"
             warnings.append(
                 f"{path.name} has {where} {name}, and {', '.join(map(shown, meant))} is not used;"
-                f" rename it to {name} if that is what it holds"
+                f" rename it to {name} if that is what it holds, or say --set "
+                f"items.columns.{name}={quoted(meant[0])}"
             )
     attributes = attribute_columns(table, config.attributes, notes)
     return tuple(Item(*each) for each in zip(item_ids, titles, categories, attributes, strict=True))
