@@ -16,6 +16,7 @@ CodebookKind = Literal["opq", "residual", "random"]
 Collisions = Literal["keep", "digit", "reassign"]
 Ranking = Literal["rows", "best", "path"]
 Order = Literal["confidence", "entropy", "margin", "left_to_right", "random", "raw_confidence"]
+Retrieval = Literal["generate", "dense", "fused"]
 
 StageName = Literal["codebook", "fit", "export", "trial", "evaluation", "refit", "bundle"]
 STAGES: tuple[StageName, ...] = get_args(StageName)
@@ -165,7 +166,8 @@ class ModelConfig(Section):
     options: dict[str, Any] = Field(
         {},
         description="settings of the family's own, which it checks; mdgr has none, maskgr has "
-        "attention and target_share (training/families/maskgr/model.py)",
+        "attention, target_share, dense and dense_share, tiger has dense "
+        "(training/families/<name>/model.py)",
     )
     width: int = Field(128, ge=8)
     num_heads: int = Field(8, ge=1)
@@ -355,6 +357,12 @@ class EvaluationConfig(Section):
         min_length=1,
         description="tried likewise: which masked positions a beam fills first",
     )
+    retrievals: tuple[Retrieval, ...] = Field(
+        ("generate",),
+        min_length=1,
+        description="tried likewise: what finds items; dense and fused need model.options.dense",
+        exclude_if=lambda value: value == ("generate",),
+    )
     beam_width: int | None = Field(
         None, ge=1, description="of the tables on test users; absent = the bundle's default"
     )
@@ -438,3 +446,23 @@ class RunConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     refit: RefitConfig = RefitConfig()
     bundle: BundleConfig = BundleConfig()
+
+    @model_validator(mode="after")
+    def _a_dense_head_where_one_is_needed(self) -> Self:
+        if self.model.options.get("dense"):
+            if not self.model.item_vectors:
+                raise ValueError(
+                    "model.options.dense: the dense head compares with items' vectors; set "
+                    "model.item_vectors=true"
+                )
+            if not self.embeddings.content_dims:
+                raise ValueError(
+                    "model.options.dense: the dense head compares with items' content; set "
+                    "embeddings.content_dims above 0"
+                )
+        elif set(self.evaluation.retrievals) != {"generate"}:
+            raise ValueError(
+                "evaluation.retrievals: dense and fused need a network with a dense head; set "
+                "model.options.dense=true, which maskgr and tiger have"
+            )
+        return self

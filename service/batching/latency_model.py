@@ -15,7 +15,7 @@ from typing import Self
 
 import numpy as np
 
-from service.decoding import Job, Schedule
+from service.decoding import Job, Retrieval, Schedule
 
 MEMORY = 0.97  # weight of a batch relative to the next one: about the last 30 count
 SWEEPS = 8
@@ -34,14 +34,19 @@ class Work:
     rows: int
 
     @classmethod
-    def of(cls, schedule: Schedule, beam_width: int) -> Self:
-        """The work of one job: a first call with one row, then at most `beam_width` rows a call."""
+    def of(cls, schedule: Schedule, beam_width: int, retrieval: Retrieval = "generate") -> Self:
+        """The work of one job: a first call with one row, then at most `beam_width` rows a call.
+
+        Dense retrieval alone makes no call.
+        """
+        if retrieval == "dense":
+            return cls(1, 0, 0)
         return cls(1, schedule.nfe, 1 + (schedule.nfe - 1) * beam_width)
 
     @classmethod
     def of_job(cls, job: Job) -> Self:
         """The work of one job."""
-        return cls.of(job.schedule, job.beam_width)
+        return cls.of(job.schedule, job.beam_width, job.retrieval)
 
     @classmethod
     def together(cls, works: Iterable[Work]) -> Self:

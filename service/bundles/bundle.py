@@ -14,6 +14,7 @@ rotation.npy, centroids.npy                   the Codebook, for items that are a
                                               residual one: centroids.npy, perhaps weights.npy
 content_mean.npy, content_components.npy      its ContentProjection, if it has one
 encoder.int8.onnx, decoder.int8.onnx          the graphs with 8-bit products, if it has them
+dense.onnx       memory -> query              its dense head, if it has one
 """
 
 from __future__ import annotations
@@ -40,11 +41,13 @@ from service.bundles.lines import HeldOutUser as HeldOutUser
 from service.bundles.lines import check_items as check_items
 from service.bundles.manifest import CONTENT_TEXT as CONTENT_TEXT
 from service.bundles.manifest import (
+    DENSE_FILE,
     FORMAT_VERSION,
     GRAPHS,
     CodebookPart,
     ContentPart,
     ContentText,
+    DensePart,
     FileEntry,
     Manifest,
     Precision,
@@ -68,7 +71,13 @@ from service.decoding import (
     SidTrie,
 )
 from service.decoding.catalogue import SharedList
-from service.decoding.network import OnnxDenoiser, Provider, ProviderMissing, RuntimeMissing
+from service.decoding.network import (
+    OnnxDenoiser,
+    OnnxDenseHead,
+    Provider,
+    ProviderMissing,
+    RuntimeMissing,
+)
 from service.errors import BundleInvalid, ProviderUnavailable
 
 
@@ -144,13 +153,6 @@ class Bundle:
             items = SharedList(read_items(files[ITEMS], manifest.num_items))
             held_out = read_held_out(files[HELD_OUT])
             arrays = read_arrays(manifest, files)
-            catalogue = Catalogue(
-                tuple(item.item_id for item in items),
-                arrays["codes"],
-                manifest.num_codes,
-                arrays["popularity"],
-                arrays["vectors"],
-            )
             prior = NeighbourPrior(
                 arrays["neighbours"], arrays["affinities"], **manifest.prior.model_dump()
             )
@@ -164,22 +166,45 @@ class Bundle:
                 threads=ort_threads,
                 provider=provider,
             )
-            if denoiser.vector_dims != catalogue.vectors.shape[1]:
+            dense = None
+            if manifest.dense:
+                dense = OnnxDenseHead(
+                    files[DENSE_FILE],
+                    memory_bytes=denoiser.memory_bytes,
+                    weight=manifest.dense.weight,
+                    threads=ort_threads,
+                    provider=provider,
+                )
+            vector_dims = arrays["vectors"].shape[1]
+            if dense and dense.dims > vector_dims:
+                raise ValueError(
+                    f"{DENSE_FILE} asks for content of {dense.dims} dimensions, vectors.npy has "
+                    f"{vector_dims}"
+                )
+            catalogue = Catalogue(
+                tuple(item.item_id for item in items),
+                arrays["codes"],
+                manifest.num_codes,
+                arrays["popularity"],
+                arrays["vectors"],
+                content_dims=dense.dims if dense else 0,
+            )
+            if denoiser.vector_dims != vector_dims:
                 raise ValueError(
                     f"{graphs[0]} reads vectors of {denoiser.vector_dims} dimensions, "
-                    f"vectors.npy has {catalogue.vectors.shape[1]}"
+                    f"vectors.npy has {vector_dims}"
                 )
             content = None
             if part := manifest.content:
                 axes = arrays["content_components"]
                 content = ContentProjection(arrays["content_mean"], axes, part.weight)
-            codebook = _codebook_of(manifest, arrays, content, catalogue.vectors.shape[1])
+            codebook = _codebook_of(manifest, arrays, content, vector_dims)
             trie = SidTrie(catalogue.with_room())
             if encoder_cache_mb is not None:
                 encoder_cache = min(
                     encoder_cache, (encoder_cache_mb << 20) // denoiser.memory_bytes
                 )
-            decoder = Decoder(trie, denoiser, prior, encoder_cache=encoder_cache)
+            decoder = Decoder(trie, denoiser, prior, dense, encoder_cache=encoder_cache)
             attributes = AttributeIndex.of(items)
         except ProviderMissing as error:
             raise ProviderUnavailable(f"UNMASK_PROVIDER={provider}: {error}") from error
@@ -225,6 +250,7 @@ def write_bundle(
     content_model: str | None = None,
     family: str = "mdgr",
     autoregressive: bool = False,
+    dense: tuple[bytes, float] | None = None,
 ) -> Manifest:
     """Write a bundle to `path`, which must not exist: into a temporary folder, renamed last.
 
@@ -233,6 +259,7 @@ def write_bundle(
     autoregressive: whether the network knows only the next code of a SID, see `Manifest`
     int8: the encoder and the decoder with 8-bit products, if the bundle should have them
     family: of the network
+    dense: graph and weight of its dense head, if it has one
     A crash leaves no half-written bundle. Raises FileExistsError, or BundleInvalid when the parts
     do not fit together.
     """
@@ -254,6 +281,8 @@ def write_bundle(
     }
     if int8:
         files.update(zip(GRAPHS["int8"], int8, strict=True))
+    if dense:
+        files[DENSE_FILE] = dense[0]
     if codebook.num_positions != catalogue.num_subspaces:
         raise BundleInvalid("the SIDs must have as many codes as the codebook gives")
     content = None
@@ -291,6 +320,7 @@ def write_bundle(
         ),
         decoding=decoding,
         autoregressive=autoregressive,
+        dense=dense and DensePart(weight=dense[1]),
         files={
             file: FileEntry(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
             for file, data in files.items()

@@ -9,7 +9,7 @@ from typing import NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.decoding import Order, Ranking, Schedule
+from service.decoding import Order, Ranking, Retrieval, Schedule
 
 MAX_SUBSPACES = 64
 MAX_BEAM_WIDTH = 1_000
@@ -27,6 +27,8 @@ class DecodingDefaults(BaseModel):
     ranking: Ranking = "rows"
     finish_rows: int = Field(0, ge=0, le=MAX_FINISH_ROWS)
     order: Order = "confidence"
+    # Not written while it is this, so that older releases read such a bundle.
+    retrieval: Retrieval = Field("generate", exclude_if=lambda value: value == "generate")
 
     def wide_enough(self, k: int) -> Self:
         """The same, with at least k beams."""
@@ -41,9 +43,21 @@ class Misfit(NamedTuple):
 
 
 def misfit_of(
-    decoding: DecodingDefaults, num_subspaces: int, *, autoregressive: bool
+    decoding: DecodingDefaults,
+    num_subspaces: int,
+    *,
+    autoregressive: bool,
+    has_dense: bool = False,
 ) -> Misfit | None:
-    """The first setting that such a bundle cannot follow; None if it can decode so."""
+    """The first setting that such a bundle cannot follow; None if it can decode so.
+
+    has_dense: whether its network has a dense head
+    """
+    if decoding.retrieval != "generate" and not has_dense:
+        return Misfit(
+            "retrieval",
+            "the network of this bundle has no dense head, so retrieval must be generate",
+        )
     for param in ("r_warm", "m_par"):
         if getattr(decoding, param) > num_subspaces:
             return Misfit(

@@ -65,6 +65,7 @@ CODEBOOK_FILES: dict[CodebookKind, tuple[str, ...]] = {
     "random": (),
 }
 WEIGHTS = "weights.npy"
+DENSE_FILE = "dense.onnx"
 CONTENT_FILES = ("content_mean.npy", "content_components.npy")
 INT8_FILES = ("encoder.int8.onnx", "decoder.int8.onnx")
 Precision = Literal["fp32", "int8"]
@@ -129,6 +130,12 @@ class CodebookPart(_Model):
         return CODEBOOK_FILES[self.kind] + (WEIGHTS,) * self.normalised
 
 
+class DensePart(_Model):
+    """The dense head, whose graph is a file. weight: see `service.decoding.network.DenseHead`"""
+
+    weight: float = Field(ge=0, le=1)
+
+
 class PriorWeights(_Model):
     """The numbers of the NeighbourPrior; its arrays are files."""
 
@@ -147,6 +154,7 @@ class Manifest(_Model):
     autoregressive: whether the network knows only the next code of a SID, from left to right. Then
         one position is filled a call, the order is left_to_right, and beams are ranked by path
     codebook: not written if it is as in bundles from before there was a choice
+    dense: null, and not written, when the network has no dense head
     digest: its `digest_of`; null in bundles older than digests
     signature: of the digest, see `signature_of`; null when nobody signed it
     """
@@ -164,6 +172,7 @@ class Manifest(_Model):
     prior: PriorWeights
     content: ContentPart | None
     codebook: CodebookPart = Field(CodebookPart(), exclude_if=lambda part: part == CodebookPart())
+    dense: DensePart | None = Field(None, exclude_if=lambda part: part is None)
     decoding: DecodingDefaults
     autoregressive: bool = False
     files: dict[str, FileEntry]
@@ -190,7 +199,12 @@ class Manifest(_Model):
 
     def misfit(self, decoding: DecodingDefaults) -> Misfit | None:
         """Why the bundle cannot decode so; None if it can."""
-        return misfit_of(decoding, self.num_subspaces, autoregressive=self.autoregressive)
+        return misfit_of(
+            decoding,
+            self.num_subspaces,
+            autoregressive=self.autoregressive,
+            has_dense=self.dense is not None,
+        )
 
     @property
     def has_int8(self) -> bool:
@@ -209,6 +223,7 @@ class Manifest(_Model):
         expected = tuple(file for file in FILES if file not in others)
         expected += (WEIGHTS,) * self.codebook.normalised
         expected += () if self.content is None else CONTENT_FILES
+        expected += () if self.dense is None else (DENSE_FILE,)
         return expected + INT8_FILES if self.has_int8 else expected
 
     @property
@@ -233,7 +248,7 @@ class Manifest(_Model):
             "content_components.npy": 4 * MAX_DIMS * MAX_DIMS,
         }
         most = {file: size + MAX_HEADER_BYTES for file, size in arrays.items()}
-        most |= dict.fromkeys(GRAPHS["fp32"] + INT8_FILES, MAX_GRAPH_BYTES)
+        most |= dict.fromkeys((*GRAPHS["fp32"], *INT8_FILES, DENSE_FILE), MAX_GRAPH_BYTES)
         most["items.jsonl"] = items * MAX_ITEM_BYTES
         most["held_out.jsonl"] = MAX_HELD_OUT_USERS * MAX_USER_BYTES
         return most

@@ -24,8 +24,17 @@ from service.decoding.catalogue import (
     SidTrie,
 )
 from service.decoding.decoder import Decoder
-from service.decoding.job import Decoded, Job, OnAnswer, Order, Ranking, Timings, Trajectory
-from service.decoding.network import Denoiser, Histories
+from service.decoding.job import (
+    Decoded,
+    Job,
+    OnAnswer,
+    Order,
+    Ranking,
+    Retrieval,
+    Timings,
+    Trajectory,
+)
+from service.decoding.network import Denoiser, DenseHead, Histories
 from service.decoding.schedule import Schedule
 from service.decoding.search import decode
 
@@ -38,6 +47,7 @@ __all__ = [
     "Decoded",
     "Decoder",
     "Denoiser",
+    "DenseHead",
     "Histories",
     "Job",
     "NeighbourPrior",
@@ -47,6 +57,7 @@ __all__ = [
     "RandomCodebook",
     "Ranking",
     "ResidualCodebook",
+    "Retrieval",
     "Schedule",
     "SidTrie",
     "Timings",

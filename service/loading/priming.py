@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from service.batching import LatencyModel, Work
 from service.bundles import Bundle, ladder_of
-from service.decoding import Decoder, Job, Ranking, Schedule
+from service.decoding import Decoder, Job, Ranking, Retrieval, Schedule
 from service.errors import BundleInvalid, BundleLoadTimedOut
 
 SIZES = (1, 2, 4, 8, 16)
@@ -51,6 +51,7 @@ def prime(bundle: Bundle, latency: LatencyModel, until: float = inf) -> None:
                 finish_rows=rung.finish_rows,
                 ranking=rung.ranking,
                 order=rung.order,
+                retrieval=rung.retrieval,
             )
             batches.append(
                 [replace(job, history=histories[i % len(histories)]) for i in range(size)]
@@ -101,6 +102,9 @@ def _rare_jobs(bundle: Bundle, history: NDArray[np.int32], width: int) -> list[J
         for r_warm, m_par in [(0, 1), (0, 2), (0, num_subspaces), (1, 2), (1, num_subspaces)]
         for ranking in get_args(Ranking)
     ]
+    if bundle.manifest.dense:
+        found_by = get_args(Retrieval)
+        settings += [default.model_copy(update={"retrieval": one}) for one in found_by]
     asked = [one for one in settings if bundle.manifest.misfit(one) is None]
     few = np.arange(max(1, num_items // 4), dtype=np.int32)
     most = np.arange(max(1, num_items - num_items // 4), dtype=np.int32)
@@ -112,6 +116,7 @@ def _rare_jobs(bundle: Bundle, history: NDArray[np.int32], width: int) -> list[J
             width,
             ranking=one.ranking,
             order=one.order,
+            retrieval=one.retrieval,
             allowed=allowed,
         )
         for one in asked

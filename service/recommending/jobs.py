@@ -104,6 +104,7 @@ class Inputs:
             finish_rows=plan.decoding.finish_rows,
             ranking=plan.decoding.ranking,
             order=plan.decoding.order,
+            retrieval=plan.decoding.retrieval,
             allowed=self.allowed,
             explain=request.explain,
         )

@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import ConfigDict, Field
 
-from service.decoding import Order, Ranking
+from service.decoding import Order, Ranking, Retrieval
 from service.schemas.fields import AnswerModel, RequestModel
 
 Role = Literal["active", "previous", "candidate", "experiment"]
@@ -26,6 +26,7 @@ class DefaultDecoding(AnswerModel):
     ranking: Ranking
     finish_rows: int
     order: Order
+    retrieval: Retrieval
 
 
 class LoadRequest(RequestModel):

@@ -14,7 +14,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from service.decoding import Order, Ranking
+from service.decoding import Order, Ranking, Retrieval
 from service.schemas.fields import (
     WHOLE_NUMBER,
     AnswerModel,
@@ -34,7 +34,15 @@ MAX_BEAM_WIDTH = 200
 MAX_FINISH_ROWS = 1_000_000
 MAX_HISTORY_LIMIT = 10_000
 # The fields that say how to decode. A test checks that they are those of `DecodingDefaults`.
-DECODING_FIELDS = ("r_warm", "m_par", "beam_width", "ranking", "finish_rows", "order")
+DECODING_FIELDS = (
+    "r_warm",
+    "m_par",
+    "beam_width",
+    "ranking",
+    "finish_rows",
+    "order",
+    "retrieval",
+)
 AttributeName = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 AttributeValue = Annotated[str, StringConstraints(min_length=1, max_length=500)]
 
@@ -78,6 +86,12 @@ class RecommendFields(RequestModel):
         "counting codes that no item has too (`raw_confidence`, not with ranking `rows`); default: "
         "the bundle's.",
     )
+    retrieval: Retrieval | None = Field(
+        None,
+        description="What finds items: beams (`generate`), the network's dense head alone, without "
+        "a search (`dense`), or both (`fused`). The last two need a bundle with a dense head. "
+        "Default: the bundle's.",
+    )
     history: list[ItemId] | None = Field(
         None,
         max_length=500,
@@ -110,7 +124,10 @@ class RecommendFields(RequestModel):
         "items of that answer and of the pages before it.",
     )
     metadata: bool = Field(False, description="Whether items come with their categories.")
-    explain: bool = Field(False, description="Whether items come with how they were found.")
+    explain: bool = Field(
+        False,
+        description="Whether items come with how beams found them; only with retrieval `generate`.",
+    )
 
     @model_validator(mode="after")
     def _beams_hold_k_items(self) -> Self:
@@ -123,8 +140,8 @@ class RecommendFields(RequestModel):
         if self.schedule == "auto" and self.pins_decoding:
             raise PydanticCustomError(
                 "schedule",
-                'with schedule "auto", r_warm, m_par, beam_width, ranking, finish_rows and order '
-                "must not be given",
+                'with schedule "auto", r_warm, m_par, beam_width, ranking, finish_rows, order and '
+                "retrieval must not be given",
             )
         return self
 
@@ -185,7 +202,9 @@ class RecommendedItem(AnswerModel):
 class UsedDecoding(AnswerModel):
     """How the items were decoded. `nfe` is the number of denoiser calls, without the encoder.
 
-    `nfe` is smaller than the length of `schedule` if `finish_rows` ended the search early.
+    `nfe` is smaller than the length of `schedule` if `finish_rows` ended the search early. With
+    retrieval `dense` nothing is searched: `nfe` is 0 and `schedule` empty, and the settings of the
+    search did nothing.
     """
 
     r_warm: int
@@ -194,6 +213,7 @@ class UsedDecoding(AnswerModel):
     ranking: Ranking
     finish_rows: int
     order: Order
+    retrieval: Retrieval
     schedule: list[int]
     nfe: int
     adjusted: bool = Field(description='Whether `schedule="auto"` took less than the best.')

@@ -28,6 +28,7 @@ from service.decoding import (
     Job,
     Order,
     Ranking,
+    Retrieval,
     Schedule,
     SidTrie,
     Timings,
@@ -77,6 +78,7 @@ def ranks(
     ranking: Ranking = "rows",
     finish_rows: int = 0,
     order: Order = "confidence",
+    retrieval: Retrieval = "generate",
     batch: int = 32,
     workers: int = 1,
     exclude_seen: bool = False,
@@ -108,6 +110,7 @@ def ranks(
                 finish_rows,
                 ranking,
                 order,
+                retrieval,
             )
             for history in map(windows.history_of, indices)
         ]
@@ -195,6 +198,7 @@ def ranks_at(
         ranking=decoding.ranking,
         finish_rows=decoding.finish_rows,
         order=decoding.order,
+        retrieval=decoding.retrieval,
         **options,
     )
 
@@ -219,7 +223,8 @@ def ranks_as_served(
 
 def requests_of(decoding: DecodingDefaults, num_subspaces: int) -> tuple[int, ...]:
     """The k that `ranks_as_served` asks for; only LONG if SHORT would be the same search."""
-    one_call = schedule_of(decoding, num_subspaces).nfe == 1
+    one_call = schedule_of(decoding, num_subspaces).nfe == 1 and decoding.retrieval == "generate"
+    one_call |= decoding.retrieval == "dense"
     return (LONG,) if one_call or decoding.beam_width >= LONG else (SHORT, LONG)
 
 

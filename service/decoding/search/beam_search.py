@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from service.decoding.arrays import Floats, Rows
 from service.decoding.catalogue import NeighbourPrior, SidTrie
 from service.decoding.job import Decoded, Job, OnAnswer, Timings
-from service.decoding.network import Denoiser, EncoderCache
+from service.decoding.network import Denoiser, DenseHead, EncoderCache
 from service.decoding.search.beams import Beams, PostingListBeams
 from service.decoding.search.denoiser_calls import BatchDenoiser
+from service.decoding.search.dense import best_by_content, fused
 from service.decoding.search.posting_lists.first_step import expand_fully_masked
 from service.decoding.search.row_biases import RowBiases
 from service.decoding.search.rows import expansion
@@ -52,6 +53,7 @@ def decode(
     denoiser: Denoiser,
     *,
     prior: NeighbourPrior | None = None,
+    dense: DenseHead | None = None,
     cache: EncoderCache | None = None,
     on_answer: OnAnswer | None = None,
 ) -> tuple[list[Decoded], Timings]:
@@ -79,18 +81,27 @@ def decode(
         "left_to_right": the lowest position first, as autoregressive networks do.
         "random": by chance; the same for a history in every batch.
         "raw_confidence": the highest probability of any code first (MDGR Eq. 18). Not for "rows".
+    retrieval (of a job): what finds items.
+        "generate": the beams.
+        "dense": the dense head. Its query is compared with the content of every allowed row; no
+        call of the denoiser is made. The head alone decides: no row has a bias.
+        "fused": both. The beams' items, and as many of the best rows of the dense head as there
+        are beams, by a mixture of the two probabilities (`dense.fused`). Rows have their biases in
+        both.
     prior: the neighbour prior, or None. Its scores are part of the biases. So is the denoiser's
         `repeat_bias`, for items that the history holds.
+    dense: the dense head, or None
     cache: histories that it holds are not encoded again.
     on_answer: called once for each job, in this thread, as soon as its answer is known: with the
         job's index in `jobs`, the answer and the timings so far. Its own time counts as search
         time. If it raises, the batch ends, as with any other error.
     Ties: of positions, the lower; of children, the one with the better parent, then with the lower
     first row; of items, the lower row. Raises ValueError when a schedule does not fill
-    num_subspaces positions, when a job's rows or beam_width are out of range, or for the order
-    "raw_confidence" of a job that is ranked by "rows".
+    num_subspaces positions, when a job's rows or beam_width are out of range, for the order
+    "raw_confidence" of a job that is ranked by "rows", and for dense retrieval without a dense head
+    or of a job that is to be explained.
     """
-    batch = _Batch(jobs, trie, denoiser, prior, cache, on_answer)
+    batch = _Batch(jobs, trie, denoiser, prior, dense, cache, on_answer)
     batch.start()
     while batch.active:
         batch.step()
@@ -116,6 +127,10 @@ class _Search:
         self.order = _ORDERS[job.order]
         # None before the first step: one fully masked beam, which owns all allowed rows.
         self.beams: Beams | PostingListBeams | None = None
+        # What the dense head found for a job that fuses it with the beams' items.
+        self.dense: tuple[Rows, Floats] | None = None
+        # How many items each of the two finds; then what k is asked for changes no score.
+        self.k = job.beam_width if job.retrieval == "fused" else job.k
         self.recorder = TrajectoryRecorder(job, trie) if job.explain else None
         self.finished = False
         self.answer = Decoded(*_NOTHING, 0)
@@ -153,10 +168,12 @@ class _Batch:
         trie: SidTrie,
         denoiser: Denoiser,
         prior: NeighbourPrior | None,
+        dense: DenseHead | None,
         cache: EncoderCache | None,
         on_answer: OnAnswer | None,
     ) -> None:
         self.started = perf_counter()
+        self.dense = dense
         self.trie = trie
         self.denoiser = BatchDenoiser(denoiser, trie.catalogue, cache)
         self.prior = prior
@@ -173,6 +190,8 @@ class _Batch:
             _check_rows(job, num_items)
             if search.ranking == expansion.ROWS and search.order == orders.RAW:
                 raise ValueError('order "raw_confidence" is of all codes, ranking "rows" of rows')
+            if job.retrieval != "generate":
+                _check_dense(job, dense, trie)
 
     def start(self) -> None:
         """Answer the jobs that allow no row or want no item; the others become active."""
@@ -193,6 +212,9 @@ class _Batch:
             return
         if self.nfe == 0:
             self.denoiser.encode([search.job.history for search in self.active])
+            self._retrieve()
+            if not self.active:
+                return
         outputs = self.denoiser.denoise([search.beams for search in self.active])
         self.nfe += 1
         if self.nfe == 1:
@@ -221,6 +243,8 @@ class _Batch:
         cancelled: bool = False,
     ) -> None:
         """Note the job's answer, and report it. log_probs: the last output for its beams, if any"""
+        if search.dense is not None and self.dense is not None and not cancelled:
+            found = fused(found, search.dense, self.dense.weight, search.job.k)
         search.finish(found, self.nfe, log_probs, cancelled, survivors)
         if self.on_answer is not None:
             self.on_answer(search.index, search.answer, self.timings())
@@ -237,18 +261,42 @@ class _Batch:
         assert search.beams is not None
         no_log_probs = np.empty((0, 0, self.trie.catalogue.num_codes), np.float32)
         no_positions = np.empty((0, 0), np.int64)
-        k, ranking = search.job.k, search.ranking
+        k, ranking = search.k, search.ranking
         best = best_rows(self.trie, search.beams, no_log_probs, no_positions, k, ranking)
         self._answer(search, best, survivors=search.beams.num_rows)
+
+    def _retrieve(self) -> None:
+        """Ask the dense head for the jobs that want it; answer those that want nothing else."""
+        if self.dense is None or all(one.job.retrieval == "generate" for one in self.active):
+            return
+        biases = self._borrowed_biases()
+        for search, query in zip(self.active, self.denoiser.queries(self.dense), strict=True):
+            job, vectors = search.job, self.trie.catalogue.vectors
+            if job.retrieval == "dense":
+                biases.fill(job, None, 0.0)
+                found, num_rows = best_by_content(vectors, query, job, biases, job.k)
+                self._answer(search, found, survivors=num_rows)
+            elif job.retrieval == "fused":
+                biases.fill(job, self.prior, self.denoiser.repeat_bias)
+                search.dense, _ = best_by_content(vectors, query, job, biases, search.k)
+        self._give_back(biases)
+        self._keep_unfinished()
+
+    def _borrowed_biases(self) -> RowBiases:
+        try:
+            biases: RowBiases = self.trie.scratch.pop()
+        except IndexError:
+            biases = RowBiases(len(self.codes))
+        return biases
+
+    def _give_back(self, biases: RowBiases) -> None:
+        biases.clear()
+        self.trie.scratch.append(biases)
 
     def _first_step(self, log_probs: Sequence[Floats]) -> None:
         """The step from the fully masked SID: one beam per job, which owns all allowed rows."""
         num_items, num_subspaces = self.codes.shape
-        free = self.trie.scratch
-        try:
-            biases = free.pop()
-        except IndexError:
-            biases = RowBiases(num_items)
+        biases = self._borrowed_biases()
         positions = np.arange(num_subspaces)[None]
         for search, own_log_probs in zip(self.active, log_probs, strict=True):
             job = search.job
@@ -262,7 +310,7 @@ class _Batch:
                 if beam is not None:
                     codes, row_biases = self.codes.take(beam.rows, axis=0), beam.biases
                 rows, scores = best_of_catalogue(
-                    codes, row_biases, own_log_probs[0], job.k, normalised=normalised
+                    codes, row_biases, own_log_probs[0], search.k, normalised=normalised
                 )
                 found = rows if beam is None else beam.rows[rows], scores
                 self._answer(search, found, own_log_probs, survivors=num_rows)
@@ -292,8 +340,7 @@ class _Batch:
                 search.continue_with(
                     self._expand(search, beam, own_log_probs, positions, width), own_log_probs
                 )
-        biases.clear()
-        free.append(biases)
+        self._give_back(biases)
 
     def _filtered_beam(self, job: Job, biases: RowBiases) -> Beams | None:
         """The fully masked beam of a job whose filter allows at most half of the catalogue.
@@ -319,7 +366,7 @@ class _Batch:
             beams = search.beams
             assert beams is not None
             if search.is_last_step(self.nfe, beams.num_rows):
-                k, ranking = search.job.k, search.ranking
+                k, ranking = search.k, search.ranking
                 best = best_rows(self.trie, beams, log_probs, positions, k, ranking)
                 self._answer(search, best, log_probs, survivors=beams.num_rows)
             else:
@@ -354,6 +401,16 @@ class _Batch:
             return _NONE_DRAWN
         history, num_subspaces = search.job.history, self.codes.shape[1]
         return orders.drawn_certainties(history, self.nfe, num_beams, num_subspaces)
+
+
+def _check_dense(job: Job, dense: DenseHead | None, trie: SidTrie) -> None:
+    """Raise ValueError if the job's retrieval cannot be done."""
+    if dense is None:
+        raise ValueError(f'retrieval "{job.retrieval}" needs a dense head')
+    if dense.dims > trie.catalogue.vectors.shape[1]:  # compiled code checks no bounds
+        raise ValueError("the dense head has more dimensions than the items' vectors")
+    if job.explain:
+        raise ValueError(f'retrieval "{job.retrieval}" has nothing to explain')
 
 
 def _check_rows(job: Job, num_items: int) -> None:

@@ -12,7 +12,9 @@ states:    (n, items * L, width) float32
 L = num_subspaces. After arXiv 2305.05065: encoder-decoder, cross-attention, a softmax for each
 position. Not from there: pre-norm layers instead of T5's, learned ages of items instead of relative
 places, no token for the user, and the vector of an item beside its codes (`model.item_vectors`), so
-that all families have the same inputs.
+that all families have the same inputs. With the option `dense` it is LIGER (arXiv 2411.18814): a
+dense head that reads the decoder's first state. There it reads the encoder's last one, and items'
+text goes through layers too.
 """
 
 from __future__ import annotations
@@ -21,13 +23,15 @@ import math
 from typing import NamedTuple
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from service.decoding import Catalogue
-from training.config import ModelConfig
+from training.config import ModelConfig, Section
 from training.families.network import (
     NEVER,
+    DenseHead,
     Dropout,
     Network,
     TransformerLayer,
@@ -37,6 +41,18 @@ from training.families.network import (
     logits_of,
     split_heads,
 )
+
+TEMPERATURE = 0.07  # of the dense head, as published
+
+
+class Options(Section):
+    """`model.options` of this family."""
+
+    dense: bool = Field(
+        False,
+        description="the network also learns to retrieve the next item by its content (LIGER); "
+        "needs model.item_vectors",
+    )
 
 
 class Remembered(NamedTuple):
@@ -94,13 +110,20 @@ class Tiger(Network):
     """Code embeddings, encoder, decoder, one softmax per position over its codes."""
 
     def __init__(
-        self, config: ModelConfig, *, num_subspaces: int, num_codes: int, vector_dims: int
+        self,
+        config: ModelConfig,
+        *,
+        num_subspaces: int,
+        num_codes: int,
+        vector_dims: int,
+        dense: DenseHead | None = None,
     ) -> None:
         super().__init__()
         self.config = config
         self.num_subspaces = num_subspaces
         self.num_codes = num_codes
         self.vector_dims = vector_dims
+        self.dense = dense
         self.uses_vectors = config.item_vectors
         width = config.width
         # The last of each position's rows is MASK there.
@@ -150,10 +173,10 @@ class Tiger(Network):
         shown = is_token[:, None, None, :, None]
         return Remembered(keys * shown, values * shown, bias)
 
-    def logits(self, partial_sids: Tensor, history: Remembered, asked: Tensor | None) -> Tensor:
-        """partial_sids: (n, L), of equally many beams for each job; asked: (n, m).
+    def states(self, partial_sids: Tensor, history: Remembered) -> Tensor:
+        """(n, L), of equally many beams for each job -> (n, L, width), of the decoder.
 
-        Returns (n, L, num_codes), or (n * m, num_codes) of what is asked for.
+        The state of a position knows the codes before it.
         """
         before = self.code_embedding(partial_sids[:, :-1] + self.offsets[:-1])
         first = self.first.expand(partial_sids.shape[0], -1, -1)
@@ -162,7 +185,14 @@ class Tiger(Network):
         for number, (layer, cross) in enumerate(zip(self.decoder, self.cross, strict=True)):
             x = cross(x, history.keys[:, number], history.values[:, number], history.bias)
             x = layer(x, self.causal)
-        x = self.decoder_norm(x)
+        normed: Tensor = self.decoder_norm(x)
+        return normed
+
+    def logits(self, x: Tensor, asked: Tensor | None = None) -> Tensor:
+        """x: states, (n, L, width); asked: (n, m) int64, positions.
+
+        Returns (n, L, num_codes), or (n * m, num_codes) of what is asked for.
+        """
         if self.head is None:
             table = self.code_embedding.weight.unflatten(0, (self.num_subspaces, -1))[:, :-1]
         else:
@@ -184,7 +214,24 @@ class Tiger(Network):
     def denoise(
         self, partial_sids: Tensor, memory: Tensor, positions: Tensor | None = None
     ) -> Tensor:
-        jobs, beams, num_subspaces = partial_sids.shape
+        jobs, beams, _ = partial_sids.shape
+        asked = None if positions is None else positions.flatten(0, 1)
+        states = self.states(partial_sids.flatten(0, 1), self._remembered(memory))
+        return self.logits(states, asked).reshape(jobs, beams, -1, self.num_codes)
+
+    def query(self, memory: Tensor) -> Tensor:
+        masks = torch.full((memory.shape[0], self.num_subspaces), self.num_codes)
+        return self.queries(self.states(masks, self._remembered(memory)))
+
+    def queries(self, states: Tensor) -> Tensor:
+        """Of the first states, which know no code: (n, L, width) -> (n, dims)."""
+        assert self.dense is not None
+        queries: Tensor = self.dense(states[:, 0])
+        return queries
+
+    def _remembered(self, memory: Tensor) -> Remembered:
+        """What `remember` has put into the memory."""
+        jobs, num_subspaces = memory.shape[0], self.num_subspaces
         length, heads = self.config.history_length, self.config.num_heads
         is_item = memory[:, -length:] > 0
         # Other places are filler in all histories. The first stays, so that there is something.
@@ -195,17 +242,18 @@ class Tiger(Network):
         )
         kept = kept[:, :, :, places].flatten(3, 4).unflatten(1, (2, -1))
         is_token = is_item[:, places].repeat_interleave(num_subspaces, dim=1)
-        history = Remembered(kept[:, 0], kept[:, 1], bias_of(is_token))
-        asked = None if positions is None else positions.flatten(0, 1)
-        logits = self.logits(partial_sids.flatten(0, 1), history, asked)
-        return logits.reshape(jobs, beams, -1, self.num_codes)
+        return Remembered(kept[:, 0], kept[:, 1], bias_of(is_token))
 
 
 def build(catalogue: Catalogue, config: ModelConfig) -> Tiger:
     """An untrained model of the catalogue's sizes."""
+    dense = None
+    if Options.model_validate(config.options).dense:
+        dense = DenseHead(config.width, catalogue, TEMPERATURE)
     return Tiger(
         config,
         num_subspaces=catalogue.num_subspaces,
         num_codes=catalogue.num_codes,
         vector_dims=catalogue.vectors.shape[1],
+        dense=dense,
     )
