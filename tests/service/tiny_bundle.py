@@ -91,6 +91,17 @@ decoder (uint16[jobs, beams, 4] partial_sids, int64[jobs, beams, asked] position
 }
 """
 
+# What the history has most of is what comes next, in content too.
+DENSE = """
+<ir_version: 9, opset_import: ["": 18]>
+dense (float[jobs, 64] memory) => (float[jobs, 8] query)
+  <int64[1] first = {0}, int64[1] end = {8}, int64[1] axis = {1}>
+{
+  query = Slice (memory, first, end, axis)
+}
+"""
+DENSE_WEIGHT = 0.25
+
 
 def tiny_catalogue(
     num_items: int = NUM_ITEMS, names: Mapping[str, str] = MappingProxyType({})
@@ -161,12 +172,14 @@ def write_tiny_bundle(
     title: str = "Title",
     names: Mapping[str, str] | None = None,
     autoregressive: bool = False,
+    dense: str | None = None,
 ) -> Path:
     """Write the bundle `name@version` to `path` and return the path.
 
     offset: of the prior's neighbours; bundles with different offsets give different answers
     names: other ids for some items
     autoregressive: as if the network knew only the next code
+    dense: a graph, DENSE or another one, if the network has a dense head
     """
     catalogue = tiny_catalogue(num_items, names or {})
     histories = [[f"item-{(3 * n + i) % 199}" for i in range(5)] for n in range(10)]
@@ -190,6 +203,7 @@ def write_tiny_bundle(
         decoding=NEXT_CODE if autoregressive else DEFAULT,
         autoregressive=autoregressive,
         facts={"grid": {"points": tiny_grid()}},
+        dense=dense and (_graph(dense), DENSE_WEIGHT),
         int8=int8 and (_graph(int8[0]), _graph(int8[1])),
     )
     return path

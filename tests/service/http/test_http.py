@@ -63,6 +63,7 @@ def test_a_history_is_posted_and_answered_by_the_model(served: Service, bundle: 
         "ranking": "rows",
         "finish_rows": 0,
         "order": "confidence",
+        "retrieval": "generate",
         "adjusted": False,
         "schedule": [1, 3],
         "nfe": 2,
@@ -91,6 +92,7 @@ def test_the_bundle_says_how_to_decode_unless_the_request_does(served: Service) 
         "ranking": "rows",
         "finish_rows": 0,
         "order": "confidence",
+        "retrieval": "generate",
         "adjusted": False,
         "schedule": [1, 1, 2],
         "nfe": 3,
@@ -504,10 +506,12 @@ def test_info_says_what_runs(served: Service) -> None:
         "ranking": "rows",
         "finish_rows": 0,
         "order": "confidence",
+        "retrieval": "generate",
     }
     assert info["bundle"]["knows_held_out"] is False
     assert info["bundle"]["family"] == "mdgr"
     assert info["bundle"]["autoregressive"] is False
+    assert info["bundle"]["dense"] is False
     assert info["limits"]["max_k"] == 100
     assert info["history_store"] == "redis"
     assert "unix:" not in json.dumps(info)
