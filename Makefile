@@ -32,7 +32,7 @@ OUT    ?= runs/$(PRESET)
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' Makefile
 
-demo: $(VENV)/.serving ## serve the demo bundle on 127.0.0.1:8000 (PORT=...), seed users, show an answer; ONCE=1 exits; FAMILY=tiger: of another family
+demo: $(VENV)/.serving ## serve the demo bundle on 127.0.0.1:8000 (PORT=...), seed users, show an answer; ONCE=1 exits; FAMILY=tiger: of another family, or liger
 	@exec env $(if $(filter-out mdgr,$(FAMILY)),UNMASK_BUNDLE=demo-$(FAMILY)) $(BIN)/python -m service.demo
 
 serve: $(VENV)/.serving ## serve a bundle: make serve BUNDLE=runs/beauty/bundle

@@ -204,7 +204,7 @@ def test_no_developers_path_is_committed() -> None:
 def test_committed_files_are_small() -> None:
     sizes = {path: (ROOT / path).stat().st_size for path in committed_files()}
     assert not {path: size for path, size in sizes.items() if size > MAX_FILE_BYTES}
-    for name in ("demo", "demo-maskgr", "demo-tiger"):
+    for name in ("demo", "demo-maskgr", "demo-tiger", "demo-liger"):
         demo = PurePosixPath("models_store") / name
         demo_sizes = [size for path, size in sizes.items() if demo in path.parents]
         assert demo_sizes, f"the bundle {name} is not there"

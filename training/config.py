@@ -18,6 +18,7 @@ Collisions = Literal["keep", "digit", "reassign"]
 Ranking = Literal["rows", "best", "path"]
 Order = Literal["confidence", "entropy", "margin", "left_to_right", "random", "raw_confidence"]
 Noise = Literal["uniform", "cosine"]
+Retrieval = Literal["generate", "dense", "fused"]
 
 StageName = Literal["codebook", "fit", "export", "trial", "evaluation", "refit", "bundle"]
 STAGES: tuple[StageName, ...] = get_args(StageName)
@@ -197,8 +198,8 @@ class ModelConfig(Section):
     options: dict[str, Any] = Field(
         {},
         description="settings of the family's own, which it checks: of mdgr encoder "
-        "(training/families/mdgr/options.py), of maskgr attention and target_share "
-        "(training/families/maskgr/model.py)",
+        "(training/families/mdgr/options.py), of maskgr attention, target_share, dense and "
+        "dense_share, of tiger dense (training/families/<name>/model.py)",
     )
     width: int = Field(128, ge=8)
     num_heads: int = Field(8, ge=1)
@@ -415,6 +416,11 @@ class EvaluationConfig(Section):
         "guidance",
         min_length=1,
     )
+    retrievals: tuple[Retrieval, ...] = _later(
+        ("generate",),
+        "tried likewise: what finds items; dense and fused need model.options.dense",
+        min_length=1,
+    )
     beam_width: int | None = Field(
         None, ge=1, description="of the tables on test users; absent = the bundle's default"
     )
@@ -498,3 +504,23 @@ class RunConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     refit: RefitConfig = RefitConfig()
     bundle: BundleConfig = BundleConfig()
+
+    @model_validator(mode="after")
+    def _a_dense_head_where_one_is_needed(self) -> Self:
+        if self.model.options.get("dense"):
+            if not self.model.item_vectors:
+                raise ValueError(
+                    "model.options.dense: the dense head compares with items' vectors; set "
+                    "model.item_vectors=true"
+                )
+            if not self.embeddings.content_dims:
+                raise ValueError(
+                    "model.options.dense: the dense head compares with items' content; set "
+                    "embeddings.content_dims above 0"
+                )
+        elif set(self.evaluation.retrievals) != {"generate"}:
+            raise ValueError(
+                "evaluation.retrievals: dense and fused need a network with a dense head; set "
+                "model.options.dense=true, which maskgr and tiger have"
+            )
+        return self

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import BaseModel
 from rich.console import Console
 
@@ -147,12 +148,19 @@ def catalogue_of(dataset: Dataset, config: RunConfig, out: Path) -> Catalogue:
             load_codebook(folder / "codebook.npz").num_codes,
             train.popularity(),
             vectors if config.model.item_vectors else vectors[:, :0],
+            content_dims=_content_dims(vectors, config) if config.model.item_vectors else 0,
         )
     except (DataError, OSError, ValueError, EOFError) as error:
         raise DataError(
             f"the files in {folder} are damaged, or made of other data ({error}); "
             "`python -m training run` on this folder makes them again"
         ) from error
+
+
+def _content_dims(vectors: NDArray[np.float16], config: RunConfig) -> int:
+    """How many numbers of the vectors `embed` has made of content; the others are factors."""
+    num_items, dims = vectors.shape
+    return dims - min(config.embeddings.collaborative_dims, num_items)
 
 
 def _fit(
@@ -358,6 +366,7 @@ def parts_of(
     dataset: Dataset, config: RunConfig, out: Path, graphs: Path, repeat_bias: float
 ) -> Parts:
     """What a bundle is made of; graphs: the folder of the network's."""
+    dense = graphs / "dense.onnx"
     return Parts(
         catalogue_of(dataset, config, out),
         load_codebook(out / "codebook" / "codebook.npz"),
@@ -367,6 +376,7 @@ def parts_of(
         repeat_bias,
         family_of_run(config).autoregressive,
         config.fit.history_dropout,
+        dense.read_bytes() if dense.exists() else None,
     )
 
 
@@ -377,13 +387,16 @@ def family_of_run(config: RunConfig) -> Family:
 
 def _exported(model: Any, config: RunConfig, folder: Path, console: Console) -> dict[str, Any]:
     family = family_of_run(config)
-    encoder, decoder, difference = family.export(model)
+    graphs = family.export(model)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "encoder.onnx").write_bytes(encoder)
-    (folder / "decoder.onnx").write_bytes(decoder)
-    console.print(f"torch and ONNX Runtime agree to {difference:.1e} in log-probs")
+    (folder / "encoder.onnx").write_bytes(graphs.encoder)
+    (folder / "decoder.onnx").write_bytes(graphs.decoder)
+    (folder / "dense.onnx").unlink(missing_ok=True)  # of another fit: a refit keeps its folder
+    if graphs.dense:
+        (folder / "dense.onnx").write_bytes(graphs.dense)
+    console.print(f"torch and ONNX Runtime agree to {graphs.difference:.1e} in log-probs")
     return {
-        "largest_log_prob_difference": difference,
+        "largest_log_prob_difference": graphs.difference,
         "repeat_bias": family.denoiser(model).repeat_bias,
     }
 

@@ -15,7 +15,7 @@ from typing import Self
 
 import numpy as np
 
-from service.decoding import Job, Schedule
+from service.decoding import Job, Retrieval, Schedule
 
 MEMORY = 0.97  # weight of a batch relative to the next one: about the last 30 count
 SWEEPS = 8
@@ -35,12 +35,21 @@ class Work:
 
     @classmethod
     def of(
-        cls, schedule: Schedule, beam_width: int, *, remask: int = 0, guidance: float = 0.0
+        cls,
+        schedule: Schedule,
+        beam_width: int,
+        *,
+        remask: int = 0,
+        guidance: float = 0.0,
+        retrieval: Retrieval = "generate",
     ) -> Self:
         """The work of one job: a first call with one row, then at most `beam_width` rows a call.
 
-        Codes that are masked again take a call more; guidance takes every call twice.
+        Codes that are masked again take a call more; guidance takes every call twice. Dense
+        retrieval alone makes no call.
         """
+        if retrieval == "dense":
+            return cls(1, 0, 0)
         calls = schedule.nfe + (remask > 0)
         times = 2 if guidance else 1
         return cls(1, times * calls, times * (1 + (calls - 1) * beam_width))
@@ -49,7 +58,13 @@ class Work:
     def of_job(cls, job: Job) -> Self:
         """The work of one job."""
         guidance = job.guidance if job.is_guided else 0.0
-        return cls.of(job.schedule, job.beam_width, remask=job.remask, guidance=guidance)
+        return cls.of(
+            job.schedule,
+            job.beam_width,
+            remask=job.remask,
+            guidance=guidance,
+            retrieval=job.retrieval,
+        )
 
     @classmethod
     def together(cls, works: Iterable[Work]) -> Self:

@@ -14,6 +14,7 @@ rotation.npy, centroids.npy                   the Codebook, for items that are a
                                               residual one: centroids.npy, perhaps weights.npy
 content_mean.npy, content_components.npy      its ContentProjection, if it has one
 encoder.int8.onnx, decoder.int8.onnx          the graphs with 8-bit products, if it has them
+dense.onnx       memory -> query              its dense head, if it has one
 """
 
 from __future__ import annotations
@@ -41,11 +42,13 @@ from service.bundles.lines import HeldOutUser as HeldOutUser
 from service.bundles.lines import check_items as check_items
 from service.bundles.manifest import CONTENT_TEXT as CONTENT_TEXT
 from service.bundles.manifest import (
+    DENSE_FILE,
     FORMAT_VERSION,
     GRAPHS,
     CodebookPart,
     ContentPart,
     ContentText,
+    DensePart,
     FileEntry,
     Manifest,
     Precision,
@@ -70,7 +73,13 @@ from service.decoding import (
     SidTrie,
 )
 from service.decoding.catalogue import SharedList
-from service.decoding.network import OnnxDenoiser, Provider, ProviderMissing, RuntimeMissing
+from service.decoding.network import (
+    OnnxDenoiser,
+    OnnxDenseHead,
+    Provider,
+    ProviderMissing,
+    RuntimeMissing,
+)
 from service.errors import BundleInvalid, ProviderUnavailable
 
 
@@ -146,13 +155,6 @@ class Bundle:
             items = SharedList(read_items(files[ITEMS], manifest.num_items))
             held_out = read_held_out(files[HELD_OUT])
             arrays = read_arrays(manifest, files)
-            catalogue = Catalogue(
-                tuple(item.item_id for item in items),
-                arrays["codes"],
-                manifest.num_codes,
-                arrays["popularity"],
-                arrays["vectors"],
-            )
             prior = NeighbourPrior(
                 arrays["neighbours"], arrays["affinities"], **manifest.prior.model_dump()
             )
@@ -166,22 +168,45 @@ class Bundle:
                 threads=ort_threads,
                 provider=provider,
             )
-            if denoiser.vector_dims != catalogue.vectors.shape[1]:
+            dense = None
+            if manifest.dense:
+                dense = OnnxDenseHead(
+                    files[DENSE_FILE],
+                    memory_bytes=denoiser.memory_bytes,
+                    weight=manifest.dense.weight,
+                    threads=ort_threads,
+                    provider=provider,
+                )
+            vector_dims = arrays["vectors"].shape[1]
+            if dense and dense.dims > vector_dims:
+                raise ValueError(
+                    f"{DENSE_FILE} asks for content of {dense.dims} dimensions, vectors.npy has "
+                    f"{vector_dims}"
+                )
+            catalogue = Catalogue(
+                tuple(item.item_id for item in items),
+                arrays["codes"],
+                manifest.num_codes,
+                arrays["popularity"],
+                arrays["vectors"],
+                content_dims=dense.dims if dense else 0,
+            )
+            if denoiser.vector_dims != vector_dims:
                 raise ValueError(
                     f"{graphs[0]} reads vectors of {denoiser.vector_dims} dimensions, "
-                    f"vectors.npy has {catalogue.vectors.shape[1]}"
+                    f"vectors.npy has {vector_dims}"
                 )
             content = None
             if part := manifest.content:
                 axes = arrays["content_components"]
                 content = ContentProjection(arrays["content_mean"], axes, part.weight)
-            codebook = _codebook_of(manifest, arrays, content, catalogue.vectors.shape[1])
+            codebook = _codebook_of(manifest, arrays, content, vector_dims)
             trie = SidTrie(catalogue.with_room())
             if encoder_cache_mb is not None:
                 encoder_cache = min(
                     encoder_cache, (encoder_cache_mb << 20) // denoiser.memory_bytes
                 )
-            decoder = Decoder(trie, denoiser, prior, encoder_cache=encoder_cache)
+            decoder = Decoder(trie, denoiser, prior, dense, encoder_cache=encoder_cache)
             check_types(items, manifest.attributes)
             attributes = AttributeIndex.of(items, manifest.attributes)
         except ProviderMissing as error:
@@ -229,6 +254,7 @@ def write_bundle(
     family: str = "mdgr",
     autoregressive: bool = False,
     history_dropout: float = 0.0,
+    dense: tuple[bytes, float] | None = None,
 ) -> Manifest:
     """Write a bundle to `path`, which must not exist: into a temporary folder, renamed last.
 
@@ -237,6 +263,7 @@ def write_bundle(
     autoregressive, history_dropout: of the network, see `Manifest`
     int8: the encoder and the decoder with 8-bit products, if the bundle should have them
     family: of the network
+    dense: graph and weight of its dense head, if it has one
     A crash leaves no half-written bundle. Raises FileExistsError, or BundleInvalid when the parts
     do not fit together.
     """
@@ -258,6 +285,8 @@ def write_bundle(
     }
     if int8:
         files.update(zip(GRAPHS["int8"], int8, strict=True))
+    if dense:
+        files[DENSE_FILE] = dense[0]
     if codebook.num_positions != catalogue.num_subspaces:
         raise BundleInvalid("the SIDs must have as many codes as the codebook gives")
     try:
@@ -301,6 +330,7 @@ def write_bundle(
         decoding=decoding,
         autoregressive=autoregressive,
         history_dropout=history_dropout,
+        dense=dense and DensePart(weight=dense[1]),
         files={
             file: FileEntry(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
             for file, data in files.items()

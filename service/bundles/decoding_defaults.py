@@ -9,7 +9,7 @@ from typing import NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.decoding import Order, Ranking, Schedule
+from service.decoding import Order, Ranking, Retrieval, Schedule
 
 MAX_SUBSPACES = 64
 MAX_BEAM_WIDTH = 1_000
@@ -28,9 +28,10 @@ class DecodingDefaults(BaseModel):
     ranking: Ranking = "rows"
     finish_rows: int = Field(0, ge=0, le=MAX_FINISH_ROWS)
     order: Order = "confidence"
-    # Not written while they are 0, so manifests are as they were before there were these two.
+    # Not written while they are these, so manifests are as they were before there were these three.
     remask: int = Field(0, ge=0, lt=MAX_SUBSPACES, exclude_if=lambda codes: codes == 0)
     guidance: float = Field(0.0, ge=0, le=MAX_GUIDANCE, exclude_if=lambda weight: weight == 0)
+    retrieval: Retrieval = Field("generate", exclude_if=lambda value: value == "generate")
 
     def wide_enough(self, k: int) -> Self:
         """The same, with at least k beams."""
@@ -45,12 +46,28 @@ class Misfit(NamedTuple):
 
 
 def misfit_of(
-    decoding: DecodingDefaults, num_subspaces: int, *, autoregressive: bool, history_dropout: float
+    decoding: DecodingDefaults,
+    num_subspaces: int,
+    *,
+    autoregressive: bool,
+    history_dropout: float,
+    has_dense: bool,
 ) -> Misfit | None:
     """The first setting that such a bundle cannot follow; None if it can decode so.
 
     autoregressive, history_dropout: see `Manifest`
+    has_dense: whether its network has a dense head
     """
+    if decoding.retrieval != "generate" and not has_dense:
+        return Misfit(
+            "retrieval",
+            "the network of this bundle has no dense head, so retrieval must be generate",
+        )
+    for param in ("remask", "guidance"):
+        if decoding.retrieval == "dense" and getattr(decoding, param):
+            return Misfit(
+                param, f"with retrieval dense the denoiser is not called, so {param} must be 0"
+            )
     for param in ("r_warm", "m_par"):
         if getattr(decoding, param) > num_subspaces:
             return Misfit(

@@ -69,6 +69,7 @@ CODEBOOK_FILES: dict[CodebookKind, tuple[str, ...]] = {
     "random": (),
 }
 WEIGHTS = "weights.npy"
+DENSE_FILE = "dense.onnx"
 CONTENT_FILES = ("content_mean.npy", "content_components.npy")
 INT8_FILES = ("encoder.int8.onnx", "decoder.int8.onnx")
 Precision = Literal["fp32", "int8"]
@@ -134,6 +135,12 @@ class CodebookPart(_Model):
         return CODEBOOK_FILES[self.kind] + (WEIGHTS,) * self.normalised
 
 
+class DensePart(_Model):
+    """The dense head, whose graph is a file. weight: see `service.decoding.network.DenseHead`"""
+
+    weight: float = Field(ge=0, le=1)
+
+
 class PriorWeights(_Model):
     """The numbers of the NeighbourPrior; its arrays are files."""
 
@@ -155,6 +162,7 @@ class Manifest(_Model):
     history_dropout: share of training samples whose history the network did not see; with 0 it
         cannot be guided. Not written if it is 0
     codebook: not written if it is as in bundles from before there was a choice
+    dense: null, and not written, when the network has no dense head
     digest: its `digest_of`; null in bundles older than digests
     signature: of the digest, see `signature_of`; null when nobody signed it
     """
@@ -175,6 +183,7 @@ class Manifest(_Model):
         {}, max_length=MAX_ATTRIBUTES, exclude_if=lambda types: not types
     )
     codebook: CodebookPart = Field(CodebookPart(), exclude_if=lambda part: part == CodebookPart())
+    dense: DensePart | None = Field(None, exclude_if=lambda part: part is None)
     decoding: DecodingDefaults
     autoregressive: bool = False
     history_dropout: float = Field(0.0, ge=0, le=1, exclude_if=lambda share: share == 0)
@@ -207,6 +216,7 @@ class Manifest(_Model):
             self.num_subspaces,
             autoregressive=self.autoregressive,
             history_dropout=self.history_dropout,
+            has_dense=self.dense is not None,
         )
 
     @property
@@ -232,6 +242,7 @@ class Manifest(_Model):
         expected += tuple(file for file in LAYERS if file in self.codebook.files)
         expected += (WEIGHTS,) * self.codebook.normalised
         expected += () if self.content is None else CONTENT_FILES
+        expected += () if self.dense is None else (DENSE_FILE,)
         return expected + INT8_FILES if self.has_int8 else expected
 
     @property
@@ -257,7 +268,7 @@ class Manifest(_Model):
             "content_components.npy": 4 * MAX_DIMS * MAX_DIMS,
         }
         most = {file: size + MAX_HEADER_BYTES for file, size in arrays.items()}
-        most |= dict.fromkeys(GRAPHS["fp32"] + INT8_FILES, MAX_GRAPH_BYTES)
+        most |= dict.fromkeys((*GRAPHS["fp32"], *INT8_FILES, DENSE_FILE), MAX_GRAPH_BYTES)
         most["items.jsonl"] = items * MAX_ITEM_BYTES
         most["held_out.jsonl"] = MAX_HELD_OUT_USERS * MAX_USER_BYTES
         return most

@@ -25,8 +25,17 @@ from service.decoding.catalogue import (
     SidTrie,
 )
 from service.decoding.decoder import Decoder
-from service.decoding.job import Decoded, Job, OnAnswer, Order, Ranking, Timings, Trajectory
-from service.decoding.network import Denoiser, Histories
+from service.decoding.job import (
+    Decoded,
+    Job,
+    OnAnswer,
+    Order,
+    Ranking,
+    Retrieval,
+    Timings,
+    Trajectory,
+)
+from service.decoding.network import Denoiser, DenseHead, Histories
 from service.decoding.schedule import Schedule
 from service.decoding.search import decode
 
@@ -39,6 +48,7 @@ __all__ = [
     "Decoded",
     "Decoder",
     "Denoiser",
+    "DenseHead",
     "Histories",
     "Job",
     "NeighbourPrior",
@@ -49,6 +59,7 @@ __all__ = [
     "RandomCodebook",
     "Ranking",
     "ResidualCodebook",
+    "Retrieval",
     "Schedule",
     "SidTrie",
     "Timings",

@@ -20,13 +20,15 @@ from service.decoding.catalogue import (
     SidTrie,
 )
 from service.decoding.job import Decoded, Job, OnAnswer, Timings
-from service.decoding.network import Denoiser, EncoderCache
+from service.decoding.network import Denoiser, DenseHead, EncoderCache
 from service.decoding.search import decode
 
 
 @dataclass(frozen=True, eq=False)
 class Decoder:
     """A catalogue (as a trie), the network that was trained for it, and the neighbour prior.
+
+    dense: the network's dense head, if it has one
 
     The fields are the arguments of `decode`. `dataclasses.replace(decoder, prior=None)` gives a
     decoder without a prior.
@@ -39,6 +41,7 @@ class Decoder:
     trie: SidTrie
     denoiser: Denoiser
     prior: NeighbourPrior | None = None
+    dense: DenseHead | None = None
     encoder_cache: int = 0
     _cache: EncoderCache | None = field(init=False, repr=False)
 
@@ -55,6 +58,7 @@ class Decoder:
             self.trie,
             self.denoiser,
             prior=self.prior,
+            dense=self.dense,
             cache=self._cache,
             on_answer=on_answer,
         )

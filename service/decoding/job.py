@@ -18,6 +18,7 @@ from service.decoding.schedule import Schedule
 
 Ranking = Literal["rows", "best", "path"]
 Order = Literal["confidence", "entropy", "margin", "left_to_right", "random", "raw_confidence"]
+Retrieval = Literal["generate", "dense", "fused"]
 
 
 def _never() -> bool:
@@ -39,8 +40,9 @@ class Job:
     remask:   how many codes of each finished beam, its least certain ones, are masked again and
         refilled by one more call, see `decode`; 0 = none, fewer than num_subspaces
     guidance: w of classifier-free guidance, see `decode`; 0 = off
+    retrieval: whether items are found by beams, by the dense head, or by both, see `decode`
     is_cancelled: called between steps; once it returns true the job is dropped
-    explain:  whether the answer says how its rows were found (`Trajectory`)
+    explain:  whether the answer says how its rows were found (`Trajectory`); only of beams
     """
 
     history: Rows
@@ -53,6 +55,7 @@ class Job:
     order: Order = "confidence"
     remask: int = 0
     guidance: float = 0.0
+    retrieval: Retrieval = "generate"
     allowed: Rows | None = None
     is_cancelled: Callable[[], bool] = _never
     explain: bool = False
@@ -106,7 +109,8 @@ class Decoded:
     rows:   (n,) int32, n <= k, best first; n = min(k, allowed items) when beam_width >= k
     scores: (n,) float32, log-probability of each item (see `decode`), never increasing
     nfe:    denoiser calls used, with guidance two a step; ranked by rows, the search ends when
-        every beam is decided
+        every beam is decided. 0 of dense retrieval alone, which runs the encoder and the dense head
+        only
     cancelled: whether the job was dropped; it has no rows then
     survivors: rows that the beams still owned when the answer was chosen among them. If the first
         call is the last, these are all allowed rows
@@ -125,7 +129,7 @@ class Decoded:
 class Timings:
     """Where a batch's time went, in seconds.
 
-    encode_s, denoise_s: inside the network
+    encode_s, denoise_s: inside the network; the dense head counts as encoding
     search_s: all the rest of `decode`
     calls: denoiser calls of the batch so far
     cache_hits, cache_misses: histories that the encoder cache had, or did not have; 0 without a

@@ -217,6 +217,8 @@ def bundle_info_of(bundle: Bundle) -> schemas.BundleInfo:
             "num_items_in_bundle": manifest.num_items,
             "attributes": manifest.filters,
             "knows_held_out": manifest.knows_held_out,
+            "decoding": schemas.DefaultDecoding.model_validate(manifest.decoding),
+            "dense": manifest.dense is not None,
         }
     )
 

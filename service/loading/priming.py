@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from service.batching import LatencyModel, Work
 from service.bundles import Bundle, ladder_of
-from service.decoding import Decoder, Job, Ranking, Schedule
+from service.decoding import Decoder, Job, Ranking, Retrieval, Schedule
 from service.errors import BundleInvalid, BundleLoadTimedOut
 
 SIZES = (1, 2, 4, 8, 16)
@@ -53,6 +53,7 @@ def prime(bundle: Bundle, latency: LatencyModel, until: float = inf) -> None:
                 order=rung.order,
                 remask=rung.remask,
                 guidance=rung.guidance,
+                retrieval=rung.retrieval,
             )
             batches.append(
                 [replace(job, history=histories[i % len(histories)]) for i in range(size)]
@@ -104,6 +105,9 @@ def _rare_jobs(bundle: Bundle, history: NDArray[np.int32], width: int) -> list[J
         for ranking in get_args(Ranking)
     ]
     settings.append(settings[0].model_copy(update={"remask": 1, "guidance": 0.0}))
+    if bundle.manifest.dense:
+        found_by = get_args(Retrieval)
+        settings += [default.model_copy(update={"retrieval": one}) for one in found_by]
     asked = [one for one in settings if bundle.manifest.misfit(one) is None]
     few = np.arange(max(1, num_items // 4), dtype=np.int32)
     most = np.arange(max(1, num_items - num_items // 4), dtype=np.int32)
@@ -117,6 +121,7 @@ def _rare_jobs(bundle: Bundle, history: NDArray[np.int32], width: int) -> list[J
             order=one.order,
             remask=one.remask,
             guidance=one.guidance,
+            retrieval=one.retrieval,
             allowed=allowed,
         )
         for one in asked

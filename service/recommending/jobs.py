@@ -122,6 +122,7 @@ class Inputs:
             order=plan.decoding.order,
             remask=plan.decoding.remask,
             guidance=plan.decoding.guidance,
+            retrieval=plan.decoding.retrieval,
             allowed=self.allowed,
             explain=request.explain,
         )

@@ -33,7 +33,13 @@ class Plan:
             self.decoding.beam_width,
             remask=self.decoding.remask,
             guidance=self.decoding.guidance,
+            retrieval=self.decoding.retrieval,
         )
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """Positions that each denoiser call fills. Dense retrieval alone makes no call."""
+        return () if self.decoding.retrieval == "dense" else self.schedule.steps
 
 
 def fixed_plan(request: RecommendRequest, decoding: DecodingDefaults, manifest: Manifest) -> Plan:
@@ -51,7 +57,25 @@ def fixed_plan(request: RecommendRequest, decoding: DecodingDefaults, manifest: 
         decoding = decoding.wide_enough(request.k)
     if misfit := manifest.misfit(decoding):
         raise InvalidRequest(misfit.message, param=misfit.param)
+    if request.explain and decoding.retrieval != "generate":
+        raise _not_explained(decoding)
     return _plan(decoding, manifest.num_subspaces)
+
+
+def explained_rungs(ladder: Sequence[DecodingDefaults]) -> list[DecodingDefaults]:
+    """The rungs that a request with `explain` may take. Raises InvalidRequest if there is none."""
+    rungs = [rung for rung in ladder if rung.retrieval == "generate"]
+    if not rungs:
+        raise _not_explained(ladder[0])
+    return rungs
+
+
+def _not_explained(decoding: DecodingDefaults) -> InvalidRequest:
+    message = (
+        f'explain tells how beams found items, which retrieval "{decoding.retrieval}" does not '
+        'say; leave explain out, or ask for retrieval "generate"'
+    )
+    return InvalidRequest(message, param="explain")
 
 
 def explored_places(request: RecommendRequest) -> int:

@@ -27,7 +27,13 @@ from service.loading import LoadedBundle, LoadedBundles
 from service.recommending.experiment import DEFAULT, PINNED, Experiment, Variant
 from service.recommending.item_mapping import decoded_items, popular_items, with_explored
 from service.recommending.jobs import Inputs, UserHistory, conditions_of
-from service.recommending.planning import Plan, explored_places, fixed_plan, plan_in_time
+from service.recommending.planning import (
+    Plan,
+    explained_rungs,
+    explored_places,
+    fixed_plan,
+    plan_in_time,
+)
 from service.recommending.shadow import Shadow
 from service.schemas import (
     DegradedReason,
@@ -220,7 +226,8 @@ class Recommender:
             return forecast.total_s + (0 if in_bulk else 2 * forecast.wait_s)
 
         within_s = due - time.monotonic()
-        return plan_in_time(loaded.ladder, manifest.num_subspaces, request.k, seconds, within_s)
+        ladder = explained_rungs(loaded.ladder) if request.explain else loaded.ladder
+        return plan_in_time(ladder, manifest.num_subspaces, request.k, seconds, within_s)
 
     async def _history_of(self, request: RecommendRequest) -> UserHistory:
         user_id, after = request.user_id, request.after
@@ -316,8 +323,8 @@ def _reasons(
 
 def _used_decoding(plan: Plan, answer: Answer) -> UsedDecoding:
     return UsedDecoding(
-        **plan.decoding.model_dump(),
-        schedule=list(plan.schedule.steps),
+        **dict(plan.decoding),
+        schedule=list(plan.steps),
         nfe=answer.decoded.nfe,
         adjusted=plan.adjusted,
     )

@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import ConfigDict, Field
 
-from service.decoding import Order, Ranking
+from service.decoding import Order, Ranking, Retrieval
 from service.schemas.fields import AnswerModel, RequestModel
 
 Role = Literal["active", "previous", "candidate", "experiment"]
@@ -28,6 +28,7 @@ class DefaultDecoding(AnswerModel):
     order: Order
     remask: int = 0
     guidance: float = 0.0
+    retrieval: Retrieval
 
 
 class LoadRequest(RequestModel):
@@ -103,6 +104,7 @@ class BundleInfo(AnswerModel):
     family: kind of its network
     autoregressive: it fills one position a call, from left to right, and nothing else
     history_dropout: share of training samples without a history; with 0 it cannot be guided
+    dense: its network has a dense head, so requests may ask for retrieval dense and fused
     content: null when it accepts no new items
     attributes: what a request can filter by, with the type of each
     knows_held_out: it has learnt the targets of its held-out users, so finding them is no recall
@@ -114,6 +116,7 @@ class BundleInfo(AnswerModel):
     family: str
     autoregressive: bool
     history_dropout: float = 0.0
+    dense: bool
     digest: str | None
     num_items: int
     num_items_in_bundle: int

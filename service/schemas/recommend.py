@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from service.decoding import Order, Ranking
+from service.decoding import Order, Ranking, Retrieval
 from service.schemas.fields import (
     WHOLE_NUMBER,
     AnswerModel,
@@ -41,6 +41,7 @@ DECODING_FIELDS = (
     "order",
     "remask",
     "guidance",
+    "retrieval",
 )
 
 
@@ -95,6 +96,12 @@ class RecommendFields(RequestModel):
         "(classifier-free guidance). Above 0, each step has two calls, and the bundle's network "
         "must have been trained for it; default: the bundle's.",
     )
+    retrieval: Retrieval | None = Field(
+        None,
+        description="What finds items: beams (`generate`), the network's dense head alone, without "
+        "a search (`dense`), or both (`fused`). The last two need a bundle with a dense head. "
+        "Default: the bundle's.",
+    )
     history: list[ItemId] | None = Field(
         None,
         max_length=500,
@@ -126,7 +133,10 @@ class RecommendFields(RequestModel):
     metadata: bool = Field(
         False, description="Whether items come with their categories and attributes."
     )
-    explain: bool = Field(False, description="Whether items come with how they were found.")
+    explain: bool = Field(
+        False,
+        description="Whether items come with how beams found them; only with retrieval `generate`.",
+    )
 
     @model_validator(mode="after")
     def _beams_hold_k_items(self) -> Self:
@@ -140,7 +150,7 @@ class RecommendFields(RequestModel):
             raise PydanticCustomError(
                 "schedule",
                 'with schedule "auto", r_warm, m_par, beam_width, ranking, finish_rows, order, '
-                "remask and guidance must not be given",
+                "remask, guidance and retrieval must not be given",
             )
         return self
 
@@ -207,7 +217,9 @@ class UsedDecoding(AnswerModel):
     """How the items were decoded. `nfe` is the number of denoiser calls, without the encoder.
 
     `nfe` is smaller than the length of `schedule` if `finish_rows` ended the search early. A call
-    for `remask` is one more; with `guidance`, every call counts twice.
+    for `remask` is one more; with `guidance`, every call counts twice. With retrieval `dense`
+    nothing is searched: `nfe` is 0 and `schedule` empty, and the settings of the search did
+    nothing.
     """
 
     r_warm: int
@@ -218,6 +230,7 @@ class UsedDecoding(AnswerModel):
     order: Order
     remask: int = 0
     guidance: float = 0.0
+    retrieval: Retrieval
     schedule: list[int]
     nfe: int
     adjusted: bool = Field(description='Whether `schedule="auto"` took less than the best.')

@@ -91,6 +91,17 @@ decoder (uint16[jobs, beams, 4] partial_sids, int64[jobs, beams, asked] position
 }
 """
 
+# What the history has most of is what comes next, in content too.
+DENSE = """
+<ir_version: 9, opset_import: ["": 18]>
+dense (float[jobs, 64] memory) => (float[jobs, 8] query)
+  <int64[1] first = {0}, int64[1] end = {8}, int64[1] axis = {1}>
+{
+  query = Slice (memory, first, end, axis)
+}
+"""
+DENSE_WEIGHT = 0.25
+
 
 def tiny_catalogue(
     num_items: int = NUM_ITEMS, names: Mapping[str, str] = MappingProxyType({})
@@ -163,6 +174,7 @@ def write_tiny_bundle(
     autoregressive: bool = False,
     attributes: Callable[[int], dict[str, Any] | None] = lambda row: None,
     history_dropout: float = 0.0,
+    dense: str | None = None,
 ) -> Path:
     """Write the bundle `name@version` to `path` and return the path.
 
@@ -171,6 +183,7 @@ def write_tiny_bundle(
     attributes: of the item of each row
     autoregressive: as if the network knew only the next code
     history_dropout: as if it had learnt with it
+    dense: a graph, DENSE or another one, if the network has a dense head
     """
     catalogue = tiny_catalogue(num_items, names or {})
     histories = [[f"item-{(3 * n + i) % 199}" for i in range(5)] for n in range(10)]
@@ -195,6 +208,7 @@ def write_tiny_bundle(
         autoregressive=autoregressive,
         history_dropout=history_dropout,
         facts={"grid": {"points": tiny_grid()}},
+        dense=dense and (_graph(dense), DENSE_WEIGHT),
         int8=int8 and (_graph(int8[0]), _graph(int8[1])),
     )
     return path

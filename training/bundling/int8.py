@@ -129,6 +129,7 @@ def inputs_of(
                 "m_par": num_subspaces,
                 "beam_width": SAMPLE_BEAMS,
                 "finish_rows": 0,
+                "retrieval": "generate",
             }
         )
         ranks_at(windows, watching, setting, k=K, batch=SAMPLE_BATCH)

@@ -14,18 +14,31 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from joblib import cpu_count
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress
 
-from service.bundles import CONTENT_TEXT, HeldOutUser, Manifest, write_bundle
+from service.bundles import CONTENT_TEXT, DecodingDefaults, HeldOutUser, Manifest, write_bundle
 from service.decoding import Catalogue, Codebook, Decoder, NeighbourPrior, SidTrie
-from service.decoding.network import OnnxDenoiser
+from service.decoding.network import OnnxDenoiser, OnnxDenseHead
 from training.bundling.int8 import EightBit, eight_bit
 from training.config import RunConfig
-from training.data import Dataset, Interactions
-from training.evaluation import Grid, draw_windows, fewest_calls, measure_grid, setting_name
+from training.data import Dataset, Interactions, Windows
+from training.evaluation import (
+    Grid,
+    draw_windows,
+    fewest_calls,
+    measure_grid,
+    ranks_at,
+    recall_at,
+    setting_name,
+)
 from training.fitting import count_again, fit_priors, prior_at, weigh_prior
+
+K = 10
+BEAMS = 20  # while the share of the dense head is chosen
+DENSE_WEIGHTS = (0.1, 0.25, 0.5, 0.75, 0.9)
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +48,7 @@ class Parts:
     content: (num_items, d) directions of the content embeddings
     encoder, decoder, repeat_bias: of one network
     autoregressive, history_dropout: of this network, see `Manifest`
+    dense: the graph of its dense head, if it has one
     """
 
     catalogue: Catalogue
@@ -45,19 +59,30 @@ class Parts:
     repeat_bias: float
     autoregressive: bool = False
     history_dropout: float = 0.0
+    dense: bytes | None = None
 
     def reordered(self, known: Interactions, order: NDArray[np.intp]) -> Parts:
         """The same in another order of rows, that of `known`, with its popularity."""
         old = self.catalogue
         catalogue = Catalogue(
-            known.item_ids, old.codes[order], old.num_codes, known.popularity(), old.vectors[order]
+            known.item_ids,
+            old.codes[order],
+            old.num_codes,
+            known.popularity(),
+            old.vectors[order],
+            content_dims=old.content_dims,
         )
         return replace(self, catalogue=catalogue, content=self.content[order])
 
-    def decoding_with(self, prior: NeighbourPrior | None, history_length: int) -> Decoder:
+    def decoding_with(
+        self, prior: NeighbourPrior | None, history_length: int, dense_weight: float = 0
+    ) -> Decoder:
         """The production decoder."""
         denoiser = self.denoiser_of(history_length)(self.encoder, self.decoder)
-        return Decoder(SidTrie(self.catalogue), denoiser, prior)
+        dense = self.dense and OnnxDenseHead(
+            self.dense, memory_bytes=denoiser.memory_bytes, weight=dense_weight
+        )
+        return Decoder(SidTrie(self.catalogue), denoiser, prior, dense or None)
 
     def denoiser_of(self, history_length: int) -> partial[OnnxDenoiser]:
         """Makes a denoiser of two graphs."""
@@ -100,6 +125,8 @@ def make_trial(
     prior = prior_at(priors, chosen)
     console.print(f"neighbour prior, weight chosen on validation: {prior.weight:g}")
     decoder = replace(decoder, prior=prior)
+    weight, weighed = _weigh_dense(decoder, parts, validation, config, console)
+    decoder = parts.decoding_with(prior, config.model.history_length, weight)
     grid = choose_default(
         decoder,
         dataset,
@@ -113,11 +140,13 @@ def make_trial(
         **facts,
         "prior": chosen,
         "prior_trials": trials,
+        **({"dense_trials": weighed} if parts.dense else {}),
         "grid": grid.as_json(),
         "int8": int8 and int8.as_json(),
         "refitted": None,
     }
-    return _write(folder, dataset, parts, config, prior, grid.default, made, int8, **named)
+    chosen_here = grid.default, weight
+    return _write(folder, dataset, parts, config, prior, chosen_here, made, int8, **named)
 
 
 def make_refitted(
@@ -143,10 +172,37 @@ def make_refitted(
     chosen = trial.facts["prior"]
     assert isinstance(chosen, dict)
     prior = count_again(known, parts.content, config.neighbours, chosen)
-    decoder = parts.decoding_with(prior, config.model.history_length)
+    weight = trial.dense.weight if trial.dense else 0
+    decoder = parts.decoding_with(prior, config.model.history_length, weight)
     int8 = _int8(dataset, parts, decoder, trial.decoding, config, console)
     made = {**trial.facts, "int8": int8 and int8.as_json(), **facts}
-    return _write(folder, dataset, parts, config, prior, trial.decoding, made, int8, **named)
+    taken = trial.decoding, weight
+    return _write(folder, dataset, parts, config, prior, taken, made, int8, **named)
+
+
+def _weigh_dense(
+    decoder: Decoder, parts: Parts, validation: Windows, config: RunConfig, console: Console
+) -> tuple[float, list[dict[str, float]]]:
+    """The share of the dense head in fused retrieval with the best recall, and all that was tried.
+
+    Of equal ones the smallest. 0 without a dense head.
+    """
+    if not decoder.dense:
+        return 0.0, []
+    num_subspaces, length = parts.catalogue.num_subspaces, config.model.history_length
+    setting = fewest_calls(num_subspaces, BEAMS, autoregressive=parts.autoregressive)
+    setting = setting.model_copy(update={"retrieval": "fused"})
+    asked = {"k": K, "batch": config.evaluation.batch, "workers": cpu_count()}
+    tried = []
+    for weight in DENSE_WEIGHTS:
+        weighed = parts.decoding_with(decoder.prior, length, weight)
+        found = ranks_at(
+            validation, weighed, setting, exclude_seen=config.evaluation.exclude_seen, **asked
+        )
+        tried.append({"weight": weight, "recall@10": round(recall_at(found.item, K), 5)})
+    best = max(tried, key=lambda one: one["recall@10"])
+    console.print(f"dense head, share when fused chosen on validation: {best['weight']:g}")
+    return best["weight"], tried
 
 
 def choose_default(
@@ -218,11 +274,13 @@ def _write(
     parts: Parts,
     config: RunConfig,
     prior: NeighbourPrior,
-    decoding: Any,
+    chosen: tuple[DecodingDefaults, float],
     facts: dict[str, Any],
     int8: EightBit | None,
     **named: str,
 ) -> Manifest:
+    """chosen: the default decoding, and the weight of the dense head."""
+    decoding, dense_weight = chosen
     test = dataset.split.test
     held_out = draw_windows(test, config.bundle.held_out_users, seed=0)
     ids = parts.catalogue.item_ids
@@ -251,6 +309,7 @@ def _write(
         codebook=parts.codebook,
         decoding=decoding,
         facts=facts,
+        dense=(parts.dense, dense_weight) if parts.dense else None,
         int8=(int8.encoder, int8.decoder) if int8 and int8.accepted else None,
         content_text=CONTENT_TEXT if is_ours else config.bundle.content_text,
         content_model=config.embeddings.text_model if is_ours else config.bundle.content_model,

@@ -93,7 +93,7 @@ class RankedSystems:
             parts += [f"{order}-order"]
             decoding = decoding.model_copy(update={"order": order})
         inputs = [self.key, _read_of(manifest, prior=prior), str(schedule.steps)]
-        how = {"beam_width", "ranking", "finish_rows", "order"}
+        how = {"beam_width", "ranking", "finish_rows", "order", "retrieval"}
         inputs += [decoding.model_dump_json(include=how)]
         if decoding.remask or decoding.guidance:  # else the inputs are those of older ranks
             inputs += [f"remask={decoding.remask} guidance={decoding.guidance}"]
@@ -259,8 +259,11 @@ def _read_of(manifest: Manifest, *, prior: bool) -> str:
     """All that ranks depend on in a bundle, as JSON; not its name or its facts."""
     files = ["encoder.onnx", "decoder.onnx", "codes.npy", "popularity.npy", "vectors.npy"]
     files += ["neighbours.npy", "affinities.npy"] * prior
+    files += ["dense.onnx"] * bool(manifest.dense)
+    head = {"dense": manifest.dense.model_dump()} if manifest.dense else {}
     return json.dumps(
-        {
+        head
+        | {
             "files": [manifest.files[file].sha256 for file in files],
             "history_length": manifest.history_length,
             "repeat_bias": manifest.repeat_bias,

@@ -1,10 +1,10 @@
 """Measures a grid of settings on validation users and chooses the bundle's default.
 
-A point of the grid is (r_warm, m_par, beam_width, ranking, finish_rows, order, remask, guidance).
-All points rank the targets of the same users, so differences in recall are paired. Seen items are
-excluded, as in the service. Then some of these users are decoded one by one on one thread. All
-points take turns, so a machine that slows down slows all of them. The default is the fastest point
-that is as good as the best. Knows decoders and windows, not files.
+A point of the grid is (r_warm, m_par, beam_width, ranking, finish_rows, order, remask, guidance,
+retrieval). All points rank the targets of the same users, so differences in recall are paired. Seen
+items are excluded, as in the service. Then some of these users are decoded one by one on one
+thread. All points take turns, so a machine that slows down slows all of them. The default is the
+fastest point that is as good as the best. Knows decoders and windows, not files.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from service.bundles import DecodingDefaults, misfit_of
 from service.decoding import Decoder, Ranking, Schedule
 from training.config import EvaluationConfig
 from training.data import Windows
+from training.errors import ConfigError
 from training.evaluation.evaluation import draw_windows, ndcg_at, ranks_at, recall_at, schedule_of
 
 K = 10
@@ -103,7 +104,13 @@ def measure_grid(
     trained_for: the ranking that the network's loss is made for
     autoregressive, history_dropout: of the network, see `Manifest`
     advance:     called with (stage, points or rounds done, all of them) after each
+    Raises ConfigError when dense retrieval is to be tried without a dense head.
     """
+    if set(config.retrievals) != {"generate"} and not decoder.dense:
+        raise ConfigError(
+            "evaluation.retrievals: the network has no dense head; fit one with "
+            "model.options.dense=true"
+        )
     catalogue = decoder.trie.catalogue
     points = grid_of(
         config,
@@ -137,7 +144,7 @@ def measure_grid(
         tuple(
             GridPoint(
                 point,
-                schedule_of(point, catalogue.num_subspaces).steps,
+                schedule_of(point, catalogue.num_subspaces).steps if found[place].nfe else (),
                 found[place].nfe,
                 recall_at(found[place].item, K),
                 ndcg_at(found[place].item, K),
@@ -204,18 +211,48 @@ def grid_of(
     all of these. It has the widest beam, the ranking that the network is trained for, and
     finish_rows 0: requests that ask for another schedule get these values. Points that no bundle
     can follow are left out. An autoregressive network can follow one setting for each beam width
-    and guidance.
+    and guidance. Fused retrieval is tried with all of them. For dense retrieval alone one point
+    stands, because nothing is searched.
     """
+    widest = max(config.beam_widths)
+    ranking = trained_for if trained_for in config.rankings else config.rankings[0]
     guidances = config.guidances if history_dropout else (0.0,)
     if autoregressive:
-        return [
+        searches = [
             fewest_calls(num_subspaces, beam_width, autoregressive=True).model_copy(
                 update={"guidance": guidance}
             )
             for beam_width, guidance in product(config.beam_widths, guidances)
         ]
-    widest = max(config.beam_widths)
-    ranking = trained_for if trained_for in config.rankings else config.rankings[0]
+        one_point = fewest_calls(num_subspaces, widest, autoregressive=True)
+    else:
+        searches = _searches(
+            config, num_subspaces, num_items, widest, ranking, history_dropout=history_dropout
+        )
+        one_point = DecodingDefaults(
+            r_warm=0, m_par=num_subspaces, beam_width=widest, ranking=ranking
+        )
+    return [
+        point.model_copy(update={"retrieval": retrieval})
+        for retrieval in config.retrievals
+        for point in ([one_point] if retrieval == "dense" else searches)
+    ]
+
+
+def _searches(
+    config: EvaluationConfig,
+    num_subspaces: int,
+    num_items: int,
+    widest: int,
+    ranking: Ranking,
+    *,
+    history_dropout: float,
+) -> list[DecodingDefaults]:
+    """The points of a network that may fill positions in any order.
+
+    widest, ranking: of the point that stands for all of one call
+    """
+    guidances = config.guidances if history_dropout else (0.0,)
     points: dict[object, DecodingDefaults] = {}
     for r_warm, m_par in schedules_of(config, num_subspaces):
         schedule = Schedule.from_params(num_subspaces=num_subspaces, r_warm=r_warm, m_par=m_par)
@@ -246,7 +283,11 @@ def grid_of(
                     guidance=guidance,
                 )
             misfit = misfit_of(
-                point, num_subspaces, autoregressive=False, history_dropout=history_dropout
+                point,
+                num_subspaces,
+                autoregressive=False,
+                history_dropout=history_dropout,
+                has_dense=False,
             )
             if misfit is None:
                 points.setdefault(point, point)

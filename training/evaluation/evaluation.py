@@ -28,6 +28,7 @@ from service.decoding import (
     Job,
     Order,
     Ranking,
+    Retrieval,
     Schedule,
     SidTrie,
     Timings,
@@ -79,6 +80,7 @@ def ranks(
     order: Order = "confidence",
     remask: int = 0,
     guidance: float = 0.0,
+    retrieval: Retrieval = "generate",
     batch: int = 32,
     workers: int = 1,
     exclude_seen: bool = False,
@@ -112,6 +114,7 @@ def ranks(
                 order,
                 remask,
                 guidance,
+                retrieval,
             )
             for history in map(windows.history_of, indices)
         ]
@@ -201,6 +204,7 @@ def ranks_at(
         order=decoding.order,
         remask=decoding.remask,
         guidance=decoding.guidance,
+        retrieval=decoding.retrieval,
         **options,
     )
 
@@ -226,6 +230,8 @@ def ranks_as_served(
 def requests_of(decoding: DecodingDefaults, num_subspaces: int) -> tuple[int, ...]:
     """The k that `ranks_as_served` asks for; only LONG if SHORT would be the same search."""
     one_call = schedule_of(decoding, num_subspaces).nfe == 1 and not decoding.remask
+    one_call &= decoding.retrieval == "generate"
+    one_call |= decoding.retrieval == "dense"
     return (LONG,) if one_call or decoding.beam_width >= LONG else (SHORT, LONG)
 
 

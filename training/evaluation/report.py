@@ -14,14 +14,14 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from joblib import cpu_count
 from rich.console import Console
 from rich.progress import Progress
 
 from service.bundles import HISTORY_CAP, Bundle, DecodingDefaults, Manifest
-from service.decoding import Schedule
+from service.decoding import Retrieval, Schedule
 from training.config import EvaluationConfig
 from training.data import Dataset
 from training.errors import DataError
@@ -158,20 +158,28 @@ def evaluate_bundle(
 def _settings(
     config: EvaluationConfig, default: DecodingDefaults, manifest: Manifest
 ) -> list[DecodingDefaults]:
-    """The default with every schedule that the bundle can follow and finish_rows 0, and itself."""
+    """The default with every schedule that the bundle can follow and finish_rows 0, and itself.
+
+    If there is a dense head, also the default with every retrieval.
+    """
+    search: dict[str, Any] = {"retrieval": "generate", "finish_rows": 0}
     settings = [
-        default.model_copy(update={"r_warm": r_warm, "m_par": m_par, "finish_rows": 0})
+        default.model_copy(update={"r_warm": r_warm, "m_par": m_par, **search})
         for r_warm, m_par in schedules_of(config, manifest.num_subspaces)
     ]
     settings = [one for one in settings if manifest.misfit(one) is None]
+    if manifest.dense:
+        by_others = [default.model_copy(update={"retrieval": one}) for one in get_args(Retrieval)]
+        settings += [one for one in by_others if one not in settings]
     return settings if default in settings else [*settings, default]
 
 
 def _line(setting: DecodingDefaults, found: AsServed, num_subspaces: int) -> dict[str, Any]:
     milliseconds = found.short.milliseconds
+    steps = schedule_of(setting, num_subspaces).steps if setting.retrieval != "dense" else ()
     return {
         **setting.model_dump(),
-        "steps": list(schedule_of(setting, num_subspaces).steps),
+        "steps": list(steps),
         "nfe": found.short.nfe,
         "item": _item_metrics(found),
         "sid": metrics(found.short.sid, found.long.sid),
@@ -193,7 +201,7 @@ def _markdown(report: dict[str, Any]) -> str:
     header = ["schedule", "steps", "finish", "NFE", *names, "SID " + names[2], "repeated"]
     rows = [
         [
-            f"({line['r_warm']}, {line['m_par']})",
+            _schedule_said(line),
             "+".join(map(str, line["steps"])),
             str(line["finish_rows"]),
             f"{line['nfe']:.3g}",
@@ -259,7 +267,7 @@ def _grid_markdown(grid: dict[str, Any]) -> str:
     header += ["recall@10", "ndcg@10", "behind the best", "ms/user", ""]
     rows = [
         [
-            f"({point['r_warm']}, {point['m_par']})",
+            _schedule_said(point),
             str(point["beam_width"]),
             point["ranking"],
             str(point["finish_rows"]),
@@ -316,7 +324,17 @@ def _said(decoding: dict[str, Any]) -> str:
         f"{decoding['beam_width']}, ranking {decoding['ranking']}, finish_rows "
         f"{decoding['finish_rows']}, order {decoding.get('order', 'confidence')}, remask "
         f"{decoding.get('remask', 0)}, guidance {decoding.get('guidance', 0):g}"
+        + (f", retrieval {decoding['retrieval']}" if "retrieval" in decoding else "")
     )
+
+
+def _schedule_said(decoding: dict[str, Any]) -> str:
+    """The schedule, and what else finds items than beams."""
+    schedule = f"({decoding['r_warm']}, {decoding['m_par']})"
+    retrieval = decoding.get("retrieval", "generate")
+    if retrieval == "dense":
+        return "dense"
+    return schedule if retrieval == "generate" else f"{schedule}, {retrieval}"
 
 
 def _table(header: list[str], rows: list[list[str]]) -> str:

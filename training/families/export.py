@@ -1,7 +1,8 @@
-"""Export of a trained network to the two ONNX graphs a bundle ships, with a parity check.
+"""Export of a trained network to the ONNX graphs a bundle ships, with a parity check.
 
 encoder.onnx: history -> memory, once per request
 decoder.onnx: partial SIDs, positions asked for, memory -> log-probs there
+dense.onnx:   memory -> query, if the network has a dense head
 Names, types and shapes are those of `service.decoding.network.onnx_denoiser`.
 """
 
@@ -21,16 +22,20 @@ from service.decoding import Histories
 from service.decoding.network import (
     DECODER_INPUTS,
     DECODER_OUTPUTS,
+    DENSE_INPUTS,
+    DENSE_OUTPUTS,
     ENCODER_INPUTS,
     ENCODER_OUTPUTS,
     OnnxDenoiser,
+    OnnxDenseHead,
     masked_positions,
 )
 from training.errors import FitDiverged, TrainingError
 from training.families.denoiser import TorchDenoiser
+from training.families.family import Graphs
 from training.families.network import Network
 
-PARITY_TOLERANCE = 1e-4  # largest difference in log-probs between torch and ONNX Runtime
+PARITY_TOLERANCE = 1e-4  # largest difference between torch and ONNX Runtime
 PARITY_SHAPES = ((1, 1, 1), (2, 3, 5), (5, 7, 20))  # (jobs, beams, history length)
 
 
@@ -57,10 +62,18 @@ class _DecoderGraph(nn.Module):
         return logits.log_softmax(dim=-1)
 
 
-def export_graphs(model: Network) -> tuple[bytes, bytes, float]:
+class _DenseGraph(nn.Module):
+    def __init__(self, model: Network) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, memory: Tensor) -> Tensor:
+        return self.model.query(memory)
+
+
+def export_graphs(model: Network) -> Graphs:
     """Export and compare with torch on random inputs of several shapes.
 
-    Returns encoder.onnx, decoder.onnx and the largest difference in log-probs seen.
     Raises TrainingError when it exceeds PARITY_TOLERANCE, FitDiverged for parameters like nan.
     """
     model = model.eval()
@@ -86,7 +99,16 @@ def export_graphs(model: Network) -> tuple[bytes, bytes, float]:
         tuple(DECODER_INPUTS),
         tuple(DECODER_OUTPUTS),
     )
-    return encoder, decoder, _parity(model, encoder, decoder)
+    dense = None
+    if model.dense is not None:
+        dense = _export(
+            _DenseGraph(model),
+            (memory,),
+            ({0: "jobs"},),
+            tuple(DENSE_INPUTS),
+            tuple(DENSE_OUTPUTS),
+        )
+    return Graphs(encoder, decoder, _parity(model, encoder, decoder, dense), dense)
 
 
 def _export(
@@ -129,15 +151,16 @@ def _without_traces(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
-def _parity(model: Network, encoder: bytes, decoder: bytes) -> float:
-    """Largest difference in log-probs between torch and ONNX Runtime."""
+def _parity(model: Network, encoder: bytes, decoder: bytes, dense: bytes | None) -> float:
+    """Largest difference between torch and ONNX Runtime, in log-probs and in queries."""
     sizes = {
         "num_subspaces": model.num_subspaces,
         "num_codes": model.num_codes,
         "history_length": model.config.history_length,
         "repeat_bias": model.repeat_bias.item(),
     }
-    denoisers = (TorchDenoiser(model), OnnxDenoiser(encoder, decoder, **sizes))
+    original, shipped = TorchDenoiser(model), OnnxDenoiser(encoder, decoder, **sizes)
+    head = dense and OnnxDenseHead(dense, memory_bytes=shipped.memory_bytes, weight=0)
     random = np.random.default_rng(0)
     largest = 0.0
     for jobs, beams, length in PARITY_SHAPES:
@@ -148,14 +171,21 @@ def _parity(model: Network, encoder: bytes, decoder: bytes) -> float:
         vectors = random.standard_normal((jobs, length, model.vector_dims)).astype(np.float16)
         history[~mask], vectors[~mask] = model.num_codes, 0
         sids, positions = _masked_sids(random, (jobs, beams, model.num_subspaces), model.num_codes)
-        given, exported = (
-            denoiser.denoise(denoiser.encode(Histories(history, vectors, mask)), sids, positions)
-            for denoiser in denoisers
-        )
-        largest = float(np.maximum(largest, np.abs(given - exported).max()))  # nan stays nan
+        histories = Histories(history, vectors, mask)
+        memory, shipped_memory = original.encode(histories), shipped.encode(histories)
+        differences = [
+            original.denoise(memory, sids, positions)
+            - shipped.denoise(shipped_memory, sids, positions)
+        ]
+        if head:
+            with torch.inference_mode():
+                differences.append(model.query(memory).numpy() - head.queries(shipped_memory))
+        for difference in differences:
+            largest = float(np.maximum(largest, np.abs(difference).max()))  # nan stays nan
     if not largest <= PARITY_TOLERANCE:
         raise TrainingError(
-            f"the exported graphs differ from the network by {largest:.2g} in log-probs; "
+            f"the exported graphs differ from the network by {largest:.2g} in log-probs"
+            f"{' or queries' if head else ''}; "
             f"at most {PARITY_TOLERANCE} is accepted"
         )
     return largest

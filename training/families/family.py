@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from pydantic import ValidationError
@@ -71,6 +71,19 @@ class MakeObjective(Protocol):
         ...
 
 
+class Graphs(NamedTuple):
+    """A network as a bundle ships it.
+
+    difference: the largest one between the graphs and the network, in log-probs or queries
+    dense: dense.onnx, if the network has a dense head
+    """
+
+    encoder: bytes
+    decoder: bytes
+    difference: float
+    dense: bytes | None = None
+
+
 class NoOptions(Section):
     """The options of a family that has none: every option is refused."""
 
@@ -82,8 +95,7 @@ class Family:
     build: an untrained network of a catalogue's sizes; torch's random state draws its weights
     objective: what the network learns in a run
     denoiser: the network as the production decoder calls it
-    export: encoder.onnx, decoder.onnx, and the largest difference in log-probs between these two
-        graphs and the network. It raises TrainingError when the difference is too large
+    export: the network as graphs. It raises TrainingError when they differ too much from it
     options: the settings in `model.options`, with their types and bounds
     autoregressive: whether the network knows only the next code of a SID, from left to right
     unused: settings that it does not read, "section.key"
@@ -93,7 +105,7 @@ class Family:
     build: Callable[[Catalogue, ModelConfig], nn.Module]
     objective: MakeObjective
     denoiser: Callable[[Any], Denoiser]
-    export: Callable[[Any], tuple[bytes, bytes, float]]
+    export: Callable[[Any], Graphs]
     options: type[Section] = NoOptions
     autoregressive: bool = False
     unused: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""The two training losses, over logits of masked positions.
+"""The two training losses, over logits of masked positions, and that of a dense head.
 
 `position_loss` is the paper's: one softmax per masked position (MDGR Eq. 15). `CatalogueSoftmax` is
 ours: one softmax over the catalogue rows that are compatible with the codes not masked, a row's
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from service.decoding import SidTrie
+from service.decoding import Catalogue, SidTrie
 
 
 class Repeats(NamedTuple):
@@ -206,3 +206,31 @@ class _RowCrossEntropy(torch.autograd.Function):
         table = F.embedding_bag(softmax.postings, probabilities, softmax.starts, mode="sum")
         shape = (softmax.num_subspaces, softmax.num_codes, len(target_rows))
         return table.reshape(shape).permute(2, 0, 1), None, None, None, bias_gradient, None
+
+
+class DenseLoss:
+    """Cross-entropy of the target's content among that of all items with interactions.
+
+    Items without interactions are no wrong answers, so they are not pushed away. Where there are
+    more than `sampled_rows` rows, that number is drawn, and the loss is weighted for it.
+    """
+
+    def __init__(self, catalogue: Catalogue, *, sampled_rows: int) -> None:
+        content = catalogue.vectors[:, : catalogue.content_dims].astype(np.float32)
+        self.content = torch.from_numpy(content)
+        self.num_known, self.sampled_rows = catalogue.num_known, sampled_rows
+
+    def loss(self, queries: Tensor, target_rows: Tensor) -> Tensor:
+        """The mean over samples, 0 without any. queries: (n, dims), see `DenseHead`."""
+        if not len(queries):
+            return queries.sum()  # a step can be made of it
+        rows = torch.arange(self.num_known)
+        if self.num_known > self.sampled_rows:
+            rows = torch.randperm(self.num_known)[: self.sampled_rows]
+        is_target = rows == target_rows[:, None]
+        others = self.num_known - (target_rows < self.num_known).long()
+        stands_for = others / (len(rows) - is_target.sum(dim=1)).clamp(min=1)
+        scores = queries @ self.content[rows].T + stands_for.log()[:, None]
+        own = (queries * self.content[target_rows]).sum(dim=1, keepdim=True)
+        scores = torch.cat((scores.masked_fill(is_target, -torch.inf), own), dim=1)
+        return (scores.logsumexp(dim=1) - own[:, 0]).mean()

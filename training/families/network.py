@@ -7,12 +7,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from service.decoding import Catalogue
 from training.config import ModelConfig
+from training.errors import ConfigError
 
+RANK = 64  # of what the dense head multiplies states with
 NEVER = -1e9  # added to a score; not -inf: where nothing may be seen, numbers stay finite
 
 
@@ -22,6 +26,7 @@ class Network(nn.Module, ABC):
     memory_size: numbers that `remember` gives for each history
     vector_dims: of the items' vectors, 0 if the catalogue has none
     repeat_bias: scalar, see `service.decoding.Denoiser`
+    dense: the dense head, if the network has one
     """
 
     config: ModelConfig
@@ -31,6 +36,7 @@ class Network(nn.Module, ABC):
     memory_size: int
     uses_vectors: bool
     repeat_bias: nn.Parameter
+    dense: DenseHead | None
 
     @abstractmethod
     def remember(self, codes: Tensor, vectors: Tensor, mask: Tensor) -> Tensor:
@@ -50,6 +56,39 @@ class Network(nn.Module, ABC):
         partial_sids: (jobs, beams, L) int64, MASK where not yet filled
         positions:    (jobs, beams, n) int64; None = all L of them, in order
         """
+
+    def query(self, memory: Tensor) -> Tensor:
+        """What the dense head expects next, see `service.decoding.DenseHead`: (jobs, dims)."""
+        raise NotImplementedError(f"{type(self).__name__} has no dense head")
+
+
+class DenseHead(nn.Module):
+    """From states to a query whose dot product with an item's content is cosine / temperature.
+
+    The states are multiplied with a matrix of low rank (arXiv 2511.23021, dense retrieval).
+
+    dims: of the content
+    Raises ConfigError when the catalogue has no content.
+    """
+
+    def __init__(self, num_states: int, catalogue: Catalogue, temperature: float) -> None:
+        super().__init__()
+        self.dims = catalogue.content_dims
+        content = catalogue.vectors[:, : self.dims].astype(np.float32)
+        norms = np.linalg.norm(content, axis=1)
+        if not norms.any():
+            raise ConfigError(
+                "model.options.dense: no item has content that a query could be compared with; "
+                "give --items with titles, or --embeddings, and leave embeddings.content_dims "
+                "above 0"
+            )
+        self.down = nn.Linear(num_states, RANK, bias=False)
+        self.up = nn.Linear(RANK, self.dims)
+        self.scale = 1 / (temperature * float(np.median(norms[norms > 0])))  # all have one norm
+
+    def forward(self, states: Tensor) -> Tensor:
+        """(n, num_states) -> (n, dims)."""
+        return self.scale * F.normalize(self.up(self.down(states)), dim=-1)
 
 
 class Dropout(nn.Module):

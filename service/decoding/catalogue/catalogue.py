@@ -30,6 +30,7 @@ class Catalogue:
     row_of:     row of each item_id. None given = made of item_ids, which must then be distinct.
         Catalogues that grew from this one share it; it does not hold the items that were added to
         them
+    content_dims: how many of the first numbers of a vector are its content; 0 = not known
     Raises ValueError when the arrays do not fit together.
     """
 
@@ -39,6 +40,7 @@ class Catalogue:
     popularity: NDArray[np.int64]
     vectors: NDArray[np.float16] = field(default_factory=lambda: np.empty((0, 0), np.float16))
     row_of: Mapping[str, int] = field(default_factory=dict, repr=False)
+    content_dims: int = 0
     _shared: _SharedArrays | None = field(init=False, repr=False, default=None)
 
     def __post_init__(self) -> None:
@@ -58,6 +60,8 @@ class Catalogue:
             raise ValueError("vectors must have one row per item")
         if not np.isfinite(self.vectors).all():
             raise ValueError("vectors must be finite")
+        if not 0 <= self.content_dims <= self.vectors.shape[1]:
+            raise ValueError("the content must be a part of the vectors")
         if int(self.codes.max()) >= self.num_codes:
             raise ValueError(f"codes must be below num_codes = {self.num_codes}")
         if np.any(np.diff(self.popularity) > 0):
@@ -133,6 +137,7 @@ class Catalogue:
             popularity=shared.popularity.first(length),
             vectors=shared.vectors.first(length),
             row_of=self.row_of,
+            content_dims=self.content_dims,
             _shared=shared,
         )
 
@@ -155,6 +160,7 @@ class Catalogue:
             popularity=self.popularity.take(kept, axis=0),
             vectors=self.vectors.take(kept, axis=0),
             row_of={item_id: row for row, item_id in enumerate(left)},
+            content_dims=self.content_dims,
             _shared=None,
         )
 

@@ -6,7 +6,7 @@ Reading order: `compilation`, `softmax`, `heap`, `prefetching`.
 """
 
 from service.decoding.loops import heap
-from service.decoding.loops.compilation import compiled
+from service.decoding.loops.compilation import compiled, compiled_in_any_order
 from service.decoding.loops.prefetching import ROWS_AHEAD, prefetch
 from service.decoding.loops.softmax import BLOCK, exponentiate, highest_of
 
@@ -14,6 +14,7 @@ __all__ = [
     "BLOCK",
     "ROWS_AHEAD",
     "compiled",
+    "compiled_in_any_order",
     "exponentiate",
     "heap",
     "highest_of",

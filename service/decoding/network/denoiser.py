@@ -118,3 +118,21 @@ class Denoiser(Protocol):
         Returns (jobs, beams, n, num_codes) float32.
         """
         ...
+
+
+class DenseHead(Protocol):
+    """Predicts the content of the next item: a query for each encoded history.
+
+    The score of an item is the dot product of the query with its content, which is the first `dims`
+    numbers of its vector. All content has one norm, so this is cosine / temperature, the logit of
+    the loss (arXiv 2511.23021, dense retrieval).
+
+    weight: share of the dense head when its probabilities are mixed with those of the beams, [0, 1]
+    """
+
+    dims: int
+    weight: float
+
+    def queries(self, memory: Any) -> NDArray[np.float32]:
+        """(jobs, dims) float32. memory: what `Denoiser.encode` gave"""
+        ...

@@ -1,8 +1,9 @@
-"""The denoiser that ships: two ONNX graphs run by ONNX Runtime.
+"""The denoiser that ships: two ONNX graphs run by ONNX Runtime; a third one if it has a dense head.
 
 `encoder.onnx` turns each history into one row of numbers, its memory, once per request. What they
 mean is the network's affair: one state, or the keys and values of all its layers. `decoder.onnx`
-turns partial SIDs and that row into log-probs at given positions, for all beams of all jobs. Both
+turns partial SIDs and that row into log-probs at given positions, for all beams of all jobs.
+`dense.onnx` turns the row into a query, which is compared with the content of items. The graphs
 read the search's own arrays: no dtype is converted on the way in. Knows nothing of files: it gets
 the bytes of the graphs.
 
@@ -45,6 +46,8 @@ DECODER_INPUTS = {
     "memory": "tensor(float)",
 }
 DECODER_OUTPUTS = {"log_probs": "tensor(float)"}
+DENSE_INPUTS = {"memory": "tensor(float)"}
+DENSE_OUTPUTS = {"query": "tensor(float)"}
 # How many axes each input and output has.
 _AXES = {
     "history_codes": 3,
@@ -54,6 +57,7 @@ _AXES = {
     "positions": 3,
     "memory": 2,
     "log_probs": 4,
+    "query": 2,
 }
 
 # The requested provider comes first; the others run the operators that it lacks.
@@ -204,6 +208,42 @@ class OnnxDenoiser:
         binding.bind_ortvalue_input("memory", memory)
         binding.bind_output("log_probs")
         self._decoder.run_with_iobinding(binding)
+        return cast("NDArray[np.float32]", binding.copy_outputs_to_cpu()[0])
+
+
+class OnnxDenseHead:
+    """Runs `dense.onnx`, memory -> query, on the memories of an `OnnxDenoiser`: a `DenseHead`.
+
+    Raises as `OnnxDenoiser` does.
+    """
+
+    def __init__(
+        self,
+        graph: bytes,
+        *,
+        memory_bytes: int,
+        weight: float,
+        threads: int = 1,
+        provider: Provider = "cpu",
+    ) -> None:
+        """memory_bytes: of one job's memory, as the denoiser gives it"""
+        require_runtime()
+        name = "dense.onnx"
+        self.weight = weight
+        self._session = _session(graph, name, threads, provider)
+        _check(self._session, name, DENSE_INPUTS, DENSE_OUTPUTS)
+        self.dims = _last_axis(self._session.get_outputs(), "query", name)
+        found = _last_axis(self._session.get_inputs(), "memory", name)
+        if 4 * max(1, found) != memory_bytes:
+            raise ValueError(
+                f"{name} reads a memory of {found} numbers, the encoder gives {memory_bytes // 4}"
+            )
+
+    def queries(self, memory: ort.OrtValue) -> NDArray[np.float32]:
+        binding = self._session.io_binding()
+        binding.bind_ortvalue_input("memory", memory)
+        binding.bind_output("query")
+        self._session.run_with_iobinding(binding)
         return cast("NDArray[np.float32]", binding.copy_outputs_to_cpu()[0])
 
 

@@ -6,8 +6,8 @@ them.
 
 Reading order: `beam_search` (a batch, step by step), `beams` (the data), `denoiser_calls` (the
 network's inputs), `row_biases` (scores that do not come from codes: the neighbour prior, the repeat
-bias, exclusions), `steps` (one step, for either kind of beam),
-`remasking` (codes that are masked again). Then the loops in `rows`
+bias, exclusions), `steps` (one step, for either kind of beam), `dense` (items found without beams,
+or beside them), `remasking` (codes that are masked again). Then the loops in `rows`
 (`order`, `grouping`, `expansion`, `whole_catalogue`) and `posting_lists` (`first_step`,
 `scoring`, `second_step`). Apart: `trajectories` (explanations) and `unconstrained` (the papers'
 own search, kept for comparison).

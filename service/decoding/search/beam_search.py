@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from service.decoding.arrays import Floats, Integers, Rows
 from service.decoding.catalogue import NeighbourPrior, SidTrie
 from service.decoding.job import Decoded, Job, OnAnswer, Timings
-from service.decoding.network import Denoiser, EncoderCache
+from service.decoding.network import Denoiser, DenseHead, EncoderCache
 from service.decoding.search.beams import Beams, PostingListBeams
 from service.decoding.search.denoiser_calls import BatchDenoiser
+from service.decoding.search.dense import best_by_content, fused
 from service.decoding.search.posting_lists.first_step import expand_fully_masked
 from service.decoding.search.remasking import refilled, remasked_beams
 from service.decoding.search.row_biases import RowBiases
@@ -54,6 +55,7 @@ def decode(
     denoiser: Denoiser,
     *,
     prior: NeighbourPrior | None = None,
+    dense: DenseHead | None = None,
     cache: EncoderCache | None = None,
     on_answer: OnAnswer | None = None,
 ) -> tuple[list[Decoded], Timings]:
@@ -88,18 +90,27 @@ def decode(
     guidance (of a job): w of classifier-free guidance. Each step has a second call, which sees no
         history: log p = (1 + w) log p(code | history) - w log p(code), normalised again. Nothing is
         guided where there is no history
+    retrieval (of a job): what finds items.
+        "generate": the beams.
+        "dense": the dense head. Its query is compared with the content of every allowed row; no
+        call of the denoiser is made. The head alone decides: no row has a bias.
+        "fused": both. The beams' items, and as many of the best rows of the dense head as there
+        are beams, by a mixture of the two probabilities (`dense.fused`). Rows have their biases in
+        both.
     prior: the neighbour prior, or None. Its scores are part of the biases. So is the denoiser's
         `repeat_bias`, for items that the history holds.
+    dense: the dense head, or None
     cache: histories that it holds are not encoded again.
     on_answer: called once for each job, in this thread, as soon as its answer is known: with the
         job's index in `jobs`, the answer and the timings so far. Its own time counts as search
         time. If it raises, the batch ends, as with any other error.
     Ties: of positions, the lower; of children, the one with the better parent, then with the lower
     first row; of items, the lower row. Raises ValueError when a schedule does not fill
-    num_subspaces positions, when a job's rows, beam_width, remask or guidance are out of range, or
-    for the order "raw_confidence" of a job that is ranked by "rows".
+    num_subspaces positions, when a job's rows, beam_width, remask or guidance are out of range, for
+    the order "raw_confidence" of a job that is ranked by "rows", and for dense retrieval without a
+    dense head or of a job that is to be explained.
     """
-    batch = _Batch(jobs, trie, denoiser, prior, cache, on_answer)
+    batch = _Batch(jobs, trie, denoiser, prior, dense, cache, on_answer)
     batch.start()
     while batch.active:
         batch.step()
@@ -129,8 +140,12 @@ class _Search:
         self.order = _ORDERS[job.order]
         # None before the first step: one fully masked beam, which owns all allowed rows.
         self.beams: Beams | PostingListBeams | None = None
+        # What the dense head found for a job that fuses it with the beams' items.
+        self.dense: tuple[Rows, Floats] | None = None
         self.recorder = TrajectoryRecorder(job, trie) if job.explain or job.remask else None
-        self.wanted = max(job.k, job.beam_width) if job.remask else job.k
+        # With `fused` the beams and the dense head find as many; then k changes no score.
+        is_wide = job.remask or job.retrieval == "fused"
+        self.wanted = max(job.k, job.beam_width) if is_wide else job.k
         self.refilling = False
         self.finished = False
         self.answer = Decoded(*_NOTHING, 0)
@@ -170,10 +185,12 @@ class _Batch:
         trie: SidTrie,
         denoiser: Denoiser,
         prior: NeighbourPrior | None,
+        dense: DenseHead | None,
         cache: EncoderCache | None,
         on_answer: OnAnswer | None,
     ) -> None:
         self.started = perf_counter()
+        self.dense = dense
         self.trie = trie
         self.denoiser = BatchDenoiser(denoiser, trie.catalogue, cache)
         self.prior = prior
@@ -192,6 +209,8 @@ class _Batch:
                 raise ValueError('order "raw_confidence" is of all codes, ranking "rows" of rows')
             if not 0 <= job.remask < max(2, num_subspaces) or not 0 <= job.guidance < np.inf:
                 raise ValueError("remask must be below num_subspaces, guidance a finite number")
+            if job.retrieval != "generate":
+                _check_dense(job, dense, trie)
 
     def start(self) -> None:
         """Answer the jobs that allow no row or want no item; the others become active."""
@@ -215,6 +234,9 @@ class _Batch:
             self.denoiser.encode(
                 [job.history for job in jobs], guided=any(job.is_guided for job in jobs)
             )
+            self._retrieve()
+            if not self.active:
+                return
         outputs = self.denoiser.denoise(
             [search.beams for search in self.active],
             [search.job.guidance * search.job.is_guided for search in self.active],
@@ -249,6 +271,8 @@ class _Batch:
         parents: Integers | None = None,
     ) -> None:
         """Note the job's answer, and report it. log_probs: the last output for its beams, if any"""
+        if search.dense is not None and self.dense is not None and not cancelled:
+            found = fused(found, search.dense, self.dense.weight, search.job.k)
         nfe = self.num_steps * (2 if search.job.is_guided else 1)
         search.finish(found, nfe, log_probs, cancelled, survivors, parents)
         if self.on_answer is not None:
@@ -285,7 +309,7 @@ class _Batch:
         self, search: _Search, beams: Beams, log_probs: Floats, positions: NDArray[np.int64]
     ) -> None:
         """Answer a job whose masked codes are filled again. log_probs: none if no beam is asked"""
-        k, ranking = search.job.k, search.ranking
+        k, ranking = search.job.k if search.dense is None else search.wanted, search.ranking
         rows, scores, parents = refilled(self.codes, beams, log_probs, positions, k, ranking)
         called = log_probs if beams.num_undecided else None
         found = rows, scores
@@ -320,6 +344,23 @@ class _Batch:
         wanted, ranking = search.wanted, search.ranking
         best = best_rows(self.trie, search.beams, *self._nothing_asked(), wanted, ranking)
         self._found(search, best, survivors=search.beams.num_rows)
+
+    def _retrieve(self) -> None:
+        """Ask the dense head for the jobs that want it; answer those that want nothing else."""
+        if self.dense is None or all(one.job.retrieval == "generate" for one in self.active):
+            return
+        biases = self._scratch()
+        for search, query in zip(self.active, self.denoiser.queries(self.dense), strict=True):
+            job, vectors = search.job, self.trie.catalogue.vectors
+            if job.retrieval == "dense":
+                biases.fill(job, None, 0.0)
+                found, num_rows = best_by_content(vectors, query, job, biases, job.k)
+                self._answer(search, found, survivors=num_rows)
+            elif job.retrieval == "fused":
+                biases.fill(job, self.prior, self.denoiser.repeat_bias)
+                search.dense, _ = best_by_content(vectors, query, job, biases, search.wanted)
+        self._give_back(biases)
+        self._keep_unfinished()
 
     def _first_step(self, log_probs: Sequence[Floats]) -> None:
         """The step from the fully masked SID: one beam per job, which owns all allowed rows."""
@@ -434,6 +475,16 @@ class _Batch:
             return _NONE_DRAWN
         history, num_subspaces = search.job.history, self.codes.shape[1]
         return orders.drawn_certainties(history, self.num_steps, num_beams, num_subspaces)
+
+
+def _check_dense(job: Job, dense: DenseHead | None, trie: SidTrie) -> None:
+    """Raise ValueError if the job's retrieval cannot be done."""
+    if dense is None:
+        raise ValueError(f'retrieval "{job.retrieval}" needs a dense head')
+    if dense.dims > trie.catalogue.vectors.shape[1]:  # compiled code checks no bounds
+        raise ValueError("the dense head has more dimensions than the items' vectors")
+    if job.explain:
+        raise ValueError(f'retrieval "{job.retrieval}" has nothing to explain')
 
 
 def _check_rows(job: Job, num_items: int) -> None:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from service.decoding.arrays import Codes, Floats, Integers, Rows
 from service.decoding.catalogue import Catalogue
 from service.decoding.loops import compiled
-from service.decoding.network import Denoiser, EncoderCache, Histories, list_masked
+from service.decoding.network import Denoiser, DenseHead, EncoderCache, Histories, list_masked
 from service.decoding.search.beams import Beams, PostingListBeams
 
 LEAST_LOG_PROB = -1e4  # an impossible code is no reason for an infinite score
@@ -65,6 +65,15 @@ class BatchDenoiser:
             self._nothing = self._denoiser.select(self._memory, np.array([len(histories)]))
             self._memory = self._denoiser.select(self._memory, everybody)
         self.encode_s += perf_counter() - started
+
+    def queries(self, dense: DenseHead) -> Floats:
+        """(active jobs, dense.dims) what the dense head asks for."""
+        started = perf_counter()
+        queries = dense.queries(self._memory)
+        self.encode_s += perf_counter() - started
+        if queries.shape[1] != dense.dims:  # compiled code checks no bounds
+            raise ValueError(f"the dense head's queries have the shape {queries.shape}")
+        return queries
 
     def keep_jobs(self, places: Sequence[int]) -> None:
         """Drop all active jobs but these, and put them in this order. places: at least one"""

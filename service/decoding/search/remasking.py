@@ -101,7 +101,7 @@ def _rows_of_partial_sids(
     """
     num_beams, num_subspaces = sids.shape
     shortest = np.empty(num_beams, np.int64)
-    most = 0
+    most = np.int64(0)
     for beam in range(num_beams):
         length = np.int64(len(codes) + 1)
         for position in range(num_subspaces):

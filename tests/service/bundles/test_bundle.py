@@ -17,6 +17,8 @@ import onnx
 import pytest
 from tiny_bundle import (
     DECODER,
+    DENSE,
+    DENSE_WEIGHT,
     EMBEDDING_DIMS,
     ENCODER,
     REPEAT_BIAS,
@@ -40,7 +42,7 @@ from service.bundles.manifest import (
     write_manifest,
 )
 from service.bundles.store import stored_path
-from service.decoding import Job, NeighbourPrior, Schedule
+from service.decoding import Histories, Job, NeighbourPrior, Schedule
 from service.decoding.network import onnx_denoiser
 from service.errors import BundleInvalid, ProviderUnavailable
 
@@ -166,6 +168,62 @@ def test_a_manifest_that_knows_no_orders_means_any_and_confidence(copy: Path) ->
     assert len(before) > 1
 
 
+def test_a_bundle_without_a_dense_head_says_nothing_of_one(copy: Path) -> None:
+    """So older releases read it."""
+    text = (copy / "manifest.json").read_text()
+    assert "dense" not in text
+    assert "retrieval" not in text
+    assert Bundle.load(copy).decoder.dense is None
+
+
+def test_a_dense_head_is_read_and_compared_with_content(tmp_path: Path) -> None:
+    path = write_tiny_bundle(tmp_path / "dense", dense=DENSE)
+    fields = json.loads((path / "manifest.json").read_text())
+    assert fields["dense"] == {"weight": DENSE_WEIGHT}
+    assert "dense.onnx" in fields["files"]
+    bundle = Bundle.load(path)
+    head = bundle.decoder.dense
+    assert head is not None
+    assert (head.dims, head.weight, bundle.catalogue.content_dims) == (8, DENSE_WEIGHT, 8)
+    rows = np.array([3, 20], np.int32)
+    job = Job(rows, 20, Schedule((1, 1, 2)), 20, excluded=rows, retrieval="dense")
+    [found], _ = bundle.decoder.decode([job])
+    histories = Histories.of([rows], bundle.catalogue, 8)
+    query = head.queries(bundle.decoder.denoiser.encode(histories))[0]
+    scores = bundle.catalogue.vectors[:, :8].astype(np.float64) @ query
+    scores[rows] = -np.inf
+    assert found.rows.tolist() == np.argsort(-scores, kind="stable")[:20].tolist()
+    default = bundle.manifest.decoding.model_copy(update={"retrieval": "fused"})
+    write_manifest(path, bundle.manifest.model_copy(update={"decoding": default}))
+    assert Bundle.load(path).manifest.decoding.retrieval == "fused"
+
+
+@pytest.mark.parametrize(
+    ("graph", "message"),
+    [
+        (DENSE.replace("64]", "63]"), "dense.onnx reads a memory of 63 numbers, the encoder gives"),
+        (
+            DENSE.replace(") => (float[jobs, 8] query", ") => (float[jobs, 8] other").replace(
+                "query = S", "other = S"
+            ),
+            "dense.onnx has outputs",
+        ),
+        (
+            DENSE.replace("jobs, 8]", "jobs, 128]").replace(
+                "query = Slice (memory, first, end, axis)",
+                "query = Concat <axis = 1> (memory, memory)",
+            ),
+            "content of 128 dimensions, vectors.npy has 64",
+        ),
+    ],
+)
+def test_a_dense_head_that_does_not_fit_is_refused(
+    tmp_path: Path, graph: str, message: str
+) -> None:
+    with pytest.raises(BundleInvalid, match=message):
+        write_tiny_bundle(tmp_path / "dense", dense=graph)
+
+
 def test_a_bundle_is_never_overwritten_and_leaves_nothing_half_written(
     bundles_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -231,6 +289,10 @@ def test_a_missing_truncated_or_altered_file_is_refused(copy: Path, name: str) -
         ),
         (lambda m: m["decoding"].update(m_par=9), "m_par must be at most 4, the bundle's"),
         (lambda m: m["decoding"].update(order="legal"), "decoding.order"),
+        (lambda m: m["decoding"].update(retrieval="dense"), "so retrieval must be generate"),
+        (lambda m: m["decoding"].update(retrieval="sparse"), "decoding.retrieval"),
+        (lambda m: m.update(dense={"weight": 0.5}), "must list exactly"),
+        (lambda m: m.update(dense={"weight": 1.5}), "dense.weight"),
         (lambda m: m.update(autoregressive=True), "so order must be left_to_right"),
         (lambda m: m["decoding"].update(m_par=0), "decoding.m_par"),
         (lambda m: m["decoding"].update(beam_width=0), "beam_width"),

@@ -13,7 +13,7 @@ from service.decoding.catalogue.catalogue import Catalogue
 from service.decoding.catalogue.codebook import ContentProjection
 from service.decoding.catalogue.codebook_kinds import ProductCodebook
 from service.decoding.catalogue.neighbour_prior import NeighbourPrior
-from service.decoding.job import Job, Order, Ranking
+from service.decoding.job import Job, Order, Ranking, Retrieval
 from service.decoding.schedule import Schedule
 
 # What a test runs with: an order, or one of the others, drawn.
@@ -89,6 +89,7 @@ def job_of(
     finish_rows: int = 0,
     ranking: Ranking = "rows",
     order: Order = "confidence",
+    retrieval: Retrieval = "generate",
 ) -> Job:
     return Job(
         history=np.array(history, dtype=np.int32),
@@ -100,6 +101,7 @@ def job_of(
         finish_rows=finish_rows,
         ranking=ranking,
         order=order,
+        retrieval=retrieval,
     )
 
 

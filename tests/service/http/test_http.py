@@ -65,6 +65,7 @@ def test_a_history_is_posted_and_answered_by_the_model(served: Service, bundle: 
         "order": "confidence",
         "remask": 0,
         "guidance": 0.0,
+        "retrieval": "generate",
         "adjusted": False,
         "schedule": [1, 3],
         "nfe": 2,
@@ -95,6 +96,7 @@ def test_the_bundle_says_how_to_decode_unless_the_request_does(served: Service) 
         "order": "confidence",
         "remask": 0,
         "guidance": 0.0,
+        "retrieval": "generate",
         "adjusted": False,
         "schedule": [1, 1, 2],
         "nfe": 3,
@@ -523,11 +525,13 @@ def test_info_says_what_runs(served: Service) -> None:
         "order": "confidence",
         "remask": 0,
         "guidance": 0.0,
+        "retrieval": "generate",
     }
     assert info["bundle"]["knows_held_out"] is False
     assert info["bundle"]["family"] == "mdgr"
     assert info["bundle"]["autoregressive"] is False
     assert info["bundle"]["history_dropout"] == 0
+    assert info["bundle"]["dense"] is False
     assert info["limits"]["max_k"] == 100
     assert info["history_store"] == "redis"
     assert "unix:" not in json.dumps(info)

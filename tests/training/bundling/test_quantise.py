@@ -43,7 +43,7 @@ def graphs() -> Graphs:
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.1)
         model.code_embedding.weight.mul_(2)
-    encoder, decoder, _ = export_graphs(model)
+    encoder, decoder, *_ = export_graphs(model)
     return encoder, decoder
 
 

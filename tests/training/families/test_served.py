@@ -1,20 +1,21 @@
-"""For each family beside mdgr: a world that can be learnt is learnt, and what its bundle serves is
-what was measured offline.
+"""For each family beside mdgr, and with dense heads: a world that can be learnt is learnt, and what
+its bundle serves is what was measured offline.
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 from running_service import service_process
 
 from service.bundles import Bundle
-from service.decoding import Job, Schedule
+from service.decoding import Job, Retrieval, Schedule
 from service.decoding.network import Histories
 from training.__main__ import main
 from training.data.interactions import load_dataset
@@ -40,30 +41,52 @@ COMMON = [
     "evaluation.rankings=['rows']",
     "evaluation.schedule_users=100",
 ]
+TIGER = [
+    "model.family=tiger",
+    *COMMON,
+    "fit.catalogue_weight=0",
+    "evaluation.beam_widths=[20]",
+]
+DENSE = ["model.options={dense=true}", "evaluation.retrievals=['generate', 'dense', 'fused']"]
 SETTINGS = {
-    "maskgr": ["model.family=maskgr", *COMMON],
-    "tiger": [
-        "model.family=tiger",
-        *COMMON,
-        "fit.catalogue_weight=0",
-        "evaluation.beam_widths=[20]",
-    ],
+    "maskgr": ["model.family=maskgr", *COMMON, *DENSE],
+    "tiger": TIGER,
+    "liger": [*TIGER, *DENSE],
 }
 # A setting of requests, four calls each.
+NEXT_CODE: dict[str, Any] = {
+    "r_warm": 4,
+    "m_par": 1,
+    "ranking": "path",
+    "order": "left_to_right",
+}
 DECODING: dict[str, dict[str, Any]] = {
     "maskgr": {"r_warm": 2, "m_par": 1, "ranking": "rows", "order": "confidence"},
-    "tiger": {"r_warm": 4, "m_par": 1, "ranking": "path", "order": "left_to_right"},
+    "tiger": NEXT_CODE,
+    "liger": NEXT_CODE,
 }
 
 
 class Made(NamedTuple):
-    """A finished run of a family, in `folder`: its record, its bundle and its test users."""
+    """A finished run of settings, in `folder`: its record, its bundle and its test users."""
 
-    family: str
+    name: str
     folder: Path
     record: dict[str, Any]
     bundle: Bundle
     test: Windows
+
+    @property
+    def has_dense(self) -> bool:
+        return self.name != "tiger"
+
+    @property
+    def family(self) -> str:
+        return "maskgr" if self.name == "maskgr" else "tiger"
+
+    @property
+    def retrievals(self) -> tuple[Retrieval, ...]:
+        return get_args(Retrieval) if self.has_dense else ("generate",)
 
 
 @pytest.fixture(scope="module", params=SETTINGS)
@@ -82,6 +105,30 @@ def test_a_structured_world_is_learnt(made: Made) -> None:
     recall, popular = (made.record[of]["recall@10"] for of in ("default", "popularity"))
     assert recall >= 2 * popular
     assert recall >= 0.5
+
+
+def test_the_dense_head_learns_the_world_too(made: Made) -> None:
+    report = json.loads((made.folder / "run" / "evaluation" / "report.json").read_text())
+    found = {line.get("retrieval", "generate"): line for line in report["schedules"]}
+    assert set(found) == set(made.retrievals)
+    assert {point.get("retrieval", "generate") for point in report["grid"]["points"]} == set(found)
+    text = (made.folder / "run" / "evaluation" / "report.md").read_text()
+    assert ("| dense |  |" in text) == ("fused |" in text) == made.has_dense
+    if not made.has_dense:
+        assert made.bundle.manifest.dense is None
+        return
+    assert found["dense"]["nfe"] == 0
+    assert found["dense"]["steps"] == []
+    for retrieval in ("dense", "fused"):
+        recall = found[retrieval]["item"]["recall@10"]
+        assert recall >= 2 * report["popularity"]["recall@10"]
+        assert recall >= 0.45
+    trials = made.bundle.manifest.facts["dense_trials"]
+    assert isinstance(trials, list)
+    assert made.bundle.manifest.dense is not None
+    weight = made.bundle.manifest.dense.weight
+    best = max(trial["recall@10"] for trial in trials)
+    assert {"weight": weight, "recall@10": best} in trials
 
 
 def test_a_beam_that_cannot_be_followed_is_refused(made: Made) -> None:
@@ -117,6 +164,12 @@ def test_the_shipped_network_is_the_learnt_one(made: Made) -> None:
         for denoiser in (shipped, torch_denoiser)
     )
     assert np.abs(found - expected).max() <= 1e-4
+    if made.has_dense:
+        head, model = bundle.decoder.dense, torch_denoiser.model
+        assert head is not None
+        with torch.inference_mode():
+            asked = model.query(torch_denoiser.encode(arrays)).numpy()
+        assert np.abs(head.queries(shipped.encode(arrays)) - asked).max() <= 1e-4
     nothing = Histories.of(histories[2:3], bundle.catalogue, config.history_length)
     alone = shipped.denoise(shipped.encode(nothing), sids[2:3], positions[:1])
     assert np.abs(alone[0] - expected[2]).max() <= 1e-4
@@ -154,19 +207,35 @@ def test_a_command_measures_how_independent_codes_are(
 
 
 def test_http_gives_what_the_decoder_gives_alone_or_in_a_batch(made: Made) -> None:
-    bundle, decoding = made.bundle, DECODING[made.family]
+    bundle, decoding = made.bundle, DECODING[made.name]
     asked = {"k": 10, "beam_width": 20, "finish_rows": 0}
     ids, known = bundle.catalogue.item_ids, set(map(tuple, bundle.catalogue.codes.tolist()))
     histories = [made.test.history_of(user) for user in range(24)]
     schedule = Schedule((1, 1, 1, 1))
     ranking, order = decoding["ranking"], decoding["order"]
+    found_by = [made.retrievals[user % len(made.retrievals)] for user in range(24)]
     jobs = [
-        Job(h, 10, schedule, 20, excluded=np.unique(h), ranking=ranking, order=order)
-        for h in histories
+        Job(
+            h,
+            10,
+            schedule,
+            20,
+            excluded=np.unique(h),
+            ranking=ranking,
+            order=order,
+            retrieval=retrieval,
+        )
+        for h, retrieval in zip(histories, found_by, strict=True)
     ]
     together, _ = bundle.decoder.decode(jobs)
     requests = [
-        {"user_id": f"u{user}", "history": [ids[row] for row in history], **asked, **decoding}
+        {
+            "user_id": f"u{user}",
+            "history": [ids[row] for row in history],
+            **asked,
+            **decoding,
+            "retrieval": found_by[user],
+        }
         for user, history in enumerate(histories)
     ]
     run_folder = made.folder / "run"
@@ -180,7 +249,8 @@ def test_http_gives_what_the_decoder_gives_alone_or_in_a_batch(made: Made) -> No
     batch = [result["response"] for result in results]
     for job, decoded, *answers in zip(jobs, together, alone, batch, again, strict=True):
         [one], _ = bundle.decoder.decode([job])
-        assert decoded.nfe == one.nfe > 1
+        assert decoded.nfe == one.nfe
+        assert (one.nfe == 0) if job.retrieval == "dense" else (one.nfe > 1)
         assert len(decoded.rows) == 10
         for answer in answers:
             assert (answer["served_by"], answer["decoding"]["nfe"]) == ("model", one.nfe)

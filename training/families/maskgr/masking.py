@@ -1,7 +1,7 @@
 """Which codes of a sequence become MASK, and what a masked code then weighs in the loss.
 
-Pure functions of sizes and a random generator; knows nothing of the network. Two kinds: codes
-anywhere in the sequence, as published, and codes of one item only, which is what serving asks for.
+Pure functions of sizes and a random generator; knows nothing of the network. Codes anywhere in the
+sequence, as published; whole items, for a dense head; codes of one item only, as in serving.
 Source: arXiv 2511.23021; its forward process masks each code with probability t, t ~ U(0, 1), and
 weighs it by 1 / t.
 """
@@ -47,6 +47,18 @@ def mask_anywhere(
     rates, weights = draw_rates(n, generator, noise)
     drawn = torch.rand(n, items, num_subspaces, generator=generator)
     return drawn < rates[:, None, None], weights
+
+
+def mask_items(
+    n: int, items: int, num_subspaces: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """As `mask_anywhere`, but an item's codes become MASK together: what the dense head is asked.
+
+    For one code, the chance and the weight are the same.
+    """
+    rates = draw_rates(n, generator)
+    drawn = torch.rand(n, items, 1, generator=generator).expand(-1, -1, num_subspaces)
+    return drawn < rates[:, None, None], 1 / rates
 
 
 def mask_one_item(

@@ -18,8 +18,9 @@ is_item:   (n, items) bool, false for filler, which is at the start
 states:    (n, items, L, width) float32
 memory:    (jobs, memory_size) float32, always of `history_length` items
 L = num_subspaces. After arXiv 2511.23021 and its public code: pre-norm, GELU, rotary positions, no
-norm at the end, logits h·E / sqrt(width). Not from there: one softmax per position (there, codes of
-other positions compete) and a bias for each code.
+norm at the end, logits h·E / sqrt(width). A dense head reads the states of an item whose codes are
+all masked, after three quarters of the layers, as published (6 of 8). Not from there: one softmax
+per position (there, codes of other positions compete) and a bias for each code.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from training.config import ModelConfig, Section
 from training.errors import ConfigError
 from training.families.network import (
     NEVER,
+    DenseHead,
     Dropout,
     Network,
     TransformerLayer,
@@ -48,6 +50,7 @@ from training.families.network import (
 )
 
 LONGEST_WAVE = 10_000.0  # of the rotary positions
+TEMPERATURE = 0.1  # of the dense head, as published
 
 
 class Options(Section):
@@ -64,6 +67,18 @@ class Options(Section):
         le=1,
         description="share of sequences in which only the last item has masks, as in serving; the "
         "others have masks anywhere, as published",
+    )
+    dense: bool = Field(
+        False,
+        description="the network also learns to retrieve the next item by its content; needs "
+        "model.item_vectors",
+    )
+    dense_share: float = Field(
+        0.2,
+        gt=0,
+        le=1,
+        description="with dense, the share of sequences with masks anywhere in which whole items "
+        "are masked",
     )
 
 
@@ -139,7 +154,13 @@ class MaskGR(Network):
     """Code embeddings, layers, one softmax per position over its codes, and the repeat bias."""
 
     def __init__(
-        self, config: ModelConfig, *, num_subspaces: int, num_codes: int, vector_dims: int
+        self,
+        config: ModelConfig,
+        *,
+        num_subspaces: int,
+        num_codes: int,
+        vector_dims: int,
+        dense: DenseHead | None = None,
     ) -> None:
         super().__init__()
         check_width(config)
@@ -148,6 +169,7 @@ class MaskGR(Network):
         self.num_subspaces = num_subspaces
         self.num_codes = num_codes
         self.vector_dims = vector_dims
+        self.dense = dense
         self.uses_vectors = config.item_vectors
         width, history_length = config.width, config.history_length
         # The last of each position's rows is MASK there.
@@ -162,6 +184,7 @@ class MaskGR(Network):
         self.head = None if config.tied_head else nn.Embedding(num_subspaces * num_codes, width)
         self.bias = nn.Parameter(torch.zeros(num_subspaces, num_codes))
         self.repeat_bias = nn.Parameter(torch.zeros(()))
+        self.dense_layers = -(-3 * config.encoder_layers // 4)
         offsets = torch.arange(num_subspaces) * (num_codes + 1)
         self.register_buffer("offsets", offsets, persistent=False)
         num_tokens = (history_length + 1) * num_subspaces
@@ -194,6 +217,10 @@ class MaskGR(Network):
 
         Its vector must be zeros, and so that of every item which has a mask.
         """
+        return self.both_states(codes, vectors, is_item)[0]
+
+    def both_states(self, codes: Tensor, vectors: Tensor, is_item: Tensor) -> tuple[Tensor, Tensor]:
+        """`states`, and those that the dense head reads."""
         n, items, num_subspaces = codes.shape
         num_tokens, num_old = items * num_subspaces, (items - 1) * num_subspaces
         bias = self._bias(is_item)
@@ -203,9 +230,18 @@ class MaskGR(Network):
             bias = bias.masked_fill(hidden, NEVER)
         x = self.embed(codes, vectors).flatten(1, 2)
         rotation = self.rotation[-num_tokens:]
-        for layer in self.layers:
+        lower = x
+        for number, layer in enumerate(self.layers, start=1):
             x = layer(x, bias, rotation)
-        return x.reshape(n, items, num_subspaces, -1)
+            lower = x if number == self.dense_layers else lower
+        shape = n, items, num_subspaces, -1
+        return x.reshape(shape), lower.reshape(shape)
+
+    def queries(self, lower: Tensor) -> Tensor:
+        """States that the dense head reads, of items: (n, L, width) -> (n, dims)."""
+        assert self.dense is not None
+        queries: Tensor = self.dense(lower.flatten(1) / math.sqrt(self.config.width))
+        return queries
 
     def logits(self, states: Tensor) -> Tensor:
         """(..., L, width) -> (..., L, num_codes)."""
@@ -228,10 +264,31 @@ class MaskGR(Network):
     def denoise(
         self, partial_sids: Tensor, memory: Tensor, positions: Tensor | None = None
     ) -> Tensor:
+        jobs, beams, _ = partial_sids.shape
+        asked = None if positions is None else positions.flatten(0, 1)
+        x = self._filled(partial_sids, memory, asked, len(self.layers))
+        heads, code_bias = self._heads()
+        if asked is None:
+            logits = logits_of(x, heads, code_bias)
+        else:
+            logits = logits_at(x, asked, heads, code_bias)
+        return logits.reshape(jobs, beams, x.shape[1], self.num_codes)
+
+    def query(self, memory: Tensor) -> Tensor:
+        shape = memory.shape[0], 1, self.num_subspaces
+        masks = torch.full(shape, self.num_codes, dtype=torch.int64)
+        return self.queries(self._filled(masks, memory, None, self.dense_layers))
+
+    def _filled(
+        self, partial_sids: Tensor, memory: Tensor, asked: Tensor | None, num_layers: int
+    ) -> Tensor:
+        """States of items to fill after so many layers: (jobs * beams, m, width).
+
+        asked: (jobs * beams, m) int64, positions; None = all of them
+        """
         jobs, beams, num_subspaces = partial_sids.shape
         length, width = self.config.history_length, self.config.width
         head_width = width // self.config.num_heads
-        asked = None if positions is None else positions.flatten(0, 1)
         x = self.embed(partial_sids).flatten(0, 1)
         kept, is_item = memory[:, :-length], memory[:, -length:] > 0
         places = is_item.any(dim=0).nonzero()[:, 0]  # others are filler in all histories
@@ -240,21 +297,16 @@ class MaskGR(Network):
             old = kept.reshape(jobs, length, num_subspaces, width)[:, places].flatten(1, 2)
             rotation = self.rotation.unflatten(0, (-1, num_subspaces))
             rotation = torch.cat((rotation[places], rotation[-1:])).flatten(0, 1)
-            x = self._whole_sequences(old, x, bias, rotation, beams, asked)
+            x = self._whole_sequences(old, x, bias, rotation, beams, asked, num_layers)
         else:
             kept = kept.reshape(jobs, 2 * len(self.layers), -1, length, num_subspaces, head_width)
             kept = kept[:, :, :, places].flatten(3, 4)
             rotation = self.rotation[-num_subspaces:]
-            for number, layer in enumerate(self.layers):
-                last = number == len(self.layers) - 1
+            for number, layer in enumerate(self.layers[:num_layers]):
+                last = number == num_layers - 1
                 of_layer = kept[:, 2 * number], kept[:, 2 * number + 1]
                 x = layer.fill(x, of_layer, bias, rotation, asked if last else None)
-        heads, code_bias = self._heads()
-        if asked is None:
-            logits = logits_of(x, heads, code_bias)
-        else:
-            logits = logits_at(x, asked, heads, code_bias)
-        return logits.reshape(jobs, beams, x.shape[1], self.num_codes)
+        return x
 
     def _keys_and_values(self, x: Tensor, is_item: Tensor) -> Tensor:
         """Of all layers, for histories: (jobs, layers, 2, heads, tokens, width / heads)."""
@@ -276,6 +328,7 @@ class MaskGR(Network):
         rotation: Tensor,
         beams: int,
         asked: Tensor | None,
+        num_layers: int,
     ) -> Tensor:
         """States of the items to fill, each run with its history: (jobs * beams, m, width).
 
@@ -290,9 +343,11 @@ class MaskGR(Network):
         x = torch.cat((old, x), dim=2).flatten(0, 1)
         if asked is None:
             asked = torch.arange(self.num_subspaces).expand(x.shape[0], -1)
-        for layer in self.layers[:-1]:
+        *layers, last = self.layers[:num_layers]
+        for layer in layers:
             x = layer(x, bias, rotation)
-        return self.layers[-1](x, bias, rotation, num_old + asked)
+        states: Tensor = last(x, bias, rotation, num_old + asked)
+        return states
 
     def _bias(self, is_item: Tensor) -> Tensor:
         """What is added to the scores of keys: (n, 1, 1, items * L)."""
@@ -340,9 +395,13 @@ def check_width(config: ModelConfig) -> None:
 
 def build(catalogue: Catalogue, config: ModelConfig) -> MaskGR:
     """An untrained model of the catalogue's sizes."""
+    dense = None
+    if Options.model_validate(config.options).dense:
+        dense = DenseHead(catalogue.num_subspaces * config.width, catalogue, TEMPERATURE)
     return MaskGR(
         config,
         num_subspaces=catalogue.num_subspaces,
         num_codes=catalogue.num_codes,
         vector_dims=catalogue.vectors.shape[1],
+        dense=dense,
     )

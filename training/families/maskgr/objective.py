@@ -17,8 +17,8 @@ from torch.nn import functional as F
 from service.decoding import SidTrie
 from training.config import FitConfig, MaskingConfig, ModelConfig
 from training.data import Segments, Split
-from training.families.losses import CatalogueSoftmax, Repeats
-from training.families.maskgr.masking import mask_anywhere, mask_one_item
+from training.families.losses import CatalogueSoftmax, DenseLoss, Repeats
+from training.families.maskgr.masking import mask_anywhere, mask_items, mask_one_item
 from training.families.maskgr.model import MaskGR
 from training.families.segment_objective import SegmentObjective
 
@@ -31,6 +31,8 @@ class Sequences(NamedTuple):
     masked:  (n, items, L) bool, never where filler
     weights: (n,) float32, of a masked code of each
     whole:   (n,) bool, masked anywhere; else in the last item only
+    asked:   (n, items) bool, items that the dense head is asked for: of their sequence whole items
+        were masked, and they are; none without a dense head
     """
 
     rows: Tensor
@@ -38,6 +40,7 @@ class Sequences(NamedTuple):
     masked: Tensor
     weights: Tensor
     whole: Tensor
+    asked: Tensor
 
 
 class MaskGRObjective(SegmentObjective):
@@ -45,7 +48,8 @@ class MaskGRObjective(SegmentObjective):
 
     The paper's: over the masked codes, sum of weight * cross-entropy / sum of weights. The other:
     `CatalogueSoftmax.loss` of the last item, where it has a mask. Sequences of the two kinds of
-    masking have means of their own, which count by the number of sequences.
+    masking have means of their own, which count by the number of sequences. With a dense head there
+    is also `DenseLoss`, with the weight 1, the mean over the items that it is asked for.
 
     A minibatch is an array of segments. Each is one sequence; where only its last item is masked,
     it is cut off after one of its targets, drawn at random. So every item comes last now and then.
@@ -69,6 +73,7 @@ class MaskGRObjective(SegmentObjective):
         segments = Segments.of(split.train, model_config.history_length)
         super().__init__(segments, trie.catalogue, config)
         self.catalogue_softmax = CatalogueSoftmax(trie, sampled_rows=config.sampled_rows)
+        self.dense_loss = DenseLoss(trie.catalogue, sampled_rows=config.sampled_rows)
 
     def loss(
         self, minibatch: NDArray[np.intp], progress: float, generator: torch.Generator
@@ -76,7 +81,7 @@ class MaskGRObjective(SegmentObjective):
         """Draw masks for these segments; the mean loss over sequences."""
         config = self.config
         sequences = self.draw(minibatch, generator)
-        states = self._states(sequences)
+        states, lower = self._states(sequences)
         if not config.position_weight:
             states = states[:, -1:]
         logits = self._logits(states)
@@ -95,6 +100,10 @@ class MaskGRObjective(SegmentObjective):
                 loss = loss + share * config.catalogue_weight * self._over_rows(
                     logits[:, -1], sequences, chosen, minibatch
                 )
+            if share and self.model.dense is not None:
+                asked = sequences.asked & chosen[:, None]
+                queries = self.model.queries(lower[asked].float())
+                loss = loss + share * self.dense_loss.loss(queries, sequences.rows[asked])
         return loss
 
     def draw(self, minibatch: NDArray[np.intp], generator: torch.Generator) -> Sequences:
@@ -121,7 +130,15 @@ class MaskGRObjective(SegmentObjective):
         masked[~whole, -1], weights[~whole] = mask_one_item(
             int((~whole).sum()), num_subspaces, self.full_share, generator
         )
-        return Sequences(rows, is_item, masked & is_item[:, :, None], weights, whole)
+        asked = torch.zeros(n, items, dtype=torch.bool)
+        if self.model.dense is not None:
+            by_item = torch.rand(n, generator=generator) < self.model.options.dense_share
+            drawn = whole & by_item
+            masked[drawn], weights[drawn] = mask_items(
+                int(drawn.sum()), items, num_subspaces, generator
+            )
+            asked = masked.all(dim=2) & is_item & (by_item | ~whole)[:, None]
+        return Sequences(rows, is_item, masked & is_item[:, :, None], weights, whole, asked)
 
     def _over_rows(
         self, logits: Tensor, sequences: Sequences, chosen: Tensor, minibatch: NDArray[np.intp]
@@ -142,14 +159,14 @@ class MaskGRObjective(SegmentObjective):
         rows = sequences.rows[samples, -1]
         return self.catalogue_softmax.loss(logits[samples], rows, masked[samples], repeats)
 
-    def _states(self, sequences: Sequences) -> Tensor:
+    def _states(self, sequences: Sequences) -> tuple[Tensor, Tensor]:
         codes = torch.where(sequences.masked, self.model.num_codes, self.codes[sequences.rows])
         vectors = self.vectors[sequences.rows].float()
         # A vector would give away the masked codes of its item. Serving does not know the last one.
         vectors[sequences.masked.any(dim=2)] = 0
         vectors[:, -1] = 0
         with self.precision():
-            return self.model.states(codes, vectors, sequences.is_item)
+            return self.model.both_states(codes, vectors, sequences.is_item)
 
     def _logits(self, states: Tensor) -> Tensor:
         with self.precision():

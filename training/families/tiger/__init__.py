@@ -8,7 +8,7 @@ minibatch's loss).
 from training.families.denoiser import TorchDenoiser
 from training.families.export import export_graphs
 from training.families.family import Family
-from training.families.tiger.model import build
+from training.families.tiger.model import Options, build
 from training.families.tiger.objective import TigerObjective, check_loss
 
 __all__ = ["FAMILY"]
@@ -18,6 +18,7 @@ FAMILY = Family(
     objective=TigerObjective,
     denoiser=TorchDenoiser,
     export=export_graphs,
+    options=Options,
     autoregressive=True,
     unused=(
         "model.difficulty_embedding",
@@ -29,7 +30,6 @@ FAMILY = Family(
         "masking.full_share",
         "masking.partial_share",
         "fit.validation_schedule",
-        "fit.sampled_rows",
         "evaluation.schedules",
         "evaluation.rankings",
         "evaluation.finish_rows",

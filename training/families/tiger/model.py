@@ -12,16 +12,19 @@ states:    (n, items * L, width) float32
 L = num_subspaces. After arXiv 2305.05065: encoder-decoder, cross-attention, a softmax for each
 position. Not from there: pre-norm layers instead of T5's, learned ages of items instead of relative
 places, no token for the user, and the vector of an item beside its codes (`model.item_vectors`), so
-that all families have the same inputs.
+that all families have the same inputs. With the option `dense` it is LIGER (arXiv 2411.18814): a
+dense head that reads the decoder's first state. There it reads the encoder's last one, and items'
+text goes through layers too.
 """
 
 from __future__ import annotations
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from service.decoding import Catalogue
-from training.config import ModelConfig
+from training.config import ModelConfig, Section
 from training.families.cross_attention import (
     CrossAttention,
     Remembered,
@@ -33,6 +36,7 @@ from training.families.cross_attention import (
 )
 from training.families.network import (
     NEVER,
+    DenseHead,
     Dropout,
     Network,
     bias_of,
@@ -41,18 +45,37 @@ from training.families.network import (
     logits_of,
 )
 
+TEMPERATURE = 0.07  # of the dense head, as published
+
+
+class Options(Section):
+    """`model.options` of this family."""
+
+    dense: bool = Field(
+        False,
+        description="the network also learns to retrieve the next item by its content (LIGER); "
+        "needs model.item_vectors",
+    )
+
 
 class Tiger(Network):
     """Code embeddings, encoder, decoder, one softmax per position over its codes."""
 
     def __init__(
-        self, config: ModelConfig, *, num_subspaces: int, num_codes: int, vector_dims: int
+        self,
+        config: ModelConfig,
+        *,
+        num_subspaces: int,
+        num_codes: int,
+        vector_dims: int,
+        dense: DenseHead | None = None,
     ) -> None:
         super().__init__()
         self.config = config
         self.num_subspaces = num_subspaces
         self.num_codes = num_codes
         self.vector_dims = vector_dims
+        self.dense = dense
         self.uses_vectors = config.item_vectors
         width = config.width
         # The last of each position's rows is MASK there.
@@ -100,10 +123,10 @@ class Tiger(Network):
             x = layer(x, bias)
         return remembered(self.encoder_norm(x), is_token, self.cross, self.config.num_heads)
 
-    def logits(self, partial_sids: Tensor, history: Remembered, asked: Tensor | None) -> Tensor:
-        """partial_sids: (n, L), of equally many beams for each job; asked: (n, m).
+    def states(self, partial_sids: Tensor, history: Remembered) -> Tensor:
+        """(n, L), of equally many beams for each job -> (n, L, width), of the decoder.
 
-        Returns (n, L, num_codes), or (n * m, num_codes) of what is asked for.
+        The state of a position knows the codes before it.
         """
         before = self.code_embedding(partial_sids[:, :-1] + self.offsets[:-1])
         first = self.first.expand(partial_sids.shape[0], -1, -1)
@@ -112,7 +135,14 @@ class Tiger(Network):
         for number, (layer, cross) in enumerate(zip(self.decoder, self.cross, strict=True)):
             x = cross(x, history.keys[:, number], history.values[:, number], history.bias)
             x = layer(x, self.causal)
-        x = self.decoder_norm(x)
+        normed: Tensor = self.decoder_norm(x)
+        return normed
+
+    def logits(self, x: Tensor, asked: Tensor | None = None) -> Tensor:
+        """x: states, (n, L, width); asked: (n, m) int64, positions.
+
+        Returns (n, L, num_codes), or (n * m, num_codes) of what is asked for.
+        """
         if self.head is None:
             table = self.code_embedding.weight.unflatten(0, (self.num_subspaces, -1))[:, :-1]
         else:
@@ -132,15 +162,30 @@ class Tiger(Network):
         jobs, beams, num_subspaces = partial_sids.shape
         history = from_memory(memory, self.config, num_subspaces)
         asked = None if positions is None else positions.flatten(0, 1)
-        logits = self.logits(partial_sids.flatten(0, 1), history, asked)
-        return logits.reshape(jobs, beams, -1, self.num_codes)
+        states = self.states(partial_sids.flatten(0, 1), history)
+        return self.logits(states, asked).reshape(jobs, beams, -1, self.num_codes)
+
+    def query(self, memory: Tensor) -> Tensor:
+        masks = torch.full((memory.shape[0], self.num_subspaces), self.num_codes)
+        history = from_memory(memory, self.config, self.num_subspaces)
+        return self.queries(self.states(masks, history))
+
+    def queries(self, states: Tensor) -> Tensor:
+        """Of the first states, which know no code: (n, L, width) -> (n, dims)."""
+        assert self.dense is not None
+        queries: Tensor = self.dense(states[:, 0])
+        return queries
 
 
 def build(catalogue: Catalogue, config: ModelConfig) -> Tiger:
     """An untrained model of the catalogue's sizes."""
+    dense = None
+    if Options.model_validate(config.options).dense:
+        dense = DenseHead(config.width, catalogue, TEMPERATURE)
     return Tiger(
         config,
         num_subspaces=catalogue.num_subspaces,
         num_codes=catalogue.num_codes,
         vector_dims=catalogue.vectors.shape[1],
+        dense=dense,
     )

@@ -16,7 +16,7 @@ from service.decoding import SidTrie
 from training.config import FitConfig, MaskingConfig, ModelConfig
 from training.data import Segments, Split
 from training.errors import ConfigError
-from training.families.losses import position_loss
+from training.families.losses import DenseLoss, position_loss
 from training.families.segment_objective import SegmentObjective
 from training.families.tiger.model import Tiger
 
@@ -24,6 +24,7 @@ from training.families.tiger.model import Tiger
 class TigerObjective(SegmentObjective):
     """Cross-entropy of all codes of the target, summed per sample, averaged over samples.
 
+    With a dense head also `DenseLoss`, with the weight 1 (arXiv 2411.18814).
     A minibatch is an array of segments of one target each. Masks and the loss over rows do not
     apply. Raises ConfigError when `fit.catalogue_weight` asks for that loss.
     """
@@ -42,6 +43,7 @@ class TigerObjective(SegmentObjective):
         self.model = model
         segments = Segments.of_one_target(split.train, model_config.history_length)
         super().__init__(segments, trie.catalogue, config)
+        self.dense_loss = DenseLoss(trie.catalogue, sampled_rows=config.sampled_rows)
 
     def loss(
         self, minibatch: NDArray[np.intp], progress: float, generator: torch.Generator
@@ -60,11 +62,15 @@ class TigerObjective(SegmentObjective):
             remembered = self.model.encoded(
                 self.codes[history], self.vectors[history].float(), is_item
             )
-            logits = self.model.logits(target_codes, remembered, None)
+            states = self.model.states(target_codes, remembered)
+            logits = self.model.logits(states)
         everything = torch.ones_like(target_codes, dtype=torch.bool)
-        return self.config.position_weight * position_loss(
+        loss = self.config.position_weight * position_loss(
             logits.float(), target_codes, everything, label_smoothing=self.config.label_smoothing
         )
+        if self.model.dense is not None:
+            loss = loss + self.dense_loss.loss(self.model.queries(states.float()), targets)
+        return loss
 
 
 def check_loss(config: FitConfig) -> None:

@@ -75,7 +75,7 @@ def model() -> MaskedDiffusionModel:
 
 @pytest.fixture(scope="module")
 def graphs(model: MaskedDiffusionModel) -> tuple[bytes, bytes]:
-    encoder, decoder, _ = export_graphs(model)
+    encoder, decoder, *_ = export_graphs(model)
     return encoder, decoder
 
 

@@ -177,7 +177,7 @@ def test_two_parts_give_what_whole_sequences_give(attention: str, tied_head: boo
 def test_the_exported_graphs_of_full_attention_agree_with_torch() -> None:
     """And without vectors. Graphs of the other kind are exported in test_served."""
     model = _model("full", item_vectors=False, encoder_layers=1)
-    encoder, decoder, difference = export_graphs(model)
+    encoder, decoder, difference, _ = export_graphs(model)
     assert difference < 1e-5
     shipped = OnnxDenoiser(
         encoder, decoder, num_subspaces=L, num_codes=V, history_length=LENGTH, repeat_bias=-0.5
