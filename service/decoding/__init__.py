@@ -24,12 +24,22 @@ from service.decoding.catalogue import (
     SidTrie,
 )
 from service.decoding.decoder import Decoder
-from service.decoding.job import Decoded, Job, OnAnswer, Order, Ranking, Timings, Trajectory
+from service.decoding.job import (
+    MAX_HORIZON,
+    Decoded,
+    Job,
+    OnAnswer,
+    Order,
+    Ranking,
+    Timings,
+    Trajectory,
+)
 from service.decoding.network import Denoiser, Histories
 from service.decoding.schedule import Schedule
 from service.decoding.search import decode
 
 __all__ = [
+    "MAX_HORIZON",
     "Catalogue",
     "Codebook",
     "CodebookKind",

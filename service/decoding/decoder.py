@@ -21,7 +21,7 @@ from service.decoding.catalogue import (
 )
 from service.decoding.job import Decoded, Job, OnAnswer, Timings
 from service.decoding.network import Denoiser, EncoderCache
-from service.decoding.search import decode
+from service.decoding.search import decode, decode_several
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,8 +49,13 @@ class Decoder:
     def decode(
         self, jobs: Sequence[Job], on_answer: OnAnswer | None = None
     ) -> tuple[list[Decoded], Timings]:
-        """Decode a batch of jobs: see `service.decoding.search.beam_search.decode`."""
-        return decode(
+        """Decode a batch of jobs of one horizon.
+
+        See `service.decoding.search.beam_search.decode`, and `several_items.decode_several` there
+        for a horizon above 1.
+        """
+        search = decode_several if jobs and jobs[0].horizon > 1 else decode
+        return search(
             jobs,
             self.trie,
             self.denoiser,
