@@ -34,14 +34,17 @@ class Work:
     rows: int
 
     @classmethod
-    def of(cls, schedule: Schedule, beam_width: int) -> Self:
-        """The work of one job: a first call with one row, then at most `beam_width` rows a call."""
-        return cls(1, schedule.nfe, 1 + (schedule.nfe - 1) * beam_width)
+    def of(cls, schedule: Schedule, beam_width: int, horizon: int = 1) -> Self:
+        """The work of one job: a first call with one beam, then at most `beam_width` a call.
+
+        A beam is a row for each item of the horizon.
+        """
+        return cls(1, schedule.nfe, horizon * (1 + (schedule.nfe - 1) * beam_width))
 
     @classmethod
     def of_job(cls, job: Job) -> Self:
         """The work of one job."""
-        return cls.of(job.schedule, job.beam_width)
+        return cls.of(job.schedule, job.beam_width, job.horizon)
 
     @classmethod
     def together(cls, works: Iterable[Work]) -> Self:

@@ -164,6 +164,11 @@ class Bundle:
                 threads=ort_threads,
                 provider=provider,
             )
+            if denoiser.max_horizon < manifest.max_horizon:
+                raise ValueError(
+                    f"{graphs[1]} can be asked for one item at a time, manifest.json says "
+                    f"max_horizon {manifest.max_horizon}"
+                )
             if denoiser.vector_dims != catalogue.vectors.shape[1]:
                 raise ValueError(
                     f"{graphs[0]} reads vectors of {denoiser.vector_dims} dimensions, "
@@ -225,6 +230,7 @@ def write_bundle(
     content_model: str | None = None,
     family: str = "mdgr",
     autoregressive: bool = False,
+    max_horizon: int = 1,
 ) -> Manifest:
     """Write a bundle to `path`, which must not exist: into a temporary folder, renamed last.
 
@@ -233,6 +239,7 @@ def write_bundle(
     autoregressive: whether the network knows only the next code of a SID, see `Manifest`
     int8: the encoder and the decoder with 8-bit products, if the bundle should have them
     family: of the network
+    max_horizon: how many items its decoder can be asked for together
     A crash leaves no half-written bundle. Raises FileExistsError, or BundleInvalid when the parts
     do not fit together.
     """
@@ -291,6 +298,7 @@ def write_bundle(
         ),
         decoding=decoding,
         autoregressive=autoregressive,
+        max_horizon=max_horizon,
         files={
             file: FileEntry(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
             for file, data in files.items()

@@ -9,7 +9,7 @@ from typing import NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.decoding import Order, Ranking, Schedule
+from service.decoding import MAX_HORIZON, Order, Ranking, Schedule
 
 MAX_SUBSPACES = 64
 MAX_BEAM_WIDTH = 1_000
@@ -32,6 +32,16 @@ class DecodingDefaults(BaseModel):
         """The same, with at least k beams."""
         return self.model_copy(update={"beam_width": max(self.beam_width, k)})
 
+    def for_several(self, horizon: int) -> Self:
+        """What a request for `horizon` items, above 1, gets where it says nothing else.
+
+        As many calls as a SID has positions, each of which fills one position an item on average.
+        The rest was measured for one item, except the beams and their order. Beams are ranked by
+        path: a score of rows would need a sum over all sequences of different items.
+        """
+        several = {"r_warm": 0, "m_par": horizon, "ranking": "path", "finish_rows": 0}
+        return self.model_copy(update=several)
+
 
 class Misfit(NamedTuple):
     """A setting of a decoding that a bundle cannot follow, and a sentence that says why."""
@@ -41,9 +51,20 @@ class Misfit(NamedTuple):
 
 
 def misfit_of(
-    decoding: DecodingDefaults, num_subspaces: int, *, autoregressive: bool
+    decoding: DecodingDefaults,
+    num_subspaces: int,
+    *,
+    autoregressive: bool,
+    horizon: int = 1,
+    max_horizon: int = MAX_HORIZON,
 ) -> Misfit | None:
-    """The first setting that such a bundle cannot follow; None if it can decode so."""
+    """The first setting that such a bundle cannot follow; None if it can decode so.
+
+    horizon: how many items are predicted together; max_horizon: how many the network can be asked
+        for
+    """
+    if horizon > 1:
+        return _misfit_of_several(decoding, num_subspaces, horizon, max_horizon)
     for param in ("r_warm", "m_par"):
         if getattr(decoding, param) > num_subspaces:
             return Misfit(
@@ -69,4 +90,30 @@ def misfit_of(
         return Misfit("ranking", f'{why}, so it cannot score whole items; ranking must be "path"')
     if decoding.finish_rows:
         return Misfit("finish_rows", f"{why}, so it cannot end early; finish_rows must be 0")
+    return None
+
+
+def _misfit_of_several(
+    decoding: DecodingDefaults, num_subspaces: int, horizon: int, max_horizon: int
+) -> Misfit | None:
+    if horizon > max_horizon:
+        what = "one item" if max_horizon == 1 else f"at most {max_horizon} items"
+        return Misfit(
+            "horizon",
+            f"the network of this bundle predicts {what} at a time, so horizon must be at most "
+            f"{max_horizon}; a bundle that the family maskgr exports now takes {MAX_HORIZON}",
+        )
+    num_positions = horizon * num_subspaces
+    for param in ("r_warm", "m_par"):
+        if getattr(decoding, param) > num_positions:
+            why = "horizon times the bundle's num_subspaces"
+            return Misfit(param, f"{param} must be at most {num_positions}, {why}")
+    if decoding.ranking != "path":
+        return Misfit(
+            "ranking",
+            'with a horizon above 1, ranking must be "path": the probability of rows would need a '
+            "sum over all sequences of different items",
+        )
+    if decoding.finish_rows:
+        return Misfit("finish_rows", "with a horizon above 1, finish_rows must be 0")
     return None

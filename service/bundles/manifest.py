@@ -26,7 +26,7 @@ from service.bundles.decoding_defaults import (
     Misfit,
     misfit_of,
 )
-from service.decoding import CodebookKind, Collisions
+from service.decoding import MAX_HORIZON, CodebookKind, Collisions
 from service.errors import BundleInvalid
 
 FORMAT_VERSION = 3
@@ -146,6 +146,7 @@ class Manifest(_Model):
     content: null when the bundle accepts no embeddings of new items
     autoregressive: whether the network knows only the next code of a SID, from left to right. Then
         one position is filled a call, the order is left_to_right, and beams are ranked by path
+    max_horizon: how many next items a request may ask for together; not written if it is 1
     codebook: not written if it is as in bundles from before there was a choice
     digest: its `digest_of`; null in bundles older than digests
     signature: of the digest, see `signature_of`; null when nobody signed it
@@ -166,6 +167,7 @@ class Manifest(_Model):
     codebook: CodebookPart = Field(CodebookPart(), exclude_if=lambda part: part == CodebookPart())
     decoding: DecodingDefaults
     autoregressive: bool = False
+    max_horizon: int = Field(1, ge=1, le=MAX_HORIZON, exclude_if=lambda most: most == 1)
     files: dict[str, FileEntry]
     facts: dict[str, JsonValue]
     digest: str | None = Field(default=None, pattern=SHA256)
@@ -188,9 +190,15 @@ class Manifest(_Model):
             raise PydanticCustomError("misfit", "decoding.{param}: {message}", told)
         return self
 
-    def misfit(self, decoding: DecodingDefaults) -> Misfit | None:
-        """Why the bundle cannot decode so; None if it can."""
-        return misfit_of(decoding, self.num_subspaces, autoregressive=self.autoregressive)
+    def misfit(self, decoding: DecodingDefaults, horizon: int = 1) -> Misfit | None:
+        """Why the bundle cannot decode so, for `horizon` items at a time; None if it can."""
+        return misfit_of(
+            decoding,
+            self.num_subspaces,
+            autoregressive=self.autoregressive,
+            horizon=horizon,
+            max_horizon=self.max_horizon,
+        )
 
     @property
     def has_int8(self) -> bool:

@@ -57,6 +57,11 @@ class Job:
     explain: bool = False
     horizon: int = 1
 
+    @property
+    def call_rows(self) -> int:
+        """Partial SIDs of a denoiser call, at most: `horizon` for each beam."""
+        return self.beam_width * self.horizon
+
 
 @dataclass(frozen=True, eq=False)
 class Trajectory:

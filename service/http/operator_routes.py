@@ -215,6 +215,7 @@ def bundle_info_of(bundle: Bundle) -> schemas.BundleInfo:
         | {
             "num_items": bundle.catalogue.num_items,
             "num_items_in_bundle": manifest.num_items,
+            "max_horizon": manifest.max_horizon,
             "knows_held_out": manifest.knows_held_out,
         }
     )

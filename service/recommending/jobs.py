@@ -106,6 +106,7 @@ class Inputs:
             order=plan.decoding.order,
             allowed=self.allowed,
             explain=request.explain,
+            horizon=plan.horizon,
         )
 
 

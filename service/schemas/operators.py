@@ -100,6 +100,7 @@ class BundleInfo(AnswerModel):
     num_items: now; num_items_in_bundle: before items were added and removed
     family: kind of its network
     autoregressive: it fills one position a call, from left to right, and nothing else
+    max_horizon: how many next items a request may ask for together
     content: null when it accepts no new items
     knows_held_out: it has learnt the targets of its held-out users, so finding them is no recall
     """
@@ -109,6 +110,7 @@ class BundleInfo(AnswerModel):
     created_at: str
     family: str
     autoregressive: bool
+    max_horizon: int
     digest: str | None
     num_items: int
     num_items_in_bundle: int

@@ -55,8 +55,11 @@ class Parts:
 
     def decoding_with(self, prior: NeighbourPrior | None, history_length: int) -> Decoder:
         """The production decoder."""
-        denoiser = self.denoiser_of(history_length)(self.encoder, self.decoder)
-        return Decoder(SidTrie(self.catalogue), denoiser, prior)
+        return Decoder(SidTrie(self.catalogue), self.denoiser(history_length), prior)
+
+    def denoiser(self, history_length: int) -> OnnxDenoiser:
+        """The network, as it is served."""
+        return self.denoiser_of(history_length)(self.encoder, self.decoder)
 
     def denoiser_of(self, history_length: int) -> partial[OnnxDenoiser]:
         """Makes a denoiser of two graphs."""
@@ -222,6 +225,7 @@ def _write(
         name=config.bundle.name,
         family=config.model.family,
         autoregressive=parts.autoregressive,
+        max_horizon=parts.denoiser(config.model.history_length).max_horizon,
         catalogue=parts.catalogue,
         items=dataset.items,
         held_out=[

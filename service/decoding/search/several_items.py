@@ -231,5 +231,5 @@ def _check(job: Job, horizon: int, trie: SidTrie) -> None:
     if job.schedule.num_subspaces != horizon * trie.catalogue.num_subspaces:
         raise ValueError("a job's schedule must fill exactly horizon * num_subspaces positions")
     if job.ranking != "path" or job.finish_rows or job.explain:
-        raise ValueError("several items are ranked by path, to the end of the schedule, unexplained")
+        raise ValueError("several items are ranked by path, to the last step, and unexplained")
     check_rows(job, trie.catalogue.num_items)
