@@ -92,6 +92,17 @@ decoder (uint16[jobs, beams, 4] partial_sids, int64[jobs, beams, asked] position
 """
 
 
+# The same for SIDs side by side: what is at a position is at the same one of the next SID.
+SEVERAL = (
+    ("uint16[jobs, beams, 4] partial_sids", "uint16[jobs, beams, filled] partial_sids"),
+    ("int64[1] last = {-1},", "int64[1] last = {-1}, int64 four = {4},"),
+    (
+        "indices = Unsqueeze (positions, last)",
+        "own = Mod (positions, four)\n  indices = Unsqueeze (own, last)",
+    ),
+)
+
+
 def tiny_catalogue(
     num_items: int = NUM_ITEMS, names: Mapping[str, str] = MappingProxyType({})
 ) -> Catalogue:
@@ -161,13 +172,18 @@ def write_tiny_bundle(
     title: str = "Title",
     names: Mapping[str, str] | None = None,
     autoregressive: bool = False,
+    max_horizon: int = 1,
 ) -> Path:
     """Write the bundle `name@version` to `path` and return the path.
 
     offset: of the prior's neighbours; bundles with different offsets give different answers
     names: other ids for some items
     autoregressive: as if the network knew only the next code
+    max_horizon: above 1, its decoder can be asked for several items
     """
+    decoder = DECODER.replace("WORK", str(work))
+    for one, several in SEVERAL if max_horizon > 1 else ():
+        decoder = decoder.replace(one, several)
     catalogue = tiny_catalogue(num_items, names or {})
     histories = [[f"item-{(3 * n + i) % 199}" for i in range(5)] for n in range(10)]
     write_bundle(
@@ -182,13 +198,14 @@ def write_tiny_bundle(
         ],
         held_out=[HeldOutUser(f"user-{n}", tuple(h), "item-7") for n, h in enumerate(histories)],
         encoder=_graph(encoder),
-        decoder=_graph(DECODER.replace("WORK", str(work))),
+        decoder=_graph(decoder),
         history_length=HISTORY_LENGTH,
         repeat_bias=REPEAT_BIAS,
         prior=tiny_prior(offset, num_items),
         codebook=codebook or tiny_codebook(),
         decoding=NEXT_CODE if autoregressive else DEFAULT,
         autoregressive=autoregressive,
+        max_horizon=max_horizon,
         facts={"grid": {"points": tiny_grid()}},
         int8=int8 and (_graph(int8[0]), _graph(int8[1])),
     )

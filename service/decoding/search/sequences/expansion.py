@@ -308,7 +308,7 @@ def _fill_candidates(
     if width == 1 and is_all_masked(beams, beam, slot, num_subspaces, num_codes):
         position = chosen[begin] % num_subspaces
         for code in range(num_codes):
-            score = np.float64(log_probs[places[begin], code])
+            score: float = np.float64(log_probs[places[begin], code])
             if allowed.first[position, code] >= 0 and score > -np.inf:
                 number = allowed.first[position, code]
                 size = heap.push(best_scores, best, size, score, number)

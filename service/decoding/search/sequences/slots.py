@@ -84,7 +84,7 @@ def is_all_masked(
 
 
 @compiled
-def places_of(positions: Integers, slot: int, num_subspaces: int) -> tuple[int, int]:
+def places_of(positions: Integers, slot: int, num_subspaces: int) -> tuple[np.integer, np.integer]:
     """Where the masked positions of a slot begin and end among (n,) ascending positions."""
     begin = np.searchsorted(positions, slot * num_subspaces)
     return begin, np.searchsorted(positions, (slot + 1) * num_subspaces)
