@@ -108,6 +108,9 @@ def evaluate_command(
     set_default: Annotated[
         bool, typer.Option("--set-default", help="write the setting chosen into the manifest")
     ] = False,
+    horizon: Annotated[
+        int, typer.Option(min=1, help="above 1: also hold out so many items, predicted together")
+    ] = 1,
 ) -> dict[str, Any]:
     """Measure the decoding settings of a bundle on validation users, and it on test users.
 
@@ -120,7 +123,7 @@ def evaluate_command(
     from training.baselines import ranks_by_content
     from training.bundling import check_not_promoted, choose_default
     from training.bundling import set_default as write_default
-    from training.evaluation import check_data, evaluate_bundle
+    from training.evaluation import check_data, check_horizon, evaluate_bundle
 
     loaded = Bundle.load(bundle, precision=precision)
     if set_default:
@@ -129,6 +132,8 @@ def evaluate_command(
     config = validate_config(recorded, overrides, source=f"bundle {bundle}")
     dataset = _read(config, data, interactions, items, embeddings)
     check_data(loaded, dataset)
+    if horizon > 1:
+        check_horizon(loaded, dataset, horizon)
     grid = choose_default(
         loaded.decoder,
         dataset,
@@ -147,6 +152,7 @@ def evaluate_command(
         console,
         grid=grid.as_json(),
         ranks_by_content=ranks_by_content,
+        horizon=horizon,
     )
 
 

@@ -84,7 +84,7 @@ class MicroBatcher:
         self._outcomes: deque[tuple[Ticket, Answer | RequestError]] = deque()  # by the thread
         self._pump: asyncio.Task[None] | None = None
         metrics.queue_requests.set_function(lambda: len(self._lanes.waiting))
-        metrics.queue_rows.set_function(lambda: sum(t.job.beam_width for t in self._lanes.waiting))
+        metrics.queue_rows.set_function(lambda: sum(t.job.call_rows for t in self._lanes.waiting))
 
     def start(self) -> None:
         """Start to decode."""
@@ -112,14 +112,20 @@ class MicroBatcher:
         return not self._batch and not self._lanes
 
     def forecast(
-        self, engine: Engine, work: Work, beam_width: int, *, in_bulk: bool = False
+        self,
+        engine: Engine,
+        work: Work,
+        beam_width: int,
+        *,
+        in_bulk: bool = False,
+        horizon: int = 1,
     ) -> Forecast:
         """When a job would be answered if it came now."""
         own_s = engine.latency.seconds(work)
         if self.is_idle:
             return Forecast(own_s, 0.0)
         running_s = max(0.0, self._batch_ends - time.monotonic()) if self._batch else 0.0
-        queue_s = self._lanes.seconds_before(engine, work, beam_width, in_bulk)
+        queue_s = self._lanes.seconds_before(engine, work, beam_width, in_bulk, horizon)
         total_s = (running_s + queue_s) * (1 + engine.latency.error)
         return Forecast(total_s, max(0.0, total_s - own_s))
 
@@ -131,6 +137,7 @@ class MicroBatcher:
         deadline: float,
         *,
         in_bulk: bool = False,
+        horizon: int = 1,
     ) -> None:
         """Refuse a job that would be too late, or that finds the queue full.
 
@@ -144,14 +151,18 @@ class MicroBatcher:
         now = time.monotonic()
         if now >= deadline:
             raise DeadlineExceeded("the deadline passed")
-        if beam_width > self._max_queue_rows:  # trying again would not help
-            message = f"beam_width, which is at least k, may be {self._max_queue_rows} here"
+        rows = beam_width * horizon
+        if rows > self._max_queue_rows:  # trying again would not help
+            most = self._max_queue_rows // horizon
+            message = f"beam_width, which is at least k, may be {most} here"
+            if horizon > 1:
+                message += f" with a horizon of {horizon}"
             raise InvalidRequest(message, param="beam_width")
-        if self._lanes.rows(engine, beam_width, in_bulk) + beam_width > self._max_queue_rows:
+        if self._lanes.rows(engine, beam_width, in_bulk, horizon) + rows > self._max_queue_rows:
             self._refuse("queue_full", "too many requests are waiting; try again later")
         if self.is_idle:
             return
-        forecast = self.forecast(engine, work, beam_width, in_bulk=in_bulk)
+        forecast = self.forecast(engine, work, beam_width, in_bulk=in_bulk, horizon=horizon)
         max_wait_s = math.inf if in_bulk else self._max_wait_s
         if forecast.wait_s > max_wait_s or now + forecast.total_s > deadline:
             self._refuse("predicted_wait", "the answer would come too late; try again later")
@@ -164,7 +175,7 @@ class MicroBatcher:
         Raises what `admit` raises, and DecodeFailed when decoding this job raised.
         """
         work = Work.of_job(job)
-        self.admit(engine, work, job.beam_width, deadline, in_bulk=in_bulk)
+        self.admit(engine, work, job.beam_width, deadline, in_bulk=in_bulk, horizon=job.horizon)
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         wait = Wait(deadline)
         job = replace(job, is_cancelled=wait.is_over)
@@ -217,7 +228,7 @@ class MicroBatcher:
                 batch.append(ticket)
         if batch:
             work = Work.together(ticket.work for ticket in batch)
-            rows = sum(ticket.job.beam_width for ticket in batch)
+            rows = sum(ticket.job.call_rows for ticket in batch)
             self._batch_ends = started + lane.engine.latency.seconds(work)
             self._metrics.batch_requests.observe(len(batch))
             self._metrics.batch_rows.observe(rows)

@@ -1,11 +1,11 @@
 """Which jobs wait, which are decoded next, and how long the jobs before a new one will take.
 
-Jobs wait in lanes. A lane has the jobs of one bundle and of similar beam width. Jobs in bulk have
-lanes of their own. A batch comes from one lane: the lane with the least decoding time so far is
-next. So wide beams mainly slow down each other. Decoding time of bulk counts several times: a bulk
-lane gets a fifth of the time that it and one other lane use together. The event loop brings jobs
-and the decode thread takes them. Both hold a lock for microseconds. Knows nothing of metrics or of
-the queue's limits.
+Jobs wait in lanes. A lane has the jobs of one bundle, one horizon and similar beam width. Jobs in
+bulk have lanes of their own. A batch comes from one lane: the lane with the least decoding time so
+far is next. So wide beams mainly slow down each other. Decoding time of bulk counts several times:
+a bulk lane gets a fifth of the time that it and one other lane use together. The event loop brings
+jobs and the decode thread takes them. Both hold a lock for microseconds. Knows nothing of metrics
+or of the queue's limits.
 """
 
 from __future__ import annotations
@@ -85,17 +85,18 @@ class Ticket:
     @property
     def key(self) -> LaneKey:
         """The key of its lane."""
-        return _key(self.engine, self.job.beam_width, self.in_bulk)
+        return _key(self.engine, self.job.beam_width, self.in_bulk, self.job.horizon)
 
 
-LaneKey = tuple[Engine, int, bool]  # see `_key`
+LaneKey = tuple[Engine, int, bool, int]  # see `_key`
 
 
 @dataclass(eq=False)
 class Lane:
     """Jobs that may share a batch.
 
-    waiting: an ordered set, oldest first; rows: beams of all its jobs, waiting or in a batch
+    waiting: an ordered set, oldest first; rows: `Job.call_rows` of all its jobs, waiting or in a
+        batch
     used_s: its decoding time so far, times its price; a lane that was empty starts with the time of
         the other lanes; the decode thread adds to it
     """
@@ -132,10 +133,10 @@ class Lanes:
         with self._lock:
             return [ticket for lane in self._lanes.values() for ticket in lane.waiting]
 
-    def rows(self, engine: Engine, beam_width: int, in_bulk: bool) -> int:
-        """Beams in the lane of such a job, waiting or in a batch."""
+    def rows(self, engine: Engine, beam_width: int, in_bulk: bool, horizon: int = 1) -> int:
+        """Rows in the lane of such a job, waiting or in a batch."""
         with self._lock:
-            lane = self._lanes.get(_key(engine, beam_width, in_bulk))
+            lane = self._lanes.get(_key(engine, beam_width, in_bulk, horizon))
             return lane.rows if lane else 0
 
     def enter(self, ticket: Ticket) -> None:
@@ -143,14 +144,14 @@ class Lanes:
         with self._lock:
             new = Lane(ticket.engine, _price(ticket.in_bulk), self._turn_s)
             lane = self._lanes.setdefault(ticket.key, new)
-            lane.rows += ticket.job.beam_width
+            lane.rows += ticket.job.call_rows
             lane.waiting[ticket] = None
 
     def leave(self, ticket: Ticket) -> None:
         """Forget a job that was answered, or that nobody wants any more."""
         with self._lock:
             lane = self._lanes[ticket.key]
-            lane.rows -= ticket.job.beam_width
+            lane.rows -= ticket.job.call_rows
             lane.waiting.pop(ticket, None)
             if not lane.rows:
                 del self._lanes[ticket.key]
@@ -166,7 +167,7 @@ class Lanes:
             batch: list[Ticket] = []
             rows, work = 0, Work(0, 0, 0)
             for ticket in list(lane.waiting):
-                rows += ticket.job.beam_width
+                rows += ticket.job.call_rows
                 work = Work.together((work, ticket.work))
                 is_too_long = lane.engine.latency.seconds(work) > self._max_batch_s
                 if batch and (is_too_long or rows > self._max_batch_rows):
@@ -178,14 +179,16 @@ class Lanes:
                 del lane.waiting[ticket]
             return lane, batch
 
-    def seconds_before(self, engine: Engine, work: Work, beam_width: int, in_bulk: bool) -> float:
+    def seconds_before(
+        self, engine: Engine, work: Work, beam_width: int, in_bulk: bool, horizon: int = 1
+    ) -> float:
         """Seconds until a job would be answered if it came now.
 
         That is the time for its lane's jobs, and for the turns of other lanes. It is answered after
         its own last call, however many calls the other jobs of its batch need.
         """
         with self._lock:
-            own = self._lanes.get(_key(engine, beam_width, in_bulk))
+            own = self._lanes.get(_key(engine, beam_width, in_bulk, horizon))
             ahead = [] if own is None else _works(own)
             others = [
                 (_price(in_bulk) / lane.price, lane.engine, _works(lane))
@@ -223,6 +226,6 @@ def _works(lane: Lane) -> list[Work]:
     return [ticket.work for ticket in lane.waiting]
 
 
-def _key(engine: Engine, beam_width: int, in_bulk: bool) -> LaneKey:
+def _key(engine: Engine, beam_width: int, in_bulk: bool, horizon: int) -> LaneKey:
     """The key of a lane. Beam widths up to 16, 32, 64, ... share one."""
-    return engine, max(4, (beam_width - 1).bit_length()), in_bulk
+    return engine, max(4, (beam_width - 1).bit_length()), in_bulk, horizon

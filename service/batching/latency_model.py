@@ -42,28 +42,29 @@ class Work:
         remask: int = 0,
         guidance: float = 0.0,
         retrieval: Retrieval = "generate",
+        horizon: int = 1,
     ) -> Self:
-        """The work of one job: a first call with one row, then at most `beam_width` rows a call.
+        """The work of one job: a first call with one beam, then at most `beam_width` a call.
 
-        Codes that are masked again take a call more; guidance takes every call twice. Dense
-        retrieval alone makes no call.
+        A beam is a row for each item of the horizon. Codes that are masked again take a call more;
+        guidance takes every call twice. Dense retrieval alone makes no call.
         """
         if retrieval == "dense":
             return cls(1, 0, 0)
         calls = schedule.nfe + (remask > 0)
         times = 2 if guidance else 1
-        return cls(1, times * calls, times * (1 + (calls - 1) * beam_width))
+        return cls(1, times * calls, times * horizon * (1 + (calls - 1) * beam_width))
 
     @classmethod
     def of_job(cls, job: Job) -> Self:
         """The work of one job."""
-        guidance = job.guidance if job.is_guided else 0.0
         return cls.of(
             job.schedule,
             job.beam_width,
             remask=job.remask,
-            guidance=guidance,
+            guidance=job.guidance if job.is_guided else 0.0,
             retrieval=job.retrieval,
+            horizon=job.horizon,
         )
 
     @classmethod

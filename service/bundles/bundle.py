@@ -191,6 +191,11 @@ class Bundle:
                 arrays["vectors"],
                 content_dims=dense.dims if dense else 0,
             )
+            if denoiser.max_horizon < manifest.max_horizon:
+                raise ValueError(
+                    f"{graphs[1]} can be asked for one item at a time, manifest.json says "
+                    f"max_horizon {manifest.max_horizon}"
+                )
             if denoiser.vector_dims != vector_dims:
                 raise ValueError(
                     f"{graphs[0]} reads vectors of {denoiser.vector_dims} dimensions, "
@@ -255,6 +260,7 @@ def write_bundle(
     autoregressive: bool = False,
     history_dropout: float = 0.0,
     dense: tuple[bytes, float] | None = None,
+    max_horizon: int = 1,
 ) -> Manifest:
     """Write a bundle to `path`, which must not exist: into a temporary folder, renamed last.
 
@@ -264,6 +270,7 @@ def write_bundle(
     int8: the encoder and the decoder with 8-bit products, if the bundle should have them
     family: of the network
     dense: graph and weight of its dense head, if it has one
+    max_horizon: how many items its decoder can be asked for together
     A crash leaves no half-written bundle. Raises FileExistsError, or BundleInvalid when the parts
     do not fit together.
     """
@@ -331,6 +338,7 @@ def write_bundle(
         autoregressive=autoregressive,
         history_dropout=history_dropout,
         dense=dense and DensePart(weight=dense[1]),
+        max_horizon=max_horizon,
         files={
             file: FileEntry(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
             for file, data in files.items()

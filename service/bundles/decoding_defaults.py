@@ -9,7 +9,7 @@ from typing import NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.decoding import Order, Ranking, Retrieval, Schedule
+from service.decoding import MAX_HORIZON, Order, Ranking, Retrieval, Schedule
 
 MAX_SUBSPACES = 64
 MAX_BEAM_WIDTH = 1_000
@@ -37,6 +37,20 @@ class DecodingDefaults(BaseModel):
         """The same, with at least k beams."""
         return self.model_copy(update={"beam_width": max(self.beam_width, k)})
 
+    def for_several(self, horizon: int) -> Self:
+        """What a request for `horizon` items, above 1, gets where it says nothing else.
+
+        As many calls as a SID has positions, each of which fills one position an item on average.
+        The rest was measured for one item, except the beams and their order. Beams are ranked by
+        path: a score of rows would need a sum over all sequences of different items.
+        """
+        several = {"r_warm": 0, "m_par": horizon, "ranking": "path", **_ONLY_OF_ONE_ITEM}
+        return self.model_copy(update=several)
+
+
+# What a search of several items does not have: the value that says so.
+_ONLY_OF_ONE_ITEM = {"finish_rows": 0, "remask": 0, "guidance": 0.0, "retrieval": "generate"}
+
 
 class Misfit(NamedTuple):
     """A setting of a decoding that a bundle cannot follow, and a sentence that says why."""
@@ -52,12 +66,18 @@ def misfit_of(
     autoregressive: bool,
     history_dropout: float,
     has_dense: bool,
+    horizon: int = 1,
+    max_horizon: int = MAX_HORIZON,
 ) -> Misfit | None:
     """The first setting that such a bundle cannot follow; None if it can decode so.
 
     autoregressive, history_dropout: see `Manifest`
     has_dense: whether its network has a dense head
+    horizon: how many items are predicted together; max_horizon: how many the network can be asked
+        for
     """
+    if horizon > 1:
+        return _misfit_of_several(decoding, num_subspaces, horizon, max_horizon)
     if decoding.retrieval != "generate" and not has_dense:
         return Misfit(
             "retrieval",
@@ -107,4 +127,31 @@ def misfit_of(
         return Misfit("remask", f"{why}, so it cannot fill one again; remask must be 0")
     if decoding.finish_rows:
         return Misfit("finish_rows", f"{why}, so it cannot end early; finish_rows must be 0")
+    return None
+
+
+def _misfit_of_several(
+    decoding: DecodingDefaults, num_subspaces: int, horizon: int, max_horizon: int
+) -> Misfit | None:
+    if horizon > max_horizon:
+        what = "one item" if max_horizon == 1 else f"at most {max_horizon} items"
+        return Misfit(
+            "horizon",
+            f"the network of this bundle predicts {what} at a time, so horizon must be at most "
+            f"{max_horizon}; a bundle that the family maskgr exports now takes {MAX_HORIZON}",
+        )
+    num_positions = horizon * num_subspaces
+    for param in ("r_warm", "m_par"):
+        if getattr(decoding, param) > num_positions:
+            why = "horizon times the bundle's num_subspaces"
+            return Misfit(param, f"{param} must be at most {num_positions}, {why}")
+    if decoding.ranking != "path":
+        return Misfit(
+            "ranking",
+            'with a horizon above 1, ranking must be "path": the probability of rows would need a '
+            "sum over all sequences of different items",
+        )
+    for param, value in _ONLY_OF_ONE_ITEM.items():
+        if getattr(decoding, param) != value:
+            return Misfit(param, f"with a horizon above 1, {param} must be {value}")
     return None

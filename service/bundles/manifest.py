@@ -27,7 +27,7 @@ from service.bundles.decoding_defaults import (
     misfit_of,
 )
 from service.bundles.items import CATEGORY, MAX_ATTRIBUTES, AttributeName, AttributeType
-from service.decoding import CodebookKind, Collisions
+from service.decoding import MAX_HORIZON, CodebookKind, Collisions
 from service.errors import BundleInvalid
 
 FORMAT_VERSION = 3
@@ -161,6 +161,7 @@ class Manifest(_Model):
         one position is filled a call, the order is left_to_right, and beams are ranked by path
     history_dropout: share of training samples whose history the network did not see; with 0 it
         cannot be guided. Not written if it is 0
+    max_horizon: how many next items a request may ask for together; not written if it is 1
     codebook: not written if it is as in bundles from before there was a choice
     dense: null, and not written, when the network has no dense head
     digest: its `digest_of`; null in bundles older than digests
@@ -187,6 +188,7 @@ class Manifest(_Model):
     decoding: DecodingDefaults
     autoregressive: bool = False
     history_dropout: float = Field(0.0, ge=0, le=1, exclude_if=lambda share: share == 0)
+    max_horizon: int = Field(1, ge=1, le=MAX_HORIZON, exclude_if=lambda most: most == 1)
     files: dict[str, FileEntry]
     facts: dict[str, JsonValue]
     digest: str | None = Field(default=None, pattern=SHA256)
@@ -209,14 +211,16 @@ class Manifest(_Model):
             raise PydanticCustomError("misfit", "decoding.{param}: {message}", told)
         return self
 
-    def misfit(self, decoding: DecodingDefaults) -> Misfit | None:
-        """Why the bundle cannot decode so; None if it can."""
+    def misfit(self, decoding: DecodingDefaults, horizon: int = 1) -> Misfit | None:
+        """Why the bundle cannot decode so, for `horizon` items at a time; None if it can."""
         return misfit_of(
             decoding,
             self.num_subspaces,
             autoregressive=self.autoregressive,
             history_dropout=self.history_dropout,
             has_dense=self.dense is not None,
+            horizon=horizon,
+            max_horizon=self.max_horizon,
         )
 
     @property

@@ -26,6 +26,7 @@ from service.decoding.catalogue import (
 )
 from service.decoding.decoder import Decoder
 from service.decoding.job import (
+    MAX_HORIZON,
     Decoded,
     Job,
     OnAnswer,
@@ -40,6 +41,7 @@ from service.decoding.schedule import Schedule
 from service.decoding.search import decode
 
 __all__ = [
+    "MAX_HORIZON",
     "Catalogue",
     "Codebook",
     "CodebookKind",

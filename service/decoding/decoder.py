@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,7 @@ from service.decoding.catalogue import (
 )
 from service.decoding.job import Decoded, Job, OnAnswer, Timings
 from service.decoding.network import Denoiser, DenseHead, EncoderCache
-from service.decoding.search import decode
+from service.decoding.search import decode, decode_several
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,16 +53,15 @@ class Decoder:
     def decode(
         self, jobs: Sequence[Job], on_answer: OnAnswer | None = None
     ) -> tuple[list[Decoded], Timings]:
-        """Decode a batch of jobs: see `service.decoding.search.beam_search.decode`."""
-        return decode(
-            jobs,
-            self.trie,
-            self.denoiser,
-            prior=self.prior,
-            dense=self.dense,
-            cache=self._cache,
-            on_answer=on_answer,
-        )
+        """Decode a batch of jobs of one horizon.
+
+        See `service.decoding.search.beam_search.decode`, and `several_items.decode_several` there
+        for a horizon above 1.
+        """
+        given: Any = {"prior": self.prior, "cache": self._cache, "on_answer": on_answer}
+        if jobs and jobs[0].horizon > 1:
+            return decode_several(jobs, self.trie, self.denoiser, **given)
+        return decode(jobs, self.trie, self.denoiser, dense=self.dense, **given)
 
     def with_items(
         self, item_ids: Sequence[str], embeddings: NDArray[np.floating], codebook: Codebook

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from service.decoding.arrays import Floats, Rows
 from service.decoding.schedule import Schedule
 
+MAX_HORIZON = 5  # how many items may be predicted together
 Ranking = Literal["rows", "best", "path"]
 Order = Literal["confidence", "entropy", "margin", "left_to_right", "random", "raw_confidence"]
 Retrieval = Literal["generate", "dense", "fused"]
@@ -30,7 +31,8 @@ class Job:
     """One request's decode work.
 
     history:  (n,) int32 rows, oldest to newest; the denoiser sees the newest `history_length`
-    k:        how many items are wanted
+    k:        how many items are wanted; if `horizon` is above 1, how many sequences of items
+    schedule: of all positions: those of one SID, or of `horizon` SIDs side by side
     excluded: (m,) int32 rows that must not be returned; the search starts without them
     allowed:  (n,) int32 rows that the answer may contain, ascending and distinct; None = all
     finish_rows: once the beams own at most this many rows, all of them are scored and the search
@@ -43,6 +45,8 @@ class Job:
     retrieval: whether items are found by beams, by the dense head, or by both, see `decode`
     is_cancelled: called between steps; once it returns true the job is dropped
     explain:  whether the answer says how its rows were found (`Trajectory`); only of beams
+    horizon:  how many next items are predicted together, 1 to MAX_HORIZON. Above 1, jobs are ranked
+        by "path", finish_rows is 0, and nothing is explained; see `decode_several`
     """
 
     history: Rows
@@ -59,6 +63,12 @@ class Job:
     allowed: Rows | None = None
     is_cancelled: Callable[[], bool] = _never
     explain: bool = False
+    horizon: int = 1
+
+    @property
+    def call_rows(self) -> int:
+        """Partial SIDs of a denoiser call, at most: `horizon` for each beam."""
+        return self.beam_width * self.horizon
 
     @property
     def is_guided(self) -> bool:
@@ -106,8 +116,10 @@ class Trajectory:
 class Decoded:
     """The answer to a job.
 
-    rows:   (n,) int32, n <= k, best first; n = min(k, allowed items) when beam_width >= k
-    scores: (n,) float32, log-probability of each item (see `decode`), never increasing
+    rows:   (n,) int32, n <= k, best first; n = min(k, allowed items) when beam_width >= k. If the
+        horizon is above 1, (n, horizon) int32: sequences, the next item first
+    scores: (n,) float32, log-probability of each item (see `decode`), never increasing; or of each
+        sequence
     nfe:    denoiser calls used, with guidance two a step; ranked by rows, the search ends when
         every beam is decided. 0 of dense retrieval alone, which runs the encoder and the dense head
         only

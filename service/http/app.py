@@ -252,6 +252,8 @@ def report(answer: schemas.RecommendResponse, context: RequestContext) -> None:
         n_items=len(answer.items),
         timings_ms=timings,
     )
+    if answer.sequences is not None:
+        context.log["n_sequences"] = len(answer.sequences)
     if explored := sum(item.explored for item in answer.items):
         context.log["n_explored"] = explored
     if answer.decoding:

@@ -216,6 +216,7 @@ def bundle_info_of(bundle: Bundle) -> schemas.BundleInfo:
             "num_items": bundle.catalogue.num_items,
             "num_items_in_bundle": manifest.num_items,
             "attributes": manifest.filters,
+            "max_horizon": manifest.max_horizon,
             "knows_held_out": manifest.knows_held_out,
             "decoding": schemas.DefaultDecoding.model_validate(manifest.decoding),
             "dense": manifest.dense is not None,

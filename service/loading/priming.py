@@ -63,6 +63,8 @@ def prime(bundle: Bundle, latency: LatencyModel, until: float = inf) -> None:
     try:
         _check(bundle, decoder, [replace(batches[0][0], history=longest)])
         _check(bundle, decoder, _rare_jobs(bundle, longest, width))
+        for horizon in {2, manifest.max_horizon} if manifest.max_horizon > 1 else ():
+            _check_several(bundle, decoder, longest, horizon)
         for is_timed in (False, True):
             for batch in batches:
                 if time.monotonic() > until:
@@ -84,6 +86,32 @@ def _check(bundle: Bundle, decoder: Decoder, jobs: Sequence[Job]) -> None:
         left = bundle.catalogue.num_items if job.allowed is None else len(job.allowed)
         if len(answer.rows) < min(job.k, left):
             raise ValueError("a held-out user gets too few items")
+        if not np.isfinite(answer.scores).all():
+            raise ValueError("a held-out user gets scores that are no numbers")
+
+
+def _check_several(
+    bundle: Bundle, decoder: Decoder, history: NDArray[np.int32], horizon: int
+) -> None:
+    """Decode sequences, with jobs that need all compiled code of their search."""
+    num_items, num_positions = bundle.catalogue.num_items, horizon * bundle.catalogue.num_subspaces
+    decoding = bundle.manifest.decoding.for_several(horizon)
+    steps = {(decoding.r_warm, decoding.m_par), (0, num_positions), (1, num_positions)}
+    jobs = [
+        Job(
+            history,
+            1,
+            Schedule.from_params(num_subspaces=num_positions, r_warm=r_warm, m_par=m_par),
+            decoding.beam_width,
+            ranking=decoding.ranking,
+            order=decoding.order,
+            horizon=horizon,
+        )
+        for r_warm, m_par in sorted(steps)
+    ]
+    for answer in decoder.decode(jobs)[0]:
+        if not len(answer.rows) and num_items >= horizon:
+            raise ValueError("a held-out user gets no sequence of items")
         if not np.isfinite(answer.scores).all():
             raise ValueError("a held-out user gets scores that are no numbers")
 

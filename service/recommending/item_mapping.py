@@ -12,7 +12,13 @@ from numpy.typing import NDArray
 
 from service.bundles import Bundle, Item
 from service.decoding import Decoded, Trajectory
-from service.schemas import CodesInCommon, Explanation, RecommendedItem
+from service.schemas import (
+    CodesInCommon,
+    Explanation,
+    ItemOfSequence,
+    RecommendedItem,
+    RecommendedSequence,
+)
 
 Rows = NDArray[np.int32]
 MAX_IN_COMMON = 5
@@ -61,15 +67,42 @@ def popular_items(
     bundle: Bundle, k: int, excluded: Rows, allowed: Rows | None, *, metadata: bool
 ) -> list[RecommendedItem]:
     """The k most popular of the allowed items. excluded: distinct rows, so that enough are left."""
-    first = k + len(excluded)  # rows are ordered by popularity
+    rows = _popular_rows(bundle, k, excluded, allowed).tolist()
+    return [
+        _item(bundle, row, rank, None, None, metadata=metadata)
+        for rank, row in enumerate(rows, start=1)
+    ]
+
+
+def decoded_sequences(
+    bundle: Bundle, decoded: Decoded, *, metadata: bool
+) -> list[RecommendedSequence]:
+    """The sequences of an answer to a job of more items than one."""
+    answered = zip(decoded.rows.tolist(), decoded.scores.tolist(), strict=True)
+    return [
+        _sequence(bundle, rows, rank, round(score, 4), metadata=metadata)
+        for rank, (rows, score) in enumerate(answered, start=1)
+    ]
+
+
+def popular_sequences(
+    bundle: Bundle, k: int, horizon: int, excluded: Rows, allowed: Rows | None, *, metadata: bool
+) -> list[RecommendedSequence]:
+    """At most k sequences: the most popular items, `horizon` by `horizon`; none comes twice."""
+    rows = _popular_rows(bundle, k * horizon, excluded, allowed)
+    sequences = rows[: len(rows) // horizon * horizon].reshape(-1, horizon).tolist()
+    return [
+        _sequence(bundle, own, rank, None, metadata=metadata)
+        for rank, own in enumerate(sequences, start=1)
+    ]
+
+
+def _popular_rows(bundle: Bundle, most: int, excluded: Rows, allowed: Rows | None) -> Rows:
+    first = most + len(excluded)  # rows are ordered by popularity
     rows = np.arange(min(first, bundle.catalogue.num_items), dtype=np.int32)
     if allowed is not None:
         rows = allowed[:first]
-    rows = rows[~np.isin(rows, excluded)][:k]
-    return [
-        _item(bundle, row, rank, None, None, metadata=metadata)
-        for rank, row in enumerate(rows.tolist(), start=1)
-    ]
+    return rows[~np.isin(rows, excluded)][:most]
 
 
 def similar_items(bundle: Bundle, row: int, k: int) -> list[CodesInCommon]:
@@ -124,6 +157,22 @@ def attributes_of(item: Item) -> dict[str, list[str] | float | str]:
         name: list(value) if isinstance(value, tuple) else value
         for name, value in (item.attributes or {}).items()
     }
+
+
+def _sequence(
+    bundle: Bundle, rows: Sequence[int], rank: int, score: float | None, *, metadata: bool
+) -> RecommendedSequence:
+    items = [
+        ItemOfSequence(
+            item_id=bundle.items[row].item_id,
+            title=bundle.items[row].title,
+            sid=bundle.catalogue.codes[row].tolist(),
+            categories=list(bundle.items[row].categories) if metadata else None,
+            attributes=attributes_of(bundle.items[row]) if metadata else None,
+        )
+        for row in rows
+    ]
+    return RecommendedSequence(rank=rank, score=score, items=items)
 
 
 def _explanations(

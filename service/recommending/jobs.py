@@ -125,6 +125,7 @@ class Inputs:
             retrieval=plan.decoding.retrieval,
             allowed=self.allowed,
             explain=request.explain,
+            horizon=plan.horizon,
         )
 
 

@@ -19,11 +19,16 @@ from service.schemas import RecommendRequest
 
 @dataclass(frozen=True)
 class Plan:
-    """Decoder settings of one request. `adjusted`: "auto" took less than the best."""
+    """Decoder settings of one request.
+
+    schedule: over the positions of all items that are predicted together, `horizon` of them
+    adjusted: "auto" took less than the best
+    """
 
     decoding: DecodingDefaults
     schedule: Schedule
     adjusted: bool = False
+    horizon: int = 1
 
     @property
     def work(self) -> Work:
@@ -34,6 +39,7 @@ class Plan:
             remask=self.decoding.remask,
             guidance=self.decoding.guidance,
             retrieval=self.decoding.retrieval,
+            horizon=self.horizon,
         )
 
     @property
@@ -45,8 +51,12 @@ class Plan:
 def fixed_plan(request: RecommendRequest, decoding: DecodingDefaults, manifest: Manifest) -> Plan:
     """What the request asks for. `decoding` gives every setting that it does not mention.
 
+    With a horizon above 1 it gives `DecodingDefaults.for_several`.
     Raises InvalidRequest if the bundle of this manifest cannot decode so.
     """
+    horizon = request.horizon
+    if horizon > 1:
+        decoding = decoding.for_several(horizon)
     asked = {
         name: value
         for name in DecodingDefaults.model_fields
@@ -55,11 +65,11 @@ def fixed_plan(request: RecommendRequest, decoding: DecodingDefaults, manifest: 
     decoding = decoding.model_copy(update=asked)
     if request.beam_width is None:
         decoding = decoding.wide_enough(request.k)
-    if misfit := manifest.misfit(decoding):
+    if misfit := manifest.misfit(decoding, horizon):
         raise InvalidRequest(misfit.message, param=misfit.param)
     if request.explain and decoding.retrieval != "generate":
         raise _not_explained(decoding)
-    return _plan(decoding, manifest.num_subspaces)
+    return _plan(decoding, manifest.num_subspaces, horizon)
 
 
 def explained_rungs(ladder: Sequence[DecodingDefaults]) -> list[DecodingDefaults]:
@@ -102,8 +112,8 @@ def plan_in_time(
     return Plan(fastest.decoding, fastest.schedule, adjusted=fastest is not plans[0])
 
 
-def _plan(decoding: DecodingDefaults, num_subspaces: int) -> Plan:
+def _plan(decoding: DecodingDefaults, num_subspaces: int, horizon: int = 1) -> Plan:
     schedule = Schedule.from_params(
-        num_subspaces=num_subspaces, r_warm=decoding.r_warm, m_par=decoding.m_par
+        num_subspaces=horizon * num_subspaces, r_warm=decoding.r_warm, m_par=decoding.m_par
     )
-    return Plan(decoding, schedule)
+    return Plan(decoding, schedule, horizon=horizon)

@@ -25,7 +25,13 @@ from service.errors import (
 from service.histories import AnswerMemory, HistoryStore, RememberedAnswer
 from service.loading import LoadedBundle, LoadedBundles
 from service.recommending.experiment import DEFAULT, PINNED, Experiment, Variant
-from service.recommending.item_mapping import decoded_items, popular_items, with_explored
+from service.recommending.item_mapping import (
+    decoded_items,
+    decoded_sequences,
+    popular_items,
+    popular_sequences,
+    with_explored,
+)
 from service.recommending.jobs import Inputs, UserHistory, conditions_of
 from service.recommending.planning import (
     Plan,
@@ -39,6 +45,7 @@ from service.schemas import (
     DegradedReason,
     Fallback,
     RecommendedItem,
+    RecommendedSequence,
     RecommendRequest,
     RecommendResponse,
     UsedDecoding,
@@ -108,7 +115,8 @@ class Recommender:
             return Assignment(loaded, None, PINNED)
         if self._experiment is None:
             return Assignment(loaded, None, DEFAULT)
-        if request.schedule == "auto":  # it gets no variant's decoding, so it counts for none
+        # These get no variant's decoding, so they count for none.
+        if request.schedule == "auto" or request.horizon > 1:
             return Assignment(loaded, None, PINNED)
         variant = self._experiment.variant_of(request.user_id)
         if variant.bundle:
@@ -125,6 +133,7 @@ class Recommender:
     ) -> RecommendResponse:
         """The k best items for a user. Popular items when there is no history to work with.
 
+        With a horizon above 1, the k best sequences of so many items.
         received: when the request arrived; the deadline counts from then
         in_bulk: one of many requests of one call; the call has a deadline, but no SLO
         Raises InvalidRequest, Overloaded, DeadlineExceeded, DecodeFailed, NotReady,
@@ -137,7 +146,9 @@ class Recommender:
         due = deadline if in_bulk else min(deadline, received + self._policy.slo_s)
         plan = self._plan(request, assignment, due, in_bulk=in_bulk)
         engine, width = loaded.engine, plan.decoding.beam_width
-        self._batcher.admit(engine, plan.work, width, deadline, in_bulk=in_bulk)
+        self._batcher.admit(
+            engine, plan.work, width, deadline, in_bulk=in_bulk, horizon=plan.horizon
+        )
         stages: dict[str, float] = {}
         reasons: list[DegradedReason] = []
         async with _until(deadline):
@@ -158,7 +169,11 @@ class Recommender:
             num_items = loaded.bundle.catalogue.num_items
             count_decoded(self._metrics, answer.decoded, plan, num_items)
         with _timed(stages, "map"):
-            items = _items(request, loaded, inputs, answer, explored)
+            items, sequences = [], None
+            if request.horizon > 1:
+                sequences = _sequences(request, loaded, inputs, answer)
+            else:
+                items = _items(request, loaded, inputs, answer, explored)
         reasons += _reasons(history, inputs, plan, answer)
         response = RecommendResponse(
             recommendation_id=str(uuid7()),
@@ -170,6 +185,7 @@ class Recommender:
             bundle=loaded.ref,
             experiment=self._used_variant(assignment.label),
             items=items,
+            sequences=sequences,
             decoding=_used_decoding(plan, answer) if answer else None,
             history=UsedHistory(
                 source=history.source,
@@ -179,9 +195,10 @@ class Recommender:
             timings_ms=_timings_ms(stages, answer, time.monotonic() - received),
         )
         self._observe(response, is_filtered=bool(request.filter), in_bulk=in_bulk)
-        if len(items) < request.k:
+        if len(items if sequences is None else sequences) < request.k:
             num_items = loaded.bundle.catalogue.num_items
-            self._metrics.short_lists.labels(inputs.short_because(request.k, num_items)).inc()
+            needed = request.k if sequences is None else request.horizon
+            self._metrics.short_lists.labels(inputs.short_because(needed, num_items)).inc()
         self._remember(response, history, assignment.label)
         if answer:
             self._shadow.follow(request, history, response)
@@ -212,7 +229,8 @@ class Recommender:
         loaded, variant = assignment.loaded_bundle, assignment.variant
         manifest = loaded.bundle.manifest
         is_adaptive = self._policy.adaptive_schedule and self._experiment is None
-        if request.schedule != "auto" and (request.pins_decoding or not is_adaptive):
+        is_fixed = request.pins_decoding or not is_adaptive or request.horizon > 1
+        if request.schedule != "auto" and is_fixed:
             asked = variant.decoding if variant else {}
             return fixed_plan(request, manifest.decoding.model_copy(update=asked), manifest)
 
@@ -260,7 +278,7 @@ class Recommender:
             response.recommendation_id,
             response.bundle,
             label,
-            tuple(item.item_id for item in response.items),
+            response.item_ids,
             history.before,
         )
         self._answers.note(response.user_id, shown)
@@ -280,17 +298,20 @@ class Recommender:
             metrics.fallbacks.labels(reason).inc()
         metrics.history_length.labels(history.source).observe(history.length)
         metrics.unknown_history_items.inc(history.unknown_items)
-        metrics.items_returned.observe(len(response.items))
+        metrics.items_returned.observe(len(response.item_ids))
         metrics.explored_items.inc(sum(item.explored for item in response.items))
 
 
 def count_decoded(metrics: Metrics, decoded: Decoded, plan: Plan, num_items: int) -> None:
     """Count what the search did for an answer, and whether its rows are valid and distinct."""
-    rows = decoded.rows.tolist()
+    found = decoded.rows.tolist()
+    lists = found if decoded.rows.ndim == 2 else [found]  # a sequence must be distinct in itself
     metrics.nfe.observe(decoded.nfe)
     metrics.nfe_saved.inc(plan.work.calls - decoded.nfe)
     metrics.survivors.observe(decoded.survivors)
-    metrics.invalid_sids.inc(len(rows) - len({row for row in rows if 0 <= row < num_items}))
+    metrics.invalid_sids.inc(
+        sum(len(rows) - len({row for row in rows if 0 <= row < num_items}) for rows in lists)
+    )
 
 
 def _items(
@@ -308,6 +329,16 @@ def _items(
         return items
     new = decoded_items(bundle, explored.decoded, inputs.history, metadata=metadata)
     return with_explored(items, new, explored_places(request))
+
+
+def _sequences(
+    request: RecommendRequest, loaded: LoadedBundle, inputs: Inputs, answer: Answer | None
+) -> list[RecommendedSequence]:
+    bundle, metadata = loaded.bundle, request.metadata
+    if answer is not None:
+        return decoded_sequences(bundle, answer.decoded, metadata=metadata)
+    rows = inputs.excluded, inputs.allowed
+    return popular_sequences(bundle, request.k, request.horizon, *rows, metadata=metadata)
 
 
 def _reasons(

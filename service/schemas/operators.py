@@ -105,6 +105,7 @@ class BundleInfo(AnswerModel):
     autoregressive: it fills one position a call, from left to right, and nothing else
     history_dropout: share of training samples without a history; with 0 it cannot be guided
     dense: its network has a dense head, so requests may ask for retrieval dense and fused
+    max_horizon: how many next items a request may ask for together
     content: null when it accepts no new items
     attributes: what a request can filter by, with the type of each
     knows_held_out: it has learnt the targets of its held-out users, so finding them is no recall
@@ -117,6 +118,7 @@ class BundleInfo(AnswerModel):
     autoregressive: bool
     history_dropout: float = 0.0
     dense: bool
+    max_horizon: int
     digest: str | None
     num_items: int
     num_items_in_bundle: int

@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from service.decoding import Order, Ranking, Retrieval
+from service.decoding import MAX_HORIZON, Order, Ranking, Retrieval
 from service.schemas.fields import (
     WHOLE_NUMBER,
     AnswerModel,
@@ -45,12 +45,27 @@ DECODING_FIELDS = (
 )
 
 
+# Why a field has no meaning for sequences of items.
+_NOT_OF_SEQUENCES = {
+    "after": "answers have no next page; leave `after` out",
+    "explore": "no place is kept for new items; leave `explore` out",
+    "explain": "it is not recorded how items were found; leave `explain` out",
+    "schedule": 'schedule must not be "auto": the bundle was measured with one item at a time',
+}
+
+
 class RecommendFields(RequestModel):
     """What is asked for a user, alone or in a batch."""
 
     user_id: UserId = Field(description="Whose history to read; any string you like.")
     k: Annotated[int, Field(ge=1, le=MAX_K), WHOLE_NUMBER] = Field(
-        10, description="How many items."
+        10, description="How many items, or sequences of items if `horizon` is above 1."
+    )
+    horizon: Annotated[int, Field(ge=1, le=MAX_HORIZON), WHOLE_NUMBER] = Field(
+        1,
+        description="How many next items are predicted together. Above 1 the answer has "
+        "`sequences` of so many items, and `after`, `explore`, `explain` and `schedule: auto` are "
+        "refused; `/info` says the `max_horizon` of the bundle.",
     )
     schedule: Literal["auto", "fixed"] | None = Field(
         None,
@@ -154,6 +169,20 @@ class RecommendFields(RequestModel):
             )
         return self
 
+    @model_validator(mode="after")
+    def _sequences_are_plain(self) -> Self:
+        if self.horizon > 1:
+            for name, is_asked in (
+                ("after", self.after is not None),
+                ("explore", self.explore > 0),
+                ("explain", self.explain),
+                ("schedule", self.schedule == "auto"),
+            ):
+                if is_asked:
+                    sentence = f"with a horizon above 1, {_NOT_OF_SEQUENCES[name]}"
+                    raise PydanticCustomError(name, sentence)
+        return self
+
     @property
     def pins_decoding(self) -> bool:
         """Whether the request itself says how to decode."""
@@ -213,6 +242,27 @@ class RecommendedItem(AnswerModel):
     explanation: Explanation | None = Field(None, description="Only with `explain`.")
 
 
+class ItemOfSequence(AnswerModel):
+    """One of the next items, as the sequence says."""
+
+    item_id: str
+    title: str
+    sid: list[int]
+    categories: list[str] | None = Field(None, description="Only with `metadata`.")
+    attributes: Attributes | None = Field(None, description="Only with `metadata`.")
+
+
+class RecommendedSequence(AnswerModel):
+    """The next items in their order, all different. `score` is their joint log-probability.
+
+    It is null for popular items.
+    """
+
+    rank: int
+    score: float | None
+    items: list[ItemOfSequence]
+
+
 class UsedDecoding(AnswerModel):
     """How the items were decoded. `nfe` is the number of denoiser calls, without the encoder.
 
@@ -254,6 +304,7 @@ class UsedHistory(AnswerModel):
 class RecommendResponse(AnswerModel):
     """Items, best first. `decoding` is null when the items are the popular ones.
 
+    If the request has a `horizon` above 1, `items` is empty and `sequences` is there instead.
     warnings: what the request asked for and no item has, such as a misspelt category
     """
 
@@ -266,9 +317,22 @@ class RecommendResponse(AnswerModel):
     bundle: str
     experiment: UsedVariant | None
     items: list[RecommendedItem]
+    sequences: list[RecommendedSequence] | None = Field(
+        None,
+        exclude_if=lambda sequences: sequences is None,
+        description="Only with a `horizon` above 1: the best sequences, best first.",
+    )
     decoding: UsedDecoding | None
     history: UsedHistory
     timings_ms: dict[str, float]
+
+    @property
+    def item_ids(self) -> tuple[str, ...]:
+        """All items of the answer, each once, in the order in which they come."""
+        if self.sequences is None:
+            return tuple(item.item_id for item in self.items)
+        found = (item.item_id for sequence in self.sequences for item in sequence.items)
+        return tuple(dict.fromkeys(found))
 
 
 class HistoryResponse(AnswerModel):

@@ -103,6 +103,17 @@ dense (float[jobs, 64] memory) => (float[jobs, 8] query)
 DENSE_WEIGHT = 0.25
 
 
+# The same for SIDs side by side: what is at a position is at the same one of the next SID.
+SEVERAL = (
+    ("uint16[jobs, beams, 4] partial_sids", "uint16[jobs, beams, filled] partial_sids"),
+    ("int64[1] last = {-1},", "int64[1] last = {-1}, int64 four = {4},"),
+    (
+        "indices = Unsqueeze (positions, last)",
+        "own = Mod (positions, four)\n  indices = Unsqueeze (own, last)",
+    ),
+)
+
+
 def tiny_catalogue(
     num_items: int = NUM_ITEMS, names: Mapping[str, str] = MappingProxyType({})
 ) -> Catalogue:
@@ -175,6 +186,7 @@ def write_tiny_bundle(
     attributes: Callable[[int], dict[str, Any] | None] = lambda row: None,
     history_dropout: float = 0.0,
     dense: str | None = None,
+    max_horizon: int = 1,
 ) -> Path:
     """Write the bundle `name@version` to `path` and return the path.
 
@@ -184,7 +196,11 @@ def write_tiny_bundle(
     autoregressive: as if the network knew only the next code
     history_dropout: as if it had learnt with it
     dense: a graph, DENSE or another one, if the network has a dense head
+    max_horizon: above 1, its decoder can be asked for several items
     """
+    decoder = DECODER.replace("WORK", str(work))
+    for one, several in SEVERAL if max_horizon > 1 else ():
+        decoder = decoder.replace(one, several)
     catalogue = tiny_catalogue(num_items, names or {})
     histories = [[f"item-{(3 * n + i) % 199}" for i in range(5)] for n in range(10)]
     write_bundle(
@@ -199,7 +215,7 @@ def write_tiny_bundle(
         ],
         held_out=[HeldOutUser(f"user-{n}", tuple(h), "item-7") for n, h in enumerate(histories)],
         encoder=_graph(encoder),
-        decoder=_graph(DECODER.replace("WORK", str(work))),
+        decoder=_graph(decoder),
         history_length=HISTORY_LENGTH,
         repeat_bias=REPEAT_BIAS,
         prior=tiny_prior(offset, num_items),
@@ -207,6 +223,7 @@ def write_tiny_bundle(
         decoding=NEXT_CODE if autoregressive else DEFAULT,
         autoregressive=autoregressive,
         history_dropout=history_dropout,
+        max_horizon=max_horizon,
         facts={"grid": {"points": tiny_grid()}},
         dense=dense and (_graph(dense), DENSE_WEIGHT),
         int8=int8 and (_graph(int8[0]), _graph(int8[1])),

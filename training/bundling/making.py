@@ -78,11 +78,15 @@ class Parts:
         self, prior: NeighbourPrior | None, history_length: int, dense_weight: float = 0
     ) -> Decoder:
         """The production decoder."""
-        denoiser = self.denoiser_of(history_length)(self.encoder, self.decoder)
+        denoiser = self.denoiser(history_length)
         dense = self.dense and OnnxDenseHead(
             self.dense, memory_bytes=denoiser.memory_bytes, weight=dense_weight
         )
         return Decoder(SidTrie(self.catalogue), denoiser, prior, dense or None)
+
+    def denoiser(self, history_length: int) -> OnnxDenoiser:
+        """The network, as it is served."""
+        return self.denoiser_of(history_length)(self.encoder, self.decoder)
 
     def denoiser_of(self, history_length: int) -> partial[OnnxDenoiser]:
         """Makes a denoiser of two graphs."""
@@ -291,6 +295,7 @@ def _write(
         family=config.model.family,
         autoregressive=parts.autoregressive,
         history_dropout=parts.history_dropout,
+        max_horizon=parts.denoiser(config.model.history_length).max_horizon,
         catalogue=parts.catalogue,
         items=dataset.items,
         held_out=[

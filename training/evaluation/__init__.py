@@ -41,6 +41,7 @@ from training.evaluation.figures import (
 from training.evaluation.independence import independence_markdown, measure_independence
 from training.evaluation.ranks_store import RanksStore, SystemRanks, TargetRanks
 from training.evaluation.report import check_data, evaluate_bundle
+from training.evaluation.several_items import check_horizon
 
 __all__ = [
     "AS_TRAINED",
@@ -59,6 +60,7 @@ __all__ = [
     "SystemRanks",
     "TargetRanks",
     "check_data",
+    "check_horizon",
     "cold_figures",
     "cold_markdown",
     "draw_windows",

@@ -136,14 +136,26 @@ def ranks(
     return Ranks(found.item, found.sid, nfe / users, repeated, milliseconds)
 
 
-def popularity_ranks(windows: Windows, *, k: int, exclude_seen: bool = False) -> NDArray[np.int32]:
-    """Ranks if every user gets the most popular items; rows are ordered by popularity."""
-    found = windows.targets.astype(np.int64) + 1
+def popularity_ranks(
+    windows: Windows,
+    *,
+    k: int,
+    exclude_seen: bool = False,
+    targets: NDArray[np.int32] | None = None,
+) -> NDArray[np.int32]:
+    """Ranks if every user gets the most popular items; rows are ordered by popularity.
+
+    targets: (n,) rows to look for, if they are others than those of the windows
+    """
+    if targets is None:
+        targets = windows.targets
+    found = targets.astype(np.int64) + 1
     if exclude_seen:
-        for index, target in enumerate(windows.targets):
+        for index, target in enumerate(targets):
             seen = np.unique(windows.history_of(index))
             found[index] -= np.count_nonzero(seen < target)
-        found[targets_seen(windows)] = NOT_FOUND
+            if target in seen:
+                found[index] = NOT_FOUND
     return np.where(found <= k, found, NOT_FOUND).astype(np.int32)
 
 

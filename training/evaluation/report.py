@@ -44,6 +44,7 @@ from training.evaluation.evaluation import (
     setting_name,
     targets_seen,
 )
+from training.evaluation.several_items import measure_several_items, several_items_markdown
 
 
 def check_data(bundle: Bundle, dataset: Dataset) -> None:
@@ -70,6 +71,7 @@ def evaluate_bundle(
     *,
     grid: dict[str, Any],
     ranks_by_content: RanksByContent,
+    horizon: int = 1,
 ) -> dict[str, Any]:
     """Evaluate on test users through the production decoder; write the report, return its headline.
 
@@ -77,6 +79,7 @@ def evaluate_bundle(
     early. Beams are as many as the service has for requests of SHORT and of LONG items.
     grid: `Grid.as_json` of the validation users; it is copied into the report
     ranks_by_content: a row beside the bundle's own, where new items are measured
+    horizon: above 1, sequences of so many items are measured too, see `check_horizon`
     Raises DataError if the bundle was not made from this data.
     """
     check_data(bundle, dataset)
@@ -142,6 +145,8 @@ def evaluate_bundle(
         "new_items": taken_out_and_put_back(bundle, dataset, config, ranks_by_content, console),
         "collisions": bundle.manifest.facts.get("collisions"),
     }
+    if horizon > 1:
+        report["several_items"] = measure_several_items(bundle, dataset, config, horizon)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     (folder / "report.md").write_text(_markdown(report))
@@ -241,8 +246,13 @@ def _markdown(report: dict[str, Any]) -> str:
         f"{100 * report['invalid_sid_share_unconstrained']:.1f} % of the SIDs that an "
         "unconstrained search returns.\n\n"
         f"{_new_items_markdown(report['new_items'])}\n\n"
+        f"{_several_items_markdown(report.get('several_items'))}"
         f"{_grid_markdown(report['grid'])}"
     )
+
+
+def _several_items_markdown(found: dict[str, Any] | None) -> str:
+    return f"{several_items_markdown(found)}\n\n" if found else ""
 
 
 def _new_items_markdown(found: dict[str, Any]) -> str:

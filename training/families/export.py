@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import logging
 import warnings
-from itertools import chain
+from itertools import chain, product
+from typing import Any
 
 import numpy as np
 import onnx
@@ -92,10 +93,15 @@ def export_graphs(model: Network) -> Graphs:
         tuple(ENCODER_INPUTS),
         tuple(ENCODER_OUTPUTS),
     )
+    sids = codes
+    of_sids: dict[int, Any] = {0: "jobs", 1: "beams"}
+    if model.max_horizon > 1:
+        sids = codes.repeat(1, 1, 2)
+        of_sids[2] = model.num_subspaces * torch.export.Dim("horizon", min=1, max=model.max_horizon)
     decoder = _export(
         _DecoderGraph(model),
-        (codes, torch.zeros(3, 4, 2, dtype=torch.int64), memory),
-        ({0: "jobs", 1: "beams"}, {0: "jobs", 1: "beams", 2: "asked"}, {0: "jobs"}),
+        (sids, torch.zeros(3, 4, 2, dtype=torch.int64), memory),
+        (of_sids, {0: "jobs", 1: "beams", 2: "asked"}, {0: "jobs"}),
         tuple(DECODER_INPUTS),
         tuple(DECODER_OUTPUTS),
     )
@@ -114,7 +120,7 @@ def export_graphs(model: Network) -> Graphs:
 def _export(
     graph: nn.Module,
     inputs: tuple[Tensor, ...],
-    dynamic_shapes: tuple[dict[int, str], ...],
+    dynamic_shapes: tuple[dict[int, Any], ...],
     input_names: tuple[str, ...],
     output_names: tuple[str, ...],
 ) -> bytes:
@@ -163,14 +169,15 @@ def _parity(model: Network, encoder: bytes, decoder: bytes, dense: bytes | None)
     head = dense and OnnxDenseHead(dense, memory_bytes=shipped.memory_bytes, weight=0)
     random = np.random.default_rng(0)
     largest = 0.0
-    for jobs, beams, length in PARITY_SHAPES:
+    for (jobs, beams, length), horizon in product(PARITY_SHAPES, {1, model.max_horizon}):
         length = min(length, model.config.history_length)
         shape = (jobs, length, model.num_subspaces)
         history = random.integers(0, model.num_codes, shape).astype(np.uint16)
         mask = np.arange(length) < random.integers(0, length + 1, (jobs, 1))
         vectors = random.standard_normal((jobs, length, model.vector_dims)).astype(np.float16)
         history[~mask], vectors[~mask] = model.num_codes, 0
-        sids, positions = _masked_sids(random, (jobs, beams, model.num_subspaces), model.num_codes)
+        num_positions = horizon * model.num_subspaces
+        sids, positions = _masked_sids(random, (jobs, beams, num_positions), model.num_codes)
         histories = Histories(history, vectors, mask)
         memory, shipped_memory = original.encode(histories), shipped.encode(histories)
         differences = [
@@ -196,11 +203,11 @@ def _masked_sids(
 ) -> tuple[NDArray[np.uint16], NDArray[np.int64]]:
     """Partial SIDs of which each beam has its own positions masked, one at least, and those.
 
-    shape: (jobs, beams, num_subspaces)
+    shape: (jobs, beams, num_positions)
     """
-    *_, num_subspaces = shape
-    order = random.permuted(np.broadcast_to(np.arange(num_subspaces), shape), axis=-1)
-    num_masked = random.integers(1, num_subspaces + 1, (*shape[:2], 1))
+    *_, num_positions = shape
+    order = random.permuted(np.broadcast_to(np.arange(num_positions), shape), axis=-1)
+    num_masked = random.integers(1, num_positions + 1, (*shape[:2], 1))
     masked = order < num_masked
     sids = np.where(masked, num_codes, random.integers(0, num_codes, shape)).astype(np.uint16)
     return sids, masked_positions(sids, num_codes)

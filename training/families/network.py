@@ -27,6 +27,7 @@ class Network(nn.Module, ABC):
     vector_dims: of the items' vectors, 0 if the catalogue has none
     repeat_bias: scalar, see `service.decoding.Denoiser`
     dense: the dense head, if the network has one
+    max_horizon: how many items it can fill together; from 2 on, `denoise` takes them side by side
     """
 
     config: ModelConfig
@@ -37,6 +38,7 @@ class Network(nn.Module, ABC):
     uses_vectors: bool
     repeat_bias: nn.Parameter
     dense: DenseHead | None
+    max_horizon: int = 1
 
     @abstractmethod
     def remember(self, codes: Tensor, vectors: Tensor, mask: Tensor) -> Tensor:
@@ -53,8 +55,9 @@ class Network(nn.Module, ABC):
     ) -> Tensor:
         """Logits of every code at every position asked for: (jobs, beams, n, num_codes) float32.
 
-        partial_sids: (jobs, beams, L) int64, MASK where not yet filled
-        positions:    (jobs, beams, n) int64; None = all L of them, in order
+        partial_sids: (jobs, beams, horizon * L) int64, MASK where not yet filled; the SIDs of the
+            next items, the nearest one first
+        positions:    (jobs, beams, n) int64; None = all of them, in order
         """
 
     def query(self, memory: Tensor) -> Tensor:

@@ -139,6 +139,15 @@ class NeighbourPrior:
         """Rows that the prior knows, with the new ones."""
         return len(self.neighbours) + (self.new.length if self.new else 0)
 
+    def aged(self, num_items: int) -> NeighbourPrior:
+        """What it says when every item of a history is older by `num_items` unknown items.
+
+        Its memory is then decay ** num_items of what it was, so the scale grows instead.
+        """
+        prior = copy.copy(self)
+        object.__setattr__(prior, "scale", self.scale / self.decay**num_items)  # frozen
+        return prior
+
     def with_rows(self, alike: Alike) -> NeighbourPrior:
         """The prior of a catalogue with more rows behind these. Nothing that was counted is copied.
 

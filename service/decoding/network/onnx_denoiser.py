@@ -19,6 +19,7 @@ from typing import Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from service.decoding.job import MAX_HORIZON
 from service.decoding.network.denoiser import Histories
 from service.decoding.network.gather_graph import gather_graph
 
@@ -125,6 +126,7 @@ class OnnxDenoiser:
 
     vector_dims: of the items' vectors that the encoder reads
     memory_bytes: of the memory of one job
+    max_horizon: how many items the decoder's graph can be asked for together
     Raises ValueError when a graph's inputs, outputs or sizes are not the expected ones,
     ProviderMissing when ONNX Runtime would run them with another provider than the requested one,
     and RuntimeMissing when it is not installed.
@@ -162,9 +164,14 @@ class OnnxDenoiser:
         found = _last_axis(self._encoder.get_inputs(), "history_codes", encoder_name)
         if found != num_subspaces:
             raise ValueError(f"{encoder_name} reads SIDs of {found} codes, not {num_subspaces}")
-        found = _last_axis(self._decoder.get_inputs(), "partial_sids", decoder_name)
-        if found != num_subspaces:
-            raise ValueError(f"{decoder_name} reads SIDs of {found} codes, not {num_subspaces}")
+        [sids] = [one for one in self._decoder.get_inputs() if one.name == "partial_sids"]
+        self.max_horizon = 1
+        if not isinstance(sids.shape[-1], int):  # of any size, so for any number of items
+            self.max_horizon = MAX_HORIZON
+        elif sids.shape[-1] != num_subspaces:
+            raise ValueError(
+                f"{decoder_name} reads SIDs of {sids.shape[-1]} codes, not {num_subspaces}"
+            )
         found = _last_axis(self._decoder.get_outputs(), "log_probs", decoder_name)
         if found != num_codes:
             raise ValueError(f"{decoder_name} gives log_probs of {found} codes, not {num_codes}")

@@ -9,15 +9,18 @@ network's inputs), `row_biases` (scores that do not come from codes: the neighbo
 bias, exclusions), `steps` (one step, for either kind of beam), `dense` (items found without beams,
 or beside them), `remasking` (codes that are masked again). Then the loops in `rows`
 (`order`, `grouping`, `expansion`, `whole_catalogue`) and `posting_lists` (`first_step`,
-`scoring`, `second_step`). Apart: `trajectories` (explanations) and `unconstrained` (the papers'
-own search, kept for comparison).
+`scoring`, `second_step`). Apart: `several_items` (the same for more items than one, with loops in
+`sequences`), `trajectories` (explanations) and `unconstrained` (the papers' own search, kept for
+comparison).
 """
 
 from service.decoding.search.beam_search import decode
+from service.decoding.search.several_items import decode_several
 from service.decoding.search.unconstrained import SidIndex, decode_unconstrained
 
 __all__ = [
     "SidIndex",
     "decode",
+    "decode_several",
     "decode_unconstrained",
 ]

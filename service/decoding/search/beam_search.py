@@ -39,7 +39,7 @@ from service.decoding.search.trajectories import TrajectoryRecorder
 _RANKINGS = {"path": expansion.PATH, "best": expansion.BEST, "rows": expansion.ROWS}
 _NOTHING = np.empty(0, np.int32), np.empty(0, np.float32)
 _NONE_DRAWN = np.empty((0, 0), np.float32)
-_ORDERS = {
+ORDERS = {
     "confidence": orders.CONFIDENCE,
     "entropy": orders.ENTROPY,
     "margin": orders.MARGIN,
@@ -137,7 +137,7 @@ class _Search:
         self.index = index
         self.job = job
         self.ranking = _RANKINGS[job.ranking]
-        self.order = _ORDERS[job.order]
+        self.order = ORDERS[job.order]
         # None before the first step: one fully masked beam, which owns all allowed rows.
         self.beams: Beams | PostingListBeams | None = None
         # What the dense head found for a job that fuses it with the beams' items.
@@ -204,7 +204,7 @@ class _Batch:
             job = search.job
             if job.schedule.num_subspaces != num_subspaces:
                 raise ValueError("a job's schedule must fill exactly num_subspaces positions")
-            _check_rows(job, num_items)
+            check_rows(job, num_items)
             if search.ranking == expansion.ROWS and search.order == orders.RAW:
                 raise ValueError('order "raw_confidence" is of all codes, ranking "rows" of rows')
             if not 0 <= job.remask < max(2, num_subspaces) or not 0 <= job.guidance < np.inf:
@@ -487,7 +487,7 @@ def _check_dense(job: Job, dense: DenseHead | None, trie: SidTrie) -> None:
         raise ValueError(f'retrieval "{job.retrieval}" has nothing to explain')
 
 
-def _check_rows(job: Job, num_items: int) -> None:
+def check_rows(job: Job, num_items: int) -> None:
     """Raise ValueError for rows and widths that would lead compiled code out of its arrays."""
     for rows in (job.history, job.excluded, job.allowed):
         if rows is not None and len(rows) and not 0 <= rows.min() <= rows.max() < num_items:

@@ -93,6 +93,34 @@ class PostingListBeams(NamedTuple):
         return self.stops - self.starts - np.diff(num_excluded[self.bias_starts])
 
 
+class SequenceBeams(NamedTuple):
+    """Beams of several items: partial SIDs side by side, and the rows that agree with each SID.
+
+    A slot is the place of an item in the sequence, the next item first. A slot that is all masked
+    owns every allowed row, so its rows are not listed.
+
+    sids:   (beams, horizon * num_subspaces) uint16, MASK where not yet filled
+    scores: (beams,) float64, the sum of the log-probs of the filled positions
+    starts, stops: (beams, horizon) int64: the slot owns rows[start:stop]; both 0 if all masked
+    rows:   (n,) int32, ascending within a slot
+    """
+
+    sids: Codes
+    scores: NDArray[np.float64]
+    starts: Integers
+    stops: Integers
+    rows: Rows
+
+    @property
+    def call_index(self) -> NDArray[np.int32]:
+        """(beams,) int32: all of them are in the next call, see `Beams`."""
+        return np.arange(len(self.sids), dtype=np.int32)
+
+    @property
+    def num_undecided(self) -> int:
+        return len(self.sids)
+
+
 @compiled
 def number_undecided(
     codes: Codes, starts: Integers, rows: Rows, by_rows: bool

@@ -20,7 +20,7 @@ from service.decoding.arrays import Codes, Floats, Integers, Rows
 from service.decoding.catalogue import Catalogue
 from service.decoding.loops import compiled
 from service.decoding.network import Denoiser, DenseHead, EncoderCache, Histories, list_masked
-from service.decoding.search.beams import Beams, PostingListBeams
+from service.decoding.search.beams import Beams, PostingListBeams, SequenceBeams
 
 LEAST_LOG_PROB = -1e4  # an impossible code is no reason for an infinite score
 
@@ -33,8 +33,14 @@ class BatchDenoiser:
     """
 
     def __init__(
-        self, denoiser: Denoiser, catalogue: Catalogue, cache: EncoderCache | None
+        self,
+        denoiser: Denoiser,
+        catalogue: Catalogue,
+        cache: EncoderCache | None,
+        horizon: int = 1,
     ) -> None:
+        """horizon: of all jobs of the batch"""
+        self._num_positions = horizon * catalogue.num_subspaces
         self._denoiser = denoiser
         self._catalogue = catalogue
         self._cache = cache
@@ -82,7 +88,9 @@ class BatchDenoiser:
             self._of_chunks = None
 
     def denoise(
-        self, beams: Sequence[Beams | PostingListBeams | None], guidance: Sequence[float] = ()
+        self,
+        beams: Sequence[Beams | PostingListBeams | SequenceBeams | None],
+        guidance: Sequence[float] = (),
     ) -> list[tuple[Floats, Integers]]:
         """One call, or two if a job is guided.
 
@@ -93,20 +101,20 @@ class BatchDenoiser:
         Returns (>= num_undecided, n, num_codes) float32 and (>= num_undecided, n) int64 for each
         job, see `Denoiser.denoise`. Entries behind the undecided beams mean nothing.
         """
-        num_subspaces, mask = self._catalogue.num_subspaces, self._catalogue.num_codes
+        num_positions, mask = self._num_positions, self._catalogue.num_codes
         widths, left = [], 1
         for own in beams:
             widths.append(1 if own is None else own.num_undecided)
-            num_masked = num_subspaces if own is None else own.sids[0].tolist().count(mask)
+            num_masked = num_positions if own is None else own.sids[0].tolist().count(mask)
             left = max(left, num_masked)
         chunk = beams_per_chunk(widths)
         chunks = [-(-width // chunk) for width in widths]
-        partial_sids = np.empty((sum(chunks), chunk, num_subspaces), np.uint16)
+        partial_sids = np.empty((sum(chunks), chunk, num_positions), np.uint16)
         positions = np.empty((len(partial_sids), chunk, left), np.int64)
         job_sids, job_positions = (split_by_job(a, chunks) for a in (partial_sids, positions))
         for own, own_sids, own_positions in zip(beams, job_sids, job_positions, strict=True):
             if own is None:
-                own_sids[:], own_positions[:] = mask, np.arange(num_subspaces)
+                own_sids[:], own_positions[:] = mask, np.arange(num_positions)
             else:
                 _fill_call(own.sids, own.call_index, mask, own_sids, own_positions)
         started = perf_counter()
@@ -201,7 +209,7 @@ def _fill_call(
     """Fill in one job's part of a denoiser call.
 
     sids, call_index: see `Beams`
-    partial_sids: (>= num_undecided, num_subspaces), MASK at the places without a beam
+    partial_sids: (>= num_undecided, num_positions), MASK at the places without a beam
     positions:    (>= num_undecided, n), a beam's masked positions, the last one repeated; zeros at
                   the places without a beam
     """

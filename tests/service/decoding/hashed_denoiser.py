@@ -24,6 +24,7 @@ class HashedDenoiser:
     sees_partial_sid: False makes every call of a job give the same log-probs, so that a SID's
                       score does not depend on the order in which its positions are filled
     repeat_bias:      what the score of an item of the history gains
+    horizon:          how many items it is asked for in every call
     calls:            partial SIDs of every call so far, each (jobs, beams, num_subspaces)
     """
 
@@ -39,7 +40,9 @@ class HashedDenoiser:
         sharpness: float = 4.0,
         sees_partial_sid: bool = True,
         repeat_bias: float = 0.0,
+        horizon: int = 1,
     ) -> None:
+        self.horizon = horizon
         self.num_subspaces = num_subspaces
         self.num_codes = num_codes
         self.history_length = history_length
@@ -85,7 +88,7 @@ class HashedDenoiser:
         assert positions.dtype == np.int64
         assert memory.shape == (num_jobs,)
         assert positions.shape[:2] == (num_jobs, num_beams)
-        assert num_subspaces == self.num_subspaces
+        assert num_subspaces == self.horizon * self.num_subspaces
         masked = partial_sids == self.num_codes
         difficulty = masked.sum(axis=-1)
         fresh = np.diff(positions, axis=-1, prepend=-1) > 0

@@ -18,9 +18,12 @@ from service.bundles import Bundle
 from service.decoding import Job, Retrieval, Schedule
 from service.decoding.network import Histories
 from training.__main__ import main
-from training.data.interactions import load_dataset
+from training.baselines import ranks_by_content
+from training.data.interactions import Dataset, load_dataset
 from training.data.splits import Windows
 from training.data.synthetic import make_world, write_world
+from training.errors import ConfigError, DataError
+from training.evaluation import check_horizon, evaluate_bundle
 from training.families.denoiser import TorchDenoiser
 from training.fitting.training_loop import load_best
 from training.pipeline import run
@@ -68,12 +71,13 @@ DECODING: dict[str, dict[str, Any]] = {
 
 
 class Made(NamedTuple):
-    """A finished run of settings, in `folder`: its record, its bundle and its test users."""
+    """A finished run of settings, in `folder`: its record, its bundle, its data and test users."""
 
     name: str
     folder: Path
     record: dict[str, Any]
     bundle: Bundle
+    dataset: Dataset
     test: Windows
 
     @property
@@ -96,9 +100,8 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     config = load_config("tiny", SETTINGS[request.param])
     dataset = load_dataset(folder / "world", config=config.interactions)
     record = run(config, dataset, folder / "run", Console(quiet=True), until="evaluation")
-    return Made(
-        request.param, folder, record, Bundle.load(folder / "run" / "trial"), dataset.split.test
-    )
+    bundle = Bundle.load(folder / "run" / "trial")
+    return Made(request.param, folder, record, bundle, dataset, dataset.split.test)
 
 
 def test_a_structured_world_is_learnt(made: Made) -> None:
@@ -246,6 +249,11 @@ def test_http_gives_what_the_decoder_gives_alone_or_in_a_batch(made: Made) -> No
         body = {"requests": requests}
         results = service.client.post("/recommend/batch", json=body).json()["results"]
         again = [service.recommend(**request).json() for request in requests]  # from the cache
+        pairs = [
+            service.recommend(user_id="u", history=request["history"], horizon=2)
+            for request in requests[:6]
+        ]
+    check_pairs(made, histories, pairs)
     batch = [result["response"] for result in results]
     for job, decoded, *answers in zip(jobs, together, alone, batch, again, strict=True):
         [one], _ = bundle.decoder.decode([job])
@@ -259,3 +267,72 @@ def test_http_gives_what_the_decoder_gives_alone_or_in_a_batch(made: Made) -> No
             scores = [item["score"] for item in answer["items"]]
             assert scores == pytest.approx(decoded.scores.tolist(), abs=1e-3)
         assert one.rows.tolist() == decoded.rows.tolist()
+
+
+def check_pairs(made: Made, histories: list[np.ndarray], answers: list[Any]) -> None:
+    """Two items at once, over HTTP, are those of the decoder; or are refused with a sentence."""
+    bundle = made.bundle
+    if bundle.manifest.max_horizon == 1:
+        assert {answer.status_code for answer in answers} == {422}
+        assert "one item at a time" in answers[0].json()["error"]["message"]
+        return
+    default = bundle.manifest.decoding.for_several(2).wide_enough(10)
+    ids = bundle.catalogue.item_ids
+    for history, answer in zip(histories[: len(answers)], answers, strict=True):
+        job = Job(
+            history,
+            10,
+            Schedule((2, 2, 2, 2)),
+            default.beam_width,
+            np.unique(history),
+            ranking="path",
+            order=default.order,
+            horizon=2,
+        )
+        [decoded], _ = bundle.decoder.decode([job])
+        found = [[item["item_id"] for item in one["items"]] for one in answer.json()["sequences"]]
+        assert found == [[ids[row] for row in rows] for rows in decoded.rows]
+        assert len(found) == 10
+        assert answer.json()["decoding"]["nfe"] == 4
+
+
+def test_the_next_two_items_are_learnt_and_measured_together(made: Made, tmp_path: Path) -> None:
+    """The network never had two masked items as its task: masks anywhere cover them."""
+    if made.bundle.manifest.max_horizon == 1:
+        with pytest.raises(ConfigError, match=r"--horizon 2: .* one item at a time"):
+            check_horizon(made.bundle, made.dataset, 2)
+        return
+    with pytest.raises(DataError, match="no user has 3 items that training has not learnt"):
+        check_horizon(made.bundle, made.dataset, 3)
+    with pytest.raises(ConfigError, match="at most 5"):
+        check_horizon(made.bundle, made.dataset, 6)
+    check_horizon(made.bundle, made.dataset, 2)
+    config = load_config("tiny", SETTINGS[made.family]).evaluation
+    grid = made.bundle.manifest.facts["grid"]
+    assert isinstance(grid, dict)
+    report = evaluate_bundle(
+        made.bundle,
+        made.dataset,
+        config,
+        tmp_path,
+        Console(quiet=True),
+        grid=grid,
+        ranks_by_content=ranks_by_content,
+        horizon=2,
+    )
+    found = report["several_items"]
+    lines = {line["name"]: line for line in found["lines"]}
+    [default] = [line for line in found["lines"] if line["is_default"]]
+    assert (default["name"], default["nfe"]) == ("sequences, (0, 2)", 4)
+    assert lines["sequences, (0, 1)"]["nfe"] == 8
+    assert lines["sequences, (0, 8)"]["nfe"] == 1
+    for name in ("sequences, (0, 1)", "sequences, (0, 2)"):
+        for slot in range(2):
+            recall, popular = (lines[of]["recall@10"][slot] for of in (name, "popularity"))
+            assert recall["recall"] >= popular["recall"] + 4 * popular["error"]
+            assert recall["recall"] >= 2 * popular["recall"]
+        average = lines[name]["average recall@10"]["recall"]
+        slots = [figure["recall"] for figure in lines[name]["recall@10"]]
+        assert average == pytest.approx(np.mean(slots), abs=1e-4)
+    assert "## 2 items at once" in (tmp_path / "report.md").read_text()
+    assert report["users"] == found["users"] == len(made.test)

@@ -2,7 +2,8 @@
 
 A sequence is flat: the codes of the oldest item, then those of the next one, and so on. The item to
 fill stands at the end, the newest item directly before it. So filler is at the start; nothing
-attends to it. Attention is of one of two kinds:
+attends to it. `denoise` may be asked for up to MAX_HORIZON items to fill, side by side: they attend
+to each other too. Attention is of one of two kinds:
 
 full    all codes attend to all codes, as published. A history's memory is its embedded codes, and
         `denoise` runs the whole sequence for each beam.
@@ -33,7 +34,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from service.decoding import Catalogue
+from service.decoding import MAX_HORIZON, Catalogue
 from training.config import ModelConfig, Section
 from training.errors import ConfigError
 from training.families.network import (
@@ -128,7 +129,7 @@ class Layer(TransformerLayer):
     ) -> Tensor:
         """The codes of items to fill attend to their history and to each other.
 
-        x: (jobs * beams, L, width); memory: keys and values of the jobs' histories, each
+        x: (jobs * beams, tokens, width); memory: keys and values of the jobs' histories, each
         (jobs, heads, S, width / heads); bias: (jobs, 1, 1, S)
         """
         query, own_key, own_value = self.heads(x, rotation)
@@ -152,6 +153,8 @@ class Layer(TransformerLayer):
 
 class MaskGR(Network):
     """Code embeddings, layers, one softmax per position over its codes, and the repeat bias."""
+
+    max_horizon = MAX_HORIZON
 
     def __init__(
         self,
@@ -187,7 +190,7 @@ class MaskGR(Network):
         self.dense_layers = -(-3 * config.encoder_layers // 4)
         offsets = torch.arange(num_subspaces) * (num_codes + 1)
         self.register_buffer("offsets", offsets, persistent=False)
-        num_tokens = (history_length + 1) * num_subspaces
+        num_tokens = (history_length + MAX_HORIZON) * num_subspaces
         self.register_buffer(
             "rotation", rotations(num_tokens, width // config.num_heads), persistent=False
         )
@@ -229,7 +232,7 @@ class MaskGR(Network):
             hidden = (place[:, None] < num_old) & (place >= num_old)
             bias = bias.masked_fill(hidden, NEVER)
         x = self.embed(codes, vectors).flatten(1, 2)
-        rotation = self.rotation[-num_tokens:]
+        rotation = self._rotation_of(items)
         lower = x
         for number, layer in enumerate(self.layers, start=1):
             x = layer(x, bias, rotation)
@@ -269,9 +272,10 @@ class MaskGR(Network):
         x = self._filled(partial_sids, memory, asked, len(self.layers))
         heads, code_bias = self._heads()
         if asked is None:
-            logits = logits_of(x, heads, code_bias)
+            by_item = x.reshape(-1, self.num_subspaces, self.config.width)
+            logits = logits_of(by_item, heads, code_bias)
         else:
-            logits = logits_at(x, asked, heads, code_bias)
+            logits = logits_at(x, asked % self.num_subspaces, heads, code_bias)
         return logits.reshape(jobs, beams, x.shape[1], self.num_codes)
 
     def query(self, memory: Tensor) -> Tensor:
@@ -286,32 +290,43 @@ class MaskGR(Network):
 
         asked: (jobs * beams, m) int64, positions; None = all of them
         """
-        jobs, beams, num_subspaces = partial_sids.shape
+        jobs, beams, num_positions = partial_sids.shape
+        num_subspaces = self.num_subspaces
         length, width = self.config.history_length, self.config.width
         head_width = width // self.config.num_heads
-        x = self.embed(partial_sids).flatten(0, 1)
+        x = self.embed(partial_sids.unflatten(-1, (-1, num_subspaces))).flatten(2, 3).flatten(0, 1)
         kept, is_item = memory[:, :-length], memory[:, -length:] > 0
         places = is_item.any(dim=0).nonzero()[:, 0]  # others are filler in all histories
         bias = self._bias(is_item[:, places])
         if self.is_full:
             old = kept.reshape(jobs, length, num_subspaces, width)[:, places].flatten(1, 2)
-            rotation = self.rotation.unflatten(0, (-1, num_subspaces))
-            rotation = torch.cat((rotation[places], rotation[-1:])).flatten(0, 1)
+            rotation = self.rotation.unflatten(0, (-1, num_subspaces))[places].flatten(0, 1)
+            rotation = torch.cat((rotation, self._rotation_to_fill(num_positions)))
             x = self._whole_sequences(old, x, bias, rotation, beams, asked, num_layers)
         else:
             kept = kept.reshape(jobs, 2 * len(self.layers), -1, length, num_subspaces, head_width)
             kept = kept[:, :, :, places].flatten(3, 4)
-            rotation = self.rotation[-num_subspaces:]
+            rotation = self._rotation_to_fill(num_positions)
             for number, layer in enumerate(self.layers[:num_layers]):
                 last = number == num_layers - 1
                 of_layer = kept[:, 2 * number], kept[:, 2 * number + 1]
                 x = layer.fill(x, of_layer, bias, rotation, asked if last else None)
         return x
 
+    def _rotation_of(self, items: int) -> Tensor:
+        """Of the last `items` of a sequence whose last item is the one to fill."""
+        end = (self.config.history_length + 1) * self.num_subspaces
+        return self.rotation[end - items * self.num_subspaces : end]
+
+    def _rotation_to_fill(self, num_positions: int) -> Tensor:
+        """Of the first positions behind a history."""
+        start = self.config.history_length * self.num_subspaces
+        return self.rotation[start : start + num_positions]
+
     def _keys_and_values(self, x: Tensor, is_item: Tensor) -> Tensor:
         """Of all layers, for histories: (jobs, layers, 2, heads, tokens, width / heads)."""
-        bias, rotation = self._bias(is_item), self.rotation[: -self.num_subspaces]
-        rotation = rotation[rotation.shape[0] - x.shape[1] :]
+        end = self.config.history_length * self.num_subspaces
+        bias, rotation = self._bias(is_item), self.rotation[end - x.shape[1] : end]
         kept = []
         for number, layer in enumerate(self.layers):
             query, key, value = layer.heads(x, rotation)
@@ -332,17 +347,18 @@ class MaskGR(Network):
     ) -> Tensor:
         """States of the items to fill, each run with its history: (jobs * beams, m, width).
 
-        old: (jobs, S, width); x: (jobs * beams, L, width); bias: (jobs, 1, 1, S);
-        rotation: of S + L tokens
+        old: (jobs, S, width); x: (jobs * beams, tokens, width); bias: (jobs, 1, 1, S);
+        rotation: of S + tokens tokens
         """
         jobs, num_old, width = old.shape
-        bias = F.pad(bias, (0, self.num_subspaces))
+        num_positions = x.shape[1]
+        bias = F.pad(bias, (0, num_positions))
         bias = bias[:, None].expand(-1, beams, -1, -1, -1).flatten(0, 1)
         old = old[:, None].expand(-1, beams, -1, -1)
-        x = x.reshape(jobs, beams, self.num_subspaces, width)
+        x = x.reshape(jobs, beams, num_positions, width)
         x = torch.cat((old, x), dim=2).flatten(0, 1)
         if asked is None:
-            asked = torch.arange(self.num_subspaces).expand(x.shape[0], -1)
+            asked = torch.arange(num_positions).expand(x.shape[0], -1)
         *layers, last = self.layers[:num_layers]
         for layer in layers:
             x = layer(x, bias, rotation)

@@ -1,0 +1,226 @@
+"""Several items at once: the last items of a user are held out, and predicted together.
+
+Protocol of MaskGR (arXiv 2511.23021), as far as it is published: the targets of a user are the last
+`horizon` items, in their order; the history is all before them. A request for k sequences of
+`horizon` items finds the target of a slot if one of its sequences has it in that slot. recall@k is
+the share of targets found, for each slot and averaged over slots. No target was learnt: a user
+counts if all of them are behind the interactions of training.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from joblib import cpu_count
+from numpy.typing import NDArray
+
+from service.bundles import Bundle, DecodingDefaults
+from service.decoding import Decoder, Job
+from training.config import EvaluationConfig
+from training.data import Dataset, Split, Windows
+from training.errors import ConfigError, DataError
+from training.evaluation.evaluation import (
+    NOT_FOUND,
+    SHORT,
+    draw_windows,
+    popularity_ranks,
+    schedule_of,
+    setting_name,
+)
+from training.evaluation.figures import markdown_table
+
+CUTOFFS = (5, SHORT)
+_NOTHING = np.empty(0, np.int32)
+
+
+@dataclass(frozen=True, eq=False)
+class SlotRanks:
+    """Where the targets of n users are among the sequences that answer.
+
+    places: (n, horizon) int32, the first sequence that has the target in its slot, from 1;
+        NOT_FOUND if there is none
+    nfe:    denoiser calls for each user
+    """
+
+    places: NDArray[np.int32]
+    nfe: float
+
+    def figures(self) -> dict[str, Any]:
+        """recall@k and its standard error, for each slot and averaged over slots."""
+        values: dict[str, Any] = {"nfe": round(self.nfe, 3)}
+        for k in CUTOFFS:
+            hits = self.places <= k
+            values[f"recall@{k}"] = [_figure(of_slot) for of_slot in hits.T.astype(np.float64)]
+            values[f"average recall@{k}"] = _figure(hits.mean(axis=1))
+        return values
+
+
+def check_horizon(bundle: Bundle, dataset: Dataset, horizon: int) -> None:
+    """Raise ConfigError if the bundle cannot predict so many items together, DataError if too few
+    were held out.
+    """
+    default = bundle.manifest.decoding.for_several(horizon)
+    if misfit := bundle.manifest.misfit(default, horizon):
+        raise ConfigError(f"--horizon {horizon}: {misfit.message}")
+    held_out_sequences(dataset.split, horizon)
+
+
+def held_out_sequences(split: Split, horizon: int) -> Windows:
+    """The users whose last `horizon` items were not learnt; each window ends before these.
+
+    Raises DataError when there are none. Leave-last-out holds two items of a user out.
+    """
+    log = split.everything
+    ends = log.indptr[1:] - horizon
+    num_before = ends - log.indptr[:-1]
+    users = np.flatnonzero((num_before >= split.train.lengths()) & (num_before > 0))
+    if not len(users):
+        raise DataError(
+            f"no user has {horizon} items that training has not learnt; ask for a smaller "
+            "--horizon (leave_last_out holds out two items of a user), or split by time"
+        )
+    users = users.astype(np.int32)
+    return Windows(log.rows, users, log.indptr[users], ends[users])
+
+
+def targets_of(windows: Windows, horizon: int) -> NDArray[np.int32]:
+    """(n, horizon) int32: the rows behind each window."""
+    return windows.rows[windows.ends[:, None] + np.arange(horizon)]
+
+
+def sequence_ranks(
+    windows: Windows,
+    decoder: Decoder,
+    horizon: int,
+    decoding: DecodingDefaults,
+    *,
+    num_slots: int | None = None,
+    batch: int = 32,
+    workers: int = 1,
+    exclude_seen: bool = False,
+    advance: Callable[[int], None] = lambda users: None,
+) -> SlotRanks:
+    """Ask for SHORT sequences for every window, through the production decoder.
+
+    num_slots: with horizon 1, how many of the next items are looked for in the list; else horizon
+    """
+    decoding = decoding.wide_enough(SHORT)
+    schedule = schedule_of(decoding, horizon * decoder.trie.catalogue.num_subspaces)
+    targets = targets_of(windows, num_slots or horizon)
+    places = np.full(targets.shape, NOT_FOUND, np.int32)
+
+    def decode_batch(start: int) -> int:
+        indices = range(start, min(start + batch, len(windows)))
+        jobs = [
+            Job(
+                history,
+                SHORT,
+                schedule,
+                decoding.beam_width,
+                history if exclude_seen else _NOTHING,
+                decoding.finish_rows,
+                decoding.ranking,
+                decoding.order,
+                horizon=horizon,
+            )
+            for history in map(windows.history_of, indices)
+        ]
+        calls = 0
+        for index, answer in zip(indices, decoder.decode(jobs)[0], strict=True):
+            calls += answer.nfe
+            found = answer.rows.reshape(len(answer.rows), -1) == targets[index]
+            at = np.where(found.any(axis=0), found.argmax(axis=0) + 1, NOT_FOUND)
+            places[index] = at if len(found) else NOT_FOUND
+        advance(len(indices))
+        return calls
+
+    with ThreadPoolExecutor(workers) as pool:
+        nfe = sum(pool.map(decode_batch, range(0, len(windows), batch)))
+    return SlotRanks(places, nfe / max(1, len(windows)))
+
+
+def measure_several_items(
+    bundle: Bundle, dataset: Dataset, config: EvaluationConfig, horizon: int
+) -> dict[str, Any]:
+    """Sequences by several schedules, beside the bundle's list of next items and popularity.
+
+    "next item" is the list that a request for one item gets, looked through for the target of each
+    slot: what is known of later items without asking for them.
+    """
+    windows = draw_windows(held_out_sequences(dataset.split, horizon), config.users, seed=0)
+    default = bundle.manifest.decoding
+    if config.beam_width:
+        default = default.model_copy(update={"beam_width": config.beam_width})
+    several = default.for_several(horizon)
+    num_subspaces = bundle.catalogue.num_subspaces
+    widths = dict.fromkeys((1, horizon, num_subspaces, horizon * num_subspaces))
+    served: dict[str, Any] = {
+        "exclude_seen": config.exclude_seen,
+        "batch": config.batch,
+        "workers": cpu_count(),
+    }
+    lines = []
+    for m_par in widths:
+        setting = several.model_copy(update={"m_par": m_par})
+        found = sequence_ranks(windows, bundle.decoder, horizon, setting, **served)
+        name = f"sequences, ({setting.r_warm}, {m_par})"
+        lines.append({"name": name, "is_default": setting == several, **found.figures()})
+    found = sequence_ranks(windows, bundle.decoder, 1, default, num_slots=horizon, **served)
+    lines.append({"name": "next item", "is_default": False, **found.figures()})
+    popular = [
+        popularity_ranks(windows, k=SHORT, exclude_seen=config.exclude_seen, targets=targets)
+        for targets in targets_of(windows, horizon).T
+    ]
+    found = SlotRanks(np.stack(popular, axis=1), 0)
+    lines.append({"name": "popularity", "is_default": False, **found.figures()})
+    return {
+        "horizon": horizon,
+        "users": len(windows),
+        "exclude_seen": config.exclude_seen,
+        "beam_width": several.wide_enough(SHORT).beam_width,
+        "order": several.order,
+        "lines": lines,
+    }
+
+
+def several_items_markdown(found: dict[str, Any]) -> str:
+    """The section of the report."""
+    horizon = found["horizon"]
+    slots = [f"slot {slot}" for slot in range(1, horizon + 1)]
+    header = ["", "NFE", *(f"{slot} @{k}" for k in CUTOFFS for slot in (*slots, "average"))]
+    rows = [
+        [
+            line["name"] + " (default)" * line["is_default"],
+            f"{line['nfe']:.3g}",
+            *(
+                _said(figure)
+                for k in CUTOFFS
+                for figure in (*line[f"recall@{k}"], line[f"average recall@{k}"])
+            ),
+        ]
+        for line in found["lines"]
+    ]
+    return (
+        f"## {horizon} items at once\n\nrecall@k of the last {horizon} items of "
+        f"{found['users']:,} users, none of which training has learnt, with "
+        f"{setting_name(exclude_seen=found['exclude_seen'])}. A target is found if one of the k "
+        f"best sequences has it in its slot. Ranked by path, beam_width {found['beam_width']}, "
+        f"order {found['order']}; a schedule (r_warm, m_par) is over the positions of all "
+        f"{horizon} items. *Next item*: the list of a request for one item, for every slot. ± is "
+        f"one standard error.\n\n{markdown_table(header, rows)}"
+    )
+
+
+def _figure(hits: Sequence[float] | NDArray[np.float64]) -> dict[str, float]:
+    hits = np.asarray(hits)
+    error = float(hits.std()) / math.sqrt(len(hits))
+    return {"recall": round(float(hits.mean()), 5), "error": round(error, 5)}
+
+
+def _said(figure: dict[str, float]) -> str:
+    return f"{figure['recall']:.4f} ± {figure['error']:.4f}"
