@@ -7,7 +7,6 @@ it needs when it runs: torch alone takes seconds, and `--help` needs none of the
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shlex
@@ -20,9 +19,9 @@ import typer
 
 from service.errors import StartError
 from training.config import ComparisonTable, RunConfig, StageName
-from training.errors import ConfigError, DataError, TrainingError
+from training.errors import ConfigError, DataError, TrainingError, check_folder, sentence_of
 from training.preset import load_config, preset_names, recorded_config, validate_config
-from training.printing import data_console, progress_bar
+from training.printing import data_console
 
 if TYPE_CHECKING:
     from training.data import Dataset
@@ -37,11 +36,8 @@ app = typer.Typer(
 # service.bundles.bundle.Precision and training.data.DATASETS: both take seconds to import.
 PrecisionName = Literal["fp32", "int8"]
 PUBLIC_DATASETS = (
-    "amazon2014-beauty",
-    "amazon2014-sports",
-    "amazon2014-toys",
-    "ml-1m",
-    "ml-latest-small",
+    *("amazon2014-beauty", "amazon2014-sports", "amazon2014-toys"),
+    *("ml-1m", "ml-latest-small"),
 )
 FAMILIES = ("maskgr", "tiger")  # presets that are compared with the configured run by default
 console = data_console()
@@ -174,30 +170,15 @@ def independence_command(
     check_folder("--out", out)
     check_runtime()
     from service.bundles import Bundle
-    from training.evaluation import (
-        check_data,
-        draw_windows,
-        independence_markdown,
-        measure_independence,
-    )
+    from training.evaluation import report_independence
 
     loaded = Bundle.load(bundle)
     recorded = recorded_config(loaded.manifest.facts.get("config"))
     config = validate_config(recorded, source=f"bundle {bundle}")
     dataset = _read(config, data, interactions, items, embeddings)
-    check_data(loaded, dataset)
-    report = measure_independence(
-        loaded.decoder,
-        loaded.manifest,
-        draw_windows(dataset.split.test, users, seed=0),
-        draws=draws,
-        exclude_seen=config.evaluation.exclude_seen,
+    return report_independence(
+        loaded, dataset, config.evaluation, out, console, users=users, draws=draws
     )
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "independence.json").write_text(json.dumps(report, indent=2) + "\n")
-    (out / "independence.md").write_text(independence_markdown(report))
-    console.print(independence_markdown(report), markup=False, soft_wrap=True)
-    return report
 
 
 @app.command("inspect")
@@ -295,14 +276,12 @@ def compare_command(
 
     config = load_config(preset, overrides)
     asked = frozenset(tables) if tables else MAIN_TABLES
-    if families and not asked & FAMILY_TABLES:
-        raise ConfigError("--family adds to the tables of families, so it needs --table families")
     if family_of_run(config).autoregressive and not asked <= FAMILY_TABLES:
         raise ConfigError(
             f"model.family={config.model.family}: these tables hold schedules against each other, "
             "and this family fills one position a call; use --table families, or run and evaluate"
         )
-    presets = dict.fromkeys(families or FAMILIES) if asked & FAMILY_TABLES else {}
+    presets = dict.fromkeys(families or (FAMILIES if asked & FAMILY_TABLES else ()))
     threads = config.fit.threads
     plan = Plan(
         sasrec=(SASRecConfig(threads=threads), published_sasrec(threads=threads)),
@@ -319,8 +298,7 @@ def compare_command(
     assert source is not None  # else _read has said so
     command = shlex.join(["python", "-m", "training", *sys.argv[1:]])
     name = source.stem if source.is_file() else source.resolve().name
-    origin = Origin(name, preset, command)
-    return compare(config, dataset, out, console, plan=plan, origin=origin)
+    return compare(config, dataset, out, console, plan=plan, origin=Origin(name, preset, command))
 
 
 @app.command("recommend")
@@ -344,7 +322,7 @@ def recommend_command(
     check_runtime()
     from service.bundles import Bundle
     from training.data import read_interactions
-    from training.evaluation import recommend_all, write_parquet
+    from training.evaluation import recommend_to_file
 
     if out.suffix != ".parquet":
         raise ConfigError(f"--out {out} must end in .parquet")
@@ -354,25 +332,9 @@ def recommend_command(
     log = read_interactions(users, load_config("default", overrides).interactions, notes)
     for note in notes:
         console.print(note)
-    with progress_bar(console=console) as progress:
-        task = progress.add_task("users", total=log.num_users)
-        answers = recommend_all(
-            loaded,
-            log,
-            k=k,
-            exclude_seen=exclude_seen,
-            workers=threads,
-            advance=lambda users: progress.advance(task, users),
-        )
-    write_parquet(answers, out)
-    by_model = answers.filter(answers["served_by"] == "model")["user_id"].n_unique()
-    return {
-        "bundle": loaded.manifest.ref,
-        "out": str(out),
-        "users": log.num_users,
-        "rows": len(answers),
-        "served_by_model": by_model,
-    }
+    return recommend_to_file(
+        loaded, log, out, console, k=k, exclude_seen=exclude_seen, workers=threads
+    )
 
 
 @app.command("promote")
@@ -388,9 +350,8 @@ def promote_command(
 
     check_folder("--store", store)
     manifest, target = promote(bundle, store, os.environ.get("UNMASK_BUNDLE_KEY"))
-    signed = manifest.signature is not None
-    digest = manifest.digest
-    return {"bundle": manifest.ref, "path": str(target), "digest": digest, "signed": signed}
+    said = {"digest": manifest.digest, "signed": manifest.signature is not None}
+    return {"bundle": manifest.ref, "path": str(target), **said}
 
 
 @app.command("fetch")
@@ -403,16 +364,10 @@ def fetch_command(
     ] = None,
 ) -> dict[str, Any]:
     """Download a public data set, check it, and prepare a folder for --data."""
-    from training.data import fetch
+    from training.data import checksums_of, fetch
 
     check_folder("--out", out)
-    checksums = {}
-    for given in checksum or []:
-        file, separator, digest = given.partition("=")
-        if not separator:
-            raise ConfigError(f"--checksum wants file=sha256:HEX, got {given!r}")
-        checksums[file] = digest
-    fetched = fetch(name, out, checksums=checksums, console=console)
+    fetched = fetch(name, out, checksums=checksums_of(checksum or []), console=console)
     console.print(f"terms of use: {fetched.terms}")
     return {
         **vars(fetched.prepared),
@@ -434,26 +389,6 @@ def synthesize_command(
 
     check_folder("--out", out)
     return synthesize(out, users, items, noise, seed)
-
-
-def check_folder(option: str, folder: Path) -> None:
-    """Raise ConfigError unless a folder is there and writable, or can be made."""
-    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    if not there.is_dir():
-        raise ConfigError(f"{option} {folder}: {there} is a file; name a folder")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise ConfigError(f"{option} {folder}: {there} may not be written to; name another folder")
-
-
-def of_the_system(error: OSError) -> str:
-    """What the operating system refused, in a sentence."""
-    if error.strerror is None:  # raised by a library, with a sentence of its own
-        return str(error)
-    place = f"{error.filename}: " if error.filename is not None else ""
-    said = f"{place}{error.strerror}"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        said += "; make room, then run the same command again"
-    return said
 
 
 def check_runtime() -> None:
@@ -498,7 +433,7 @@ def main() -> int:
         console.print(f"error: {error}")
         return 1
     except OSError as error:
-        console.print(f"error: {of_the_system(error)}")
+        console.print(f"error: {sentence_of(error)}")
         return 1
     except (KeyboardInterrupt, typer.Abort) as stop:
         if isinstance(stop.__cause__, EOFError):  # which typer takes for the end of the input

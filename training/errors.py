@@ -7,6 +7,10 @@ TrainingError
 └── FetchError         a public data set could not be downloaded completely
 """
 
+import errno
+import os
+from pathlib import Path
+
 
 class TrainingError(Exception):
     """Base class; the command line prints it without a traceback and exits with 1."""
@@ -26,3 +30,23 @@ class FitDiverged(TrainingError):
 
 class FetchError(TrainingError):
     """A public data set could not be downloaded completely."""
+
+
+def sentence_of(error: OSError) -> str:
+    """What the operating system refused, in a sentence."""
+    if error.strerror is None:  # raised by a library, with a sentence of its own
+        return str(error)
+    place = f"{error.filename}: " if error.filename is not None else ""
+    said = f"{place}{error.strerror}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        said += "; make room, then run the same command again"
+    return said
+
+
+def check_folder(option: str, folder: Path) -> None:
+    """Raise ConfigError unless a folder is there and writable, or can be made."""
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise ConfigError(f"{option} {folder}: {there} is a file; name a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(f"{option} {folder}: {there} may not be written to; name another folder")

@@ -74,6 +74,10 @@ class Plan:
     def __post_init__(self) -> None:
         if self.given and ComparisonTable.SYSTEMS not in self.tables:
             raise ConfigError("--system adds to the table of systems, so it needs --table systems")
+        if self.families and not self.tables & FAMILY_TABLES:
+            raise ConfigError(
+                "--family adds to the tables of families, so it needs --table families"
+            )
         taken = {TextKNN.name, self.bert4rec.name}
         taken |= {model.name for model in (*COUNTING, *self.sasrec)}
         for system in self.given:

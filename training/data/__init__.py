@@ -18,7 +18,7 @@ from training.data.embeddings import (
 )
 from training.data.inspection import inspect, said
 from training.data.interactions import Dataset, load_dataset, read_interactions
-from training.data.public_datasets import DATASETS, fetch
+from training.data.public_datasets import DATASETS, checksums_of, fetch
 from training.data.segments import Segments
 from training.data.splits import Interactions, Split, Windows
 from training.data.subsample import thin, without_items
@@ -31,6 +31,7 @@ __all__ = [
     "Segments",
     "Split",
     "Windows",
+    "checksums_of",
     "embed",
     "fetch",
     "inspect",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -26,7 +26,7 @@ from rich.progress import (
 )
 
 from training.data.raw_formats import Prepared, prepare, read_raw
-from training.errors import FetchError
+from training.errors import ConfigError, FetchError
 from training.printing import progress_bar
 
 ATTEMPTS = 4
@@ -96,6 +96,17 @@ DATASETS: Mapping[str, PublicDataset] = MappingProxyType(
         "ml-latest-small": _movielens("ml-latest-small"),
     }
 )
+
+
+def checksums_of(given: Sequence[str]) -> dict[str, str]:
+    """`file=sha256:HEX` as {file: "sha256:HEX"}. Raises ConfigError for anything else."""
+    checksums = {}
+    for text in given:
+        file, separator, digest = text.partition("=")
+        if not separator:
+            raise ConfigError(f"--checksum wants file=sha256:HEX, got {text!r}")
+        checksums[file] = digest
+    return checksums
 
 
 def fetch(

@@ -7,7 +7,7 @@ document), `ranks_store` (ranks of many systems on disk), `all_users` (what a bu
 everybody). Does not know how a bundle was trained.
 """
 
-from training.evaluation.all_users import recommend_all, write_parquet
+from training.evaluation.all_users import recommend_all, recommend_to_file
 from training.evaluation.cold_items import AS_TRAINED, KEPT_OUT, PUT_BACK, ColdItems
 from training.evaluation.cold_tables import Measured, cold_figures, cold_markdown
 from training.evaluation.decoding_grid import (
@@ -38,7 +38,11 @@ from training.evaluation.figures import (
     paired_difference,
     standard_error,
 )
-from training.evaluation.independence import independence_markdown, measure_independence
+from training.evaluation.independence import (
+    independence_markdown,
+    measure_independence,
+    report_independence,
+)
 from training.evaluation.ranks_store import RanksStore, SystemRanks, TargetRanks
 from training.evaluation.report import check_data, evaluate_bundle
 from training.evaluation.several_items import check_horizon
@@ -78,9 +82,10 @@ __all__ = [
     "ranks_at",
     "recall_at",
     "recommend_all",
+    "recommend_to_file",
+    "report_independence",
     "requests_of",
     "setting_name",
     "standard_error",
     "targets_seen",
-    "write_parquet",
 ]

@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import Progress
 
 from service.bundles import HISTORY_CAP, Bundle
 from service.decoding import Job, Schedule
@@ -108,7 +111,27 @@ def recommend_all(
     ).select("user_id", "rank", "item_id", "score", "served_by")
 
 
-def write_parquet(frame: pl.DataFrame, out: Path) -> None:
+def recommend_to_file(
+    bundle: Bundle, log: Interactions, out: Path, console: Console, *, k: int, **options: Any
+) -> dict[str, Any]:
+    """Write what `recommend_all` gives as a parquet file; what was written, in numbers."""
+    with Progress(console=console) as progress:
+        task = progress.add_task("users", total=log.num_users)
+        answers = recommend_all(
+            bundle, log, k=k, advance=lambda users: progress.advance(task, users), **options
+        )
+    _write_parquet(answers, out)
+    by_model = answers.filter(answers["served_by"] == "model")["user_id"].n_unique()
+    return {
+        "bundle": bundle.manifest.ref,
+        "out": str(out),
+        "users": log.num_users,
+        "rows": len(answers),
+        "served_by_model": by_model,
+    }
+
+
+def _write_parquet(frame: pl.DataFrame, out: Path) -> None:
     """Write the file completely or not at all."""
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".{out.name}.part")

@@ -11,19 +11,24 @@ left to right.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.console import Console
 
-from service.bundles import DecodingDefaults, Manifest
+from service.bundles import Bundle, DecodingDefaults, Manifest
 from service.decoding import Catalogue, Decoder, Denoiser, Histories, Ranking
 from service.decoding.network import masked_positions
-from training.data import Windows
-from training.evaluation.evaluation import ranks_at, recall_at, schedule_of
+from training.config import EvaluationConfig
+from training.data import Dataset, Windows
+from training.evaluation.evaluation import draw_windows, ranks_at, recall_at, schedule_of
 from training.evaluation.figures import markdown_table, paired_difference
+from training.evaluation.report import check_data
 
 Known = Literal["nothing", "earlier", "others"]  # of the target's codes, at one position
 LARGEST_CALL = 4096  # partial SIDs of one denoiser call
@@ -160,6 +165,35 @@ def recall_by_m_par(
                 }
             )
     return lines
+
+
+def report_independence(
+    bundle: Bundle,
+    dataset: Dataset,
+    config: EvaluationConfig,
+    out: Path,
+    console: Console,
+    *,
+    users: int,
+    draws: int,
+) -> dict[str, Any]:
+    """Measure test users of the bundle's own data; write independence.json and independence.md.
+
+    users: how many, a fixed random draw
+    """
+    check_data(bundle, dataset)
+    report = measure_independence(
+        bundle.decoder,
+        bundle.manifest,
+        draw_windows(dataset.split.test, users, seed=0),
+        draws=draws,
+        exclude_seen=config.exclude_seen,
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "independence.json").write_text(json.dumps(report, indent=2) + "\n")
+    (out / "independence.md").write_text(independence_markdown(report))
+    console.print(independence_markdown(report), markup=False, soft_wrap=True)
+    return report
 
 
 def measure_independence(

@@ -1,0 +1,83 @@
+"""A whole run: one section for each stage, and what the bundle is called."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from training.config.data import (
+    CodebookConfig,
+    EmbeddingsConfig,
+    InteractionsConfig,
+    ItemsConfig,
+)
+from training.config.measuring import EvaluationConfig, NeighboursConfig
+from training.config.network import (
+    ExportConfig,
+    FitConfig,
+    MaskingConfig,
+    ModelConfig,
+    RefitConfig,
+)
+from training.config.sections import Section
+
+
+class BundleConfig(Section):
+    """What the bundle is called and carries."""
+
+    name: str = Field("unmask", max_length=100, pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$")
+    version: str = Field(
+        "",
+        max_length=100,
+        pattern=r"^([A-Za-z0-9_-][A-Za-z0-9._-]*)?$",
+        description="empty = date and hash of the run",
+    )
+    held_out_users: int = Field(
+        1000, ge=0, le=1_000_000, description="test users shipped for replay and priming"
+    )
+    content_text: Literal["title. categories"] | None = Field(
+        None,
+        description="what of each item was embedded, where --embeddings are given: recorded for "
+        "those who add items; absent = not known",
+    )
+    content_model: str | None = Field(
+        None, min_length=1, max_length=500, description="the model that did it, likewise"
+    )
+
+
+class RunConfig(Section):
+    """A whole run: one section per stage."""
+
+    interactions: InteractionsConfig = InteractionsConfig()
+    items: ItemsConfig = ItemsConfig()
+    embeddings: EmbeddingsConfig = EmbeddingsConfig()
+    codebook: CodebookConfig = CodebookConfig()
+    model: ModelConfig = ModelConfig()
+    masking: MaskingConfig = MaskingConfig()
+    fit: FitConfig = FitConfig()
+    export: ExportConfig = ExportConfig()
+    neighbours: NeighboursConfig = NeighboursConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    refit: RefitConfig = RefitConfig()
+    bundle: BundleConfig = BundleConfig()
+
+    @model_validator(mode="after")
+    def _a_dense_head_where_one_is_needed(self) -> Self:
+        if self.model.options.get("dense"):
+            if not self.model.item_vectors:
+                raise ValueError(
+                    "model.options.dense: the dense head compares with items' vectors; set "
+                    "model.item_vectors=true"
+                )
+            if not self.embeddings.content_dims:
+                raise ValueError(
+                    "model.options.dense: the dense head compares with items' content; set "
+                    "embeddings.content_dims above 0"
+                )
+        elif set(self.evaluation.retrievals) != {"generate"}:
+            raise ValueError(
+                "evaluation.retrievals: dense and fused need a network with a dense head; set "
+                "model.options.dense=true, which maskgr and tiger have"
+            )
+        return self
