@@ -40,6 +40,14 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def _later(default: Any, description: str) -> Any:
+    """A field that is not written while it has its default.
+
+    So what was recorded before there was such a field is the same as now: stages stay done.
+    """
+    return Field(default, description=description, exclude_if=lambda value: value == default)
+
+
 class InteractionsConfig(Section):
     """Filtering and splitting of the interaction log."""
 
@@ -72,6 +80,13 @@ class InteractionsConfig(Section):
         description="how timestamps are written: iso8601, rfc2822, epoch_s, epoch_ms, epoch_us, "
         "epoch_ns, or as strptime has it, %d/%m/%Y %H:%M; absent = told from the values",
     )
+    columns: dict[Literal["user_id", "item_id", "position", "timestamp", "event_type"], str] = (
+        _later({}, "what the file calls these columns, if otherwise")
+    )
+    events: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = _later(
+        {}, "event types that count, and their weights: {view = 1, purchase = 3}; empty = all lines"
+    )
+    targets: tuple[str, ...] = _later((), "event types that are held out; empty = all that count")
 
     @model_validator(mode="after")
     def _something_to_train_on(self) -> Self:
@@ -89,6 +104,7 @@ class ItemsConfig(Section):
         description="what separates the categories in a text, such as , or |; none = each text is "
         "one category; absent = told from the values",
     )
+    columns: dict[Literal["item_id", "title", "categories"], str] = _later({}, "as of interactions")
 
 
 class EmbeddingsConfig(Section):
@@ -107,14 +123,6 @@ class EmbeddingsConfig(Section):
         5.0, ge=0, le=1000, description="transitions against co-occurrence"
     )
     seed: int = 7
-
-
-def _later(default: Any, description: str) -> Any:
-    """A field that is not written while it has its default.
-
-    So what was recorded before there was such a field is the same as now: stages stay done.
-    """
-    return Field(default, description=description, exclude_if=lambda value: value == default)
 
 
 class CodebookConfig(Section):

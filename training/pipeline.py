@@ -416,6 +416,7 @@ def dataset_key(dataset: Dataset) -> str:
         split.test.rows,
         dataset.embeddings,
         *([split.before_test.indptr] * (split.name == "time")),  # else test.ends says it
+        *([split.everything.weights] * (split.everything.weights is not None)),
     ):
         digest.update(b"-" if array is None else np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()

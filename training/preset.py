@@ -21,7 +21,8 @@ from training.errors import ConfigError
 def load_config(preset: str, overrides: list[str] | None = None) -> RunConfig:
     """Read a preset (a name from `training/presets`, or a path to a TOML file) and apply overrides.
 
-    overrides: strings `section.key=value`, the value in TOML syntax; bare words count as strings
+    overrides: strings `section.key=value`, the value in TOML syntax; bare words count as strings;
+        `section.key.name=value` sets one value of a table
     Raises ConfigError that names the wrong preset or key.
     """
     path = Path(preset)
@@ -78,7 +79,7 @@ def _apply(values: dict[str, Any], override: str) -> str:
     """Put an override into nested values; returns its key."""
     key, separator, text = override.partition("=")
     parts = key.strip().split(".")
-    if not separator or len(parts) != 2:
+    if not separator or not 2 <= len(parts) <= 3:
         raise ConfigError(
             f"--set wants section.key=value, e.g. fit.epochs=3, got {override!r}; "
             "training/config.py has all keys"
@@ -87,10 +88,13 @@ def _apply(values: dict[str, Any], override: str) -> str:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text
-    section = values.setdefault(parts[0], {})
-    if not isinstance(section, dict):
-        raise ConfigError(f"{parts[0]} must be a table of settings, not {section!r}")
-    section[parts[1]] = value
+    section: Any = values
+    for depth, part in enumerate(parts[:-1], 1):
+        section = section.setdefault(part, {})
+        if not isinstance(section, dict):
+            name = ".".join(parts[:depth])
+            raise ConfigError(f"{name} must be a table of settings, not {section!r}")
+    section[parts[-1]] = value
     return ".".join(parts)
 
 

@@ -153,6 +153,8 @@ def with_followers(
 ) -> sparse.csr_array:
     """`counts` and, each time item j follows item i d positions later, weights[d - 1] at (i, j).
 
+    That is for interactions that count alike. Else it is times the weight of j's interaction, as
+    its event type has it: what led to a purchase says more than what led to a view.
     counts: (num_items, num_items) sparse float32, which may be empty
     """
     users, rows = train.users_of_interactions(), train.rows
@@ -160,6 +162,8 @@ def with_followers(
         same_user = users[:-distance] == users[distance:]
         pairs = rows[:-distance][same_user], rows[distance:][same_user]
         added = np.full(len(pairs[0]), weight, np.float32)
+        if train.weights is not None:
+            added *= train.weights[distance:][same_user]
         counts = counts + sparse.csr_array((added, pairs), shape=counts.shape)
     return sparse.csr_array(counts)
 

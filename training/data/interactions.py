@@ -8,11 +8,12 @@ a bundle that has counted more orders its rows anew. Knows nothing of vectors, c
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Collection
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
 from service.bundles import Item
@@ -22,10 +23,11 @@ from training.data.files.log_files import read_log
 from training.data.files.table import shown
 from training.data.files.table_files import find_file, unused_files
 from training.data.files.vectors import find_vectors, read_vectors
-from training.data.repeats import without_repeats
+from training.data.repeats import Repeats, without_repeats
 from training.data.splits import (
     Interactions,
     Split,
+    Windows,
     indptr_of,
     leave_last_out,
     split_by_time,
@@ -64,6 +66,7 @@ def read_interactions(
     path: Path,
     config: InteractionsConfig = InteractionsConfig(),  # noqa: B008 (immutable)
     notes: list[str] | None = None,
+    warnings: list[str] | None = None,
 ) -> Interactions:
     """Read a file of interactions (see training.data.files.log_files).
 
@@ -71,12 +74,21 @@ def read_interactions(
     there are repeats, `notes` gets a sentence about them.
     """
     notes = [] if notes is None else notes
-    frame = read_log(path, config, notes)  # with times if the split needs them
-    collapsed, repeats = without_repeats(frame)
+    frame = read_log(path, config, notes, warnings)  # with times if the split needs them
+    frame, repeats = counted_once(frame, config)
     if said := repeats.said(collapsed=config.collapse_repeats):
         notes.append(f"{path.name}: {said}")
-    if config.collapse_repeats:
-        frame = collapsed
+    return as_arrays(frame)
+
+
+def counted_once(frame: pl.DataFrame, config: InteractionsConfig) -> tuple[pl.DataFrame, Repeats]:
+    """The log without repeats, if `config.collapse_repeats` says so, and how many there are."""
+    collapsed, repeats = without_repeats(frame)
+    return (collapsed if config.collapse_repeats else frame), repeats
+
+
+def as_arrays(frame: pl.DataFrame) -> Interactions:
+    """An ordered log (see training.data.files.log_files) as arrays."""
     by_user = frame.group_by("user_id", maintain_order=True).len()
     item_ids = frame["item_id"].unique().sort()
     return Interactions(
@@ -84,7 +96,10 @@ def read_interactions(
         item_ids=tuple(item_ids),
         indptr=indptr_of(by_user["len"].to_numpy()),
         rows=item_ids.search_sorted(frame["item_id"]).to_numpy().astype(np.int32),
-        times=frame["time"].to_numpy() if "time" in frame.columns else None,
+        **{
+            field: frame[name].to_numpy() if name in frame.columns else None
+            for field, name in (("times", "time"), ("weights", "weight"), ("targets", "is_target"))
+        },
     )
 
 
@@ -111,7 +126,7 @@ def k_core(interactions: Interactions, core: int) -> Interactions:
         item_ids=tuple(interactions.item_ids[row] for row in kept_items),
         indptr=indptr_of(by_user[kept_users]),
         rows=np.searchsorted(kept_items, rows).astype(np.int32),
-        times=None if interactions.times is None else interactions.times[places],
+        **interactions.told(places),
     )
 
 
@@ -126,10 +141,10 @@ def load_dataset(
     """Read, filter, split and order everything that training needs.
 
     data_dir holds one `interactions` file and optionally one `items` file (`.parquet`, `.csv`,
-    `.jsonl`, ...) with `item_embeddings*.npy`, whose row k belongs to row k of the items file. A
-    path given as an argument wins over the file of the folder. If the items come from elsewhere,
-    the embeddings of the folder are not used. Items without an interaction are kept if the items
-    file has them and `config.cold_items` is true.
+    `.jsonl`, ..., or RecBole's `.inter` and `.item`), with `item_embeddings*.npy`, whose row k
+    belongs to row k of the items file. A path given as an argument wins over the file of the
+    folder. If the items come from elsewhere, the embeddings of the folder are not used. Items
+    without an interaction are kept if the items file has them and `config.cold_items` is true.
     Raises DataError with a sentence that names the file and says what is wrong with it.
     """
     warnings: list[str] = []
@@ -155,16 +170,11 @@ def load_dataset(
     if embeddings is not None and items is None:
         raise DataError(f"{embeddings} needs an items file that says which row is which item")
 
-    log = read_interactions(interactions, config, notes)
+    log = read_interactions(interactions, config, notes, warnings)
     listed = read_items(items, items_config, notes, warnings) if items else ()
     line_of = {item.item_id: line for line, item in enumerate(listed)}
-    if items and not line_of.keys() & set(log.item_ids):
-        raise DataError(
-            f"{items} has none of the items of {interactions}: it writes {shown(listed[0].item_id)}"
-            f" where the other writes {shown(log.item_ids[0])}; write the same ids in both"
-        )
     if items:
-        _check_spellings(items, line_of.keys(), interactions, log.item_ids)
+        check_same_ids(items, line_of, interactions, log.item_ids)
     if config.core:
         log = k_core(log, config.core)
     unlisted = [item_id for item_id in log.item_ids if item_id not in line_of]
@@ -182,23 +192,9 @@ def load_dataset(
         )
 
     log = replace(log, item_ids=(*log.item_ids, *cold))
-    split = _split(log, config)
+    split = held_out(log, config, interactions, notes)
     split = split.reordered(split.train.popular_first())
     log = split.everything
-    if split.name == "time":
-        notes.append(f"split {split.sentence}")
-        if not len(split.test) or not len(split.validation):
-            raise DataError(
-                f"{interactions}: split {split.sentence}; so there is nobody to test or validate "
-                "with: choose other interactions.test_share and interactions.validation_share"
-            )
-    elif not len(split.test):
-        raise DataError(f"{interactions}: no user has three interactions, so none can be held out")
-    if not len(split.train.windows()):
-        raise DataError(
-            f"{interactions}: nothing is left to train on, because no user has two items after "
-            "those of validation and test are held out; give longer histories"
-        )
     lines = np.array([line_of.get(item_id, -1) for item_id in log.item_ids], dtype=np.int64)
     vectors = read_vectors(embeddings, len(listed), lines) if embeddings else None
     if vectors is not None and (without := (~vectors.any(axis=1) & (lines >= 0)).sum()):
@@ -218,16 +214,66 @@ def load_dataset(
     )
 
 
-def _split(log: Interactions, config: InteractionsConfig) -> Split:
+def held_out(log: Interactions, config: InteractionsConfig, path: Path, notes: list[str]) -> Split:
+    """The split that the configuration asks for.
+
+    Raises DataError that names the file if nothing can be held out, or nothing is left to learn.
+    """
     if config.split == "time":
-        return split_by_time(log, config.test_share, config.validation_share)
-    return leave_last_out(log)
+        split = split_by_time(log, config.test_share, config.validation_share)
+        notes.append(f"split {split.sentence}")
+        if not len(split.test) or not len(split.validation):
+            raise DataError(
+                f"{path}: split {split.sentence}; so there is nobody to test or validate "
+                "with: choose other interactions.test_share and interactions.validation_share"
+            )
+    else:
+        split = leave_last_out(log)
+        if log.targets is None and not len(split.test):
+            raise DataError(f"{path}: no user has three interactions, so none can be held out")
+        if log.targets is not None:
+            notes.append(f"split {split.sentence}")
+            if not len(split.validation):
+                raise DataError(
+                    f"{path}: no user has two interactions of {' or '.join(config.targets)} with "
+                    "something before them, so none can be held out for validation; name more "
+                    "event types in interactions.targets, or say interactions.split=time"
+                )
+    if log.targets is not None and (had := had_before(log, split.test)):
+        notes.append(
+            f"of {len(split.test):,} test users, {had:,} had the target before, perhaps as an "
+            "event of another type: as the service leaves out what a user has had, nothing finds "
+            "these; with exclude_seen=false in requests it would, which "
+            "evaluation.exclude_seen=false measures"
+        )
+    if not len(split.train.windows()):
+        raise DataError(
+            f"{path}: nothing is left to train on, because no user has two items after "
+            "those of validation and test are held out; give longer histories"
+        )
+    return split
 
 
-def _check_spellings(
-    items: Path, listed: Collection[str], interactions: Path, logged: Collection[str]
+def had_before(log: Interactions, windows: Windows) -> int:
+    """Of how many windows the history holds the target already."""
+    pairs = log.users_of_interactions().astype(np.int64) * log.num_items + log.rows
+    _, firsts, which = np.unique(pairs, return_index=True, return_inverse=True)
+    return int((firsts[which[windows.ends]] < windows.ends).sum())
+
+
+def check_same_ids(
+    items: Path, listed: Mapping[str, int], interactions: Path, logged: Sequence[str]
 ) -> None:
-    """Refuse an item whose id each of the two files writes in its own way."""
+    """Refuse files that have no item in common, and an item whose id each writes in its own way.
+
+    listed, logged: ids of the two files
+    """
+    if not listed.keys() & set(logged):
+        raise DataError(
+            f"{items} has none of the items of {interactions}: it writes "
+            f"{shown(next(iter(listed)))} where the other writes {shown(logged[0])}; write the same"
+            " ids in both"
+        )
     only_listed = {_plain_id(each): each for each in set(listed).difference(logged)}
     for item_id in logged:
         if item_id not in listed and (other := only_listed.get(_plain_id(item_id))):

@@ -44,11 +44,32 @@ class Repeats:
 def without_repeats(log: pl.DataFrame) -> tuple[pl.DataFrame, Repeats]:
     """The log without repeats, in its order; only the first row of each repeat is kept.
 
-    log: user_id, item_id, order (the time or position); sorted by user, then oldest to newest
+    log: user_id, item_id, order (the time or position); sorted by user, then oldest to newest.
+    Of what event types say, a row that is kept has the most of its repeats: the largest `weight`;
+    and it `is_target` if one of them is. Its `time` is then that of the first of these.
     """
-    once = log.unique(subset=["user_id", "item_id", "order"], keep="first", maintain_order=True)
+    once = _merged(log, ["user_id", "item_id", "order"])
     same = pl.all_horizontal(
         pl.col(name) == pl.col(name).shift() for name in ("user_id", "item_id")
     ).fill_null(False)
-    collapsed = once.filter(~same)
+    if "weight" in log.columns or "is_target" in log.columns:
+        in_a_row = once.with_columns(repeat=(~same).cum_sum())
+        collapsed = _merged(in_a_row, ["repeat"]).drop("repeat")
+    else:
+        collapsed = once.filter(~same)
     return collapsed, Repeats(len(log) - len(once), len(once) - len(collapsed))
+
+
+def _merged(log: pl.DataFrame, same: list[str]) -> pl.DataFrame:
+    """The first rows of those with the same values in some columns, with the most of each."""
+    if not {"weight", "is_target"} & set(log.columns):
+        return log.unique(subset=same, keep="first", maintain_order=True)
+    most = {"weight": pl.col("weight").max(), "is_target": pl.col("is_target").any()}
+    if "is_target" in log.columns:
+        times = pl.col("time")
+        most["time"] = pl.coalesce(times.filter(pl.col("is_target")).first(), times.first())
+    return (
+        log.group_by(same, maintain_order=True)
+        .agg(most.get(name, pl.col(name).first()) for name in log.columns if name not in same)
+        .select(log.columns)
+    )

@@ -66,6 +66,9 @@ class Interactions:
     indptr:   (num_users + 1,) int64, the rows of user u are rows[indptr[u]:indptr[u + 1]]
     rows:     (num_interactions,) int32, each user's items, oldest to newest
     times:    (num_interactions,) when they happened, as values that can be compared; None = unknown
+    weights:  (num_interactions,) float32, what each counts where pairs of items are counted; None =
+              alike
+    targets:  (num_interactions,) bool, which may be held out; None = all
     Raises DataError if the arrays do not fit together.
     """
 
@@ -74,6 +77,8 @@ class Interactions:
     indptr: NDArray[np.int64]
     rows: NDArray[np.int32]
     times: NDArray[Any] | None = None
+    weights: NDArray[np.float32] | None = None
+    targets: NDArray[np.bool_] | None = None
 
     def __post_init__(self) -> None:
         if len(self.indptr) != len(self.user_ids) + 1 or self.indptr[0] != 0:
@@ -123,8 +128,13 @@ class Interactions:
             self,
             indptr=indptr_of(np.bincount(users, minlength=self.num_users)),
             rows=self.rows[kept],
-            times=None if self.times is None else self.times[kept],
+            **self.told(kept),
         )
+
+    def told(self, places: NDArray[np.integer] | NDArray[np.bool_]) -> dict[str, Any]:
+        """What is known of some interactions beside user and item, for `replace`."""
+        arrays = {"times": self.times, "weights": self.weights, "targets": self.targets}
+        return {name: None if each is None else each[places] for name, each in arrays.items()}
 
     def reordered(self, order: NDArray[np.intp]) -> Interactions:
         """The same with new row numbers: row i is what row `order[i]` was."""
@@ -166,6 +176,14 @@ class Split:
     Leave-last-out: users with fewer than three interactions are only in `train`. By time: a user
     has a window in a period if there is an interaction in it, and one before it.
 
+        interactions   a b C d E f       where only some may be held out (capital letters)
+        train          a b
+        validation     a b     -> C
+        test           a b C d -> E      f is known to what ships only
+
+    A user with one such interaction has it for the test. By time: the first such of the period is
+    predicted from all before it, be it in the period or not.
+
     train:       the same users and items as the log that was split
     before_test: all that is known at the test
     everything:  the whole log: what is known when the bundle is shipped
@@ -196,10 +214,31 @@ class Split:
 
 
 def leave_last_out(interactions: Interactions) -> Split:
-    """Split off the last two items of every user who has at least three (see Split)."""
+    """Split off the last two items of every user who has at least three (see Split).
+
+    Where only some may be held out: the last two of these that have something before them.
+    """
     lengths = interactions.lengths()
-    has_three = lengths >= 3
-    return split_at(interactions, lengths - 2 * has_three, lengths - has_three)
+    if interactions.targets is None:
+        has_three = lengths >= 3
+        return split_at(interactions, lengths - 2 * has_three, lengths - has_three)
+    places = np.flatnonzero(interactions.targets)
+    users = interactions.users_of_interactions()[places]
+    within = places - interactions.indptr[users]
+    users, within = users[within > 0], within[within > 0]
+    of_user = np.bincount(users, minlength=interactions.num_users)
+    last = np.cumsum(of_user) - 1
+    before_test, in_train = lengths.copy(), lengths.copy()
+    before_test[of_user > 0] = within[last[of_user > 0]]
+    in_train[of_user > 0] = within[last[of_user > 0] - (of_user[of_user > 0] > 1)]
+    split = split_at(interactions, in_train, before_test)
+    without = interactions.num_users - len(split.test)
+    return replace(
+        split,
+        sentence="leave-last-out: a user's last item of an event type that interactions.targets "
+        "names is the target, the one of these before is for validation; "
+        f"{without:,} of {interactions.num_users:,} users have none with something before it",
+    )
 
 
 def split_by_time(interactions: Interactions, test: float, validation: float) -> Split:
@@ -229,10 +268,11 @@ def split_by_time(interactions: Interactions, test: float, validation: float) ->
     )
     split = split_at(interactions, in_train, before_test)
     without = interactions.num_users - len(split.test)
+    item = "item" if interactions.targets is None else "item of interactions.targets"
     return replace(
         split,
         name="time",
-        sentence=f"by time: a user's first item from {second} on is the target, the first from "
+        sentence=f"by time: a user's first {item} from {second} on is the target, the first from "
         f"{first} until then is for validation; {without:,} of "
         f"{interactions.num_users:,} users have no target, because they have nothing from then on "
         "or nothing before it",
@@ -244,14 +284,20 @@ def split_at(
 ) -> Split:
     """A split by how many of each user's oldest interactions are known when, (num_users,) each.
 
-    A user has a window where there is something before it, and something in its period:
-    validation from `in_train` to `before_test`, test from there to the end.
+    A user has a window where there is something in its period that may be held out, and something
+    before that: validation from `in_train` to `before_test`, test from there to the end.
     """
     starts = interactions.indptr[:-1]
+    may = interactions.targets
 
     def windows(known: NDArray[np.int64], until: NDArray[np.int64]) -> Windows:
-        users = np.flatnonzero((known > 0) & (known < until)).astype(np.int32)
-        return Windows(interactions.rows, users, starts[users], starts[users] + known[users])
+        ends = starts + known
+        if may is not None:  # the first from there on that may be held out
+            places = np.where(may, np.arange(len(may)), len(may))
+            following = np.append(np.minimum.accumulate(places[::-1])[::-1], len(may))
+            ends = following[ends]
+        users = np.flatnonzero((ends > starts) & (ends < starts + until)).astype(np.int32)
+        return Windows(interactions.rows, users, starts[users], ends[users])
 
     return Split(
         train=interactions.oldest(in_train),

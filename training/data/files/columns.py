@@ -107,8 +107,7 @@ def text_column(table: Table, name: str, notes: list[str]) -> list[str]:
     ):
         raise DataError(f"{table.path}: {name} must be text, not {column.dtype}")
     column = without_null_words(table, name, column.cast(pl.String).fill_null(""), notes)
-    is_csv = table.path.name.lower().removesuffix(".gz").endswith((".csv", ".tsv"))
-    if is_csv and (broken := column.str.contains(r"[\r\n]")).any():
+    if table.format in ("csv", "atomic") and (broken := column.str.contains(r"[\r\n]")).any():
         row = broken.arg_max()
         notes.append(
             f"{table.path.name}: {broken.sum():,} of {len(column):,} have a line break in their "

@@ -12,7 +12,7 @@ from service.bundles import Item
 from training.config import ItemsConfig
 from training.data.files.categories import category_column
 from training.data.files.columns import id_column, text_column
-from training.data.files.table import shown, words_of
+from training.data.files.table import Kind, quoted, shown, words_of
 from training.data.files.table_files import read_table
 
 # Columns that say something about an item and are not read under these names.
@@ -28,7 +28,7 @@ def read_items(
     notes: list[str] | None = None,
     warnings: list[str] | None = None,
 ) -> tuple[Item, ...]:
-    """Read a parquet, CSV or JSON-lines file with `item_id`, optionally `title`, `categories`.
+    """Read a table with `item_id`, optionally `title`, `categories`, or as `config.columns` says.
 
     `categories` (or `category`) are lists in any spelling (see training.data.files.categories).
     Items stay in the order of the file. `notes` gets sentences about how the file was read,
@@ -36,10 +36,11 @@ def read_items(
     for values that cannot be read, and for missing or repeated ids.
     """
     notes, warnings = [] if notes is None else notes, [] if warnings is None else warnings
-    table = read_table(
-        path, {"item_id": "id", "title": "text", "categories": "list", "category": "list"}
-    )
-    table.require(["item_id"])
+    kinds: dict[str, Kind] = {"item_id": "id", "title": "text", "categories": "list"}
+    if "categories" not in config.columns:
+        kinds["category"] = "list"
+    table = read_table(path, kinds, config.columns, "items")
+    table.require(["item_id"], "items")
     notes.extend(table.notes)
     item_ids = id_column(table, "item_id", notes)
     repeated = item_ids.is_duplicated()
@@ -65,6 +66,7 @@ def read_items(
             where = "nothing in its column" if name in table.columns else "no column"
             warnings.append(
                 f"{path.name} has {where} {name}, and {', '.join(map(shown, meant))} is not used;"
-                f" rename it to {name} if that is what it holds"
+                f" rename it to {name} if that is what it holds, or say --set "
+                f"items.columns.{name}={quoted(meant[0])}"
             )
     return tuple(Item(*each) for each in zip(item_ids, titles, categories, strict=True))

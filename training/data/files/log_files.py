@@ -7,13 +7,15 @@ refused, because it might otherwise be read backwards. Knows nothing of rows and
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
 
 from training.config import InteractionsConfig
 from training.data.files.columns import id_column
-from training.data.files.table import Table, shown, words_of
+from training.data.files.event_types import KINDS, EventTypes, event_types
+from training.data.files.table import Kind, Table, shown, words_of
 from training.data.files.table_files import read_table
 from training.data.files.times import NUMBER, position_column, time_column
 from training.errors import DataError
@@ -25,26 +27,77 @@ LIKE_WEIGHTS = (
 )  # fmt: skip
 
 
-def read_log(path: Path, config: InteractionsConfig, notes: list[str]) -> pl.DataFrame:
-    """Read a parquet, CSV or JSON-lines file: `user_id`, `item_id`, `position` or `timestamp`.
+@dataclass(frozen=True, eq=False)
+class LogTable:
+    """The lines of a log that count, before they are ordered.
+
+    table: columns user_id, item_id, position, timestamp, as far as the file has them
+    types: what the event types of all its lines say
+    """
+
+    table: Table
+    types: EventTypes
+
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """Columns of the file that are not read, as it writes them."""
+        labels = [self.table.names.get(each, each) for each in KINDS if each in self.table.columns]
+        used = self.types.name if len(self.types.counts) > 1 else None
+        return (*self.table.others, *(name for name in labels if name != used))
+
+
+def read_log(
+    path: Path,
+    config: InteractionsConfig,
+    notes: list[str],
+    warnings: list[str] | None = None,
+) -> pl.DataFrame:
+    """Read a log of `user_id`, `item_id`, `position` or `timestamp`, perhaps with event types.
+
+    See `ordered_log`. `notes` gets sentences about how the file was read, `warnings` about what may
+    not be as meant. Raises DataError with the line of a value that cannot be read or has two
+    meanings, ConfigError for columns and event types that are named and not there.
+    """
+    return ordered_log(read_log_table(path, config, notes, warnings), config, notes)
+
+
+def read_log_table(
+    path: Path, config: InteractionsConfig, notes: list[str], warnings: list[str] | None = None
+) -> LogTable:
+    """The lines that count, from a file or a folder of parts."""
+    table = read_log_columns(path, config, notes)
+    types = event_types(table, config, notes, [] if warnings is None else warnings)
+    return LogTable(table if types.kept is None else table.at(types.kept), types)
+
+
+def read_log_columns(path: Path, config: InteractionsConfig, notes: list[str]) -> Table:
+    """All lines of a log, with the columns that are needed."""
+    kinds: dict[str, Kind] = {
+        "user_id": "id", "item_id": "id", "position": "order", "timestamp": "order"
+    }  # fmt: skip
+    table = read_table(path, kinds | KINDS, config.columns)
+    needed = ["user_id", "item_id"]
+    if config.order_by or not {"position", "timestamp"} & table.columns.keys():
+        needed.append(config.order_by or "position or timestamp")
+    table.require(needed)
+    notes.extend(table.notes)
+    return table
+
+
+def ordered_log(log: LogTable, config: InteractionsConfig, notes: list[str]) -> pl.DataFrame:
+    """The interactions of a log, sorted by user, each user's oldest to newest.
 
     Ids become strings as they are written ("007" stays "007"). A user's items are ordered by
     `position` if there is such a column; a user must not have a position twice. Else they are
     ordered by `timestamp`; equal timestamps keep the order of the file. `config.order_by` may
-    choose the column. `notes` gets sentences about how the file was read.
-    Returns user_id, item_id, order (the position or time), sorted by user, each user's items oldest
-    to newest; for a split by time also time, which never decreases for a user.
-    Raises DataError with the line of a value that cannot be read or has two meanings.
+    choose the column.
+    Returns user_id, item_id, order (the position or time); for a split by time also time, which
+    never decreases for a user; where event types say so, weight (float32) and is_target (bool).
     """
-    table = read_table(
-        path, {"user_id": "id", "item_id": "id", "position": "order", "timestamp": "order"}
-    )
-    table.require(["user_id", "item_id", *filter(None, [config.order_by])])
+    table, path = log.table, log.table.path
     orders = [name for name in ("position", "timestamp") if name in table.columns]
-    if not orders:
-        table.require(["position or timestamp"])
-    notes.extend(table.notes)
     order = config.order_by or orders[0]
+    events = {"weight": log.types.weights, "is_target": log.types.targets}
     frame = pl.DataFrame(
         {
             "user_id": id_column(table, "user_id", notes),
@@ -54,17 +107,17 @@ def read_log(path: Path, config: InteractionsConfig, notes: list[str]) -> pl.Dat
                 if order == "position"
                 else time_column(table, config.time_format, notes)
             ),
+            **{name: column for name, column in events.items() if column is not None},
         }
     ).with_row_index("row")
     frame = frame.sort("user_id", "order", maintain_order=True)
     same_user = frame["user_id"] == frame["user_id"].shift()
+    tied = same_user & (frame["order"] == frame["order"].shift())
     if order == "position":
-        repeated = same_user & (frame["order"] == frame["order"].shift())
-        if repeated.any():
-            row, user_id, _, position = frame.row(repeated.arg_max() or 0)
+        if tied.any():
+            row, user_id, _, position = frame.row(tied.arg_max() or 0)[:4]
             table.refuse(row, f"user {user_id} has position {position} more than once")
     else:
-        tied = same_user & (frame["order"] == frame["order"].shift())
         tied &= frame["item_id"] != frame["item_id"].shift()
         if tied.any():
             place = table.place(frame["row"][tied.arg_max() or 0])
@@ -80,12 +133,11 @@ def read_log(path: Path, config: InteractionsConfig, notes: list[str]) -> pl.Dat
         by_time = config.split == "time" and unused == "timestamp"
         use = "says only what is held out" if by_time else "is not used"
         notes.append(f"{path.name}: ordered by {order}; the column {unused} {use}")
-    if weights := [name for name in table.others if words_of(name) in LIKE_WEIGHTS]:
+    if weights := [name for name in log.unused if words_of(name) in LIKE_WEIGHTS]:
         notes.append(
             f"{path.name}: {', '.join(map(shown, weights))} is not used; every line counts alike, "
             "so leave out the lines that are no interactions"
         )
-    frame = frame.select("row", "user_id", "item_id", "order")
     if config.split == "time":
         frame = frame.with_columns(time=_times(table, frame, config, order, notes))
     return frame.drop("row")
@@ -99,7 +151,7 @@ def _times(
     Raises DataError where that is not known, or contradicts the order of a user's interactions.
     """
     if order == "timestamp":
-        return _as_dates(table, frame["order"], config.time_format)
+        return as_dates(table, frame["order"], config.time_format)
     if "timestamp" not in table.columns:
         raise DataError(
             f"{table.path}: interactions.split=time needs a column timestamp, and there is none; "
@@ -120,10 +172,10 @@ def _times(
             "interactions.split=time cannot say on which side it is; say "
             "--set interactions.order_by=timestamp",
         )
-    return _as_dates(table, times, config.time_format)
+    return as_dates(table, times, config.time_format)
 
 
-def _as_dates(table: Table, times: pl.Series, time_format: str | None) -> pl.Series:
+def as_dates(table: Table, times: pl.Series, time_format: str | None) -> pl.Series:
     """Times that were written as dates, and read as nanoseconds, as dates again."""
     written = table.columns["timestamp"]
     if time_format is None:

@@ -1,7 +1,8 @@
 """Reads CSV and JSON lines line by line: memory holds only the wanted columns and one line.
 
 The standard library reads both formats. So the line of every value is known, a quote without a
-partner is refused, and a field that is not wanted is not kept. Files may be compressed with gzip.
+partner is refused, and a field that is not wanted is not kept. Atomic files of RecBole are CSV
+whose first line names types too. Files may be compressed with gzip, or zstd, which polars unpacks.
 Does not know what the columns mean.
 """
 
@@ -11,7 +12,7 @@ import csv
 import gzip
 import json
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from itertools import chain
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Any, BinaryIO, cast
 
 import polars as pl
 
-from training.data.files.table import Kind, Table, match_names, plain_name, shown
+from training.data.files.table import Format, Kind, Table, Wanted, reason_of, shown
 from training.errors import DataError
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
@@ -27,6 +28,8 @@ CHUNK_ROWS = 50_000
 MAX_LINE_BYTES = 16 * 2**20
 MAX_OTHERS = 1000  # names of other columns that are remembered; each line may bring new ones
 EXACT_BELOW = 2**53  # below this a float can hold every whole number
+GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+ATOMIC_TYPES = ("token", "token_seq", "float", "float_seq")  # of RecBole; _seq: between spaces
 NOT_TEXT = {
     b"PK\x03\x04": "a zip archive or an Excel file; save its sheet as CSV (UTF-8)",
     b"\xd0\xcf\x11\xe0": "an Excel file; save its sheet as CSV (UTF-8)",
@@ -86,24 +89,32 @@ class _Columns:
         return pl.concat(self._lines or [pl.Series([], dtype=pl.Int64)])
 
 
-def read_csv(path: Path, wanted: Mapping[str, Kind]) -> Table:
+def read_csv(path: Path, wanted: Wanted, format: Format = "csv") -> Table:
     """Read a CSV whose fields are separated by commas, semicolons, tabs or bars.
 
-    The first line decides: the separator is the one that gives the most wanted columns. Raises
-    DataError with the line for a quote without a partner and for a line with more or fewer fields.
+    The first line decides: the separator is the one that gives the most wanted columns. Of an
+    atomic file it also names the type of each column; lists (`token_seq`) become JSON text.
+    Raises DataError with the line for a quote without a partner and for a line with more or fewer
+    fields.
     """
+    is_atomic = format == "atomic"
     lines = _lines(path)
     header = next(lines, "")
-    separator = max(SEPARATORS, key=lambda each: len(_known(header, each, wanted)))
+    fields = {each: _fields(header, each, is_atomic) for each in SEPARATORS}
+    known = {each: len({*map(wanted.of, fields[each])} - {None}) for each in SEPARATORS}
+    if not any(known.values()):  # then the message names the columns as they may have been meant
+        known = {each: len(fields[each]) for each in SEPARATORS}
+    separator = max(SEPARATORS, key=lambda each: known[each])
     reader = csv.reader(chain([header], lines), delimiter=separator, strict=True)
     records = _records(reader, path)
-    _, names = next(records, (1, []))
-    found, notes = match_names(names, wanted, path)
-    if separator != ",":
+    _, first = next(records, (1, []))
+    names, lists = _atomic_names(first, wanted, path) if is_atomic else (first, frozenset())
+    found, notes = wanted.match(names, path)
+    if separator != "," and not is_atomic:
         notes = (*notes, f"{path.name}: fields are separated by {SEPARATORS[separator]}")
     columns, indices = _Columns(path, list(found)), list(found.values())
     for line, record in records:
-        if record == names:
+        if record == first:
             raise DataError(
                 f"{path}, line {line}: the first line, the names of the columns, is here again; "
                 "files were put together: remove this line"
@@ -113,6 +124,8 @@ def read_csv(path: Path, wanted: Mapping[str, Kind]) -> Table:
                 f"{path}, line {line}: {len(record)} fields, but the first line names {len(names)} "
                 "columns; a field that holds the separator needs quotes around it"
             )
+        for index in lists:
+            record[index] = record[index] and json.dumps(record[index].split(), ensure_ascii=False)
         columns.append(tuple(record[index] or None for index in indices), line)
     return Table(
         path,
@@ -120,10 +133,36 @@ def read_csv(path: Path, wanted: Mapping[str, Kind]) -> Table:
         tuple(names[i] for i in range(len(names)) if i not in indices)[:MAX_OTHERS],
         columns.lines(),
         notes,
+        {ours: names[index] for ours, index in found.items()},
+        format,
     )
 
 
-def read_json_lines(path: Path, wanted: Mapping[str, Kind]) -> Table:
+def _atomic_names(first: list[str], wanted: Wanted, path: Path) -> tuple[list[str], frozenset[int]]:
+    """Names of the columns of an atomic file, and where there are lists that are wanted.
+
+    Raises DataError for a column without a type, and for lists where one value is wanted.
+    """
+    names, lists = [], set()
+    for index, field in enumerate(first):
+        name, _, kind = field.strip().rpartition(":")
+        if kind not in ATOMIC_TYPES or not name:
+            raise DataError(
+                f"{path}, line 1: {shown(field)} is no column of a RecBole file, which has a name "
+                f"and a type, such as user_id:token; types are {', '.join(ATOMIC_TYPES)}"
+            )
+        names.append(name)
+        ours = wanted.of(name)
+        if ours is None or not kind.endswith("_seq"):
+            continue
+        if wanted.kinds[ours] == "list":
+            lists.add(index)
+        elif wanted.kinds[ours] != "text" or kind == "float_seq":
+            raise DataError(f"{path}, line 1: {shown(field)} is a list; {ours} must be one value")
+    return names, frozenset(lists)
+
+
+def read_json_lines(path: Path, wanted: Wanted) -> Table:
     """Read a file with one JSON object for each line; only the wanted fields are kept.
 
     Numbers become text as they are written. Lists of a `list` column become JSON text. Raises
@@ -135,7 +174,8 @@ def read_json_lines(path: Path, wanted: Mapping[str, Kind]) -> Table:
         record = dict(pairs)
         if len(record) < len(pairs):
             names = [name for name, _ in pairs]
-            if twice := [name for name in record if name in wanted and names.count(name) > 1]:
+            twice = [name for name in record if wanted.of(name) and names.count(name) > 1]
+            if twice:
                 raise _Twice(f"there are two fields {twice[0]}")
         return record
 
@@ -144,7 +184,7 @@ def read_json_lines(path: Path, wanted: Mapping[str, Kind]) -> Table:
     )
     known: dict[str, str | None] = {}  # wanted column of each name seen
     spelt: dict[str, str] = {}
-    columns = _Columns(path, list(wanted))
+    columns = _Columns(path, list(wanted.kinds))
     for line, text in enumerate(_lines(path), 1):
         if not text.strip():
             continue
@@ -164,7 +204,7 @@ def read_json_lines(path: Path, wanted: Mapping[str, Kind]) -> Table:
             if name in known:
                 column = known[name]
             else:
-                column = plain if (plain := plain_name(name)) in wanted else None
+                column = wanted.of(name)
                 if column or len(known) < MAX_OTHERS:
                     known[name] = column
                 if column:
@@ -173,20 +213,23 @@ def read_json_lines(path: Path, wanted: Mapping[str, Kind]) -> Table:
                 if column in values:
                     raise DataError(f"{path}, line {line}: there are two fields {column}")
                 try:
-                    values[column] = _text_of(value, wanted[column])
+                    values[column] = _text_of(value, wanted.kinds[column])
                 except ValueError as error:
                     raise DataError(f"{path}, line {line}: {column} {error}") from None
-        columns.append(tuple(values.get(column) for column in wanted), line)
+        columns.append(tuple(values.get(column) for column in wanted.kinds), line)
+    wanted.check_mapped(spelt, list(known), path)
     return Table(
         path,
-        {name: columns.column(name) for name in wanted if name in spelt},
+        {name: columns.column(name) for name in wanted.kinds if name in spelt},
         tuple(name for name, column in known.items() if column is None),
         columns.lines(),
         tuple(
             f"{path.name}: the field {shown(name)} is read as {column}"
             for column, name in spelt.items()
-            if name != column
+            if wanted.is_said(name)
         ),
+        spelt,
+        "json",
     )
 
 
@@ -198,18 +241,22 @@ def _lines(path: Path) -> Iterator[str]:
         for mark, what in NOT_TEXT.items():
             if begins.startswith(mark):
                 raise DataError(f"{path} is {what}")
-        if b"\0" in begins and not begins.startswith(b"\x1f\x8b"):
+        is_packed = begins.startswith((GZIP, ZSTD))
+        if b"\0" in begins and not is_packed:
             raise DataError(f"{path} is no text in UTF-8, perhaps UTF-16; save it as UTF-8")
-        is_gzip = begins.startswith(b"\x1f\x8b")
+    yield from _unpacked_lines(path) if begins == ZSTD else _plain_lines(path, begins)
+
+
+def _plain_lines(path: Path, begins: bytes) -> Iterator[str]:
+    with path.open("rb") as opened:
+        is_gzip = begins.startswith(GZIP)
         file = cast(BinaryIO, gzip.GzipFile(fileobj=opened)) if is_gzip else opened
         number = 0
         try:
             while line := file.readline(MAX_LINE_BYTES):
                 number += 1
                 if len(line) == MAX_LINE_BYTES:
-                    raise DataError(
-                        f"{path}, line {number}: longer than {MAX_LINE_BYTES // 2**20} MiB"
-                    )
+                    raise _too_long(path, number)
                 if number == 1:
                     line = line.removeprefix(b"\xef\xbb\xbf")
                 yield line.decode()
@@ -223,12 +270,35 @@ def _lines(path: Path) -> Iterator[str]:
             raise DataError(f"{path} is damaged after line {number}: {error}") from error
 
 
-def _known(header: str, separator: str, wanted: Mapping[str, Kind]) -> set[str]:
+def _unpacked_lines(path: Path) -> Iterator[str]:
+    """The lines of a file that zstd has packed; memory holds some of them."""
+    number = 0
+    try:
+        scan = pl.scan_lines(path, glob=False)
+        for batch in scan.collect_batches(chunk_size=CHUNK_ROWS, maintain_order=True):
+            for line in batch["line"]:
+                number += 1
+                if len(line) >= MAX_LINE_BYTES:
+                    raise _too_long(path, number)
+                yield (line.removeprefix("\ufeff") if number == 1 else line) + "\n"
+    except pl.exceptions.ComputeError as error:
+        after = f" after line {number}" if number else ""
+        raise DataError(f"{path} cannot be read{after}: {reason_of(error)}") from error
+    except OSError as error:
+        raise DataError(f"{path} is damaged after line {number}: {error}") from error
+
+
+def _too_long(path: Path, number: int) -> DataError:
+    return DataError(f"{path}, line {number}: longer than {MAX_LINE_BYTES // 2**20} MiB")
+
+
+def _fields(header: str, separator: str, is_atomic: bool) -> list[str]:
+    """The names in a first line."""
     try:
         names = next(csv.reader([header], delimiter=separator), [])
     except csv.Error:
-        return set()
-    return {plain_name(name) for name in names} & wanted.keys()
+        return []
+    return [name.rpartition(":")[0] if is_atomic else name for name in names]
 
 
 def _records(reader: Any, path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -257,6 +327,8 @@ def _text_of(value: object, kind: Kind) -> str | None:
     """A JSON value as text. Raises ValueError with the end of a sentence."""
     match value:
         case None:
+            return None
+        case bool() | list() | dict() if kind == "label":
             return None
         case bool():
             raise ValueError(f"is {str(value).lower()}, not text")

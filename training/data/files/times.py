@@ -169,7 +169,7 @@ def _of_one_unit(
     Also if all of them look like dates such as 30042014.
     """
     size = numbers.cast(pl.Float64).abs()
-    unit = sum((size >= least).cast(pl.Int8) for least, _ in UNITS)
+    unit = units_by_size(numbers)
     names = [name for _, name in UNITS] + ["nanoseconds"]
     if time_format is None and (other := unit != unit[0]).any():
         row = other.arg_max()
@@ -211,17 +211,28 @@ def _say_range(
     table: Table, numbers: pl.Series, unit: pl.Series, time_format: str | None, notes: list[str]
 ) -> None:
     """A sentence about unit and years, in which a person sees what was misread."""
-    units = ["epoch_s", "epoch_ms", "epoch_us", "epoch_ns"]
-    power = units.index(time_format) if time_format in units else int(unit[0])
-    least, most = (int(each) // 1000**power for each in (numbers.min(), numbers.max()))
+    divisor, name = unit_of(unit, time_format)
+    least, most = (int(each) // divisor for each in (numbers.min(), numbers.max()))
     if not LEAST_SAID <= most < MOST_SAID or least < -MOST_SAID:
         return  # a counter
     first, last = (datetime(1970, 1, 1) + timedelta(seconds=each) for each in (least, most))
-    names = ("seconds", "milliseconds", "microseconds", "nanoseconds")
     notes.append(
-        f"{table.path.name}: timestamps are read as {names[power]} since 1970: from "
+        f"{table.path.name}: timestamps are read as {name} since 1970: from "
         f"{first:%Y-%m-%d} to {last:%Y-%m-%d}"
     )
+
+
+def unit_of(units: pl.Series, time_format: str | None) -> tuple[int, str]:
+    """How many of the unit make a second, and its name; units: as of `units_by_size`."""
+    named = ["epoch_s", "epoch_ms", "epoch_us", "epoch_ns"]
+    power = named.index(time_format) if time_format in named else int(units[0])
+    return 1000**power, ("seconds", "milliseconds", "microseconds", "nanoseconds")[power]
+
+
+def units_by_size(numbers: pl.Series) -> pl.Series:
+    """0 to 3 for each number since 1970: seconds, milliseconds, microseconds, nanoseconds."""
+    size = numbers.cast(pl.Float64).abs()
+    return sum((size >= least).cast(pl.Int8) for least, _ in UNITS)
 
 
 def _dates_told(table: Table, text: pl.Series, notes: list[str]) -> pl.Series:

@@ -135,7 +135,7 @@ def test_a_column_category_is_read_and_others_are_named(tmp_path: Path) -> None:
     _, _, warnings = read(tmp_path, ["A|B"], name="genres")
     assert warnings == [
         "items.csv has no column categories, and 'genres' is not used; rename it to categories if "
-        "that is what it holds"
+        "that is what it holds, or say --set items.columns.categories=genres"
     ]
     (tmp_path / "items.csv").write_text("item_id,name,category,categories\n1,n,A,B\n")
     said: list[str] = []

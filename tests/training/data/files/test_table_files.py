@@ -160,7 +160,7 @@ def test_other_kinds_of_files_are_named(tmp_path: Path) -> None:
     assert "is empty" in refused(tmp_path / "items.parquet", b"")
     assert "cannot be read" in refused(tmp_path / "items.parquet", b"PAR1PAR1")
     (tmp_path / "log.parquet").mkdir()
-    with pytest.raises(DataError, match="is a folder, not a file"):
+    with pytest.raises(DataError, match="is a folder without files that end in"):
         read_items(tmp_path / "log.parquet")
 
 
@@ -660,7 +660,8 @@ def test_columns_of_other_names_are_named(tmp_path: Path) -> None:
     read_items(path, warnings=warnings)
     assert warnings == [
         "items.csv has nothing in its column title, and 'productName' is not used; rename it to "
-        "title if that is what it holds",
+        "title if that is what it holds, or say --set items.columns.title=productName",
         "items.csv has no column categories, and 'Main Category' is not used; rename it to "
-        "categories if that is what it holds",
+        "categories if that is what it holds, or say --set "
+        'items.columns.categories="Main Category"',
     ]
