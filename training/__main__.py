@@ -12,7 +12,7 @@ import json
 import os
 import shlex
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -20,7 +20,7 @@ import typer
 
 from service.errors import StartError
 from training.config import ComparisonTable, RunConfig, StageName
-from training.errors import ConfigError, TrainingError
+from training.errors import ConfigError, DataError, TrainingError
 from training.preset import load_config, preset_names, recorded_config, validate_config
 from training.printing import data_console
 
@@ -50,10 +50,13 @@ DataOption = Annotated[
 ]
 InteractionsOption = Annotated[
     Path | None,
-    typer.Option(help="parquet, CSV, JSON lines: user_id, item_id, position or timestamp"),
+    typer.Option(
+        help="parquet, CSV, TSV, JSON lines, RecBole's .inter, or a folder of parts: user_id, "
+        "item_id, position or timestamp"
+    ),
 ]
 ItemsOption = Annotated[
-    Path | None, typer.Option(help="parquet, CSV or JSON lines: item_id, title, categories")
+    Path | None, typer.Option(help="likewise, or RecBole's .item: item_id, title, categories")
 ]
 EmbeddingsOption = Annotated[
     Path | None, typer.Option(help=".npy of (items, d) floats, in the order of the items file")
@@ -143,6 +146,29 @@ def evaluate_command(
         grid=grid.as_json(),
         ranks_by_content=ranks_by_content,
     )
+
+
+@app.command("inspect")
+def inspect_command(
+    file: Annotated[Path, typer.Argument(help="interactions, or a folder as of --data")],
+    items: ItemsOption = None,
+    preset: PresetOption = "default",
+    overrides: SetOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON document instead")] = False,
+) -> dict[str, Any] | None:
+    """Say what training understands of a log of interactions, and what may be wrong with it.
+
+    Nothing is trained. The exit status is 1 if training would refuse the files.
+    """
+    from training.data import inspect, said
+
+    config = load_config(preset, overrides)
+    told = inspect(file, items, config.interactions, config.items)
+    if not as_json:
+        print(*said(told), sep="\n")
+    if told.refused is not None:
+        raise DataError(told.refused)
+    return asdict(told) if as_json else None
 
 
 @app.command("step-time")

@@ -3,9 +3,10 @@
 Only this room reads users' files. Later rooms get arrays. Knows no model.
 
 Reading order: `splits` (histories as arrays), `interactions` (reads, filters), `repeats` (lines
-that add nothing), `embeddings` (item vectors), `segments` (histories as training samples),
-`subsample` (data sets with interactions or items left out), `raw_formats` and `public_datasets`,
-`synthetic` with `synthetic_titles` (a world whose answer is known). How files are read: `files`.
+that add nothing), `inspection` (what was understood of files, in words), `embeddings` (item
+vectors), `segments` (histories as training samples), `subsample` (data sets with interactions or
+items left out), `raw_formats` and `public_datasets`, `synthetic` with `synthetic_titles` (a world
+whose answer is known). How files are read: `files`.
 """
 
 from training.data.embeddings import (
@@ -15,6 +16,7 @@ from training.data.embeddings import (
     users_with_both,
     with_followers,
 )
+from training.data.inspection import inspect, said
 from training.data.interactions import Dataset, load_dataset
 from training.data.public_datasets import DATASETS, fetch
 from training.data.segments import Segments
@@ -31,9 +33,11 @@ __all__ = [
     "Windows",
     "embed",
     "fetch",
+    "inspect",
     "item_affinities",
     "load_dataset",
     "normalised",
+    "said",
     "synthesize",
     "thin",
     "users_with_both",
