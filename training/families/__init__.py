@@ -4,7 +4,8 @@
 configuration names the folder. To add one, add a folder that exports `FAMILY`.
 
 Reading order: `family` (what a family provides), `network` (what a network answers), `denoiser` and
-`export` (for any network), `segment_objective` and `losses`, then `mdgr`, `maskgr` and `tiger`.
+`export` (for any network), `segment_objective` and `losses`, `cross_attention` (for decoders that
+read a whole history), then `mdgr`, `maskgr` and `tiger`.
 """
 
 from training.families.family import Family, Objective, family_of

@@ -103,11 +103,11 @@ def _rows_of_partial_sids(
     shortest = np.empty(num_beams, np.int64)
     most = np.int64(0)
     for beam in range(num_beams):
-        length = np.int64(len(codes) + 1)
+        length = len(codes) + 1
         for position in range(num_subspaces):
             code = sids[beam, position]
             if code != mask:
-                own = np.int64(indptr[position, code + 1]) - np.int64(indptr[position, code])
+                own = int(indptr[position, code + 1]) - int(indptr[position, code])
                 if own < length:
                     length = own
                     shortest[beam] = position

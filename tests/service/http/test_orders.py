@@ -60,7 +60,7 @@ def test_an_order_that_the_ranking_cannot_follow_is_refused(served: Service) -> 
 def test_auto_chooses_the_order_too(served: Service) -> None:
     answer = served.recommend(user_id="x", history=HISTORY, schedule="auto", order="entropy")
     assert answer.status_code == 422
-    assert "order must not be given" in answer.json()["error"]["message"]
+    assert "order, remask and guidance must not be given" in answer.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(
