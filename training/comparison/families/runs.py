@@ -43,7 +43,7 @@ OF_EVALUATION = ("exclude_seen", "schedule_users", "timing_users", "batch")
 class FamilyRun:
     """A finished run, what its fit took, and the ranks of its data set.
 
-    steps, cpu_minutes: None in records from before they were kept
+    cpu_minutes: None in records from before they were kept
     vectors: SHA-256 of the items' vectors
     """
 
