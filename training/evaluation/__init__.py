@@ -2,8 +2,8 @@
 
 Reading order: `evaluation` (ranks and metrics), `figures` (differences and their errors),
 `decoding_grid` (chooses the default setting), `cold_items` (what becomes of items that are added)
-with `cold_tables`, `report` (the document), `ranks_store` (ranks of many systems on disk). Does not
-know how a bundle was trained.
+with `cold_tables`, `several_items` (the next items together), `report` (the document),
+`ranks_store` (ranks of many systems on disk). Does not know how a bundle was trained.
 """
 
 from training.evaluation.cold_items import AS_TRAINED, KEPT_OUT, PUT_BACK, ColdItems
