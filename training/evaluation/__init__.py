@@ -2,14 +2,9 @@
 
 Reading order: `evaluation` (ranks and metrics), `figures` (differences and their errors),
 `decoding_grid` (chooses the default setting), `cold_items` (what becomes of items that are added)
-<<<<<<< HEAD
-with `cold_tables`, `independence` (what filling several positions a call costs), `report` (the
-document), `ranks_store` (ranks of many systems on disk), `all_users` (what a bundle recommends to
-everybody). Does not know how a bundle was trained.
-=======
-with `cold_tables`, `several_items` (the next items together), `report` (the document),
-`ranks_store` (ranks of many systems on disk). Does not know how a bundle was trained.
->>>>>>> horizon
+with `cold_tables`, `several_items` (the next items together), `independence` (what filling several
+positions a call costs), `report` (the document), `ranks_store` (ranks of many systems on disk),
+`all_users` (what a bundle recommends to everybody). Does not know how a bundle was trained.
 """
 
 from training.evaluation.all_users import recommend_all, recommend_to_file
