@@ -23,6 +23,7 @@ from service.decoding.network import Denoiser, DenseHead, EncoderCache
 from service.decoding.search.beams import Beams, PostingListBeams
 from service.decoding.search.denoiser_calls import BatchDenoiser
 from service.decoding.search.dense import best_by_content, fused
+from service.decoding.search.job_search import NOTHING, JobSearch, check_rows
 from service.decoding.search.posting_lists.first_step import expand_fully_masked
 from service.decoding.search.remasking import refilled, remasked_beams
 from service.decoding.search.row_biases import RowBiases
@@ -34,19 +35,8 @@ from service.decoding.search.rows.whole_catalogue import (
     rows_not_excluded,
 )
 from service.decoding.search.steps import after_first_step, best_children, best_rows
-from service.decoding.search.trajectories import TrajectoryRecorder
 
-_RANKINGS = {"path": expansion.PATH, "best": expansion.BEST, "rows": expansion.ROWS}
-_NOTHING = np.empty(0, np.int32), np.empty(0, np.float32)
 _NONE_DRAWN = np.empty((0, 0), np.float32)
-ORDERS = {
-    "confidence": orders.CONFIDENCE,
-    "entropy": orders.ENTROPY,
-    "margin": orders.MARGIN,
-    "left_to_right": orders.LEFT_TO_RIGHT,
-    "random": orders.DRAWN,
-    "raw_confidence": orders.RAW,
-}
 
 
 def decode(
@@ -126,56 +116,6 @@ def _nothing_left(job: Job, num_items: int) -> bool:
     return bool(np.isin(allowed, job.excluded).all())
 
 
-class _Search:
-    """One job's way through its schedule. index: the job's place in the batch
-
-    wanted: how many rows the schedule is to find
-    refilling: whether its beams are finished rows with codes masked again
-    """
-
-    def __init__(self, index: int, job: Job, trie: SidTrie) -> None:
-        self.index = index
-        self.job = job
-        self.ranking = _RANKINGS[job.ranking]
-        self.order = ORDERS[job.order]
-        # None before the first step: one fully masked beam, which owns all allowed rows.
-        self.beams: Beams | PostingListBeams | None = None
-        # What the dense head found for a job that fuses it with the beams' items.
-        self.dense: tuple[Rows, Floats] | None = None
-        self.recorder = TrajectoryRecorder(job, trie) if job.explain or job.remask else None
-        # With `fused` the beams and the dense head find as many; then k changes no score.
-        is_wide = job.remask or job.retrieval == "fused"
-        self.wanted = max(job.k, job.beam_width) if is_wide else job.k
-        self.refilling = False
-        self.finished = False
-        self.answer = Decoded(*_NOTHING, 0)
-
-    def continue_with(self, children: Beams | PostingListBeams, log_probs: Floats) -> None:
-        """Make these children the live beams. log_probs: the denoiser's output for their parents"""
-        self.beams = children
-        if self.recorder is not None:
-            self.recorder.record(children, log_probs)
-
-    def finish(
-        self,
-        found: tuple[Rows, Floats],
-        nfe: int,
-        log_probs: Floats | None,
-        cancelled: bool,
-        survivors: int,
-        parents: Integers | None,
-    ) -> None:
-        trajectory = None
-        if self.job.explain and self.recorder is not None:
-            trajectory = self.recorder.of_answer(*found, log_probs, parents)
-        self.answer = Decoded(*found, nfe, cancelled, trajectory, survivors)
-        self.finished = True
-
-    def is_last_step(self, nfe: int, num_rows: int) -> bool:
-        """Whether the schedule ends with its nfe-th step, with `num_rows` rows surviving."""
-        return nfe == self.job.schedule.nfe or num_rows <= self.job.finish_rows
-
-
 class _Batch:
     """State of one `decode` call: its searches, and which of them are still active."""
 
@@ -197,8 +137,8 @@ class _Batch:
         self.codes = trie.catalogue.codes
         self.on_answer = on_answer
         self.num_steps = 0
-        self.searches = [_Search(index, job, trie) for index, job in enumerate(jobs)]
-        self.active: list[_Search] = []
+        self.searches = [JobSearch(index, job, trie) for index, job in enumerate(jobs)]
+        self.active: list[JobSearch] = []
         num_items, num_subspaces = self.codes.shape
         for search in self.searches:
             job = search.job
@@ -219,13 +159,13 @@ class _Batch:
             if job.k > 0 and not _nothing_left(job, len(self.codes)):
                 self.active.append(search)
             else:
-                self._answer(search, _NOTHING)
+                self._answer(search, NOTHING)
 
     def step(self) -> None:
         """Fill the next positions of every active job; answer the jobs that are complete."""
         for search in self.active:
             if search.job.is_cancelled():
-                self._answer(search, _NOTHING, cancelled=True)
+                self._answer(search, NOTHING, cancelled=True)
         self._keep_unfinished()
         if not self.active:
             return
@@ -262,7 +202,7 @@ class _Batch:
 
     def _answer(
         self,
-        search: _Search,
+        search: JobSearch,
         found: tuple[Rows, Floats],
         log_probs: Floats | None = None,
         *,
@@ -280,7 +220,7 @@ class _Batch:
 
     def _found(
         self,
-        search: _Search,
+        search: JobSearch,
         found: tuple[Rows, Floats],
         log_probs: Floats | None = None,
         *,
@@ -306,7 +246,7 @@ class _Batch:
             self._answer_refilled(search, beams, *self._nothing_asked())
 
     def _answer_refilled(
-        self, search: _Search, beams: Beams, log_probs: Floats, positions: NDArray[np.int64]
+        self, search: JobSearch, beams: Beams, log_probs: Floats, positions: NDArray[np.int64]
     ) -> None:
         """Answer a job whose masked codes are filled again. log_probs: none if no beam is asked"""
         k, ranking = search.job.k if search.dense is None else search.wanted, search.ranking
@@ -338,7 +278,7 @@ class _Batch:
             if places:
                 self.denoiser.keep_jobs(places)
 
-    def _finish_decided(self, search: _Search) -> None:
+    def _finish_decided(self, search: JobSearch) -> None:
         """Answer a job whose beams are all decided, or that has no possible row left."""
         assert search.beams is not None
         wanted, ranking = search.wanted, search.ranking
@@ -451,7 +391,7 @@ class _Batch:
 
     def _expand(
         self,
-        search: _Search,
+        search: JobSearch,
         beams: Beams | PostingListBeams,
         log_probs: Floats,
         positions: NDArray[np.int64],
@@ -469,7 +409,7 @@ class _Batch:
             self._drawn(search, len(beams.sids)),
         )
 
-    def _drawn(self, search: _Search, num_beams: int) -> Floats:
+    def _drawn(self, search: JobSearch, num_beams: int) -> Floats:
         """Random certainties, (num_beams, num_subspaces), seeded by the history and the step."""
         if search.order != orders.DRAWN:
             return _NONE_DRAWN
@@ -485,14 +425,3 @@ def _check_dense(job: Job, dense: DenseHead | None, trie: SidTrie) -> None:
         raise ValueError("the dense head has more dimensions than the items' vectors")
     if job.explain:
         raise ValueError(f'retrieval "{job.retrieval}" has nothing to explain')
-
-
-def check_rows(job: Job, num_items: int) -> None:
-    """Raise ValueError for rows and widths that would lead compiled code out of its arrays."""
-    for rows in (job.history, job.excluded, job.allowed):
-        if rows is not None and len(rows) and not 0 <= rows.min() <= rows.max() < num_items:
-            raise ValueError(f"a job's rows must be at least 0 and below {num_items}")
-    if job.allowed is not None and np.any(np.diff(job.allowed) <= 0):
-        raise ValueError("a job's allowed rows must be ascending and distinct")
-    if job.beam_width < 1:
-        raise ValueError("a job's beam_width must be at least 1")

@@ -19,9 +19,9 @@ from service.decoding.arrays import Floats, Rows
 from service.decoding.catalogue import NeighbourPrior, SidTrie
 from service.decoding.job import MAX_HORIZON, Decoded, Job, OnAnswer, Timings
 from service.decoding.network import Denoiser, EncoderCache
-from service.decoding.search.beam_search import ORDERS, check_rows
 from service.decoding.search.beams import SequenceBeams
 from service.decoding.search.denoiser_calls import BatchDenoiser
+from service.decoding.search.job_search import ORDERS, check_rows
 from service.decoding.search.row_biases import RowBiases
 from service.decoding.search.rows import order as orders
 from service.decoding.search.sequences.expansion import best_sequences, expand_sequences

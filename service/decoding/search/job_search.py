@@ -1,0 +1,88 @@
+"""One job's way through its schedule: its live beams, what it is to find, and its answer.
+
+Knows neither the denoiser nor the other jobs of the batch.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from service.decoding.arrays import Floats, Integers, Rows
+from service.decoding.catalogue import SidTrie
+from service.decoding.job import Decoded, Job
+from service.decoding.search.beams import Beams, PostingListBeams
+from service.decoding.search.rows import expansion
+from service.decoding.search.rows import order as orders
+from service.decoding.search.trajectories import TrajectoryRecorder
+
+NOTHING = np.empty(0, np.int32), np.empty(0, np.float32)
+_RANKINGS = {"path": expansion.PATH, "best": expansion.BEST, "rows": expansion.ROWS}
+ORDERS = {
+    "confidence": orders.CONFIDENCE,
+    "entropy": orders.ENTROPY,
+    "margin": orders.MARGIN,
+    "left_to_right": orders.LEFT_TO_RIGHT,
+    "random": orders.DRAWN,
+    "raw_confidence": orders.RAW,
+}
+
+
+class JobSearch:
+    """One job's way through its schedule. index: the job's place in the batch
+
+    wanted: how many rows the schedule is to find
+    refilling: whether its beams are finished rows with codes masked again
+    """
+
+    def __init__(self, index: int, job: Job, trie: SidTrie) -> None:
+        self.index = index
+        self.job = job
+        self.ranking = _RANKINGS[job.ranking]
+        self.order = ORDERS[job.order]
+        # None before the first step: one fully masked beam, which owns all allowed rows.
+        self.beams: Beams | PostingListBeams | None = None
+        # What the dense head found for a job that fuses it with the beams' items.
+        self.dense: tuple[Rows, Floats] | None = None
+        self.recorder = TrajectoryRecorder(job, trie) if job.explain or job.remask else None
+        # With `fused` the beams and the dense head find as many; then k changes no score.
+        is_wide = job.remask or job.retrieval == "fused"
+        self.wanted = max(job.k, job.beam_width) if is_wide else job.k
+        self.refilling = False
+        self.finished = False
+        self.answer = Decoded(*NOTHING, 0)
+
+    def continue_with(self, children: Beams | PostingListBeams, log_probs: Floats) -> None:
+        """Make these children the live beams. log_probs: the denoiser's output for their parents"""
+        self.beams = children
+        if self.recorder is not None:
+            self.recorder.record(children, log_probs)
+
+    def finish(
+        self,
+        found: tuple[Rows, Floats],
+        nfe: int,
+        log_probs: Floats | None,
+        cancelled: bool,
+        survivors: int,
+        parents: Integers | None,
+    ) -> None:
+        trajectory = None
+        if self.job.explain and self.recorder is not None:
+            trajectory = self.recorder.of_answer(*found, log_probs, parents)
+        self.answer = Decoded(*found, nfe, cancelled, trajectory, survivors)
+        self.finished = True
+
+    def is_last_step(self, nfe: int, num_rows: int) -> bool:
+        """Whether the schedule ends with its nfe-th step, with `num_rows` rows surviving."""
+        return nfe == self.job.schedule.nfe or num_rows <= self.job.finish_rows
+
+
+def check_rows(job: Job, num_items: int) -> None:
+    """Raise ValueError for rows and widths that would lead compiled code out of its arrays."""
+    for rows in (job.history, job.excluded, job.allowed):
+        if rows is not None and len(rows) and not 0 <= rows.min() <= rows.max() < num_items:
+            raise ValueError(f"a job's rows must be at least 0 and below {num_items}")
+    if job.allowed is not None and np.any(np.diff(job.allowed) <= 0):
+        raise ValueError("a job's allowed rows must be ascending and distinct")
+    if job.beam_width < 1:
+        raise ValueError("a job's beam_width must be at least 1")
