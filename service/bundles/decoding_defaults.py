@@ -5,12 +5,15 @@ Both the service and training ask `misfit_of`, so what is measured can be reques
 
 from __future__ import annotations
 
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.decoding import MAX_HORIZON, Order, Ranking, Retrieval, Schedule
+from service.decoding import MAX_HORIZON, Job, Order, Ranking, Retrieval, Schedule
 
+Rows = NDArray[np.int32]
 MAX_SUBSPACES = 64
 MAX_BEAM_WIDTH = 1_000
 MAX_FINISH_ROWS = 1_000_000
@@ -36,6 +39,28 @@ class DecodingDefaults(BaseModel):
     def wide_enough(self, k: int) -> Self:
         """The same, with at least k beams."""
         return self.model_copy(update={"beam_width": max(self.beam_width, k)})
+
+    def schedule(self, num_subspaces: int, horizon: int = 1) -> Schedule:
+        """Over the positions of `horizon` items."""
+        return Schedule.from_params(
+            num_subspaces=horizon * num_subspaces, r_warm=self.r_warm, m_par=self.m_par
+        )
+
+    def job(self, history: Rows, k: int, schedule: Schedule, **rest: Any) -> Job:
+        """A job that is decoded so. rest: its fields that say nothing of decoding"""
+        return Job(
+            history,
+            k,
+            schedule,
+            self.beam_width,
+            finish_rows=self.finish_rows,
+            ranking=self.ranking,
+            order=self.order,
+            remask=self.remask,
+            guidance=self.guidance,
+            retrieval=self.retrieval,
+            **rest,
+        )
 
     def for_several(self, horizon: int) -> Self:
         """What a request for `horizon` items, above 1, gets where it says nothing else.
@@ -114,9 +139,7 @@ def misfit_of(
     if not autoregressive:
         return None
     why = "the network of this bundle is autoregressive: it knows only the next code of a SID"
-    schedule = Schedule.from_params(
-        num_subspaces=num_subspaces, r_warm=decoding.r_warm, m_par=decoding.m_par
-    )
+    schedule = decoding.schedule(num_subspaces)
     if decoding.order != "left_to_right":
         return Misfit("order", f"{why}, so order must be left_to_right")
     if max(schedule.steps) > 1:

@@ -40,21 +40,8 @@ def prime(bundle: Bundle, latency: LatencyModel, until: float = inf) -> None:
     batches = []
     for size in SIZES:
         for rung in rungs:
-            schedule = Schedule.from_params(
-                num_subspaces=manifest.num_subspaces, r_warm=rung.r_warm, m_par=rung.m_par
-            )
-            job = Job(
-                histories[0],
-                rung.beam_width,
-                schedule,
-                rung.beam_width,
-                finish_rows=rung.finish_rows,
-                ranking=rung.ranking,
-                order=rung.order,
-                remask=rung.remask,
-                guidance=rung.guidance,
-                retrieval=rung.retrieval,
-            )
+            schedule = rung.schedule(manifest.num_subspaces)
+            job = rung.job(histories[0], rung.beam_width, schedule)
             batches.append(
                 [replace(job, history=histories[i % len(histories)]) for i in range(size)]
             )
@@ -137,21 +124,11 @@ def _rare_jobs(bundle: Bundle, history: NDArray[np.int32], width: int) -> list[J
         found_by = get_args(Retrieval)
         settings += [default.model_copy(update={"retrieval": one}) for one in found_by]
     asked = [one for one in settings if bundle.manifest.misfit(one) is None]
+    to_the_end = [one.model_copy(update={"beam_width": width, "finish_rows": 0}) for one in asked]
     few = np.arange(max(1, num_items // 4), dtype=np.int32)
     most = np.arange(max(1, num_items - num_items // 4), dtype=np.int32)
     return [
-        Job(
-            history,
-            width,
-            Schedule.from_params(num_subspaces=num_subspaces, r_warm=one.r_warm, m_par=one.m_par),
-            width,
-            ranking=one.ranking,
-            order=one.order,
-            remask=one.remask,
-            guidance=one.guidance,
-            retrieval=one.retrieval,
-            allowed=allowed,
-        )
-        for one in asked
+        one.job(history, width, one.schedule(num_subspaces), allowed=allowed)
+        for one in to_the_end
         for allowed in (None, few, most)
     ]

@@ -111,18 +111,11 @@ class Inputs:
         return [job, replace(job, allowed=self.new)] if len(self.new) else [job]
 
     def _job(self, request: RecommendRequest, plan: Plan) -> Job:
-        return Job(
+        return plan.decoding.job(
             self.history,
             request.k,
             plan.schedule,
-            plan.decoding.beam_width,
-            self.excluded,
-            finish_rows=plan.decoding.finish_rows,
-            ranking=plan.decoding.ranking,
-            order=plan.decoding.order,
-            remask=plan.decoding.remask,
-            guidance=plan.decoding.guidance,
-            retrieval=plan.decoding.retrieval,
+            excluded=self.excluded,
             allowed=self.allowed,
             explain=request.explain,
             horizon=plan.horizon,

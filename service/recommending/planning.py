@@ -113,7 +113,4 @@ def plan_in_time(
 
 
 def _plan(decoding: DecodingDefaults, num_subspaces: int, horizon: int = 1) -> Plan:
-    schedule = Schedule.from_params(
-        num_subspaces=horizon * num_subspaces, r_warm=decoding.r_warm, m_par=decoding.m_par
-    )
-    return Plan(decoding, schedule, horizon=horizon)
+    return Plan(decoding, decoding.schedule(num_subspaces, horizon), horizon=horizon)

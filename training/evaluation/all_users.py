@@ -18,7 +18,6 @@ from rich.console import Console
 from rich.progress import Progress
 
 from service.bundles import HISTORY_CAP, Bundle
-from service.decoding import Job, Schedule
 from training.data import Interactions
 
 NO_ROW = -1  # where fewer than k items are left
@@ -48,9 +47,7 @@ def recommend_all(
     known = np.array([row_of.get(item_id, NO_ROW) for item_id in log.item_ids], np.int32)
     manifest = bundle.manifest
     setting = manifest.decoding.wide_enough(k)
-    schedule = Schedule.from_params(
-        num_subspaces=manifest.num_subspaces, r_warm=setting.r_warm, m_par=setting.m_par
-    )
+    schedule = setting.schedule(manifest.num_subspaces)
 
     def history_of(user: int) -> NDArray[np.int32]:
         start, end = log.indptr[user : user + 2].tolist()
@@ -64,15 +61,11 @@ def recommend_all(
         histories = [history_of(user) for user in users]
         places = [place for place, history in enumerate(histories) if len(history)]
         jobs = [
-            Job(
+            setting.job(
                 histories[place],
                 k,
                 schedule,
-                setting.beam_width,
-                np.unique(histories[place]) if exclude_seen else np.empty(0, np.int32),
-                finish_rows=setting.finish_rows,
-                ranking=setting.ranking,
-                order=setting.order,
+                excluded=np.unique(histories[place]) if exclude_seen else np.empty(0, np.int32),
             )
             for place in places
         ]

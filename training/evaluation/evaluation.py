@@ -197,9 +197,7 @@ def metrics(found: NDArray[np.int32], of_long: NDArray[np.int32] | None = None) 
 
 def schedule_of(decoding: DecodingDefaults, num_subspaces: int) -> Schedule:
     """The schedule of a setting for SIDs with `num_subspaces` positions."""
-    return Schedule.from_params(
-        num_subspaces=num_subspaces, r_warm=decoding.r_warm, m_par=decoding.m_par
-    )
+    return decoding.schedule(num_subspaces)
 
 
 def ranks_at(
