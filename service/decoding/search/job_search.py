@@ -45,8 +45,9 @@ class JobSearch:
         self.dense: tuple[Rows, Floats] | None = None
         self.recorder = TrajectoryRecorder(job, trie) if job.explain or job.remask else None
         # With `fused` the beams and the dense head find as many; then k changes no score.
-        is_wide = job.remask or job.retrieval == "fused"
-        self.wanted = max(job.k, job.beam_width) if is_wide else job.k
+        self.wanted = job.beam_width if job.retrieval == "fused" else job.k
+        if job.remask:
+            self.wanted = max(job.k, job.beam_width)
         self.refilling = False
         self.finished = False
         self.answer = Decoded(*NOTHING, 0)
