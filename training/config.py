@@ -115,9 +115,7 @@ def _later(default: Any, description: str, **bounds: Any) -> Any:
 
     So what was recorded before there was such a field is the same as now: stages stay done.
     """
-    return Field(
-        default, description=description, exclude_if=lambda value: value == default, **bounds
-    )
+    return Field(default, description=description, exclude_if=lambda v: v == default, **bounds)
 
 
 class CodebookConfig(Section):
@@ -165,12 +163,7 @@ class ModelConfig(Section):
     """
 
     family: str = Field("mdgr", description="a folder of training/families")
-    options: dict[str, Any] = Field(
-        {},
-        description="settings of the family's own, which it checks: of mdgr encoder "
-        "(training/families/mdgr/options.py), of maskgr attention and target_share "
-        "(training/families/maskgr/model.py)",
-    )
+    options: dict[str, Any] = Field({}, description="the family's own: `Options` in its folder")
     width: int = Field(128, ge=8)
     num_heads: int = Field(8, ge=1)
     encoder_layers: int = Field(3, ge=1, description="of maskgr, all of its layers")
@@ -202,9 +195,7 @@ class MaskingConfig(Section):
 
     curriculum: bool = Field(True, description="mask count by Eq. 8-10; off = by noise")
     noise: Noise = _later(
-        "uniform",
-        "mask count without the curriculum: uniform in 1..L, or cosine (MaskGIT), where many masks "
-        "are more frequent; of maskgr, how its rate t is drawn",
+        "uniform", "mask count without the curriculum; cosine = MaskGIT's; of maskgr, of its rate t"
     )
     gamma: float = Field(2.0, gt=0)
     history_aware: bool = Field(True, description="positions by Eq. 11-12; off = uniform")
@@ -262,10 +253,7 @@ class FitConfig(Section):
     weight_decay: float = Field(0.01, ge=0)
     clip_norm: float = Field(1.0, gt=0)
     history_dropout: float = _later(
-        0.0,
-        "share of the samples whose history the network does not see, which guidance needs",
-        ge=0,
-        le=0.9,
+        0.0, "share of samples whose history is hidden; guidance needs it", ge=0, le=0.9
     )
     ema_decay: float = Field(
         0.999, ge=0, lt=1, description="of the averaged weights that are validated and shipped"
@@ -371,15 +359,10 @@ class EvaluationConfig(Section):
         description="tried likewise: which masked positions a beam fills first",
     )
     remasks: tuple[Annotated[int, Field(ge=0, lt=64)], ...] = _later(
-        (0,),
-        "tried likewise: how many codes of a finished beam are masked again",
-        min_length=1,
+        (0,), "tried likewise: codes of a finished beam that are masked again", min_length=1
     )
     guidances: tuple[Annotated[float, Field(ge=0, le=10)], ...] = _later(
-        (0.0,),
-        "tried likewise, if the network was trained with fit.history_dropout: the weight of "
-        "guidance",
-        min_length=1,
+        (0.0,), "tried likewise, of networks with fit.history_dropout", min_length=1
     )
     beam_width: int | None = Field(
         None, ge=1, description="of the tables on test users; absent = the bundle's default"
