@@ -25,11 +25,12 @@ Tables = Mapping[str, Sequence[Row]]
 
 VERDICTS = {"better": "reproduced", "worse": "not reproduced", "tie": "not decided"}
 NOT_RUN = "not run"
-# Presets that stand for a system of the papers; of several the first that has rows.
+# Presets that stand for a system of the papers, published sizes and losses first; of several the
+# first that has rows.
 MDGR = ("mdgr", "mdgr-paper", "paper")
-MASKGR = ("maskgr", "maskgr-paper")
+MASKGR = ("maskgr-paper", "maskgr")
 DENSE = ("maskgr-dense",)
-TIGER = ("tiger", "tiger-paper")
+TIGER = ("tiger-paper", "tiger")
 LIGER = ("liger",)
 MDGR_POSITIONS = 8
 
