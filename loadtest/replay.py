@@ -232,7 +232,7 @@ def read_ranks(path: Path) -> Offline:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line: prints figures, then a line of JSON. 1 after an error or a different rank."""
     options = _parser().parse_args(arguments)
-    names = ("r_warm", "m_par", "beam_width", "ranking", "finish_rows", "order")
+    names = ("r_warm", "m_par", "beam_width", "ranking", "finish_rows", "order", "retrieval")
     chosen = {name: getattr(options, name) for name in names}
     try:
         users = read_held_out(options.held_out, options.users)
@@ -318,6 +318,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--ranking", help="rows, best or path; default: the bundle's")
     parser.add_argument("--finish-rows", type=int, help="default: the bundle's")
     parser.add_argument("--order", help="confidence, entropy, ...; default: the bundle's")
+    parser.add_argument("--retrieval", help="generate, dense or fused; default: the bundle's")
     parser.add_argument("--concurrency", type=int, default=8, help="requests in flight")
     parser.add_argument("--timeout-s", type=float, default=30, help="longest wait for an answer")
     parser.add_argument(
