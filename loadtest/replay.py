@@ -241,6 +241,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "order",
         "remask",
         "guidance",
+        "retrieval",
     ]
     chosen = {name: getattr(options, name) for name in names}
     try:
@@ -329,6 +330,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--order", help="confidence, entropy, ...; default: the bundle's")
     parser.add_argument("--remask", type=int, help="default: the bundle's")
     parser.add_argument("--guidance", type=float, help="default: the bundle's")
+    parser.add_argument("--retrieval", help="generate, dense or fused; default: the bundle's")
     parser.add_argument("--concurrency", type=int, default=8, help="requests in flight")
     parser.add_argument("--timeout-s", type=float, default=30, help="longest wait for an answer")
     parser.add_argument(

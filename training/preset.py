@@ -55,8 +55,7 @@ def validate_config(
             name = ".".join(map(str, item["loc"]))
             whose = "--set" if name.startswith(tuple(set_by_hand)) else source
             is_unknown = item["type"] == "extra_forbidden"
-            said = _unknown(name) if is_unknown else item["msg"]
-            what.append(f"{whose}: {name}: {said}" if name else f"{whose}: {said}")
+            what.append(f"{whose}: {name}: {_unknown(name) if is_unknown else item['msg']}")
         raise ConfigError("; ".join(what)) from error
 
 

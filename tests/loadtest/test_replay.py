@@ -62,6 +62,7 @@ def kernel_ranks(bundle: Bundle) -> dict[str, int | None]:
             finish_rows=defaults.finish_rows,
             ranking=defaults.ranking,
             order=defaults.order,
+            retrieval=defaults.retrieval,
         )
         [decoded], _ = bundle.decoder.decode([job])
         item_ids = [catalogue.item_ids[row] for row in decoded.rows]

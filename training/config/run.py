@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from training.config.data import (
     CodebookConfig,
@@ -61,23 +61,3 @@ class RunConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     refit: RefitConfig = RefitConfig()
     bundle: BundleConfig = BundleConfig()
-
-    @model_validator(mode="after")
-    def _a_dense_head_where_one_is_needed(self) -> Self:
-        if self.model.options.get("dense"):
-            if not self.model.item_vectors:
-                raise ValueError(
-                    "model.options.dense: the dense head compares with items' vectors; set "
-                    "model.item_vectors=true"
-                )
-            if not self.embeddings.content_dims:
-                raise ValueError(
-                    "model.options.dense: the dense head compares with items' content; set "
-                    "embeddings.content_dims above 0"
-                )
-        elif set(self.evaluation.retrievals) != {"generate"}:
-            raise ValueError(
-                "evaluation.retrievals: dense and fused need a network with a dense head; set "
-                "model.options.dense=true, which maskgr and tiger have"
-            )
-        return self

@@ -133,6 +133,26 @@ class Family:
         return [name for name, *two in zip(self.unused, *values, strict=True) if two[0] != two[1]]
 
 
+def check_dense(config: RunConfig) -> None:
+    """Raise ConfigError when a dense head lacks what it needs, or is needed and not there."""
+    if config.model.options.get("dense"):
+        if not config.model.item_vectors:
+            raise ConfigError(
+                "model.options.dense: the dense head compares with items' vectors; set "
+                "model.item_vectors=true"
+            )
+        if not config.embeddings.content_dims:
+            raise ConfigError(
+                "model.options.dense: the dense head compares with items' content; set "
+                "embeddings.content_dims above 0"
+            )
+    elif set(config.evaluation.retrievals) != {"generate"}:
+        raise ConfigError(
+            "evaluation.retrievals: dense and fused need a network with a dense head; set "
+            "model.options.dense=true, which maskgr and tiger have"
+        )
+
+
 def family_of(name: str) -> Family:
     """The family in the folder `training/families/<name>`.
 

@@ -64,7 +64,7 @@ def test_a_request_gets_what_the_decoder_gives_alone_and_in_a_batch(
 
 
 def test_retrievals_differ_and_filters_hold(head_served: Service) -> None:
-    asked = {"user_id": "x", "history": HISTORY, "filter": {"categories": ["Shelves > 3"]}}
+    asked = {"user_id": "x", "history": HISTORY, "filter": {"category": ["Shelves > 3"]}}
     answers = [
         head_served.recommend(**asked, retrieval=one).json()["items"] for one in get_args(Retrieval)
     ]

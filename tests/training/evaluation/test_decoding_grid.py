@@ -100,6 +100,23 @@ def test_a_network_of_the_next_code_has_one_point_for_each_beam_width() -> None:
     ]
 
 
+def test_retrievals_that_are_asked_for_are_tried() -> None:
+    config = EvaluationConfig(
+        schedules=(ONE_CALL, TWO), beam_widths=(10, 50), rankings=("rows",), finish_rows=(0,)
+    )
+    tried = config.model_copy(update={"retrievals": ("generate", "dense", "fused")})
+    for autoregressive in (False, True):
+        searches = grid_of(config, 4, 500, "rows", autoregressive=autoregressive)
+        points = grid_of(tried, 4, 500, "rows", autoregressive=autoregressive)
+        assert points[: len(searches)] == searches
+        assert points[len(searches)].retrieval == "dense"
+        fused = [one.model_copy(update={"retrieval": "fused"}) for one in searches]
+        assert points[len(searches) + 1 :] == fused
+        dense = points[len(searches)].model_copy(update={"retrieval": "generate"})
+        assert dense in searches  # a setting that the bundle can follow
+    assert "retrieval" not in searches[0].model_dump()
+
+
 def test_a_report_has_the_schedules_that_the_bundle_can_follow(tmp_path: Path) -> None:
     config = EvaluationConfig(schedules=(ONE_CALL, TWO, ScheduleConfig(r_warm=4, m_par=1)))
     for autoregressive, steps in ((False, [(4,), (1, 3), (1,) * 4, (1, 1, 2)]), (True, [(1,) * 4])):
