@@ -35,7 +35,8 @@ def best_combinations(
 
     Each combination has one parent: itself, with the last rank above 0 made one less. So a search
     from the best of all, which goes on from the best that is left, finds each once and in order.
-    Of equal totals, those with the lower ranks come first.
+    Ranks before the one that was raised last stay as they are: where these slots cannot be
+    different, nothing behind is looked at. Of equal totals, those with the lower ranks come first.
 
     base: what the scores are added to    floor: only totals above it are filled in
     totals: (n,) float64    ranks: (n, slots) int64, which candidate of each slot
@@ -45,50 +46,43 @@ def best_combinations(
         if lengths[slot] == 0:
             return 0
     capacity = 4 * (len(totals) + slots)
-    front = np.zeros((capacity, slots), np.int64)
-    front_totals = np.empty(capacity, np.float64)
-    from_slot = np.zeros(capacity, np.int64)  # the ranks from here on may be raised
-    in_front, found = 1, 0
-    front_totals[0] = _total(scores, front[0], base)
-    current = np.empty(slots, np.int64)
+    made = np.zeros((capacity, slots + 1), np.int64)  # ranks, and from which slot on they may rise
+    made_totals = np.empty(capacity, np.float64)
+    front = np.zeros(capacity, np.int64)  # a heap of what was made and not yet looked at
+    num_made, in_front, found = 1, 1, 0
+    made_totals[0] = _total(scores, made[0], base)
     while in_front and found < len(totals):
-        best = 0
-        for place in range(1, in_front):
-            if front_totals[place] > front_totals[best] or (
-                front_totals[place] == front_totals[best] and _is_lower(front[place], front[best])
-            ):
-                best = place
-        total, first = front_totals[best], from_slot[best]
-        current[:] = front[best]
+        current = front[0]
         in_front -= 1
-        front_totals[best], from_slot[best] = front_totals[in_front], from_slot[in_front]
-        front[best] = front[in_front]
-        if not total > floor:
+        front[0] = front[in_front]
+        _sift_down(front, in_front, made_totals, made)
+        if not made_totals[current] > floor:
             break
-        if are_different(current, sizes, few):
-            totals[found], ranks[found] = total, current
+        if are_different(made[current, :slots], slots, sizes, few):
+            totals[found], ranks[found] = made_totals[current], made[current, :slots]
             found += 1
-        if in_front + slots > capacity:
+        if num_made + slots > capacity:
             capacity *= 2
-            wider, wider_totals = np.zeros((capacity, slots), np.int64), np.empty(capacity)
-            wider_from = np.zeros(capacity, np.int64)
-            wider[:in_front], wider_totals[:in_front] = front[:in_front], front_totals[:in_front]
-            wider_from[:in_front] = from_slot[:in_front]
-            front, front_totals, from_slot = wider, wider_totals, wider_from
-        for slot in range(first, slots):
-            if current[slot] + 1 < lengths[slot]:
-                front[in_front] = current
-                front[in_front, slot] += 1
-                next_total = _total(scores, front[in_front], base)
-                if next_total > floor:
-                    front_totals[in_front], from_slot[in_front] = next_total, slot
+            made, made_totals, front = _longer(made, made_totals, front, capacity)
+        for slot in range(made[current, slots], slots):
+            if not are_different(made[current, :slots], slot, sizes, few):
+                break
+            if made[current, slot] + 1 < lengths[slot]:
+                made[num_made] = made[current]
+                made[num_made, slot] += 1
+                made[num_made, slots] = slot
+                made_totals[num_made] = _total(scores, made[num_made], base)
+                if made_totals[num_made] > floor:
+                    front[in_front] = num_made
                     in_front += 1
+                    num_made += 1
+                    _sift_up(front, in_front, made_totals, made)
     return found
 
 
 @compiled
-def are_different(chosen: Integers, sizes: Integers, few: Few) -> bool:
-    """Whether the slots' candidates have different representatives.
+def are_different(chosen: Integers, num_first: int, sizes: Integers, few: Few) -> bool:
+    """Whether the candidates of the first `num_first` slots have different representatives.
 
     A slot with as many rows as there are slots always finds one that is left; only the others are
     tried, row by row.
@@ -96,7 +90,7 @@ def are_different(chosen: Integers, sizes: Integers, few: Few) -> bool:
     slots = len(chosen)
     tried = np.full(slots, -1, np.int64)
     slot = 0
-    while 0 <= slot < slots:
+    while 0 <= slot < num_first:
         size = sizes[slot, chosen[slot]]
         if size >= slots:
             if tried[slot] < 0:
@@ -121,20 +115,61 @@ def are_different(chosen: Integers, sizes: Integers, few: Few) -> bool:
         else:
             tried[slot] = -1
             slot -= 1
-    return slot == slots
+    return slot == num_first
+
+
+@compiled
+def _longer(
+    made: Integers, made_totals: Doubles, front: Integers, capacity: int
+) -> tuple[Integers, Doubles, Integers]:
+    longer = np.zeros((capacity, made.shape[1]), np.int64)
+    longer_totals, longer_front = np.empty(capacity, np.float64), np.zeros(capacity, np.int64)
+    longer[: len(made)], longer_totals[: len(made)], longer_front[: len(made)] = (
+        made,
+        made_totals,
+        front,
+    )
+    return longer, longer_totals, longer_front
+
+
+@compiled
+def _sift_up(front: Integers, size: int, totals: Doubles, ranks: Integers) -> None:
+    """Put the last of the heap in its place; the best is first."""
+    at = size - 1
+    while at > 0 and _is_before(front[at], front[(at - 1) >> 1], totals, ranks):
+        above = (at - 1) >> 1
+        front[at], front[above] = front[above], front[at]
+        at = above
+
+
+@compiled
+def _sift_down(front: Integers, size: int, totals: Doubles, ranks: Integers) -> None:
+    """Put the first of the heap in its place."""
+    at = 0
+    while True:
+        best = at
+        for below in (2 * at + 1, 2 * at + 2):
+            if below < size and _is_before(front[below], front[best], totals, ranks):
+                best = below
+        if best == at:
+            break
+        front[at], front[best] = front[best], front[at]
+        at = best
+
+
+@compiled
+def _is_before(one: int, other: int, totals: Doubles, ranks: Integers) -> bool:
+    if totals[one] != totals[other]:
+        return bool(totals[one] > totals[other])
+    for slot in range(ranks.shape[1] - 1):
+        if ranks[one, slot] != ranks[other, slot]:
+            return bool(ranks[one, slot] < ranks[other, slot])
+    return False
 
 
 @compiled
 def _total(scores: Doubles, ranks: Integers, base: float) -> float:
     total = base
-    for slot in range(len(ranks)):
+    for slot in range(len(scores)):
         total += scores[slot, ranks[slot]]
     return total
-
-
-@compiled
-def _is_lower(ranks: Integers, other: Integers) -> bool:
-    for slot in range(len(ranks)):
-        if ranks[slot] != other[slot]:
-            return bool(ranks[slot] < other[slot])
-    return False

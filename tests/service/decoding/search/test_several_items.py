@@ -227,6 +227,27 @@ def test_items_that_share_a_sid_may_stand_beside_each_other_but_none_twice() -> 
     assert (nothing.rows.shape, nothing.nfe) == ((0, 5), 0)
 
 
+def test_slots_that_want_the_same_items_share_them_out() -> None:
+    """Every slot has the same favourites: in one call, the best five come first, in each order."""
+    catalogue = catalogue_of([[row] for row in range(60)], 60)
+    log_probs = np.linspace(-1, -3, 60, dtype=np.float32)
+
+    class Alike(HashedDenoiser):
+        def denoise(self, memory: Any, partial_sids: Any, positions: Any) -> Any:
+            return np.broadcast_to(log_probs, (*positions.shape, 60)).copy()
+
+    alike = Alike(1, 60, horizon=5)
+    for steps in ((5,), (1, 1, 1, 1, 1), (2, 3)):
+        job = job_of(schedule=Schedule(steps), k=100, beam_width=100, ranking="path")
+        [answer], _ = decode_several([replace(job, horizon=5)], SidTrie(catalogue), alike)
+        assert len(answer.rows) == 100
+        items = {tuple(sorted(rows)) for rows in answer.rows.tolist()}
+        assert all(len(set(own)) == 5 for own in items)
+        assert answer.rows[0].tolist() == [0, 1, 2, 3, 4]
+        assert len(steps) > 1 or items == {(0, 1, 2, 3, 4)}
+        assert len(set(map(tuple, answer.rows.tolist()))) == 100
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.data(), seeds)
 def test_excluding_and_filtering_equal_a_catalogue_without_the_other_rows(
