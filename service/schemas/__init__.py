@@ -10,8 +10,20 @@ Reading order: `fields` (what all share), `recommend`, `errors` (the one error b
 from service.schemas.batch import BatchEntry, BatchRequest, BatchResponse, BatchResult
 from service.schemas.errors import ErrorDetail, ErrorResponse
 from service.schemas.events import Event, EventsRequest, EventsResponse, RejectedEvent
-from service.schemas.fields import DIGITS, ItemId, UserId, field_name, is_user_id
+from service.schemas.fields import (
+    DIGITS,
+    ItemId,
+    UserId,
+    field_name,
+    is_item_id,
+    is_new_item_id,
+    is_text,
+    is_user_id,
+)
 from service.schemas.items import (
+    HiddenItem,
+    ItemChange,
+    ItemChangesResponse,
     ItemResponse,
     ItemsRequest,
     ItemsResponse,
@@ -71,9 +83,12 @@ __all__ = [
     "EventsResponse",
     "Explanation",
     "Fallback",
+    "HiddenItem",
     "HistoryResponse",
     "HistorySource",
     "Info",
+    "ItemChange",
+    "ItemChangesResponse",
     "ItemId",
     "ItemResponse",
     "ItemsRequest",
@@ -97,5 +112,8 @@ __all__ = [
     "UsedVariant",
     "UserId",
     "field_name",
+    "is_item_id",
+    "is_new_item_id",
+    "is_text",
     "is_user_id",
 ]
