@@ -11,7 +11,7 @@ bundles), `npy` (arrays as bytes).
 
 from service.bundles.bundle import Bundle, verify, write_bundle
 from service.bundles.decoding_defaults import DecodingDefaults, misfit_of
-from service.bundles.items import ATTRIBUTES, Item, text_of
+from service.bundles.items import ATTRIBUTES, HiddenItems, Item, text_of
 from service.bundles.ladder import ladder_of
 from service.bundles.lines import HeldOutUser, check_items
 from service.bundles.manifest import (
@@ -34,6 +34,7 @@ __all__ = [
     "ContentPart",
     "DecodingDefaults",
     "HeldOutUser",
+    "HiddenItems",
     "Item",
     "Manifest",
     "check_items",

@@ -6,6 +6,7 @@ Knows nothing of where histories come from, of queues or of answers.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -71,7 +72,10 @@ class Inputs:
         if request.exclude_seen:
             excluded.update(rows.tolist())
         allowed = bundle.attributes.allowed(request.filter) if request.filter else None
-        found = cls(rows, np.fromiter(excluded, np.int32, len(excluded)), allowed)
+        out = np.fromiter(excluded, np.int32, len(excluded))
+        if len(hidden := bundle.hidden.rows_at(time.time())):
+            out = np.union1d(out, hidden)
+        found = cls(rows, out, allowed)
         return replace(found, new=_new_rows(bundle, allowed)) if request.explore else found
 
     def short_because(self, k: int, num_items: int) -> str:
