@@ -1,4 +1,4 @@
-"""How much memory does a user need in the store? Bytes of history, event marks and answers.
+"""How much memory does a user need in the store? Bytes of history, event log, marks and answers.
 
 `python -m loadtest.store_memory --bundle DIR --redis-url redis://127.0.0.1:6379` needs an empty
 store. For each length in `--histories` it serves the bundle with that store, sends that many events

@@ -1,5 +1,8 @@
 """`python -m service`: settings, then one uvicorn worker until SIGTERM, Ctrl-C or a failed start.
 
+`histories` and `events` as the first argument are commands beside it, with their last line on
+stdout and all else on stderr.
+
 SIGHUP loads and activates the bundle that UNMASK_BUNDLE names at that moment.
 
 Exit status: that of the signal, 1 when something cannot start, 2 when a setting is wrong. The
@@ -13,6 +16,7 @@ import logging
 import signal
 import socket
 import sys
+from collections.abc import Sequence
 from types import FrameType
 from typing import cast
 
@@ -20,9 +24,9 @@ import structlog
 import uvicorn
 from threadpoolctl import threadpool_limits
 
-from service.errors import SettingsInvalid, StartError
+from service.errors import SettingsInvalid, StartError, UnmaskError
 from service.http import Http, Port, create_app, raised_descriptor_limit
-from service.lifecycle import Lifecycle
+from service.lifecycle import Lifecycle, done_command
 from service.settings import load_settings
 from service.telemetry import Metrics
 
@@ -130,7 +134,9 @@ def configure_log(level: str) -> None:
 
 
 def main() -> int:
-    """Serve; returns the exit status."""
+    """Serve, or run a command; returns the exit status."""
+    if sys.argv[1:2] in (["histories"], ["events"]):
+        return command(sys.argv[1:])
     try:
         settings = load_settings(sys.argv[1:])
         port = Port(
@@ -163,8 +169,21 @@ def main() -> int:
     return 0
 
 
-def refuse(error: StartError) -> int:
-    """Say why the service cannot start; returns the exit status."""
+def command(arguments: Sequence[str]) -> int:
+    """Run a command beside the service; returns the exit status."""
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+    try:
+        print(done_command(arguments))
+    except UnmaskError as error:
+        return refuse(error)
+    return 0
+
+
+def refuse(error: UnmaskError) -> int:
+    """Say why the service cannot start, or a command not end; returns the exit status."""
     print(f"unmask: {error}", file=sys.stderr)
     return 2 if isinstance(error, SettingsInvalid) else 1
 

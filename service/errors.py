@@ -1,6 +1,7 @@
 """Errors of the service. Each message is one sentence that says what is wrong or what to do.
 
 UnmaskError
+├── TransferFailed            a file cannot be read or written; a command ends with status 1
 ├── StartError                the process ends: exit status 1 (2 for settings), sentence on stderr
 │   ├── SettingsInvalid       a flag or an UNMASK_ variable is wrong
 │   ├── BundleInvalid         the bundle is missing, damaged, or not readable by this release
@@ -31,6 +32,10 @@ UnmaskError
 
 class UnmaskError(Exception):
     """Base class. `str(error)` is the sentence."""
+
+
+class TransferFailed(UnmaskError):
+    """A command's file cannot be read or written."""
 
 
 class StartError(UnmaskError):

@@ -2,7 +2,8 @@
 
 `running` starts and stops everything. The port is already open meanwhile. Until all parts are
 there, `not_ready` says what is missing. When a part cannot start, the process ends: `failure` holds
-the reason, and `on_failure` is called. Knows nothing of HTTP.
+the reason, and `on_failure` is called. `done_command` runs a command on the store alone. Knows
+nothing of HTTP.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from __future__ import annotations
 import asyncio
 import gc
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from argparse import Namespace
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 
@@ -20,6 +22,7 @@ import structlog
 from service.batching import Engine, LatencyModel, MicroBatcher
 from service.bundles import Bundle, configured_path, existing_path, reference_at, stored_path
 from service.errors import (
+    EmbeddedStoreFailed,
     HistoryUnavailable,
     InvalidRequest,
     NotReady,
@@ -31,7 +34,10 @@ from service.histories import (
     AnswerMemory,
     EmbeddedValkey,
     RedisHistoryStore,
+    command_parser,
     parse_store_url,
+    reached_store,
+    run_command,
 )
 from service.loading import ItemChanges, LoadedBundle, LoadedBundles, TimedThreads, prime
 from service.recommending import (
@@ -43,14 +49,67 @@ from service.recommending import (
     load_experiment,
 )
 from service.schemas import RecommendRequest
-from service.settings import Settings, wrong
+from service.settings import DAY_S, Settings, load_settings, wrong
 from service.tasks import ended
 from service.telemetry import Metrics, measure_loop_lag, traces_if_asked, watched_gc
 
 VERSION = version("unmask")
 LOOK_EVERY_S = 10.0
+COMMAND_TIMEOUT_S = 30.0  # of one call of a command; nobody waits for a page
 
 log = structlog.get_logger()
+
+
+def done_command(arguments: Sequence[str]) -> str:
+    """Run a command on the store, see `service.histories.transfer`; returns what was done.
+
+    The store is the one of the settings; an embedded one may be that of a running service.
+    Raises SettingsInvalid, EmbeddedStoreFailed, HistoryUnavailable or TransferFailed.
+    """
+    asked = command_parser().parse_args(arguments)
+    settings = load_settings()
+    check_stores(settings)
+    if not (settings.redis_url or settings.history_dir.is_dir() or asked.command == "load"):
+        raise EmbeddedStoreFailed(
+            f"there is no store in {settings.history_dir}: set UNMASK_REDIS_URL or "
+            "UNMASK_HISTORY_DIR as for the service"
+        )
+    return asyncio.run(_done_in_store(asked, settings))
+
+
+async def _done_in_store(asked: Namespace, settings: Settings) -> str:
+    metrics = Metrics()
+    async with AsyncExitStack() as stack:
+        if settings.redis_url:
+            url = settings.redis_url.get_secret_value()
+        else:
+            url = await stack.enter_async_context(reached_store(settings.history_dir, metrics))
+        store = connected(url, settings, metrics, timeout_s=COMMAND_TIMEOUT_S)
+        stack.push_async_callback(store.close)
+        return await run_command(
+            asked,
+            store,
+            history_cap=settings.history_cap,
+            event_log_days=settings.event_log_days,
+        )
+
+
+def connected(
+    url: str, settings: Settings, metrics: Metrics, *, timeout_s: float
+) -> RedisHistoryStore:
+    """The history store at that address."""
+    replica_url = settings.redis_replica_url
+    return RedisHistoryStore(
+        url,
+        metrics,
+        timeout_s=timeout_s,
+        pool_size=settings.redis_pool_size,
+        history_cap=settings.history_cap,
+        history_ttl_s=settings.history_ttl_s,
+        event_log_s=settings.event_log_days * DAY_S,
+        replica_url=replica_url.get_secret_value() if replica_url else None,
+        replica_reads=settings.redis_replica_reads,
+    )
 
 
 class Lifecycle:
@@ -228,7 +287,9 @@ class Lifecycle:
                 await self._embedded.start()
                 self._tasks.append(asyncio.create_task(self._embedded.keep_running()))
             url = settings.redis_url.get_secret_value() if settings.redis_url else ""
-            self._histories = self._connect(self._embedded.url if self._embedded else url)
+            url = self._embedded.url if self._embedded else url
+            timeout_s = settings.redis_timeout_ms / 1000
+            self._histories = connected(url, settings, self.metrics, timeout_s=timeout_s)
             try:
                 await self._histories.check()  # opens a connection before a client waits
             except HistoryUnavailable:
@@ -284,20 +345,6 @@ class Lifecycle:
             cure = "promote it again, or write it again"
             log.warning("bundle_without_digest", bundle=bundle.manifest.ref, cure=cure)
         return LoadedBundle(bundle, Engine(bundle.decoder.decode, latency))
-
-    def _connect(self, url: str) -> RedisHistoryStore:
-        settings = self.settings
-        replica_url = settings.redis_replica_url
-        return RedisHistoryStore(
-            url,
-            self.metrics,
-            timeout_s=settings.redis_timeout_ms / 1000,
-            pool_size=settings.redis_pool_size,
-            history_cap=settings.history_cap,
-            history_ttl_s=settings.history_ttl_s,
-            replica_url=replica_url.get_secret_value() if replica_url else None,
-            replica_reads=settings.redis_replica_reads,
-        )
 
     def _serve(self) -> None:
         settings, metrics, histories = self.settings, self.metrics, self.histories

@@ -153,7 +153,10 @@ Salt = Annotated[SecretStr, AfterValidator(_check_salt)]
 
 
 class Settings(BaseSettings):
-    """Serve recommendations over HTTP until SIGTERM or Ctrl-C; see GET /health/ready."""
+    """Serve recommendations over HTTP until SIGTERM or Ctrl-C; see GET /health/ready.
+
+    Other commands: `python -m service histories --help` and `python -m service events --help`.
+    """
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,
@@ -235,6 +238,13 @@ class Settings(BaseSettings):
         ge=1,
         le=36_500 * DAY_S,
         description="A history is erased this long after its last event.",
+    )
+    event_log_days: int = Field(
+        30,
+        ge=0,
+        le=3650,
+        description="How long events that enter histories also stay in the event log, for "
+        "`python -m service events export`; about 80 bytes each; 0 = no event log.",
     )
     history_event_types: EventTypes = Field(
         ("click", "add_to_cart", "purchase", "rating"),

@@ -24,7 +24,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -35,7 +35,7 @@ from pydantic import JsonValue
 from service.bundles.arrays import Arrays, read_arrays
 from service.bundles.attributes import AttributeIndex, check_types, types_of
 from service.bundles.decoding_defaults import DecodingDefaults
-from service.bundles.items import Item
+from service.bundles.items import HiddenItems, Item
 from service.bundles.items import text_of as text_of
 from service.bundles.lines import HELD_OUT, ITEMS, lines_of, read_held_out, read_items
 from service.bundles.lines import HeldOutUser as HeldOutUser
@@ -92,6 +92,8 @@ class Bundle:
     attributes: which of these rows pass a filter
     precision: of the graphs that the decoder runs
     items_version: which changes of its items it has, see `service.loading.item_changes`
+    hidden: items that are not recommended for a while
+    origin: the bundle as it was loaded, so that items of its files can come back; None = this one
     """
 
     manifest: Manifest
@@ -102,6 +104,13 @@ class Bundle:
     attributes: AttributeIndex
     precision: Precision = "fp32"
     items_version: int = 0
+    hidden: HiddenItems = field(default_factory=HiddenItems)
+    origin: Bundle | None = None
+
+    @property
+    def as_loaded(self) -> Bundle:
+        """The bundle without any changes of its items."""
+        return self.origin or self
 
     @property
     def catalogue(self) -> Catalogue:
@@ -117,15 +126,35 @@ class Bundle:
         decoder = self.decoder.with_items(item_ids, embeddings, self.codebook)
         attributes = self.attributes.with_items(items)
         return replace(
-            self, decoder=decoder, items=self.items.with_items(items), attributes=attributes
+            self,
+            decoder=decoder,
+            items=self.items.with_items(items),
+            attributes=attributes,
+            origin=self._kept(),
         )
 
     def without_items(self, item_ids: Collection[str]) -> Bundle:
-        """A bundle without these items: see `Decoder.without_items`. This one stays as it is."""
+        """A bundle without these items: see `Decoder.without_items`. This one stays as it is.
+
+        No item of it is hidden: that must be said again.
+        """
         decoder, removed = self.decoder.without_items(item_ids), set(item_ids)
         items = SharedList(item for item in self.items if item.item_id not in removed)
         attributes = self.attributes.without_rows(self.catalogue.rows_of(item_ids))
-        return replace(self, decoder=decoder, items=items, attributes=attributes)
+        return replace(
+            self,
+            decoder=decoder,
+            items=items,
+            attributes=attributes,
+            hidden=HiddenItems(),  # rows have moved
+            origin=self._kept(),
+        )
+
+    def _kept(self) -> Bundle:
+        """The bundle as it was loaded, without what it remembers of requests."""
+        if self.origin is not None:
+            return self.origin
+        return replace(self, decoder=replace(self.decoder), hidden=HiddenItems(), items_version=0)
 
     @classmethod
     def load(

@@ -7,10 +7,12 @@ added later. Knows nothing of SIDs, scores or HTTP.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Annotated, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import (
     AfterValidator,
     ConfigDict,
@@ -19,6 +21,7 @@ from pydantic import (
     TypeAdapter,
 )
 
+Rows = NDArray[np.int32]
 AttributeType = Literal["text", "number", "date"]
 CATEGORY = "category"  # the attribute that every bundle has
 PATH_SEPARATOR = " > "
@@ -97,6 +100,24 @@ class Item:
 
 
 ITEM = TypeAdapter(Item)
+
+
+@dataclass(frozen=True, eq=False)
+class HiddenItems:
+    """Items of a catalogue that are not recommended for a while. They keep their rows.
+
+    rows:    (n,) int32, ascending
+    until_s: (n,) float64, Unix seconds at which each comes back; inf = when somebody says so
+    version: which changes of hidden items this has, see `service.loading.hiding`
+    """
+
+    rows: Rows = field(default_factory=lambda: np.empty(0, np.int32))
+    until_s: NDArray[np.float64] = field(default_factory=lambda: np.empty(0, np.float64))
+    version: int = 0
+
+    def rows_at(self, now_s: float) -> Rows:
+        """Ascending rows of the items that are hidden at that time."""
+        return self.rows[self.until_s > now_s] if len(self.rows) else self.rows
 
 
 def text_of(item: Item) -> str:

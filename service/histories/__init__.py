@@ -1,21 +1,30 @@
-"""What is kept of users: histories, marks of events, and the answers that users got.
+"""What is kept of users: histories, the event log, marks, and the answers that users got.
 
-Events go in, histories come out. An event that is sent twice is stored once. Only `redis_store` and
-its `scripts` know keys and commands. Only `connections` knows which server to ask. Nothing here
-knows bundles, models or HTTP.
+Events go in, histories come out. An event that is sent twice is stored once. Only `redis_store`,
+its `scripts` and `event_log` know keys and commands. Only `connections` knows which server to ask.
+Nothing here knows bundles, models or HTTP.
 
 Reading order: `store` (the protocol), `events` (the story of POST /events), `redis_store` and
-`scripts`, `connections` with `store_url` and `breaker`, `trouble` (a store's own reason for a
-failure, in words), `attribution` (answers are remembered), and `embedded_valkey` (a store that the
-service runs itself).
+`scripts`, `event_log` (accepted events are kept for training), `connections` with `store_url` and
+`breaker`, `trouble` (a store's own reason for a failure, in words), `attribution` (answers are
+remembered), `embedded_valkey` (a store that the service runs itself), and the folder `transfer`
+(histories and events from and to files).
 """
 
 from service.histories.attribution import AnswerMemory
-from service.histories.embedded_valkey import EmbeddedValkey
+from service.histories.embedded_valkey import EmbeddedValkey, reached_store
 from service.histories.events import store_events
 from service.histories.redis_store import RedisHistoryStore
 from service.histories.store import HistoryStore, RememberedAnswer
 from service.histories.store_url import parse_store_url
+from service.histories.transfer import (
+    command_parser,
+    export_events,
+    export_histories,
+    load_histories,
+    read_histories,
+    run_command,
+)
 
 __all__ = [
     "AnswerMemory",
@@ -23,6 +32,13 @@ __all__ = [
     "HistoryStore",
     "RedisHistoryStore",
     "RememberedAnswer",
+    "command_parser",
+    "export_events",
+    "export_histories",
+    "load_histories",
     "parse_store_url",
+    "reached_store",
+    "read_histories",
+    "run_command",
     "store_events",
 ]

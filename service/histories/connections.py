@@ -164,6 +164,34 @@ class StoreConnection:
             tell_breaker()
         return await self.run(commands)
 
+    async def each_primary(self, args: tuple[str | int, ...], only: int | None = None) -> list[Any]:
+        """The replies of all primaries to a command without keys, or of the one of that number."""
+        await self._known.wait()
+        nodes = self._primaries()
+        asked = nodes if only is None else [nodes[only]]
+        replies = await asyncio.gather(*(self._send(node, [Command("", args)]) for node in asked))
+        _raise_first([reply for (reply,) in replies])
+        return [reply for (reply,) in replies]
+
+    async def places(self) -> list[Any]:
+        """Which primary has which slots, by their numbers; the same as long as no slot moves.
+
+        Raises RedisError while a slot is being moved.
+        """
+        await self._known.wait()
+        if self._url.kind != "cluster":
+            return [str(node) for node in self._primaries()]
+        own = []
+        for nodes in await self.each_primary(("CLUSTER NODES",)):
+            [myself] = [node for node in nodes.values() if "myself" in node["flags"]]
+            if myself["migrations"]:
+                raise RedisError("slots of the cluster are being moved: wait until they have moved")
+            own.append((myself["node_id"], myself["slots"]))
+        return own
+
+    def _primaries(self) -> list[Node]:
+        return sorted({shard.primary for shard in self._map.values()})
+
     async def close(self) -> None:
         """Close all connections."""
         if self._following:
@@ -349,7 +377,9 @@ async def _replies(client: Redis, commands: Sequence[Command], prefix: str) -> l
         pipeline.execute_command(*command.args)
     try:
         replies = await pipeline.execute(raise_on_error=False)
-    except NOT_UNDERSTOOD as error:  # redis-py trusts that it speaks with Redis
+    except UnicodeDecodeError:  # a value that this service did not write
+        raise
+    except (*NOT_UNDERSTOOD, ValueError) as error:  # redis-py trusts that it speaks with Redis
         raise InvalidResponse("it does not answer as Redis does") from error
     return replies[1::2] if prefix else replies
 

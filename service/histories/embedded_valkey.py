@@ -3,7 +3,8 @@
 Histories survive restarts (append-only file). The server ends with the service, however the service
 ends: `stop` ends it, and Linux's parent-death signal does when the service is killed. A server that
 ends by itself, or hangs, is started again on the same socket. Clients reach it through a socket in
-a private temporary folder, so nothing listens on the network. Knows nothing of keys or histories.
+a private temporary folder, so nothing listens on the network. Other processes of the same user find
+it by the file `address` (`reached_store`). Knows nothing of keys or histories.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import AsyncIterator
 from itertools import chain
 from pathlib import Path
 from typing import IO
@@ -41,6 +43,7 @@ FIRST_PAUSE_S = 1.0  # before the second start in a row; doubles each time
 LONGEST_PAUSE_S = 60.0
 SYNC_EVERY_S = 1.0
 PR_SET_PDEATHSIG = 1
+ADDRESS = "address"  # a file in the folder, with the URL
 
 log = structlog.get_logger()
 
@@ -100,6 +103,8 @@ class EmbeddedValkey:
                 f"cannot write to {self._folder} ({reason}); set UNMASK_HISTORY_DIR"
             ) from error
         await self._answers(self._process)
+        with contextlib.suppress(OSError):  # only commands beside the service need it
+            (self._folder / ADDRESS).write_text(self.url)
 
     async def keep_running(self) -> None:
         """Until cancelled: start the server again whenever it has ended or hangs.
@@ -288,6 +293,42 @@ class EmbeddedValkey:
         except OSError as error:  # TimeoutError is one too
             is_own_fault = error.errno in (errno.EMFILE, errno.ENFILE)
             return b"not asked" if is_own_fault else b""
+
+
+@contextlib.asynccontextmanager
+async def reached_store(folder: Path, metrics: Metrics) -> AsyncIterator[str]:
+    """The URL of the store in that folder: of a running service, or started for this block only.
+
+    Raises EmbeddedStoreFailed.
+    """
+    if _is_taken(folder / "lock"):
+        try:
+            url = (folder / ADDRESS).read_text()
+        except OSError as error:
+            raise EmbeddedStoreFailed(
+                f"a service keeps its histories in {folder} and does not say where its store "
+                "listens; wait until it has started, or start it again"
+            ) from error
+        yield url
+        return
+    store = EmbeddedValkey(folder, metrics)
+    try:
+        await store.start()
+        yield store.url
+    finally:
+        await store.stop()
+
+
+def _is_taken(path: Path) -> bool:
+    """Whether a process holds the lock of that file."""
+    try:
+        with path.open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _is_at(file: IO[str], path: Path) -> bool:

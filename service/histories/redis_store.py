@@ -1,10 +1,11 @@
-"""The history store in Redis: histories, marks of events, remembered answers, changed items.
+"""The history store in Redis: histories, the event log, marks, remembered answers, changed items.
 
-The only module that knows keys and commands. Only inside Redis, the newest item of a history comes
-first. Every call has the store's own timeout, and raises HistoryUnavailable when there is no
-answer. Then the call may be repeated safely. A store that fails again and again is not asked for a
-while (`service.histories.breaker`). `service.histories.connections` chooses the server.
-`service.histories.trouble` says what its errors mean.
+The only module that knows commands, and keys but those of the log (`service.histories.event_log`).
+Only inside Redis, the newest item of a history comes first. Every call has the store's own timeout,
+and raises HistoryUnavailable when there is no answer. Then the call may be repeated safely. A store
+that fails again and again is not asked for a while (`service.histories.breaker`).
+`service.histories.connections` chooses the server. `service.histories.trouble` says what its errors
+mean.
 """
 
 from __future__ import annotations
@@ -12,8 +13,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
-from functools import partial
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -23,9 +23,20 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from service.errors import HistoryUnavailable
 from service.histories.breaker import Breaker, BreakerState
 from service.histories.connections import NOT_UNDERSTOOD, Command, StoreConnection
+from service.histories.event_log import (
+    LoggedEvent,
+    event_of,
+    json_of,
+    log_key,
+    log_key_of,
+    rest_of_entry,
+    start_of_user,
+)
 from service.histories.scripts import (
     APPEND,
     CHECK,
+    ERASE,
+    FILL,
     ITEMS_VERSION,
     READ_ITEMS,
     REMEMBER,
@@ -44,11 +55,14 @@ MARK_TTL_S = 24 * 60 * 60  # how long an event_id and an answer are remembered
 MAX_ANSWERS = 20  # answers remembered for each user
 
 ITEMS_AT_ONCE = 100  # changes read in one call; their embeddings may be large
+KEYS_AT_ONCE = 1000  # keys that a scan looks at in one call
+
+HISTORY_PREFIX = "unmask:history:"
 
 
 def history_key(user_id: str) -> str:
     """The list of a user's items. The braces keep all keys of a user in one slot."""
-    return f"unmask:history:{{{user_id}}}"
+    return f"{HISTORY_PREFIX}{{{user_id}}}"
 
 
 def marks_key(user_id: str) -> str:
@@ -75,6 +89,7 @@ class RedisHistoryStore:
 
     url, replica_url: see `service.histories.store_url`
     replica_reads: whether replicas that a cluster or sentinels name may answer reads
+    event_log_s: how long events stay in the event log; 0 = there is none
     Raises ValueError for a URL that cannot be read.
     """
 
@@ -87,6 +102,7 @@ class RedisHistoryStore:
         pool_size: int,
         history_cap: int,
         history_ttl_s: int,
+        event_log_s: int = 0,
         replica_url: str | None = None,
         replica_reads: bool = False,
     ) -> None:
@@ -107,6 +123,8 @@ class RedisHistoryStore:
         self._timeout_s = timeout_s
         self._history_cap = history_cap
         self._history_ttl_s = history_ttl_s
+        self._event_log_s = event_log_s
+        log_key_of(0)  # makes the table of tags now, and not at the first event
 
     async def read(self, user_id: str, limit: int | None = None) -> list[str]:
         last = -1 if limit is None else limit - 1
@@ -141,12 +159,75 @@ class RedisHistoryStore:
             self._append(event, event.event_type in counted_event_types) for event in events
         ]
         running = self._connection.run(commands)
-        return await self._call("append", running, lambda replies: list(map(_stored, replies)))
+        found = await self._call("append", running, lambda replies: list(map(_stored, replies)))
+        self._metrics.event_log_trimmed.inc(sum(num_trimmed for _, num_trimmed in found))
+        return [stored for stored, _ in found]
 
     async def erase(self, user_id: str) -> None:
-        keys = (history_key(user_id), marks_key(user_id), shown_key(user_id))
-        erasing = self._connection.run([Command(keys[0], ("DEL", *keys))])
-        await self._call("erase", erasing, _numbers)
+        keys = _user_keys(user_id)
+        command = Command(keys[0], ("EVAL", ERASE, len(keys), *keys, start_of_user(user_id)))
+        await self._call("erase", self._connection.run([command]), _numbers)
+
+    async def fill(self, histories: Sequence[tuple[str, Sequence[str]]]) -> list[int]:
+        """Put items before those that histories have; returns how many items each history gained.
+
+        histories: user ids, each with items, oldest to newest. Where their end is the beginning of
+        the history, they are the same events. So repeating the call changes nothing.
+        """
+        limits = (self._history_cap, self._history_ttl_s)
+        commands = [
+            Command(key, ("EVAL", FILL, 1, key, *limits, *item_ids[-self._history_cap :]))
+            for key, item_ids in ((history_key(user_id), items) for user_id, items in histories)
+        ]
+
+        def gained(replies: list[Any]) -> list[int]:
+            _numbers(replies)
+            return replies
+
+        return await self._call("fill", self._connection.run(commands), gained)
+
+    async def clock_ms(self) -> int:
+        """The earliest of the servers' clocks, in milliseconds since 1970."""
+        asking = self._connection.each_primary(("TIME",))
+
+        def earliest(replies: list[Any]) -> int:
+            return min(int(seconds) * 1000 + int(micros) // 1000 for seconds, micros in replies)
+
+        return await self._call("clock", asking, earliest)
+
+    async def read_log(self, slots: Sequence[int]) -> list[list[LoggedEvent]]:
+        """For each of these key slots all events of its log, oldest first."""
+        commands = [_list(log_key_of(slot)) for slot in slots]
+
+        def events(replies: list[Any]) -> list[list[LoggedEvent]]:
+            return [[event_of(entry) for entry in entries] for entries in replies]
+
+        return await self._call("read_log", self._connection.run(commands), events)
+
+    async def users(self) -> AsyncIterator[list[str]]:
+        """All users who have a history, in portions; some may be named twice.
+
+        Users whose first event comes meanwhile may be missing. Raises HistoryUnavailable, also
+        when slots of a cluster are being moved: then users might be missed.
+        """
+        places = await self._call("places", self._connection.places(), list)
+        for number in range(len(places)):
+            cursor = "0"
+            while True:
+                scan = ("SCAN", cursor, "MATCH", f"{HISTORY_PREFIX}*", "COUNT", KEYS_AT_ONCE)
+                scanning = self._connection.each_primary(scan, only=number)
+                cursor, keys = await self._call("scan", scanning, lambda replies: replies[0])
+                yield [key[len(HISTORY_PREFIX) + 1 : -1] for key in keys]
+                if int(cursor) == 0:
+                    break
+        if places != await self._call("places", self._connection.places(), list):
+            raise HistoryUnavailable("slots of the cluster are being moved; wait, then try again")
+
+    async def histories_of(self, user_ids: Sequence[str]) -> list[list[str]]:
+        """The histories of some users, each oldest to newest."""
+        commands = [_list(history_key(user_id)) for user_id in user_ids]
+        running = self._connection.run(commands)
+        return await self._call("read", running, lambda lists: list(map(_newest_last, lists)))
 
     async def write_items(self, name: str, entries: Mapping[str, str]) -> None:
         keys = _items_keys(name)
@@ -155,13 +236,18 @@ class RedisHistoryStore:
         await self._call("write_items", self._connection.run([command]), _numbers)
 
     async def read_items(self, name: str, after: int) -> tuple[int, dict[str, str]]:
+        changes = await self.list_items(name, after)
+        last = changes[-1][0] if changes else after
+        return last, {item_id: entry for _, item_id, entry in changes}
+
+    async def list_items(self, name: str, after: int) -> list[tuple[int, str, str]]:
         keys = _items_keys(name)
         command = Command(keys[0], ("EVAL", READ_ITEMS, len(keys), *keys, after, ITEMS_AT_ONCE))
 
-        def changed(replies: list[Any]) -> tuple[int, dict[str, str]]:
+        def changed(replies: list[Any]) -> list[tuple[int, str, str]]:
             [[changes, entries]] = replies
-            last = int(changes[-1]) if changes else after
-            return last, dict(zip(changes[::2], entries, strict=True))
+            numbers = map(int, changes[1::2])
+            return list(zip(numbers, changes[::2], entries, strict=True))
 
         return await self._call("read_items", self._connection.run([command]), changed)
 
@@ -190,7 +276,7 @@ class RedisHistoryStore:
         await self._connection.close()
 
     def _append(self, event: Event, is_counted: bool) -> Command:
-        keys = (history_key(event.user_id), marks_key(event.user_id), shown_key(event.user_id))
+        keys = _user_keys(event.user_id)
         named = event.recommendation_id
         arguments: tuple[str | int, ...] = (
             event.event_id,
@@ -199,6 +285,8 @@ class RedisHistoryStore:
             MARK_TTL_S,
             _start_of_json(named) if named else "",
             f"{event.event_type} {named}",
+            self._event_log_s,
+            rest_of_entry(event),
             *event.all_item_ids,
         )
         return Command(keys[0], ("EVAL", APPEND, len(keys), *keys, *arguments))
@@ -280,6 +368,12 @@ class RedisHistoryStore:
             task.exception()  # read it, because nobody may have waited for it
 
 
+def _user_keys(user_id: str) -> tuple[str, str, str, str]:
+    """All keys that hold something of a user; the log also holds something of others."""
+    key = history_key(user_id)
+    return key, marks_key(user_id), shown_key(user_id), log_key(key)
+
+
 def _list(key: str, last: int = -1) -> Command:
     return Command(key, ("LRANGE", key, 0, last))
 
@@ -302,22 +396,20 @@ def _numbers(replies: list[Any]) -> None:
         raise TypeError
 
 
-def _stored(reply: Any) -> Stored:
-    if type(reply) is int and reply in (0, 1):
-        return Stored(reply == 1)
-    if not isinstance(reply, list):
+def _stored(reply: Any) -> tuple[Stored, int]:
+    """What became of an event, and how many events were trimmed from the log."""
+    if type(reply) is int and reply == 0:
+        return Stored(False), 0
+    if not isinstance(reply, list) or type(reply[0]) is not int:
         raise TypeError
-    bundle, variant, rank, is_first = reply
-    return Stored(True, Attribution(bundle, variant, rank, is_first == 1))
-
-
-# The id comes first, so that an answer is found without parsing the JSON of the others.
-# ensure_ascii is off, so that an item_id has the same bytes here as in an event.
-_json = partial(json.dumps, ensure_ascii=False, separators=(",", ":"))
+    if len(reply) == 1:
+        return Stored(True), reply[0]
+    num_trimmed, bundle, variant, rank, is_first = reply
+    return Stored(True, Attribution(bundle, variant, rank, is_first == 1)), num_trimmed
 
 
 def _to_json(shown: RememberedAnswer) -> str:
-    return _json(
+    return json_of(
         {
             "recommendation_id": shown.recommendation_id,
             "at": int(time.time()),
@@ -330,7 +422,7 @@ def _to_json(shown: RememberedAnswer) -> str:
 
 
 def _start_of_json(recommendation_id: str) -> str:
-    return _json({"recommendation_id": recommendation_id})[:-1] + ","
+    return json_of({"recommendation_id": recommendation_id})[:-1] + ","
 
 
 def _from_json(text: str) -> RememberedAnswer | None:

@@ -23,52 +23,130 @@ end
 """
 READS = "#!lua flags=no-writes\n"
 
-# KEYS history, marks, shown. ARGV event_id, history_cap (0: the event does not enter the history),
-# history_ttl_s, mark_ttl_s, start of the answer that it names ('' for none), the mark of that
-# answer's first event of this type, item_ids. Returns 0 for a duplicate, 1 for stored, or bundle,
-# variant, rank, and whether it is the first. The clock is the server's, so that all replicas of the
-# service agree. The marks are written last: an event without its mark would be stored again.
+# KEYS history, marks, shown, log. ARGV event_id, history_cap (0: the event enters neither history
+# nor log), history_ttl_s, mark_ttl_s, start of the answer that it names ('' for none), the mark of
+# that answer's first event of this type, log_ttl_s (0: there is no log), the entry of the log
+# without its time, item_ids. Returns 0 for a duplicate, or how many events were trimmed from the
+# log, and if it is attributed bundle, variant, rank, and whether it is the first. The clock is the
+# server's, so that all replicas of the service agree. It may go back; the times of a log do not.
+# The marks are written last: an event without its mark would be stored again.
 APPEND = (
     WRITES
     + r"""
-local now = tonumber(redis.call('TIME')[1])
-local cap, ttl = tonumber(ARGV[2]), tonumber(ARGV[4])
+local time = redis.call('TIME')
+local now = tonumber(time[1])
+local cap, ttl, log_ttl = tonumber(ARGV[2]), tonumber(ARGV[4]), tonumber(ARGV[7])
 local function is_marked(name)
   local at = redis.call('ZSCORE', KEYS[2], name)
   return at and tonumber(at) > now - ttl
 end
 local function attributed()
   local is_wanted = {}
-  for i = 7, #ARGV do is_wanted[ARGV[i]] = true end
+  for i = 9, #ARGV do is_wanted[ARGV[i]] = true end
   for _, text in ipairs(redis.call('LRANGE', KEYS[3], 0, -1)) do
     if string.sub(text, 1, #ARGV[5]) == ARGV[5] then
       local shown = cjson.decode(text)
       if shown.at + ttl < now then return nil end
       for rank, item_id in ipairs(shown.item_ids) do
-        if is_wanted[item_id] then return {shown.bundle, shown.variant, rank, 0} end
+        if is_wanted[item_id] then return {0, shown.bundle, shown.variant, rank, 0} end
       end
       return nil
     end
   end
 end
+local function logged_at(entry) return entry and tonumber(string.match(entry, '%d+')) or 0 end
+local function log()
+  local num_old, now_ms = 0, now * 1000 + math.floor(tonumber(time[2]) / 1000)
+  local function is_old(entry) return entry and logged_at(entry) < now_ms - log_ttl * 1000 end
+  if is_old(redis.call('LRANGE', KEYS[4], 0, 0)[1]) then
+    for _, entry in ipairs(redis.call('LRANGE', KEYS[4], 0, 99)) do
+      if is_old(entry) then num_old = num_old + 1 else break end
+    end
+    write('LTRIM', KEYS[4], num_old, -1)
+  end
+  local at = math.max(now_ms, logged_at(redis.call('LRANGE', KEYS[4], -1, -1)[1]))
+  write('RPUSH', KEYS[4], string.format('[%.0f,', at) .. ARGV[8])
+  write('EXPIRE', KEYS[4], log_ttl)
+  return num_old
+end
 
 if is_marked(ARGV[1]) then return 0 end
+local num_trimmed = 0
 if cap > 0 then
-  write('LPUSH', KEYS[1], ARGV[7])
+  write('LPUSH', KEYS[1], ARGV[9])
   write('LTRIM', KEYS[1], 0, cap - 1)
   write('EXPIRE', KEYS[1], ARGV[3])
+  if log_ttl > 0 then num_trimmed = log() end
 end
 local mark = {'ZADD', KEYS[2], now, ARGV[1]}
-local reply = ARGV[5] ~= '' and attributed() or 1
+local reply = ARGV[5] ~= '' and attributed() or {0}
 local first = '\255' .. ARGV[6] -- No event_id looks like this one: \255 is in no UTF-8 text.
-if reply ~= 1 and not is_marked(first) then
-  reply[4] = 1
+if #reply > 1 and not is_marked(first) then
+  reply[5] = 1
   mark[5], mark[6] = now, first
 end
+reply[1] = num_trimmed
 write('ZREMRANGEBYSCORE', KEYS[2], '-inf', now - ttl)
 write(unpack(mark))
 write('EXPIRE', KEYS[2], ttl)
 return commit() or reply
+"""
+)
+
+# KEYS history, marks, shown, log. ARGV how the entries of the user go on after their time. The log
+# is written again without them, and then lives as long as before. Memory is not asked for: a full
+# store must be able to forget.
+ERASE = (
+    WRITES.replace("#!lua", "#!lua flags=allow-oom", 1)
+    + """
+local kept, num_gone = {}, 0
+for _, entry in ipairs(redis.call('LRANGE', KEYS[4], 0, -1)) do
+  local comma = string.find(entry, ',', 1, true) or 0
+  if string.sub(entry, comma + 1, comma + #ARGV[1]) == ARGV[1] then
+    num_gone = num_gone + 1
+  else
+    kept[#kept + 1] = entry
+  end
+end
+write('DEL', KEYS[1], KEYS[2], KEYS[3])
+if num_gone > 0 then
+  local ttl = redis.call('TTL', KEYS[4])
+  write('DEL', KEYS[4])
+  for i = 1, #kept, 1000 do
+    write('RPUSH', KEYS[4], unpack(kept, i, math.min(i + 999, #kept)))
+  end
+  if #kept > 0 and ttl > 0 then write('EXPIRE', KEYS[4], ttl) end
+end
+return commit() or num_gone
+"""
+)
+
+# KEYS history. ARGV history_cap, history_ttl_s, item_ids from elsewhere, oldest to newest. They
+# come before the items that are there. Where the end of the ones is the beginning of the others,
+# these are the same events, as many as possible. So repeating the call changes nothing. Returns how
+# many items were added.
+FILL = (
+    WRITES
+    + """
+local stored = redis.call('LRANGE', KEYS[1], 0, -1)
+local num_new, num_stored = #ARGV - 2, #stored
+local function are_same(n)
+  for i = 1, n do
+    if ARGV[2 + num_new - n + i] ~= stored[num_stored + 1 - i] then return false end
+  end
+  return true
+end
+local num_same = math.min(num_new, num_stored)
+while not are_same(num_same) do num_same = num_same - 1 end
+local newest = 2 + num_new - num_same
+local oldest = math.max(3, newest - (tonumber(ARGV[1]) - num_stored) + 1)
+for from = newest, oldest, -1000 do
+  local push = {'RPUSH', KEYS[1]}
+  for i = from, math.max(oldest, from - 999), -1 do push[#push + 1] = ARGV[i] end
+  write(unpack(push))
+end
+if num_stored == 0 and newest >= oldest then write('EXPIRE', KEYS[1], ARGV[2]) end
+return commit() or math.max(0, newest - oldest + 1)
 """
 )
 
@@ -135,4 +213,4 @@ return denied
 )
 # What the scripts run, and what is run beside them. EVAL is not here: if CHECK answers, EVAL works.
 RIGHTS = {"DEL", "EXPIRE", "HMGET", "HSET", "LPOS", "LPUSH", "LRANGE", "LTRIM", "TIME", "ZADD"}
-RIGHTS |= {"ZRANGE", "ZRANGEBYSCORE", "ZREMRANGEBYSCORE", "ZSCORE"}
+RIGHTS |= {"RPUSH", "TTL", "ZRANGE", "ZRANGEBYSCORE", "ZREMRANGEBYSCORE", "ZSCORE"}

@@ -79,13 +79,13 @@ class HistoryStore(Protocol):
     async def append(
         self, events: Sequence[Event], counted_event_types: Collection[str] = ()
     ) -> list[Stored]:
-        """Store events in the order given: append them to histories, and attribute them to answers.
+        """Store events in the order given: in histories and the log, and attribute them to answers.
 
-        counted_event_types: types that are attributed but do not enter a history
+        counted_event_types: types that are attributed but enter neither history nor log
         Each event is stored completely or not at all.
         """
         ...
 
     async def erase(self, user_id: str) -> None:
-        """Forget the user. Nothing happens if there is nothing to forget."""
+        """Forget the user, in the log too. Nothing happens if there is nothing to forget."""
         ...

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Path, Response
+from fastapi import FastAPI, Path, Query, Response
 
 from service import schemas
 from service.bundles import REFERENCE, Bundle
@@ -22,6 +22,7 @@ from service.schemas import MAX_BEAM_WIDTH, MAX_K, ErrorResponse, ItemsRequest, 
 from service.telemetry import METRICS_CONTENT_TYPE
 
 SHARE = 5
+MAX_NUMBER = 2**53  # of a change; larger numbers are not exact in the store
 BundleRef = Annotated[str, Path(max_length=200, pattern=f"^{REFERENCE.pattern}$")]
 
 
@@ -54,25 +55,34 @@ def add_admin_routes(app: FastAPI, lifecycle: Lifecycle, admin_key: Guard) -> No
     """Add the routes that need an administrator's key."""
     routes = AdminRoutes(lifecycle)
 
-    def route(path: str, handler: Callable[..., Any], *statuses: int, has_body: bool) -> None:
+    def route(
+        path: str,
+        handler: Callable[..., Any],
+        *statuses: int,
+        has_body: bool,
+        method: str = "POST",
+    ) -> None:
         body_statuses = (408, 413, 415) if has_body else ()
-        app.router.add_api_route(
-            f"/admin/{path}",
-            handler,
-            methods=["POST"],
-            responses={
-                status: {"model": ErrorResponse}
-                for status in sorted({400, 401, 403, 422, 429, 500, *body_statuses, *statuses})
-            },
-            dependencies=[BEARER],
-            route_class_override=guarded(admin_key, *([require_json] if has_body else [])),
-        )
+        for one in (method, "HEAD") if method == "GET" else (method,):
+            app.router.add_api_route(
+                f"/admin/{path}",
+                handler,
+                methods=[one],
+                responses={
+                    status: {"model": ErrorResponse}
+                    for status in sorted({400, 401, 403, 422, 429, 500, *body_statuses, *statuses})
+                },
+                dependencies=[BEARER],
+                include_in_schema=one == method,
+                route_class_override=guarded(admin_key, *([require_json] if has_body else [])),
+            )
 
     route("bundles/rollback", routes.rollback, 409, 503, has_body=False)
     route("bundles/{bundle}/load", routes.load, 404, 409, 503, 504, has_body=True)
     route("bundles/{bundle}/activate", routes.activate, 409, 503, has_body=False)
     route("bundles/{bundle}/unload", routes.unload, 409, 503, has_body=False)
     route("items", routes.items, 502, 503, has_body=True)
+    route("items", routes.item_changes, 503, has_body=False, method="GET")
     route("drain", routes.drain, has_body=False)
 
 
@@ -197,8 +207,19 @@ class AdminRoutes:
         return models_of(self._lifecycle)
 
     async def items(self, body: ItemsRequest) -> ItemsResponse:
-        """Add items to the active bundle and remove others. The next start has the changes too."""
+        """Add, remove and hide items of the active bundle. The next start has the changes too."""
         return await self._lifecycle.changes.change(body)
+
+    async def item_changes(
+        self,
+        after: Annotated[
+            int,
+            Query(ge=0, le=MAX_NUMBER, description="`next` of the page before."),
+            schemas.DIGITS,
+        ] = 0,
+    ) -> schemas.ItemChangesResponse:
+        """The changes of items that are kept, in pages, oldest first."""
+        return await self._lifecycle.changes.listed(after)
 
     async def drain(self) -> schemas.Drained:
         """Be not ready from now on, but go on answering. For a hook that runs before SIGTERM."""

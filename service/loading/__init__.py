@@ -6,8 +6,8 @@ store it knows only the calls that keep changes of items.
 
 Reading order: `loaded_bundles` (which are in memory, and for what), `timed_threads` (a load that
 hangs is given up), `priming` (a bundle decodes before it serves), `compile_ahead` (machine code for
-images), `item_changes` (items that are added or removed), `embedder` (a server that embeds their
-titles).
+images), `item_changes` (items that are added, removed or hidden) with `changed_bundles` and
+`hiding`, `embedder` (a server that embeds titles of new items).
 """
 
 from service.loading.item_changes import ItemChanges

@@ -50,7 +50,9 @@ class LoadedBundle:
         return self.bundle.manifest.ref
 
     def changed(self, bundle: Bundle) -> LoadedBundle:
-        """The same bundle with other items. What was learnt of its speed stays."""
+        """The same bundle with other items, or other hidden ones. Its speed is still known."""
+        if bundle.decoder is self.bundle.decoder:
+            return LoadedBundle(bundle, self.engine)
         return LoadedBundle(bundle, Engine(bundle.decoder.decode, self.engine.latency))
 
 

@@ -5,6 +5,7 @@ Knows one bundle at a time, and nothing of deadlines, queues or stores.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -110,6 +111,7 @@ def similar_items(bundle: Bundle, row: int, k: int) -> list[CodesInCommon]:
     codes = bundle.catalogue.codes
     in_common = (codes == codes[row]).sum(axis=1, dtype=np.int16)
     in_common[row] = 0
+    in_common[bundle.hidden.rows_at(time.time())] = 0
     most = min(k, len(in_common))
     fewest = max(1, int(np.partition(in_common, -most)[-most]))  # so that few rows are sorted
     rows = np.flatnonzero(in_common >= fewest).astype(np.int32)

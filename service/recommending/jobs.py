@@ -6,6 +6,7 @@ Knows nothing of where histories come from, of queues or of answers.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -87,7 +88,10 @@ class Inputs:
         allowed = bundle.attributes.allowed(conditions) if conditions else None
         any_left = allowed is None or len(allowed) > 0
         hints = bundle.attributes.hints(conditions, any_left=any_left)[:MAX_HINTS]
-        found = cls(rows, np.fromiter(excluded, np.int32, len(excluded)), allowed, hints=hints)
+        out = np.fromiter(excluded, np.int32, len(excluded))
+        if len(hidden := bundle.hidden.rows_at(time.time())):
+            out = np.union1d(out, hidden)
+        found = cls(rows, out, allowed, hints=hints)
         return replace(found, new=_new_rows(bundle, allowed)) if request.explore else found
 
     def short_because(self, k: int, num_items: int) -> str:

@@ -10,9 +10,21 @@ Reading order: `fields` (what all share), `filters`, `recommend`, `errors` (the 
 from service.schemas.batch import BatchEntry, BatchRequest, BatchResponse, BatchResult
 from service.schemas.errors import ErrorDetail, ErrorResponse
 from service.schemas.events import Event, EventsRequest, EventsResponse, RejectedEvent
-from service.schemas.fields import DIGITS, ItemId, UserId, field_name, is_user_id
+from service.schemas.fields import (
+    DIGITS,
+    ItemId,
+    UserId,
+    field_name,
+    is_item_id,
+    is_new_item_id,
+    is_text,
+    is_user_id,
+)
 from service.schemas.filters import FilterCondition
 from service.schemas.items import (
+    HiddenItem,
+    ItemChange,
+    ItemChangesResponse,
     ItemResponse,
     ItemsRequest,
     ItemsResponse,
@@ -75,9 +87,12 @@ __all__ = [
     "Explanation",
     "Fallback",
     "FilterCondition",
+    "HiddenItem",
     "HistoryResponse",
     "HistorySource",
     "Info",
+    "ItemChange",
+    "ItemChangesResponse",
     "ItemId",
     "ItemOfSequence",
     "ItemResponse",
@@ -103,5 +118,8 @@ __all__ = [
     "UsedVariant",
     "UserId",
     "field_name",
+    "is_item_id",
+    "is_new_item_id",
+    "is_text",
     "is_user_id",
 ]

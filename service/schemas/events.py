@@ -16,7 +16,7 @@ MAX_TIMESTAMP_S = 10**11  # the year 5138; today's time in milliseconds is large
 
 
 class Event(RequestModel):
-    """Something that a user did with an item, or saw. `timestamp` and `value` are not used yet.
+    """Something that a user did with an item, or saw. `timestamp` and `value` are for training.
 
     An event may name the `recommendation_id` of an answer of the last day. If that answer has the
     event's item, the event is attributed to it. A history has its events in the order in which they
@@ -41,10 +41,13 @@ class Event(RequestModel):
         None,
         ge=0,
         lt=MAX_TIMESTAMP_S,
-        description="When it happened, in Unix seconds; not used, the order is that of arrival.",
+        description="When it happened, in Unix seconds; kept in the event log. Histories have the "
+        "order of arrival.",
     )
     value: float | None = Field(
-        None, allow_inf_nan=False, description="A rating or a price, say; not used yet."
+        None,
+        allow_inf_nan=False,
+        description="A rating or a price, say; kept in the event log.",
     )
     recommendation_id: str | None = Field(
         None, min_length=1, max_length=128, description="The answer that showed the item."

@@ -18,13 +18,13 @@ from pydantic import (
     Field,
     PlainValidator,
     StringConstraints,
-    TypeAdapter,
     ValidationError,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
 
 MAX_FIELD_CHARS = 100
+MAX_ID_CHARS = 256
 # User ids are path segments and Redis hash tags. Clients remove `.` and `..` from a path before
 # they send it, even when escaped. Such a user could be stored, but never erased.
 USER_ID = re.compile(r"^(?!\.{1,2}$)[^/{}\x00-\x1f\x7f]+$")
@@ -58,13 +58,13 @@ def _digits_only(value: Any) -> Any:
 
 UserId = Annotated[
     str,
-    StringConstraints(min_length=1, max_length=256),
+    StringConstraints(min_length=1, max_length=MAX_ID_CHARS),
     AfterValidator(_check_user_id),
     Field(json_schema_extra={"pattern": USER_ID.pattern}),
 ]
 # Every id that a bundle may hold (`StoredItemId` in service/bundles/items.py) can be named. An
 # added id must fit into a path, too.
-ItemId = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+ItemId = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ID_CHARS)]
 NewItemId = Annotated[
     ItemId,
     AfterValidator(_check_new_item_id),
@@ -79,11 +79,22 @@ TimeoutMs = Annotated[int, Field(ge=1, le=10_000), WHOLE_NUMBER]
 
 def is_user_id(text: str) -> bool:
     """Whether the service accepts the text as a user id."""
-    try:
-        TypeAdapter(UserId).validate_python(text)
-    except ValidationError:
-        return False
-    return True
+    return len(text) <= MAX_ID_CHARS and bool(USER_ID.fullmatch(text)) and is_text(text)
+
+
+def is_item_id(text: str) -> bool:
+    """Whether the service accepts the text as the id of an item."""
+    return 1 <= len(text) <= MAX_ID_CHARS and is_text(text)
+
+
+def is_new_item_id(text: str) -> bool:
+    """Whether an item may be added under that id."""
+    return is_item_id(text) and bool(NEW_ITEM_ID.fullmatch(text))
+
+
+def is_text(text: str) -> bool:
+    """Whether it can be written as UTF-8: it has no half of a surrogate pair."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def field_name(loc: Iterable[str | int]) -> str:

@@ -5,10 +5,11 @@ As in `service.schemas.fields`, unknown fields are refused. Knows nothing of HTT
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
+from service.schemas.events import MAX_TIMESTAMP_S
 from service.schemas.fields import WHOLE_NUMBER, AnswerModel, ItemId, NewItemId, RequestModel
 from service.schemas.filters import AttributeName, AttributeText, Number
 from service.schemas.recommend import Attributes, CodesInCommon
@@ -71,17 +72,70 @@ class NewItem(RequestModel):
     )
 
 
-class ItemsRequest(RequestModel):
-    """Items to add to the active bundle, and items to remove from it."""
+class HiddenItem(RequestModel):
+    """An item that is not recommended for a while."""
 
-    add: list[NewItem] = Field([], max_length=100)
-    remove: list[ItemId] = Field([], max_length=1000)
+    item_id: ItemId
+    until: float | None = Field(
+        None,
+        ge=0,
+        lt=MAX_TIMESTAMP_S,
+        description="When it comes back by itself, in Unix seconds; without it, never.",
+    )
+
+
+class ItemsRequest(RequestModel):
+    """Changes of the items of all bundles of the active bundle's name."""
+
+    add: list[NewItem] = Field(
+        [], max_length=100, description="Added, or put in the place of those that are there."
+    )
+    remove: list[ItemId] = Field(
+        [], max_length=1000, description="Taken out of the catalogue, until that is undone."
+    )
+    undo: list[ItemId] = Field(
+        [],
+        max_length=1000,
+        description="Additions and removals of these items are taken back: they are as in the "
+        "files of the bundle.",
+    )
+    hide: list[HiddenItem] = Field(
+        [],
+        max_length=1000,
+        description="Not recommended for a while, e.g. out of stock; they stay in the catalogue.",
+    )
+    unhide: list[ItemId] = Field(
+        [], max_length=1000, description="Recommended again, as far as `hide` does not name them."
+    )
 
 
 class ItemsResponse(AnswerModel):
-    """What changed, and how many items the bundle has now."""
+    """What changed, how many items the bundle has now, and how many of them are hidden."""
 
     bundle: str
     added: int
     removed: int
     num_items: int
+    hidden: int
+
+
+class ItemChange(AnswerModel):
+    """A change that the store keeps. Of each item there is one of `added` and `removed` at most.
+
+    at, until: Unix seconds; in_effect: whether the active bundle has it. An item that was added is
+    not in effect in a bundle that was made later and knows the item from training.
+    """
+
+    item_id: str
+    change: Literal["added", "removed", "hidden"]
+    at: float
+    until: float | None
+    in_effect: bool
+
+
+class ItemChangesResponse(AnswerModel):
+    """Changes, oldest first. `next`: the `after` of the next page; null after the last page."""
+
+    bundle: str
+    changes: list[ItemChange]
+    next: int | None

@@ -216,6 +216,11 @@ class Metrics:
         self.events = counter(
             "events_total", "Events: accepted, duplicate, rejected.", "event_type", "result"
         )
+        self.event_log_trimmed = counter(
+            "event_log_trimmed_total",
+            "Events that left the event log because they were older than UNMASK_EVENT_LOG_DAYS; "
+            "logs that nobody writes to any more expire uncounted.",
+        )
 
         self.shadow_requests = counter(
             "shadow_requests_total",

@@ -24,6 +24,7 @@ def with_store(
     timeout_s: float = 5,
     cap: int = 200,
     ttl_s: int = 1000,
+    event_log_s: int = 1000,
     metrics: Metrics | None = None,
     replica_url: str | None = None,
     replica_reads: bool = False,
@@ -36,6 +37,7 @@ def with_store(
             pool_size=4,
             history_cap=cap,
             history_ttl_s=ttl_s,
+            event_log_s=event_log_s,
             replica_url=replica_url,
             replica_reads=replica_reads,
         )

@@ -18,6 +18,7 @@ from running_valkey import REDIS_7, VALKEY, Server, clustered, running, watched
 from stores import event, shown, with_store
 
 from service.errors import HistoryUnavailable
+from service.histories.event_log import log_key
 from service.histories.redis_store import RedisHistoryStore, history_key, marks_key, shown_key
 from service.histories.scripts import RIGHTS
 from service.histories.store import Attribution, RememberedAnswer, Stored
@@ -59,6 +60,7 @@ def calls_of(store: RedisHistoryStore, user: str) -> dict[str, Call]:
         "items_version": lambda: store.items_version(user),
         "read_items": lambda: store.read_items(user, 0),
         "erase": lambda: store.erase(f"{user}-gone"),
+        "fill": lambda: store.fill([(f"{user}-filled", ["a", "b"])]),
     }
 
 
@@ -76,6 +78,13 @@ def check_kept(server: Server, user: str) -> None:
     assert server.ask("ZRANGE", f"unmask:items-order:{{{user}}}", 0, -1) == ["x", "y"]
     assert server.ask("HGETALL", f"unmask:items:{{{user}}}") == {"x": "1", "y": "2"}
     assert server.ask("EXISTS", history_key(f"{user}-gone")) == 0
+    assert server.ask("LRANGE", history_key(f"{user}-filled"), 0, -1) == ["b", "a"]
+    logged = [
+        entry.partition(",")[2]
+        for one in (user, f"{user}-gone")
+        for entry in server.ask("LRANGE", log_key(history_key(one)), 0, -1)
+    ]
+    assert logged == [f'"{user}","a","click",null,null]']
 
 
 async def prepare(store: RedisHistoryStore, user: str) -> None:
@@ -180,6 +189,11 @@ def test_the_documented_rights_are_enough_for_a_cluster(
                 for node in nodes[:3]:  # the replica answers reads
                     await asyncio.to_thread(node.ask, "WAIT", int(node is nodes[0]), 5000)
             check_answers(answers)
+        for node in nodes:
+            set_user(node, "+scan", "+cluster|nodes")  # what `histories export` needs beside
+        named = [user async for portion in store.users() for user in portion]
+        assert sorted({*named}) == sorted([*users, *(f"{user}-filled" for user in users)])
+        assert await store.clock_ms() > 0
         await follow_a_slot(store)
 
     async def follow_a_slot(store: RedisHistoryStore) -> None:

@@ -74,6 +74,11 @@ def test_a_reply_of_another_kind_is_no_answer(kind: str, has_password: bool) -> 
                     store.read_items("tiny", 0),
                     store.write_items("tiny", {"i": "{}"}),
                     store.erase("u"),
+                    store.fill([("u", ["i"])]),
+                    store.clock_ms(),
+                    store.read_log([0]),
+                    store.histories_of(["u"]),
+                    anext(store.users()),
                 ):
                     with pytest.raises(HistoryUnavailable):
                         await call

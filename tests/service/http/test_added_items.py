@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from running_service import Service, service_process, wait_until
@@ -154,3 +156,64 @@ def test_exploring_in_a_batch_with_pages_and_explanations(service: Service) -> N
 def test_a_share_is_from_0_to_1(service: Service, explore: Any) -> None:
     answer = service.client.post("/recommend", json={"user_id": "u", "explore": explore})
     assert (answer.status_code, answer.json()["error"]["param"]) == (422, "explore")
+
+
+# --- hiding, undoing, and the list of changes -----------------------------------------------------
+
+
+def change(service: Service, **body: Any) -> httpx.Response:
+    return service.client.post("/admin/items", json=body, headers=ADMIN)
+
+
+def changes(service: Service) -> dict[tuple[str, str], dict[str, Any]]:
+    """All changes that are listed, by item and kind."""
+    found, after = {}, 0
+    while after is not None:
+        answer = service.client.get("/admin/items", params={"after": after}, headers=ADMIN).json()
+        found |= {(one["item_id"], one["change"]): one for one in answer["changes"]}
+        after = answer["next"]
+    return found
+
+
+def test_hidden_items_are_not_recommended_until_they_come_back(service: Service) -> None:
+    best = list(recommended(service, k=10))
+    until = time.time() + 86400
+    hide = [{"item_id": best[0], "until": until}, {"item_id": best[2]}, {"item_id": "item-120 0"}]
+    assert change(service, hide=hide).json()["hidden"] == 3
+    gone = {entry["item_id"] for entry in hide}
+    left = [name for name in best if name not in gone]
+    assert list(recommended(service, k=10))[: len(left)] == left
+    for body in ({"history": []}, {"explore": 1.0}, {"k": 100}, {"r_warm": 0, "m_par": 4}):
+        found = recommended(service, **body)
+        assert found
+        assert not gone & found.keys()
+    assert recommended(service, history=[best[0], "item-20"]).keys()
+    assert service.client.get(f"/items/{best[0]}").status_code == 200
+    listed = changes(service)
+    assert listed[best[0], "hidden"]["until"] == until
+    assert listed[best[2], "hidden"]["until"] is None
+    assert {item_id for item_id, kind in listed if kind == "added"} == NEW.keys()
+    unhide = [entry["item_id"] for entry in hide]
+    assert change(service, unhide=unhide).json()["hidden"] == 0
+    assert list(recommended(service, k=10)) == best
+    assert {kind for _, kind in changes(service)} == {"added"}
+
+
+def test_a_removed_item_comes_back_as_it_was(service: Service) -> None:
+    before = recommended(service, k=10)
+    [item_id] = [name for name in before if name not in NEW][:1]
+    assert change(service, remove=[item_id]).json()["removed"] == 1
+    assert service.client.get(f"/items/{item_id}").status_code == 404
+    assert changes(service)[item_id, "removed"]["in_effect"]
+    num_items = change(service, undo=[item_id]).json()["num_items"]
+    assert num_items == service.client.get("/info").json()["bundle"]["num_items"]
+    assert recommended(service, k=10) == before
+    assert {kind for _, kind in changes(service)} == {"added"}
+
+
+def test_hiding_into_the_past_and_pages_out_of_bounds_are_refused(service: Service) -> None:
+    answer = change(service, hide=[{"item_id": "item-1"}, {"item_id": "item-1", "until": 5}])
+    assert (answer.status_code, answer.json()["error"]["param"]) == (422, "hide.1.until")
+    for after in ("-1", "1.5", "x", str(2**53 + 1)):
+        refused = service.client.get("/admin/items", params={"after": after}, headers=ADMIN)
+        assert refused.status_code == 422

@@ -203,7 +203,8 @@ def test_items_are_added_and_removed_for_good(store: Path, redis_url: str, tmp_p
     body = {"add": [new | {"embedding": embedding(1)}], "remove": ["item-5", "unknown"]}
     with service_process(tmp_path / "1", bundles_dir=store, bundle="shop@1", **keys) as service:
         changed = admin(service, "items", body).json()
-        assert changed == {"bundle": "shop@1", "added": 1, "removed": 1, "num_items": NUM_ITEMS}
+        expected = {"bundle": "shop@1", "added": 1, "removed": 1, "num_items": NUM_ITEMS}
+        assert changed == expected | {"hidden": 0}
         again = admin(service, "items", body).json()
         assert (again["added"], again["removed"], again["num_items"]) == (0, 0, NUM_ITEMS)
         item = service.client.get("/items/new-1").json()

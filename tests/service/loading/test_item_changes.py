@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -27,7 +28,8 @@ from service.errors import HistoryUnavailable, InvalidRequest
 from service.histories import redis_store as redis_history
 from service.histories.redis_store import ITEMS_AT_ONCE, RedisHistoryStore
 from service.loading import item_changes
-from service.loading.item_changes import ItemChanges, Portion, with_changes
+from service.loading.changed_bundles import REMOVED, Portion, entry_of, with_changes
+from service.loading.item_changes import ItemChanges
 from service.loading.loaded_bundles import LoadedBundle, LoadedBundles
 from service.schemas.items import ItemsRequest, NewItem
 from service.telemetry.metrics import Metrics
@@ -156,7 +158,7 @@ def test_a_bundle_that_comes_between_reading_and_making_misses_nothing(
         loaded_bundles = await started(folder / "1")
         changes = ItemChanges(loaded_bundles, store)
         await changes.change(ItemsRequest(remove=["item-1"]))
-        await store.write_items("shop", {"item-2": item_changes.REMOVED})
+        await store.write_items("shop", {"item-2": REMOVED})
         read = store.read_items
 
         async def read_and_load(name: str, after: int) -> tuple[int, dict[str, str]]:
@@ -178,7 +180,7 @@ def test_changes_read_before_the_store_fell_silent_are_applied(
 ) -> None:
     async def use(store: RedisHistoryStore) -> None:
         loaded_bundles = await started(folder / "1")
-        await store.write_items("shop", dict.fromkeys(("item-1", "item-2"), item_changes.REMOVED))
+        await store.write_items("shop", dict.fromkeys(("item-1", "item-2"), REMOVED))
         monkeypatch.setattr(redis_history, "ITEMS_AT_ONCE", 1)
         changes, read, calls = ItemChanges(loaded_bundles, store), store.read_items, 0
 
@@ -201,13 +203,13 @@ def test_changes_read_before_the_store_fell_silent_are_applied(
 
 
 def entries_of(*items: NewItem) -> dict[str, str]:
-    return {one.item_id: item_changes._entry(one, one.embedding or []) for one in items}
+    return {one.item_id: entry_of(one, one.embedding or []) for one in items}
 
 
 def test_all_items_may_be_replaced_in_one_portion(folder: Path) -> None:
     bundle = Bundle.load(folder / "1")
     old = [one.item_id for one in bundle.items]
-    removed = dict.fromkeys(old, item_changes.REMOVED)
+    removed = dict.fromkeys(old, REMOVED)
     for entries, expected in (
         (entries_of(item("new")) | removed, ["new"]),
         (removed | entries_of(item(old[-1], 5), item("new")), ["new", old[-1]]),
@@ -287,3 +289,106 @@ def test_a_bundle_of_random_codes_says_why_it_takes_no_items(tmp_path: Path, url
         assert (await changes.change(ItemsRequest(remove=["item-3"]))).removed == 1
 
     with_store(url, use)
+
+
+# --- undoing, and bundles that were made later ----------------------------------------------------
+
+
+async def listed(changes: ItemChanges) -> dict[tuple[str, str], bool]:
+    """All changes that are listed: whether each is in effect."""
+    found, after = {}, 0
+    while True:
+        page = await changes.listed(after)
+        assert sorted(page.changes, key=lambda one: one.at) == page.changes
+        found |= {(one.item_id, one.change): one.in_effect for one in page.changes}
+        if page.next is None:
+            return found
+        after = page.next
+
+
+def test_what_was_changed_can_be_undone(folder: Path, url: str) -> None:
+    """The bundle is then like one that was loaded now, in every process."""
+
+    async def use(store: RedisHistoryStore) -> None:
+        first, second = await started(folder / "1"), await started(folder / "1")
+        changes, follower = ItemChanges(first, store), ItemChanges(second, store)
+        fresh = first.active.bundle
+        await changes.change(
+            ItemsRequest(
+                add=[item("new-1"), item("new-2"), item("item-7", 7)], remove=["item-3", "item-4"]
+            )
+        )
+        await follower.replay()
+        assert await listed(changes) == {
+            ("item-3", "removed"): True,
+            ("item-4", "removed"): True,
+            **{(name, "added"): True for name in ("new-1", "new-2", "item-7")},
+        }
+        await changes.change(ItemsRequest(undo=["item-3", "item-7", "new-1", "unknown"]))
+        await follower.replay()
+        late = await started(folder / "1")
+        await ItemChanges(late, store).replay()
+        for one in (first, second, late):
+            bundle = one.active.bundle
+            assert has(bundle, "item-3", "item-4", "new-1", "new-2") == [True, False, False, True]
+            assert bundle.items_version == await store.items_version("shop")
+            rows, own = (each.catalogue.rows_of(["item-3", "item-7"]) for each in (bundle, fresh))
+            for array in ("codes", "popularity", "vectors"):
+                now, then = (getattr(each.catalogue, array) for each in (bundle, fresh))
+                assert np.array_equal(now[rows], then[own])
+        assert await listed(follower) == {("item-4", "removed"): True, ("new-2", "added"): True}
+
+        await changes.change(ItemsRequest(undo=["item-4", "new-2"]))
+        assert await listed(changes) == {}
+        bundle = first.active.bundle
+        assert [one.item_id for one in bundle.items] == [one.item_id for one in fresh.items]
+        assert np.array_equal(bundle.catalogue.codes, fresh.catalogue.codes)
+        await changes.change(ItemsRequest(remove=["item-3"]))
+        assert has(first.active.bundle, "item-3") == [False]
+
+    with_store(url, use)
+
+
+def test_an_added_item_gives_way_to_a_newer_bundle_that_knows_it(folder: Path, url: str) -> None:
+    """And is there again when the older bundle answers. What was removed stays removed."""
+    later = write_tiny_bundle(
+        folder / "3", name="shop", version="3", created_at="2999-01-01T00:00:00Z"
+    )
+
+    async def use(store: RedisHistoryStore) -> None:
+        loaded_bundles = await started(folder / "1")
+        changes = ItemChanges(loaded_bundles, store)
+        request = ItemsRequest(add=[item("item-7", 7), item("new")], remove=["item-3"])
+        await changes.change(request)
+        assert title_of(loaded_bundles.active.bundle, "item-7") == "item-7"
+        await loaded_bundles.load(later, "shop@3")
+        await changes.replay()
+        await loaded_bundles.activate("shop@3")
+        newer = loaded_bundles.active.bundle
+        assert title_of(newer, "item-7") == title_of(Bundle.load(later), "item-7") != "item-7"
+        assert has(newer, "new", "item-3") == [True, False]
+        assert await listed(changes) == {
+            ("item-7", "added"): False,
+            ("new", "added"): True,
+            ("item-3", "removed"): True,
+        }
+        await loaded_bundles.rollback()
+        assert (await listed(changes))["item-7", "added"]
+
+    with_store(url, use)
+
+
+def title_of(bundle: Bundle, item_id: str) -> str:
+    [row] = bundle.catalogue.rows_of([item_id])
+    return bundle.items[int(row)].title
+
+
+def test_an_entry_of_an_older_release_is_applied(folder: Path) -> None:
+    bundle = Bundle.load(folder / "1")
+    [entry] = entries_of(item("item-7", 7)).values()
+    fields = json.loads(entry)
+    del fields["at"]
+    changed = with_changes(bundle, {"item-7": json.dumps(fields)})
+    assert title_of(changed, "item-7") == "item-7"
+    unsaid = replace(bundle, manifest=bundle.manifest.model_copy(update={"created_at": "today"}))
+    assert title_of(with_changes(unsaid, {"item-7": entry}), "item-7") == "item-7"

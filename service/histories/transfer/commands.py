@@ -1,0 +1,160 @@
+"""`python -m service histories load|export` and `events export`: their arguments, and what is said.
+
+Progress is on stderr. The sentence at the end, which says what was done, is returned. Knows nothing
+of settings or of how the store is reached.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import get_args
+
+from service.errors import TransferFailed
+from service.histories.redis_store import RedisHistoryStore
+from service.histories.transfer.bulk import (
+    Timestamps,
+    export_events,
+    export_histories,
+    load_histories,
+)
+from service.histories.transfer.history_files import read_histories, time_of
+
+SAY_EVERY = 100_000
+DAY_S = 24 * 60 * 60
+
+
+def command_parser() -> argparse.ArgumentParser:
+    """Reads the arguments of the commands. `command` of the result is which one."""
+    parser = argparse.ArgumentParser(prog="python -m service")
+    nouns = parser.add_subparsers(required=True)
+    histories = nouns.add_parser(
+        "histories", help="users' histories", description="load FILE, or export --out FILE"
+    ).add_subparsers(required=True)
+    load = histories.add_parser(
+        "load",
+        help="fill histories from a training log",
+        description="Put the newest items of each user before those that the store has. Running "
+        "it again changes nothing, and goes on where a run ended that was killed.",
+    )
+    load.add_argument(
+        "file",
+        type=Path,
+        help="CSV or JSON lines, also .gz: user_id, item_id, timestamp in any order; or what "
+        "`histories export` wrote",
+    )
+    load.set_defaults(command="load")
+    export = histories.add_parser("export", help="write all histories to a file of JSON lines")
+    export.set_defaults(command="export_histories")
+    events = nouns.add_parser(
+        "events",
+        help="the event log",
+        description="export --out FILE [--since TIME] [--until TIME] [--timestamps seconds|iso]",
+    ).add_subparsers(required=True)
+    exported = events.add_parser(
+        "export",
+        help="write events to a file that `python -m training --interactions` reads",
+        description="Events that entered histories, by the time when they came in.",
+    )
+    exported.add_argument(
+        "--since", type=_time, default=0.0, help="a date such as 2026-11-01 (UTC) or Unix seconds"
+    )
+    exported.add_argument("--until", type=_time, help="not included; default: now")
+    exported.add_argument("--timestamps", choices=get_args(Timestamps), default="seconds")
+    exported.set_defaults(command="export_events")
+    for command in (export, exported):
+        command.add_argument("--out", type=Path, required=True, help="the file; .gz is compressed")
+    return parser
+
+
+async def run_command(
+    asked: argparse.Namespace, store: RedisHistoryStore, *, history_cap: int, event_log_days: int
+) -> str:
+    """Do what was asked; returns what was done, as a sentence.
+
+    asked: by `command_parser`. Raises HistoryUnavailable or TransferFailed.
+    """
+    if asked.command == "load":
+        return await _load(store, asked.file, history_cap)
+    if asked.command == "export_histories":
+        users = await export_histories(store, asked.out, _progress("users"))
+        return f"{users:,} histories written to {asked.out}."
+    return await _export_events(store, asked, event_log_days)
+
+
+async def _load(store: RedisHistoryStore, file: Path, history_cap: int) -> str:
+    histories = read_histories(file, history_cap)
+    loaded = await load_histories(store, histories, _progress("users"))
+    said = (
+        f"{loaded.users:,} users read: {loaded.items:,} items were added to the histories of "
+        f"{loaded.filled:,}; the others had theirs already."
+    )
+    if loaded.refused_users or loaded.refused_items:
+        said += (
+            f" Ids that the service does not take were left out: {loaded.refused_users:,} users, "
+            f"{loaded.refused_items:,} items."
+        )
+    return said
+
+
+async def _export_events(
+    store: RedisHistoryStore, asked: argparse.Namespace, event_log_days: int
+) -> str:
+    if not event_log_days:
+        raise TransferFailed("there is no event log, because UNMASK_EVENT_LOG_DAYS is 0")
+    exported = await export_events(
+        store,
+        asked.out,
+        _progress("events"),
+        since=asked.since,
+        until=asked.until,
+        log_s=event_log_days * DAY_S,
+        timestamps=asked.timestamps,
+    )
+    if asked.since and exported.since > asked.since:
+        print(
+            f"the log goes back to {_date(exported.since)} only "
+            f"(UNMASK_EVENT_LOG_DAYS={event_log_days})",
+            file=sys.stderr,
+        )
+    if exported.left_out:
+        print(
+            f"{exported.left_out:,} events were left out: their ids have control characters, or "
+            "spaces at an end, and training refuses these",
+            file=sys.stderr,
+        )
+    return (
+        f"{exported.events:,} events written to {asked.out}; "
+        f"go on next time with --since {_date(exported.until)}"
+    )
+
+
+def _date(seconds: float) -> str:
+    moment = datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
+    return moment.replace("+00:00", "Z")
+
+
+def _time(text: str) -> float:
+    try:
+        seconds = time_of(text)
+        _date(seconds)
+    except (ValueError, OverflowError, OSError):
+        message = "write a date such as 2026-11-01, or Unix seconds"
+        raise argparse.ArgumentTypeError(message) from None
+    return seconds
+
+
+def _progress(what: str) -> Callable[[int], None]:
+    """Says how much is done, whenever another SAY_EVERY are."""
+    said = 0
+
+    def say(done: int) -> None:
+        nonlocal said
+        if done // SAY_EVERY > said:
+            said = done // SAY_EVERY
+            print(f"{done:,} {what}", file=sys.stderr)
+
+    return say
