@@ -150,7 +150,7 @@ def test_the_bundle_says_its_family_and_never_gives_an_invalid_sid(made: Made) -
 def test_the_shipped_network_is_the_learnt_one(made: Made) -> None:
     """Short, full and empty histories, through the graphs and through torch."""
     bundle = made.bundle
-    config = load_config("tiny", SETTINGS[made.family]).model
+    config = load_config("tiny", SETTINGS[made.name]).model
     torch_denoiser = TorchDenoiser(load_best(made.folder / "run" / "fit", bundle.catalogue, config))
     shipped = bundle.decoder.denoiser
     random = np.random.default_rng(0)
