@@ -54,6 +54,7 @@ def is_valid(document: dict[str, Any], path: str, body: Any) -> bool:
 
 INTEGERS: list[tuple[str, dict[str, Any], str, list[Any], list[Any]]] = [
     ("/recommend", GOOD, "k", [1, 20], [0, 101]),
+    ("/recommend", GOOD, "horizon", [1], [0, 6]),
     ("/recommend", GOOD, "r_warm", [0, 4], [-1]),
     ("/recommend", GOOD, "m_par", [1, 4], [0]),
     ("/recommend", GOOD, "beam_width", [3, 20], [0, 201]),

@@ -174,6 +174,42 @@ def test_two_parts_give_what_whole_sequences_give(attention: str, tied_head: boo
         assert np.allclose(alone[0], expected[job, 1:], atol=1e-5)
 
 
+def test_several_items_to_fill_are_the_end_of_one_whole_sequence() -> None:
+    """With full attention. Short histories too, and all positions or some of them."""
+    model = _model("full")
+    codes, vectors, is_item = _sequences([4, 6, 3], items=LENGTH + 1)
+    vectors = vectors.half().float()
+    codes[:, -2:], vectors[:, -2:] = V, 0
+    codes[:, -2, 1] = 2
+    with torch.inference_mode():
+        states = _states(model, codes, vectors, is_item)
+        expected = model.logits(states)[:, -2:].log_softmax(dim=-1).flatten(1, 2).numpy()
+    denoiser = TorchDenoiser(model)
+    cut = codes[:, :-1], vectors[:, :-1], is_item[:, :-1]  # what is before both of them
+    memory = denoiser.encode(_histories(*cut, LENGTH - 1))
+    sids = codes[:, -2:].flatten(1, 2)[:, None].numpy().astype(np.uint16)
+    positions = np.broadcast_to(np.arange(2 * L), (3, 1, 2 * L)).copy()
+    together = denoiser.denoise(memory, sids, positions)
+    assert np.allclose(together[:, 0], expected, atol=1e-5)
+    of_some = denoiser.denoise(memory, sids, positions[:, :, [0, 2, 5]])
+    assert np.allclose(of_some[:, 0], expected[:, [0, 2, 5]], atol=1e-5)
+
+
+@BOTH
+def test_items_to_fill_see_each_other_and_a_single_one_is_as_ever(attention: str) -> None:
+    model = _model(attention)
+    sequences = _sequences([4, 6], items=LENGTH + 1)
+    denoiser = TorchDenoiser(model)
+    memory = denoiser.encode(_histories(*sequences, LENGTH))
+    sids = np.full((2, 3, 2 * L), V, np.uint16)
+    sids[:, 1, 0] = sids[:, 2, L + 1] = 3  # something is known of the first, or of the second
+    positions = np.broadcast_to(np.arange(2 * L), (2, 3, 2 * L)).copy()
+    found = denoiser.denoise(memory, sids, positions)
+    assert np.abs(found[:, 1, L:] - found[:, 0, L:]).max() > 1e-3
+    assert np.abs(found[:, 2, :L] - found[:, 0, :L]).max() > 1e-3
+    assert np.abs(found[:, 0, :L] - found[:, 0, L:]).max() > 1e-3  # the slots are not alike
+
+
 def test_the_exported_graphs_of_full_attention_agree_with_torch() -> None:
     """And without vectors. Graphs of the other kind are exported in test_served."""
     model = _model("full", item_vectors=False, encoder_layers=1)
