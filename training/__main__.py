@@ -199,6 +199,8 @@ def inspect_command(
     told = inspect(file, items, config.interactions, config.items)
     if not as_json:
         print(*said(told), sep="\n")
+    elif told.refused is not None:
+        print(json.dumps(asdict(told)))
     if told.refused is not None:
         raise DataError(told.refused)
     return asdict(told) if as_json else None
@@ -328,10 +330,11 @@ def recommend_command(
         raise ConfigError(f"--out {out} must end in .parquet")
     check_folder("--out", out.parent)
     loaded = Bundle.load(bundle)
-    notes: list[str] = []
-    log = read_interactions(users, load_config("default", overrides).interactions, notes)
-    for note in notes:
-        console.print(note)
+    recorded = recorded_config(loaded.manifest.facts.get("config"))
+    config = validate_config(recorded, overrides, source=f"bundle {bundle}")
+    said: list[str] = []
+    log = read_interactions(users, config.interactions, said, said)
+    console.print(*said, sep="\n")
     return recommend_to_file(
         loaded, log, out, console, k=k, exclude_seen=exclude_seen, workers=threads
     )

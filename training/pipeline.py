@@ -39,7 +39,7 @@ from training.config import STAGES, RunConfig, StageName
 from training.data import Dataset, Interactions, embed, normalised
 from training.errors import DataError
 from training.evaluation import evaluate_bundle
-from training.families import Family, check_dense, family_of
+from training.families import Family, family_of
 from training.fitting import fit, load_best, refit
 from training.stages import read_record, remove, work_stage
 
@@ -60,9 +60,7 @@ def run(
     Raises ConfigError when there is no such family, or no such option of it.
     """
     family = family_of_run(config)
-    family.check(config.model)
-    family.refuse(config)
-    check_dense(config)
+    family.check_run(config)
     if ignored := family.ignored(config):
         console.print(f"family {config.model.family} does not use {', '.join(ignored)}")
     try:

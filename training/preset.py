@@ -71,7 +71,7 @@ def _unknown(name: str) -> str:
     sections = [(section, field.annotation) for section, field in RunConfig.model_fields.items()]
     known = [f"{section}.{key}" for section, kind in sections if kind for key in kind.model_fields]
     close = difflib.get_close_matches(name, known, n=1)
-    hint = f"; did you mean {close[0]}?" if close else "; training/config.py has them all"
+    hint = f"; did you mean {close[0]}?" if close else "; training/config has them all"
     return f"there is no such setting{hint}"
 
 
@@ -82,7 +82,7 @@ def _apply(values: dict[str, Any], override: str) -> str:
     if not separator or not 2 <= len(parts) <= 3:
         raise ConfigError(
             f"--set wants section.key=value, e.g. fit.epochs=3, got {override!r}; "
-            "training/config.py has all keys"
+            "training/config has all keys"
         )
     try:
         value = tomllib.loads(f"value = {text}")["value"]

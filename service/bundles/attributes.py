@@ -8,11 +8,12 @@ bytes for each item. Knows nothing of SIDs, scores or requests.
 
 from __future__ import annotations
 
-import difflib
 from array import array
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
+from itertools import islice
 from typing import Self
 
 import numpy as np
@@ -28,7 +29,8 @@ COMPARISONS = {
     "lt": np.less,
     "lte": np.less_equal,
 }
-MOST_COMPARED = 2_000  # values among which one that is spelt alike is looked for
+MOST_SPELLINGS = 20_000  # values of an attribute among which one that is spelt alike is named
+MAX_HINTS = 10
 
 
 @dataclass(frozen=True)
@@ -80,14 +82,16 @@ class AttributeIndex:
     def hints(self, wanted: Mapping[str, Condition], *, any_left: bool) -> list[str]:
         """A sentence for every text that no item has, and for every range without an item.
 
+        At most MAX_HINTS of them.
         any_left: whether some item fulfils all conditions; then no range is without
         """
-        return [
+        found = (
             f"filter.{name}: {hint}"
             for name, condition in wanted.items()
             if not (any_left and isinstance(self._parts[name], _Column))
             for hint in self._parts[name].hints(condition)
-        ]
+        )
+        return list(islice(found, MAX_HINTS))
 
     def with_items(self, items: Sequence[Item]) -> Self:
         """The index with these items after its own. Made slowly, like `Catalogue.with_items`."""
@@ -194,17 +198,22 @@ class _Postings:
 
     def hints(self, condition: Condition) -> Iterator[str]:
         values = (*(condition.any_of or ()), *condition.none_of)
-        for value in values:
-            if value not in self.number_of:
-                yield f"no item has {str(value)!r}{self._like(str(value))}"
+        for value in map(str, values):
+            if not self._is_there(value):
+                near = self._by_letters.get(_letters_of(value))
+                yield f"no item has {value!r}" + (f"; near it is {near!r}" if near else "")
 
-    def _like(self, value: str) -> str:
-        """Some value that is spelt alike, as the end of a sentence."""
-        if len(self.number_of) > MOST_COMPARED:
-            return ""
-        by_lower = {known.casefold(): known for known in self.number_of}
-        near = difflib.get_close_matches(value.casefold(), by_lower, n=1)
-        return f"; near it is {by_lower[near[0]]!r}" if near else ""
+    def _is_there(self, value: str) -> bool:
+        """Whether an item has it; items that had it may be gone."""
+        number = self.number_of.get(value, -1)
+        return number >= 0 and bool(self.indptr[number] < self.indptr[number + 1])
+
+    @cached_property
+    def _by_letters(self) -> dict[str, str]:
+        """Values by their letters and digits, if there are not too many."""
+        if len(self.number_of) > MOST_SPELLINGS:
+            return {}
+        return {_letters_of(value): value for value in self.number_of if self._is_there(value)}
 
     def _lists_of(self, values: Collection[object]) -> list[Rows]:
         """The posting list of each known value."""
@@ -283,7 +292,11 @@ class _Column:
     def _shown(self, value: float) -> str:
         if not self.is_date:
             return f"{value:g}"
-        return datetime.fromtimestamp(value, UTC).isoformat().removesuffix("+00:00") + "Z"
+        try:
+            moment = datetime.fromtimestamp(value, UTC)
+        except (ValueError, OverflowError):  # beyond the years 1 to 9999 in UTC
+            return f"{value:g} seconds since 1970"
+        return moment.isoformat().removesuffix("+00:00") + "Z"
 
     def with_values(
         self, values_of_items: Iterable[Iterable[str] | float | None], first_row: int
@@ -297,6 +310,11 @@ class _Column:
 
     def of_kept(self, kept: NDArray[np.bool_]) -> _Column:
         return _Column(self.values[kept], self.is_date)
+
+
+def _letters_of(text: str) -> str:
+    """What is left of a text without capitals, spaces and signs."""
+    return "".join(filter(str.isalnum, text.casefold()))
 
 
 def _marked(lists: Sequence[Rows], num_items: int) -> NDArray[np.bool_]:

@@ -47,7 +47,7 @@ def _check_date(date: str) -> str:
     return date
 
 
-# A client could not ask for other names and values: see service/schemas/recommend.py.
+# A client could not ask for other names and values: see service/schemas/filters.py.
 AttributeName = Annotated[
     str, StringConstraints(strict=True, min_length=1, max_length=64), AfterValidator(_check_name)
 ]

@@ -77,7 +77,8 @@ async def followed(store: ReadableChanges, name: str, before: Hides) -> Hides:
                 until_s.pop(item_id, None)
             else:
                 until_s[item_id] = until
-    return Hides(version, until_s)
+    now_s = time.time()
+    return Hides(version, {one: until for one, until in until_s.items() if until > now_s})
 
 
 def with_hidden(bundle: Bundle, hides: Hides) -> Bundle:

@@ -22,7 +22,6 @@ from service.schemas import FilterCondition, HistorySource, RecommendRequest
 
 Rows = NDArray[np.int32]
 Conditions = Mapping[str, Condition]
-MAX_HINTS = 10
 
 
 @dataclass(frozen=True)
@@ -87,10 +86,11 @@ class Inputs:
             excluded.update(rows.tolist())
         allowed = bundle.attributes.allowed(conditions) if conditions else None
         any_left = allowed is None or len(allowed) > 0
-        hints = bundle.attributes.hints(conditions, any_left=any_left)[:MAX_HINTS]
+        hints = bundle.attributes.hints(conditions, any_left=any_left)
         out = np.fromiter(excluded, np.int32, len(excluded))
         if len(hidden := bundle.hidden.rows_at(time.time())):
-            out = np.union1d(out, hidden)
+            places = np.minimum(np.searchsorted(hidden, out), len(hidden) - 1)
+            out = np.concatenate((out[hidden[places] != out], hidden))
         found = cls(rows, out, allowed, hints=hints)
         return replace(found, new=_new_rows(bundle, allowed)) if request.explore else found
 

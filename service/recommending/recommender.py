@@ -120,7 +120,10 @@ class Recommender:
             return Assignment(loaded, None, PINNED)
         variant = self._experiment.variant_of(request.user_id)
         if variant.bundle:
-            loaded = self._loaded_bundles.of(variant.bundle)
+            of_variant = self._loaded_bundles.of(variant.bundle)
+            if not _is_like(of_variant, loaded, request):
+                return Assignment(loaded, None, PINNED)
+            loaded = of_variant
         return Assignment(loaded, variant, variant.name)
 
     async def recommend(
@@ -300,6 +303,15 @@ class Recommender:
         metrics.unknown_history_items.inc(history.unknown_items)
         metrics.items_returned.observe(len(response.item_ids))
         metrics.explored_items.inc(sum(item.explored for item in response.items))
+
+
+def _is_like(one: LoadedBundle, active: LoadedBundle, request: RecommendRequest) -> bool:
+    """Whether a bundle takes what the active one would: a request must not fail for a variant."""
+    ours, theirs = one.bundle.manifest, active.bundle.manifest
+    types = ours.filters, theirs.filters
+    same_filters = all(types[0].get(name) == types[1].get(name) for name in request.filter)
+    same_retrieval = ours.decoding.retrieval == theirs.decoding.retrieval
+    return same_filters and (same_retrieval or not request.explain)
 
 
 def count_decoded(metrics: Metrics, decoded: Decoded, plan: Plan, num_items: int) -> None:

@@ -254,6 +254,8 @@ def _int8(
     console: Console,
 ) -> EightBit | None:
     """The 8-bit graphs if they are asked for, held against the others on validation users."""
+    if parts.dense:  # it takes both, the beams' graphs and the dense head's input
+        decoding = decoding.model_copy(update={"retrieval": "fused"})
     if not config.export.int8:
         return None
     evaluation = config.evaluation

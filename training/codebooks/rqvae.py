@@ -99,8 +99,10 @@ def _trained(
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
     for epoch in range(config.rqvae_epochs):
         unused = torch.ones(model.levels.shape[:2], dtype=torch.bool)
+        kept = torch.empty(0, 0)
         for rows in torch.randperm(len(vectors)).split(MINIBATCH):
             loss, codes, seen = model(vectors[rows])
+            kept = seen if seen.shape[1] >= kept.shape[1] else kept  # the last one may be small
             if not loss.isfinite():
                 raise FitDiverged(f"the loss of the RQ-VAE is {loss.item()} in epoch {epoch + 1}")
             optimizer.zero_grad(set_to_none=True)
@@ -108,7 +110,7 @@ def _trained(
             optimizer.step()
             unused[torch.arange(config.num_subspaces), codes] = False
         if epoch + 1 < SETTLED_FROM * config.rqvae_epochs:
-            _revive(model, unused, seen)
+            _revive(model, unused, kept)
     return RQVAECodebook(
         model.levels.detach().numpy().copy(),
         _layers_of(model.to_latent),
@@ -118,7 +120,7 @@ def _trained(
 
 @torch.no_grad()
 def _revive(model: RQVAE, unused: Tensor, seen: Tensor) -> None:
-    """Move unused codes to residuals of their level, which the last minibatch had."""
+    """Move unused codes to residuals of their level, which a whole minibatch had."""
     levels, codes = unused.nonzero(as_tuple=True)
     model.levels[levels, codes] = seen[levels, torch.randint(seen.shape[1], (len(levels),))]
 

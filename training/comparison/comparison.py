@@ -20,7 +20,7 @@ from rich.console import Console
 from service.bundles import Manifest
 from training.baselines import BERT4RecConfig, SASRecConfig, TextKNN
 from training.comparison.document import Comparison, Origin
-from training.comparison.families import FIRST, FamilyTables, verdicts
+from training.comparison.families import DROPPED, FIRST, FamilyTables, verdicts
 from training.comparison.finished_run import FinishedRun
 from training.comparison.given_systems import GivenSystem
 from training.comparison.new_items import NewItems
@@ -41,7 +41,6 @@ from training.data import Dataset, thin
 from training.errors import ConfigError
 from training.evaluation import RanksStore, SystemRanks
 
-DROPPED = (0.25, 0.5, 0.75)
 MAIN_TABLES: frozenset[ComparisonTable] = frozenset(
     {ComparisonTable.SYSTEMS, ComparisonTable.SCHEDULES, ComparisonTable.LENGTHS}
 )

@@ -42,6 +42,7 @@ class FamilyFacts:
 
     family: of the network; schedule: (r_warm, m_par); calls: denoiser calls of it
     order: other than the family's own, else empty
+    retrieval: what finds items, see `service.decoding.Job`
     dropped: share of the training interactions that are left out
     steps, cpu_minutes, clock_minutes: of the fit; None where a record does not say it
     milliseconds: of a request that is decoded alone, and of one of eight together; the first seed's
@@ -52,6 +53,7 @@ class FamilyFacts:
     schedule: tuple[int, int]
     calls: int
     order: str = ""
+    retrieval: str = "generate"
     dropped: float = 0.0
     steps: int | None = None
     cpu_minutes: float | None = None
@@ -237,6 +239,7 @@ def _family_figures(facts: FamilyFacts | None) -> dict[str, str]:
         "family": facts and facts.family,
         "calls": facts and facts.calls,
         "order": facts and facts.order,
+        "retrieval": facts and facts.retrieval,
         "dropped": facts and facts.dropped,
         "steps": facts and facts.steps,
         "cpu_minutes": facts and facts.cpu_minutes,

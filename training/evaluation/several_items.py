@@ -20,7 +20,7 @@ from joblib import cpu_count
 from numpy.typing import NDArray
 
 from service.bundles import Bundle, DecodingDefaults
-from service.decoding import Decoder, Job
+from service.decoding import Decoder
 from training.config import EvaluationConfig
 from training.data import Dataset, Split, Windows
 from training.errors import ConfigError, DataError
@@ -117,15 +117,11 @@ def sequence_ranks(
     def decode_batch(start: int) -> int:
         indices = range(start, min(start + batch, len(windows)))
         jobs = [
-            Job(
+            decoding.job(
                 history,
                 SHORT,
                 schedule,
-                decoding.beam_width,
-                history if exclude_seen else _NOTHING,
-                decoding.finish_rows,
-                decoding.ranking,
-                decoding.order,
+                excluded=history if exclude_seen else _NOTHING,
                 horizon=horizon,
             )
             for history in map(windows.history_of, indices)
@@ -133,9 +129,10 @@ def sequence_ranks(
         calls = 0
         for index, answer in zip(indices, decoder.decode(jobs)[0], strict=True):
             calls += answer.nfe
+            if not len(answer.rows):
+                continue
             found = answer.rows.reshape(len(answer.rows), -1) == targets[index]
-            at = np.where(found.any(axis=0), found.argmax(axis=0) + 1, NOT_FOUND)
-            places[index] = at if len(found) else NOT_FOUND
+            places[index] = np.where(found.any(axis=0), found.argmax(axis=0) + 1, NOT_FOUND)
         advance(len(indices))
         return calls
 

@@ -8,11 +8,10 @@ Reading order: `family` (what a family provides), `network` (what a network answ
 read a whole history), then `mdgr`, `maskgr` and `tiger`.
 """
 
-from training.families.family import Family, Objective, check_dense, family_of
+from training.families.family import Family, Objective, family_of
 
 __all__ = [
     "Family",
     "Objective",
-    "check_dense",
     "family_of",
 ]

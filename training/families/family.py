@@ -124,6 +124,12 @@ class Family:
                 told.append(f"{name}: {what}")
             raise ConfigError("; ".join(told)) from error
 
+    def check_run(self, config: RunConfig) -> None:
+        """Raise ConfigError when the family cannot learn or be measured by a configuration."""
+        self.check(config.model)
+        self.refuse(config)
+        _check_dense(config)
+
     def ignored(self, config: RunConfig) -> list[str]:
         """Which settings somebody has changed although this family does not read them."""
         values = [
@@ -133,7 +139,7 @@ class Family:
         return [name for name, *two in zip(self.unused, *values, strict=True) if two[0] != two[1]]
 
 
-def check_dense(config: RunConfig) -> None:
+def _check_dense(config: RunConfig) -> None:
     """Raise ConfigError when a dense head lacks what it needs, or is needed and not there."""
     if config.model.options.get("dense"):
         if not config.model.item_vectors:

@@ -37,7 +37,7 @@ class Network(nn.Module, ABC):
     memory_size: int
     uses_vectors: bool
     repeat_bias: nn.Parameter
-    dense: DenseHead | None
+    dense: DenseHead | None = None
     max_horizon: int = 1
 
     @abstractmethod

@@ -172,7 +172,12 @@ class _Batch:
         calls = self.denoiser
         search_s = perf_counter() - self.started - calls.encode_s - calls.denoise_s
         return Timings(
-            calls.encode_s, calls.denoise_s, search_s, calls.cache_hits, calls.cache_misses
+            calls.encode_s,
+            calls.denoise_s,
+            search_s,
+            calls.cache_hits,
+            calls.cache_misses,
+            calls.calls,
         )
 
     def _answer(self, search: _Search, answer: Decoded) -> None:
@@ -232,4 +237,6 @@ def _check(job: Job, horizon: int, trie: SidTrie) -> None:
         raise ValueError("a job's schedule must fill exactly horizon * num_subspaces positions")
     if job.ranking != "path" or job.finish_rows or job.explain:
         raise ValueError("several items are ranked by path, to the last step, and unexplained")
+    if job.remask or job.guidance or job.retrieval != "generate":
+        raise ValueError("several items are generated, without codes masked again and unguided")
     check_rows(job, trie.catalogue.num_items)

@@ -456,7 +456,7 @@ def rows_of_everything() -> dict[str, list[Row]]:
             row(few, "Unmask"),
             row(many, "maskgr", family="maskgr"),
             row(few, "tiger", family="tiger"),
-            row(few, "paper"),
+            row(few, "mdgr-paper"),
             row(few, "liger"),
             row(few, "maskgr-dense"),
         ],

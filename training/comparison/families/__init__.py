@@ -6,7 +6,7 @@ over users and seeds), `tables`, `plot`, `claims` (what the papers say, beside w
 
 from training.comparison.families.claims import claims_table, verdicts
 from training.comparison.families.plot import plot_families
-from training.comparison.families.runs import FIRST, FamilyTables, schedule_of_calls
+from training.comparison.families.runs import DROPPED, FIRST, FamilyTables, schedule_of_calls
 from training.comparison.families.tables import (
     families_table,
     family_density_table,
@@ -14,6 +14,7 @@ from training.comparison.families.tables import (
 )
 
 __all__ = [
+    "DROPPED",
     "FIRST",
     "FamilyTables",
     "claims_table",

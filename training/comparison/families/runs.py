@@ -161,8 +161,7 @@ class FamilyTables:
         for name, one in self.configs.items():
             family = family_of_run(one)
             try:
-                family.check(one.model)
-                family.refuse(one)
+                family.check_run(one)
             except ConfigError as error:
                 raise ConfigError(f"family {name}: {error}") from error
         self.ranked, self.out = ranked, out / "families"
@@ -244,6 +243,7 @@ class FamilyTables:
             schedule=params,
             calls=run.finished.schedule(point.asked).nfe,
             order=point.order or "",
+            retrieval=run.decoding(point).retrieval,
             dropped=run.dropped,
             steps=run.steps,
             cpu_minutes=run.cpu_minutes,

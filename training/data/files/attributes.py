@@ -32,7 +32,12 @@ def attribute_columns(
     types: by the name of the column. Raises DataError for a column that is not there, and with the
     line for a value that is not of its type.
     """
-    table.require([plain_name(name) for name in types], "items")
+    absent = [name for name in types if plain_name(name) not in table.columns]
+    if absent:
+        raise DataError(
+            f"{table.path} has no column {' or '.join(absent)} for items.attributes; it has "
+            f"{table.listed()} (a column that is read as something else is no attribute)"
+        )
     found: list[dict[str, AttributeValue]] = [{} for _ in range(len(table))]
     readers = {"text": _texts, "number": _numbers, "date": _dates}
     for name, kind in types.items():

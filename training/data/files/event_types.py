@@ -27,8 +27,8 @@ KINDS: dict[str, Kind] = dict.fromkeys(EVENT_COLUMNS, "label")
 # The steps of a shop's funnel, by words that a type holds, and the weight that is proposed.
 STEPS = (
     (re.compile(r"(?<!re)view|click|impression|detail|browse|visit|^pv$"), 1),
-    (re.compile(r"cart|basket|wish|fav|bookmark"), 2),
-    (re.compile(r"purchas|transaction|^buy|bought|^order|_order|sale|checkout|paid"), 3),
+    (re.compile(r"cart|basket|wish|fav|bookmark|checkout"), 2),
+    (re.compile(r"purchas|transaction|^buy|bought|^orders?$|_order$|^ordered|sale|paid"), 3),
 )
 BOUGHT = len(STEPS) - 1
 UNDONE = re.compile(r"remove|delete|cancel|return|refund|^un|dislike|hide")

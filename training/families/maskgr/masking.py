@@ -50,15 +50,15 @@ def mask_anywhere(
 
 
 def mask_items(
-    n: int, items: int, num_subspaces: int, generator: torch.Generator
+    n: int, items: int, num_subspaces: int, generator: torch.Generator, noise: Noise = "uniform"
 ) -> tuple[Tensor, Tensor]:
     """As `mask_anywhere`, but an item's codes become MASK together: what the dense head is asked.
 
     For one code, the chance and the weight are the same.
     """
-    rates = draw_rates(n, generator)
+    rates, weights = draw_rates(n, generator, noise)
     drawn = torch.rand(n, items, 1, generator=generator).expand(-1, -1, num_subspaces)
-    return drawn < rates[:, None, None], 1 / rates
+    return drawn < rates[:, None, None], weights
 
 
 def mask_one_item(

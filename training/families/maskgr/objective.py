@@ -135,7 +135,7 @@ class MaskGRObjective(SegmentObjective):
             by_item = torch.rand(n, generator=generator) < self.model.options.dense_share
             drawn = whole & by_item
             masked[drawn], weights[drawn] = mask_items(
-                int(drawn.sum()), items, num_subspaces, generator
+                int(drawn.sum()), items, num_subspaces, generator, self.noise
             )
             asked = masked.all(dim=2) & is_item & (by_item | ~whole)[:, None]
         return Sequences(rows, is_item, masked & is_item[:, :, None], weights, whole, asked)

@@ -126,7 +126,6 @@ class MaskedDiffusionModel(Network):
         self.decoder_norm = nn.LayerNorm(width)
         self.head = None if config.tied_head else nn.Embedding(num_subspaces * num_codes, width)
         self.bias = nn.Parameter(torch.zeros(num_subspaces, num_codes))
-        self.dense = None
         self.repeat_bias = nn.Parameter(torch.zeros(()))
         self.register_buffer(
             "offsets", torch.arange(num_subspaces) * num_codes, persistent=False

@@ -34,6 +34,7 @@ FAMILY = Family(
         "evaluation.rankings",
         "evaluation.finish_rows",
         "evaluation.orders",
+        "evaluation.remasks",
     ),
     refuse=lambda config: check_loss(config.fit),
 )

@@ -86,7 +86,9 @@ def test_what_nobody_could_filter_by_is_refused(tmp_path: Path) -> None:
     path.write_text(f"item_id,text\n1,{'x' * 501}\n")
     with pytest.raises(DataError, match="longer than 500 characters"):
         attributes_of(path, {"text": "text"})
-    with pytest.raises(DataError, match="needs a column colour; it has item_id"):
+    with pytest.raises(
+        DataError, match="has no column colour for items.attributes; it has item_id"
+    ):
         attributes_of(path, {"colour": "text"})
 
 
