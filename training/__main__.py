@@ -188,7 +188,7 @@ def inspect_command(
     preset: PresetOption = "default",
     overrides: SetOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON document instead")] = False,
-) -> dict[str, Any] | None:
+) -> None:
     """Say what training understands of a log of interactions, and what may be wrong with it.
 
     Nothing is trained. The exit status is 1 if training would refuse the files.
@@ -197,13 +197,9 @@ def inspect_command(
 
     config = load_config(preset, overrides)
     told = inspect(file, items, config.interactions, config.items)
-    if not as_json:
-        print(*said(told), sep="\n")
-    elif told.refused is not None:
-        print(json.dumps(asdict(told)))
+    print(*([json.dumps(asdict(told))] if as_json else said(told)), sep="\n")
     if told.refused is not None:
         raise DataError(told.refused)
-    return asdict(told) if as_json else None
 
 
 @app.command("step-time")
