@@ -87,7 +87,7 @@ def test_what_nobody_could_filter_by_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="longer than 500 characters"):
         attributes_of(path, {"text": "text"})
     with pytest.raises(
-        DataError, match="has no column colour for items.attributes; it has item_id"
+        DataError, match=r"has no column colour for items\.attributes; it has item_id"
     ):
         attributes_of(path, {"colour": "text"})
 
