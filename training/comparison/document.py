@@ -163,8 +163,8 @@ TABLES: dict[str, tuple[str, Callable[[Sequence[Row]], str], str]] = {
         family_density_table,
         "A random share of every user's training interactions dropped, at least two left, one draw "
         "for all; histories at validation and test are whole. Each family is trained again, with "
-        "`fit.minutes` in as much time. Kept: the share of its own recall on all data; its error is "
-        "that of a ratio of two paired means, to first order.",
+        "`fit.minutes` in as much time. Kept: the share of its own recall on all data; its error "
+        "is that of a ratio of two paired means, to first order.",
     ),
 }
 CLAIMS = (
