@@ -59,11 +59,12 @@ INTEGERS: list[tuple[str, dict[str, Any], str, list[Any], list[Any]]] = [
     ("/recommend", GOOD, "m_par", [1, 4], [0]),
     ("/recommend", GOOD, "beam_width", [3, 20], [0, 201]),
     ("/recommend", GOOD, "finish_rows", [0, 1_000_000], [-1, 1_000_001]),
+    ("/recommend", GOOD, "remask", [0, 3], [-1]),
     ("/recommend", GOOD, "timeout_ms", [10_000], [0, 10_001]),
     ("/recommend/batch", {"requests": [GOOD]}, "timeout_ms", [10_000], [0, 10_001]),
     ("/items/item-1/similar", {}, "k", [1, 100], [0, 101]),
 ]
-OF_THE_BUNDLE = {"r_warm", "m_par"}  # it has the upper bound
+OF_THE_BUNDLE = {"r_warm", "m_par", "remask"}  # it has the upper bound
 
 
 @pytest.mark.parametrize(("path", "body", "name", "inside", "outside"), INTEGERS)

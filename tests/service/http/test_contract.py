@@ -62,6 +62,7 @@ RIGHT: list[tuple[str, str, dict[str, Any] | None]] = [
     ("POST", "/admin/bundles/rollback", None),
     ("POST", "/admin/bundles/tiny@3/unload", None),
     ("POST", "/admin/items", {"add": [NEW_ITEM]}),
+    ("GET", "/admin/items", None),
     ("POST", "/admin/drain", None),
 ]
 CHECKS = [

@@ -145,7 +145,7 @@ def test_priming_runs_the_encoder_for_every_batch(
 
     monkeypatch.setattr(bundle.decoder.denoiser, "encode", counted)
     prime(bundle, LatencyModel())
-    rare = 5 * 3 * len(get_args(Ranking))  # schedules, filters, rankings
+    rare = 3 * (5 * len(get_args(Ranking)) + 1)  # filters, schedules, rankings, remasking
     rungs = len(ladder_of(bundle.manifest))
     assert rungs == 3
     batches = [size for size in SIZES for _ in range(rungs)]

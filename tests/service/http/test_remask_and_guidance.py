@@ -93,7 +93,7 @@ def test_what_a_bundle_cannot_follow_is_refused(served: Service) -> None:
         assert error["param"] == next(iter(setting))
         assert said in error["message"]
     answer = served.recommend(user_id="x", history=HISTORY, schedule="auto", remask=1)
-    assert "remask and guidance must not be given" in answer.json()["error"]["message"]
+    assert "remask, guidance and retrieval must not be given" in answer.json()["error"]["message"]
 
 
 def test_a_manifest_says_nothing_of_what_is_not_set(dropped: Path, tmp_path: Path) -> None:

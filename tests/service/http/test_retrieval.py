@@ -96,7 +96,7 @@ def test_what_no_beam_found_is_not_explained(head_served: Service) -> None:
 def test_auto_chooses_the_retrieval_too(head_served: Service) -> None:
     answer = head_served.recommend(user_id="x", schedule="auto", retrieval="dense")
     assert answer.status_code == 422
-    assert "order and retrieval must not be given" in answer.json()["error"]["message"]
+    assert "guidance and retrieval must not be given" in answer.json()["error"]["message"]
 
 
 def test_info_says_that_there_is_a_head(head_served: Service) -> None:

@@ -117,7 +117,7 @@ def test_hidden_rows_are_left_out_of_everything(bundle: Bundle) -> None:
 
     def inputs(of: Bundle, **fields: object) -> Inputs:
         request = RecommendRequest.model_validate({"user_id": "u", **fields})
-        return asyncio.run(Inputs.look_up(request, history, of))
+        return asyncio.run(Inputs.look_up(request, history, of, {}))
 
     found = inputs(shut, exclude_items=[names[9], names[0]])
     assert sorted(found.excluded.tolist()) == [0, 3, 4, 9]

@@ -18,7 +18,7 @@ from training.data.interactions import load_dataset
 from training.data.splits import Split, Windows
 from training.data.synthetic import make_world, write_world
 from training.errors import ConfigError
-from training.families import check_dense, family_of
+from training.families import family_of
 from training.families.denoiser import TorchDenoiser
 from training.families.losses import DenseLoss
 from training.families.maskgr.masking import mask_items
@@ -229,8 +229,9 @@ def test_the_head_is_asked_for_wholly_masked_items_of_the_right_sequences() -> N
     ],
 )
 def test_what_does_not_go_together_is_said(overrides: list[str], message: str) -> None:
+    config = load_config("tiny", overrides)
     with pytest.raises(ConfigError, match=message):
-        check_dense(load_config("tiny", overrides))
+        family_of(config.model.family).check_run(config)
 
 
 SMALL = [
