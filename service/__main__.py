@@ -170,16 +170,27 @@ def main() -> int:
 
 
 def command(arguments: Sequence[str]) -> int:
-    """Run a command beside the service; returns the exit status."""
+    """Run a command beside the service; returns the exit status.
+
+    SIGTERM ends it as an error does: what is unfinished is removed.
+    """
     structlog.configure(
         wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
+    before = signal.signal(signal.SIGTERM, _end_command)
     try:
         print(done_command(arguments))
     except UnmaskError as error:
         return refuse(error)
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return 0
+
+
+def _end_command(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_IGN)  # a second one must not break off the cleaning up
+    raise SystemExit(128 + number)
 
 
 def refuse(error: UnmaskError) -> int:

@@ -90,6 +90,7 @@ async def _done_in_store(asked: Namespace, settings: Settings) -> str:
             asked,
             store,
             history_cap=settings.history_cap,
+            history_event_types=settings.history_event_types,
             event_log_days=settings.event_log_days,
         )
 

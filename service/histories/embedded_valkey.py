@@ -89,6 +89,7 @@ class EmbeddedValkey:
                     f"{self._folder} is no longer the folder that the histories are in; "
                     "bring it back, or restart the service to begin with the one that is there"
                 )
+            self._remove_address()  # of a service that was killed
             self._socket.parent.mkdir(mode=0o700, exist_ok=True)  # a cleaner of /tmp may delete it
             with (self._folder / "valkey.log").open("ab") as server_log:
                 self._process = self._spawn(binary, self._lock, server_log)
@@ -132,6 +133,8 @@ class EmbeddedValkey:
                     await self._end()
         finally:
             if self._lock:
+                if _is_at(self._lock, self._folder / "lock"):
+                    self._remove_address()
                 self._lock.close()
             self._socket_folder.cleanup()
 
@@ -204,6 +207,10 @@ class EmbeddedValkey:
                 if str(error) != complaint:
                     log.error("embedded_store_not_synced", reason=error.strerror)
                 complaint = str(error)
+
+    def _remove_address(self) -> None:
+        with contextlib.suppress(OSError):
+            (self._folder / ADDRESS).unlink()
 
     # --- one start --------------------------------------------------------------------------------
 

@@ -168,21 +168,23 @@ class RedisHistoryStore:
         command = Command(keys[0], ("EVAL", ERASE, len(keys), *keys, start_of_user(user_id)))
         await self._call("erase", self._connection.run([command]), _numbers)
 
-    async def fill(self, histories: Sequence[tuple[str, Sequence[str]]]) -> list[int]:
-        """Put items before those that histories have; returns how many items each history gained.
+    async def fill(self, histories: Sequence[tuple[str, Sequence[str]]]) -> list[int | None]:
+        """Add the items of a log that histories lack; returns how many items each history gained.
 
-        histories: user ids, each with items, oldest to newest. Where their end is the beginning of
-        the history, they are the same events. So repeating the call changes nothing.
+        histories: user ids, each with the items of the log, oldest to newest, also more than a
+            history may have: so a full history is found again in a log that has grown
+        None: history and log share items but do not line up, so nothing was changed (`FILL` in
+        `service.histories.scripts` has the rule). Repeating the call changes nothing.
         """
         limits = (self._history_cap, self._history_ttl_s)
         commands = [
-            Command(key, ("EVAL", FILL, 1, key, *limits, *item_ids[-self._history_cap :]))
+            Command(key, ("EVAL", FILL, 1, key, *limits, *item_ids))
             for key, item_ids in ((history_key(user_id), items) for user_id, items in histories)
         ]
 
-        def gained(replies: list[Any]) -> list[int]:
+        def gained(replies: list[Any]) -> list[int | None]:
             _numbers(replies)
-            return replies
+            return [None if reply < 0 else reply for reply in replies]
 
         return await self._call("fill", self._connection.run(commands), gained)
 

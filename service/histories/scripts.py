@@ -121,32 +121,76 @@ return commit() or num_gone
 """
 )
 
-# KEYS history. ARGV history_cap, history_ttl_s, item_ids from elsewhere, oldest to newest. They
-# come before the items that are there. Where the end of the ones is the beginning of the others,
-# these are the same events, as many as possible. So repeating the call changes nothing. Returns how
-# many items were added.
+# KEYS history. ARGV history_cap, history_ttl_s, item_ids of a log, oldest to newest.
+# 1. The history is a run of the log (or empty): what the log has before and after it is added.
+# 2. The log is a run of the history: nothing is missing.
+# 3. The end of the log is the beginning of the history, as much of it as possible, or they share no
+#    item: what the log has before is added.
+# 4. Else nobody knows what is older: nothing is changed.
+# Repeating the call changes nothing. Returns how many items were added; -1 in case 4.
+# `ending` (Knuth, Morris and Pratt, so it takes linear time) returns how many items of the
+# beginning of `part`, not all, end `whole`, and where in `whole` its last run that is `part` ends.
 FILL = (
     WRITES
     + """
+local history, log, cap = {}, {}, tonumber(ARGV[1])
 local stored = redis.call('LRANGE', KEYS[1], 0, -1)
-local num_new, num_stored = #ARGV - 2, #stored
-local function are_same(n)
-  for i = 1, n do
-    if ARGV[2 + num_new - n + i] ~= stored[num_stored + 1 - i] then return false end
+for i = #stored, 1, -1 do history[#history + 1] = stored[i] end
+for i = 3, #ARGV do log[#log + 1] = ARGV[i] end
+
+local function ending(part, whole)
+  local back, n = {}, 0
+  local function read(item)
+    while n > 0 and part[n + 1] ~= item do n = back[n] end
+    if part[n + 1] == item then n = n + 1 end
+  end
+  back[1] = 0
+  for i = 2, #part do
+    read(part[i])
+    back[i] = n
+  end
+  n = 0
+  local at = #part == 0 and #whole or nil
+  for i, item in ipairs(whole) do
+    read(item)
+    if n == #part and n > 0 then at, n = i, back[n] end
+  end
+  return n, at
+end
+local function share_nothing()
+  local is_stored = {}
+  for _, item in ipairs(history) do is_stored[item] = true end
+  for _, item in ipairs(log) do
+    if is_stored[item] then return false end
   end
   return true
 end
-local num_same = math.min(num_new, num_stored)
-while not are_same(num_same) do num_same = num_same - 1 end
-local newest = 2 + num_new - num_same
-local oldest = math.max(3, newest - (tonumber(ARGV[1]) - num_stored) + 1)
-for from = newest, oldest, -1000 do
-  local push = {'RPUSH', KEYS[1]}
-  for i = from, math.max(oldest, from - 999), -1 do push[#push + 1] = ARGV[i] end
-  write(unpack(push))
+local function push(command, from, to, step)
+  for start = from, to, 1000 * step do
+    local last = start + 999 * step
+    if (to - last) * step < 0 then last = to end
+    local pushed = {command, KEYS[1]}
+    for i = start, last, step do pushed[#pushed + 1] = log[i] end
+    write(unpack(pushed))
+  end
 end
-if num_stored == 0 and newest >= oldest then write('EXPIRE', KEYS[1], ARGV[2]) end
-return commit() or math.max(0, newest - oldest + 1)
+
+local before, num_newer = 0, 0
+local num_same, at = ending(history, log)
+if at then
+  before, num_newer = at - #history, math.min(#log - at, cap)
+elseif not select(2, ending(log, history)) then
+  if num_same == 0 and not share_nothing() then return -1 end
+  before = #log - num_same
+end
+local num_older = math.max(0, math.min(before, cap - #history - num_newer))
+push('RPUSH', before, before - num_older + 1, -1)
+if num_newer > 0 then
+  push('LPUSH', #log - num_newer + 1, #log, 1)
+  write('LTRIM', KEYS[1], 0, cap - 1)
+end
+if num_newer > 0 or #history == 0 and num_older > 0 then write('EXPIRE', KEYS[1], ARGV[2]) end
+return commit() or num_older + num_newer
 """
 )
 

@@ -41,13 +41,14 @@ class Event(RequestModel):
         None,
         ge=0,
         lt=MAX_TIMESTAMP_S,
-        description="When it happened, in Unix seconds; kept in the event log. Histories have the "
-        "order of arrival.",
+        description="When it happened, in Unix seconds; kept in the event log if the event enters "
+        "the history. Histories have the order of arrival.",
     )
     value: float | None = Field(
         None,
         allow_inf_nan=False,
-        description="A rating or a price, say; kept in the event log.",
+        description="A rating or a price, say; kept in the event log if the event enters the "
+        "history.",
     )
     recommendation_id: str | None = Field(
         None, min_length=1, max_length=128, description="The answer that showed the item."

@@ -12,7 +12,7 @@ import io
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
@@ -34,13 +34,17 @@ Progress = Callable[[int], None]  # is told how much is done
 
 @dataclass(frozen=True)
 class Loaded:
-    """users: in the file; filled: those whose history gained items; refused: ids not taken"""
+    """users: in the file; filled: those whose history gained items; refused: ids not taken
+
+    unlike: users whose history shares items with the file but does not line up; it is as before
+    """
 
     users: int
     filled: int
     items: int
     refused_users: int
     refused_items: int
+    unlike: int
 
 
 @dataclass(frozen=True)
@@ -61,12 +65,12 @@ async def load_histories(
     histories: Iterable[tuple[str, Sequence[str]]],
     progress: Progress,
 ) -> Loaded:
-    """Put these items before those that the store has, see `RedisHistoryStore.fill`.
+    """Add the items that the store lacks, older or newer ones, see `RedisHistoryStore.fill`.
 
     Ids that the service does not take are left out. Raises HistoryUnavailable, or TransferFailed
     from reading. Repeating the call changes nothing of what is done.
     """
-    users = filled = items = refused_users = refused_items = 0
+    users = filled = items = refused_users = refused_items = unlike = 0
     for portion in _portions(histories, USERS_AT_ONCE):
         taken = []
         for user_id, item_ids in portion:
@@ -78,10 +82,11 @@ async def load_histories(
                 taken.append((user_id, known))
         gained = await store.fill(taken) if taken else []
         users += len(portion)
-        filled += sum(number > 0 for number in gained)
-        items += sum(gained)
+        filled += sum(bool(number) for number in gained)
+        items += sum(number or 0 for number in gained)
+        unlike += gained.count(None)
         progress(users)
-    return Loaded(users, filled, items, refused_users, refused_items)
+    return Loaded(users, filled, items, refused_users, refused_items, unlike)
 
 
 async def export_histories(store: RedisHistoryStore, path: Path, progress: Progress) -> int:
@@ -120,9 +125,16 @@ async def export_events(
     log_s: how long events stay in the log; `since` is not before that
     A user's events are in the order in which they came in. Events with ids that training refuses
     are left out: no bundle can have such items. Raises HistoryUnavailable or
-    TransferFailed; then there is no file.
+    TransferFailed, also when `since` is later than `until` or now; then there is no file.
     """
+    if until is not None and since > until:
+        raise TransferFailed("the export would end before it begins: set --since before --until")
     now_ms = await store.clock_ms()
+    if round(since * 1000) > now_ms:
+        raise TransferFailed(
+            "the export would begin in the future: set --since to a time before now (UTC, by the "
+            "store's clock)"
+        )
     until_ms = now_ms if until is None else min(now_ms, round(until * 1000))
     since_ms = max(round(since * 1000), now_ms - log_s * 1000)
     num_events = left_out = 0
@@ -187,4 +199,5 @@ def _whole_file(path: Path) -> Iterator[TextIO]:
     except OSError as error:
         raise TransferFailed(f"{path} cannot be written: {error.strerror}") from error
     finally:
-        unfinished.unlink(missing_ok=True)
+        with suppress(OSError):  # else it would hide the error that matters
+            unfinished.unlink()

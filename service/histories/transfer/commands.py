@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Collection
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import get_args
@@ -25,6 +27,8 @@ from service.histories.transfer.history_files import read_histories, time_of
 
 SAY_EVERY = 100_000
 DAY_S = 24 * 60 * 60
+HISTORIES_READ = 10  # how many full histories of each user's log, to find the stored one in it
+MAX_TYPES_NAMED = 10
 
 
 def command_parser() -> argparse.ArgumentParser:
@@ -37,14 +41,14 @@ def command_parser() -> argparse.ArgumentParser:
     load = histories.add_parser(
         "load",
         help="fill histories from a training log",
-        description="Put the newest items of each user before those that the store has. Running "
-        "it again changes nothing, and goes on where a run ended that was killed.",
+        description="Add the newest items of each user that the store lacks. Running it again "
+        "changes nothing, and goes on where a run ended that was killed.",
     )
     load.add_argument(
         "file",
         type=Path,
-        help="CSV or JSON lines, also .gz: user_id, item_id, timestamp in any order; or what "
-        "`histories export` wrote",
+        help="CSV or JSON lines, also .gz: user_id, item_id, timestamp in any order, and "
+        "maybe event_type; or what `histories export` wrote",
     )
     load.set_defaults(command="load")
     export = histories.add_parser("export", help="write all histories to a file of JSON lines")
@@ -71,31 +75,61 @@ def command_parser() -> argparse.ArgumentParser:
 
 
 async def run_command(
-    asked: argparse.Namespace, store: RedisHistoryStore, *, history_cap: int, event_log_days: int
+    asked: argparse.Namespace,
+    store: RedisHistoryStore,
+    *,
+    history_cap: int,
+    history_event_types: Collection[str],
+    event_log_days: int,
 ) -> str:
     """Do what was asked; returns what was done, as a sentence.
 
-    asked: by `command_parser`. Raises HistoryUnavailable or TransferFailed.
+    asked: by `command_parser`
+    history_event_types: types that enter histories; of a log that has types, no others are taken
+    Raises HistoryUnavailable or TransferFailed.
     """
     if asked.command == "load":
-        return await _load(store, asked.file, history_cap)
+        return await _load(store, asked.file, history_cap, history_event_types)
     if asked.command == "export_histories":
         users = await export_histories(store, asked.out, _progress("users"))
         return f"{users:,} histories written to {asked.out}."
     return await _export_events(store, asked, event_log_days)
 
 
-async def _load(store: RedisHistoryStore, file: Path, history_cap: int) -> str:
-    histories = read_histories(file, history_cap)
-    loaded = await load_histories(store, histories, _progress("users"))
+async def _load(
+    store: RedisHistoryStore, file: Path, history_cap: int, event_types: Collection[str]
+) -> str:
+    left_out: Counter[str] = Counter()
+
+    def is_taken(event_type: str) -> bool:
+        if event_type in event_types:
+            return True
+        is_named = event_type in left_out or len(left_out) < MAX_TYPES_NAMED
+        left_out[event_type if is_named else "others"] += 1
+        return False
+
+    with closing(read_histories(file, HISTORIES_READ * history_cap, is_taken)) as histories:
+        loaded = await load_histories(store, histories, _progress("users"))
     said = (
         f"{loaded.users:,} users read: {loaded.items:,} items were added to the histories of "
-        f"{loaded.filled:,}; the others had theirs already."
+        f"{loaded.filled:,}; "
     )
+    if loaded.unlike:
+        said += (
+            f"{loaded.unlike:,} were left as they were, because their histories have items of the "
+            "file, but in another order, and so it is not known which items are older; "
+        )
+    said += "the others had theirs already."
     if loaded.refused_users or loaded.refused_items:
         said += (
             f" Ids that the service does not take were left out: {loaded.refused_users:,} users, "
             f"{loaded.refused_items:,} items."
+        )
+    if left_out:
+        types = ", ".join(f"{name} ({number:,})" for name, number in left_out.most_common())
+        said += (
+            f" {left_out.total():,} lines were left out, because UNMASK_HISTORY_EVENT_TYPES does "
+            f"not have their event_type: {types}."
         )
     return said
 

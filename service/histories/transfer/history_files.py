@@ -14,7 +14,7 @@ import sqlite3
 import tempfile
 import zlib
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from datetime import UTC, datetime
 from itertools import chain, groupby
@@ -33,9 +33,12 @@ TABLES = {
 SORT_MEMORY_KB = 64 * 1024
 
 
-def read_histories(path: Path, cap: int) -> Iterator[tuple[str, list[str]]]:
+def read_histories(
+    path: Path, cap: int, is_taken: Callable[[str], bool] = lambda event_type: True
+) -> Generator[tuple[str, list[str]], None, None]:
     """Each user once, with the newest `cap` items, oldest to newest.
 
+    is_taken: is asked for each line of a log that has an `event_type` whether to take it
     A log has the columns or fields user_id, item_id and timestamp (numbers, or dates as in ISO
     8601; without a zone they are UTC). A file of histories has JSON lines with user_id and history.
     Raises TransferFailed, which names the line.
@@ -52,7 +55,12 @@ def read_histories(path: Path, cap: int) -> Iterator[tuple[str, list[str]]]:
             return
     else:
         records = _csv_records(path, lines)
-    yield from _sorted(path, records, cap)
+    taken = (
+        (line, record)
+        for line, record in records
+        if record.get("event_type") in (None, "") or is_taken(str(record["event_type"]))
+    )
+    yield from _sorted(path, taken, cap)
 
 
 def time_of(text: str) -> float:

