@@ -37,8 +37,12 @@ class Network(nn.Module, ABC):
     memory_size: int
     uses_vectors: bool
     repeat_bias: nn.Parameter
-    dense: DenseHead | None = None
+    dense: DenseHead | None
     max_horizon: int = 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dense = None  # not of the class: torch keeps modules apart, and would not be asked
 
     @abstractmethod
     def remember(self, codes: Tensor, vectors: Tensor, mask: Tensor) -> Tensor:

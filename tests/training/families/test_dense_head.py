@@ -219,11 +219,11 @@ def test_the_head_is_asked_for_wholly_masked_items_of_the_right_sequences() -> N
     [
         (["evaluation.retrievals=['dense']"], "need a network with a dense head"),
         (
-            ["model.family=tiger", "model.options={dense=true}", "model.item_vectors=false"],
+            ["model.family=maskgr", "model.options={dense=true}", "model.item_vectors=false"],
             "set model.item_vectors=true",
         ),
         (
-            ["model.family=tiger", "model.options={dense=true}", "embeddings.content_dims=0"],
+            ["model.family=maskgr", "model.options={dense=true}", "embeddings.content_dims=0"],
             "set embeddings.content_dims above 0",
         ),
     ],
