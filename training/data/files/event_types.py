@@ -28,7 +28,13 @@ KINDS: dict[str, Kind] = dict.fromkeys(EVENT_COLUMNS, "label")
 STEPS = (
     (re.compile(r"(?<!re)view|click|impression|detail|browse|visit|^pv$"), 1),
     (re.compile(r"cart|basket|wish|fav|bookmark|checkout"), 2),
-    (re.compile(r"purchas|transaction|^buy|bought|^orders?$|_order$|^ordered|sale|paid"), 3),
+    (
+        re.compile(
+            r"purchas|transaction|^buy|bought|^orders?$|_order$|^ordered|sale|paid"
+            r"|order.?(completed|placed|confirmed|created)"
+        ),
+        3,
+    ),
 )
 BOUGHT = len(STEPS) - 1
 UNDONE = re.compile(r"remove|delete|cancel|return|refund|^un|dislike|hide")
