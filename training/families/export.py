@@ -34,7 +34,7 @@ from service.decoding.network import (
 from training.errors import FitDiverged, TrainingError
 from training.families.denoiser import TorchDenoiser
 from training.families.family import Graphs
-from training.families.network import Network
+from training.families.network import DenseNetwork, Network
 
 PARITY_TOLERANCE = 1e-4  # largest difference between torch and ONNX Runtime
 PARITY_SHAPES = ((1, 1, 1), (2, 3, 5), (5, 7, 20))  # (jobs, beams, history length)
@@ -64,7 +64,7 @@ class _DecoderGraph(nn.Module):
 
 
 class _DenseGraph(nn.Module):
-    def __init__(self, model: Network) -> None:
+    def __init__(self, model: DenseNetwork) -> None:
         super().__init__()
         self.model = model
 
@@ -106,7 +106,7 @@ def export_graphs(model: Network) -> Graphs:
         tuple(DECODER_OUTPUTS),
     )
     dense = None
-    if model.dense is not None:
+    if isinstance(model, DenseNetwork) and model.dense is not None:
         dense = _export(
             _DenseGraph(model),
             (memory,),

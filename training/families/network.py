@@ -26,7 +26,6 @@ class Network(nn.Module, ABC):
     memory_size: numbers that `remember` gives for each history
     vector_dims: of the items' vectors, 0 if the catalogue has none
     repeat_bias: scalar, see `service.decoding.Denoiser`
-    dense: the dense head, if the network has one
     max_horizon: how many items it can fill together; from 2 on, `denoise` takes them side by side
     """
 
@@ -37,12 +36,7 @@ class Network(nn.Module, ABC):
     memory_size: int
     uses_vectors: bool
     repeat_bias: nn.Parameter
-    dense: DenseHead | None
     max_horizon: int = 1
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.dense = None  # not of the class: torch keeps modules apart, and would not be asked
 
     @abstractmethod
     def remember(self, codes: Tensor, vectors: Tensor, mask: Tensor) -> Tensor:
@@ -64,9 +58,15 @@ class Network(nn.Module, ABC):
         positions:    (jobs, beams, n) int64; None = all of them, in order
         """
 
+
+class DenseNetwork(Network):
+    """A network of a family that can have a dense head. dense: None if this one has none"""
+
+    dense: DenseHead | None
+
+    @abstractmethod
     def query(self, memory: Tensor) -> Tensor:
         """What the dense head expects next, see `service.decoding.DenseHead`: (jobs, dims)."""
-        raise NotImplementedError(f"{type(self).__name__} has no dense head")
 
 
 class DenseHead(nn.Module):

@@ -29,8 +29,22 @@ from service.decoding.catalogue.collisions import by_number
 LEAST_NORM = 1e-6  # a residual that is shorter is rounding, and has no direction
 
 
+class _CentroidCodebook(Codebook):
+    """A codebook of centroids: (num_subspaces, num_codes, ...)."""
+
+    centroids: Floats
+
+    @property
+    def num_subspaces(self) -> int:
+        return int(self.centroids.shape[0])
+
+    @property
+    def num_codes(self) -> int:
+        return int(self.centroids.shape[1])
+
+
 @dataclass(frozen=True, eq=False)
-class ProductCodebook(Codebook):
+class ProductCodebook(_CentroidCodebook):
     """A rotation, and centroids of the parts into which it cuts a vector (MDGR sec. 4.2).
 
     rotation:  (d, num_subspaces * d_sub) float32 with orthonormal rows. It has more columns than
@@ -50,14 +64,6 @@ class ProductCodebook(Codebook):
             raise ValueError("rotation must be (d, num_subspaces * d_sub), as the centroids say")
         check_floats("rotation", self.rotation)
         self._check_content()
-
-    @property
-    def num_subspaces(self) -> int:
-        return int(self.centroids.shape[0])
-
-    @property
-    def num_codes(self) -> int:
-        return int(self.centroids.shape[1])
 
     @property
     def vector_dims(self) -> int:
@@ -98,7 +104,7 @@ class ProductCodebook(Codebook):
 
 
 @dataclass(frozen=True, eq=False)
-class ResidualCodebook(Codebook):
+class ResidualCodebook(_CentroidCodebook):
     """Centroids of levels: each says what those before it left of a vector (GRID, MaskGR).
 
     A level takes the centroid that is nearest to the residual and subtracts it. If residuals are
@@ -121,14 +127,6 @@ class ResidualCodebook(Codebook):
                 raise ValueError("weights must have one number per level of the centroids")
             check_floats("weights", self.weights)
         self._check_content()
-
-    @property
-    def num_subspaces(self) -> int:
-        return int(self.centroids.shape[0])
-
-    @property
-    def num_codes(self) -> int:
-        return int(self.centroids.shape[1])
 
     @property
     def vector_dims(self) -> int:
@@ -186,7 +184,7 @@ class ResidualCodebook(Codebook):
 
 
 @dataclass(frozen=True, eq=False)
-class RQVAECodebook(Codebook):
+class RQVAECodebook(_CentroidCodebook):
     """Residual levels of a vector's latent, which a small network makes of it (TIGER, RQ-VAE).
 
     Both networks are layers (inputs + 1, outputs) float32, the last row of which is the bias; all
@@ -218,14 +216,6 @@ class RQVAECodebook(Codebook):
             if inputs != outputs:
                 raise ValueError(f"{name} must give {outputs} numbers, as the other arrays say")
         self._check_content()
-
-    @property
-    def num_subspaces(self) -> int:
-        return int(self.centroids.shape[0])
-
-    @property
-    def num_codes(self) -> int:
-        return int(self.centroids.shape[1])
 
     @property
     def vector_dims(self) -> int:

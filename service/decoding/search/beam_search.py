@@ -195,10 +195,7 @@ class _Batch:
 
     def timings(self) -> Timings:
         """The timings of the batch so far."""
-        calls = self.denoiser
-        search_s = perf_counter() - self.started - calls.encode_s - calls.denoise_s
-        hits, misses = calls.cache_hits, calls.cache_misses
-        return Timings(calls.encode_s, calls.denoise_s, search_s, hits, misses, calls.calls)
+        return self.denoiser.timings(self.started)
 
     def _answer(
         self,

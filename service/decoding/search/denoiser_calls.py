@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from service.decoding.arrays import Codes, Floats, Integers, Rows
 from service.decoding.catalogue import Catalogue
+from service.decoding.job import Timings
 from service.decoding.loops import compiled
 from service.decoding.network import Denoiser, DenseHead, EncoderCache, Histories, list_masked
 from service.decoding.search.beams import Beams, PostingListBeams, SequenceBeams
@@ -86,6 +87,12 @@ class BatchDenoiser:
         if self._memory is not None:
             self._memory = self._denoiser.select(self._memory, np.array(places))
             self._of_chunks = None
+
+    def timings(self, started: float) -> Timings:
+        """Of a batch that began then, so far; what is not inside the network is search."""
+        search_s = perf_counter() - started - self.encode_s - self.denoise_s
+        hits, misses = self.cache_hits, self.cache_misses
+        return Timings(self.encode_s, self.denoise_s, search_s, hits, misses, self.calls)
 
     def denoise(
         self,

@@ -169,16 +169,7 @@ class _Batch:
 
     def timings(self) -> Timings:
         """The timings of the batch so far."""
-        calls = self.denoiser
-        search_s = perf_counter() - self.started - calls.encode_s - calls.denoise_s
-        return Timings(
-            calls.encode_s,
-            calls.denoise_s,
-            search_s,
-            calls.cache_hits,
-            calls.cache_misses,
-            calls.calls,
-        )
+        return self.denoiser.timings(self.started)
 
     def _answer(self, search: _Search, answer: Decoded) -> None:
         search.answer, search.finished = answer, True

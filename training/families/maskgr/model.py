@@ -40,8 +40,8 @@ from training.errors import ConfigError
 from training.families.network import (
     NEVER,
     DenseHead,
+    DenseNetwork,
     Dropout,
-    Network,
     TransformerLayer,
     bias_of,
     initialise,
@@ -151,7 +151,7 @@ class Layer(TransformerLayer):
         return self.rest(take(x, asked), attended)
 
 
-class MaskGR(Network):
+class MaskGR(DenseNetwork):
     """Code embeddings, layers, one softmax per position over its codes, and the repeat bias."""
 
     max_horizon = MAX_HORIZON

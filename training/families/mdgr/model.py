@@ -18,6 +18,7 @@ encoder and cross-attention (`published`); docs/decisions/008 says why not here.
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 
 import torch
 from torch import Tensor, nn
@@ -91,10 +92,49 @@ class Layer(nn.Module):
         return x + self.dropout(self.ffn(self.ffn_norm(x)))
 
 
-class MaskedDiffusionModel(Network):
-    """Encoder, decoder, one softmax per position over its codes, and the repeat bias.
+class MDGRNetwork(Network):
+    """What both networks of this family have: their code table, and what a minibatch asks.
 
     one_target: whether a history has to be read again for each of its targets
+    code_embedding: (L * num_codes + 1, width), the last row is of MASK; head: None = tied to it
+    offsets: (L,) int64, first row of each position
+    """
+
+    one_target: bool
+    code_embedding: nn.Embedding
+    head: nn.Embedding | None
+    offsets: Tensor
+
+    def embed_codes(self, codes: Tensor) -> Tensor:
+        """codes: (..., L) int64 -> (..., L, width); MASK has one embedding for all positions."""
+        mask_row = self.num_subspaces * self.num_codes
+        rows = torch.where(codes == self.num_codes, mask_row, codes + self.offsets)
+        return self.code_embedding(rows)
+
+    def head_tables(self) -> Tensor:
+        """What states are multiplied with: (L, num_codes, width)."""
+        table = self.code_embedding.weight[:-1] if self.head is None else self.head.weight
+        return table.reshape(self.num_subspaces, self.num_codes, -1)
+
+    @abstractmethod
+    def logits_of_samples(
+        self,
+        codes: Tensor,
+        vectors: Tensor,
+        segment: Tensor,
+        length: Tensor,
+        partial_sids: Tensor,
+    ) -> Tensor:
+        """Logits of every code at every position of n samples: (n, L, num_codes).
+
+        codes, vectors: of the items of segments, (segments, items, L) and (segments, items, d)
+        segment, length: (n,) int64, a sample sees the first `length` items of its segment
+        partial_sids: (n, L)
+        """
+
+
+class MaskedDiffusionModel(MDGRNetwork):
+    """Encoder, decoder, one softmax per position over its codes, and the repeat bias.
 
     repeat_bias is added to the score of an item that the history holds already: what a sum of code
     logits cannot say. It is learnt, so data whose users never repeat an item teach the model so.
@@ -134,12 +174,6 @@ class MaskedDiffusionModel(Network):
         if self.vector_projection is not None:  # unit vectors: as large as the codes' sum
             nn.init.normal_(self.vector_projection.weight, std=0.3)
 
-    def embed_codes(self, codes: Tensor) -> Tensor:
-        """codes: (..., L) int64 -> (..., L, width); MASK has one embedding for all positions."""
-        mask_row = self.num_subspaces * self.num_codes
-        rows = torch.where(codes == self.num_codes, mask_row, codes + self.offsets)
-        return self.code_embedding(rows)
-
     def encode(
         self, history_codes: Tensor, history_vectors: Tensor, asked: Tensor | None = None
     ) -> Tensor:
@@ -164,12 +198,6 @@ class MaskedDiffusionModel(Network):
         length: Tensor,
         partial_sids: Tensor,
     ) -> Tensor:
-        """Logits of every code at every position of n samples: (n, L, num_codes).
-
-        codes, vectors: of the items of segments, (segments, items, L) and (segments, items, d)
-        segment, length: (n,) int64, a sample sees the first `length` items of its segment
-        partial_sids: (n, L)
-        """
         states = self.encode(codes, vectors)
         states = states[segment, (length - 1).clamp(min=0)]
         nothing = length == 0
@@ -202,14 +230,9 @@ class MaskedDiffusionModel(Network):
         for layer in self.decoder[:-1]:
             x = layer(x)
         x = self.decoder_norm(self.decoder[-1](x, asked))
-        heads, bias = self._head_tables(), self.bias
+        heads, bias = self.head_tables(), self.bias
         logits = logits_of(x, heads, bias) if asked is None else logits_at(x, asked, heads, bias)
         return logits.reshape(jobs, beams, x.shape[1], self.num_codes)
-
-    def _head_tables(self) -> Tensor:
-        """(L, num_codes, width): what the states of a position are multiplied with."""
-        table = self.code_embedding.weight[:-1] if self.head is None else self.head.weight
-        return table.reshape(self.num_subspaces, self.num_codes, -1)
 
 
 def newest_place(mask: Tensor) -> Tensor:

@@ -26,9 +26,9 @@ from training.families.cross_attention import (
     remembered,
     to_memory,
 )
+from training.families.mdgr.model import MDGRNetwork
 from training.families.network import (
     Dropout,
-    Network,
     bias_of,
     initialise,
     logits_at,
@@ -51,11 +51,8 @@ class DecoderLayer(SelfAttentionLayer):
         return x + self.dropout(self.ffn(self.ffn_norm(x)))
 
 
-class PublishedModel(Network):
-    """Encoder, decoder, one softmax per position over its codes.
-
-    one_target: whether a history has to be read again for each of its targets
-    """
+class PublishedModel(MDGRNetwork):
+    """Encoder, decoder, one softmax per position over its codes."""
 
     one_target = True
 
@@ -94,12 +91,6 @@ class PublishedModel(Network):
         if self.vector_projection is not None:  # unit vectors: as large as the codes' part
             nn.init.normal_(self.vector_projection.weight, std=0.05)
 
-    def embed_codes(self, codes: Tensor) -> Tensor:
-        """codes: (..., L) int64 -> (..., L, width); MASK has one embedding for all positions."""
-        mask_row = self.num_subspaces * self.num_codes
-        rows = torch.where(codes == self.num_codes, mask_row, codes + self.offsets)
-        return self.code_embedding(rows)
-
     def encoded(self, codes: Tensor, vectors: Tensor, is_item: Tensor) -> Remembered:
         """Run the encoder, and project its states for each decoder layer."""
         age = (is_item.sum(dim=1, keepdim=True) - 1 - torch.arange(codes.shape[1])).clamp(min=0)
@@ -126,8 +117,7 @@ class PublishedModel(Network):
         for number, layer in enumerate(self.decoder):
             x = layer.read(x, history, number)
         x = self.decoder_norm(x)
-        table = self.code_embedding.weight[:-1] if self.head is None else self.head.weight
-        table = table.reshape(self.num_subspaces, self.num_codes, -1)
+        table = self.head_tables()
         if asked is None:
             return logits_of(x, table, self.bias)
         rows = torch.arange(x.shape[0])[:, None]
@@ -141,12 +131,6 @@ class PublishedModel(Network):
         length: Tensor,
         partial_sids: Tensor,
     ) -> Tensor:
-        """Logits of every code at every position of n samples: (n, L, num_codes).
-
-        codes, vectors: of the items of segments, (segments, items, L) and (segments, items, d)
-        segment, length: (n,) int64, a sample sees the first `length` items of its segment
-        partial_sids: (n, L)
-        """
         is_item = torch.arange(codes.shape[1]) < length[:, None]
         codes = torch.where(is_item[:, :, None], codes[segment], self.num_codes)
         vectors = vectors[segment] * is_item[:, :, None]

@@ -37,8 +37,8 @@ from training.families.cross_attention import (
 from training.families.network import (
     NEVER,
     DenseHead,
+    DenseNetwork,
     Dropout,
-    Network,
     bias_of,
     initialise,
     logits_at,
@@ -58,7 +58,7 @@ class Options(Section):
     )
 
 
-class Tiger(Network):
+class Tiger(DenseNetwork):
     """Code embeddings, encoder, decoder, one softmax per position over its codes."""
 
     def __init__(
