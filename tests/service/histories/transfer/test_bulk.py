@@ -230,7 +230,7 @@ HEADER = b"user_id,item_id,timestamp\n"
         (b'{"user_id": "\\ud800", "item_id": "i", "timestamp": 1}\n', "line 1: ids must be text"),
         (b'{"user_id": "u", "history": "i"}\n', "line 1: user_id and a list, history, are needed"),
         (b"PAR1....", "is a parquet file: save it as CSV or JSON lines"),
-        (gzip.compress(HEADER + b"u,i,1\n")[:-4], "is damaged after line"),
+        (gzip.compress(HEADER + b"u,i,1\n", mtime=0)[:-4], "is damaged after line"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path, content: bytes, why: str) -> None:
