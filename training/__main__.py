@@ -235,8 +235,7 @@ def compare_command(
         list[ComparisonTable] | None,
         typer.Option(
             "--table",
-            help="all that the document is to hold; may be repeated  "
-            "[default: systems, schedules, lengths]",
+            help="what the document holds; may be repeated  [default: systems, schedules, lengths]",
         ),
     ] = None,
     seeds: Annotated[
@@ -253,8 +252,8 @@ def compare_command(
         list[str] | None,
         typer.Option(
             "--family",
-            help="a preset in the tables of families (families, nfe, family-density); --set is "
-            "for all of them; may be repeated  [default: maskgr, tiger]",
+            help="a preset beside the first in the tables of families; --set is for all; may be "
+            "repeated  [default: maskgr, tiger]",
         ),
     ] = None,
 ) -> dict[str, Any]:
@@ -269,6 +268,7 @@ def compare_command(
         Plan,
         compare,
         find_system,
+        row_name,
     )
     from training.pipeline import family_of_run
 
@@ -279,7 +279,8 @@ def compare_command(
             f"model.family={config.model.family}: these tables hold schedules against each other, "
             "and this family fills one position a call; use --table families, or run and evaluate"
         )
-    presets = dict.fromkeys(families or (FAMILIES if asked & FAMILY_TABLES else ()))
+    first = row_name(Path(preset).stem)
+    presets = dict.fromkeys(families or sorted({*FAMILIES} - {first}) * bool(asked & FAMILY_TABLES))
     threads = config.fit.threads
     plan = Plan(
         sasrec=(SASRecConfig(threads=threads), published_sasrec(threads=threads)),
@@ -288,12 +289,12 @@ def compare_command(
         tables=asked,
         given=tuple(find_system(reference) for reference in dict.fromkeys(systems or [])),
         families={Path(name).stem: load_config(name, overrides) for name in presets},
+        first=first,
     )
     if len(plan.families) < len(presets):
         raise ConfigError("--family: two presets have the same name; give one file another one")
     dataset = _read(config, data, interactions, items, embeddings)
-    source = interactions or data
-    assert source is not None  # else _read has said so
+    source = interactions or data or Path()  # without both _read has raised
     command = shlex.join(["python", "-m", "training", *sys.argv[1:]])
     name = source.stem if source.is_file() else source.resolve().name
     return compare(config, dataset, out, console, plan=plan, origin=Origin(name, preset, command))

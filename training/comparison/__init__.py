@@ -9,6 +9,7 @@ Reading order: `comparison` (which tables), `ranked_systems` (every system, rank
 
 from training.comparison.comparison import FAMILY_TABLES, MAIN_TABLES, Plan, compare
 from training.comparison.document import Origin
+from training.comparison.families import row_name
 from training.comparison.given_systems import find_system
 
 __all__ = [
@@ -18,4 +19,5 @@ __all__ = [
     "Plan",
     "compare",
     "find_system",
+    "row_name",
 ]

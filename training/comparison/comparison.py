@@ -45,7 +45,12 @@ MAIN_TABLES: frozenset[ComparisonTable] = frozenset(
     {ComparisonTable.SYSTEMS, ComparisonTable.SCHEDULES, ComparisonTable.LENGTHS}
 )
 FAMILY_TABLES: frozenset[ComparisonTable] = frozenset(
-    {ComparisonTable.FAMILIES, ComparisonTable.NFE, ComparisonTable.FAMILY_DENSITY}
+    {
+        ComparisonTable.FAMILIES,
+        ComparisonTable.NFE,
+        ComparisonTable.SEVERAL_ITEMS,
+        ComparisonTable.FAMILY_DENSITY,
+    }
 )
 COUNTED_AGAIN = "counts made again"
 ENVELOPE, SASREC_WITH_PRIOR = "pairwise envelope", "SASRec + prior"
@@ -60,6 +65,7 @@ class Plan:
     seeds: how many, the configured one first; with more than one they have a table of their own
     given: models that the user brings; they are in the table of systems
     families: presets of the tables of families by name, beside the configured run
+    first: the name of the configured run in these tables
     Raises ConfigError when these models have no table to be in, or a name that is taken.
     """
 
@@ -69,6 +75,7 @@ class Plan:
     tables: frozenset[ComparisonTable] = MAIN_TABLES
     given: tuple[GivenSystem, ...] = ()
     families: Mapping[str, RunConfig] = field(default_factory=dict)
+    first: str = FIRST
 
     def __post_init__(self) -> None:
         if self.given and ComparisonTable.SYSTEMS not in self.tables:
@@ -121,6 +128,7 @@ def compare(
         "cold": tables.new_items,
         "families": lambda: tables.families.rows(),
         "nfe": lambda: tables.families.sweep(),
+        "several-items": lambda: tables.families.several_items(),
         "family-density": lambda: tables.families.density(),
     }
     has_seeds = plan.seeds > 1 and not plan.families_alone
@@ -172,6 +180,7 @@ class Tables:
                 out,
                 seeds=plan.seeds,
                 swept=ComparisonTable.NFE in plan.tables,
+                first=plan.first,
             )
 
     @cached_property
@@ -188,7 +197,7 @@ class Tables:
     def manifest(self) -> Manifest:
         """Of the bundle that the document is about."""
         if self.plan.families_alone:
-            return self.families.run(FIRST).finished.bundle.manifest
+            return self.families.run(self.plan.first).finished.bundle.manifest
         return self.run.bundle.manifest
 
     def systems(self) -> Iterator[Row]:

@@ -23,8 +23,10 @@ from training.comparison.families import (
     family_density_table,
     nfe_table,
     plot_families,
+    several_items_table,
 )
 from training.comparison.plot import plot_comparison
+from training.comparison.ranked_systems import SEQUENCE_USERS
 from training.comparison.refit_table import refit_rows
 from training.comparison.table import (
     Row,
@@ -143,11 +145,14 @@ TABLES: dict[str, tuple[str, Callable[[Sequence[Row]], str], str]] = {
         "steps that makes is a result; if not, for the epochs of their presets. No row has a "
         "neighbour prior. Schedule: the setting that the bundle chose on validation users; an "
         "autoregressive family has one. recall@40 is of requests for 40 items, with at least 40 "
-        "beams. Milliseconds: of a request, all stages, one thread, decoded alone or as one of "
+        "beams. A network with a dense head also has a row for each retrieval, all else as it "
+        "chose. Milliseconds: of a request, all stages, one thread, decoded alone or as one of "
         "eight (an eighth of their time), the first seed; all families take turns in one process, "
-        "medians. Figures are means over seeds. ± is one standard error of the users' paired "
-        "differences; with several seeds it holds the variance over seeds too, of one seed it does "
-        "not say what another fit would change. A verdict other than tie needs two errors.",
+        "medians. Search / network: time in the search divided by time in encoder and denoiser, in "
+        "batches, on a machine that may have been busy. Figures are means over seeds. ± is one "
+        "standard error of the users' paired differences; with several seeds it holds the variance "
+        "over seeds too, of one seed it does not say what another fit would change. A verdict "
+        "other than tie needs two errors.",
     ),
     "nfe": (
         "Families by denoiser calls",
@@ -157,6 +162,18 @@ TABLES: dict[str, tuple[str, Callable[[Sequence[Row]], str], str]] = {
         "the widest beam that the family's grid has, ranked as its network is trained. NFE is what "
         "was needed: a search may end earlier. Orders other than its own are of the most calls. "
         "Differences are to the same family at its most calls, paired as above.",
+    ),
+    "several-items": (
+        "The next items at once",
+        several_items_table,
+        f"The last two items of {SEQUENCE_USERS:,} users are held out, and none of them was "
+        "learnt. Together: one search over the positions of both, a schedule (r_warm, m_par) is of "
+        "all of them. One after another: a request for one item at the setting that the bundle "
+        "chose, but by beams; then each of its ten best items joins the history in a request for "
+        "the next, which do not wait for each other, so calls are those of one of them. Answers "
+        "are ten sequences; a target is found if one has it in its slot. Differences as above, of "
+        "a user's mean over slots. The first item is the one of validation, with which choices "
+        "were made.",
     ),
     "family-density": (
         "Families on less training data",
@@ -176,7 +193,7 @@ CLAIMS = (
     "are measured on the first row's network, if it is of that family, unless a preset of MDGR to "
     "the letter is among the families; whole systems only on presets of their names."
 )
-FAMILIES = ("families", "nfe", "family-density")
+FAMILIES = ("families", "nfe", "several-items", "family-density")
 
 
 @dataclass(frozen=True)

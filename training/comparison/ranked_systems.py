@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -19,7 +19,7 @@ from joblib import cpu_count
 from rich.progress import Progress
 
 from service.bundles import Manifest
-from service.decoding import Order
+from service.decoding import Order, Retrieval
 from training.baselines import BERT4RecConfig, SASRecConfig, TextKNN, fit_sequence_model
 from training.baselines import ranks as ranks_by_score
 from training.comparison.finished_run import FinishedRun
@@ -40,11 +40,17 @@ from training.evaluation import (
     RanksStore,
     SystemRanks,
     TargetRanks,
+    draw_windows,
+    held_out_sequences,
     ndcg_at,
+    one_after_another,
     ranks_as_served,
     requests_of,
+    sequence_ranks,
 )
 from training.pipeline import dataset_key
+
+SEQUENCE_USERS = 5000  # who are asked for several items: one after another is ten searches more
 
 
 @dataclass(frozen=True)
@@ -75,12 +81,13 @@ class RankedSystems:
         both: bool,
         name: str = "unmask",
         order: Order | None = None,
+        retrieval: Retrieval | None = None,
         shipped: bool = True,
     ) -> SystemRanks:
         """A bundle at a schedule, with or without its neighbour prior.
 
         both: at the other setting of `exclude_seen` as well
-        order: None = that of the setting
+        order, retrieval: None = that of the setting
         shipped: at the default schedule, with all that the bundle chose beside it
         """
         bundle, schedule = finished.bundle, finished.schedule(asked)
@@ -92,6 +99,9 @@ class RankedSystems:
         if order is not None and order != decoding.order:
             parts += [f"{order}-order"]
             decoding = decoding.model_copy(update={"order": order})
+        if retrieval is not None and retrieval != decoding.retrieval:
+            parts += [retrieval]
+            decoding = decoding.model_copy(update={"retrieval": retrieval})
         inputs = [self.key, _read_of(manifest, prior=prior), str(schedule.steps)]
         how = {"beam_width", "ranking", "finish_rows", "order", "retrieval"}
         inputs += [decoding.model_dump_json(include=how)]
@@ -131,9 +141,52 @@ class RankedSystems:
                 minutes=finished.minutes,
                 nfe=found.nfe,
                 milliseconds=sum(found.milliseconds.values()),
+                search_share=_search_share(found.milliseconds),
             )
 
         return self.store.ranks_of(self.prefix + "-".join(parts), inputs, make)
+
+    def sequences(
+        self, finished: FinishedRun, horizon: int, m_par: int | None, *, name: str
+    ) -> SystemRanks:
+        """The last `horizon` items of SEQUENCE_USERS users, without a prior.
+
+        The ranks are a place for each of these items, those of a user side by side.
+        m_par: of the search for all of them together; None = one after another, at the setting that
+            the bundle chose, but by beams
+        """
+        manifest = finished.bundle.manifest
+        decoding, find = (
+            manifest.decoding.model_copy(update={"retrieval": "generate"}),
+            sequence_ranks,
+        )
+        if m_par is None:
+            find = one_after_another
+        else:
+            decoding = decoding.for_several(horizon).model_copy(update={"m_par": m_par})
+        how = "one-after-another" if m_par is None else f"together-{m_par}"
+
+        def make() -> SystemRanks:
+            windows = held_out_sequences(self.dataset.split, horizon)
+            found = find(
+                draw_windows(windows, SEQUENCE_USERS, seed=0),
+                replace(finished.bundle.decoder, prior=None),
+                horizon,
+                decoding,
+                batch=self.batch,
+                workers=cpu_count(),
+                exclude_seen=self.exclude_seen,
+            )
+            return SystemRanks(
+                item=found.places.ravel(),
+                exclude_seen=self.exclude_seen,
+                minutes=finished.minutes,
+                nfe=found.nfe,
+            )
+
+        inputs = [self.key, _read_of(manifest, prior=False), decoding.model_dump_json(), how]
+        inputs += [f"horizon={horizon} users={SEQUENCE_USERS} exclude_seen={self.exclude_seen}"]
+        return self.store.ranks_of(f"{self.prefix}{name}-{horizon}-items-{how}", inputs, make)
 
     def counting(self, model: Counting, *, again: bool = False) -> SystemRanks:
         """A model that counts. again: with what validation held out, as it is known at the test"""
@@ -249,6 +302,11 @@ class RankedSystems:
         )
         note = f"best epoch {scorer.best_epoch} of {len(scorer.epochs)}"
         return Fitted(lambda log: scorer, note, minutes_since(started))
+
+
+def _search_share(milliseconds: Mapping[str, float]) -> float | None:
+    network = milliseconds["encode"] + milliseconds["denoise"]
+    return milliseconds["search"] / network if network else None
 
 
 def _slug(name: str) -> str:

@@ -17,6 +17,7 @@ import numpy as np
 from training.evaluation import (
     CUTOFFS,
     LONG,
+    SHORT,
     Difference,
     Measured,
     SystemRanks,
@@ -43,6 +44,8 @@ class FamilyFacts:
     family: of the network; schedule: (r_warm, m_par); calls: denoiser calls of it
     order: other than the family's own, else empty
     retrieval: what finds items, see `service.decoding.Job`
+    horizon: how many next items are predicted; ranks hold a place for each, a user's side by side
+    chained: whether these were found one after another, each by a request of its own
     dropped: share of the training interactions that are left out
     steps, cpu_minutes, clock_minutes: of the fit; None where a record does not say it
     milliseconds: of a request that is decoded alone, and of one of eight together; the first seed's
@@ -54,6 +57,8 @@ class FamilyFacts:
     calls: int
     order: str = ""
     retrieval: str = "generate"
+    horizon: int = 1
+    chained: bool = False
     dropped: float = 0.0
     steps: int | None = None
     cpu_minutes: float | None = None
@@ -64,6 +69,8 @@ class FamilyFacts:
 @dataclass(frozen=True, eq=False)
 class Row:
     """A system in a setting (a schedule, a seed, a share of the data).
+
+    horizon: places in the ranks for each user
 
     reference: ranks of the same users that it is compared with; None = it is the reference.
     published: the change that MDGR reports of the same step, for the reader
@@ -76,6 +83,10 @@ class Row:
     reference: SystemRanks | None = None
     published: str = ""
     facts: FamilyFacts | None = None
+
+    @property
+    def horizon(self) -> int:
+        return self.facts.horizon if self.facts else 1
 
     @property
     def recall(self) -> float:
@@ -210,10 +221,15 @@ def csv_text(tables: dict[str, Sequence[Row]]) -> str:
 
 def _figures(row: Row) -> dict[str, str]:
     ranks = row.ranks
-    figures = {"system": row.system, "setting": row.setting, "users": str(len(ranks.item))}
+    figures = {
+        "system": row.system,
+        "setting": row.setting,
+        "users": str(len(ranks.item) // row.horizon),
+    }
     figures |= {metric: f"{_item_metric(ranks, metric):.5f}" for metric in METRICS}
     figures["recall@100"] = "" if ranks.far is None else f"{recall_at(ranks.far, 100):.5f}"
-    figures["recall@10_standard_error"] = f"{standard_error(ranks.item):.5f}"
+    hits = (ranks.item <= SHORT).reshape(-1, row.horizon).mean(axis=1)
+    figures["recall@10_standard_error"] = f"{hits.std() / math.sqrt(len(hits)):.5f}"
     figures["exclude_seen"] = "yes" if ranks.exclude_seen else "no"
     for prefix, of in (("sid", ranks.sid), ("other", ranks.other)):
         for metric in ("recall@10", "ndcg@10"):
@@ -222,6 +238,7 @@ def _figures(row: Row) -> dict[str, str]:
     figures["minutes"] = f"{ranks.minutes:.2f}" if ranks.minutes else ""
     figures["nfe"] = "" if ranks.nfe is None else f"{ranks.nfe:g}"
     figures["milliseconds"] = "" if ranks.milliseconds is None else f"{ranks.milliseconds:.3f}"
+    figures["search_share"] = "" if ranks.search_share is None else f"{ranks.search_share:.4f}"
     for prefix, other in (("", False), ("other_", True)):
         found = _paired(row, other=other)
         figures[f"{prefix}difference"] = f"{found.mean:.5f}" if found else ""
@@ -240,6 +257,8 @@ def _family_figures(facts: FamilyFacts | None) -> dict[str, str]:
         "calls": facts and facts.calls,
         "order": facts and facts.order,
         "retrieval": facts and facts.retrieval,
+        "horizon": facts and facts.horizon,
+        "chained": facts and ("yes" if facts.chained else "no"),
         "dropped": facts and facts.dropped,
         "steps": facts and facts.steps,
         "cpu_minutes": facts and facts.cpu_minutes,

@@ -36,6 +36,7 @@ class ComparisonTable(StrEnum):
     COLD = "cold"
     FAMILIES = "families"
     NFE = "nfe"
+    SEVERAL_ITEMS = "several-items"
     FAMILY_DENSITY = "family-density"
 
 

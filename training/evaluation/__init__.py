@@ -45,7 +45,12 @@ from training.evaluation.independence import (
 )
 from training.evaluation.ranks_store import RanksStore, SystemRanks, TargetRanks
 from training.evaluation.report import check_data, evaluate_bundle
-from training.evaluation.several_items import check_horizon
+from training.evaluation.several_items import (
+    check_horizon,
+    held_out_sequences,
+    one_after_another,
+    sequence_ranks,
+)
 
 __all__ = [
     "AS_TRAINED",
@@ -70,12 +75,14 @@ __all__ = [
     "draw_windows",
     "evaluate_bundle",
     "fewest_calls",
+    "held_out_sequences",
     "independence_markdown",
     "markdown_table",
     "measure_grid",
     "measure_independence",
     "milliseconds_by_turns",
     "ndcg_at",
+    "one_after_another",
     "paired_difference",
     "ranks",
     "ranks_as_served",
@@ -85,6 +92,7 @@ __all__ = [
     "recommend_to_file",
     "report_independence",
     "requests_of",
+    "sequence_ranks",
     "setting_name",
     "standard_error",
     "targets_seen",

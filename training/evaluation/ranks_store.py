@@ -41,6 +41,7 @@ class SystemRanks:
     parameters:   number of weights and stored similarities
     minutes:      from interactions to a model that answers
     nfe, milliseconds: denoiser calls and time for each user, of systems that decode
+    search_share: time in the search divided by time in encoder and denoiser; None likewise
     note:         for the reader of the table
     """
 
@@ -55,6 +56,7 @@ class SystemRanks:
     minutes: float = 0.0
     nfe: float | None = None
     milliseconds: float | None = None
+    search_share: float | None = None
     note: str = ""
 
     def of_users(self, chosen: NDArray[np.bool_]) -> SystemRanks:

@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from joblib import cpu_count
 from numpy.typing import NDArray
 
 from service.bundles import Bundle, DecodingDefaults
-from service.decoding import Decoder
+from service.decoding import MAX_HORIZON, Decoded, Decoder, Job
 from training.config import EvaluationConfig
 from training.data import Dataset, Split, Windows
 from training.errors import ConfigError, DataError
@@ -61,11 +62,14 @@ class SlotRanks:
 
 
 def check_horizon(bundle: Bundle, dataset: Dataset, horizon: int) -> None:
-    """Raise ConfigError if the bundle cannot predict so many items together, DataError if too few
-    were held out.
+    """Raise ConfigError if so many items cannot be predicted, DataError if too few were held out.
+
+    A network that knows the next item only can still be asked for one after another.
     """
     default = bundle.manifest.decoding.for_several(horizon)
-    if misfit := bundle.manifest.misfit(default, horizon):
+    if horizon > MAX_HORIZON:
+        raise ConfigError(f"--horizon {horizon}: at most {MAX_HORIZON}")
+    if bundle.manifest.max_horizon > 1 and (misfit := bundle.manifest.misfit(default, horizon)):
         raise ConfigError(f"--horizon {horizon}: {misfit.message}")
     held_out_sequences(dataset.split, horizon)
 
@@ -129,10 +133,7 @@ def sequence_ranks(
         calls = 0
         for index, answer in zip(indices, decoder.decode(jobs)[0], strict=True):
             calls += answer.nfe
-            if not len(answer.rows):
-                continue
-            found = answer.rows.reshape(len(answer.rows), -1) == targets[index]
-            places[index] = np.where(found.any(axis=0), found.argmax(axis=0) + 1, NOT_FOUND)
+            places[index] = _places(answer.rows, targets[index])
         advance(len(indices))
         return calls
 
@@ -141,13 +142,85 @@ def sequence_ranks(
     return SlotRanks(places, nfe / max(1, len(windows)))
 
 
+def one_after_another(
+    windows: Windows,
+    decoder: Decoder,
+    horizon: int,
+    decoding: DecodingDefaults,
+    *,
+    batch: int = 32,
+    workers: int = 1,
+    exclude_seen: bool = False,
+    advance: Callable[[int], None] = lambda users: None,
+) -> SlotRanks:
+    """The same from requests for one item: how a model that knows the next item makes sequences.
+
+    The SHORT best items are found; each joins the history in a request of its own for the item
+    after it, and so on. Of all sequences the SHORT of the largest sum of scores stay. The requests
+    for one slot do not wait for each other, so `nfe` counts the calls of the longest of them.
+    """
+    decoding = decoding.wide_enough(SHORT)
+    schedule = schedule_of(decoding, decoder.trie.catalogue.num_subspaces)
+    targets = targets_of(windows, horizon)
+    places = np.full(targets.shape, NOT_FOUND, np.int32)
+
+    def job_of(history: NDArray[np.int32], rows: NDArray[np.int32]) -> Job:
+        longer = np.concatenate((history, rows))
+        return decoding.job(longer, SHORT, schedule, excluded=longer if exclude_seen else rows)
+
+    def decode_batch(start: int) -> int:
+        indices = range(start, min(start + batch, len(windows)))
+        found = [_Sequences(np.empty((1, 0), np.int32), np.zeros(1)) for _ in indices]
+        calls = 0
+        for _ in range(horizon):
+            jobs = [
+                job_of(windows.history_of(index), rows)
+                for index, one in zip(indices, found, strict=True)
+                for rows in one.rows
+            ]
+            answers: list[Decoded] = []
+            for some in range(0, len(jobs), batch):
+                answers += decoder.decode(jobs[some : some + batch])[0]
+            of_user = iter(answers)
+            for number, one in enumerate(found):
+                ends = list(islice(of_user, len(one.rows)))
+                found[number] = one.followed_by(ends)
+                calls += max((answer.nfe for answer in ends), default=0)
+        for index, one in zip(indices, found, strict=True):
+            places[index] = _places(one.rows, targets[index])
+        advance(len(indices))
+        return calls
+
+    with ThreadPoolExecutor(workers) as pool:
+        nfe = sum(pool.map(decode_batch, range(0, len(windows), batch)))
+    return SlotRanks(places, nfe / max(1, len(windows)))
+
+
+@dataclass(frozen=True, eq=False)
+class _Sequences:
+    """A user's best sequences so far. rows: (n, slots) int32; scores: (n,)"""
+
+    rows: NDArray[np.int32]
+    scores: NDArray[np.float64]
+
+    def followed_by(self, answers: Sequence[Decoded]) -> _Sequences:
+        """The best sequences that are one item longer. answers: the items after each of these"""
+        ends = np.concatenate([_NOTHING, *(answer.rows for answer in answers)])
+        parents = np.repeat(np.arange(len(answers)), [len(answer.rows) for answer in answers])
+        scores = np.concatenate([np.empty(0), *(answer.scores for answer in answers)])
+        scores += self.scores[parents]
+        best = np.argsort(-scores, kind="stable")[:SHORT]
+        return _Sequences(np.column_stack((self.rows[parents], ends))[best], scores[best])
+
+
 def measure_several_items(
     bundle: Bundle, dataset: Dataset, config: EvaluationConfig, horizon: int
 ) -> dict[str, Any]:
-    """Sequences by several schedules, beside the bundle's list of next items and popularity.
+    """Sequences by several schedules, beside one item after another, one list, and popularity.
 
-    "next item" is the list that a request for one item gets, looked through for the target of each
-    slot: what is known of later items without asking for them.
+    A network that cannot be asked for items together has no schedules here. "next item" is the list
+    that a request for one item gets, looked through for the target of each slot: what is known of
+    later items without asking for them.
     """
     windows = draw_windows(held_out_sequences(dataset.split, horizon), config.users, seed=0)
     default = bundle.manifest.decoding
@@ -162,11 +235,14 @@ def measure_several_items(
         "workers": cpu_count(),
     }
     lines = []
-    for m_par in widths:
+    for m_par in widths if bundle.manifest.max_horizon >= horizon else ():
         setting = several.model_copy(update={"m_par": m_par})
         found = sequence_ranks(windows, bundle.decoder, horizon, setting, **served)
         name = f"sequences, ({setting.r_warm}, {m_par})"
         lines.append({"name": name, "is_default": setting == several, **found.figures()})
+    by_beams = default.model_copy(update={"retrieval": "generate"})
+    found = one_after_another(windows, bundle.decoder, horizon, by_beams, **served)
+    lines.append({"name": "one after another", "is_default": False, **found.figures()})
     found = sequence_ranks(windows, bundle.decoder, 1, default, num_slots=horizon, **served)
     lines.append({"name": "next item", "is_default": False, **found.figures()})
     popular = [
@@ -208,9 +284,19 @@ def several_items_markdown(found: dict[str, Any]) -> str:
         f"{setting_name(exclude_seen=found['exclude_seen'])}. A target is found if one of the k "
         f"best sequences has it in its slot. Ranked by path, beam_width {found['beam_width']}, "
         f"order {found['order']}; a schedule (r_warm, m_par) is over the positions of all "
-        f"{horizon} items. *Next item*: the list of a request for one item, for every slot. ± is "
-        f"one standard error.\n\n{markdown_table(header, rows)}"
+        f"{horizon} items. *One after another*: requests for one item at the bundle's default, by "
+        f"beams; each of the {SHORT} best joins the history in a request for the next. *Next "
+        f"item*: the list of a request for one item, for every slot. ± is one standard error.\n\n"
+        f"{markdown_table(header, rows)}"
     )
+
+
+def _places(rows: NDArray[np.int32], targets: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Of each slot's target among sequences, (n, horizon), or in one list of items, (n,)."""
+    if not len(rows):
+        return np.full(len(targets), NOT_FOUND, np.int32)
+    found = rows.reshape(len(rows), -1) == targets
+    return np.where(found.any(axis=0), found.argmax(axis=0) + 1, NOT_FOUND).astype(np.int32)
 
 
 def _figure(hits: Sequence[float] | NDArray[np.float64]) -> dict[str, float]:

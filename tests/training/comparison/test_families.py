@@ -22,9 +22,14 @@ from training.baselines import BERT4RecConfig
 from training.comparison import comparison, ranked_systems
 from training.comparison.comparison import Plan, compare
 from training.comparison.document import Comparison, Origin
-from training.comparison.families import claims, runs, schedule_of_calls
+from training.comparison.families import claims, row_name, runs, schedule_of_calls
 from training.comparison.families.seeds import difference, growth, kept, kept_more
-from training.comparison.families.tables import families_table, family_density_table, nfe_table
+from training.comparison.families.tables import (
+    families_table,
+    family_density_table,
+    nfe_table,
+    several_items_table,
+)
 from training.comparison.finished_run import FinishedRun
 from training.comparison.table import FamilyFacts, Row, csv_text
 from training.config import ComparisonTable
@@ -35,6 +40,7 @@ from training.evaluation import NOT_FOUND, Difference, SystemRanks
 from training.fitting import training_loop
 from training.preset import load_config
 
+ROOT = Path(__file__).resolve().parents[3]
 QUIET = Console(quiet=True)
 USERS = 60
 TINY = """
@@ -80,6 +86,7 @@ PRESETS = {
     .replace("LOSS", NEXT_CODE),
 }
 FAMILIES = frozenset({ComparisonTable.FAMILIES, ComparisonTable.NFE})
+MORE_TABLES = ["--table", "nfe", "--table", "several-items"]
 
 
 @dataclass(frozen=True)
@@ -112,7 +119,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Compared:
     ticks = iter(range(1_000_000))
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(training_loop.time, "process_time", lambda: next(ticks) / 10)
-        said = commanded(folder / "out", folder / "world", presets, patched, ["--table", "nfe"])
+        said = commanded(folder / "out", folder / "world", presets, patched, MORE_TABLES)
     return Compared(folder / "out", folder / "world", presets, said)
 
 
@@ -136,7 +143,7 @@ def commanded(
 
 
 def test_the_command_compares_families_that_learnt_for_as_long(compared: Compared) -> None:
-    assert compared.said["rows"] == {"families": 2, "nfe": 3 + 2 + 1}
+    assert compared.said["rows"] == {"families": 2, "nfe": 3 + 2 + 1, "several-items": 2}
     rows = [row for row in compared.rows() if row["table"] == "families"]
     assert [row["system"] for row in rows] == ["Unmask", "tiger"]
     assert [row["family"] for row in rows] == ["mdgr", "tiger"]
@@ -182,7 +189,8 @@ def test_the_document_has_tables_and_claims_and_nothing_of_the_run_that_ships(
     compared: Compared,
 ) -> None:
     text = (compared.out / "comparison.md").read_text()
-    for title in ("Families", "Families by denoiser calls", "Claims"):
+    titles = ("Families", "Families by denoiser calls", "The next items at once", "Claims")
+    for title in titles:
         assert f"\n## {title}\n" in text
     assert "full system" not in text
     assert "fit.minutes=0.05" in text
@@ -207,9 +215,8 @@ def test_a_second_call_fits_ranks_and_times_nothing(
     monkeypatch.setattr(ranked_systems, "ranks_as_served", never)
     monkeypatch.setattr(runs, "milliseconds_by_turns", never)
     table = (compared.out / "comparison.csv").read_text()
-    said = commanded(
-        compared.out, compared.world, compared.presets, monkeypatch, ["--table", "nfe"]
-    )
+    monkeypatch.setattr(ranked_systems, "one_after_another", never)
+    said = commanded(compared.out, compared.world, compared.presets, monkeypatch, MORE_TABLES)
     assert said == compared.said
     assert (compared.out / "comparison.csv").read_text() == table
 
@@ -310,7 +317,7 @@ def test_other_vectors_are_refused(compared: Compared, monkeypatch: pytest.Monke
         config, {"tiger": config}, ranked, compared.out, seeds=1, swept=False
     )
     of = {
-        name: runs.FamilyRun(None, ranked, 7, 0.0, 1, None, 1.0, vectors=name)  # type: ignore[arg-type]
+        name: runs.FamilyRun(name, None, ranked, 7, 0.0, 1, None, 1.0, vectors=name)  # type: ignore[arg-type]
         for name in tables.configs
     }
     monkeypatch.setattr(tables, "_made", lambda name, number, dropped: of[name])
@@ -338,7 +345,7 @@ def row(ranks: list[int], name: str = "x", reference: Row | None = None, **facts
     """A row of these ranks; recall@40 is of the same lists."""
     known = {"seed": 7, "family": "mdgr", "schedule": (0, 1), "calls": 3, **facts}
     of = None if reference is None else reference.ranks
-    found = SystemRanks(np.array(ranks, np.int32), parameters=5, nfe=3)
+    found = SystemRanks(np.array(ranks, np.int32), parameters=5, nfe=3, search_share=0.12)
     return Row(name, "", found, of, facts=FamilyFacts(**known))
 
 
@@ -400,9 +407,9 @@ def test_tables_by_hand() -> None:
     lines = families_table([first, other]).splitlines()[2:]
     assert lines == [
         "| Unmask | mdgr | 0.2500 | 0.3750 | 0.7500 | 0.2236 | - | (0, 1) | 3 | 5 | 1,000 | 2.0 "
-        "| 3.0 | 1.50 | 0.50 | - | - |",
+        "| 3.0 | 1.50 | 0.50 | 12 % | - | - |",
         "| tiger | tiger | 0.5000 | 0.7500 | 0.8750 | 0.3940 | - | (0, 1) | 3 | 5 | 1,000 | 2.0 "
-        "| 3.0 | - | - | +0.3750 ± 0.2461 | tie |",
+        "| 3.0 | - | - | 12 % | +0.3750 ± 0.2461 | tie |",
     ]
     again = [replace(one, facts=replace(one.facts, seed=8)) for one in (first, other)]
     both = families_table([first, other, *again]).splitlines()[2:]
@@ -414,11 +421,60 @@ def test_tables_by_hand() -> None:
     assert "| 100.0 ± 0.0 % | - | - |" in density[1]
     fewer = row(MANY, "Unmask", first, calls=1, schedule=(0, 8))
     swept = nfe_table([first, fewer]).splitlines()[2:]
-    assert swept[1].startswith("| Unmask | 1 | (0, 8) | its own | 3 | - | - | 0.5000 |")
+    assert swept[1].startswith("| Unmask | 1 | (0, 8) | its own | 3 | - | - | 12 % | 0.5000 |")
     unknown = families_table([row(FEW, steps=None)]).splitlines()[2]
-    assert "| 5 | - | - | - | - | - |" in unknown
+    assert "| 5 | - | - | - | - | - | 12 % |" in unknown
     figures = next(csv.DictReader(csv_text({"families": [less]}).splitlines()))
     assert (figures["dropped"], figures["family"], figures["steps"]) == ("0.5", "mdgr", "")
+
+
+def test_several_items_by_hand() -> None:
+    """Four users of two slots: a user's mean over both is what is paired."""
+    together = row(FEW, "maskgr", horizon=2, schedule=(0, 2), calls=4)
+    chained = row(MANY, "tiger", horizon=2, chained=True, calls=8)
+    lines = several_items_table([together, chained]).splitlines()[2:]
+    assert (
+        lines[0]
+        == "| maskgr | together | (0, 2) | 4 | 3 | 0.2500 | 0.5000 | 0.2500 | 0.3750 | - | - |"
+    )
+    of_users = np.array([0.5, 0.5, -0.5, 1.0])  # hits 1 1, 1 1, 0 0, 1 1 minus 1 0, 0 1, 0 1, 0 0
+    error = of_users.std() / 2
+    assert f"| 0.7500 | 0.7500 | 0.5000 | 0.7500 | +0.3750 ± {error:.4f} |" in lines[1]
+    assert lines[1].startswith("| tiger | one after another | (0, 1) | 8 |")
+    figures = next(csv.DictReader(csv_text({"several-items": [chained]}).splitlines()))
+    assert (figures["users"], figures["horizon"], figures["chained"]) == ("4", "2", "yes")
+    assert (figures["recall@10"], figures["search_share"]) == ("0.75000", "0.1200")
+    hits = (np.array(MANY) <= 10).reshape(4, 2).mean(axis=1)
+    assert float(figures["recall@10_standard_error"]) == pytest.approx(hits.std() / 2, abs=1e-5)
+
+
+def test_a_network_with_a_dense_head_is_asked_for_each_retrieval(compared: Compared) -> None:
+    """What its bundle chose comes first. The committed bundle of LIGER has such a head."""
+    [folder] = (ROOT / "models_store" / "demo-liger").glob("*/manifest.json")
+    bundle = Bundle.load(folder.parent)
+    finished = FinishedRun(
+        load_config("liger"), bundle, np.empty((0, 0)), 1.0, bundle.manifest.decoding
+    )
+    ranked = ranked_systems.RankedSystems(
+        compared.dataset, comparison.RanksStore(compared.out / "ranks", QUIET), 32
+    )
+    run = runs.FamilyRun("liger", finished, ranked, 7, 0.0, 1, None, 1.0, vectors="")
+    assert run.retrievals == ("generate", "dense", "fused")
+    point = runs.Point(finished.default, shipped=True)
+    for retrieval in run.retrievals:
+        asked = run.decoding(replace(point, retrieval=retrieval))
+        assert asked == bundle.manifest.decoding.model_copy(update={"retrieval": retrieval})
+    assert run.widths(2) == [None]
+    assert run.facts(point).calls == bundle.catalogue.num_subspaces
+
+
+def test_the_first_row_has_the_name_of_a_papers_system() -> None:
+    assert [row_name(preset) for preset in ("maskgr-dense", "tiger", "beauty", "mine")] == [
+        "maskgr-dense",
+        "tiger",
+        "Unmask",
+        "Unmask",
+    ]
 
 
 # --- claims ---------------------------------------------------------------------------------------
@@ -458,7 +514,7 @@ def rows_of_everything() -> dict[str, list[Row]]:
             row(few, "tiger", family="tiger"),
             row(few, "mdgr-paper"),
             row(few, "liger"),
-            row(few, "maskgr-dense", retrieval="fused"),
+            row(few, "maskgr-dense, fused", retrieval="fused"),
         ],
         "nfe": [
             *(
@@ -469,6 +525,13 @@ def rows_of_everything() -> dict[str, list[Row]]:
             row(many, "maskgr", calls=4),
             row(many, "maskgr", row(many), calls=3),
             row(few, "maskgr", row(many), calls=4, order="random"),
+        ],
+        "several-items": [
+            row(few, "maskgr", horizon=2, calls=8),
+            row(many, "maskgr", horizon=2, calls=4),
+            row(few, "maskgr", horizon=2, calls=2),
+            row(many, "maskgr", horizon=2, calls=16, chained=True),
+            row(few, "tiger", horizon=2, calls=8, chained=True),
         ],
         "family-density": [
             *whole.values(),
@@ -503,6 +566,7 @@ def test_every_claim_finds_its_rows() -> None:
         "MaskGR: finds more with dense retrieval than without": "not reproduced",
         "MaskGR: finds more in its own order than in order random": "reproduced",
         "MaskGR: keeps more of its recall than TIGER when 25 % are dropped": "reproduced",
+        "MaskGR: finds more of two items at once than TIGER, in half the calls": "reproduced",
     }
     line = next(
         line
@@ -510,6 +574,9 @@ def test_every_claim_finds_its_rows() -> None:
         if "| finds more than TIGER, @10 |" in line
     )
     assert "| maskgr against tiger, recall@10 | +0.3750 ± 0.0389 | +100.0 % | reproduced |" in line
+    assert "maskgr in 4 calls against tiger in 8, recall@10" in claims.claims_table(
+        rows_of_everything()
+    )
 
 
 def test_parts_of_mdgr_are_not_measured_on_another_family() -> None:

@@ -14,9 +14,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import get_args
 
 from service.bundles import DecodingDefaults
-from service.decoding import Decoder, Order, Schedule
+from service.decoding import Decoder, Order, Retrieval, Schedule
 from training.comparison.finished_run import FinishedRun
 from training.comparison.paper_tables import reseeded
 from training.comparison.ranked_systems import RankedSystems
@@ -28,9 +29,10 @@ from training.evaluation import SystemRanks, draw_windows, milliseconds_by_turns
 from training.pipeline import family_of_run
 from training.stages import written_whole
 
-FIRST = "Unmask"  # the run that the comparison is given; all others are compared with it
+FIRST = "Unmask"  # the configured run, unless its preset stands for a system of the papers
 DROPPED = (0.25, 0.5, 0.75)
 BATCHES = (1, 8)
+HORIZON = 2  # MaskGR was compared with TIGER at two items
 GRAPHS = ("encoder.onnx", "decoder.onnx")
 # MaskGR compares them; the search from left to right is also the only one of its public code.
 ORDERS: tuple[Order, ...] = ("random", "left_to_right")
@@ -43,10 +45,12 @@ OF_EVALUATION = ("exclude_seen", "schedule_users", "timing_users", "batch")
 class FamilyRun:
     """A finished run, what its fit took, and the ranks of its data set.
 
+    name: of the preset
     cpu_minutes: None in records from before they were kept
     vectors: SHA-256 of the items' vectors
     """
 
+    name: str
     finished: FinishedRun
     ranked: RankedSystems
     seed: int
@@ -59,19 +63,52 @@ class FamilyRun:
     def decoding(self, point: Point) -> DecodingDefaults:
         """The setting of a point."""
         decoding = self.finished.decoding(point.asked, shipped=point.shipped)
-        return decoding.model_copy(update={"order": self._order(point) or decoding.order})
+        order, retrieval = self._order(point), point.retrieval
+        asked = {"order": order or decoding.order, "retrieval": retrieval or decoding.retrieval}
+        return decoding.model_copy(update=asked)
 
-    def ranks(self, name: str, point: Point) -> SystemRanks:
+    def ranks(self, point: Point) -> SystemRanks:
         """Ranks of all test users, without a prior."""
         return self.ranked.unmask(
             self.finished,
             point.asked,
             prior=False,
             both=False,
-            name=f"family-{name}",
+            name=f"family-{self.name.lower()}",
             order=self._order(point),
+            retrieval=point.retrieval,
             shipped=point.shipped,
         )
+
+    def facts(self, point: Point) -> FamilyFacts:
+        """What rows say of a point, but for its times."""
+        return FamilyFacts(
+            seed=self.seed,
+            family=self.finished.bundle.manifest.family,
+            schedule=point.asked.params(self.num_subspaces),
+            calls=self.finished.schedule(point.asked).nfe,
+            order=point.order or "",
+            retrieval=self.decoding(point).retrieval,
+            dropped=self.dropped,
+            steps=self.steps,
+            cpu_minutes=self.cpu_minutes,
+            clock_minutes=self.clock_minutes,
+        )
+
+    @property
+    def retrievals(self) -> tuple[Retrieval, ...]:
+        """What may find items beside what the bundle chose: all, where there is a dense head."""
+        return get_args(Retrieval) if self.finished.bundle.manifest.dense else ()
+
+    def widths(self, horizon: int) -> list[int | None]:
+        """m_par for several items together: of as many calls as a SID has positions, then of the
+        others that make different schedules, most calls first. None, one after another, is last.
+        """
+        if self.finished.bundle.manifest.max_horizon < horizon:
+            return [None]
+        positions = horizon * self.num_subspaces
+        calls = (self.num_subspaces, *range(positions, 0, -1))
+        return [*dict.fromkeys(-(-positions // number) for number in calls), None]
 
     @property
     def autoregressive(self) -> bool:
@@ -95,6 +132,7 @@ class Point:
     asked: ScheduleConfig
     shipped: bool = False
     order: Order | None = None
+    retrieval: Retrieval | None = None
 
 
 def schedule_of_calls(num_subspaces: int, calls: int) -> ScheduleConfig:
@@ -135,6 +173,7 @@ class FamilyTables:
     """The rows of the tables of families.
 
     presets: of the families beside the first, by name
+    first: the name of the configured run
     swept: whether the table of denoiser calls is asked for too: all that is timed takes turns
     Raises ConfigError when a preset's family cannot be trained so, before anything is.
     """
@@ -148,15 +187,17 @@ class FamilyTables:
         *,
         seeds: int,
         swept: bool,
+        first: str = FIRST,
     ) -> None:
         for name in presets:
-            if name.lower() == FIRST.lower() or not NAME.fullmatch(name):
+            if name.lower() in (FIRST.lower(), first.lower()) or not NAME.fullmatch(name):
                 raise ConfigError(
-                    f"--family: {name} is no name for a row; give the preset's file another one, "
-                    f"of letters, digits and -, and not {FIRST}"
+                    f"--family: {name} is no name for a row beside {first}; give the preset's file "
+                    f"another one, of letters, digits and -"
                 )
+        self.first = first
         self.configs = {
-            name: alike(one, config) for name, one in {FIRST: config, **presets}.items()
+            name: alike(one, config) for name, one in {first: config, **presets}.items()
         }
         for name, one in self.configs.items():
             family = family_of_run(one)
@@ -173,24 +214,27 @@ class FamilyTables:
         key = (name, number, dropped)
         if key not in self._runs:
             found = self._runs[key] = self._made(name, number, dropped)
-            first = self.run(FIRST, number, dropped)
+            first = self.run(self.first, number, dropped)
             if found.vectors != first.vectors:
                 raise TrainingError(
-                    f"family {name} learnt from other item vectors than {FIRST}, so the two cannot "
-                    f"be compared; remove {self.out} and run the command again"
+                    f"family {name} learnt from other item vectors than {self.first}, so the two "
+                    f"cannot be compared; remove {self.out} and run the command again"
                 )
         return self._runs[key]
 
     def rows(self) -> Iterator[Row]:
-        """Each family at the setting that its bundle chose on validation users, seed by seed."""
+        """Each family at the setting that its bundle chose on validation users, seed by seed.
+
+        A network with a dense head has a row for each retrieval too, all else as it chose.
+        """
         for number in range(self.seeds):
             first: SystemRanks | None = None
             for name in self.configs:
                 run = self.run(name, number)
-                point = Point(run.finished.default, shipped=True)
-                ranks = run.ranks(name.lower(), point)
-                yield self._row(name, run, point, ranks, first)
-                first = first or ranks
+                for point in self._as_chosen(run):
+                    ranks = run.ranks(point)
+                    yield self._row(run, point, ranks, first)
+                    first = first or ranks
 
     def sweep(self) -> Iterator[Row]:
         """Each family at every number of calls; then with other orders, a call a position.
@@ -201,13 +245,41 @@ class FamilyTables:
             for name in self.configs:
                 run = self.run(name, number)
                 *fewer, most = self._points(run)
-                reference = run.ranks(name.lower(), most)
-                yield self._row(name, run, most, reference, None)
+                reference = run.ranks(most)
+                yield self._row(run, most, reference, None)
                 for point in reversed(fewer):
-                    yield self._row(name, run, point, run.ranks(name.lower(), point), reference)
+                    yield self._row(run, point, run.ranks(point), reference)
                 for order in () if run.autoregressive else ORDERS:
                     point = replace(most, order=order)
-                    yield self._row(name, run, point, run.ranks(name.lower(), point), reference)
+                    yield self._row(run, point, run.ranks(point), reference)
+
+    def several_items(self) -> Iterator[Row]:
+        """The last two items of users, asked for together and one after another, by each family.
+
+        Rows have no reference: a user has two places, and the table pairs users.
+        """
+        for number in range(self.seeds):
+            for name in self.configs:
+                run = self.run(name, number)
+                default = Point(run.finished.default, shipped=True)
+                for m_par in run.widths(HORIZON):
+                    ranks = run.ranked.sequences(
+                        run.finished, HORIZON, m_par, name=f"family-{name.lower()}"
+                    )
+                    facts = replace(
+                        run.facts(default),
+                        retrieval="generate",
+                        horizon=HORIZON,
+                        chained=m_par is None,
+                    )
+                    if m_par is None:
+                        facts = replace(facts, calls=HORIZON * facts.calls)
+                    else:
+                        calls = -(-HORIZON * run.num_subspaces // m_par)
+                        facts = replace(facts, schedule=(0, m_par), calls=calls)
+                    how = "one after another, " if m_par is None else ""
+                    setting = f"{HORIZON} items, {how}{facts.schedule}, seed {run.seed}"
+                    yield Row(name, setting, ranks, facts=facts)
 
     def density(self) -> Iterator[Row]:
         """Each family with all training interactions, then with less; compared with itself."""
@@ -217,8 +289,8 @@ class FamilyTables:
                 for dropped in (0.0, *DROPPED):
                     run = self.run(name, number, dropped)
                     point = Point(run.finished.default, shipped=True)
-                    ranks = run.ranks(name.lower(), point)
-                    yield self._row(name, run, point, ranks, whole)
+                    ranks = run.ranks(point)
+                    yield self._row(run, point, ranks, whole)
                     whole = whole or ranks
 
     def _points(self, run: FamilyRun) -> list[Point]:
@@ -227,31 +299,20 @@ class FamilyTables:
         calls = [most] if run.autoregressive else range(1, most + 1)
         return [Point(schedule_of_calls(most, number)) for number in calls]
 
+    def _as_chosen(self, run: FamilyRun) -> list[Point]:
+        """The setting that the bundle chose; then with each retrieval, if it has a dense head."""
+        chosen = Point(run.finished.default, shipped=True)
+        return [chosen, *(replace(chosen, retrieval=one) for one in run.retrievals)]
+
     def _row(
-        self,
-        name: str,
-        run: FamilyRun,
-        point: Point,
-        ranks: SystemRanks,
-        reference: SystemRanks | None,
+        self, run: FamilyRun, point: Point, ranks: SystemRanks, reference: SystemRanks | None
     ) -> Row:
-        params = point.asked.params(run.num_subspaces)
-        is_first_seed = run.seed == self.configs[FIRST].fit.seed and not run.dropped
-        facts = FamilyFacts(
-            seed=run.seed,
-            family=run.finished.bundle.manifest.family,
-            schedule=params,
-            calls=run.finished.schedule(point.asked).nfe,
-            order=point.order or "",
-            retrieval=run.decoding(point).retrieval,
-            dropped=run.dropped,
-            steps=run.steps,
-            cpu_minutes=run.cpu_minutes,
-            clock_minutes=run.clock_minutes,
-            milliseconds=self._milliseconds.get((name, point)) if is_first_seed else None,
-        )
-        setting = str(params) + f", {point.order}" * (point.order is not None)
+        facts = run.facts(point)
+        if run.seed == self.configs[self.first].fit.seed and not run.dropped:
+            facts = replace(facts, milliseconds=self._milliseconds.get((run.name, point)))
+        setting = str(facts.schedule) + f", {point.order}" * (point.order is not None)
         setting += f", {100 * run.dropped:.0f} % dropped" * (run.dropped > 0)
+        name = run.name + f", {point.retrieval}" * (point.retrieval is not None)
         return Row(name, f"{setting}, seed {run.seed}", ranks, reference, facts=facts)
 
     def _made(self, name: str, number: int, dropped: float) -> FamilyRun:
@@ -272,6 +333,7 @@ class FamilyTables:
         )
         cpu_seconds = fit.get("cpu_seconds")
         return FamilyRun(
+            name,
             finished,
             ranked,
             config.fit.seed,
@@ -291,13 +353,12 @@ class FamilyTables:
         points: list[tuple[str, Point]] = []
         asked: list[tuple[Decoder, DecodingDefaults]] = []
         said: list[object] = [self.ranked.key]
-        evaluation = self.configs[FIRST].evaluation
+        evaluation = self.configs[self.first].evaluation
         for name in self.configs:
             run = self.run(name)
             bundle = run.finished.bundle
             decoder = replace(bundle.decoder, prior=None)
-            default = Point(run.finished.default, shipped=True)
-            for point in (default, *(self._points(run) if self.swept else ())):
+            for point in (*self._as_chosen(run), *(self._points(run) if self.swept else ())):
                 points.append((name, point))
                 asked.append((decoder, run.decoding(point)))
                 graphs = [bundle.manifest.files[file].sha256 for file in GRAPHS]

@@ -84,13 +84,13 @@ def ranks_for(ranks: SystemRanks, k: int) -> TargetRanks:
 
 def _pairs(found: Rows, reference: Rows, k: int) -> list[tuple[Estimate, Estimate]]:
     return [
-        (_recall(one.ranks, k), _recall(other.ranks, k))
+        (_recall(one.ranks, k, one.horizon), _recall(other.ranks, k, other.horizon))
         for one, other in zip(found, reference, strict=True)
     ]
 
 
-def _recall(ranks: SystemRanks, k: int) -> Estimate:
-    hits = (ranks_for(ranks, k) <= k).astype(np.float64)
+def _recall(ranks: SystemRanks, k: int, horizon: int) -> Estimate:
+    hits = (ranks_for(ranks, k) <= k).reshape(-1, horizon).mean(axis=1)  # of each user
     return Estimate(float(hits.mean()), hits - hits.mean())
 
 
@@ -102,8 +102,8 @@ def _shares(rows: Rows, k: int) -> list[Estimate] | None:
     """A ratio of two means, to first order."""
     shares = []
     for row in rows:
-        whole = _recall(row.reference or row.ranks, k)
-        part = _recall(row.ranks, k)
+        whole = _recall(row.reference or row.ranks, k, row.horizon)
+        part = _recall(row.ranks, k, row.horizon)
         if not whole.value:
             return None
         share = part.value / whole.value

@@ -15,6 +15,7 @@ from training.evaluation import Difference, TargetRanks, markdown_table, ndcg_at
 
 RECALLS = ("recall@5", "recall@10", "recall@40")
 TIMES = ("ms alone", "ms of 8")
+SEARCH = "search / network"  # time in batches, of all test users
 
 
 def groups_of(rows: Sequence[Row], key: Callable[[Row], Hashable]) -> list[list[Row]]:
@@ -46,7 +47,7 @@ def families_table(rows: Sequence[Row]) -> str:
         "schedule",
         "NFE",
     ]
-    header += ["parameters", "steps", "CPU minutes", "minutes by the clock", *TIMES]
+    header += ["parameters", "steps", "CPU minutes", "minutes by the clock", *TIMES, SEARCH]
     header += ["difference to the first, recall@10", "verdict"]
     lines = []
     systems = groups_of(rows, lambda row: row.system)
@@ -59,7 +60,7 @@ def families_table(rows: Sequence[Row]) -> str:
         line += [_mean(steps, ",.0f")]
         line += [_mean([_of(facts_of(row).cpu_minutes) for row in of_system], ".1f")]
         line += [_mean([_of(facts_of(row).clock_minutes) for row in of_system], ".1f")]
-        line += _times(first)
+        line += [*_times(first), _search_share(of_system)]
         others = None if of_system is systems[0] else difference(of_system, systems[0], 10)
         lines.append([*line, *_said(others)])
     return markdown_table(header, lines)
@@ -67,7 +68,7 @@ def families_table(rows: Sequence[Row]) -> str:
 
 def nfe_table(rows: Sequence[Row]) -> str:
     """Every family at every number of denoiser calls, against itself at the most."""
-    header = ["family", "calls", "schedule", "order", "NFE", *TIMES, *RECALLS, "ndcg@10"]
+    header = ["family", "calls", "schedule", "order", "NFE", *TIMES, SEARCH, *RECALLS, "ndcg@10"]
     header += ["difference to its most calls, recall@10", "verdict"]
     lines = []
     for of_system in groups_of(rows, lambda row: row.system):
@@ -76,9 +77,31 @@ def nfe_table(rows: Sequence[Row]) -> str:
             facts = facts_of(point[0])
             line = [point[0].system, str(facts.calls), str(facts.schedule)]
             line += [facts.order.replace("_", " ") or "its own", _nfe(point), *_times(point[0])]
+            line += [_search_share(point)]
             line += [*_recalls(point), f"{mean_at(point, 10, ndcg_at):.4f}"]
             others = None if point is points[0] else difference(point, points[0], 10)
             lines.append([*line, *_said(others)])
+    return markdown_table(header, lines)
+
+
+def several_items_table(rows: Sequence[Row]) -> str:
+    """The next items together, by schedules, and one after another."""
+    slots = [f"slot {slot} @10" for slot in range(1, facts_of(rows[0]).horizon + 1)]
+    header = ["family", "how", "schedule", "calls", "NFE", *slots, "average @5", "average @10"]
+    header += ["difference to the first, average @10", "verdict"]
+    lines = []
+    points = groups_of(
+        rows, lambda row: (row.system, facts_of(row).chained, facts_of(row).schedule)
+    )
+    for point in points:
+        facts = facts_of(point[0])
+        hits = np.mean([(row.ranks.item <= 10).reshape(-1, row.horizon) for row in point], axis=0)
+        line = [point[0].system, "one after another" if facts.chained else "together"]
+        line += [str(facts.schedule), str(facts.calls), _nfe(point)]
+        line += [f"{recall:.4f}" for recall in hits.mean(axis=0)]
+        line += [f"{mean_at(point, k):.4f}" for k in (5, 10)]
+        others = None if point is points[0] else difference(point, points[0], 10)
+        lines.append([*line, *_said(others)])
     return markdown_table(header, lines)
 
 
@@ -132,6 +155,11 @@ def _nfe(rows: Rows) -> str:
 def _times(row: Row) -> list[str]:
     milliseconds = facts_of(row).milliseconds
     return [NONE, NONE] if milliseconds is None else [f"{one:.2f}" for one in milliseconds]
+
+
+def _search_share(rows: Rows) -> str:
+    shares = [row.ranks.search_share for row in rows if row.ranks.search_share is not None]
+    return f"{100 * np.mean(shares):.0f} %" if shares else NONE
 
 
 def _said(found: Difference | None) -> list[str]:
