@@ -1,15 +1,19 @@
-"""The network: one bidirectional transformer over the codes of a history and of the item to fill.
+"""The network: one transformer over the codes of a history and of the item to fill.
 
 A sequence is flat: the codes of the oldest item, then those of the next one, and so on. The item to
 fill stands at the end, the newest item directly before it. So filler is at the start; nothing
 attends to it. `denoise` may be asked for up to MAX_HORIZON items to fill, side by side: they attend
-to each other too. Attention is of one of two kinds:
+to each other too. Attention is of one of three kinds:
 
 full    all codes attend to all codes, as published. A history's memory is its embedded codes, and
         `denoise` runs the whole sequence for each beam.
 prefix  codes of the history attend to the history only, codes of the item to fill attend to
         everything. So keys and values of the history do not depend on a beam: they are the memory,
         and `denoise` runs the L codes of the item.
+causal  as prefix, and codes of a history attend to their own item and to older ones only. So each
+        item of a sequence can be the one to fill, all in one pass (`states_of_copies`): a masked
+        copy of an item attends to itself and to the items before it, as in block diffusion
+        (arXiv 2503.09573). It never fills two items together.
 
 `states` runs whole sequences, in training; `remember` and `denoise` give the same in two parts.
 
@@ -27,47 +31,46 @@ per position (there, codes of other positions compete) and a bias for each code.
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from service.decoding import MAX_HORIZON, Catalogue
 from training.config import ModelConfig, Section
 from training.errors import ConfigError
+from training.families.maskgr.layer import Layer, rotations
 from training.families.network import (
     NEVER,
     DenseHead,
     DenseNetwork,
     Dropout,
-    TransformerLayer,
     bias_of,
     initialise,
     logits_at,
     logits_of,
-    take,
 )
 
-LONGEST_WAVE = 10_000.0  # of the rotary positions
 TEMPERATURE = 0.1  # of the dense head, as published
 
 
 class Options(Section):
     """`model.options` of this family."""
 
-    attention: Literal["prefix", "full"] = Field(
+    attention: Literal["prefix", "full", "causal"] = Field(
         "prefix",
         description="prefix: a history does not attend to the item that is filled, and is encoded "
-        "once for each request; full: all attend to all, as published",
+        "once for each request; full: all attend to all, as published; causal: nor does an item of "
+        "a history attend to later ones, and every item of a sequence is learnt in one pass",
     )
     target_share: float = Field(
         0.5,
         ge=0,
         le=1,
         description="share of sequences in which only the last item has masks, as in serving; the "
-        "others have masks anywhere, as published",
+        "others have masks anywhere, as published; causal has none of these",
     )
     dense: bool = Field(
         False,
@@ -79,82 +82,23 @@ class Options(Section):
         gt=0,
         le=1,
         description="with dense, the share of sequences with masks anywhere in which whole items "
-        "are masked",
+        "are masked; likewise",
     )
 
-
-class Layer(TransformerLayer):
-    """Self-attention with rotary positions."""
-
-    def heads(self, x: Tensor, rotation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values, (n, heads, tokens, width / heads) each.
-
-        x: (n, tokens, width); rotation: see `rotations`, of these tokens
-        """
-        query, key, value = self.projected(x)
-        return rotated(query, rotation), rotated(key, rotation), value
-
-    def forward(
-        self, x: Tensor, bias: Tensor, rotation: Tensor, asked: Tensor | None = None
-    ) -> Tensor:
-        """x: (n, tokens, width); bias: (n, 1, 1 or tokens, tokens), added to the scores of keys.
-
-        asked: (n, m) int64 of the tokens, by default all; only their states, (n, m, width). Then
-        the bias must be the same for all of them.
-        """
-        return self.attend(x, *self.heads(x, rotation), bias, asked)
-
-    def attend(
-        self,
-        x: Tensor,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        bias: Tensor,
-        asked: Tensor | None = None,
-    ) -> Tensor:
-        """The layer's result, given what `heads` made of x."""
-        if asked is not None:
-            query = take_of_heads(query, asked)
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=bias.to(query.dtype))
-        return self.rest(take(x, asked), attended)
-
-    def fill(
-        self,
-        x: Tensor,
-        memory: tuple[Tensor, Tensor],
-        bias: Tensor,
-        rotation: Tensor,
-        asked: Tensor | None,
-    ) -> Tensor:
-        """The codes of items to fill attend to their history and to each other.
-
-        x: (jobs * beams, tokens, width); memory: keys and values of the jobs' histories, each
-        (jobs, heads, S, width / heads); bias: (jobs, 1, 1, S)
-        """
-        query, own_key, own_value = self.heads(x, rotation)
-        if asked is not None:
-            query = take_of_heads(query, asked)
-        key, value = memory
-        jobs, heads, num_old, head_width = key.shape
-        n, _, m, _ = query.shape
-        # All beams of a job have the same history: its keys are not repeated for them.
-        of_job = query.reshape(jobs, n // jobs, heads, m, head_width).transpose(1, 2).flatten(2, 3)
-        old = of_job @ key.transpose(-1, -2) / math.sqrt(head_width) + bias
-        old = old.reshape(jobs, heads, n // jobs, m, num_old).transpose(1, 2).flatten(0, 1)
-        own = query @ own_key.transpose(-1, -2) / math.sqrt(head_width)
-        share = torch.cat((old, own), dim=-1).softmax(dim=-1)
-        of_old = share[..., :num_old].reshape(jobs, n // jobs, heads, m, num_old)
-        attended = of_old.transpose(1, 2).flatten(2, 3) @ value
-        attended = attended.reshape(jobs, heads, n // jobs, m, head_width).transpose(1, 2)
-        attended = attended.flatten(0, 1) + share[..., num_old:] @ own_value
-        return self.rest(take(x, asked), attended)
+    @model_validator(mode="after")
+    def _masks_anywhere(self) -> Self:
+        if self.attention == "causal" and (
+            unused := self.model_fields_set & {"target_share", "dense_share"}
+        ):
+            raise ValueError(
+                f"{' and '.join(sorted(unused))}: with attention causal no sequence has masks "
+                "anywhere; leave it out"
+            )
+        return self
 
 
 class MaskGR(DenseNetwork):
     """Code embeddings, layers, one softmax per position over its codes, and the repeat bias."""
-
-    max_horizon = MAX_HORIZON
 
     def __init__(
         self,
@@ -174,6 +118,7 @@ class MaskGR(DenseNetwork):
         self.vector_dims = vector_dims
         self.dense = dense
         self.uses_vectors = config.item_vectors
+        self.max_horizon = 1 if self.options.attention == "causal" else MAX_HORIZON
         width, history_length = config.width, config.history_length
         # The last of each position's rows is MASK there.
         self.code_embedding = nn.Embedding(num_subspaces * (num_codes + 1), width)
@@ -207,6 +152,10 @@ class MaskGR(DenseNetwork):
     def is_full(self) -> bool:
         return self.options.attention == "full"
 
+    @property
+    def is_causal(self) -> bool:
+        return self.options.attention == "causal"
+
     def embed(self, codes: Tensor, vectors: Tensor | None = None) -> Tensor:
         """codes: (..., L), vectors: (..., d) -> (..., L, width)."""
         x = self.code_embedding(codes + self.offsets)
@@ -224,21 +173,46 @@ class MaskGR(DenseNetwork):
 
     def both_states(self, codes: Tensor, vectors: Tensor, is_item: Tensor) -> tuple[Tensor, Tensor]:
         """`states`, and those that the dense head reads."""
-        n, items, num_subspaces = codes.shape
-        num_tokens, num_old = items * num_subspaces, (items - 1) * num_subspaces
+        items = codes.shape[1]
+        item = torch.arange(items).repeat_interleave(self.num_subspaces)
         bias = self._bias(is_item)
-        if not self.is_full:
-            place = torch.arange(num_tokens)
-            hidden = (place[:, None] < num_old) & (place >= num_old)
-            bias = bias.masked_fill(hidden, NEVER)
+        if self.is_causal:
+            bias = bias.masked_fill(item[:, None] < item, NEVER)
+        elif not self.is_full:
+            bias = bias.masked_fill((item[:, None] < items - 1) & (item == items - 1), NEVER)
         x = self.embed(codes, vectors).flatten(1, 2)
-        rotation = self._rotation_of(items)
+        x, lower = self._through(x, bias, self._rotation_of(items))
+        return x.reshape(*codes.shape, -1), lower.reshape(*codes.shape, -1)
+
+    def states_of_copies(
+        self, codes: Tensor, vectors: Tensor, copies: Tensor, hears: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """As `both_states`, of every item as if it were the one to fill: with attention causal.
+
+        codes: (n, items, L), the items; nothing attends to filler at the end of a sequence
+        copies: (n, items, L), the same, with masks; hears: (n,) bool, whether its copies know what
+            came before them
+        """
+        n, items, num_subspaces = codes.shape
+        item = torch.arange(items).repeat_interleave(num_subspaces)
+        never = torch.ones(n, 2, len(item), 2, len(item), dtype=torch.bool)  # query, key
+        never[:, 0, :, 0] = item > item[:, None]
+        never[:, 1, :, 0] = (item >= item[:, None]) | ~hears[:, None, None]
+        never[:, 1, :, 1] = item != item[:, None]
+        never = never.reshape(n, 1, 2 * len(item), 2 * len(item))
+        bias = torch.zeros(never.shape).masked_fill(never, NEVER)
+        x = torch.cat((self.embed(codes, vectors), self.embed(copies)), dim=1).flatten(1, 2)
+        x, lower = self._through(x, bias, self.rotation[: len(item)].repeat(2, 1, 1))
+        shape = n, 2 * items, num_subspaces, -1
+        return x.reshape(shape)[:, items:], lower.reshape(shape)[:, items:]
+
+    def _through(self, x: Tensor, bias: Tensor, rotation: Tensor) -> tuple[Tensor, Tensor]:
+        """States after all layers, and after those below the dense head."""
         lower = x
         for number, layer in enumerate(self.layers, start=1):
             x = layer(x, bias, rotation)
             lower = x if number == self.dense_layers else lower
-        shape = n, items, num_subspaces, -1
-        return x.reshape(shape), lower.reshape(shape)
+        return x, lower
 
     def queries(self, lower: Tensor) -> Tensor:
         """States that the dense head reads, of items: (n, L, width) -> (n, dims)."""
@@ -327,6 +301,9 @@ class MaskGR(DenseNetwork):
         """Of all layers, for histories: (jobs, layers, 2, heads, tokens, width / heads)."""
         end = self.config.history_length * self.num_subspaces
         bias, rotation = self._bias(is_item), self.rotation[end - x.shape[1] : end]
+        if self.is_causal:
+            item = torch.arange(x.shape[1]) // self.num_subspaces
+            bias = bias.masked_fill(item[:, None] < item, NEVER)
         kept = []
         for number, layer in enumerate(self.layers):
             query, key, value = layer.heads(x, rotation)
@@ -376,28 +353,6 @@ class MaskGR(DenseNetwork):
         else:
             table = self.head.weight.unflatten(0, (self.num_subspaces, -1))
         return table / math.sqrt(self.config.width), self.bias
-
-
-def rotations(num_tokens: int, head_width: int) -> Tensor:
-    """Cosines and sines of tokens 0, 1, ...: (num_tokens, 2, head_width / 2) (arXiv 2104.09864)."""
-    wave = LONGEST_WAVE ** (-torch.arange(0, head_width, 2) / head_width)
-    angle = torch.arange(num_tokens)[:, None] * wave
-    return torch.stack((angle.cos(), angle.sin()), dim=1)
-
-
-def rotated(x: Tensor, rotation: Tensor) -> Tensor:
-    """Turn the pairs of numbers of each token: products of two tokens know how far apart they are.
-
-    x: (n, heads, tokens, head_width); rotation: (tokens, 2, head_width / 2)
-    """
-    cosine, sine = rotation[:, 0].to(x.dtype), rotation[:, 1].to(x.dtype)
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat((first * cosine - second * sine, second * cosine + first * sine), dim=-1)
-
-
-def take_of_heads(x: Tensor, asked: Tensor) -> Tensor:
-    """(n, heads, tokens, d), (n, m) -> (n, heads, m, d): the tokens asked for."""
-    return take(x.transpose(1, 2).flatten(2), asked).unflatten(2, (x.shape[1], -1)).transpose(1, 2)
 
 
 def check_width(config: ModelConfig) -> None:

@@ -16,10 +16,12 @@ from training.errors import ConfigError
 from training.families import family_of
 from training.families.denoiser import TorchDenoiser
 from training.families.export import export_graphs
-from training.families.maskgr.model import Layer, MaskGR, rotated, rotations
+from training.families.maskgr.layer import Layer, rotated, rotations
+from training.families.maskgr.model import MaskGR
 
 L, V, D, LENGTH = 3, 7, 4, 5
 BOTH = pytest.mark.parametrize("attention", ["prefix", "full"])
+ALL = pytest.mark.parametrize("attention", ["prefix", "full", "causal"])
 
 
 def _model(attention: str, **settings: Any) -> MaskGR:
@@ -106,7 +108,45 @@ def test_every_code_and_vector_of_a_history_is_seen_from_both_sides(attention: s
     )
 
 
-@BOTH
+def test_with_causal_attention_an_item_sees_itself_and_what_is_older() -> None:
+    model = _model("causal")
+    codes, vectors, is_item = _sequences([5], items=5)
+    before = _states(model, codes, vectors, is_item)[0]
+    for item in range(4):
+        changed = codes.clone()
+        changed[0, item, 2] = (codes[0, item, 2] + 1) % V
+        moved = (_states(model, changed, vectors, is_item)[0] - before).abs().amax(dim=-1)
+        assert (moved[:item] == 0).all()
+        assert (moved[item:] > 1e-4).all()  # its own earlier codes too
+    assert model.max_horizon == 1
+
+
+def test_masked_copies_are_the_ends_of_the_sequences_before_them() -> None:
+    """All items at once as if each were the last one; also those that must not know the others."""
+    model = _model("causal")
+    random = torch.Generator().manual_seed(2)
+    codes = torch.randint(0, V, (2, 4, L), generator=random)
+    vectors = torch.randn(2, 4, D, generator=random)
+    codes[1, 3], vectors[1, 3] = V, 0  # filler at the end
+    copies = torch.where(torch.rand(codes.shape, generator=random) < 0.6, V, codes)
+    with torch.inference_mode():
+        states, lower = model.states_of_copies(codes, vectors, copies, torch.tensor([True, True]))
+        deaf, _ = model.states_of_copies(codes, vectors, copies, torch.tensor([False, True]))
+        for sequence, item in ((0, 0), (0, 1), (0, 3), (1, 1), (1, 2)):
+            cut = codes[sequence, : item + 1].clone()
+            cut[-1] = copies[sequence, item]
+            given = vectors[sequence, : item + 1].clone()
+            given[-1] = 0
+            there = torch.ones(1, item + 1, dtype=torch.bool)
+            wanted, below = model.both_states(cut[None], given[None], there)
+            assert torch.allclose(states[sequence, item], wanted[0, -1], atol=1e-5)
+            assert torch.allclose(lower[sequence, item], below[0, -1], atol=1e-5)
+            alone, _ = model.both_states(cut[None, -1:], given[None, -1:], there[:, -1:])
+            wanted = alone if sequence == 0 else wanted
+            assert torch.allclose(deaf[sequence, item], wanted[0, -1], atol=1e-5)
+
+
+@ALL
 def test_filler_changes_nothing(attention: str) -> None:
     model = _model(attention)
     codes, vectors, is_item = _sequences([3, 1], items=6)
@@ -139,7 +179,7 @@ def test_rotary_positions_know_how_far_apart_tokens_are_and_nothing_else() -> No
     assert float(rotated(one, table[[7]]).norm()) == pytest.approx(float(one.norm()), abs=1e-5)
 
 
-@BOTH
+@ALL
 @pytest.mark.parametrize("tied_head", [True, False])
 def test_two_parts_give_what_whole_sequences_give(attention: str, tied_head: bool) -> None:
     """Short, full and empty histories, more than one beam, some of the positions, any padding."""
@@ -238,7 +278,8 @@ def test_options_and_sizes_that_are_wrong_are_said() -> None:
     family = family_of("maskgr")
     family.check(ModelConfig(options={"attention": "full", "target_share": 0.25}))
     for options, said in (
-        ({"attention": "causal"}, r"model\.options\.attention: Input should be 'prefix' or 'full'"),
+        ({"attention": "no"}, r"model\.options\.attention: Input should be 'prefix', 'full' or"),
+        ({"attention": "causal", "target_share": 0.5}, "no sequence has masks anywhere"),
         ({"target_share": 2}, r"model\.options\.target_share: .* less than or equal to 1"),
         ({"decoder_layers": 2}, r"model\.options\.decoder_layers: .* has no such option"),
     ):

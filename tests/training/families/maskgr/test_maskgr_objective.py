@@ -13,6 +13,8 @@ from logs import log_of
 from service.decoding import Catalogue, SidTrie
 from training.config import FitConfig, MaskingConfig, ModelConfig
 from training.data.splits import Split, Windows
+from training.families.maskgr.causal_objective import CausalObjective
+from training.families.maskgr.masking import mask_one_item
 from training.families.maskgr.objective import MaskGRObjective, Sequences
 from training.fitting.training_loop import Trainer
 from training.preset import load_config
@@ -142,6 +144,61 @@ def test_the_loss_is_the_weighted_sum_written_out(
             expected += share * position * (total / mass if mass else 0)
             expected += share * over_rows * (of_rows / num_rows if num_rows else 0)
         assert float(found.detach()) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_with_causal_attention_every_target_of_a_segment_is_learnt(dropout: float) -> None:
+    """Each goes through the network by itself, behind the items before it."""
+    trainer = _trainer(
+        {"attention": "causal"}, position_weight=0.5, catalogue_weight=1.5, history_dropout=dropout
+    )
+    objective, model, catalogue = trainer.objective, trainer.model, trainer.trie.catalogue
+    assert isinstance(objective, CausalObjective)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+        model.repeat_bias.fill_(0.7)
+    segments = objective.segments
+    minibatch = np.arange(len(segments))
+    found = objective.loss(minibatch, 0.0, torch.Generator().manual_seed(5)).detach()
+    targets = [
+        (segment, place)
+        for segment in minibatch.tolist()
+        for place in range(int(segments.firsts[segment]), int(segments.ends[segment]))
+    ]
+    assert len(targets) == sum(len(one) - 1 for one in HISTORIES)
+    generator = torch.Generator().manual_seed(5)
+    masked, weights = mask_one_item(len(targets), L, objective.full_share, generator)
+    hears = torch.rand(len(segments), generator=generator) >= dropout
+    assert hears.all() == (dropout == 0)
+    total = mass = of_rows = 0.0
+    for (segment, place), mask, weight in zip(targets, masked, weights, strict=True):
+        start = int(segments.starts[segment]) if hears[segment] else place
+        rows = segments.rows[start : place + 1].astype(np.int64)
+        true = torch.from_numpy(catalogue.codes[rows].astype(np.int64))
+        partial = true.clone()
+        partial[-1][mask] = V
+        given = torch.from_numpy(catalogue.vectors[rows]).float()
+        given[-1] = 0
+        there = torch.ones(1, len(rows), dtype=torch.bool)
+        logits = model.logits(model.states(partial[None], given[None], there))[0, -1].detach()
+        losses = -logits.log_softmax(dim=-1).gather(-1, true[-1][:, None])[:, 0]
+        total += float(weight * losses[mask].sum())
+        mass += float(weight * mask.sum())
+        scores = torch.stack(
+            [
+                logits[torch.arange(L), codes]
+                for codes in torch.from_numpy(catalogue.codes.astype(np.int64))
+            ]
+        )[:, mask].sum(dim=1)
+        seen = segments.rows[int(segments.begins[segment]) : place].tolist() * bool(hears[segment])
+        scores[list(set(seen))] += 0.7
+        fits = (
+            torch.from_numpy(catalogue.codes.astype(np.int64))[:, ~mask] == true[-1][~mask]
+        ).all(dim=1)
+        of_rows += float(scores[fits].logsumexp(0) - scores[rows[-1]])
+    expected = 0.5 * total / mass + 1.5 * of_rows / len(targets)
+    assert float(found) == pytest.approx(expected, rel=1e-4)
 
 
 def _row_loss(

@@ -1,0 +1,88 @@
+"""What MaskGR learns with causal attention: every item of a segment, from the items before it.
+
+A step gives a masked copy of each target, and one pass through the network fills all of them, as in
+block diffusion (arXiv 2503.09573). So a segment of n items gives n - 1 next items, where masks in
+its last item give one. Knows no optimiser.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from service.decoding import SidTrie
+from training.config import FitConfig, MaskingConfig, ModelConfig
+from training.data import Segments, Split
+from training.families.losses import CatalogueSoftmax, DenseLoss, Repeats
+from training.families.maskgr.masking import mask_one_item
+from training.families.maskgr.model import MaskGR
+from training.families.maskgr.objective import weighted_loss
+from training.families.segment_objective import SegmentObjective
+
+
+class CausalObjective(SegmentObjective):
+    """The losses of `MaskGRObjective`, of all targets of these segments.
+
+    Of a target k codes are masked, k uniform in 1 .. L, with weight L / k; of a share of them all
+    (`masking.full_share` to `masking.partial_share`). With a dense head, targets whose codes are
+    all masked are also retrieved, with weight 1. Of a share `fit.history_dropout` of the segments
+    no target knows what came before it.
+    """
+
+    def __init__(
+        self,
+        model: MaskGR,
+        split: Split,
+        trie: SidTrie,
+        *,
+        model_config: ModelConfig,
+        masking: MaskingConfig,
+        config: FitConfig,
+    ) -> None:
+        self.model = model
+        self.full_share = masking.full_share / (masking.full_share + masking.partial_share)
+        segments = Segments.of(split.train, model_config.history_length)
+        super().__init__(segments, trie.catalogue, config)
+        self.catalogue_softmax = CatalogueSoftmax(trie, sampled_rows=config.sampled_rows)
+        self.dense_loss = DenseLoss(trie.catalogue, sampled_rows=config.sampled_rows)
+
+    def loss(
+        self, minibatch: NDArray[np.intp], progress: float, generator: torch.Generator
+    ) -> Tensor:
+        """Draw masks for the targets of these segments; the mean loss over targets."""
+        config, model = self.config, self.model
+        rows, is_target = map(torch.from_numpy, self.segments.arrays(minibatch, filler=self.filler))
+        is_target = F.pad(is_target, (1, 0))  # of the item itself
+        segment, place = is_target.nonzero(as_tuple=True)
+        masked, weights = mask_one_item(len(place), self.codes.shape[1], self.full_share, generator)
+        hears = torch.rand(len(rows), generator=generator) >= config.history_dropout
+        codes, targets = self.codes[rows], rows[is_target]
+        copies = codes.clone()
+        copies[is_target] = torch.where(masked, model.num_codes, codes[is_target])
+        with self.precision():
+            states, lower = model.states_of_copies(codes, self.vectors[rows].float(), copies, hears)
+            logits = model.logits(states[is_target]).float()
+        loss = torch.zeros(())
+        if config.position_weight:
+            loss = loss + config.position_weight * weighted_loss(
+                logits,
+                self.codes[targets],
+                masked,
+                weights,
+                label_smoothing=config.label_smoothing,
+            )
+        if config.catalogue_weight:
+            seen = self.segments.seen(minibatch, segment.numpy(), place.numpy() - 1)
+            seen_rows, samples = map(torch.from_numpy, seen)
+            known = hears[segment[samples]]
+            repeats = Repeats(seen_rows[known], samples[known], model.repeat_bias)
+            over_rows = self.catalogue_softmax.loss(logits, targets, masked, repeats)
+            loss = loss + config.catalogue_weight * over_rows
+        if model.dense is not None:
+            whole = masked.all(dim=1)
+            queries = model.queries(lower[is_target][whole].float())
+            loss = loss + self.dense_loss.loss(queries, targets[whole])
+        return loss
