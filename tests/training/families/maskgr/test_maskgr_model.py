@@ -250,9 +250,10 @@ def test_items_to_fill_see_each_other_and_a_single_one_is_as_ever(attention: str
     assert np.abs(found[:, 0, :L] - found[:, 0, L:]).max() > 1e-3  # the slots are not alike
 
 
-def test_the_exported_graphs_of_full_attention_agree_with_torch() -> None:
-    """And without vectors. Graphs of the other kind are exported in test_served."""
-    model = _model("full", item_vectors=False, encoder_layers=1)
+@pytest.mark.parametrize(("attention", "layers"), [("full", 1), ("causal", 2)])
+def test_the_exported_graphs_agree_with_torch(attention: str, layers: int) -> None:
+    """And without vectors. Graphs of attention prefix are exported in test_served."""
+    model = _model(attention, item_vectors=False, encoder_layers=layers)
     encoder, decoder, difference, _ = export_graphs(model)
     assert difference < 1e-5
     shipped = OnnxDenoiser(
