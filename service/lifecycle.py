@@ -240,11 +240,21 @@ class Lifecycle:
             self.metrics.bundle_operations.labels("reload", result).inc()
 
     async def _watch_configured(self) -> None:
-        """Keep `configured` current: what a restart would load changes with the store."""
+        """Keep `configured` current: what a restart would load changes with the store.
+
+        Only a change of it is followed: who has rolled back keeps that. A reload that failed is
+        tried again.
+        """
+        followed = self.configured
         while True:
             await asyncio.sleep(LOOK_EVERY_S)
             with suppress(UnmaskError, OSError):
                 _, self.configured = await TimedThreads(None).wait_for(self._look)
+            if self.configured != followed and self.has_drifted:
+                if self.settings.follow_bundle:
+                    self.reload_soon()
+            else:
+                followed = self.configured
 
     def _look(self) -> tuple[Path, str]:
         """The folder and name@version that UNMASK_BUNDLE names. In a thread: disks may hang."""
