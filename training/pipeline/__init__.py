@@ -4,11 +4,11 @@ Knows the order of things and the folders they are in. How anything is learnt, m
 belongs to the rooms below.
 
 Reading order: `run` (the stages), `run_folder` (what is made from stages that are done),
-`warm_start` (a run that begins where another one ended), `nightly` (run, gate, promotion, old
+`warm_start` (a run that begins where another one ended), `night` (run, gate, promotion, old
 versions), `night_log` (what became of each night).
 """
 
-from training.pipeline.nightly import NightPlan, nightly
+from training.pipeline.night import NightPlan, nightly
 from training.pipeline.run import dataset_key, run
 from training.pipeline.run_folder import (
     catalogue_of,

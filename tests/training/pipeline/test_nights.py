@@ -20,7 +20,7 @@ from training.data import Dataset, load_dataset
 from training.errors import ConfigError, DataError
 from training.pipeline import NightPlan, nightly, run
 from training.pipeline.night_log import Entry, NightLog
-from training.pipeline.nightly import _alone
+from training.pipeline.night import _alone
 from training.pipeline.warm_start import warm_start
 from training.preset import load_config
 
@@ -142,17 +142,13 @@ def test_what_learns_nothing_is_refused_and_force_does_not_help(
 def test_a_bundle_that_lost_what_its_trial_knew_is_refused(
     folder: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def spoiled(*arguments: object, **options: object) -> object:
-        return np.zeros(120, bool) if len(asked) == 2 else np.ones(120, bool)
-
     asked: list[str] = []
 
     def found_by(bundle: Bundle, *arguments: object, **options: object) -> object:
-        found = spoiled()
         asked.append(bundle.manifest.ref)
-        return found
+        return np.full(120, asked[-1].endswith("-trial"))
 
-    monkeypatch.setattr("training.pipeline.nightly.found_by", found_by)
+    monkeypatch.setattr("training.pipeline.night.found_by", found_by)
     entry, _ = a_night(folder, dataset, "2026-11-29", "bundle.held_out_users=19")
     assert [ref.endswith("-trial") for ref in asked] == [True, True, False]
     assert entry.verdict == "refused"
