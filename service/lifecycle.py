@@ -125,6 +125,7 @@ class Lifecycle:
         self.failure: StartError | None = None
         self.on_failure: Callable[[], None] = lambda: None
         self.configured: str | None = None  # name@version that UNMASK_BUNDLE names
+        self._followed: str | None = None  # the last of these that was activated for that
         self.experiment: Experiment | None = None
         self.loaded_bundles = LoadedBundles(self._load, metrics, settings.load_timeout_s)
         self._starting: str | None = "starting"
@@ -231,7 +232,7 @@ class Lifecycle:
             await self.loaded_bundles.load(path, ref)
             await self.changes.replay()
             await self.loaded_bundles.activate(ref)
-            self.configured, result = ref, "done"
+            self.configured, self._followed, result = ref, ref, "done"
         except UnmaskError as error:
             log.error("reload_failed", reason=str(error), still=self.loaded_bundles.active.ref)
         except Exception:  # the next reload may succeed
@@ -242,19 +243,15 @@ class Lifecycle:
     async def _watch_configured(self) -> None:
         """Keep `configured` current: what a restart would load changes with the store.
 
-        Only a change of it is followed: who has rolled back keeps that. A reload that failed is
-        tried again.
+        Each is followed once: who has rolled back since keeps that. A reload that failed is tried
+        again.
         """
-        followed = self.configured
         while True:
             await asyncio.sleep(LOOK_EVERY_S)
             with suppress(UnmaskError, OSError):
                 _, self.configured = await TimedThreads(None).wait_for(self._look)
-            if self.configured != followed and self.has_drifted:
-                if self.settings.follow_bundle:
-                    self.reload_soon()
-            else:
-                followed = self.configured
+            if self.settings.follow_bundle and self.configured != self._followed:
+                self.reload_soon()
 
     def _look(self) -> tuple[Path, str]:
         """The folder and name@version that UNMASK_BUNDLE names. In a thread: disks may hang."""
@@ -328,7 +325,7 @@ class Lifecycle:
     async def _load_bundles(self) -> None:
         self._starting = "loading_bundle"
         await self.loaded_bundles.start(await self.loaded_bundles.in_time(self._configured_path))
-        self.configured = self.loaded_bundles.active.ref
+        self.configured = self._followed = self.loaded_bundles.active.ref
         for variant in self.experiment.variants if self.experiment else ():
             if variant.bundle:
                 path = stored_path(self.settings.bundles_dir, variant.bundle)

@@ -115,7 +115,10 @@ def _judged(
     log: NightLog,
     console: Console,
 ) -> Entry:
-    """Compare, unless this was done before; then promote or not."""
+    """Compare, unless this was done before; then promote or not.
+
+    What could not be compared is tried again, and said again only for another reason.
+    """
     in_service_ref = reference_at(serving)
     fields = {
         "night": plan.night,
@@ -124,15 +127,17 @@ def _judged(
         "in_service": in_service_ref,
         "margin": plan.margin,
     }
-    entry = next(
+    before = next(
         (one for one in reversed(log.read()) if fields.items() <= asdict(one).items()), None
     )
-    if entry is None:
-        entry = _compared(config, dataset, plan, serving, run_of_serving, fields)
-        if entry.verdict != "promoted":
-            log.append(entry)
-    else:
+    if before is not None and before.compared is not None:
         console.print("compared before")
+        entry = before
+    else:
+        entry = _compared(config, dataset, plan, serving, run_of_serving, fields)
+        is_news = before is None or before.why != entry.why
+        if entry.verdict != "promoted" and is_news:
+            log.append(entry)
     console.print(f"{entry.verdict}: {entry.why}", markup=False)
     if entry.verdict == "promoted" or (entry.verdict == "undecided" and plan.force):
         return _promoted(plan, candidate, log, console, entry.why, entry)

@@ -19,8 +19,8 @@ from training.__main__ import main
 from training.data import Dataset, load_dataset
 from training.errors import ConfigError, DataError
 from training.pipeline import NightPlan, nightly, run
-from training.pipeline.night_log import Entry, NightLog
 from training.pipeline.night import _alone
+from training.pipeline.night_log import Entry, NightLog
 from training.pipeline.warm_start import warm_start
 from training.preset import load_config
 
