@@ -138,6 +138,7 @@ class Lifecycle:
         self._recommender: Recommender | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._reload_wanted = asyncio.Event()
+        self._reloading = asyncio.Lock()
         metrics.build_info.labels(VERSION).set(1)
         metrics.ready.set_function(lambda: not self.not_ready)
         metrics.draining.set_function(lambda: self.draining)
@@ -227,18 +228,19 @@ class Lifecycle:
 
     async def _reload(self) -> None:
         result = "failed"
-        try:
-            path, ref = await self.loaded_bundles.in_time(self._look)
-            await self.loaded_bundles.load(path, ref)
-            await self.changes.replay()
-            await self.loaded_bundles.activate(ref)
-            self.configured, self._followed, result = ref, ref, "done"
-        except UnmaskError as error:
-            log.error("reload_failed", reason=str(error), still=self.loaded_bundles.active.ref)
-        except Exception:  # the next reload may succeed
-            log.exception("reload_failed", still=self.loaded_bundles.active.ref)
-        finally:
-            self.metrics.bundle_operations.labels("reload", result).inc()
+        async with self._reloading:
+            try:
+                path, ref = await self.loaded_bundles.in_time(self._look)
+                await self.loaded_bundles.load(path, ref)
+                await self.changes.replay()
+                await self.loaded_bundles.activate(ref)
+                self.configured, self._followed, result = ref, ref, "done"
+            except UnmaskError as error:
+                log.error("reload_failed", reason=str(error), still=self.loaded_bundles.active.ref)
+            except Exception:  # the next reload may succeed
+                log.exception("reload_failed", still=self.loaded_bundles.active.ref)
+            finally:
+                self.metrics.bundle_operations.labels("reload", result).inc()
 
     async def _watch_configured(self) -> None:
         """Keep `configured` current: what a restart would load changes with the store.
@@ -251,7 +253,7 @@ class Lifecycle:
             with suppress(UnmaskError, OSError):
                 _, self.configured = await TimedThreads(None).wait_for(self._look)
             if self.settings.follow_bundle and self.configured != self._followed:
-                self.reload_soon()
+                await self._reload()  # nothing is looked up meanwhile, so once is enough
 
     def _look(self) -> tuple[Path, str]:
         """The folder and name@version that UNMASK_BUNDLE names. In a thread: disks may hang."""

@@ -56,11 +56,11 @@ def test_two_nights_and_a_spoiled_one_fail_no_request(
 
         def asking(user: int) -> Callable[[httpx.Client, int], None]:
             def ask(client: httpx.Client, number: int) -> None:
-                body = {"user_id": f"user-{user}", "history": [f"item-{number % 50:02}"]}
+                body = {"user_id": f"user-{user}", "history": [f"item-{1 + number % 50:02}"]}
                 answer = client.post("/recommend", json=body)
                 assert answer.status_code == 200, answer.text
                 told = answer.json()
-                assert not told["degraded"]
+                assert not told["degraded"], told["degraded_reasons"]
                 bundles.add(told["bundle"])
 
             return ask
@@ -68,7 +68,7 @@ def test_two_nights_and_a_spoiled_one_fail_no_request(
         def serves(bundle: object) -> bool:
             return "active" in service.roles().get(str(bundle), [])
 
-        with steady_load(service.client.base_url, [asking(0), asking(1)], pause_s=0.05) as load:
+        with steady_load(service.client.base_url, [asking(0), asking(1)], pause_s=0.1) as load:
             assert serves(first["candidate"])
             assert service.client.get(f"/items/{NEW}").status_code == 404
             for user in range(USERS):
@@ -102,7 +102,8 @@ def test_two_nights_and_a_spoiled_one_fail_no_request(
         failed = [
             (name, value)
             for name, value in service.samples().items()
-            if name.startswith("unmask_http_requests_total") and 'status="5' in name and value
+            if name.startswith("unmask_http_requests_total") and "/health" not in name
+            if value and ('status="5' in name or 'status="429"' in name)
         ]
         assert not failed
     lines = (store / "shop" / "nights.jsonl").read_text().splitlines()
