@@ -287,7 +287,7 @@ def test_the_settings_exist_and_are_taken(rendered: Render, name: str) -> None:
     ours = {variable: value for variable, value in env.items() if variable.startswith(PREFIX)}
     fields = {variable.removeprefix(PREFIX).lower(): value for variable, value in ours.items()}
     secrets = [field for field, value in fields.items() if value is None]
-    stand_ins = {field: "redis://r:6379/0" if "url" in field else 8 * "x" for field in secrets}
+    stand_ins = {field: "redis://r:6379/0" if "url" in field else 32 * "x" for field in secrets}
     settings = Settings(**{**fields, **stand_ins})
     assert settings.host == "0.0.0.0"
     assert settings.history_ttl_s == 7776000
