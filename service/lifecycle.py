@@ -125,6 +125,7 @@ class Lifecycle:
         self.failure: StartError | None = None
         self.on_failure: Callable[[], None] = lambda: None
         self.configured: str | None = None  # name@version that UNMASK_BUNDLE names
+        self._followed: str | None = None  # the last of these that was activated for that
         self.experiment: Experiment | None = None
         self.loaded_bundles = LoadedBundles(self._load, metrics, settings.load_timeout_s)
         self._starting: str | None = "starting"
@@ -137,6 +138,7 @@ class Lifecycle:
         self._recommender: Recommender | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._reload_wanted = asyncio.Event()
+        self._reloading = asyncio.Lock()
         metrics.build_info.labels(VERSION).set(1)
         metrics.ready.set_function(lambda: not self.not_ready)
         metrics.draining.set_function(lambda: self.draining)
@@ -226,25 +228,32 @@ class Lifecycle:
 
     async def _reload(self) -> None:
         result = "failed"
-        try:
-            path, ref = await self.loaded_bundles.in_time(self._look)
-            await self.loaded_bundles.load(path, ref)
-            await self.changes.replay()
-            await self.loaded_bundles.activate(ref)
-            self.configured, result = ref, "done"
-        except UnmaskError as error:
-            log.error("reload_failed", reason=str(error), still=self.loaded_bundles.active.ref)
-        except Exception:  # the next reload may succeed
-            log.exception("reload_failed", still=self.loaded_bundles.active.ref)
-        finally:
-            self.metrics.bundle_operations.labels("reload", result).inc()
+        async with self._reloading:
+            try:
+                path, ref = await self.loaded_bundles.in_time(self._look)
+                await self.loaded_bundles.load(path, ref)
+                await self.changes.replay()
+                await self.loaded_bundles.activate(ref)
+                self.configured, self._followed, result = ref, ref, "done"
+            except UnmaskError as error:
+                log.error("reload_failed", reason=str(error), still=self.loaded_bundles.active.ref)
+            except Exception:  # the next reload may succeed
+                log.exception("reload_failed", still=self.loaded_bundles.active.ref)
+            finally:
+                self.metrics.bundle_operations.labels("reload", result).inc()
 
     async def _watch_configured(self) -> None:
-        """Keep `configured` current: what a restart would load changes with the store."""
+        """Keep `configured` current: what a restart would load changes with the store.
+
+        Each is followed once: who has rolled back since keeps that. A reload that failed is tried
+        again.
+        """
         while True:
             await asyncio.sleep(LOOK_EVERY_S)
             with suppress(UnmaskError, OSError):
                 _, self.configured = await TimedThreads(None).wait_for(self._look)
+            if self.settings.follow_bundle and self.configured != self._followed:
+                await self._reload()  # nothing is looked up meanwhile, so once is enough
 
     def _look(self) -> tuple[Path, str]:
         """The folder and name@version that UNMASK_BUNDLE names. In a thread: disks may hang."""
@@ -318,7 +327,7 @@ class Lifecycle:
     async def _load_bundles(self) -> None:
         self._starting = "loading_bundle"
         await self.loaded_bundles.start(await self.loaded_bundles.in_time(self._configured_path))
-        self.configured = self.loaded_bundles.active.ref
+        self.configured = self._followed = self.loaded_bundles.active.ref
         for variant in self.experiment.variants if self.experiment else ():
             if variant.bundle:
                 path = stored_path(self.settings.bundles_dir, variant.bundle)

@@ -189,6 +189,11 @@ class Settings(BaseSettings):
         description="Bundle to serve: name@version, a name (its newest version), "
         "or the path of a bundle directory.",
     )
+    follow_bundle: bool = Field(
+        False,
+        description="Load and activate another bundle as soon as `UNMASK_BUNDLE` names one, looked "
+        "up every ten seconds; without it on SIGHUP only.",
+    )
     bundle_key: BundleKey | None = Field(
         None,
         description="Key that bundles must be signed with, by `python -m training promote` with "

@@ -1,8 +1,9 @@
 """Command line of the training package: `python -m training --help`.
 
 Progress and tables go to standard error; the last line on standard output is one JSON document.
-Exit status: 0 done, 1 failed (with a sentence), 2 wrong arguments. A command imports the rooms that
-it needs when it runs: torch alone takes seconds, and `--help` needs none of them.
+Exit status: 0 done, 1 failed (with a sentence), 2 wrong arguments; of `nightly` also 3 and 4. A
+command imports the rooms that it needs when it runs: torch alone takes seconds, and `--help` needs
+none of them.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import json
 import os
 import shlex
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -39,7 +41,7 @@ PUBLIC_DATASETS = (
     *("amazon2014-beauty", "amazon2014-sports", "amazon2014-toys"),
     *("ml-1m", "ml-latest-small"),
 )
-FAMILIES = ("maskgr", "tiger")  # presets that are compared with the configured run by default
+EXIT_STATUS = {"refused": 3, "undecided": 4}  # of a night
 console = data_console()
 
 DataOption = Annotated[
@@ -91,6 +93,48 @@ def run_command(
     return {"out": str(out), **run(config, dataset, out, console, until=until)}
 
 
+@app.command("nightly")
+def nightly_command(
+    out: Annotated[Path, typer.Option(help="folder of all nights; each has a run in it, by date")],
+    store: Annotated[Path, typer.Option(help="store the service reads")] = Path("models_store"),
+    data: DataOption = None,
+    interactions: InteractionsOption = None,
+    items: ItemsOption = None,
+    embeddings: EmbeddingsOption = None,
+    preset: PresetOption = "default",
+    overrides: SetOption = None,
+    night: Annotated[
+        str | None, typer.Option(help="its date  [default: today, in UTC]", show_default=False)
+    ] = None,
+    margin: Annotated[
+        float, typer.Option(min=0, max=1, help="largest loss that is accepted, as a share")
+    ] = 0.05,
+    keep: Annotated[
+        int, typer.Option(min=2, help="versions in the store, and nights, that stay")
+    ] = 7,
+    warm_start: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="share of a fit, from what is in service; 0 = fit anew"),
+    ] = 0.0,
+    force: Annotated[bool, typer.Option("--force", help="promote what is undecided")] = False,
+) -> dict[str, Any]:
+    """Train, compare with the bundle in service, and promote what is as good. Run again to resume.
+
+    Exit status: 0 promoted, now or before; 3 refused; 4 undecided.
+    """
+    check_folder("--out", out)
+    check_folder("--store", store)
+    check_runtime()
+    from training.pipeline import NightPlan, nightly
+
+    night = night or f"{datetime.now(UTC):%Y-%m-%d}"
+    key = os.environ.get("UNMASK_BUNDLE_KEY")
+    plan = NightPlan(night, out, store, margin, keep, warm_start, force, key)
+    config = load_config(preset, overrides)
+    dataset = _read(config, data, interactions, items, embeddings)
+    return asdict(nightly(config, dataset, plan, console))
+
+
 @app.command("evaluate")
 def evaluate_command(
     bundle: Annotated[Path, typer.Option(help="folder of the bundle")],
@@ -116,10 +160,8 @@ def evaluate_command(
     check_folder("--out", out)
     check_runtime()
     from service.bundles import Bundle
-    from training.baselines import ranks_by_content
-    from training.bundling import check_not_promoted, choose_default
-    from training.bundling import set_default as write_default
-    from training.evaluation import check_data, check_horizon, evaluate_bundle
+    from training.bundling import check_not_promoted
+    from training.pipeline import evaluate_again
 
     loaded = Bundle.load(bundle, precision=precision)
     if set_default:
@@ -127,29 +169,8 @@ def evaluate_command(
     recorded = recorded_config(loaded.manifest.facts.get("config"))
     config = validate_config(recorded, overrides, source=f"bundle {bundle}")
     dataset = _read(config, data, interactions, items, embeddings)
-    check_data(loaded, dataset)
-    if horizon > 1:
-        check_horizon(loaded, dataset, horizon)
-    grid = choose_default(
-        loaded.decoder,
-        dataset,
-        config,
-        console,
-        autoregressive=loaded.manifest.autoregressive,
-        history_dropout=loaded.manifest.history_dropout,
-    )
-    if set_default:
-        loaded = replace(loaded, manifest=write_default(bundle, grid))
-    return evaluate_bundle(
-        loaded,
-        dataset,
-        config.evaluation,
-        out,
-        console,
-        grid=grid.as_json(),
-        ranks_by_content=ranks_by_content,
-        horizon=horizon,
-    )
+    change = bundle if set_default else None
+    return evaluate_again(loaded, dataset, config, out, console, horizon=horizon, change=change)
 
 
 @app.command("independence")
@@ -260,39 +281,12 @@ def compare_command(
     """The run, its schedules and the baselines on one split: comparison.md, .csv, .png, .svg."""
     check_folder("--out", out)
     check_runtime()
-    from training.baselines import BERT4RecConfig, SASRecConfig, published_sasrec
-    from training.comparison import (
-        FAMILY_TABLES,
-        MAIN_TABLES,
-        Origin,
-        Plan,
-        compare,
-        find_system,
-        row_name,
-    )
-    from training.pipeline import family_of_run
+    from training.comparison import Origin, Plan, compare
 
     config = load_config(preset, overrides)
-    asked = frozenset(tables) if tables else MAIN_TABLES
-    if family_of_run(config).autoregressive and not asked <= FAMILY_TABLES:
-        raise ConfigError(
-            f"model.family={config.model.family}: these tables hold schedules against each other, "
-            "and this family fills one position a call; use --table families, or run and evaluate"
-        )
-    first = row_name(Path(preset).stem)
-    presets = dict.fromkeys(families or sorted({*FAMILIES} - {first}) * bool(asked & FAMILY_TABLES))
-    threads = config.fit.threads
-    plan = Plan(
-        sasrec=(SASRecConfig(threads=threads), published_sasrec(threads=threads)),
-        bert4rec=BERT4RecConfig(threads=threads),
-        seeds=seeds,
-        tables=asked,
-        given=tuple(find_system(reference) for reference in dict.fromkeys(systems or [])),
-        families={Path(name).stem: load_config(name, overrides) for name in presets},
-        first=first,
+    plan = Plan.of(
+        config, preset, tables or (), seeds, systems or (), families or (), overrides or ()
     )
-    if len(plan.families) < len(presets):
-        raise ConfigError("--family: two presets have the same name; give one file another one")
     dataset = _read(config, data, interactions, items, embeddings)
     source = interactions or data or Path()  # without both _read has raised
     command = shlex.join(["python", "-m", "training", *sys.argv[1:]])
@@ -443,6 +437,7 @@ def main() -> int:
         return 130
     if isinstance(result, dict):
         print(json.dumps(result))
+        return EXIT_STATUS.get(str(result.get("verdict")), 0)
     return 0
 
 

@@ -82,6 +82,11 @@ def read_record(out: Path, name: StageName) -> dict[str, Any] | None:
     return record if known and isinstance(record["files"], dict) else None
 
 
+def key_of(parts: list[str]) -> str:
+    """One key for all of these."""
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
 def damage_of(name: StageName, folder: Path, record: dict[str, Any]) -> str | None:
     """What is wrong with the files of a finished stage; None if nothing is.
 

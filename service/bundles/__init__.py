@@ -24,10 +24,18 @@ from service.bundles.manifest import (
     one_line,
     write_manifest,
 )
-from service.bundles.store import configured_path, existing_path, reference_at, stored_path
+from service.bundles.store import (
+    CURRENT,
+    configured_path,
+    existing_path,
+    reference_at,
+    stored_path,
+    versions_of,
+)
 
 __all__ = [
     "CONTENT_TEXT",
+    "CURRENT",
     "HISTORY_CAP",
     "REFERENCE",
     "AttributeType",
@@ -52,6 +60,7 @@ __all__ = [
     "text_of",
     "type_of",
     "verify",
+    "versions_of",
     "write_bundle",
     "write_manifest",
 ]

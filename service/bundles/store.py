@@ -73,10 +73,11 @@ def _say_skipped(manifest: Path) -> None:
     log.warning("bundle_skipped", manifest=str(manifest), reason="not readable")
 
 
-def _newest(store: Path, name: str) -> Path:
+def versions_of(store: Path, name: str) -> list[str]:
+    """The versions of a bundle in a store, newest first: by the dates in their manifests."""
     versions: list[tuple[str, str]] = []  # created_at, version
     for manifest in (store / name).glob("*/manifest.json"):
-        if manifest.parent.name.startswith("."):  # a bundle that is being written
+        if manifest.parent.name.startswith("."):  # a bundle that is being written or removed
             continue
         try:
             created_at = str(read_fields(manifest.parent)["created_at"])
@@ -84,9 +85,14 @@ def _newest(store: Path, name: str) -> Path:
             _say_skipped(manifest)
             continue
         versions.append((created_at, manifest.parent.name))
+    return [version for _, version in sorted(versions, reverse=True)]
+
+
+def _newest(store: Path, name: str) -> Path:
+    versions = versions_of(store, name)
     if not versions:
         raise BundleInvalid(
             f"there is no bundle {name!r} in {store} with a readable manifest.json; "
             "set UNMASK_BUNDLE or UNMASK_BUNDLES_DIR"
         )
-    return store / name / max(versions)[1]
+    return store / name / versions[0]

@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import types
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ import pytest
 import yaml
 from promql import exposed
 
+import training.__main__ as training
+from service.histories.transfer import command_parser
 from service.http.app import create_app
 from service.lifecycle import Lifecycle
 from service.settings import PREFIX, Settings
@@ -90,6 +93,27 @@ VALUES: dict[str, Values] = {
     "claim": {
         "bundle": {"claim": "bundles", "name": "beauty"},
         "networkPolicy": {"enabled": False},
+    },
+    "nightly": {
+        "bundle": {"claim": "bundles", "name": "shop"},
+        "nightly": {
+            "enabled": True,
+            "dataClaim": "log",
+            "runsClaim": "runs",
+            "image": "registry.example/unmask:train",
+            "set": ["interactions.targets=['purchase']"],
+            "warmStart": 0.25,
+        },
+        "secret": {
+            "keys": [
+                "UNMASK_REDIS_URL",
+                "UNMASK_API_KEYS",
+                "UNMASK_ADMIN_KEYS",
+                "UNMASK_BUNDLE_KEY",
+            ]
+        },
+        "settings": {"UNMASK_EVENT_LOG_DAYS": 40},
+        "nodeSelector": {"kubernetes.io/arch": "amd64"},
     },
 }
 each_values = pytest.mark.parametrize("name", VALUES)
@@ -229,6 +253,7 @@ def test_what_is_there_when(rendered: Render) -> None:
     assert set(rendered("cpu")) == set(rendered("gpu")) == always
     assert set(rendered("all")) == always | OPERATORS | {"HorizontalPodAutoscaler", "ConfigMap"}
     assert set(rendered("claim")) == always - {"NetworkPolicy"}
+    assert set(rendered("nightly")) == always | {"CronJob"}
 
 
 @each_values
@@ -262,7 +287,7 @@ def test_the_settings_exist_and_are_taken(rendered: Render, name: str) -> None:
     ours = {variable: value for variable, value in env.items() if variable.startswith(PREFIX)}
     fields = {variable.removeprefix(PREFIX).lower(): value for variable, value in ours.items()}
     secrets = [field for field, value in fields.items() if value is None]
-    stand_ins = {field: "redis://r:6379/0" if "url" in field else 8 * "x" for field in secrets}
+    stand_ins = {field: "redis://r:6379/0" if "url" in field else 32 * "x" for field in secrets}
     settings = Settings(**{**fields, **stand_ins})
     assert settings.host == "0.0.0.0"
     assert settings.history_ttl_s == 7776000
@@ -442,7 +467,7 @@ def test_the_bundle_is_where_the_service_looks(rendered: Render, name: str) -> N
         assert env_of(documents)["UNMASK_BUNDLE"] == "demo"
         return
     [volume] = [volume for volume in pod["volumes"] if volume["name"] == at[folder]]
-    if name == "claim":
+    if name in ("claim", "nightly"):
         assert volume["persistentVolumeClaim"] == {"claimName": "bundles", "readOnly": True}
         return
     assert "emptyDir" in volume
@@ -576,6 +601,80 @@ def test_prometheus_takes_the_adapters_query(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+# --- every night ----------------------------------------------------------------------------------
+
+
+def test_the_night_is_a_command_that_exists_and_is_not_tried_again_in_vain(
+    rendered: Render, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The commands' own parsers read what the job runs; its statuses are those of the command."""
+    documents = rendered("nightly")
+    job = documents["CronJob"]["spec"]["jobTemplate"]["spec"]
+    pod = job["template"]["spec"]
+    [export], [nightly] = pod["initContainers"], pod["containers"]
+    assert export["command"][:3] == ["python", "-m", "service"]
+    asked = command_parser().parse_args(export["command"][3:])
+    assert asked.command == "export_events"
+    assert nightly["image"] == "registry.example/unmask:train"
+    assert 'ENTRYPOINT ["python", "-m", "training"]' in DOCKERFILE
+    told: dict[str, Any] = {}
+    monkeypatch.setattr(training, "_read", lambda *arguments: None)
+    monkeypatch.setattr(training, "check_folder", lambda *arguments: None)
+
+    def night(config: Any, dataset: None, plan: Any, console: Any) -> Any:
+        told.update(plan=plan, config=config)
+        return types.SimpleNamespace()
+
+    monkeypatch.setattr("training.pipeline.nightly", night)
+    monkeypatch.setattr(training, "asdict", lambda entry: {"verdict": "undecided"})
+    monkeypatch.setattr("sys.argv", ["training", *nightly["args"]])
+    statuses = job["podFailurePolicy"]["rules"][0]["onExitCodes"]["values"]
+    assert training.main() in statuses
+    assert set(training.EXIT_STATUS.values()) == set(statuses)
+    plan, config = told["plan"], told["config"]
+    assert (plan.margin, plan.keep, plan.warm_share) == (0.05, 7, 0.25)
+    assert config.bundle.name == env_of(documents)["UNMASK_BUNDLE"] == "shop"
+    assert config.interactions.targets == ("purchase",)
+    at = {one["name"]: one["mountPath"] for one in nightly["volumeMounts"]}
+    assert [str(plan.store), str(plan.out)] == [at["models-store"], at["runs"]]
+    assert str(asked.days).startswith(at["data"] + "/interactions")
+    writes = {one["name"] for one in nightly["volumeMounts"] if not one.get("readOnly")}
+    assert writes == {"runs", "models-store", "tmp"}
+
+
+def test_the_night_reads_and_writes_what_the_service_has(rendered: Render) -> None:
+    documents = rendered("nightly")
+    job, pod = documents["CronJob"]["spec"]["jobTemplate"]["spec"], pod_of(documents)
+    template = job["template"]
+    of_job = template["spec"]
+    assert of_job["securityContext"] == pod["securityContext"]
+    assert of_job["enableServiceLinks"] is of_job["automountServiceAccountToken"] is False
+    [export] = of_job["initContainers"]
+    assert export["image"] == service_of(documents)["image"]
+    for container in (export, *of_job["containers"]):
+        assert container["securityContext"] == service_of(documents)["securityContext"]
+    claims = {one["name"]: one.get("persistentVolumeClaim") for one in of_job["volumes"]}
+    assert claims["models-store"] == {"claimName": "bundles"}
+    env = {one["name"]: one for one in export["env"]}
+    assert env["UNMASK_EVENT_LOG_DAYS"]["value"] == "40"
+    assert env["UNMASK_REDIS_URL"]["valueFrom"]["secretKeyRef"]["key"] == "UNMASK_REDIS_URL"
+    [key] = of_job["containers"][0]["env"]
+    assert key["name"] == "UNMASK_BUNDLE_KEY"
+    assert env_of(documents)["UNMASK_FOLLOW_BUNDLE"] == "true"
+    assert "UNMASK_FOLLOW_BUNDLE" not in env_of(rendered("claim"))
+    selected = documents["Service"]["spec"]["selector"]
+    assert not selected.items() <= template["metadata"]["labels"].items()
+
+
+def test_the_name_of_a_night_is_short_enough(helm: Helm) -> None:
+    """A CronJob's has at most 52 letters."""
+    for release in ("unmask", "r" * 53):
+        documents = helm.documents(VALUES["nightly"], release=release)
+        [name] = [one["metadata"]["name"] for one in documents if one["kind"] == "CronJob"]
+        assert len(name) <= 52
+        assert name.endswith("-nightly")
+
+
 # --- refusals -------------------------------------------------------------------------------------
 
 
@@ -605,6 +704,16 @@ def test_prometheus_takes_the_adapters_query(tmp_path: Path) -> None:
             "or both",
         ),
         ({"autoscaling": {"minReplicas": 11}}, "above"),
+        ({"nightly": {"enabled": True}}, "nightly needs"),
+        ({"nightly": {"keep": 1}}, "keep"),
+        ({"nightly": {"set": ["bundle.name=x"]}}, "set"),
+        (
+            {
+                "bundle": {"claim": "b", "name": "shop@1"},
+                "nightly": {"enabled": True, "dataClaim": "d", "runsClaim": "r"},
+            },
+            "without a version",
+        ),
     ],
 )
 def test_a_mistake_in_the_values_is_refused(helm: Helm, values: Values, complaint: str) -> None:

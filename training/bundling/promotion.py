@@ -1,4 +1,4 @@
-"""A bundle after its run: a new default setting, and the copy into a store.
+"""A bundle after its run: a new default setting, the copy into a store, and the end of old copies.
 
 A bundle in a store never changes, because services may be serving it and its version stands for
 its bytes. Promotion is approval: if there is a key, the bundle is signed here. Knows nothing of
@@ -8,9 +8,17 @@ how a bundle was made.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
-from service.bundles import Manifest, verify, write_manifest
+from service.bundles import (
+    CURRENT,
+    Manifest,
+    configured_path,
+    verify,
+    versions_of,
+    write_manifest,
+)
 from training.errors import DataError
 from training.evaluation import Grid
 
@@ -58,3 +66,46 @@ def promote(bundle: Path, store: Path, key: str | None = None) -> tuple[Manifest
     manifest = verify(temporary, key)
     temporary.rename(target)
     return manifest, target
+
+
+def in_service(store: Path, name: str) -> Path | None:
+    """The folder of the version that a service loads by this name; None if there is no version.
+
+    Raises BundleInvalid if that cannot be told.
+    """
+    has_any = versions_of(store, name) or (store / name / CURRENT).exists()
+    return configured_path(store, name) if has_any else None
+
+
+def put_in_service(path: Path) -> None:
+    """Let the name of a promoted bundle mean this version, where it does not by its date.
+
+    It does not if `<name>/current` names another one, or if a newer one was promoted meanwhile.
+    """
+    folder = path.parent
+    if configured_path(folder.parent, folder.name) != path:
+        temporary = folder / f".{CURRENT}.part"
+        temporary.write_text(f"{path.name}\n")
+        temporary.replace(folder / CURRENT)
+
+
+def prune(store: Path, name: str, keep: int, removable: Collection[str]) -> list[str]:
+    """Remove old versions of a bundle from a store; the versions removed.
+
+    Those stay: the `keep` newest, the one in service, and the one before it, which a rollback
+    needs. removable: no others are removed
+    A replica reads the version that the name meant when it began. So call this before a promotion
+    and not after it: then what is removed here was not in service since the promotion before.
+    """
+    for half_removed in (store / name).glob(".*.removed"):
+        shutil.rmtree(half_removed)
+    versions, serving = versions_of(store, name), in_service(store, name)
+    kept = set(versions[:keep])
+    if serving is not None and serving.name in versions:
+        place = versions.index(serving.name)
+        kept.update(versions[place : place + 2])
+    removed = [version for version in versions if version in removable and version not in kept]
+    for version in removed:
+        hidden = (store / name / version).rename(store / name / f".{version}.removed")
+        shutil.rmtree(hidden)
+    return removed

@@ -7,17 +7,7 @@ Reading order: `comparison` (which tables), `ranked_systems` (every system, rank
 `plot`, `document`.
 """
 
-from training.comparison.comparison import FAMILY_TABLES, MAIN_TABLES, Plan, compare
+from training.comparison.comparison import Plan, compare
 from training.comparison.document import Origin
-from training.comparison.families import row_name
-from training.comparison.given_systems import find_system
 
-__all__ = [
-    "FAMILY_TABLES",
-    "MAIN_TABLES",
-    "Origin",
-    "Plan",
-    "compare",
-    "find_system",
-    "row_name",
-]
+__all__ = ["Origin", "Plan", "compare"]

@@ -9,7 +9,7 @@ after every table. Knows nothing of fitting, ranking or layout.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,11 +18,11 @@ from typing import Any
 from rich.console import Console
 
 from service.bundles import Manifest
-from training.baselines import BERT4RecConfig, SASRecConfig, TextKNN
+from training.baselines import BERT4RecConfig, SASRecConfig, TextKNN, published_sasrec
 from training.comparison.document import Comparison, Origin
-from training.comparison.families import DROPPED, FIRST, FamilyTables, verdicts
+from training.comparison.families import DROPPED, FIRST, FamilyTables, row_name, verdicts
 from training.comparison.finished_run import FinishedRun
-from training.comparison.given_systems import GivenSystem
+from training.comparison.given_systems import GivenSystem, find_system
 from training.comparison.new_items import NewItems
 from training.comparison.paper_tables import (
     ABLATIONS,
@@ -40,6 +40,8 @@ from training.config import ComparisonTable, RunConfig, ScheduleConfig
 from training.data import Dataset, thin
 from training.errors import ConfigError
 from training.evaluation import RanksStore, SystemRanks
+from training.pipeline import family_of_run
+from training.preset import load_config
 
 MAIN_TABLES: frozenset[ComparisonTable] = frozenset(
     {ComparisonTable.SYSTEMS, ComparisonTable.SCHEDULES, ComparisonTable.LENGTHS}
@@ -52,6 +54,7 @@ FAMILY_TABLES: frozenset[ComparisonTable] = frozenset(
         ComparisonTable.FAMILY_DENSITY,
     }
 )
+FAMILIES = ("maskgr", "tiger")  # presets that are compared with the configured run by default
 COUNTED_AGAIN = "counts made again"
 ENVELOPE, SASREC_WITH_PRIOR = "pairwise envelope", "SASRec + prior"
 LENGTHS = ((1, 3), (4, 6), (7, 12), (13, None))  # items of a history
@@ -94,6 +97,47 @@ class Plan:
                     "class another one"
                 )
             taken.add(system.name)
+
+    @classmethod
+    def of(
+        cls,
+        config: RunConfig,
+        preset: str,
+        tables: Sequence[ComparisonTable],
+        seeds: int,
+        systems: Sequence[str],
+        families: Sequence[str],
+        overrides: Sequence[str],
+    ) -> Plan:
+        """The plan that is asked for on the command line; nothing named = the usual.
+
+        preset: of the configuration, by name or path
+        systems: references, module:Class; families: presets, whose configurations get `overrides`
+        Raises ConfigError.
+        """
+        asked = frozenset(tables) or MAIN_TABLES
+        if family_of_run(config).autoregressive and not asked <= FAMILY_TABLES:
+            raise ConfigError(
+                f"model.family={config.model.family}: these tables hold schedules against each "
+                "other, and this family fills one position a call; use --table families, or run "
+                "and evaluate"
+            )
+        first = row_name(Path(preset).stem)
+        usual = [name for name in FAMILIES if name != first] * bool(asked & FAMILY_TABLES)
+        presets = dict.fromkeys(families or usual)
+        threads = config.fit.threads
+        plan = cls(
+            sasrec=(SASRecConfig(threads=threads), published_sasrec(threads=threads)),
+            bert4rec=BERT4RecConfig(threads=threads),
+            seeds=seeds,
+            tables=asked,
+            given=tuple(find_system(reference) for reference in dict.fromkeys(systems)),
+            families={Path(name).stem: load_config(name, list(overrides)) for name in presets},
+            first=first,
+        )
+        if len(plan.families) < len(presets):
+            raise ConfigError("--family: two presets have the same name; give one file another one")
+        return plan
 
     @property
     def families_alone(self) -> bool:

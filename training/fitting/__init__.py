@@ -15,9 +15,10 @@ from training.fitting.neighbour_prior import (
 )
 from training.fitting.refit import refit
 from training.fitting.speed import step_time
-from training.fitting.training_loop import fit, load_best
+from training.fitting.training_loop import Continuation, fit, load_best
 
 __all__ = [
+    "Continuation",
     "Settings",
     "best_settings",
     "count_again",

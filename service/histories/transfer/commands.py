@@ -11,7 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Collection
 from contextlib import closing
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import get_args
 
@@ -56,7 +56,8 @@ def command_parser() -> argparse.ArgumentParser:
     events = nouns.add_parser(
         "events",
         help="the event log",
-        description="export --out FILE [--since TIME] [--until TIME] [--timestamps seconds|iso]",
+        description="export --out FILE [--since TIME] [--until TIME], or export --days FOLDER; "
+        "[--timestamps seconds|iso]",
     ).add_subparsers(required=True)
     exported = events.add_parser(
         "export",
@@ -69,8 +70,17 @@ def command_parser() -> argparse.ArgumentParser:
     exported.add_argument("--until", type=_time, help="not included; default: now")
     exported.add_argument("--timestamps", choices=get_args(Timestamps), default="seconds")
     exported.set_defaults(command="export_events")
-    for command in (export, exported):
-        command.add_argument("--out", type=Path, required=True, help="the file; .gz is compressed")
+    where = exported.add_mutually_exclusive_group(required=True)
+    where.add_argument(
+        "--days",
+        type=Path,
+        metavar="FOLDER",
+        help="instead: a file for each whole day (UTC) that the folder lacks, such as "
+        "2026-11-30.jsonl; --since and --until are not looked at",
+    )
+    for command in (export, where):
+        is_alone = command is export
+        command.add_argument("--out", type=Path, required=is_alone, help="the file; .gz is packed")
     return parser
 
 
@@ -93,6 +103,10 @@ async def run_command(
     if asked.command == "export_histories":
         users = await export_histories(store, asked.out, _progress("users"))
         return f"{users:,} histories written to {asked.out}."
+    if not event_log_days:
+        raise TransferFailed("there is no event log, because UNMASK_EVENT_LOG_DAYS is 0")
+    if asked.days is not None:
+        return await _export_days(store, asked.days, asked.timestamps, event_log_days)
     return await _export_events(store, asked, event_log_days)
 
 
@@ -137,8 +151,6 @@ async def _load(
 async def _export_events(
     store: RedisHistoryStore, asked: argparse.Namespace, event_log_days: int
 ) -> str:
-    if not event_log_days:
-        raise TransferFailed("there is no event log, because UNMASK_EVENT_LOG_DAYS is 0")
     exported = await export_events(
         store,
         asked.out,
@@ -164,6 +176,54 @@ async def _export_events(
         f"{exported.events:,} events written to {asked.out}; "
         f"go on next time with --since {_date(exported.until)}"
     )
+
+
+async def _export_days(
+    store: RedisHistoryStore, folder: Path, timestamps: Timestamps, event_log_days: int
+) -> str:
+    """Write whole days that came after the newest file of the folder, oldest first.
+
+    A day without events gets no file: training refuses an empty one.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    today = datetime.fromtimestamp(await store.clock_ms() / 1000, UTC).date()
+    there = [day for path in folder.glob("*.jsonl") if (day := _day_of(path)) is not None]
+    oldest = today - timedelta(days=event_log_days)
+    day = max([oldest, *(each + timedelta(days=1) for each in there)])
+    if there and day == oldest > max(there) + timedelta(days=1):
+        print(
+            f"no file has the days from {max(there) + timedelta(days=1)} on, and the log goes back "
+            f"to {oldest} only (UNMASK_EVENT_LOG_DAYS={event_log_days})",
+            file=sys.stderr,
+        )
+    events, files = 0, 0
+    while day < today:
+        path, begin = folder / f"{day}.jsonl", _midnight(day)
+        exported = await export_events(
+            store,
+            path,
+            _progress("events"),
+            since=begin,
+            until=begin + DAY_S,
+            log_s=event_log_days * DAY_S,
+            timestamps=timestamps,
+        )
+        if not exported.events:
+            path.unlink()
+        events, files = events + exported.events, files + bool(exported.events)
+        day += timedelta(days=1)
+    return f"{events:,} events written to {files:,} new files in {folder}"
+
+
+def _day_of(path: Path) -> date | None:
+    try:
+        return date.fromisoformat(path.stem)
+    except ValueError:
+        return None
+
+
+def _midnight(day: date) -> float:
+    return datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp()
 
 
 def _date(seconds: float) -> str:

@@ -263,6 +263,48 @@ def test_what_a_restart_would_bring_is_looked_up_again(
     tell(story, redis_url=redis_url, bundle="tiny", bundles_dir=tmp_path)
 
 
+def test_a_bundle_that_is_followed_comes_by_itself_and_a_rollback_stays(
+    redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for version in "13":
+        write_tiny_bundle(tmp_path / "tiny" / version, version=version)
+    current = tmp_path / "tiny" / "current"
+    current.write_text("1")
+    monkeypatch.setattr("service.lifecycle.LOOK_EVERY_S", 0.01)
+
+    async def story(lifecycle: Lifecycle, client: httpx.AsyncClient) -> None:
+        async def serves(ref: str) -> None:
+            while lifecycle.loaded_bundles.active.ref != ref:
+                await asyncio.sleep(0.01)
+
+        failed = lifecycle.metrics.bundle_operations.labels("reload", "failed")._value
+        write_tiny_bundle(tmp_path / "tiny" / "2", version="2")
+        (tmp_path / "tiny" / "2" / "codes.npy").rename(tmp_path / "late")
+        current.write_text("2")
+        while failed.get() < 2:  # it is tried again
+            await asyncio.sleep(0.01)
+        assert lifecycle.loaded_bundles.active.ref == "tiny@1"
+        (tmp_path / "late").rename(tmp_path / "tiny" / "2" / "codes.npy")
+        await serves("tiny@2")
+        await lifecycle.loaded_bundles.rollback()
+        looks = 0
+
+        def look() -> tuple[Path, str]:
+            nonlocal looks
+            looks += 1
+            return look_before()
+
+        look_before = lifecycle._look
+        monkeypatch.setattr(lifecycle, "_look", look)
+        while looks < 5:
+            await asyncio.sleep(0.01)
+        assert lifecycle.loaded_bundles.active.ref == "tiny@1"
+        current.write_text("3")
+        await serves("tiny@3")
+
+    tell(story, redis_url=redis_url, bundle="tiny", bundles_dir=tmp_path, follow_bundle=True)
+
+
 def test_a_bug_in_one_request_of_several_fails_that_one(
     redis_url: str, bundles_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -56,6 +56,13 @@ experiment.toml: |
 {{- if ne (empty $b.url) (empty $b.sha256) -}}
 {{- fail "bundle.url and bundle.sha256 go together: what is fetched must be what was meant" -}}
 {{- end -}}
+{{- $n := .Values.nightly -}}
+{{- if and $n.enabled (not (and $b.claim $n.dataClaim $n.runsClaim)) -}}
+{{- fail "nightly needs bundle.claim, nightly.dataClaim and nightly.runsClaim" -}}
+{{- end -}}
+{{- if and $n.enabled (contains "@" $b.name) -}}
+{{- fail "nightly promotes versions of a name: set bundle.name without a version" -}}
+{{- end -}}
 {{- $a := .Values.autoscaling -}}
 {{- if and $a.enabled (not $a.cpuUtilization) (not $a.queueRequests) -}}
 {{- fail "autoscaling needs autoscaling.cpuUtilization, autoscaling.queueRequests, or both" -}}

@@ -19,29 +19,29 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 from pydantic import BaseModel
 from rich.console import Console
 
-from service.bundles import Bundle, Manifest, check_items, verify
-from service.decoding import Catalogue, SidTrie
+from service.bundles import Bundle, check_items, verify
+from service.decoding import SidTrie
 from training.baselines import ranks_by_content
-from training.bundling import Parts, make_refitted, make_trial
-from training.codebooks import (
-    CollisionReport,
-    fit_codebook,
-    load_codebook,
-    save_codebook,
-    sids_of,
-)
+from training.bundling import make_trial
+from training.codebooks import CollisionReport, fit_codebook, save_codebook, sids_of
 from training.config import STAGES, RunConfig, StageName
-from training.data import Dataset, Interactions, embed, normalised
+from training.data import Dataset, embed, normalised
 from training.errors import DataError
 from training.evaluation import evaluate_bundle
-from training.families import Family, family_of
-from training.fitting import fit, load_best, refit
-from training.stages import read_record, remove, work_stage
+from training.fitting import fit, load_best
+from training.pipeline.run_folder import (
+    catalogue_of,
+    exported,
+    family_of_run,
+    parts_of,
+    refit_network,
+    ship,
+)
+from training.pipeline.warm_start import WarmStart
+from training.stages import key_of, read_record, remove, work_stage
 
 FIT_FACTS = ("parameters", "best_epoch", "best_recall", "seconds_fitting")
 
@@ -53,10 +53,12 @@ def run(
     console: Console,
     *,
     until: StageName = "bundle",
+    after: WarmStart | None = None,
 ) -> dict[str, Any]:
     """Run all stages up to and including `until`; returns the record of the last one.
 
     dataset: as loaded with `config.interactions`
+    after: the run whose codes are kept and whose network learns on; None = all is fitted anew
     Raises ConfigError when there is no such family, or no such option of it.
     """
     family = family_of_run(config)
@@ -70,14 +72,17 @@ def run(
     _describe(dataset, console)
     exclude_seen = config.evaluation.exclude_seen
     has_cold = not dataset.split.train.popularity().all()
+    further = ["cold items are like others"] * has_cold
+    if after:
+        further.append(f"after {after.key}")
     make: dict[StageName, tuple[list[BaseModel | str], Callable[[Path], dict[str, Any]]]] = {
         "codebook": (
-            [config.embeddings, config.codebook, *["cold items are like others"] * has_cold],
-            lambda folder: _codebook(dataset, config, folder, console),
+            [config.embeddings, config.codebook, *further],
+            lambda folder: _codebook(dataset, config, folder, console, after),
         ),
         "fit": (
             [config.model, config.masking, config.fit, f"{exclude_seen=}"],
-            lambda folder: _fit(dataset, config, out, folder, console, key),
+            lambda folder: _fit(dataset, config, out, folder, console, key, after),
         ),
         "export": ([], lambda folder: _export(dataset, config, out, folder, console)),
         "trial": (
@@ -104,9 +109,9 @@ def run(
     record: dict[str, Any] = {}
     for name in STAGES[: STAGES.index(until) + 1]:
         sections, work = make[name]
-        key = _key([key, *map(_said, sections)])
+        key = key_of([key, *map(_said, sections)])
         if name == "bundle":  # `evaluate --set-default` may have changed the trial
-            key = _key([key, str(verify(out / "trial").digest)])
+            key = key_of([key, str(verify(out / "trial").digest)])
         record = work_stage(out, name, key, work, console)
     if (out / "bundle.json").exists():
         console.print(f"serve it: make serve BUNDLE={out / 'bundle'}", markup=False)
@@ -114,13 +119,17 @@ def run(
 
 
 def _codebook(
-    dataset: Dataset, config: RunConfig, folder: Path, console: Console
+    dataset: Dataset, config: RunConfig, folder: Path, console: Console, after: WarmStart | None
 ) -> dict[str, Any]:
     vectors, content, source, embeddings = embed(dataset, config.embeddings)
+    if after:
+        codebook, codes, source = after.codebook, after.codes, after.source
+        vectors = after.vectors.astype(np.float32)
     console.print(source, markup=False)
-    seen = dataset.split.train.popularity() > 0
-    codebook = fit_codebook(vectors[seen], config.codebook, content)
-    codes = sids_of(codebook, vectors, config.codebook.seed)
+    if not after:
+        seen = dataset.split.train.popularity() > 0
+        codebook = fit_codebook(vectors[seen], config.codebook, content)
+        codes = sids_of(codebook, vectors, config.codebook.seed)
     report = CollisionReport.of(codes, codebook.num_codes)
     console.print(str(report))
     folder.mkdir(parents=True, exist_ok=True)
@@ -132,38 +141,14 @@ def _codebook(
     return {"collisions": asdict(report), "vectors": source}
 
 
-def catalogue_of(dataset: Dataset, config: RunConfig, out: Path) -> Catalogue:
-    """The catalogue of a run whose codebook stage is done.
-
-    Raises DataError when a file of it is damaged, or of other data.
-    """
-    train, folder = dataset.split.train, out / "codebook"
-    try:
-        codes = np.load(folder / "codes.npy", allow_pickle=False)
-        vectors = np.load(folder / "vectors.npy", allow_pickle=False)
-        return Catalogue(
-            train.item_ids,
-            codes,
-            load_codebook(folder / "codebook.npz").num_codes,
-            train.popularity(),
-            vectors if config.model.item_vectors else vectors[:, :0],
-            content_dims=_content_dims(vectors, config) if config.model.item_vectors else 0,
-        )
-    except (DataError, OSError, ValueError, EOFError) as error:
-        raise DataError(
-            f"the files in {folder} are damaged, or made of other data ({error}); "
-            "`python -m training run` on this folder makes them again"
-        ) from error
-
-
-def _content_dims(vectors: NDArray[np.float16], config: RunConfig) -> int:
-    """How many numbers of the vectors `embed` has made of content; the others are factors."""
-    num_items, dims = vectors.shape
-    return dims - min(config.embeddings.collaborative_dims, num_items)
-
-
 def _fit(
-    dataset: Dataset, config: RunConfig, out: Path, folder: Path, console: Console, key: str
+    dataset: Dataset,
+    config: RunConfig,
+    out: Path,
+    folder: Path,
+    console: Console,
+    key: str,
+    after: WarmStart | None,
 ) -> dict[str, Any]:
     codebook = read_record(out, "codebook")
     assert codebook is not None  # the stage before
@@ -177,18 +162,20 @@ def _fit(
         config=config.fit,
         exclude_seen=config.evaluation.exclude_seen,
         console=console,
-        key=_key([key, *made]),
+        key=key_of([key, *made]),
+        after=after.continuation if after else None,
     )
     parameters = sum(parameter.numel() for parameter in model.parameters())
     repeat_bias = family_of_run(config).denoiser(model).repeat_bias
-    return {"parameters": parameters, "repeat_bias": repeat_bias, **asdict(state)}
+    whole = {"whole_steps": after.whole_steps} if after else {}  # a short fit is no measure
+    return {"parameters": parameters, "repeat_bias": repeat_bias, **asdict(state), **whole}
 
 
 def _export(
     dataset: Dataset, config: RunConfig, out: Path, folder: Path, console: Console
 ) -> dict[str, Any]:
     model = load_best(out / "fit", catalogue_of(dataset, config, out), config.model)
-    return _exported(model, config, folder, console)
+    return exported(model, config, folder, console)
 
 
 def _trial(
@@ -278,128 +265,6 @@ def _bundle(
     return {"bundle": manifest.ref, "refitted": told, "evaluation": measured}
 
 
-def refit_network(
-    dataset: Dataset,
-    known: Interactions,
-    config: RunConfig,
-    out: Path,
-    folder: Path,
-    console: Console,
-    key: str,
-    *,
-    from_scratch: bool = False,
-) -> dict[str, Any]:
-    """Let the network of a run learn on from `known`, and export it to `folder`.
-
-    from_scratch: for comparison, begin with new weights and take the steps of the run's fit
-    """
-    fitted = read_record(out, "fit")
-    assert fitted is not None  # the stage before
-    catalogue = catalogue_of(dataset, config, out)
-    if from_scratch:
-        torch.manual_seed(config.fit.seed)
-        model = family_of_run(config).build(catalogue, config.model)
-    else:
-        model = load_best(out / "fit", catalogue, config.model)
-    share = 1.0 if from_scratch else config.refit.share
-    model, state = refit(
-        model,
-        dataset.split,
-        known,
-        SidTrie(catalogue),
-        folder,
-        share=share,
-        steps=max(1, round(share * fitted["step"])),
-        model_config=config.model,
-        masking=config.masking,
-        config=config.fit,
-        console=console,
-        key=_key([key, fitted["files"]["checkpoint.pt"]["sha256"]]),
-    )
-    learnt = {"steps": state.step, "seconds_fitting": round(state.seconds_fitting, 1)}
-    return learnt | _exported(model, config, folder, console)
-
-
-def ship(
-    dataset: Dataset,
-    known: Interactions,
-    config: RunConfig,
-    out: Path,
-    folder: Path,
-    console: Console,
-    *,
-    network: Path | None,
-    record: dict[str, Any],
-    facts: dict[str, Any],
-    **named: str,
-) -> Manifest:
-    """Write the bundle of a run whose counts, and perhaps network, know more than the trial's.
-
-    network: the folder where `refit_network` left it; None = the trial's network
-    record: what `refit_network` returned
-    """
-    fitted = read_record(out, "fit")
-    assert fitted is not None
-    bias = (record if network else fitted)["repeat_bias"]
-    told = {
-        "parts": ["counts", *["network"] * bool(network)],
-        "interactions": known.num_interactions,
-        "measured_with": dataset.split.train.num_interactions,
-        "steps": record["steps"],
-        "note": "every figure here is of the trial, which knows training interactions only",
-    }
-    return make_refitted(
-        folder,
-        verify(out / "trial"),
-        dataset,
-        known,
-        parts_of(dataset, config, out, network or out / "export", float(bias)),
-        config,
-        console,
-        facts={"refitted": told, **facts},
-        **named,
-    )
-
-
-def parts_of(
-    dataset: Dataset, config: RunConfig, out: Path, graphs: Path, repeat_bias: float
-) -> Parts:
-    """What a bundle is made of; graphs: the folder of the network's."""
-    dense = graphs / "dense.onnx"
-    return Parts(
-        catalogue_of(dataset, config, out),
-        load_codebook(out / "codebook" / "codebook.npz"),
-        np.load(out / "codebook" / "content.npy", allow_pickle=False),
-        (graphs / "encoder.onnx").read_bytes(),
-        (graphs / "decoder.onnx").read_bytes(),
-        repeat_bias,
-        family_of_run(config).autoregressive,
-        config.fit.history_dropout,
-        dense.read_bytes() if dense.exists() else None,
-    )
-
-
-def family_of_run(config: RunConfig) -> Family:
-    """The family of the run's network. Raises ConfigError when there is none of that name."""
-    return family_of(config.model.family)
-
-
-def _exported(model: Any, config: RunConfig, folder: Path, console: Console) -> dict[str, Any]:
-    family = family_of_run(config)
-    graphs = family.export(model)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "encoder.onnx").write_bytes(graphs.encoder)
-    (folder / "decoder.onnx").write_bytes(graphs.decoder)
-    (folder / "dense.onnx").unlink(missing_ok=True)  # of another fit: a refit keeps its folder
-    if graphs.dense:
-        (folder / "dense.onnx").write_bytes(graphs.dense)
-    console.print(f"torch and ONNX Runtime agree to {graphs.difference:.1e} in log-probs")
-    return {
-        "largest_log_prob_difference": graphs.difference,
-        "repeat_bias": family.denoiser(model).repeat_bias,
-    }
-
-
 def _named(config: RunConfig, key: str, suffix: str = "") -> dict[str, str]:
     now = datetime.now(UTC)
     version = config.bundle.version or f"{now:%Y-%m-%d}-{key[:8]}"
@@ -442,7 +307,3 @@ def dataset_key(dataset: Dataset) -> str:
 
 def _said(section: BaseModel | str) -> str:
     return section if isinstance(section, str) else section.model_dump_json()
-
-
-def _key(parts: list[str]) -> str:
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()

@@ -1,0 +1,69 @@
+"""`events export --days`: a file for each whole day that the folder lacks."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+import redis
+from running_valkey import Server, running
+from stores import event, with_store
+
+from service.histories.event_log import log_key, rest_of_entry
+from service.histories.redis_store import RedisHistoryStore, history_key
+from service.histories.transfer import command_parser, run_command
+
+
+def put_event(valkey: Server, item_id: str, at: datetime) -> None:
+    """As if it had come in then."""
+    entry = f"[{int(at.timestamp() * 1000)},{rest_of_entry(event('u', item_id))}"
+    with redis.Redis.from_url(valkey.url) as server:
+        server.rpush(log_key(history_key("u")), entry)
+
+
+def items_of(path: Path) -> list[str]:
+    return [json.loads(line)["item_id"] for line in path.read_text().splitlines()]
+
+
+def test_days_are_exported_once_and_caught_up(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    valkey, folder = Server(tmp_path / "valkey", {"save": '""'}), tmp_path / "interactions"
+
+    def export(days: int = 30) -> str:
+        async def use(store: RedisHistoryStore) -> str:
+            asked = command_parser().parse_args(["events", "export", "--days", str(folder)])
+            return await run_command(
+                asked, store, history_cap=200, history_event_types=[], event_log_days=days
+            )
+
+        return with_store(valkey.url, use)
+
+    with running(valkey):
+        now = datetime.fromtimestamp(int(valkey.ask("TIME")[0]), UTC)
+        midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
+        day = [f"{(midnight - timedelta(days=ago)).date()}" for ago in range(8)]
+        put_event(valkey, "a", midnight - timedelta(days=3))
+        put_event(valkey, "b", midnight - timedelta(days=2, milliseconds=1))
+        put_event(valkey, "c", midnight - timedelta(milliseconds=1))
+        put_event(valkey, "today", midnight)
+        assert export(5) == f"3 events written to 2 new files in {folder}"
+        assert sorted(path.name for path in folder.iterdir()) == [
+            f"{day[3]}.jsonl",
+            f"{day[1]}.jsonl",
+        ]
+        assert items_of(folder / f"{day[3]}.jsonl") == ["a", "b"]
+        assert items_of(folder / f"{day[1]}.jsonl") == ["c"]
+        assert export(5) == f"0 events written to 0 new files in {folder}"
+
+        (folder / f"{day[1]}.jsonl").unlink()  # a night that was missed; other files are no days
+        (folder / "0-before.jsonl").write_text("{}\n")
+        assert export(5) == f"1 events written to 1 new files in {folder}"
+        assert capsys.readouterr().err == ""
+
+        for path in folder.glob("2*.jsonl"):
+            path.rename(folder / f"{day[7]}.jsonl")
+        export(5)
+        assert "no file has the days from" in capsys.readouterr().err

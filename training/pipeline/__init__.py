@@ -1,0 +1,33 @@
+"""A run, stage by stage, and a night: a run that is held against the bundle in service.
+
+Knows the order of things and the folders they are in. How anything is learnt, measured or written
+belongs to the rooms below.
+
+Reading order: `run` (the stages), `run_folder` (what is made from stages that are done),
+`warm_start` (a run that begins where another one ended), `night` (run, gate, promotion, old
+versions), `night_log` (what became of each night).
+"""
+
+from training.pipeline.night import NightPlan, nightly
+from training.pipeline.run import dataset_key, run
+from training.pipeline.run_folder import (
+    catalogue_of,
+    evaluate_again,
+    family_of_run,
+    parts_of,
+    refit_network,
+    ship,
+)
+
+__all__ = [
+    "NightPlan",
+    "catalogue_of",
+    "dataset_key",
+    "evaluate_again",
+    "family_of_run",
+    "nightly",
+    "parts_of",
+    "refit_network",
+    "run",
+    "ship",
+]
