@@ -41,6 +41,8 @@ CHECKS = {
     "curl-output",
     "requests",
     "filter",
+    "items",
+    "shop",
     "python",
     "commands",
     "system",
@@ -156,6 +158,21 @@ def test_the_filter_is_obeyed(demo: Any) -> None:
     found = [category for item in answer["items"] for category in categories[item["item_id"]]]
     assert (answer["served_by"], len(found)) == ("model", 10)
     assert all(category.startswith("Books > ") or category == "Kitchen > Tea" for category in found)
+
+
+def test_the_rules_of_a_shop_are_obeyed(demo: Any) -> None:
+    [commands] = blocks("shop")
+    ranked, *_ = answers_to(commands, demo.url)
+    items = {item["item_id"] for item in ranked["items"]}
+    assert (items, ranked["warnings"]) == ({"item-0920", "item-0942", "item-0001"}, [])
+
+
+def test_items_are_listed(demo: Any) -> None:
+    [command] = blocks("items")
+    [answer] = answers_to(command, demo.url)
+    assert [item["title"].count("Merino Yarn") for item in answer["items"]] == [1, 1, 1]
+    assert answer["next"] == answer["items"][-1]["item_id"]
+    assert answer["warnings"] == ["filter.category: no item has 'Offers'"]
 
 
 def answers_to(commands: str, url: str) -> list[dict[str, Any]]:

@@ -5,11 +5,14 @@ HTTP, Redis or ONNX Runtime. It talks to the history store, the batcher and the 
 
 Reading order: `recommender` (the whole story), `planning` (which schedule and beam width), `jobs`
 (from item ids to rows), `item_mapping` (from rows to items), `experiment` (which user gets which
-variant), `shadow` (a candidate bundle that answers unseen).
+variant), `shadow` (a candidate bundle that answers unseen). Apart: `item_search`
+(lists of items).
 """
 
 from service.recommending.experiment import Experiment, load_experiment
 from service.recommending.item_mapping import attributes_of, similar_items
+from service.recommending.item_search import found_items
+from service.recommending.jobs import conditions_of
 from service.recommending.planning import fixed_plan
 from service.recommending.recommender import Policy, Recommender
 from service.recommending.shadow import Shadow
@@ -20,7 +23,9 @@ __all__ = [
     "Recommender",
     "Shadow",
     "attributes_of",
+    "conditions_of",
     "fixed_plan",
+    "found_items",
     "load_experiment",
     "similar_items",
 ]

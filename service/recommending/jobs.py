@@ -22,6 +22,7 @@ from service.schemas import FilterCondition, HistorySource, RecommendRequest
 
 Rows = NDArray[np.int32]
 Conditions = Mapping[str, Condition]
+MOST_NAMED = 5  # of the unknown candidates
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,9 @@ class Inputs:
 
     history:  (n,) int32, oldest to newest, the items that the bundle knows
     excluded: (m,) int32, distinct rows that must not be returned
-    allowed:  (l,) int32, ascending rows that pass the filter; None = all
+    allowed:  (l,) int32, ascending rows that pass the filter and are candidates; None = all
     new:      (m,) int32, ascending rows of new items that pass it; none unless the request explores
-    hints:    what the filter asks for and no item has
+    hints:    what the filter and the candidates ask for and no item has
     """
 
     history: Rows
@@ -87,10 +88,13 @@ class Inputs:
         allowed = bundle.attributes.allowed(conditions) if conditions else None
         any_left = allowed is None or len(allowed) > 0
         hints = bundle.attributes.hints(conditions, any_left=any_left)
+        if request.candidates is not None:
+            candidates = np.unique(rows_of(request.candidates))
+            hints += _unknown(request.candidates, bundle)
+            allowed = candidates if allowed is None else candidates[_are_in(candidates, allowed)]
         out = np.fromiter(excluded, np.int32, len(excluded))
         if len(hidden := bundle.hidden.rows_at(time.time())):
-            places = np.minimum(np.searchsorted(hidden, out), len(hidden) - 1)
-            out = np.concatenate((out[hidden[places] != out], hidden))
+            out = np.concatenate((out[~_are_in(out, hidden)], hidden))
         found = cls(rows, out, allowed, hints=hints)
         return replace(found, new=_new_rows(bundle, allowed)) if request.explore else found
 
@@ -101,9 +105,7 @@ class Inputs:
             return "catalogue" if self.allowed is None else "filter"
         num_taken = len(self.excluded)
         if self.allowed is not None:
-            places = np.searchsorted(self.allowed, self.excluded)
-            found = self.allowed[np.minimum(places, left - 1)] == self.excluded
-            num_taken = int(np.count_nonzero(found))
+            num_taken = int(np.count_nonzero(_are_in(self.excluded, self.allowed)))
         return "exclusions" if left - num_taken < k else "beam"
 
     def jobs(self, request: RecommendRequest, plan: Plan) -> list[Job]:
@@ -126,6 +128,25 @@ class Inputs:
         )
 
 
+def _are_in(rows: Rows, ascending: Rows) -> NDArray[np.bool_]:
+    """Which of the rows are among others. Costs a search for each, however many the others are."""
+    if not len(ascending):
+        return np.zeros(len(rows), np.bool_)
+    places = np.minimum(np.searchsorted(ascending, rows), len(ascending) - 1)
+    found: NDArray[np.bool_] = ascending[places] == rows
+    return found
+
+
+def _unknown(candidates: Sequence[str], bundle: Bundle) -> list[str]:
+    """A sentence if the bundle does not have some of the candidates."""
+    rows_of = bundle.catalogue.rows_of
+    unknown = [one for one in dict.fromkeys(candidates) if not len(rows_of([one]))]
+    if not unknown:
+        return []
+    named = ", ".join(map(repr, unknown[:MOST_NAMED])) + ", ..." * (len(unknown) > MOST_NAMED)
+    return [f"candidates: {len(unknown)} are no items of this bundle: {named}"]
+
+
 def _new_rows(bundle: Bundle, allowed: Rows | None) -> Rows:
     """Ascending rows of the items without interactions in training."""
     num_known, num_items = bundle.catalogue.num_known, bundle.catalogue.num_items
@@ -134,22 +155,27 @@ def _new_rows(bundle: Bundle, allowed: Rows | None) -> Rows:
     return allowed[np.searchsorted(allowed, num_known) :]
 
 
-def conditions_of(request: RecommendRequest, bundle: Bundle) -> Conditions:
-    """What the filter asks of each attribute of a bundle.
+def conditions_of(
+    wanted: Mapping[str, FilterCondition], bundle: Bundle, param: str = "filter"
+) -> Conditions:
+    """What a filter asks of each attribute of a bundle.
 
+    param: where the request has the filter
     Raises InvalidRequest for an attribute that the bundle does not have, and for a condition that
     does not go with its type.
     """
     types = bundle.manifest.filters
-    for name in request.filter:
+    for name in wanted:
         if name not in types:
             known = ", ".join(f"{known} ({kind})" for known, kind in types.items())
             message = f"items have no such attribute; filter by: {known}"
-            raise InvalidRequest(message, param=f"filter.{name}")
-    return {name: _condition(name, types[name], asked) for name, asked in request.filter.items()}
+            raise InvalidRequest(message, param=f"{param}.{name}")
+    return {
+        name: _condition(f"{param}.{name}", types[name], asked) for name, asked in wanted.items()
+    }
 
 
-def _condition(name: str, kind: AttributeType, asked: FilterCondition) -> Condition:
+def _condition(param: str, kind: AttributeType, asked: FilterCondition) -> Condition:
     any_of, none_of = asked.any_of, asked.none_of
     values, bounds = (*(any_of or ()), *(none_of or ())), asked.bounds
     text, number, date = kind == "text", kind == "number", kind == "date"
@@ -160,15 +186,15 @@ def _condition(name: str, kind: AttributeType, asked: FilterCondition) -> Condit
     elif date and values:
         message = 'is a date: ask for a range, as in {"gte": "2026-11-01", "lt": "2026-12-01"}'
     else:
-        seconds = {which: _bound(name, which, each) for which, each in bounds.items()}
+        seconds = {which: _bound(f"{param}.{which}", each) for which, each in bounds.items()}
         return Condition(any_of, none_of or (), seconds)
-    raise InvalidRequest(message, param=f"filter.{name}")
+    raise InvalidRequest(message, param=param)
 
 
-def _bound(name: str, which: str, value: float | str) -> float:
+def _bound(param: str, value: float | str) -> float:
     """A number, or the seconds since 1970 of a date."""
     try:
         return seconds_of(value) if isinstance(value, str) else value
     except (ValueError, OverflowError):
         message = "is no date; write 2026-11-30 or 2026-11-30T08:00:00Z"
-        raise InvalidRequest(message, param=f"filter.{name}.{which}") from None
+        raise InvalidRequest(message, param=param) from None

@@ -143,7 +143,7 @@ class Recommender:
         RecommendationNotFound, or HistoryUnavailable when nothing else can answer.
         """
         loaded = assignment.loaded_bundle
-        conditions = conditions_of(request, loaded.bundle)
+        conditions = conditions_of(request.filter, loaded.bundle)
         timeout_s = self._policy.default_timeout_s
         deadline = received + (request.timeout_ms / 1000 if request.timeout_ms else timeout_s)
         due = deadline if in_bulk else min(deadline, received + self._policy.slo_s)

@@ -72,7 +72,7 @@ class Shadow:
             bundle = candidate.bundle
             asked = request.model_copy(update=AS_ITS_DEFAULT)
             plan = fixed_plan(asked, bundle.manifest.decoding, bundle.manifest)
-            conditions = conditions_of(asked, bundle)
+            conditions = conditions_of(asked.filter, bundle)
             inputs = await Inputs.look_up(asked, history, bundle, conditions)
             [job] = inputs.jobs(asked, plan)
             deadline = time.monotonic() + TIMEOUT_S

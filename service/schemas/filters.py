@@ -107,3 +107,6 @@ Filter = Annotated[
     ],
     Field(max_length=8),
 ]
+FILTER: TypeAdapter[dict[str, FilterCondition]] = TypeAdapter(
+    Filter, config=ConfigDict(strict=True)
+)

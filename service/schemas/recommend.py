@@ -29,6 +29,7 @@ DegradedReason = Literal[
 MAX_K = 100
 MAX_BEAM_WIDTH = 200
 MAX_FINISH_ROWS = 1_000_000
+MAX_CANDIDATES = 1000
 MAX_GUIDANCE = 10.0
 MAX_HISTORY_LIMIT = 10_000
 # The fields that say how to decode. A test checks that they are those of `DecodingDefaults`.
@@ -126,6 +127,13 @@ class RecommendFields(RequestModel):
         [], max_length=1000, description="Items not to return; unknown ids are ignored."
     )
     exclude_seen: bool = Field(True, description="Leave out every item of the history.")
+    candidates: list[ItemId] | None = Field(
+        None,
+        min_length=1,
+        max_length=MAX_CANDIDATES,
+        description="Rank only these items. The search starts from them, as with a filter; those "
+        "that the bundle does not have are named in `warnings`.",
+    )
     filter: Filter = Field(
         {},
         description="Only items that fulfil the condition of each attribute. A list is short for "
@@ -305,7 +313,7 @@ class RecommendResponse(AnswerModel):
     """Items, best first. `decoding` is null when the items are the popular ones.
 
     If the request has a `horizon` above 1, `items` is empty and `sequences` is there instead.
-    warnings: what the request asked for and no item has, such as a misspelt category
+    warnings: what the request asked for and did not get, such as a category that no item has
     """
 
     recommendation_id: str
