@@ -42,6 +42,7 @@ CHECKS = {
     "requests",
     "filter",
     "items",
+    "refusal",
     "shop",
     "python",
     "commands",
@@ -165,6 +166,15 @@ def test_the_rules_of_a_shop_are_obeyed(demo: Any) -> None:
     ranked, *_ = answers_to(commands, demo.url)
     items = {item["item_id"] for item in ranked["items"]}
     assert (items, ranked["warnings"]) == ({"item-0920", "item-0942", "item-0001"}, [])
+
+
+def test_what_is_refused_is_not_recommended(demo: Any) -> None:
+    [commands] = blocks("refusal")
+    stored, recommended, kept = answers_to(commands, demo.url)
+    assert stored["accepted"] + stored["duplicates"] == 1
+    assert "item-0920" in kept["refused"]
+    assert len(recommended["items"]) == 10
+    assert "item-0920" not in [item["item_id"] for item in recommended["items"]]
 
 
 def test_items_are_listed(demo: Any) -> None:

@@ -180,6 +180,7 @@ class Routes:
             self._metrics,
             event_types=self._settings.history_event_types,
             counted_event_types=self._settings.counted_event_types,
+            negative_event_types=self._settings.negative_event_types,
         )
 
     async def history(
@@ -191,9 +192,11 @@ class Routes:
             schemas.DIGITS,
         ] = None,
     ) -> schemas.HistoryResponse:
-        """The stored items of a user, oldest to newest."""
-        item_ids = await self._lifecycle.histories.read(user_id, limit)
-        return schemas.HistoryResponse(user_id=user_id, history=item_ids)
+        """The stored items of a user, oldest to newest, and those that the user has refused."""
+        stored = await self._lifecycle.histories.read(user_id, limit)
+        return schemas.HistoryResponse(
+            user_id=user_id, history=stored.history, refused=stored.refused
+        )
 
     async def erase(self, user_id: UserIdPath) -> Response:
         """Forget a user."""

@@ -30,11 +30,13 @@ class UserHistory:
     """A user's items, and for a next page the answer before it.
 
     item_ids: oldest to newest; shown: the answer whose next page is asked for, else None
+    refused: items that are not recommended to the user; none if the store was not read
     """
 
     source: HistorySource
     item_ids: Sequence[str]
     shown: RememberedAnswer | None = None
+    refused: Sequence[str] = ()
 
     @property
     def before(self) -> tuple[str, ...]:
@@ -83,6 +85,7 @@ class Inputs:
         rows_of = bundle.catalogue.rows_of
         rows = rows_of(history.item_ids)
         excluded = set(rows_of([*request.exclude_items, *history.before]).tolist())
+        excluded.update(rows_of(history.refused).tolist())
         if request.exclude_seen:
             excluded.update(rows.tolist())
         allowed = bundle.attributes.allowed(conditions) if conditions else None

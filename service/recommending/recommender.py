@@ -254,7 +254,7 @@ class Recommender:
         user_id, after = request.user_id, request.after
         try:
             if after is not None:
-                item_ids, shown = await self._histories.read_page(user_id, after)
+                stored, shown = await self._histories.read_page(user_id, after)
                 shown = shown or self._answers.pending(user_id, after)
                 if shown is None:
                     raise RecommendationNotFound(
@@ -265,11 +265,12 @@ class Recommender:
                     message = f"the pages before hold more than {MAX_ITEMS_BEFORE} items"
                     raise InvalidRequest(message, param="after")
                 if request.history is not None:
-                    return UserHistory("request", request.history, shown)
-                return UserHistory("store", item_ids, shown)
+                    return UserHistory("request", request.history, shown, stored.refused)
+                return UserHistory("store", stored.history, shown, stored.refused)
             if request.history is not None:
                 return UserHistory("request", request.history)
-            return UserHistory("store", await self._histories.read(user_id))
+            stored = await self._histories.read(user_id)
+            return UserHistory("store", stored.history, refused=stored.refused)
         except HistoryUnavailable:
             if self._policy.fallback == "off" or after is not None:
                 raise

@@ -344,7 +344,11 @@ class RecommendResponse(AnswerModel):
 
 
 class HistoryResponse(AnswerModel):
-    """A user's stored items, oldest to newest. Empty for an unknown user."""
+    """A user's stored items, oldest to newest. Empty for an unknown user.
+
+    refused: items in which the user is not interested, each once
+    """
 
     user_id: str
     history: list[str]
+    refused: list[str]

@@ -138,3 +138,59 @@ def test_wrong_candidates_are_refused(shop: Service) -> None:
     too_many = [f"item-{n}" for n in range(1001)]
     assert "at most 1000 items" in refused(shop, "candidates", candidates=too_many)
     refused(shop, "candidates.0", candidates=[7])
+
+
+def refuse(shop: Service, user_id: str, *item_ids: str, how: str = "") -> None:
+    events = [
+        {
+            "event_id": f"{how}{item_id}",
+            "user_id": user_id,
+            "item_id": item_id,
+            "event_type": f"{how}not_interested",
+        }
+        for item_id in item_ids
+    ]
+    answer = shop.client.post("/events", json={"events": events}).json()
+    assert (answer["accepted"], answer["rejected"]) == (len(item_ids), [])
+
+
+def test_a_refused_item_is_not_recommended_until_that_is_undone(shop: Service) -> None:
+    shop.send("item-7", "item-80", user_id="picky")
+    first = ids(answered(shop, user_id="picky", history=None))
+    refuse(shop, "picky", first[0], first[3], "no-such-item")
+    second = ids(answered(shop, user_id="picky", history=None))
+    assert second[:8] == [one for one in first if one not in (first[0], first[3])]
+    stored = shop.client.get("/users/picky/history").json()
+    assert stored["history"] == ["item-7", "item-80"], "the network does not read it"
+    assert stored["refused"] == [first[0], first[3], "no-such-item"]
+    asked = {"user_id": "picky", "history": None, "candidates": first}
+    assert first[0] not in ids(answered(shop, **asked))
+    refuse(shop, "picky", first[0], how="undo_")
+    third = ids(answered(shop, user_id="picky", history=None))
+    assert first[0] in third
+    assert first[3] not in third
+    page = shop.recommend(
+        user_id="picky", after=shop.recommend(user_id="picky").json()["recommendation_id"]
+    )
+    assert first[3] not in ids(page.json())
+    assert shop.client.delete("/users/picky/history").status_code == 204
+    assert shop.client.get("/users/picky/history").json()["refused"] == []
+
+
+def test_popular_items_leave_out_what_is_refused(shop: Service) -> None:
+    refuse(shop, "new-here", "item-0", "item-2")
+    found = answered(shop, user_id="new-here", history=None, k=3)
+    assert (found["served_by"], ids(found)) == ("popular", ["item-1", "item-3", "item-4"])
+
+
+def test_what_is_no_refusal_is_rejected(shop: Service) -> None:
+    event = {"event_id": "e", "user_id": "picky", "event_type": "not_interested"}
+    events = [
+        {**event, "item_ids": ["a", "b"]},
+        {**event, "item_id": "a", "event_type": "undo_click"},
+    ]
+    rejected = shop.client.post("/events", json={"events": events}).json()["rejected"]
+    assert [one["code"] for one in rejected] == ["invalid_event", "unknown_event_type"]
+    assert rejected[0]["message"] == "item_ids: an event of this type has one item_id"
+    assert rejected[1]["message"].startswith("event_type must be one of click, add_to_cart, ")
+    assert "not_interested, undo_not_interested, impression" in rejected[1]["message"]
