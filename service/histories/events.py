@@ -1,8 +1,9 @@
 """The story of POST /events: each event is rejected with a reason, or stored and counted.
 
 Events of some types enter histories. Events of other types are only counted. Both are attributed to
-the answers that they name. Negative events say which items a user is not interested in. A wrong event does not stop the others. Sending the same events again
-changes nothing. Knows nothing of HTTP or Redis commands.
+the answers that they name. Negative events say which items a user is not interested in. A wrong
+event does not stop the others. Sending the same events again changes nothing. Knows nothing of HTTP
+or Redis commands.
 """
 
 from __future__ import annotations

@@ -184,7 +184,6 @@ class RedisHistoryStore:
 
     async def erase(self, user_id: str) -> None:
         keys = _user_keys(user_id)
-        keys = (*keys, refused_key(user_id))
         command = Command(keys[0], ("EVAL", ERASE, len(keys), *keys, start_of_user(user_id)))
         await self._call("erase", self._connection.run([command]), _numbers)
 
@@ -298,11 +297,11 @@ class RedisHistoryStore:
         await self._connection.close()
 
     def _append(self, event: Event, is_counted: bool, negative: Collection[str]) -> Command:
-        entered, *others = _user_keys(event.user_id)
+        entered, marks, shown, log, refused = _user_keys(event.user_id)
         how, named = PUSH, event.recommendation_id
         if event.event_type.removeprefix(UNDO) in negative:
             how = MOVE if event.event_type in negative else DROP
-            entered, named = refused_key(event.user_id), None
+            entered, named = refused, None
         arguments: tuple[str | int, ...] = (
             event.event_id,
             0 if is_counted else self._history_cap,
@@ -315,7 +314,7 @@ class RedisHistoryStore:
             how,
             *event.all_item_ids,
         )
-        keys = (entered, *others)
+        keys = (entered, marks, shown, log)
         return Command(entered, ("EVAL", APPEND, len(keys), *keys, *arguments))
 
     def _note_replica(self, error: Exception) -> None:
@@ -395,10 +394,10 @@ class RedisHistoryStore:
             task.exception()  # read it, because nobody may have waited for it
 
 
-def _user_keys(user_id: str) -> tuple[str, str, str, str]:
-    """All keys that hold something of a user, but refusals; the log has something of others too."""
+def _user_keys(user_id: str) -> tuple[str, str, str, str, str]:
+    """All keys that hold something of a user; the log also holds something of others."""
     key = history_key(user_id)
-    return key, marks_key(user_id), shown_key(user_id), log_key(key)
+    return key, marks_key(user_id), shown_key(user_id), log_key(key), refused_key(user_id)
 
 
 def _list(key: str, last: int = -1) -> Command:

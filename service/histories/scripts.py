@@ -28,10 +28,11 @@ PUSH, MOVE, DROP = "push", "move", "drop"
 # history_cap (0: the event enters neither list nor log), history_ttl_s, mark_ttl_s, start of the
 # answer that it names ('' for none), the mark of that answer's first event of this type, log_ttl_s
 # (0: there is no log), the entry of the log without its time, what becomes of the item in the list
-# (PUSH, MOVE: it is there once, DROP: it is taken out), item_ids. Returns 0 for a duplicate, or how many events were trimmed from the
-# log, and if it is attributed bundle, variant, rank, and whether it is the first. The clock is the
-# server's, so that all replicas of the service agree. It may go back; the times of a log do not.
-# The marks are written last: an event without its mark would be stored again.
+# (PUSH; MOVE: it is there once; DROP: it is taken out), item_ids. Returns 0 for a duplicate, or how
+# many events were trimmed from the log, and if it is attributed bundle, variant, rank, and whether
+# it is the first. The clock is the server's, so that all replicas of the service agree. It may go
+# back; the times of a log do not. The marks are written last: an event without its mark would be
+# stored again.
 APPEND = (
     WRITES
     + r"""
@@ -98,9 +99,9 @@ return commit() or reply
 """
 )
 
-# KEYS history, marks, shown, log, refusals. ARGV how the entries of the user go on after their time. The log
-# is written again without them, and then lives as long as before. Memory is not asked for: a full
-# store must be able to forget.
+# KEYS history, marks, shown, log, refusals. ARGV how the entries of the user go on after their
+# time. The log is written again without them, and then lives as long as before. Memory is not asked
+# for: a full store must be able to forget.
 ERASE = (
     WRITES.replace("#!lua", "#!lua flags=allow-oom", 1)
     + """

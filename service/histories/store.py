@@ -1,9 +1,9 @@
 """What the service keeps of users and of changed items: the protocol of the history store.
 
-A history is a list of item_ids, oldest to newest. An event is remembered by its `event_id` for a
-day, and repeating it changes nothing. An answer is remembered by its `recommendation_id` for a day
-too. An event that names the answer and has one of its items is attributed to it. Knows nothing of
-Redis.
+A history is a list of item_ids, oldest to newest. Refusals are the items that a user is not
+interested in. An event is remembered by its `event_id` for a day, and repeating it changes nothing.
+An answer is remembered by its `recommendation_id` for a day too. An event that names the answer and
+has one of its items is attributed to it. Knows nothing of Redis.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class HistoryStore(Protocol):
     async def read_page(
         self, user_id: str, recommendation_id: str
     ) -> tuple[StoredUser, RememberedAnswer | None]:
-        """What is kept of a user, and the answer with that id if it is remembered, in one round trip.
+        """What is kept of a user, and the answer with that id if it is remembered: one round trip.
 
         It always asks the primary, because the answer may have been written a moment ago.
         """

@@ -151,10 +151,11 @@ def test_a_page_ends_after_so_many_titles_and_the_next_goes_on(
 ) -> None:
     monkeypatch.setattr(item_search, "MOST_LOOKED_AT", 40)
     monkeypatch.setattr(item_search, "AT_ONCE", 10)
-    named = [
-        Item(item.item_id, "Mug" * (row % 50 == 7), ()) for row, item in enumerate(bundle.items)
-    ]
-    renamed = bundle.__class__(**{**bundle.__dict__, "items": SharedList(named)})
+    titles = ["Mug" if row % 50 == 7 else "" for row in range(len(bundle.items))]
+    named = SharedList(
+        Item(item.item_id, title, ()) for item, title in zip(bundle.items, titles, strict=True)
+    )
+    renamed = replace(bundle, items=named)
     pages: list[list[str]] = []
     after = None
     for _ in range(20):
