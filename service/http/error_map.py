@@ -54,7 +54,12 @@ HTTP_ERRORS: dict[int, tuple[str, str]] = {
 }
 RETRYABLE = {429, 503}
 BETWEEN_FIELDS = {
+    "after",
     "beam_width",
+    "explain",
+    "explore",
+    "max_per",
+    "pin",
     "schedule",
     "timeout_ms",
 }  # error types of service.schemas

@@ -17,7 +17,7 @@ from service.bundles import Bundle
 from service.decoding.catalogue import with_pauses
 from service.errors import InvalidRequest
 from service.recommending.item_mapping import attributes_of
-from service.recommending.jobs import Conditions
+from service.recommending.rules import Conditions
 from service.schemas import FoundItem, FoundItemsResponse, ItemsQuery
 
 MOST_LOOKED_AT = 100_000  # titles that are read for a page

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 from running_service import Service, service_process
 from tiny_bundle import DENSE, EMBEDDING_DIMS, NUM_ITEMS, write_tiny_bundle
@@ -194,3 +195,208 @@ def test_what_is_no_refusal_is_rejected(shop: Service) -> None:
     assert rejected[0]["message"] == "item_ids: an event of this type has one item_id"
     assert rejected[1]["message"].startswith("event_type must be one of click, add_to_cart, ")
     assert "not_interested, undo_not_interested, impression" in rejected[1]["message"]
+
+
+# --- caps, boosts, pins ---------------------------------------------------------------------------
+
+
+def all_ranked(shop: Service, **asked: Any) -> list[tuple[str, float]]:
+    """Every item that is left, exactly scored, best first."""
+    found: list[tuple[str, float]] = []
+    while True:
+        items = answered(
+            shop, k=100, exclude_items=[one for one, _ in found], **{**EXACT, **asked}
+        )["items"]  # scores of pages do not compare, their order does
+        if not items:
+            return found
+        found += [(item["item_id"], item["score"]) for item in items]
+
+
+def shelf_of(item_id: str) -> int:
+    return int(item_id.removeprefix("item-")) % 10
+
+
+def test_a_cap_takes_the_best_that_fit(shop: Service) -> None:
+    """The bundle's categories are ten shelves; the added item has none."""
+    ranked = [one for one, _ in all_ranked(shop)]
+    shelves: dict[int, int] = {}
+    expected = []
+    for one in ranked:
+        shelf = -1 if one == "new" else shelf_of(one)
+        shelves[shelf] = shelves.get(shelf, 0) + 1
+        if shelf < 0 or shelves[shelf] <= 2:
+            expected.append(one)
+    assert ranked[:10] != expected[:10], "else this shows nothing"
+    for decoding in (EXACT, {"finish_rows": 1000}):
+        capped = answered(shop, max_per={"category": 2}, k=10, **decoding)
+        assert (ids(capped), capped["warnings"]) == (expected[:10], [])
+    by_beams = answered(shop, max_per={"category": 2, "brand": 4}, k=10)
+    assert by_beams["decoding"]["beam_width"] == 40
+    assert len(ids(by_beams)) == 10
+    rows = [int(one.removeprefix("item-")) for one in ids(by_beams) if one != "new"]
+    assert max(sum(row % 10 == shelf for row in rows) for shelf in range(10)) <= 2
+    assert max(sum(row % 3 == brand for row in rows) for brand in range(3)) <= 4
+    for retrieval in ("dense", "fused"):
+        assert len(ids(answered(shop, max_per={"category": 1}, k=10, retrieval=retrieval))) >= 10
+
+
+def test_a_cap_that_leaves_an_answer_short_says_so(shop: Service) -> None:
+    found = answered(shop, max_per={"brand": 2}, k=20, filter={"price": {"gte": 0}}, **EXACT)
+    assert len(ids(found)) == 6
+    assert found["warnings"] == ["max_per: 6 items, because no other of the 198 found fits"]
+    wider = answered(shop, max_per={"brand": 1}, k=4, beam_width=4, filter={"price": {"gte": 0}})
+    [said] = wider["warnings"]
+    assert said.startswith(f"max_per: {len(ids(wider))} items, because no other of the ")
+    assert said.endswith("fits; with a larger beam_width or finish_rows more are found")
+    popular = answered(shop, user_id="nobody", history=[], max_per={"category": 1}, k=5)
+    assert ids(popular) == ["item-0", "item-1", "item-2", "item-3", "item-4"]
+    popular = answered(shop, user_id="nobody", history=[], max_per={"brand": 1}, k=5)
+    assert ids(popular) == ["item-0", "item-1", "item-2", "new"]
+    assert popular["warnings"] == ["max_per: 4 items, because no other of the 201 found fits"]
+
+
+def test_a_boost_is_added_to_scores_inside_the_search(shop: Service) -> None:
+    asked = {"filter": {"price": {"lt": 25}}, "exclude_seen": False}
+    plain = dict(all_ranked(shop, **asked))
+    boost = [
+        {"filter": {"brand": ["Best"]}, "weight": 2},
+        {"filter": {"brand": ["Best"], "price": {"gte": 10}}, "weight": -0.5},
+    ]
+    boosted = answered(shop, k=100, boost=boost, **EXACT, **asked)
+    gains = {}
+    for item in boosted["items"]:
+        row = int(item["item_id"].removeprefix("item-"))
+        gain = item["score"] - plain[item["item_id"]]
+        gains.setdefault((row % 3 == 1, row >= 40), []).append(gain)
+    none = np.mean(gains[False, False])
+    for (is_best, is_dear), found in gains.items():
+        expected = (2 - 0.5 * is_dear) * is_best
+        assert np.subtract(found, none) == pytest.approx(expected, abs=1e-3)
+    assert boosted["warnings"] == []
+
+
+@pytest.mark.parametrize("decoding", [{}, {"retrieval": "dense"}, {"retrieval": "fused"}])
+def test_beams_and_the_dense_head_find_what_is_boosted(shop: Service, decoding: Any) -> None:
+    boost = [{"filter": {"brand": ["Cosy"]}, "weight": 5}]
+    plain = ids(answered(shop, **decoding))
+    boosted = ids(answered(shop, boost=boost, **decoding))
+    assert not set(boosted) <= set(plain)
+    is_cosy = [int(one.removeprefix("item-")) % 3 == 2 for one in boosted if one != "new"]
+    was_cosy = [int(one.removeprefix("item-")) % 3 == 2 for one in plain if one != "new"]
+    assert sum(is_cosy) > sum(was_cosy)
+    lowered = ids(answered(shop, boost=[{**boost[0], "weight": -5}], **decoding))
+    assert sum(int(one.removeprefix("item-")) % 3 == 2 for one in lowered if one != "new") == 0
+
+
+def test_boosts_go_with_several_items_and_never_bring_back_what_is_left_out(shop: Service) -> None:
+    boost = [{"filter": {"price": {"lte": 2}}, "weight": 5}]
+    pairs = answered(shop, horizon=2, boost=boost)["sequences"]
+    plain = answered(shop, horizon=2)["sequences"]
+    cheap = {f"item-{row}" for row in range(9)}
+    of_pairs = [
+        sum(item["item_id"] in cheap for one in found for item in one["items"])
+        for found in (pairs, plain)
+    ]
+    assert of_pairs[0] > of_pairs[1]
+    left_out = answered(
+        shop, boost=boost, exclude_items=["item-8"], candidates=["item-8", "item-9"]
+    )
+    assert ids(left_out) == ["item-9"]
+    popular = answered(shop, user_id="nobody", history=[], boost=boost, k=2)
+    assert popular["warnings"] == [
+        "boost: these are popular items, in their own order; nothing was boosted"
+    ]
+    odd = answered(shop, boost=[{"filter": {"brand": ["acme"]}, "weight": 1}])
+    assert odd["warnings"] == ["boost.0.filter.brand: no item has 'acme'; near it is 'Acme'"]
+
+
+def test_pinned_items_have_their_ranks(shop: Service) -> None:
+    plain = ids(answered(shop, k=5))
+    found = answered(shop, k=5, pin={"item-150": 1, "new": 4}, max_per={"category": 5})
+    assert ids(found) == ["item-150", *plain[:2], "new", plain[2]]
+    pins = [(item["pinned"], item["score"] is None) for item in found["items"]]
+    assert pins == [(one, one) for one in (True, False, False, True, False)]
+    assert ids(answered(shop, k=5, pin={plain[3]: 2})) == [
+        plain[0],
+        plain[3],
+        *plain[1:3],
+        plain[4],
+    ]
+    popular = answered(shop, user_id="nobody", history=[], k=3, pin={"item-9": 2})
+    assert ids(popular) == ["item-0", "item-9", "item-1"]
+    few = answered(shop, k=10, candidates=["item-1", "item-2"], pin={"item-1": 9})
+    assert ids(few) == ["item-2", "item-1"]
+    explored = answered(shop, k=4, explore=0.25, pin={"item-5": 1})["items"]
+    assert [item["explored"] for item in explored] == [False, False, False, True]
+    assert explored[3]["item_id"] == "new"
+    explained = answered(shop, k=3, pin={"item-5": 1}, explain=True)["items"]
+    assert [item["explanation"] is None for item in explained] == [True, False, False]
+
+
+def test_a_pin_brings_back_nothing_that_is_left_out(shop: Service) -> None:
+    hidden = {"hide": [{"item_id": "item-33"}]}
+    assert shop.client.post("/admin/items", json=hidden, headers=ADMIN).status_code == 200
+    refuse(shop, "pinned", "item-60")
+    shop.send("item-7", "item-80", user_id="pinned")
+    pins = ("item-33", "item-60", "item-7", "item-9", "item-10", "gone")
+    found = answered(
+        shop,
+        user_id="pinned",
+        history=None,
+        pin={one: rank for rank, one in enumerate(pins, start=1)},
+        exclude_items=["item-9"],
+        filter={"price": {"gte": 1, "not": [2.5]}},
+    )
+    assert not set(ids(found)) & set(pins)
+    assert found["warnings"] == [
+        f"pin: {one!r} is not in the answer: {reason}"
+        for one, reason in zip(
+            pins,
+            (
+                "it is hidden",
+                "the user is not interested in it",
+                "the history has it; exclude_seen: false would allow it",
+                "exclude_items has it, or a page before",
+                "the filter or the candidates leave it out",
+                "this bundle has no such item",
+            ),
+            strict=True,
+        )
+    ]
+    shown = {"unhide": ["item-33"]}
+    assert shop.client.post("/admin/items", json=shown, headers=ADMIN).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("asked", "param", "said"),
+    [
+        ({"max_per": {"colour": 1}}, "max_per.colour", "cap by: category (text), brand (text)"),
+        ({"max_per": {"price": 1}}, "max_per.price", "is a number; only attributes of texts"),
+        ({"max_per": {"category": 0}}, "max_per.category", "greater than or equal to 1"),
+        ({"max_per": 2}, "max_per", "valid dictionary"),
+        ({"max_per": {"category": 2}, "horizon": 2}, "max_per", "sequences are not capped"),
+        ({"pin": {"item-1": 1}, "horizon": 2}, "pin", "sequences have no pinned items"),
+        ({"pin": {"item-1": 11}}, "pin", "ranks must be at most k"),
+        ({"pin": {"item-1": 0}}, "pin.item-1", "greater than or equal to 1"),
+        ({"pin": {"item-1": 2, "item-2": 2}}, "pin", "each item needs a rank of its own"),
+        ({"boost": [{"filter": {}, "weight": 1}]}, "boost.0.filter", "at least 1 item"),
+        (
+            {"boost": [{"filter": {"brand": ["A"]}, "weight": 5.1}]},
+            "boost.0.weight",
+            "less than or equal to 5",
+        ),
+        ({"boost": [{"filter": {"brand": ["A"]}}]}, "boost.0.weight", "Field required"),
+        (
+            {"boost": [{"filter": {"colour": ["A"]}, "weight": 1}]},
+            "boost.0.filter.colour",
+            "no such attribute; filter by: category (text)",
+        ),
+        (
+            {"boost": [{"filter": {"price": ["A"]}, "weight": 1}]},
+            "boost.0.filter.price",
+            "ask for numbers",
+        ),
+    ],
+)
+def test_wrong_rules_are_refused(shop: Service, asked: Any, param: str, said: str) -> None:
+    assert said in refused(shop, param, **asked)
