@@ -17,6 +17,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -163,9 +164,12 @@ def test_the_filter_is_obeyed(demo: Any) -> None:
 
 def test_the_rules_of_a_shop_are_obeyed(demo: Any) -> None:
     [commands] = blocks("shop")
-    ranked, *_ = answers_to(commands, demo.url)
-    items = {item["item_id"] for item in ranked["items"]}
-    assert (items, ranked["warnings"]) == ({"item-0920", "item-0942", "item-0001"}, [])
+    ranked, capped, boosted = (answer["items"] for answer in answers_to(commands, demo.url))
+    assert {item["item_id"] for item in ranked} == {"item-0920", "item-0942", "item-0001"}
+    shelves = Counter(category for item in capped for category in item["categories"])
+    assert (len(capped), max(shelves.values())) == (10, 2)
+    assert (boosted[0]["item_id"], boosted[0]["pinned"]) == ("item-0001", True)
+    assert any(item["categories"][0].startswith("Books > ") for item in boosted[1:])
 
 
 def test_what_is_refused_is_not_recommended(demo: Any) -> None:

@@ -5,9 +5,9 @@ HTTP, Redis or ONNX Runtime. It talks to the history store, the batcher and the 
 
 Reading order: `recommender` (the whole story), `planning` (which schedule and beam width), `rules`
 (filter, boosts and caps in a bundle's terms), `jobs` (from item ids to rows), `selection` (which
-rows are in the answer), `item_mapping` (from rows to items), `experiment` (which user gets which
-variant), `shadow` (a candidate bundle that answers unseen). Apart: `item_search`
-(lists of items).
+rows are in the answer), `item_mapping` (from rows to items), `assembly` (the two together),
+`experiment` (which user gets which variant), `shadow` (a candidate bundle that answers unseen).
+Apart: `item_search` (lists of items).
 """
 
 from service.recommending.experiment import Experiment, load_experiment

@@ -5,7 +5,7 @@ The recommender checks bounds that depend on the bundle (r_warm, m_par). Knows n
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -276,6 +276,13 @@ class Explanation(AnswerModel):
     history_in_common: list[CodesInCommon]
 
 
+def _only_with(name: str) -> Any:
+    """A field that is left out, and not null, unless the request asks for it."""
+    return Field(
+        None, exclude_if=lambda value: value is None, description=f"Only there with `{name}`."
+    )
+
+
 # Of an item, by name: several texts, a number, or a date.
 Attributes = dict[str, list[str] | float | str]
 
@@ -294,9 +301,9 @@ class RecommendedItem(AnswerModel):
     sid: list[int]
     explored: bool = Field(False, description="Whether it has a place of `explore`.")
     pinned: bool = Field(False, description="Whether it has a place of `pin`; it has no score.")
-    categories: list[str] | None = Field(None, description="Only with `metadata`.")
-    attributes: Attributes | None = Field(None, description="Only with `metadata`.")
-    explanation: Explanation | None = Field(None, description="Only with `explain`.")
+    categories: list[str] | None = _only_with("metadata")
+    attributes: Attributes | None = _only_with("metadata")
+    explanation: Explanation | None = _only_with("explain")
 
 
 class ItemOfSequence(AnswerModel):
@@ -305,8 +312,8 @@ class ItemOfSequence(AnswerModel):
     item_id: str
     title: str
     sid: list[int]
-    categories: list[str] | None = Field(None, description="Only with `metadata`.")
-    attributes: Attributes | None = Field(None, description="Only with `metadata`.")
+    categories: list[str] | None = _only_with("metadata")
+    attributes: Attributes | None = _only_with("metadata")
 
 
 class RecommendedSequence(AnswerModel):
