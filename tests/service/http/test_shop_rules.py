@@ -70,9 +70,9 @@ def refused(shop: Service, param: str, **asked: Any) -> str:
     assert error["param"] == param
     body = {"requests": [asked]}
     [result] = shop.client.post("/recommend/batch", json=body).json()["results"]
-    assert (result["status"], result["error"]["message"]) == (422, error["message"])
-    message: str = error["message"]
-    return message
+    message = error["message"].removesuffix(", timeout_ms")  # a batch has it once, for all
+    assert (result["status"], result["error"]["message"]) == (422, message)
+    return str(message)
 
 
 CANDIDATES = [f"item-{row}" for row in (150, 8, 9, 7, 42, 81, 3, 120, 33, 199, 60)]
@@ -224,11 +224,11 @@ def test_a_cap_takes_the_best_that_fit(shop: Service) -> None:
     for one in ranked:
         shelf = -1 if one == "new" else shelf_of(one)
         shelves[shelf] = shelves.get(shelf, 0) + 1
-        if shelf < 0 or shelves[shelf] <= 2:
+        if shelf < 0 or shelves[shelf] <= 1:
             expected.append(one)
     assert ranked[:10] != expected[:10], "else this shows nothing"
     for decoding in (EXACT, {"finish_rows": 1000}):
-        capped = answered(shop, max_per={"category": 2}, k=10, **decoding)
+        capped = answered(shop, max_per={"category": 1}, k=10, **decoding)
         assert (ids(capped), capped["warnings"]) == (expected[:10], [])
     by_beams = answered(shop, max_per={"category": 2, "brand": 4}, k=10)
     assert by_beams["decoding"]["beam_width"] == 40
@@ -290,14 +290,18 @@ def test_beams_and_the_dense_head_find_what_is_boosted(shop: Service, decoding: 
 
 def test_boosts_go_with_several_items_and_never_bring_back_what_is_left_out(shop: Service) -> None:
     boost = [{"filter": {"price": {"lte": 2}}, "weight": 5}]
-    pairs = answered(shop, horizon=2, boost=boost)["sequences"]
-    plain = answered(shop, horizon=2)["sequences"]
-    cheap = {f"item-{row}" for row in range(9)}
-    of_pairs = [
-        sum(item["item_id"] in cheap for one in found for item in one["items"])
-        for found in (pairs, plain)
-    ]
-    assert of_pairs[0] > of_pairs[1]
+    plain = answered(shop, horizon=2, k=10)["sequences"]
+    item_id = plain[-1]["items"][0]["item_id"]
+    of_one = [{"filter": {"price": [int(item_id.removeprefix("item-")) / 4]}, "weight": 1.5}]
+    boosted = {
+        tuple(item["item_id"] for item in one["items"]): one["score"]
+        for one in answered(shop, horizon=2, k=10, boost=of_one)["sequences"]
+    }
+    for one in plain:
+        items = tuple(item["item_id"] for item in one["items"])
+        score = one["score"] + 1.5 * (item_id in items)
+        assert items not in boosted or boosted[items] == pytest.approx(score, abs=1e-3)
+    assert any(item_id in items for items in boosted)
     left_out = answered(
         shop, boost=boost, exclude_items=["item-8"], candidates=["item-8", "item-9"]
     )
