@@ -282,7 +282,7 @@ def test_a_wrong_event_does_not_stop_the_others(served: Service) -> None:
     again = served.client.post("/events", json={"events": events}).json()
     assert (again["accepted"], again["duplicates"]) == (0, 3)
     history = served.client.get("/users/ev/history").json()
-    assert history == {"user_id": "ev", "history": ["item-1", "item-2"]}
+    assert history == {"user_id": "ev", "history": ["item-1", "item-2"], "refused": []}
 
 
 def test_the_optional_fields_of_an_event_are_accepted_and_checked(served: Service) -> None:
