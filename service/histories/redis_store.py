@@ -183,9 +183,14 @@ class RedisHistoryStore:
         return [stored for stored, _ in found]
 
     async def erase(self, user_id: str) -> None:
-        keys = _user_keys(user_id)
-        command = Command(keys[0], ("EVAL", ERASE, len(keys), *keys, start_of_user(user_id)))
-        await self._call("erase", self._connection.run([command]), _numbers)
+        keys, refused = _user_keys(user_id), refused_key(user_id)
+        commands = [
+            Command(keys[0], ("EVAL", ERASE, len(keys), *keys, start_of_user(user_id))),
+            # Apart: most users have none, and a slot that moves answers scripts only about keys
+            # that are all there.
+            Command(refused, ("DEL", refused)),
+        ]
+        await self._call("erase", self._connection.run(commands), _numbers)
 
     async def fill(self, histories: Sequence[tuple[str, Sequence[str]]]) -> list[int | None]:
         """Add the items of a log that histories lack; returns how many items each history gained.
@@ -297,11 +302,11 @@ class RedisHistoryStore:
         await self._connection.close()
 
     def _append(self, event: Event, is_counted: bool, negative: Collection[str]) -> Command:
-        entered, marks, shown, log, refused = _user_keys(event.user_id)
+        entered, marks, shown, log = _user_keys(event.user_id)
         how, named = PUSH, event.recommendation_id
         if event.event_type.removeprefix(UNDO) in negative:
             how = MOVE if event.event_type in negative else DROP
-            entered, named = refused, None
+            entered, named = refused_key(event.user_id), None
         arguments: tuple[str | int, ...] = (
             event.event_id,
             0 if is_counted else self._history_cap,
@@ -394,10 +399,10 @@ class RedisHistoryStore:
             task.exception()  # read it, because nobody may have waited for it
 
 
-def _user_keys(user_id: str) -> tuple[str, str, str, str, str]:
-    """All keys that hold something of a user; the log also holds something of others."""
+def _user_keys(user_id: str) -> tuple[str, str, str, str]:
+    """Keys that hold something of a user, all but refusals; the log has something of others too."""
     key = history_key(user_id)
-    return key, marks_key(user_id), shown_key(user_id), log_key(key), refused_key(user_id)
+    return key, marks_key(user_id), shown_key(user_id), log_key(key)
 
 
 def _list(key: str, last: int = -1) -> Command:

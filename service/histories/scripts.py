@@ -99,9 +99,9 @@ return commit() or reply
 """
 )
 
-# KEYS history, marks, shown, log, refusals. ARGV how the entries of the user go on after their
-# time. The log is written again without them, and then lives as long as before. Memory is not asked
-# for: a full store must be able to forget.
+# KEYS history, marks, shown, log. ARGV how the entries of the user go on after their time. The log
+# is written again without them, and then lives as long as before. Memory is not asked for: a full
+# store must be able to forget.
 ERASE = (
     WRITES.replace("#!lua", "#!lua flags=allow-oom", 1)
     + """
@@ -114,7 +114,7 @@ for _, entry in ipairs(redis.call('LRANGE', KEYS[4], 0, -1)) do
     kept[#kept + 1] = entry
   end
 end
-write('DEL', KEYS[1], KEYS[2], KEYS[3], KEYS[5])
+write('DEL', KEYS[1], KEYS[2], KEYS[3])
 if num_gone > 0 then
   local ttl = redis.call('TTL', KEYS[4])
   write('DEL', KEYS[4])
