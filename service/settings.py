@@ -41,7 +41,13 @@ MOST_TYPE_CHARS = 64  # of an event's type, as in service.schemas.events
 DAY_S = 24 * 60 * 60
 HOUR_S = 60 * 60
 KEY = re.compile(r"[!-~]*", re.ASCII)  # what every client can put into a header
-LISTS = {"history_event_types", "counted_event_types", "api_keys", "admin_keys"}  # may be empty
+LISTS = {  # may be empty
+    "history_event_types",
+    "counted_event_types",
+    "negative_event_types",
+    "api_keys",
+    "admin_keys",
+}
 
 
 def available_cpus(
@@ -260,6 +266,12 @@ class Settings(BaseSettings):
         ("impression", "view"),
         description="Event types that are attributed to answers and counted, and do not enter a "
         "history; others are rejected.",
+    )
+    negative_event_types: EventTypes = Field(
+        ("not_interested",),
+        description="Event types by which a user refuses an item: it is not recommended to this "
+        "user any more, and enters no history; with undo_ before it, e.g. undo_not_interested, "
+        "it is again.",
     )
     fallback: Fallback = Field(
         "history",

@@ -17,6 +17,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -41,6 +42,9 @@ CHECKS = {
     "curl-output",
     "requests",
     "filter",
+    "items",
+    "refusal",
+    "shop",
     "python",
     "commands",
     "system",
@@ -156,6 +160,33 @@ def test_the_filter_is_obeyed(demo: Any) -> None:
     found = [category for item in answer["items"] for category in categories[item["item_id"]]]
     assert (answer["served_by"], len(found)) == ("model", 10)
     assert all(category.startswith("Books > ") or category == "Kitchen > Tea" for category in found)
+
+
+def test_the_rules_of_a_shop_are_obeyed(demo: Any) -> None:
+    [commands] = blocks("shop")
+    ranked, capped, boosted = (answer["items"] for answer in answers_to(commands, demo.url))
+    assert {item["item_id"] for item in ranked} == {"item-0920", "item-0942", "item-0001"}
+    shelves = Counter(category for item in capped for category in item["categories"])
+    assert (len(capped), max(shelves.values())) == (10, 2)
+    assert (boosted[0]["item_id"], boosted[0]["pinned"]) == ("item-0001", True)
+    assert (len(boosted), boosted[1]["pinned"]) == (10, False)
+
+
+def test_what_is_refused_is_not_recommended(demo: Any) -> None:
+    [commands] = blocks("refusal")
+    stored, recommended, kept = answers_to(commands, demo.url)
+    assert stored["accepted"] + stored["duplicates"] == 1
+    assert "item-0920" in kept["refused"]
+    assert len(recommended["items"]) == 10
+    assert "item-0920" not in [item["item_id"] for item in recommended["items"]]
+
+
+def test_items_are_listed(demo: Any) -> None:
+    [command] = blocks("items")
+    [answer] = answers_to(command, demo.url)
+    assert [item["title"].count("Merino Yarn") for item in answer["items"]] == [1, 1, 1]
+    assert answer["next"] == answer["items"][-1]["item_id"]
+    assert answer["warnings"] == ["filter.category: no item has 'Offers'"]
 
 
 def answers_to(commands: str, url: str) -> list[dict[str, Any]]:

@@ -12,7 +12,14 @@ settings), `store` (the bundle store: folders of bundles), `npy` (arrays as byte
 from service.bundles.attributes import Condition, seconds_of, type_of
 from service.bundles.bundle import Bundle, verify, write_bundle
 from service.bundles.decoding_defaults import DecodingDefaults, misfit_of
-from service.bundles.items import AttributeType, AttributeValue, HiddenItems, Item, text_of
+from service.bundles.items import (
+    CATEGORY,
+    AttributeType,
+    AttributeValue,
+    HiddenItems,
+    Item,
+    text_of,
+)
 from service.bundles.ladder import ladder_of
 from service.bundles.lines import HeldOutUser, check_items
 from service.bundles.manifest import (
@@ -34,6 +41,7 @@ from service.bundles.store import (
 )
 
 __all__ = [
+    "CATEGORY",
     "CONTENT_TEXT",
     "CURRENT",
     "HISTORY_CAP",

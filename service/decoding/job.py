@@ -45,6 +45,8 @@ class Job:
     retrieval: whether items are found by beams, by the dense head, or by both, see `decode`
     is_cancelled: called between steps; once it returns true the job is dropped
     explain:  whether the answer says how its rows were found (`Trajectory`); only of beams
+    boosted:  (b,) int32 rows whose scores gain something, ascending and distinct
+    boosts:   (b,) float32, what each gains
     horizon:  how many next items are predicted together, 1 to MAX_HORIZON. Above 1, jobs are ranked
         by "path", finish_rows is 0, and nothing is explained; see `decode_several`
     """
@@ -64,6 +66,8 @@ class Job:
     is_cancelled: Callable[[], bool] = _never
     explain: bool = False
     horizon: int = 1
+    boosted: Rows = field(default_factory=lambda: np.empty(0, np.int32))
+    boosts: Floats = field(default_factory=lambda: np.empty(0, np.float32))
 
     @property
     def call_rows(self) -> int:

@@ -1,8 +1,9 @@
 """The story of POST /events: each event is rejected with a reason, or stored and counted.
 
 Events of some types enter histories. Events of other types are only counted. Both are attributed to
-the answers that they name. A wrong event does not stop the others. Sending the same events again
-changes nothing. Knows nothing of HTTP or Redis commands.
+the answers that they name. Negative events say which items a user is not interested in. A wrong
+event does not stop the others. Sending the same events again changes nothing. Knows nothing of HTTP
+or Redis commands.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Sequence
 
 from pydantic import ValidationError
 
-from service.histories.store import HistoryStore, Stored
+from service.histories.store import UNDO, HistoryStore, Stored
 from service.schemas import Event, EventsResponse, RejectedEvent, field_name
 from service.telemetry import Metrics
 
@@ -24,31 +25,38 @@ async def store_events(
     *,
     event_types: Sequence[str],
     counted_event_types: Sequence[str],
+    negative_event_types: Sequence[str] = (),
 ) -> EventsResponse:
     """Store the valid events, in the order given.
 
     event_types: types that enter a history
     counted_event_types: types that do not enter a history but are accepted; a type in both enters
         the history
+    negative_event_types: types of refusals; UNDO before one takes a refusal back; a type in two
+        lists enters the history, else the refusals
     Raises HistoryUnavailable. Then some events may be stored. Repeating the call stores the rest.
     """
     started = time.perf_counter()
-    counted = [event_type for event_type in counted_event_types if event_type not in event_types]
+    refusing = [one for one in negative_event_types if one not in event_types]
+    undoing = [UNDO + one for one in refusing]
+    known = [*event_types, *refusing, *undoing]
+    counted = [one for one in counted_event_types if one not in known]
+    known += counted
     events: list[Event] = []
     rejected: list[RejectedEvent] = []
     for index, entry in enumerate(entries):
         if isinstance(entry, ValidationError):
             message = _first_message(entry)
             rejected.append(RejectedEvent(index=index, code="invalid_event", message=message))
-        elif entry.event_type not in [*event_types, *counted]:
-            message = f"event_type must be one of {', '.join([*event_types, *counted])}"
+        elif entry.event_type not in known:
+            message = f"event_type must be one of {', '.join(known)}"
             rejected.append(RejectedEvent(index=index, code="unknown_event_type", message=message))
         elif entry.item_ids and entry.event_type not in counted:
-            message = "item_ids: an event that enters the history has one item_id"
+            message = "item_ids: an event of this type has one item_id"
             rejected.append(RejectedEvent(index=index, code="invalid_event", message=message))
         else:
             events.append(entry)
-    stored = await histories.append(events, counted) if events else []
+    stored = await histories.append(events, counted, refusing) if events else []
     for event, fate in zip(events, stored, strict=True):
         _count(event.event_type, fate, metrics)
     metrics.events.labels("other", "rejected").inc(len(rejected))

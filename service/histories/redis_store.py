@@ -1,4 +1,4 @@
-"""The history store in Redis: histories, the event log, marks, remembered answers, changed items.
+"""The history store in Redis: histories, refusals, the event log, marks, answers, changed items.
 
 The only module that knows commands, and keys but those of the log (`service.histories.event_log`).
 Only inside Redis, the newest item of a history comes first. Every call has the store's own timeout,
@@ -11,7 +11,6 @@ mean.
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
@@ -26,7 +25,6 @@ from service.histories.connections import NOT_UNDERSTOOD, Command, StoreConnecti
 from service.histories.event_log import (
     LoggedEvent,
     event_of,
-    json_of,
     log_key,
     log_key_of,
     rest_of_entry,
@@ -35,15 +33,26 @@ from service.histories.event_log import (
 from service.histories.scripts import (
     APPEND,
     CHECK,
+    DROP,
     ERASE,
     FILL,
     ITEMS_VERSION,
+    MOVE,
+    PUSH,
     READ_ITEMS,
     REMEMBER,
     RIGHTS,
     WRITE_ITEMS,
 )
-from service.histories.store import Attribution, RememberedAnswer, Stored
+from service.histories.store import (
+    UNDO,
+    Attribution,
+    RememberedAnswer,
+    Stored,
+    StoredUser,
+    answer_of,
+    start_of_answer,
+)
 from service.histories.store_url import parse_store_url
 from service.histories.trouble import Troubles, reason_of, rights_reason
 from service.schemas import Event
@@ -68,6 +77,11 @@ def history_key(user_id: str) -> str:
 def marks_key(user_id: str) -> str:
     """The sorted set of a user's recent event_ids, by time. It marks answers with a hit, too."""
     return f"unmask:marks:{{{user_id}}}"
+
+
+def refused_key(user_id: str) -> str:
+    """The list of the items in which a user is not interested."""
+    return f"unmask:refused:{{{user_id}}}"
 
 
 def shown_key(user_id: str) -> str:
@@ -126,37 +140,42 @@ class RedisHistoryStore:
         self._event_log_s = event_log_s
         log_key_of(0)  # makes the table of tags now, and not at the first event
 
-    async def read(self, user_id: str, limit: int | None = None) -> list[str]:
-        last = -1 if limit is None else limit - 1
-        reading = self._connection.read([_list(history_key(user_id), last)])
-        return await self._call("read", reading, lambda replies: _newest_last(*replies))
+    async def read(self, user_id: str, limit: int | None = None) -> StoredUser:
+        reading = self._connection.read(_lists(user_id, -1 if limit is None else limit - 1))
+        return await self._call("read", reading, _user)
 
     async def read_page(
         self, user_id: str, recommendation_id: str
-    ) -> tuple[list[str], RememberedAnswer | None]:
-        commands = [_list(history_key(user_id)), _list(shown_key(user_id))]
-        reading = self._connection.run(commands)
-        start = _start_of_json(recommendation_id)
+    ) -> tuple[StoredUser, RememberedAnswer | None]:
+        reading = self._connection.run([*_lists(user_id), _list(shown_key(user_id))])
+        start = start_of_answer(recommendation_id)
 
-        def page(replies: list[Any]) -> tuple[list[str], RememberedAnswer | None]:
-            newest_first, answers = replies
+        def page(replies: list[Any]) -> tuple[StoredUser, RememberedAnswer | None]:
+            *lists, answers = replies
             found = next((text for text in answers if text.startswith(start)), None)
-            return _newest_last(newest_first), _from_json(found) if found else None
+            oldest_s = time.time() - MARK_TTL_S
+            return _user(lists), answer_of(found, oldest_s) if found else None
 
         return await self._call("read_page", reading, page)
 
     async def remember(self, answers: Sequence[tuple[str, RememberedAnswer]]) -> None:
         commands = [
-            Command(key, ("EVAL", REMEMBER, 1, key, _to_json(shown), MAX_ANSWERS - 1, MARK_TTL_S))
-            for key, shown in ((shown_key(user_id), shown) for user_id, shown in answers)
+            Command(key, ("EVAL", REMEMBER, 1, key, text, MAX_ANSWERS - 1, MARK_TTL_S))
+            for key, text in (
+                (shown_key(user_id), shown.as_json(int(time.time()))) for user_id, shown in answers
+            )
         ]
         await self._call("remember", self._connection.run(commands), _numbers)
 
     async def append(
-        self, events: Sequence[Event], counted_event_types: Collection[str] = ()
+        self,
+        events: Sequence[Event],
+        counted_event_types: Collection[str] = (),
+        negative_event_types: Collection[str] = (),
     ) -> list[Stored]:
         commands = [
-            self._append(event, event.event_type in counted_event_types) for event in events
+            self._append(event, event.event_type in counted_event_types, negative_event_types)
+            for event in events
         ]
         running = self._connection.run(commands)
         found = await self._call("append", running, lambda replies: list(map(_stored, replies)))
@@ -164,9 +183,14 @@ class RedisHistoryStore:
         return [stored for stored, _ in found]
 
     async def erase(self, user_id: str) -> None:
-        keys = _user_keys(user_id)
-        command = Command(keys[0], ("EVAL", ERASE, len(keys), *keys, start_of_user(user_id)))
-        await self._call("erase", self._connection.run([command]), _numbers)
+        keys, refused = _user_keys(user_id), refused_key(user_id)
+        commands = [
+            Command(keys[0], ("EVAL", ERASE, len(keys), *keys, start_of_user(user_id))),
+            # Apart: most users have none, and a slot that moves answers scripts only about keys
+            # that are all there.
+            Command(refused, ("DEL", refused)),
+        ]
+        await self._call("erase", self._connection.run(commands), _numbers)
 
     async def fill(self, histories: Sequence[tuple[str, Sequence[str]]]) -> list[int | None]:
         """Add the items of a log that histories lack; returns how many items each history gained.
@@ -277,21 +301,26 @@ class RedisHistoryStore:
             await asyncio.wait(self._tasks)
         await self._connection.close()
 
-    def _append(self, event: Event, is_counted: bool) -> Command:
-        keys = _user_keys(event.user_id)
-        named = event.recommendation_id
+    def _append(self, event: Event, is_counted: bool, negative: Collection[str]) -> Command:
+        entered, marks, shown, log = _user_keys(event.user_id)
+        how, named = PUSH, event.recommendation_id
+        if event.event_type.removeprefix(UNDO) in negative:
+            how = MOVE if event.event_type in negative else DROP
+            entered, named = refused_key(event.user_id), None
         arguments: tuple[str | int, ...] = (
             event.event_id,
             0 if is_counted else self._history_cap,
             self._history_ttl_s,
             MARK_TTL_S,
-            _start_of_json(named) if named else "",
+            start_of_answer(named) if named else "",
             f"{event.event_type} {named}",
             self._event_log_s,
             rest_of_entry(event),
+            how,
             *event.all_item_ids,
         )
-        return Command(keys[0], ("EVAL", APPEND, len(keys), *keys, *arguments))
+        keys = (entered, marks, shown, log)
+        return Command(entered, ("EVAL", APPEND, len(keys), *keys, *arguments))
 
     def _note_replica(self, error: Exception) -> None:
         self._replica_errors.inc()
@@ -371,13 +400,22 @@ class RedisHistoryStore:
 
 
 def _user_keys(user_id: str) -> tuple[str, str, str, str]:
-    """All keys that hold something of a user; the log also holds something of others."""
+    """Keys that hold something of a user, all but refusals; the log has something of others too."""
     key = history_key(user_id)
     return key, marks_key(user_id), shown_key(user_id), log_key(key)
 
 
 def _list(key: str, last: int = -1) -> Command:
     return Command(key, ("LRANGE", key, 0, last))
+
+
+def _lists(user_id: str, last: int = -1) -> list[Command]:
+    """What `_user` understands."""
+    return [_list(history_key(user_id), last), _list(refused_key(user_id), last)]
+
+
+def _user(replies: list[Any]) -> StoredUser:
+    return StoredUser(*map(_newest_last, replies))
 
 
 def _newest_last(newest_first: Any) -> list[str]:
@@ -408,29 +446,3 @@ def _stored(reply: Any) -> tuple[Stored, int]:
         return Stored(True), reply[0]
     num_trimmed, bundle, variant, rank, is_first = reply
     return Stored(True, Attribution(bundle, variant, rank, is_first == 1)), num_trimmed
-
-
-def _to_json(shown: RememberedAnswer) -> str:
-    return json_of(
-        {
-            "recommendation_id": shown.recommendation_id,
-            "at": int(time.time()),
-            "bundle": shown.bundle,
-            "variant": shown.variant,
-            "item_ids": shown.item_ids,
-            "before": shown.before,
-        }
-    )
-
-
-def _start_of_json(recommendation_id: str) -> str:
-    return json_of({"recommendation_id": recommendation_id})[:-1] + ","
-
-
-def _from_json(text: str) -> RememberedAnswer | None:
-    """The answer; None if it is older than a day. The list lives on while answers are added."""
-    fields = json.loads(text)
-    if fields.pop("at") + MARK_TTL_S < time.time():
-        return None
-    item_ids, before = tuple(fields.pop("item_ids")), tuple(fields.pop("before"))
-    return RememberedAnswer(**fields, item_ids=item_ids, before=before)

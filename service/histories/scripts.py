@@ -22,14 +22,17 @@ local function commit()
 end
 """
 READS = "#!lua flags=no-writes\n"
+PUSH, MOVE, DROP = "push", "move", "drop"
 
-# KEYS history, marks, shown, log. ARGV event_id, history_cap (0: the event enters neither history
-# nor log), history_ttl_s, mark_ttl_s, start of the answer that it names ('' for none), the mark of
-# that answer's first event of this type, log_ttl_s (0: there is no log), the entry of the log
-# without its time, item_ids. Returns 0 for a duplicate, or how many events were trimmed from the
-# log, and if it is attributed bundle, variant, rank, and whether it is the first. The clock is the
-# server's, so that all replicas of the service agree. It may go back; the times of a log do not.
-# The marks are written last: an event without its mark would be stored again.
+# KEYS history or refusals (the list that the item enters), marks, shown, log. ARGV event_id,
+# history_cap (0: the event enters neither list nor log), history_ttl_s, mark_ttl_s, start of the
+# answer that it names ('' for none), the mark of that answer's first event of this type, log_ttl_s
+# (0: there is no log), the entry of the log without its time, what becomes of the item in the list
+# (PUSH; MOVE: it is there once; DROP: it is taken out), item_ids. Returns 0 for a duplicate, or how
+# many events were trimmed from the log, and if it is attributed bundle, variant, rank, and whether
+# it is the first. The clock is the server's, so that all replicas of the service agree. It may go
+# back; the times of a log do not. The marks are written last: an event without its mark would be
+# stored again.
 APPEND = (
     WRITES
     + r"""
@@ -42,7 +45,7 @@ local function is_marked(name)
 end
 local function attributed()
   local is_wanted = {}
-  for i = 9, #ARGV do is_wanted[ARGV[i]] = true end
+  for i = 10, #ARGV do is_wanted[ARGV[i]] = true end
   for _, text in ipairs(redis.call('LRANGE', KEYS[3], 0, -1)) do
     if string.sub(text, 1, #ARGV[5]) == ARGV[5] then
       local shown = cjson.decode(text)
@@ -73,9 +76,12 @@ end
 if is_marked(ARGV[1]) then return 0 end
 local num_trimmed = 0
 if cap > 0 then
-  write('LPUSH', KEYS[1], ARGV[9])
-  write('LTRIM', KEYS[1], 0, cap - 1)
-  write('EXPIRE', KEYS[1], ARGV[3])
+  if ARGV[9] ~= 'push' then write('LREM', KEYS[1], 0, ARGV[10]) end
+  if ARGV[9] ~= 'drop' then
+    write('LPUSH', KEYS[1], ARGV[10])
+    write('LTRIM', KEYS[1], 0, cap - 1)
+    write('EXPIRE', KEYS[1], ARGV[3])
+  end
   if log_ttl > 0 then num_trimmed = log() end
 end
 local mark = {'ZADD', KEYS[2], now, ARGV[1]}
@@ -257,4 +263,4 @@ return denied
 )
 # What the scripts run, and what is run beside them. EVAL is not here: if CHECK answers, EVAL works.
 RIGHTS = {"DEL", "EXPIRE", "HMGET", "HSET", "LPOS", "LPUSH", "LRANGE", "LTRIM", "TIME", "ZADD"}
-RIGHTS |= {"RPUSH", "TTL", "ZRANGE", "ZRANGEBYSCORE", "ZREMRANGEBYSCORE", "ZSCORE"}
+RIGHTS |= {"LREM", "RPUSH", "TTL", "ZRANGE", "ZRANGEBYSCORE", "ZREMRANGEBYSCORE", "ZSCORE"}

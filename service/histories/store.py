@@ -1,18 +1,22 @@
 """What the service keeps of users and of changed items: the protocol of the history store.
 
-A history is a list of item_ids, oldest to newest. An event is remembered by its `event_id` for a
-day, and repeating it changes nothing. An answer is remembered by its `recommendation_id` for a day
-too. An event that names the answer and has one of its items is attributed to it. Knows nothing of
-Redis.
+A history is a list of item_ids, oldest to newest. Refusals are the items that a user is not
+interested in. An event is remembered by its `event_id` for a day, and repeating it changes nothing.
+An answer is remembered by its `recommendation_id` for a day too. An event that names the answer and
+has one of its items is attributed to it. Knows nothing of Redis.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import asdict, dataclass
+from typing import NamedTuple, Protocol
 
+from service.histories.event_log import json_of
 from service.schemas import Event
+
+UNDO = "undo_"  # before a negative event type: it takes the refusal back
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,35 @@ class RememberedAnswer:
     variant: str
     item_ids: tuple[str, ...]
     before: tuple[str, ...] = ()
+
+    def as_json(self, now_s: int) -> str:
+        """It begins with `start_of_answer`."""
+        start = {"recommendation_id": self.recommendation_id, "at": now_s}
+        return json_of(start | asdict(self))
+
+
+def start_of_answer(recommendation_id: str) -> str:
+    """How the JSON of an answer begins."""
+    return json_of({"recommendation_id": recommendation_id})[:-1] + ","
+
+
+def answer_of(text: str, oldest_s: float) -> RememberedAnswer | None:
+    """The answer of that JSON; None if it is older."""
+    fields = json.loads(text)
+    if fields.pop("at") < oldest_s:
+        return None
+    item_ids, before = tuple(fields.pop("item_ids")), tuple(fields.pop("before"))
+    return RememberedAnswer(**fields, item_ids=item_ids, before=before)
+
+
+class StoredUser(NamedTuple):
+    """What is kept of a user, each oldest to newest.
+
+    history: item_ids; refused: item_ids in which the user is not interested, each once
+    """
+
+    history: list[str]
+    refused: list[str]
 
 
 @dataclass(frozen=True)
@@ -56,8 +89,8 @@ class Stored:
 class HistoryStore(Protocol):
     """Where histories are kept. Every method may raise HistoryUnavailable."""
 
-    async def read(self, user_id: str, limit: int | None = None) -> list[str]:
-        """The newest `limit` items of a user (default: all), oldest to newest.
+    async def read(self, user_id: str, limit: int | None = None) -> StoredUser:
+        """The newest `limit` items of each list of a user; default: all.
 
         A replica may answer, if there is one. Then the newest events may be missing.
         """
@@ -65,8 +98,8 @@ class HistoryStore(Protocol):
 
     async def read_page(
         self, user_id: str, recommendation_id: str
-    ) -> tuple[list[str], RememberedAnswer | None]:
-        """The history, and the answer with that id if it is remembered, in one round trip.
+    ) -> tuple[StoredUser, RememberedAnswer | None]:
+        """What is kept of a user, and the answer with that id if it is remembered: one round trip.
 
         It always asks the primary, because the answer may have been written a moment ago.
         """
@@ -77,11 +110,16 @@ class HistoryStore(Protocol):
         ...
 
     async def append(
-        self, events: Sequence[Event], counted_event_types: Collection[str] = ()
+        self,
+        events: Sequence[Event],
+        counted_event_types: Collection[str] = (),
+        negative_event_types: Collection[str] = (),
     ) -> list[Stored]:
         """Store events in the order given: in histories and the log, and attribute them to answers.
 
         counted_event_types: types that are attributed but enter neither history nor log
+        negative_event_types: types of events that enter the user's refusals and the log, and are
+            attributed to no answer; UNDO before such a type takes the item out of the refusals
         Each event is stored completely or not at all.
         """
         ...

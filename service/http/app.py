@@ -14,8 +14,9 @@ from contextlib import asynccontextmanager
 from typing import Annotated, Any, TypeVar
 
 from fastapi import FastAPI, Path, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.telemetry import TelemetryConfig
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from service import errors, schemas
 from service.histories import store_events
@@ -24,12 +25,13 @@ from service.http.admission.gate import Gate
 from service.http.admission.keys import Keys
 from service.http.bulk import Bulk
 from service.http.error_map import add_handlers, context_of
+from service.http.json_body import parsed
 from service.http.middleware import ASGIApp, Envelope, RequestContext
 from service.http.operator_routes import add_admin_routes, add_health_routes
 from service.http.preconditions import BEARER, Guard, guarded, require_json
 from service.http.url_and_body import UrlAndBodyChecks
 from service.lifecycle import VERSION, Lifecycle
-from service.recommending import attributes_of, similar_items
+from service.recommending import attributes_of, conditions_of, found_items, similar_items
 from service.schemas import (
     EventsRequest,
     EventsResponse,
@@ -135,6 +137,7 @@ def add_client_routes(app: FastAPI, routes: Routes, guards: Sequence[Guard]) -> 
     # An item_id may contain slashes, so the longer path comes first.
     route("POST", "/items/{item_id:path}/similar", routes.similar, 404, 503)
     route("GET", "/items/{item_id:path}", routes.item, 404, 503)
+    route("GET", "/items", routes.items, 503)
     return roots
 
 
@@ -177,6 +180,7 @@ class Routes:
             self._metrics,
             event_types=self._settings.history_event_types,
             counted_event_types=self._settings.counted_event_types,
+            negative_event_types=self._settings.negative_event_types,
         )
 
     async def history(
@@ -188,9 +192,11 @@ class Routes:
             schemas.DIGITS,
         ] = None,
     ) -> schemas.HistoryResponse:
-        """The stored items of a user, oldest to newest."""
-        item_ids = await self._lifecycle.histories.read(user_id, limit)
-        return schemas.HistoryResponse(user_id=user_id, history=item_ids)
+        """The stored items of a user, oldest to newest, and those that the user has refused."""
+        stored = await self._lifecycle.histories.read(user_id, limit)
+        return schemas.HistoryResponse(
+            user_id=user_id, history=stored.history, refused=stored.refused
+        )
 
     async def erase(self, user_id: UserIdPath) -> Response:
         """Forget a user."""
@@ -214,6 +220,14 @@ class Routes:
             bundle=bundle.manifest.ref,
         )
 
+    async def items(
+        self, query: Annotated[schemas.ItemsQuery, Query()]
+    ) -> schemas.FoundItemsResponse:
+        """Items of the active bundle, page by page. The network is not called."""
+        bundle = self._lifecycle.loaded_bundles.active.bundle
+        conditions = conditions_of(filter_of_query(query), bundle)
+        return await asyncio.to_thread(found_items, bundle, query, conditions)
+
     async def similar(self, item_id: ItemIdPath, body: SimilarRequest) -> SimilarResponse:
         """Items of the active bundle that share codes with an item. The network is not called."""
         bundle = self._lifecycle.loaded_bundles.active.bundle
@@ -229,6 +243,20 @@ class Routes:
 
     def _hash(self, user_id: str) -> str:
         return hashlib.blake2b(user_id.encode(), key=self._salt, digest_size=6).hexdigest()
+
+
+def filter_of_query(query: schemas.ItemsQuery) -> schemas.Filter:
+    """The filter that a URL has as JSON."""
+    if query.filter is None:
+        return {}
+    try:
+        return schemas.FILTER.validate_python(parsed(query.filter, "filter"))
+    except ValueError as error:
+        if isinstance(error, ValidationError):
+            found = [{**one, "loc": ("query", "filter", *one["loc"])} for one in error.errors()]
+            raise RequestValidationError(found) from None
+        message = 'must be JSON, percent-encoded, such as {"category": ["Books"]}'
+        raise errors.InvalidRequest(message, param="filter") from None
 
 
 def json_answer(answer: BaseModel) -> Response:

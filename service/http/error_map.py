@@ -53,8 +53,14 @@ HTTP_ERRORS: dict[int, tuple[str, str]] = {
     413: ("body_too_large", f"the body may have {MAX_BODY_BYTES} bytes"),
 }
 RETRYABLE = {429, 503}
+ADMIN = "/admin/"
 BETWEEN_FIELDS = {
+    "after",
     "beam_width",
+    "explain",
+    "explore",
+    "max_per",
+    "pin",
     "schedule",
     "timeout_ms",
 }  # error types of service.schemas
@@ -168,8 +174,14 @@ def _methods_of(request: Request) -> Iterable[str]:
     return sorted(found)
 
 
+def _has_admin_routes(request: Request) -> bool:
+    return any(getattr(route, "path", "").startswith(ADMIN) for route in request.app.routes)
+
+
 def _http_answer(request: Request, status: int) -> Response:
     code, message = HTTP_ERRORS[status]
+    if status == 404 and request.url.path.startswith(ADMIN) and not _has_admin_routes(request):
+        message = "there are no routes under /admin: UNMASK_ADMIN_KEYS is not set"
     return _answer(status, ErrorResponse.of(code, message, context_of(request).request_id))
 
 

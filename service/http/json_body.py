@@ -27,13 +27,21 @@ class JsonRequest(Request):
                 text = body.decode("utf-8-sig")
             except UnicodeDecodeError as error:
                 raise json.JSONDecodeError("it is not UTF-8", "", error.start) from None
-            self._json = json.loads(text, object_pairs_hook=_distinct)
+            self._json = parsed(text, "body")
         return self._json
 
 
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        message = "an object of the body has the same name twice; send each name once"
-        raise InvalidRequest(message, param="body")
-    return found
+def parsed(text: str, param: str) -> Any:
+    """The value of a JSON text. Raises JSONDecodeError or InvalidRequest.
+
+    param: where the request has the text
+    """
+
+    def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            message = f"an object of the {param} has the same name twice; send each name once"
+            raise InvalidRequest(message, param=param)
+        return found
+
+    return json.loads(text, object_pairs_hook=distinct)

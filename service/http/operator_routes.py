@@ -148,6 +148,7 @@ class HealthRoutes:
                 slo_ms=settings.slo_ms,
                 history_cap=settings.history_cap,
                 history_event_types=list(settings.history_event_types),
+                negative_event_types=list(settings.negative_event_types),
             ),
             history_store="redis" if settings.redis_url else "embedded",
             ort_threads=settings.ort_threads,

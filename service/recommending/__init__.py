@@ -3,15 +3,19 @@
 Reads the history, plans the decoding, queues the job, and maps rows back to items. It must not know
 HTTP, Redis or ONNX Runtime. It talks to the history store, the batcher and the loaded bundles.
 
-Reading order: `recommender` (the whole story), `planning` (which schedule and beam width), `jobs`
-(from item ids to rows), `item_mapping` (from rows to items), `experiment` (which user gets which
-variant), `shadow` (a candidate bundle that answers unseen).
+Reading order: `recommender` (the whole story), `planning` (which schedule and beam width), `rules`
+(filter, boosts and caps in a bundle's terms), `jobs` (from item ids to rows), `selection` (which
+rows are in the answer), `item_mapping` (from rows to items), `assembly` (the two together),
+`experiment` (which user gets which variant), `shadow` (a candidate bundle that answers unseen).
+Apart: `item_search` (lists of items).
 """
 
 from service.recommending.experiment import Experiment, load_experiment
 from service.recommending.item_mapping import attributes_of, similar_items
+from service.recommending.item_search import found_items
 from service.recommending.planning import fixed_plan
 from service.recommending.recommender import Policy, Recommender
+from service.recommending.rules import conditions_of
 from service.recommending.shadow import Shadow
 
 __all__ = [
@@ -20,7 +24,9 @@ __all__ = [
     "Recommender",
     "Shadow",
     "attributes_of",
+    "conditions_of",
     "fixed_plan",
+    "found_items",
     "load_experiment",
     "similar_items",
 ]

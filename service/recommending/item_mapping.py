@@ -6,7 +6,7 @@ Knows one bundle at a time, and nothing of deadlines, queues or stores.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,51 +26,64 @@ MAX_IN_COMMON = 5
 
 
 def decoded_items(
-    bundle: Bundle, decoded: Decoded, history: Rows, *, metadata: bool
+    bundle: Bundle, decoded: Decoded, places: Sequence[int], history: Rows, *, metadata: bool
 ) -> list[RecommendedItem]:
-    """The items of an answer, explained if it has a trajectory. history: oldest to newest."""
-    scores = decoded.scores.tolist()
+    """Some items of an answer, explained if it has a trajectory. history: oldest to newest."""
+    own = np.array(places, np.int64)
+    rows, scores = decoded.rows[own], decoded.scores[own].tolist()
     explanations: list[Explanation] | list[None] = [None] * len(scores)
     if decoded.trajectory is not None:
-        explanations = _explanations(bundle, decoded, decoded.trajectory, history)
+        explanations = _explanations(bundle, rows, decoded.trajectory.chosen(own), history)
     return [
         _item(bundle, row, rank, round(score, 4), explanation, metadata=metadata)
         for rank, (row, score, explanation) in enumerate(
-            zip(decoded.rows.tolist(), scores, explanations, strict=True), start=1
+            zip(rows.tolist(), scores, explanations, strict=True), start=1
         )
     ]
 
 
-def with_explored(
-    best: Sequence[RecommendedItem], new: Sequence[RecommendedItem], num_places: int
+def arranged(
+    best: Sequence[RecommendedItem],
+    new: Sequence[RecommendedItem],
+    pinned: Mapping[int, RecommendedItem],
 ) -> list[RecommendedItem]:
-    """An answer with num_places for new items, spread evenly: every n-th, and the last one.
+    """An answer in which pinned items have their ranks, and new ones are spread over the others.
 
-    best: the best of all items; new: the best of the new ones. Both best first. Nothing is there
-    twice. Places that no new item takes go to the best.
+    best, new: best first. New ones are every n-th of the two, and the last one. pinned: by rank;
+    those behind the end of the answer come last
     """
-    num_items = max(len(best), min(len(new), num_places))
-    others = {item.item_id for item in best[: max(0, num_items - num_places)]}
-    explored = [item for item in new if item.item_id not in others][:num_places]
-    taken = {item.item_id for item in explored}
-    rest = iter([item for item in best if item.item_id not in taken])
-    places = {-(-n * num_items // len(explored)) for n in range(1, len(explored) + 1)}
-    new_ones = iter(explored)
-    return [
-        next(new_ones).model_copy(update={"rank": rank, "explored": True})
-        if rank in places
-        else next(rest).model_copy(update={"rank": rank})
-        for rank in range(1, num_items + 1)
+    num_others = len(best) + len(new)
+    spread = {-(-n * num_others // len(new)) for n in range(1, len(new) + 1)}
+    rest, new_ones = iter(best), iter(new)
+    others = iter(
+        [
+            next(new_ones).model_copy(update={"explored": True}) if place in spread else next(rest)
+            for place in range(1, num_others + 1)
+        ]
+    )
+    order = [
+        pinned.get(rank) or next(others, None) for rank in range(1, num_others + len(pinned) + 1)
     ]
+    last = [pinned[rank] for rank in sorted(pinned) if rank > len(order)]
+    items = [item for item in order if item is not None] + last
+    return [item.model_copy(update={"rank": rank}) for rank, item in enumerate(items, start=1)]
 
 
-def popular_items(
-    bundle: Bundle, k: int, excluded: Rows, allowed: Rows | None, *, metadata: bool
+def popular_rows(bundle: Bundle, most: int, excluded: Rows, allowed: Rows | None) -> Rows:
+    """The most popular of the allowed rows. excluded: distinct rows, so that enough are left."""
+    first = most + len(excluded)  # rows are ordered by popularity
+    rows = np.arange(min(first, bundle.catalogue.num_items), dtype=np.int32)
+    if allowed is not None:
+        rows = allowed[:first]
+    return rows[~np.isin(rows, excluded)][:most]
+
+
+def items_of(
+    bundle: Bundle, rows: Iterable[int], *, metadata: bool, pinned: bool = False
 ) -> list[RecommendedItem]:
-    """The k most popular of the allowed items. excluded: distinct rows, so that enough are left."""
-    rows = _popular_rows(bundle, k, excluded, allowed).tolist()
+    """Items without scores: popular ones, or those that are pinned."""
     return [
-        _item(bundle, row, rank, None, None, metadata=metadata)
+        _item(bundle, row, rank, None, None, metadata=metadata, pinned=pinned)
         for rank, row in enumerate(rows, start=1)
     ]
 
@@ -90,20 +103,12 @@ def popular_sequences(
     bundle: Bundle, k: int, horizon: int, excluded: Rows, allowed: Rows | None, *, metadata: bool
 ) -> list[RecommendedSequence]:
     """At most k sequences: the most popular items, `horizon` by `horizon`; none comes twice."""
-    rows = _popular_rows(bundle, k * horizon, excluded, allowed)
+    rows = popular_rows(bundle, k * horizon, excluded, allowed)
     sequences = rows[: len(rows) // horizon * horizon].reshape(-1, horizon).tolist()
     return [
         _sequence(bundle, own, rank, None, metadata=metadata)
         for rank, own in enumerate(sequences, start=1)
     ]
-
-
-def _popular_rows(bundle: Bundle, most: int, excluded: Rows, allowed: Rows | None) -> Rows:
-    first = most + len(excluded)  # rows are ordered by popularity
-    rows = np.arange(min(first, bundle.catalogue.num_items), dtype=np.int32)
-    if allowed is not None:
-        rows = allowed[:first]
-    return rows[~np.isin(rows, excluded)][:most]
 
 
 def similar_items(bundle: Bundle, row: int, k: int) -> list[CodesInCommon]:
@@ -138,6 +143,7 @@ def _item(
     explanation: Explanation | None,
     *,
     metadata: bool,
+    pinned: bool = False,
 ) -> RecommendedItem:
     item = bundle.items[row]
     return RecommendedItem(
@@ -146,6 +152,7 @@ def _item(
         rank=rank,
         score=score,
         explored=False,
+        pinned=pinned,
         sid=bundle.catalogue.codes[row].tolist(),
         categories=list(item.categories) if metadata else None,
         attributes=attributes_of(item) if metadata else None,
@@ -178,7 +185,7 @@ def _sequence(
 
 
 def _explanations(
-    bundle: Bundle, decoded: Decoded, trajectory: Trajectory, history: Rows
+    bundle: Bundle, rows: Rows, trajectory: Trajectory, history: Rows
 ) -> list[Explanation]:
     newest_first = np.array(list(dict.fromkeys(history[::-1].tolist())), np.int32)
     return [
@@ -189,7 +196,7 @@ def _explanations(
             beam_scores=_finite(trajectory.beam_scores[place]),
             history_in_common=most_codes_in_common(bundle, row, newest_first, MAX_IN_COMMON),
         )
-        for place, row in enumerate(decoded.rows.tolist())
+        for place, row in enumerate(rows.tolist())
     ]
 
 

@@ -13,15 +13,16 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from service.bundles import AttributeType, Bundle, Condition, seconds_of
+from service.bundles import Bundle
 from service.decoding import Job
-from service.errors import InvalidRequest
 from service.histories import RememberedAnswer
-from service.recommending.planning import Plan
-from service.schemas import FilterCondition, HistorySource, RecommendRequest
+from service.recommending.planning import Plan, rows_needed
+from service.recommending.rules import Rules
+from service.schemas import HistorySource, RecommendRequest
 
 Rows = NDArray[np.int32]
-Conditions = Mapping[str, Condition]
+Floats = NDArray[np.float32]
+MOST_NAMED = 5  # of the unknown candidates
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,13 @@ class UserHistory:
     """A user's items, and for a next page the answer before it.
 
     item_ids: oldest to newest; shown: the answer whose next page is asked for, else None
+    refused: items that are not recommended to the user; none if the store was not read
     """
 
     source: HistorySource
     item_ids: Sequence[str]
     shown: RememberedAnswer | None = None
+    refused: Sequence[str] = ()
 
     @property
     def before(self) -> tuple[str, ...]:
@@ -47,9 +50,11 @@ class Inputs:
 
     history:  (n,) int32, oldest to newest, the items that the bundle knows
     excluded: (m,) int32, distinct rows that must not be returned
-    allowed:  (l,) int32, ascending rows that pass the filter; None = all
+    allowed:  (l,) int32, ascending rows that pass the filter and are candidates; None = all
     new:      (m,) int32, ascending rows of new items that pass it; none unless the request explores
-    hints:    what the filter asks for and no item has
+    hints:    what filter, boosts, candidates and pins ask for in vain
+    boosted, boosts: (b,) int32 ascending rows and (b,) float32, what the score of each gains
+    pinned:   the rows that have their rank from the request, by rank
     """
 
     history: Rows
@@ -57,6 +62,9 @@ class Inputs:
     allowed: Rows | None
     new: Rows = field(default_factory=lambda: np.empty(0, np.int32))
     hints: Sequence[str] = ()
+    boosted: Rows = field(default_factory=lambda: np.empty(0, np.int32))
+    boosts: Floats = field(default_factory=lambda: np.empty(0, np.float32))
+    pinned: Mapping[int, int] = field(default_factory=dict)
 
     @classmethod
     async def look_up(
@@ -64,12 +72,12 @@ class Inputs:
         request: RecommendRequest,
         history: UserHistory,
         bundle: Bundle,
-        conditions: Conditions,
+        rules: Rules,
     ) -> Inputs:
         """Turn item ids into rows. A filter may leave millions of rows, so it runs in a thread."""
-        if conditions:
-            return await asyncio.to_thread(cls._of, request, history, bundle, conditions)
-        return cls._of(request, history, bundle, conditions)
+        if rules.filter or rules.boosts:
+            return await asyncio.to_thread(cls._of, request, history, bundle, rules)
+        return cls._of(request, history, bundle, rules)
 
     @classmethod
     def _of(
@@ -77,39 +85,87 @@ class Inputs:
         request: RecommendRequest,
         history: UserHistory,
         bundle: Bundle,
-        conditions: Conditions,
+        rules: Rules,
     ) -> Inputs:
         rows_of = bundle.catalogue.rows_of
         rows = rows_of(history.item_ids)
         excluded = set(rows_of([*request.exclude_items, *history.before]).tolist())
+        excluded.update(rows_of(history.refused).tolist())
         if request.exclude_seen:
             excluded.update(rows.tolist())
-        allowed = bundle.attributes.allowed(conditions) if conditions else None
+        allowed = bundle.attributes.allowed(rules.filter) if rules.filter else None
         any_left = allowed is None or len(allowed) > 0
-        hints = bundle.attributes.hints(conditions, any_left=any_left)
+        hints = bundle.attributes.hints(rules.filter, any_left=any_left)
+        if request.candidates is not None:
+            candidates = np.unique(rows_of(request.candidates))
+            hints += _unknown(request.candidates, bundle)
+            allowed = candidates if allowed is None else candidates[_are_in(candidates, allowed)]
         out = np.fromiter(excluded, np.int32, len(excluded))
         if len(hidden := bundle.hidden.rows_at(time.time())):
-            places = np.minimum(np.searchsorted(hidden, out), len(hidden) - 1)
-            out = np.concatenate((out[hidden[places] != out], hidden))
-        found = cls(rows, out, allowed, hints=hints)
-        return replace(found, new=_new_rows(bundle, allowed)) if request.explore else found
+            out = np.concatenate((out[~_are_in(out, hidden)], hidden))
+        found = cls(rows, out, allowed)
+        if rules.boosts:
+            found = found._with_boosts(rules, bundle, hints)
+        if request.pin:
+            found = found._with_pins(request, history, bundle, hints)
+        new = _new_rows(bundle, allowed) if request.explore else found.new
+        return replace(found, new=new, hints=hints)
+
+    def _with_boosts(self, rules: Rules, bundle: Bundle, hints: list[str]) -> Inputs:
+        """Boosts of the same row add up. hints: gets what no item has"""
+        boosts = np.zeros(bundle.catalogue.num_items, np.float32)
+        for place, (conditions, weight) in enumerate(rules.boosts):
+            rows = bundle.attributes.allowed(conditions)
+            boosts[rows] += np.float32(weight)
+            found = bundle.attributes.hints(conditions, any_left=len(rows) > 0)
+            hints += [f"boost.{place}.{hint}" for hint in found]
+        boosted = np.flatnonzero(boosts).astype(np.int32)
+        if self.allowed is not None:
+            boosted = boosted[_are_in(boosted, self.allowed)]
+        return replace(self, boosted=boosted, boosts=boosts[boosted])
+
+    def _with_pins(
+        self, request: RecommendRequest, history: UserHistory, bundle: Bundle, hints: list[str]
+    ) -> Inputs:
+        """hints: gets why an item is not pinned"""
+        rows_of, pinned = bundle.catalogue.rows_of, {}
+        for item_id, rank in request.pin.items():
+            row = rows_of([item_id])
+            if not len(row):
+                reason = "this bundle has no such item"
+            elif self.allowed is not None and not _are_in(row, self.allowed).any():
+                reason = "the filter or the candidates leave it out"
+            elif not (self.excluded == row).any():
+                pinned[rank] = int(row[0])
+                continue
+            elif item_id in request.exclude_items or item_id in history.before:
+                reason = "exclude_items has it, or a page before"
+            elif item_id in history.refused:
+                reason = "the user is not interested in it"
+            elif item_id in history.item_ids and request.exclude_seen:
+                reason = "the history has it; exclude_seen: false would allow it"
+            else:
+                reason = "it is hidden"
+            hints.append(f"pin: {item_id!r} is not in the answer: {reason}")
+        return replace(self, pinned=pinned)
+
+    def num_left(self, num_items: int) -> int:
+        """How many rows an answer may have."""
+        if self.allowed is None:
+            return num_items - len(self.excluded)
+        return len(self.allowed) - int(np.count_nonzero(_are_in(self.excluded, self.allowed)))
 
     def short_because(self, k: int, num_items: int) -> str:
         """Why an answer has fewer than k items, as a label of the metric."""
         left = num_items if self.allowed is None else len(self.allowed)
         if left < k:
             return "catalogue" if self.allowed is None else "filter"
-        num_taken = len(self.excluded)
-        if self.allowed is not None:
-            places = np.searchsorted(self.allowed, self.excluded)
-            found = self.allowed[np.minimum(places, left - 1)] == self.excluded
-            num_taken = int(np.count_nonzero(found))
-        return "exclusions" if left - num_taken < k else "beam"
+        return "exclusions" if self.num_left(num_items) < k else "beam"
 
     def jobs(self, request: RecommendRequest, plan: Plan) -> list[Job]:
         """The work for the decoder: a job, and one among the new items if they have places.
 
-        The second asks for k items too, because the first may have found some of them.
+        The second asks for as many, because the first may have found some of them.
         """
         job = self._job(request, plan)
         return [job, replace(job, allowed=self.new)] if len(self.new) else [job]
@@ -117,13 +173,34 @@ class Inputs:
     def _job(self, request: RecommendRequest, plan: Plan) -> Job:
         return plan.decoding.job(
             self.history,
-            request.k,
+            rows_needed(request, plan),
             plan.schedule,
             excluded=self.excluded,
             allowed=self.allowed,
             explain=request.explain,
             horizon=plan.horizon,
+            boosted=self.boosted,
+            boosts=self.boosts,
         )
+
+
+def _are_in(rows: Rows, ascending: Rows) -> NDArray[np.bool_]:
+    """Which of the rows are among others. Costs a search for each, however many the others are."""
+    if not len(ascending):
+        return np.zeros(len(rows), np.bool_)
+    places = np.minimum(np.searchsorted(ascending, rows), len(ascending) - 1)
+    found: NDArray[np.bool_] = ascending[places] == rows
+    return found
+
+
+def _unknown(candidates: Sequence[str], bundle: Bundle) -> list[str]:
+    """A sentence if the bundle does not have some of the candidates."""
+    rows_of = bundle.catalogue.rows_of
+    unknown = [one for one in dict.fromkeys(candidates) if not len(rows_of([one]))]
+    if not unknown:
+        return []
+    named = ", ".join(map(repr, unknown[:MOST_NAMED])) + ", ..." * (len(unknown) > MOST_NAMED)
+    return [f"candidates: {len(unknown)} are no items of this bundle: {named}"]
 
 
 def _new_rows(bundle: Bundle, allowed: Rows | None) -> Rows:
@@ -132,43 +209,3 @@ def _new_rows(bundle: Bundle, allowed: Rows | None) -> Rows:
     if allowed is None:
         return np.arange(num_known, num_items, dtype=np.int32)
     return allowed[np.searchsorted(allowed, num_known) :]
-
-
-def conditions_of(request: RecommendRequest, bundle: Bundle) -> Conditions:
-    """What the filter asks of each attribute of a bundle.
-
-    Raises InvalidRequest for an attribute that the bundle does not have, and for a condition that
-    does not go with its type.
-    """
-    types = bundle.manifest.filters
-    for name in request.filter:
-        if name not in types:
-            known = ", ".join(f"{known} ({kind})" for known, kind in types.items())
-            message = f"items have no such attribute; filter by: {known}"
-            raise InvalidRequest(message, param=f"filter.{name}")
-    return {name: _condition(name, types[name], asked) for name, asked in request.filter.items()}
-
-
-def _condition(name: str, kind: AttributeType, asked: FilterCondition) -> Condition:
-    any_of, none_of = asked.any_of, asked.none_of
-    values, bounds = (*(any_of or ()), *(none_of or ())), asked.bounds
-    text, number, date = kind == "text", kind == "number", kind == "date"
-    if text and (bounds or not all(isinstance(value, str) for value in values)):
-        message = 'is text: ask for texts, as in ["A", "B"] or {"not": ["C"]}'
-    elif number and any(isinstance(value, str) for value in (*values, *bounds.values())):
-        message = 'is a number: ask for numbers, as in {"gte": 5, "lt": 10} or [5, 10]'
-    elif date and values:
-        message = 'is a date: ask for a range, as in {"gte": "2026-11-01", "lt": "2026-12-01"}'
-    else:
-        seconds = {which: _bound(name, which, each) for which, each in bounds.items()}
-        return Condition(any_of, none_of or (), seconds)
-    raise InvalidRequest(message, param=f"filter.{name}")
-
-
-def _bound(name: str, which: str, value: float | str) -> float:
-    """A number, or the seconds since 1970 of a date."""
-    try:
-        return seconds_of(value) if isinstance(value, str) else value
-    except (ValueError, OverflowError):
-        message = "is no date; write 2026-11-30 or 2026-11-30T08:00:00Z"
-        raise InvalidRequest(message, param=f"filter.{name}.{which}") from None

@@ -14,7 +14,10 @@ from service.batching import Work
 from service.bundles import DecodingDefaults, Manifest
 from service.decoding import Schedule
 from service.errors import InvalidRequest
-from service.schemas import RecommendRequest
+from service.schemas import MAX_BEAM_WIDTH, RecommendRequest
+
+SPARE = 4  # beams for each place of an answer with caps, if the request does not say how many
+MOST_ROWS = 1000  # that are looked at for an answer with caps
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ def fixed_plan(request: RecommendRequest, decoding: DecodingDefaults, manifest: 
     }
     decoding = decoding.model_copy(update=asked)
     if request.beam_width is None:
-        decoding = decoding.wide_enough(request.k)
+        decoding = decoding.wide_enough(beams_needed(request))
     if misfit := manifest.misfit(decoding, horizon):
         raise InvalidRequest(misfit.message, param=misfit.param)
     if request.explain and decoding.retrieval != "generate":
@@ -88,6 +91,18 @@ def _not_explained(decoding: DecodingDefaults) -> InvalidRequest:
     return InvalidRequest(message, param="explain")
 
 
+def beams_needed(request: RecommendRequest) -> int:
+    """How many beams an answer needs at least. Caps leave some of what they find out."""
+    return min(SPARE * request.k, MAX_BEAM_WIDTH) if request.max_per else request.k
+
+
+def rows_needed(request: RecommendRequest, plan: Plan) -> int:
+    """How many rows the search is to find. Remasking has a beam for each, so it finds no more."""
+    if not request.max_per:
+        return request.k
+    return max(request.k, plan.decoding.beam_width) if plan.decoding.remask else MOST_ROWS
+
+
 def explored_places(request: RecommendRequest) -> int:
     """How many places of the answer are for new items."""
     return math.ceil(round(request.explore * request.k, 6))  # 0.07 * 100 is above 7
@@ -96,15 +111,16 @@ def explored_places(request: RecommendRequest) -> int:
 def plan_in_time(
     ladder: Sequence[DecodingDefaults],
     num_subspaces: int,
-    k: int,
+    num_beams: int,
     seconds: Callable[[Plan], float],
     within_s: float,
 ) -> Plan:
     """The first rung whose forecast is in time, else the fastest rung.
 
+    num_beams: how many it has at least
     seconds: forecast time until a plan would be answered; within_s: how long it may take
     """
-    plans = [_plan(rung.wide_enough(k), num_subspaces) for rung in ladder]
+    plans = [_plan(rung.wide_enough(num_beams), num_subspaces) for rung in ladder]
     for plan in plans:
         if seconds(plan) <= within_s:
             return plan if plan is plans[0] else Plan(plan.decoding, plan.schedule, adjusted=True)

@@ -24,28 +24,21 @@ from service.errors import (
 )
 from service.histories import AnswerMemory, HistoryStore, RememberedAnswer
 from service.loading import LoadedBundle, LoadedBundles
+from service.recommending.assembly import assembled, assembled_sequences, shortfalls
 from service.recommending.experiment import DEFAULT, PINNED, Experiment, Variant
-from service.recommending.item_mapping import (
-    decoded_items,
-    decoded_sequences,
-    popular_items,
-    popular_sequences,
-    with_explored,
-)
-from service.recommending.jobs import Inputs, UserHistory, conditions_of
+from service.recommending.jobs import Inputs, UserHistory
 from service.recommending.planning import (
     Plan,
+    beams_needed,
     explained_rungs,
-    explored_places,
     fixed_plan,
     plan_in_time,
 )
+from service.recommending.rules import rules_of
 from service.recommending.shadow import Shadow
 from service.schemas import (
     DegradedReason,
     Fallback,
-    RecommendedItem,
-    RecommendedSequence,
     RecommendRequest,
     RecommendResponse,
     UsedDecoding,
@@ -143,7 +136,7 @@ class Recommender:
         RecommendationNotFound, or HistoryUnavailable when nothing else can answer.
         """
         loaded = assignment.loaded_bundle
-        conditions = conditions_of(request, loaded.bundle)
+        rules = rules_of(request, loaded.bundle)
         timeout_s = self._policy.default_timeout_s
         deadline = received + (request.timeout_ms / 1000 if request.timeout_ms else timeout_s)
         due = deadline if in_bulk else min(deadline, received + self._policy.slo_s)
@@ -157,7 +150,7 @@ class Recommender:
         async with _until(deadline):
             with _timed(stages, "history"):
                 history = await self._history_of(request)
-            inputs = await Inputs.look_up(request, history, loaded.bundle, conditions)
+            inputs = await Inputs.look_up(request, history, loaded.bundle, rules)
         answer, explored = None, None
         if len(inputs.history):
             try:
@@ -173,10 +166,12 @@ class Recommender:
             count_decoded(self._metrics, answer.decoded, plan, num_items)
         with _timed(stages, "map"):
             items, sequences = [], None
+            found, new = (one.decoded if one else None for one in (answer, explored))
             if request.horizon > 1:
-                sequences = _sequences(request, loaded, inputs, answer)
+                sequences = assembled_sequences(request, loaded.bundle, inputs, found)
             else:
-                items = _items(request, loaded, inputs, answer, explored)
+                items = assembled(request, loaded.bundle, inputs, found, new)
+            said = shortfalls(request, loaded.bundle, inputs, found, len(items))
         reasons += _reasons(history, inputs, plan, answer)
         response = RecommendResponse(
             recommendation_id=str(uuid7()),
@@ -184,7 +179,7 @@ class Recommender:
             served_by="model" if answer else "popular",
             degraded=bool(reasons),
             degraded_reasons=reasons,
-            warnings=list(inputs.hints),
+            warnings=[*inputs.hints, *said],
             bundle=loaded.ref,
             experiment=self._used_variant(assignment.label),
             items=items,
@@ -248,13 +243,14 @@ class Recommender:
 
         within_s = due - time.monotonic()
         ladder = explained_rungs(loaded.ladder) if request.explain else loaded.ladder
-        return plan_in_time(ladder, manifest.num_subspaces, request.k, seconds, within_s)
+        num_beams = beams_needed(request)
+        return plan_in_time(ladder, manifest.num_subspaces, num_beams, seconds, within_s)
 
     async def _history_of(self, request: RecommendRequest) -> UserHistory:
         user_id, after = request.user_id, request.after
         try:
             if after is not None:
-                item_ids, shown = await self._histories.read_page(user_id, after)
+                stored, shown = await self._histories.read_page(user_id, after)
                 shown = shown or self._answers.pending(user_id, after)
                 if shown is None:
                     raise RecommendationNotFound(
@@ -265,11 +261,12 @@ class Recommender:
                     message = f"the pages before hold more than {MAX_ITEMS_BEFORE} items"
                     raise InvalidRequest(message, param="after")
                 if request.history is not None:
-                    return UserHistory("request", request.history, shown)
-                return UserHistory("store", item_ids, shown)
+                    return UserHistory("request", request.history, shown, stored.refused)
+                return UserHistory("store", stored.history, shown, stored.refused)
             if request.history is not None:
                 return UserHistory("request", request.history)
-            return UserHistory("store", await self._histories.read(user_id))
+            stored = await self._histories.read(user_id)
+            return UserHistory("store", stored.history, refused=stored.refused)
         except HistoryUnavailable:
             if self._policy.fallback == "off" or after is not None:
                 raise
@@ -309,7 +306,7 @@ def _is_like(one: LoadedBundle, active: LoadedBundle, request: RecommendRequest)
     """Whether a bundle takes what the active one would: a request must not fail for a variant."""
     ours, theirs = one.bundle.manifest, active.bundle.manifest
     types = ours.filters, theirs.filters
-    same_filters = all(types[0].get(name) == types[1].get(name) for name in request.filter)
+    same_filters = all(types[0].get(name) == types[1].get(name) for name in request.attributes)
     same_retrieval = ours.decoding.retrieval == theirs.decoding.retrieval
     return same_filters and (same_retrieval or not request.explain)
 
@@ -324,33 +321,6 @@ def count_decoded(metrics: Metrics, decoded: Decoded, plan: Plan, num_items: int
     metrics.invalid_sids.inc(
         sum(len(rows) - len({row for row in rows if 0 <= row < num_items}) for rows in lists)
     )
-
-
-def _items(
-    request: RecommendRequest,
-    loaded: LoadedBundle,
-    inputs: Inputs,
-    answer: Answer | None,
-    explored: Answer | None,
-) -> list[RecommendedItem]:
-    bundle, metadata = loaded.bundle, request.metadata
-    if answer is None:
-        return popular_items(bundle, request.k, inputs.excluded, inputs.allowed, metadata=metadata)
-    items = decoded_items(bundle, answer.decoded, inputs.history, metadata=metadata)
-    if explored is None:
-        return items
-    new = decoded_items(bundle, explored.decoded, inputs.history, metadata=metadata)
-    return with_explored(items, new, explored_places(request))
-
-
-def _sequences(
-    request: RecommendRequest, loaded: LoadedBundle, inputs: Inputs, answer: Answer | None
-) -> list[RecommendedSequence]:
-    bundle, metadata = loaded.bundle, request.metadata
-    if answer is not None:
-        return decoded_sequences(bundle, answer.decoded, metadata=metadata)
-    rows = inputs.excluded, inputs.allowed
-    return popular_sequences(bundle, request.k, request.horizon, *rows, metadata=metadata)
 
 
 def _reasons(

@@ -15,8 +15,10 @@ from service.batching import MicroBatcher
 from service.bundles import DecodingDefaults
 from service.errors import RequestError
 from service.loading import LoadedBundle, LoadedBundles
-from service.recommending.jobs import Inputs, UserHistory, conditions_of
+from service.recommending.jobs import Inputs, UserHistory
 from service.recommending.planning import fixed_plan
+from service.recommending.rules import rules_of
+from service.recommending.selection import Caps, chosen
 from service.schemas import RecommendRequest, RecommendResponse
 from service.tasks import ended
 from service.telemetry import Metrics
@@ -72,14 +74,15 @@ class Shadow:
             bundle = candidate.bundle
             asked = request.model_copy(update=AS_ITS_DEFAULT)
             plan = fixed_plan(asked, bundle.manifest.decoding, bundle.manifest)
-            conditions = conditions_of(asked, bundle)
-            inputs = await Inputs.look_up(asked, history, bundle, conditions)
+            inputs = await Inputs.look_up(asked, history, bundle, rules_of(asked, bundle))
             [job] = inputs.jobs(asked, plan)
             deadline = time.monotonic() + TIMEOUT_S
             answer = await self._batcher.submit(candidate.engine, job, deadline)
-            found = {bundle.items[row].item_id for row in answer.decoded.rows.tolist()}
-            items = [item for item in response.items if not item.explored]
-            if items:  # else every place was explored
+            rows, caps = answer.decoded.rows.tolist(), Caps(bundle, asked.max_per)
+            places, _ = chosen(asked.k, rows, [], 0, inputs.pinned.values(), caps)
+            found = {bundle.items[rows[place]].item_id for place in places}
+            items = [item for item in response.items if not (item.explored or item.pinned)]
+            if items:  # else every place was explored or pinned
                 hits = sum(item.item_id in found for item in items)
                 self._metrics.shadow_overlap.observe(hits / len(items))
             result = "compared"

@@ -20,12 +20,15 @@ from service.schemas.fields import (
     is_text,
     is_user_id,
 )
-from service.schemas.filters import FilterCondition
+from service.schemas.filters import FILTER, Filter, FilterCondition
 from service.schemas.items import (
+    FoundItem,
+    FoundItemsResponse,
     HiddenItem,
     ItemChange,
     ItemChangesResponse,
     ItemResponse,
+    ItemsQuery,
     ItemsRequest,
     ItemsResponse,
     NewItem,
@@ -67,6 +70,7 @@ from service.schemas.recommend import (
 
 __all__ = [
     "DIGITS",
+    "FILTER",
     "MAX_BEAM_WIDTH",
     "MAX_HISTORY_LIMIT",
     "MAX_K",
@@ -86,7 +90,10 @@ __all__ = [
     "EventsResponse",
     "Explanation",
     "Fallback",
+    "Filter",
     "FilterCondition",
+    "FoundItem",
+    "FoundItemsResponse",
     "HiddenItem",
     "HistoryResponse",
     "HistorySource",
@@ -96,6 +103,7 @@ __all__ = [
     "ItemId",
     "ItemOfSequence",
     "ItemResponse",
+    "ItemsQuery",
     "ItemsRequest",
     "ItemsResponse",
     "Limits",

@@ -6,9 +6,10 @@ request.
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Iterable
-from typing import Annotated, Any
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any, Self
 
 from pydantic import (
     AfterValidator,
@@ -16,12 +17,13 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    ModelWrapValidatorHandler,
     PlainValidator,
     StringConstraints,
     ValidationError,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
+from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 MAX_FIELD_CHARS = 100
 MAX_ID_CHARS = 256
@@ -103,9 +105,19 @@ def field_name(loc: Iterable[str | int]) -> str:
 
 
 class RequestModel(BaseModel):
-    """What a client sends: no unknown fields, no conversions."""
+    """What a client sends: no unknown fields, no conversions. It says which fields it knows."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _names_its_fields(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            return handler(value)
+        except ValidationError as error:
+            known = [field.alias or name for name, field in cls.model_fields.items()]
+            lines = [_told(one, known) for one in error.errors(include_url=False)]
+            raise ValidationError.from_exception_data(error.title, lines) from None
 
     @model_validator(mode="before")
     @classmethod
@@ -119,6 +131,17 @@ class AnswerModel(BaseModel):
     """What a client gets."""
 
     model_config = ConfigDict(frozen=True)
+
+
+def _told(error: ErrorDetails, known: Sequence[str]) -> InitErrorDetails:
+    """The same error; of an unknown field, with those that are known. It has a message already."""
+    kind, message = error["type"], error["msg"]
+    if kind == "extra_forbidden" and len(error["loc"]) == 1:
+        near = difflib.get_close_matches(str(error["loc"][0])[:MAX_FIELD_CHARS], known, n=1)
+        meant = f"did you mean {near[0]}? There" if near else "there"
+        kind, message = "unknown_field", f"is no field here; {meant} are {', '.join(known)}"
+    said = PydanticCustomError(kind, "{message}", {"message": message})
+    return InitErrorDetails(type=said, loc=error["loc"], input=error["input"])
 
 
 def entry_or_error(model: type[RequestModel]) -> PlainValidator:

@@ -9,6 +9,7 @@ import math
 from typing import Annotated, Any, Self
 
 from pydantic import (
+    BeforeValidator,
     ConfigDict,
     Field,
     PlainValidator,
@@ -92,9 +93,16 @@ VALUES: TypeAdapter[list[str | float]] = TypeAdapter(Values, config=ConfigDict(s
 def _of_list(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
     """A list of values is short for `any`. An error in it is at its place in the list."""
     if not isinstance(value, list | dict | FilterCondition):
-        message = 'must be a list of values, or a condition such as {"not": ["A"]}'
+        message = 'must be a list such as ["A"], or a condition such as {"not": ["A"]}'
         raise PydanticCustomError("filter", message)
     return handler({"any": VALUES.validate_python(value)} if isinstance(value, list) else value)
+
+
+def _of_attributes(value: Any) -> Any:
+    if not isinstance(value, dict):
+        message = 'must be an object of attributes, such as {"category": ["A"]}'
+        raise PydanticCustomError("filter", message)
+    return value
 
 
 Filter = Annotated[
@@ -106,4 +114,8 @@ Filter = Annotated[
         ],
     ],
     Field(max_length=8),
+    BeforeValidator(_of_attributes),
 ]
+FILTER: TypeAdapter[dict[str, FilterCondition]] = TypeAdapter(
+    Filter, config=ConfigDict(strict=True)
+)

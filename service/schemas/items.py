@@ -7,14 +7,23 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from service.schemas.events import MAX_TIMESTAMP_S
-from service.schemas.fields import WHOLE_NUMBER, AnswerModel, ItemId, NewItemId, RequestModel
+from service.schemas.fields import (
+    DIGITS,
+    WHOLE_NUMBER,
+    AnswerModel,
+    ItemId,
+    NewItemId,
+    RequestModel,
+)
 from service.schemas.filters import AttributeName, AttributeText, Number
 from service.schemas.recommend import Attributes, CodesInCommon
 
 MAX_SIMILAR = 100
+MAX_PAGE = 100  # items of a page of `GET /items`
+ItemOrder = Literal["popular", "latest"]
 
 
 class ItemResponse(AnswerModel):
@@ -30,6 +39,60 @@ class ItemResponse(AnswerModel):
     sid: list[int]
     popularity_rank: int
     same_sid: list[str]
+    bundle: str
+
+
+class ItemsQuery(RequestModel):
+    """Which items to list, and in which order: the parameters of a URL."""
+
+    model_config = ConfigDict(strict=False)
+
+    q: str = Field(
+        "", max_length=200, description="Words, or parts of words, that a title has, all of them."
+    )
+    id_prefix: str = Field("", max_length=256, description="How the item_id begins.")
+    filter: str | None = Field(
+        None, max_length=20_000, description="The `filter` of POST /recommend, as JSON."
+    )
+    order: ItemOrder = Field(
+        "popular",
+        description="`popular`: most popular first, then items without interactions. `latest`: "
+        "only items that were added or replaced while serving, newest first.",
+    )
+    after: ItemId | None = Field(None, description="`next` of the page before.")
+    limit: Annotated[int, Field(ge=1, le=MAX_PAGE), DIGITS] = Field(
+        20, description="Most items of the page."
+    )
+
+
+class FoundItem(AnswerModel):
+    """An item of the active bundle.
+
+    popularity_rank: from 1, the most popular
+    hidden: whether it is not recommended now; added: whether it was added, or replaced, while
+    serving
+    """
+
+    item_id: str
+    title: str
+    categories: list[str]
+    attributes: Attributes
+    popularity_rank: int
+    hidden: bool
+    added: bool
+
+
+class FoundItemsResponse(AnswerModel):
+    """A page of items.
+
+    next: the `after` of the next page; null after the last page. A page may have fewer items than
+    `limit`, or none, and still have a next: it ends when so many titles were looked at.
+    warnings: what the filter asks for and no item has
+    """
+
+    items: list[FoundItem]
+    next: str | None
+    warnings: list[str]
     bundle: str
 
 

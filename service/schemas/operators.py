@@ -142,6 +142,7 @@ class Limits(AnswerModel):
     default_timeout_ms: int
     history_cap: int
     history_event_types: list[str]
+    negative_event_types: list[str]
 
 
 class Info(AnswerModel):

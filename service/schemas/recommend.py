@@ -5,7 +5,7 @@ The recommender checks bounds that depend on the bundle (r_warm, m_par). Knows n
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -19,7 +19,7 @@ from service.schemas.fields import (
     TimeoutMs,
     UserId,
 )
-from service.schemas.filters import Filter
+from service.schemas.filters import AttributeName, Filter
 
 Fallback = Literal["history", "off", "all"]  # when popular items answer: see UNMASK_FALLBACK
 HistorySource = Literal["store", "request", "unavailable"]
@@ -29,6 +29,10 @@ DegradedReason = Literal[
 MAX_K = 100
 MAX_BEAM_WIDTH = 200
 MAX_FINISH_ROWS = 1_000_000
+MAX_CANDIDATES = 1000
+MAX_BOOSTS = 8
+MAX_BOOST = 5.0
+MAX_PINS = 20
 MAX_GUIDANCE = 10.0
 MAX_HISTORY_LIMIT = 10_000
 # The fields that say how to decode. A test checks that they are those of `DecodingDefaults`.
@@ -50,8 +54,19 @@ _NOT_OF_SEQUENCES = {
     "after": "answers have no next page; leave `after` out",
     "explore": "no place is kept for new items; leave `explore` out",
     "explain": "it is not recorded how items were found; leave `explain` out",
+    "max_per": "sequences are not capped; leave `max_per` out",
+    "pin": "sequences have no pinned items; leave `pin` out",
     "schedule": 'schedule must not be "auto": the bundle was measured with one item at a time',
 }
+
+
+class Boost(RequestModel):
+    """What the log-probability of items gains if they fulfil conditions."""
+
+    filter: Filter = Field(min_length=1, description="As in the request: all must be fulfilled.")
+    weight: float = Field(
+        ge=-MAX_BOOST, le=MAX_BOOST, description="Added to the score; 0.7 doubles a probability."
+    )
 
 
 class RecommendFields(RequestModel):
@@ -64,8 +79,8 @@ class RecommendFields(RequestModel):
     horizon: Annotated[int, Field(ge=1, le=MAX_HORIZON), WHOLE_NUMBER] = Field(
         1,
         description="How many next items are predicted together. Above 1 the answer has "
-        "`sequences` of so many items, and `after`, `explore`, `explain` and `schedule: auto` are "
-        "refused; `/info` says the `max_horizon` of the bundle.",
+        "`sequences` of so many items, and `after`, `explore`, `explain`, `max_per`, `pin` and "
+        "`schedule: auto` are refused; `/info` says the `max_horizon` of the bundle.",
     )
     schedule: Literal["auto", "fixed"] | None = Field(
         None,
@@ -126,6 +141,13 @@ class RecommendFields(RequestModel):
         [], max_length=1000, description="Items not to return; unknown ids are ignored."
     )
     exclude_seen: bool = Field(True, description="Leave out every item of the history.")
+    candidates: list[ItemId] | None = Field(
+        None,
+        min_length=1,
+        max_length=MAX_CANDIDATES,
+        description="Rank only these items. The search starts from them, as with a filter; those "
+        "that the bundle does not have are named in `warnings`.",
+    )
     filter: Filter = Field(
         {},
         description="Only items that fulfil the condition of each attribute. A list is short for "
@@ -137,6 +159,24 @@ class RecommendFields(RequestModel):
         le=1,
         description="Share of the places for new items, which had no interactions in training: the "
         "best of them, by the same search and filter. Rounded up to whole places.",
+    )
+    boost: list[Boost] = Field(
+        [],
+        max_length=MAX_BOOSTS,
+        description="Raises or lowers the scores of items inside the search, so that boosted items "
+        "are found. Boosts of one item add up.",
+    )
+    max_per: dict[AttributeName, Annotated[int, Field(ge=1, le=MAX_K), WHOLE_NUMBER]] = Field(
+        {},
+        max_length=8,
+        description='Most items of the answer with the same value of an attribute: `{"category": '
+        "2}` allows two of each category as items name it. Items without a value are not capped.",
+    )
+    pin: dict[ItemId, Annotated[int, Field(ge=1, le=MAX_K), WHOLE_NUMBER]] = Field(
+        {},
+        max_length=MAX_PINS,
+        description='Items that get a rank of their own: `{"item-7": 1}` puts it first. An item '
+        "that the answer may not have is not pinned, and `warnings` says why.",
     )
     after: str | None = Field(
         None,
@@ -170,18 +210,34 @@ class RecommendFields(RequestModel):
         return self
 
     @model_validator(mode="after")
+    def _pins_have_places(self) -> Self:
+        ranks = list(self.pin.values())
+        if any(rank > self.k for rank in ranks):
+            raise PydanticCustomError("pin", "ranks must be at most k")
+        if len(set(ranks)) < len(ranks):
+            raise PydanticCustomError("pin", "each item needs a rank of its own")
+        return self
+
+    @model_validator(mode="after")
     def _sequences_are_plain(self) -> Self:
         if self.horizon > 1:
             for name, is_asked in (
                 ("after", self.after is not None),
                 ("explore", self.explore > 0),
                 ("explain", self.explain),
+                ("max_per", bool(self.max_per)),
+                ("pin", bool(self.pin)),
                 ("schedule", self.schedule == "auto"),
             ):
                 if is_asked:
                     sentence = f"with a horizon above 1, {_NOT_OF_SEQUENCES[name]}"
                     raise PydanticCustomError(name, sentence)
         return self
+
+    @property
+    def attributes(self) -> set[str]:
+        """The attributes of items that the request names."""
+        return {*self.filter, *self.max_per, *(name for one in self.boost for name in one.filter)}
 
     @property
     def pins_decoding(self) -> bool:
@@ -220,12 +276,19 @@ class Explanation(AnswerModel):
     history_in_common: list[CodesInCommon]
 
 
+def _only_with(name: str) -> Any:
+    """A field that is left out, and not null, unless the request asks for it."""
+    return Field(
+        None, exclude_if=lambda value: value is None, description=f"Only there with `{name}`."
+    )
+
+
 # Of an item, by name: several texts, a number, or a date.
 Attributes = dict[str, list[str] | float | str]
 
 
 class RecommendedItem(AnswerModel):
-    """One item. `score` is its log-probability, null for popular items.
+    """One item. `score` is its log-probability, null for popular and pinned items.
 
     Scores are comparable within one answer only. An explored item's is its log-probability among
     the new items, so it is comparable with those of other explored items only.
@@ -237,9 +300,10 @@ class RecommendedItem(AnswerModel):
     score: float | None
     sid: list[int]
     explored: bool = Field(False, description="Whether it has a place of `explore`.")
-    categories: list[str] | None = Field(None, description="Only with `metadata`.")
-    attributes: Attributes | None = Field(None, description="Only with `metadata`.")
-    explanation: Explanation | None = Field(None, description="Only with `explain`.")
+    pinned: bool = Field(False, description="Whether it has a place of `pin`; it has no score.")
+    categories: list[str] | None = _only_with("metadata")
+    attributes: Attributes | None = _only_with("metadata")
+    explanation: Explanation | None = _only_with("explain")
 
 
 class ItemOfSequence(AnswerModel):
@@ -248,8 +312,8 @@ class ItemOfSequence(AnswerModel):
     item_id: str
     title: str
     sid: list[int]
-    categories: list[str] | None = Field(None, description="Only with `metadata`.")
-    attributes: Attributes | None = Field(None, description="Only with `metadata`.")
+    categories: list[str] | None = _only_with("metadata")
+    attributes: Attributes | None = _only_with("metadata")
 
 
 class RecommendedSequence(AnswerModel):
@@ -305,7 +369,7 @@ class RecommendResponse(AnswerModel):
     """Items, best first. `decoding` is null when the items are the popular ones.
 
     If the request has a `horizon` above 1, `items` is empty and `sequences` is there instead.
-    warnings: what the request asked for and no item has, such as a misspelt category
+    warnings: what the request asked for and did not get, such as a category that no item has
     """
 
     recommendation_id: str
@@ -336,7 +400,11 @@ class RecommendResponse(AnswerModel):
 
 
 class HistoryResponse(AnswerModel):
-    """A user's stored items, oldest to newest. Empty for an unknown user."""
+    """A user's stored items, oldest to newest. Empty for an unknown user.
+
+    refused: items in which the user is not interested, each once
+    """
 
     user_id: str
     history: list[str]
+    refused: list[str]

@@ -52,7 +52,7 @@ def decode(
     """Decode a batch of jobs; their settings may differ.
 
     ranking (of a job): the score by which beams are compared. A row's bias is what its score gains
-        besides its codes: from the prior and the repeat bias.
+        besides its codes: from the prior, the repeat bias and the job's boosts.
         "rows": a row's logit is the sum of its log-probs at masked positions and its bias. A
         softmax over the beam's rows divides the beam's probability among them. A child has the
         probability of its rows. By the chain rule the scores of items are log-probabilities over
@@ -83,7 +83,7 @@ def decode(
     retrieval (of a job): what finds items.
         "generate": the beams.
         "dense": the dense head. Its query is compared with the content of every allowed row; no
-        call of the denoiser is made. The head alone decides: no row has a bias.
+        call of the denoiser is made. The head alone decides: only boosts are added.
         "fused": both. The beams' items, and as many of the best rows of the dense head as there
         are beams, by a mixture of the two probabilities (`dense.fused`). Rows have their biases in
         both.

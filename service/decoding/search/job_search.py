@@ -80,10 +80,14 @@ class JobSearch:
 
 def check_rows(job: Job, num_items: int) -> None:
     """Raise ValueError for rows and widths that would lead compiled code out of its arrays."""
-    for rows in (job.history, job.excluded, job.allowed):
+    for rows in (job.history, job.excluded, job.allowed, job.boosted):
         if rows is not None and len(rows) and not 0 <= rows.min() <= rows.max() < num_items:
             raise ValueError(f"a job's rows must be at least 0 and below {num_items}")
     if job.allowed is not None and np.any(np.diff(job.allowed) <= 0):
         raise ValueError("a job's allowed rows must be ascending and distinct")
+    if np.any(np.diff(job.boosted) <= 0) or len(job.boosts) != len(job.boosted):
+        raise ValueError("a job's boosted rows must be ascending and distinct, with a boost each")
+    if not np.isfinite(job.boosts).all():
+        raise ValueError("a job's boosts must be finite")
     if job.beam_width < 1:
         raise ValueError("a job's beam_width must be at least 1")

@@ -1,9 +1,10 @@
-"""Scores that do not come from codes: the neighbour prior, the repeat bias, exclusions.
+"""Scores that do not come from codes: the neighbour prior, the repeat bias, boosts, exclusions.
 
 A row's bias is the neighbour prior's score of it, plus the network's repeat bias if the history
-holds it; it is -inf if the job excludes it. Few rows have a bias. So one array over all rows is
-used for one job after the other, and filling and clearing write to those few rows only. It serves
-the first step; later, surviving rows carry their biases with them. Knows no codes and no beams.
+holds it, plus the job's boost; it is -inf if the job excludes it. Mostly few rows have a bias. So
+one array over all rows is used for one job after the other, and filling and clearing write to those
+few rows only. It serves the first step; later, surviving rows carry their biases with them. Knows
+no codes and no beams.
 """
 
 from __future__ import annotations
@@ -62,6 +63,9 @@ class RowBiases:
             job.excluded,
         )
         self.biased_rows = biased_rows[:num_biased]
+        if len(job.boosted):
+            self.values[job.boosted] += job.boosts  # excluded rows stay at -inf
+            self.biased_rows = np.concatenate((job.boosted, self.biased_rows))
 
     def exclude_all_but(self, allowed: Rows) -> None:
         """Exclude all other rows too, until cleared. allowed: ascending"""

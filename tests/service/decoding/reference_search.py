@@ -115,6 +115,8 @@ def reference_biases(
         biases = [prior.weight * math.log(1 + strength / prior.scale) for strength in memory]
     for row in set(history):
         biases[row] += denoiser.repeat_bias
+    for row, boost in zip(job.boosted.tolist(), job.boosts.tolist(), strict=True):
+        biases[row] += boost
     return biases
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
@@ -145,6 +146,18 @@ def filters(catalogue: Catalogue) -> st.SearchStrategy[list[int]]:
     """Ascending rows; small and large shares of the catalogue are equally likely."""
     each = st.lists(st.booleans(), min_size=catalogue.num_items, max_size=catalogue.num_items)
     return each.map(lambda kept: np.flatnonzero(kept).tolist())
+
+
+def boosts(catalogue: Catalogue) -> st.SearchStrategy[dict[str, NDArray[Any]]]:
+    """Fields of a job: boosts of no row, of a few, or of many."""
+    rows = st.integers(0, catalogue.num_items - 1)
+    weights = st.integers(-20, 20).map(lambda quarters: quarters / 4)
+    return st.dictionaries(rows, weights, max_size=catalogue.num_items).map(
+        lambda by_row: {
+            "boosted": np.array(sorted(by_row), np.int32),
+            "boosts": np.array([by_row[row] for row in sorted(by_row)], np.float32),
+        }
+    )
 
 
 @st.composite

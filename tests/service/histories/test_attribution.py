@@ -50,9 +50,9 @@ def test_an_answer_is_pending_and_then_in_the_store(redis_url: str) -> None:
         assert memory.pending("other", "r1") is None
         await memory.stop()
         assert memory.pending("w", "r1") is None
-        assert await store.read_page("w", "r1") == ([], shown("r1", "a", "b"))
+        assert await store.read_page("w", "r1") == (([], []), shown("r1", "a", "b"))
         last = shown(f"r{3 * MAX_BATCH - 1}", "a")
-        assert await store.read_page("w-many", last.recommendation_id) == ([], last)
+        assert await store.read_page("w-many", last.recommendation_id) == (([], []), last)
 
     with_store(redis_url, use)
     noted = value(metrics, "recommendations", bundle="tiny@1", variant="b")

@@ -32,7 +32,7 @@ def post(
 
 
 def history(redis_url: str, user_id: str) -> list[str]:
-    return with_store(redis_url, lambda store: store.read(user_id))
+    return with_store(redis_url, lambda store: store.read(user_id)).history
 
 
 def test_hits_are_counted_by_answer_and_type(redis_url: str) -> None:
@@ -84,9 +84,7 @@ def test_counted_events_may_have_several_items_and_enter_no_history(redis_url: s
         *((index, "invalid_event") for index in range(4, 9)),
         (9, "unknown_event_type"),
     ]
-    assert (
-        answer.rejected[0].message == "item_ids: an event that enters the history has one item_id"
-    )
+    assert answer.rejected[0].message == "item_ids: an event of this type has one item_id"
     assert answer.rejected[1].message == "either item_id or item_ids must be given"
     assert answer.rejected[-1].message.endswith("click, buy, impression, view")
     assert history(redis_url, "q") == ["c"]

@@ -9,6 +9,7 @@ import time
 
 import pytest
 import redis
+from redis.crc import key_slot
 from stores import answered, event, shown, with_store
 
 from service.errors import HistoryUnavailable
@@ -19,6 +20,7 @@ from service.histories.redis_store import (
     RedisHistoryStore,
     history_key,
     marks_key,
+    refused_key,
     shown_key,
 )
 from service.histories.store import Attribution, Stored
@@ -30,11 +32,11 @@ NEW, OLD = Stored(True), Stored(False)
 
 def test_items_come_back_oldest_to_newest(redis_url: str) -> None:
     async def use(store: RedisHistoryStore) -> None:
-        assert await store.read("h-order") == []
+        assert (await store.read("h-order")).history == []
         assert await store.append([event("h-order", item) for item in "abc"]) == [NEW] * 3
         assert await store.append([event("h-order", "d")]) == [NEW]
-        assert await store.read("h-order") == ["a", "b", "c", "d"]
-        assert await store.read("h-order", 2) == ["c", "d"]
+        assert (await store.read("h-order")).history == ["a", "b", "c", "d"]
+        assert (await store.read("h-order", 2)).history == ["c", "d"]
 
     with_store(redis_url, use)
 
@@ -46,7 +48,7 @@ def test_a_repeated_event_changes_nothing(redis_url: str) -> None:
         assert await store.append([first]) == [OLD]
         assert await store.append([event("h-twice", "a", "e2")]) == [NEW]
         assert await store.append([event("h-other", "a", "e1")]) == [NEW]
-        assert await store.read("h-twice") == ["a", "a"]
+        assert (await store.read("h-twice")).history == ["a", "a"]
 
     with_store(redis_url, use)
 
@@ -67,7 +69,7 @@ def test_a_mark_is_forgotten_after_a_day(redis_url: str) -> None:
 def test_a_history_is_capped_and_expires(redis_url: str) -> None:
     async def use(store: RedisHistoryStore) -> None:
         await store.append([event("h-cap", str(n)) for n in range(5)])
-        assert await store.read("h-cap") == ["2", "3", "4"]
+        assert (await store.read("h-cap")).history == ["2", "3", "4"]
 
     with_store(redis_url, use, cap=3, ttl_s=77)
     with redis.Redis.from_url(redis_url) as server:
@@ -81,7 +83,7 @@ def test_erasing_leaves_no_key(redis_url: str) -> None:
         await store.remember([("h-gone", shown("r1", "a"))])
         await store.erase("h-gone")
         await store.erase("h-gone")
-        assert await store.read("h-gone") == []
+        assert (await store.read("h-gone")).history == []
 
     with_store(redis_url, use)
     with redis.Redis.from_url(redis_url) as server:
@@ -92,7 +94,7 @@ def test_erasing_leaves_no_key(redis_url: str) -> None:
 def test_any_text_is_an_item(redis_url: str, strange: str) -> None:
     async def use(store: RedisHistoryStore) -> None:
         await store.append([event("h-text", strange)])
-        assert (await store.read("h-text"))[-1] == strange
+        assert ((await store.read("h-text")).history)[-1] == strange
 
     with_store(redis_url, use)
 
@@ -122,8 +124,8 @@ def test_a_stalled_server_costs_the_timeout_and_no_more(redis_url: str) -> None:
         finally:
             os.kill(pid, signal.SIGCONT)
         # It recovers by itself, and each connection gets its own replies.
-        item_ids = await answered(lambda: store.read("h-stall"))
-        assert item_ids in (["a"], ["a", "b"])  # the server may carry out what it was sent
+        stored = await answered(lambda: store.read("h-stall"))
+        assert stored.history in (["a"], ["a", "b"])  # the server may carry out what it was sent
         assert metrics.registry.get_sample_value("unmask_redis_breaker_state") == 0
 
     with_store(redis_url, use, timeout_s=0.3, metrics=metrics)
@@ -136,7 +138,7 @@ def test_a_server_is_not_blamed_for_a_late_event_loop(redis_url: str) -> None:
         await answered(lambda: store.append([event("h-late", "a")]))
         for _ in range(FAILURES + 1):
             asyncio.get_running_loop().call_soon(time.sleep, 0.45)
-            assert await store.read("h-late") == ["a"]
+            assert (await store.read("h-late")).history == ["a"]
 
     with_store(redis_url, use, timeout_s=0.2)
 
@@ -172,10 +174,10 @@ def test_an_answer_is_read_with_the_history(redis_url: str) -> None:
         await store.append([event("r-page", "a"), event("r-page", "b")])
         first, second = shown("r1", "c", 'é\n"x'), shown("r2", "e", before=("c", "d"))
         await store.remember([("r-page", first), ("r-page", second), ("r-other", first)])
-        assert await store.read_page("r-page", "r1") == (["a", "b"], first)
-        assert await store.read_page("r-page", "r2") == (["a", "b"], second)
-        assert await store.read_page("r-page", "r") == (["a", "b"], None)
-        assert await store.read_page("r-nobody", "r1") == ([], None)
+        assert await store.read_page("r-page", "r1") == ((["a", "b"], []), first)
+        assert await store.read_page("r-page", "r2") == ((["a", "b"], []), second)
+        assert await store.read_page("r-page", "r") == ((["a", "b"], []), None)
+        assert await store.read_page("r-nobody", "r1") == (([], []), None)
 
     with_store(redis_url, use)
 
@@ -191,7 +193,7 @@ def test_only_the_last_answers_of_a_day_are_remembered(redis_url: str) -> None:
             at = int(newest.partition('"at":')[2].partition(",")[0])
             old = newest.replace(str(at), str(at - MARK_TTL_S - 2))
             server.lset(shown_key("r-many"), 0, old)  # kept alive by a newer one, say
-        assert await store.read_page("r-many", f"r{MAX_ANSWERS}") == ([], None)
+        assert await store.read_page("r-many", f"r{MAX_ANSWERS}") == (([], []), None)
         late = event("r-many", "a", recommendation_id=f"r{MAX_ANSWERS}")
         assert await store.append([late]) == [NEW]
 
@@ -244,6 +246,40 @@ def test_a_counted_event_is_attributed_and_enters_no_history(redis_url: str) -> 
         )
         expected = Stored(True, Attribution("tiny@1", "b", 2, True))
         assert await store.append([seen, seen], ["impression"]) == [expected, OLD]
-        assert await store.read("h-seen") == []
+        assert (await store.read("h-seen")).history == []
 
     with_store(redis_url, use)
+
+
+def test_a_refused_item_is_kept_once_and_can_be_taken_back(redis_url: str) -> None:
+    """Refusals have the cap and the time of histories, a log entry each, and no history."""
+    types = ((), ["not_interested"])
+
+    async def use(store: RedisHistoryStore) -> None:
+        def refusal(item_id: str, event_id: str, how: str = "") -> Event:
+            named = {"event_type": f"{how}not_interested", "recommendation_id": "r1"}
+            return event("refuser", item_id, event_id, **named)
+
+        await store.remember([("refuser", shown("r1", "a", "b"))])
+        sent = [refusal("a", "1"), refusal("b", "2"), refusal("a", "3"), event("refuser", "x")]
+        assert await store.append(sent, *types) == [Stored(True)] * 4  # no attribution
+        assert await store.read("refuser") == (["x"], ["b", "a"])
+        assert await store.append([refusal("b", "2")], *types) == [OLD]
+        assert (await store.read("refuser", 1)).refused == ["a"]
+        await store.append([refusal("c", "4"), refusal("d", "5")], *types)
+        assert (await store.read("refuser")).refused == ["a", "c", "d"], "the cap"
+        await store.append([refusal("c", "6", "undo_"), refusal("z", "7", "undo_")], *types)
+        read, _ = await store.read_page("refuser", "r1")
+        assert read == (["x"], ["a", "d"])
+        logged = [
+            (one.item_id, one.event_type)
+            for one in (await store.read_log([key_slot(history_key("refuser").encode())]))[0]
+        ]
+        assert logged[-2:] == [("c", "undo_not_interested"), ("z", "undo_not_interested")]
+        assert len(logged) == 8
+        with redis.Redis.from_url(redis_url) as server:
+            assert 0 < server.ttl(refused_key("refuser")) <= 1000
+        await store.erase("refuser")
+        assert await store.read("refuser") == ([], [])
+
+    with_store(redis_url, use, cap=3)

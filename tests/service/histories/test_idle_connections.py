@@ -53,7 +53,7 @@ def test_no_call_fails_when_the_store_closes_all_connections(
             events = [event(user, f"{number}-{n}") for n in range(POOL)]
             found = await asyncio.gather(*(store.append([one]) for one in events))
             assert all(fate.is_new for [fate] in found)
-        item_ids = await store.read(user)
+        item_ids = (await store.read(user)).history
         assert len(item_ids) == len(set(item_ids)) == 10 * POOL
         server.ask("CLIENT", "KILL", "TYPE", "NORMAL", "SKIPME", "YES")
         await store.remember([(user, shown("r1", "a"))])
@@ -83,7 +83,7 @@ def test_what_is_sent_again_after_it_was_done_is_done_once(server: Server) -> No
             proxy.mood = "forgetful"
             await call()
             assert proxy.mood == "kind"
-        assert await store.read("lost") == ["a", "b"]
+        assert (await store.read("lost")).history == ["a", "b"]
         assert server.ask("LLEN", shown_key("lost")) == 2
         assert (await store.read_items("lost", 0))[1] == {"x": "1", "y": "2"}
         proxy.mood = "forgetful"

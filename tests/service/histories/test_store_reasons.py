@@ -96,7 +96,7 @@ def test_a_history_that_is_no_text(server: Server, capfd: pytest.CaptureFixture[
     async def use(store: RedisHistoryStore) -> None:
         with pytest.raises(HistoryUnavailable):
             await store.read(USER)
-        assert await store.read("another") == []
+        assert (await store.read("another")).history == []
 
     with redis.Redis(port=server.port, password=SECRET) as client:
         client.lpush(history_key(USER), b"\xff")

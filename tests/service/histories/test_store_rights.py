@@ -19,7 +19,13 @@ from stores import event, shown, with_store
 
 from service.errors import HistoryUnavailable
 from service.histories.event_log import log_key
-from service.histories.redis_store import RedisHistoryStore, history_key, marks_key, shown_key
+from service.histories.redis_store import (
+    RedisHistoryStore,
+    history_key,
+    marks_key,
+    refused_key,
+    shown_key,
+)
 from service.histories.scripts import RIGHTS
 from service.histories.store import Attribution, RememberedAnswer, Stored
 
@@ -49,10 +55,14 @@ def commands_run(server: Server) -> set[str]:
 def calls_of(store: RedisHistoryStore, user: str) -> dict[str, Call]:
     """All calls to the store. Their answers must always be the same."""
     click = event(user, "a", "e1", recommendation_id="r1")
+    refused = event(user, "c", "e3", event_type="not_interested")
+    undone = event(user, "d", "e4", event_type="undo_not_interested")
     seen = event(user, "b", "e2", recommendation_id="r1", event_type="view")
     return {
         "append": lambda: store.append([click]),
         "count": lambda: store.append([seen], ["view"]),
+        "refuse": lambda: store.append([refused], (), ["not_interested"]),
+        "undo": lambda: store.append([undone], (), ["not_interested"]),
         "remember": lambda: store.remember([(user, shown("r2", "c")), (user, shown("r3", "d"))]),
         "write_items": lambda: store.write_items(user, {"x": "1", "y": "2"}),
         "read": lambda: store.read(user),
@@ -67,13 +77,14 @@ def calls_of(store: RedisHistoryStore, user: str) -> dict[str, Call]:
 def check_kept(server: Server, user: str) -> None:
     """Check that the store has what the calls leave, each once."""
     assert server.ask("LRANGE", history_key(user), 0, -1) == ["a"]
-    assert server.ask("ZCARD", marks_key(user)) == 4  # of events, and of first hits
+    assert server.ask("ZCARD", marks_key(user)) == 6  # of events, and of first hits
     assert None not in server.ask("ZMSCORE", marks_key(user), "e1", "e2")
+    assert server.ask("LRANGE", refused_key(user), 0, -1) == ["c"]
     answers = server.ask("LRANGE", shown_key(user), 0, -1)
     assert [re.findall(r'"recommendation_id":"(\w+)"', text)[0] for text in answers] == [
         *("r3", "r2", "r1")
     ]
-    for key in (history_key(user), marks_key(user), shown_key(user)):
+    for key in (history_key(user), marks_key(user), shown_key(user), refused_key(user)):
         assert server.ask("TTL", key) > 0
     assert server.ask("ZRANGE", f"unmask:items-order:{{{user}}}", 0, -1) == ["x", "y"]
     assert server.ask("HGETALL", f"unmask:items:{{{user}}}") == {"x": "1", "y": "2"}
@@ -84,7 +95,11 @@ def check_kept(server: Server, user: str) -> None:
         for one in (user, f"{user}-gone")
         for entry in server.ask("LRANGE", log_key(history_key(one)), 0, -1)
     ]
-    assert logged == [f'"{user}","a","click",null,null]']
+    assert sorted(logged) == [
+        f'"{user}","a","click",null,null]',
+        f'"{user}","c","not_interested",null,null]',
+        f'"{user}","d","undo_not_interested",null,null]',
+    ]
 
 
 async def prepare(store: RedisHistoryStore, user: str) -> None:
@@ -95,8 +110,11 @@ async def prepare(store: RedisHistoryStore, user: str) -> None:
 def check_answers(answers: dict[str, Any]) -> None:
     assert answers["append"] == [Stored(True, Attribution("tiny@1", "b", 1, True))]
     assert answers["count"] == [Stored(True, Attribution("tiny@1", "b", 2, True))]
-    assert answers["read_page"] == (["a"], RememberedAnswer("r1", "tiny@1", "b", ("a", "b")))
-    assert answers["read"] == ["a"]
+    assert answers["read_page"] == (
+        (["a"], ["c"]),
+        RememberedAnswer("r1", "tiny@1", "b", ("a", "b")),
+    )
+    assert answers["read"] == (["a"], ["c"])
     assert answers["items_version"] == answers["read_items"][0] > 0
     assert answers["read_items"][1] == {"x": "1", "y": "2"}
 
@@ -204,7 +222,7 @@ def test_the_documented_rights_are_enough_for_a_cluster(
         source.ask("CLUSTER SETSLOT", slot, "MIGRATING", target.ask("CLUSTER MYID"))
         keys = source.ask("CLUSTER GETKEYSINSLOT", slot, 10)
         source.ask("MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS", *keys)
-        assert await store.read_page("user-0", "nothing") == (["a"], None)  # ASK
+        assert await store.read_page("user-0", "nothing") == ((["a"], ["c"]), None)  # ASK
 
     with clustered(tmp_path) as nodes:
         for node in nodes:

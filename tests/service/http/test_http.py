@@ -282,7 +282,7 @@ def test_a_wrong_event_does_not_stop_the_others(served: Service) -> None:
     again = served.client.post("/events", json={"events": events}).json()
     assert (again["accepted"], again["duplicates"]) == (0, 3)
     history = served.client.get("/users/ev/history").json()
-    assert history == {"user_id": "ev", "history": ["item-1", "item-2"]}
+    assert history == {"user_id": "ev", "history": ["item-1", "item-2"], "refused": []}
 
 
 def test_the_optional_fields_of_an_event_are_accepted_and_checked(served: Service) -> None:
@@ -484,8 +484,8 @@ def test_a_made_up_name_is_cut(served: Service) -> None:
     ):  # fmt: skip
         answer = served.client.post(path, content=json.dumps(body), headers=JSON)
         assert answer.status_code in (200, 422)
-        assert "Extra inputs are not permitted" in answer.text
-        assert len(answer.text) < 1000
+        assert "is no field here; " in answer.text
+        assert len(answer.text) < 2000
 
 
 def test_a_bug_is_a_500_with_the_same_body(served: Service) -> None:
@@ -643,3 +643,14 @@ def test_the_log_has_one_line_a_request_and_no_ids_in_clear(served: Service) -> 
     assert "very-secret-user" not in served.stdout
     assert "item-1" not in served.stdout
     assert served.stderr.count("\n") == served.stderr.count("onnxruntime")  # nothing of ours
+
+
+def test_routes_of_operators_that_are_switched_off_name_the_setting(served: Service) -> None:
+    for path in ("/admin/items", "/admin/drain"):
+        answer = served.client.post(path, json={})
+        assert answer.status_code == 404
+        assert answer.json()["error"]["message"] == (
+            "there are no routes under /admin: UNMASK_ADMIN_KEYS is not set"
+        )
+    elsewhere = served.client.get("/administer").json()["error"]
+    assert elsewhere["message"] == "there is no such route"

@@ -160,7 +160,7 @@ def test_explanations_tell_the_way_of_every_item(service: Service) -> None:
             same = sum(a == b for a, b in zip(sid, item["sid"], strict=True))
             assert shared["codes"] == same > 0
     plain = recommended(service, "e-why", history=HISTORY, r_warm=2, m_par=2)
-    assert {item["explanation"] for item in plain["items"]} == {None}
+    assert not any("explanation" in item for item in plain["items"])
     assert item_ids(plain) == item_ids(answer)
 
 

@@ -1,30 +1,46 @@
-"""Where new items stand in an answer that keeps places for them."""
+"""Where new, pinned and capped items stand in an answer."""
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.recommending.item_mapping import with_explored
+from service.bundles.bundle import Bundle
+from service.recommending.item_mapping import arranged, items_of
 from service.recommending.planning import explored_places
+from service.recommending.selection import Caps, chosen
 from service.schemas import RecommendedItem, RecommendRequest
 
+Rows = list[int]
 
-def items_of(item_ids: list[int]) -> list[RecommendedItem]:
-    return [
-        RecommendedItem(
-            item_id=str(one),
-            title="",
-            rank=rank,
-            score=-float(rank),
-            explored=False,
-            sid=[],
-            categories=None,
-            explanation=None,
-        )
-        for rank, one in enumerate(item_ids, start=1)
-    ]
+
+def answer(
+    bundle: Bundle,
+    best: Rows,
+    new: Rows,
+    places: int,
+    *,
+    k: int = 12,
+    pins: dict[int, int] | None = None,
+    most: int = 100,
+) -> list[RecommendedItem]:
+    """pins: rows by rank; most: items of a category"""
+    pins = pins or {}
+    caps = Caps(bundle, {"category": most})
+    chosen_best, chosen_new = chosen(k, best, new, places, pins.values(), caps)
+    pinned = items_of(bundle, pins.values(), metadata=True, pinned=True)
+    return arranged(
+        items_of(bundle, [best[place] for place in chosen_best], metadata=True),
+        items_of(bundle, [new[place] for place in chosen_new], metadata=True),
+        dict(zip(pins, pinned, strict=True)),
+    )
+
+
+def row_of(item: RecommendedItem) -> int:
+    return int(item.item_id.removeprefix("item-"))
 
 
 @pytest.mark.parametrize(
@@ -42,14 +58,14 @@ def test_a_share_is_rounded_up_to_places(explore: float, k: int, places: int) ->
     places=st.integers(0, 12),
 )
 def test_new_items_take_their_places_in_order_and_push_the_last_ones_out(
-    best: list[int], new: list[int], places: int
+    bundle: Bundle, best: Rows, new: Rows, places: int
 ) -> None:
-    mixed = with_explored(items_of(best), items_of(new), places)
-    ids = [int(item.item_id) for item in mixed]
+    mixed = answer(bundle, best, new, places)
+    ids = [row_of(item) for item in mixed]
     assert len(set(ids)) == len(ids) >= len(best)
     assert [item.rank for item in mixed] == list(range(1, len(mixed) + 1))
-    explored = [int(item.item_id) for item in mixed if item.explored]
-    others = [int(item.item_id) for item in mixed if not item.explored]
+    explored = [row_of(item) for item in mixed if item.explored]
+    others = [row_of(item) for item in mixed if not item.explored]
     assert len(explored) <= places
     assert explored == [one for one in new if one in explored]
     assert others == [one for one in best if one not in explored][: len(others)]
@@ -57,6 +73,35 @@ def test_new_items_take_their_places_in_order_and_push_the_last_ones_out(
     assert not left or len(explored) == places, "a place is empty only when no new item is left"
 
 
-def test_places_are_spread_over_the_answer() -> None:
-    mixed = with_explored(items_of(list(range(10))), items_of([20, 21, 22]), 3)
+def test_places_are_spread_over_the_answer(bundle: Bundle) -> None:
+    mixed = answer(bundle, list(range(10)), [20, 21, 22], 3, k=10)
     assert [item.rank for item in mixed if item.explored] == [4, 7, 10]
+
+
+@settings(max_examples=50)
+@given(
+    best=st.lists(st.integers(0, 60), unique=True, max_size=40),
+    new=st.lists(st.integers(50, 80), unique=True, max_size=8),
+    places=st.integers(0, 4),
+    pins=st.dictionaries(st.integers(1, 10), st.integers(0, 199), max_size=3),
+    most=st.integers(1, 3),
+)
+def test_caps_and_pins_hold_and_nothing_better_is_left_out(
+    bundle: Bundle, best: Rows, new: Rows, places: int, pins: dict[int, int], most: int
+) -> None:
+    pins = dict(zip(pins, dict.fromkeys(pins.values()), strict=False))  # each row once
+    mixed = answer(bundle, best, new, places, k=10, pins=pins, most=most)
+    assert len(mixed) <= 10
+    assert [item.rank for item in mixed] == list(range(1, len(mixed) + 1))
+    rows = [row_of(item) for item in mixed]
+    assert len(set(rows)) == len(rows)
+    for rank, row in pins.items():
+        assert rows.index(row) + 1 == rank or rank > len(rows) - len(pins)
+    pinned = Counter(one for row in pins.values() for one in set(bundle.items[row].categories))
+    held = Counter(one for row in rows for one in set(bundle.items[row].categories))
+    assert all(number <= max(most, pinned[name]) for name, number in held.items())
+    others = [row_of(item) for item in mixed if not (item.explored or item.pinned)]
+    assert others == [row for row in best if row in others], "the best first"
+    if len(mixed) < 10 and not new:
+        for row in set(best) - set(rows):
+            assert any(held[one] >= most for one in bundle.items[row].categories)

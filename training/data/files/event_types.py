@@ -37,6 +37,8 @@ STEPS = (
     ),
 )
 BOUGHT = len(STEPS) - 1
+# What a user refuses, by the names that the service has for it; interactions are not that.
+REFUSALS = ("not_interested", "undo_not_interested")
 UNDONE = re.compile(r"remove|delete|cancel|return|refund|^un|dislike|hide")
 MAX_TYPES = 1000  # a column of more holds something else
 MAX_SHOWN_TYPES = 6
@@ -99,7 +101,14 @@ def event_types(
     if not asked and len(counts) > MAX_TYPES:
         return EventTypes({}, name=written)
     if not asked:
-        _look_at(table, written, counts, warnings)
+        refused = {name: counts[name] for name in REFUSALS if name in counts}
+        others = {name: number for name, number in counts.items() if name not in refused}
+        _look_at(table, written, others, warnings)
+        if refused:
+            notes.append(
+                f"{table.path.name}: left out, as users refuse items by them: {_counted(refused)}"
+            )
+            return EventTypes(counts, ~types.is_in(REFUSALS), name=written)
         return counted
     _check_known(table, written, counts, config)
     kept, named = None, types

@@ -28,6 +28,7 @@ from worlds import (
     ORDERS_OF_CODES,
     OTHER_ORDERS,
     RANKINGS_AND_ORDERS,
+    boosts,
     catalogue_of,
     catalogues,
     filters,
@@ -104,7 +105,13 @@ def test_a_batch_equals_the_reference(
         st.lists(jobs(catalogue, filtered=True, may_finish=True), min_size=1, max_size=4)
     )
     batch = [
-        replace(job, ranking=ranking, order=data.draw(st.sampled_from(orders))) for job in batch
+        replace(
+            job,
+            ranking=ranking,
+            order=data.draw(st.sampled_from(orders)),
+            **data.draw(boosts(catalogue)),
+        )
+        for job in batch
     ]
     prior = data.draw(st.none() | priors(catalogue))
     denoiser = denoiser_for(catalogue, seed, repeat_bias=repeat_bias)

@@ -92,11 +92,11 @@ def test_filling_adds_what_is_older_and_what_is_newer(redis_url: str) -> None:
                 kinds["added" if gained else "had it"] += 1
                 assert gained is not None
                 assert (gained > 0) == (expected != stored)
-            assert await store.read(user) == expected
+            assert (await store.read(user)).history == expected
             assert await store.fill([(user, log)]) == [None if gained is None else 0]
             await store.append([event(user, "live", "live")])
             assert await store.fill([(user, log)]) in ([0], [None])
-            assert await store.read(user) == [*expected, "live"][-6:]
+            assert (await store.read(user)).history == [*expected, "live"][-6:]
 
     with_store(redis_url, use, cap=6)
     assert min(kinds["unlike"], kinds["added"], kinds["had it"]) > 30
@@ -118,14 +118,14 @@ def test_a_log_that_grew_is_loaded_again(redis_url: str) -> None:
         assert await gained(days(1, 8)) == 3
         assert await gained(days(1, 12)) == 4
         assert await gained(days(1, 2000)) == 10
-        assert await store.read("grows") == days(1991, 2000)
+        assert (await store.read("grows")).history == days(1991, 2000)
         await store.append([event("grows", "live")])
         assert await gained(days(1, 2000)) == 0
         assert await gained(days(1995, 2001)) is None
-        assert await store.read("grows") == [*days(1992, 2000), "live"]
+        assert (await store.read("grows")).history == [*days(1992, 2000), "live"]
         await store.append([event("few", item) for item in days(4, 5)])
         assert await store.fill([("few", days(1, 8))]) == [6]
-        assert await store.read("few") == days(1, 8)
+        assert (await store.read("few")).history == days(1, 8)
 
     with_store(redis_url, use, cap=10)
 
@@ -136,10 +136,10 @@ def test_a_long_history_is_filled_whole(redis_url: str) -> None:
     async def use(store: RedisHistoryStore) -> None:
         await store.append([event("f-long", "new")])
         assert await store.fill([("f-long", items)]) == [19_999]
-        assert await store.read("f-long") == [*items[1:], "new"]
+        assert (await store.read("f-long")).history == [*items[1:], "new"]
         await store.append([event("f-grows", items[7])])
         assert await store.fill([("f-grows", items)]) == [19_999]
-        assert await store.read("f-grows") == items
+        assert (await store.read("f-grows")).history == items
         await store.append([event("f-same", "i", str(n)) for n in range(300)])
         assert await store.fill([("f-same", [*["i"] * 20_000, "j"])]) == [19_700]
 

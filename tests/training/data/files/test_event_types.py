@@ -354,3 +354,15 @@ def test_a_preset_may_say_what_counts(tmp_path: Path) -> None:
     )
     overrides = [f"interactions.columns.{SHOP_COLUMNS[1]}"]
     assert load_config(str(preset), overrides).interactions == SHOP
+
+
+def test_what_users_refused_is_left_out_unless_it_is_named(tmp_path: Path) -> None:
+    """A refusal is no interaction. An export of the service has both."""
+    path = tmp_path / "events.csv"
+    lines = ["u,a,1,click", "u,b,2,not_interested", "u,c,3,click", "u,b,4,undo_not_interested"]
+    path.write_text("\n".join(["user_id,item_id,timestamp,event_type", *lines]))
+    log = read_interactions(path, InteractionsConfig())
+    assert [log.item_ids[row] for row in log.rows] == ["a", "c"]
+    named = InteractionsConfig(events={"click": 1, "not_interested": 1})
+    log = read_interactions(path, named)
+    assert [log.item_ids[row] for row in log.rows] == ["a", "b", "c"]
