@@ -48,11 +48,10 @@ def compiled_in_any_order(function: Function) -> Function:
 def _compiled(function: Function, fastmath: bool | set[str]) -> Function:
     jit = njit(nogil=True, error_model="numpy", fastmath=fastmath)
     found = cast("Any", jit(function))
-    of_types = found.get_call_template
+    of_types, type_alone = found.get_call_template, cast("Any", types.unliteral)
     # To numba a constant is a type of its own, also the 0 that a loop begins with.
     found.get_call_template = lambda given, named: of_types(
-        tuple(types.unliteral(one) for one in given),
-        {name: types.unliteral(one) for name, one in named.items()},
+        tuple(map(type_alone, given)), {name: type_alone(one) for name, one in named.items()}
     )
     caches: tuple[Any, ...] = (_ReadOnlyCache, FunctionCache)
     for cache in caches:
