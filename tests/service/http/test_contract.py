@@ -20,7 +20,6 @@ from running_service import Service, service_process
 from running_valkey import Server, running
 from schemathesis import Case
 from schemathesis.checks import not_a_server_error
-from schemathesis.schemas import BaseSchema
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
     ignored_auth,
@@ -115,17 +114,13 @@ def document() -> dict[str, Any]:
     return asyncio.run(ask())
 
 
-@pytest.fixture(scope="module")
-def api() -> BaseSchema:
-    """A fixture, so that only the worker that runs these tests makes requests of it, in seconds."""
-    found = schemathesis.openapi.from_dict(document())
-    found.config.update(headers=ADMIN)
-    found.config.generation.allow_extra_parameters = False  # what no route reads is not refused
-    found.config.checks.not_a_server_error.expected_statuses = ["2xx", "4xx", "503", "504"]
-    return found
+api = schemathesis.openapi.from_dict(document())
+api.config.update(headers=ADMIN)
+api.config.generation.allow_extra_parameters = False  # what no route reads is not refused
+api.config.checks.not_a_server_error.expected_statuses = ["2xx", "4xx", "503", "504"]
 
 
-@schemathesis.pytest.from_fixture("api").parametrize()
+@api.parametrize()
 @settings(
     max_examples=EXAMPLES,
     derandomize=True,
@@ -152,11 +147,11 @@ def name_what_exists(case: Case[Any]) -> None:
         case.body["add"] = [NEW_ITEM]
 
 
-def test_the_document_is_that_of_the_process(service: Service, api: BaseSchema) -> None:
+def test_the_document_is_that_of_the_process(service: Service) -> None:
     assert service.client.get("/openapi.json").json() == api.raw_schema
 
 
-def test_every_operation_has_succeeded(service: Service, api: BaseSchema) -> None:
+def test_every_operation_has_succeeded(service: Service) -> None:
     """Otherwise the tests would say nothing about the answers that matter."""
     # What is generated differs with the modules that are loaded, and may all be refused.
     for method, path, body in RIGHT:
