@@ -22,11 +22,12 @@ from ports import find_free_port
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
 
-# Files that begin so come first, in this order. On a fresh clone one worker compiles the search
-# while the other does what needs none, and does not compile it too. Then what takes minutes, so
-# that at the end no worker waits for another one's.
+# Files that begin so come first, in this order. On a fresh clone one worker compiles the search,
+# and the other does what does not need it meanwhile, instead of compiling it too. Then what takes
+# minutes, so that at the end no worker waits for another one's.
 FIRST = (
     "training/test_damage",
+    "service/test_lowest_versions",
     "training/data/files",
     "training/baselines",
     "training/families",
