@@ -36,6 +36,8 @@ FIRST = (
 
 # Processes that tests start keep their compiled modules, else each compiles them again.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+# Workers share the processors. The threads of a small product only wait for each other, busily.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 REQUIRE_ALL = os.environ.get("REQUIRE_ALL_TESTS") == "1"
 
