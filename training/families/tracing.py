@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 
 import onnx_ir
 import torch
+from pydantic import BaseModel
 from torch import Tensor, nn
 
 from service.decoding.network import (
@@ -116,9 +117,12 @@ class _WithoutValues(pickle.Pickler):
 
     def persistent_id(self, found: object) -> object:
         if isinstance(found, nn.Parameter):
-            return self._names[id(found)], tuple(found.shape), found.dtype
-        if isinstance(found, Tensor):  # its own pickle is not the same twice
-            return found.numpy()
+            return "parameter", self._names[id(found)], tuple(found.shape), found.dtype
+        # The pickles of these are not the same twice: one knows which settings were given.
+        if isinstance(found, Tensor):
+            return "tensor", found.numpy()
+        if isinstance(found, BaseModel):
+            return "settings", type(found), found.model_dump_json()
         return None
 
 
@@ -127,10 +131,13 @@ class _WithZeros(pickle.Unpickler):
         super().__init__(file)
         self._found: dict[str, nn.Parameter] = {}
 
-    def persistent_load(self, of: Any) -> Tensor:
-        if not isinstance(of, tuple):
-            return torch.from_numpy(of)
-        name, shape, dtype = of
+    def persistent_load(self, of: Any) -> object:
+        match of:
+            case "tensor", values:
+                return torch.from_numpy(values)
+            case "settings", kind, values:
+                return kind.model_validate_json(values)
+        _, name, shape, dtype = of
         return self._found.setdefault(name, nn.Parameter(torch.zeros(shape, dtype=dtype)))
 
 

@@ -41,7 +41,7 @@ def mdgr(vector_dims: int = 4, **config: Any) -> Network:
 
 
 def test_networks_of_one_shape_share_a_trace_whatever_their_parameters(graphs: Traced) -> None:
-    one, other = mdgr(), mdgr()
+    one, other = mdgr(), mdgr(history_length=ModelConfig().history_length)
     assert not torch.equal(one.code_embedding.weight, other.code_embedding.weight)
     found = tracing.traced(EncoderGraph(one))
     assert tracing.traced(EncoderGraph(other)) is found
