@@ -19,7 +19,25 @@ from pathlib import Path
 import pytest
 from ports import find_free_port
 
-ROOT = Path(__file__).resolve().parent.parent
+TESTS = Path(__file__).resolve().parent
+ROOT = TESTS.parent
+
+# Files that begin so come first, in this order. On a fresh clone one worker compiles the search,
+# and the other does what does not need it meanwhile, instead of compiling it too. Then what takes
+# minutes, so that at the end no worker waits for another one's.
+FIRST = (
+    "training/test_damage",
+    "service/test_lowest_versions",
+    "training/data/files",
+    "training/baselines",
+    "training/families",
+    "training",
+)
+
+# Processes that tests start keep their compiled modules, else each compiles them again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+# Workers share the processors. The threads of a small product only wait for each other, busily.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 REQUIRE_ALL = os.environ.get("REQUIRE_ALL_TESTS") == "1"
 
@@ -105,8 +123,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    # Files of training take minutes. First, so that at the end no worker waits for another one's.
-    items.sort(key=lambda item: "training" not in item.path.relative_to(ROOT).parts)
+    items.sort(key=lambda item: _turn(item.path.relative_to(TESTS).as_posix()))
     for item in items:
         if "data_dir" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.data)
@@ -114,6 +131,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         left_out = [item for item in items if item.get_closest_marker("e2e")]
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if not item.get_closest_marker("e2e")]
+
+
+def _turn(file: str) -> int:
+    return next((turn for turn, start in enumerate(FIRST) if file.startswith(start)), len(FIRST))
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -8,68 +8,23 @@ Names, types and shapes are those of `service.decoding.network.onnx_denoiser`.
 
 from __future__ import annotations
 
-import logging
-import warnings
 from itertools import chain, product
-from typing import Any
 
 import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from service.decoding import Histories
-from service.decoding.network import (
-    DECODER_INPUTS,
-    DECODER_OUTPUTS,
-    DENSE_INPUTS,
-    DENSE_OUTPUTS,
-    ENCODER_INPUTS,
-    ENCODER_OUTPUTS,
-    OnnxDenoiser,
-    OnnxDenseHead,
-    masked_positions,
-)
+from service.decoding.network import OnnxDenoiser, OnnxDenseHead, masked_positions
 from training.errors import FitDiverged, TrainingError
 from training.families.denoiser import TorchDenoiser
 from training.families.family import Graphs
 from training.families.network import DenseNetwork, Network
+from training.families.tracing import DecoderGraph, DenseGraph, EncoderGraph, Graph, traced
 
 PARITY_TOLERANCE = 1e-4  # largest difference between torch and ONNX Runtime
 PARITY_SHAPES = ((1, 1, 1), (2, 3, 5), (5, 7, 20))  # (jobs, beams, history length)
-
-
-class _EncoderGraph(nn.Module):
-    def __init__(self, model: Network) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, codes: Tensor, vectors: Tensor, mask: Tensor) -> Tensor:
-        vectors = vectors.to(torch.float32)
-        memory = self.model.remember(codes.to(torch.int64), vectors, mask)
-        if not self.model.uses_vectors:
-            memory = memory + 0 * vectors.sum()  # of no numbers: keeps the input in the graph
-        return memory
-
-
-class _DecoderGraph(nn.Module):
-    def __init__(self, model: Network) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, partial_sids: Tensor, positions: Tensor, memory: Tensor) -> Tensor:
-        logits = self.model.denoise(partial_sids.to(torch.int64), memory, positions)
-        return logits.log_softmax(dim=-1)
-
-
-class _DenseGraph(nn.Module):
-    def __init__(self, model: DenseNetwork) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, memory: Tensor) -> Tensor:
-        return self.model.query(memory)
 
 
 def export_graphs(model: Network) -> Graphs:
@@ -83,64 +38,17 @@ def export_graphs(model: Network) -> Graphs:
             "a parameter of the network is not finite, so it is not exported: fit it again with a "
             "smaller fit.learning_rate"
         )
-    codes = torch.full((3, 4, model.num_subspaces), model.num_codes, dtype=torch.uint16)
-    vectors = torch.zeros(3, 4, model.vector_dims, dtype=torch.float16)
-    mask, memory = torch.ones(3, 4, dtype=torch.bool), torch.zeros(3, model.memory_size)
-    encoder = _export(
-        _EncoderGraph(model),
-        (codes, vectors, mask),
-        ({0: "jobs", 1: "length"},) * 3,
-        tuple(ENCODER_INPUTS),
-        tuple(ENCODER_OUTPUTS),
-    )
-    sids = codes
-    of_sids: dict[int, Any] = {0: "jobs", 1: "beams"}
-    if model.max_horizon > 1:
-        sids = codes.repeat(1, 1, 2)
-        of_sids[2] = model.num_subspaces * torch.export.Dim("horizon", min=1, max=model.max_horizon)
-    decoder = _export(
-        _DecoderGraph(model),
-        (sids, torch.zeros(3, 4, 2, dtype=torch.int64), memory),
-        (of_sids, {0: "jobs", 1: "beams", 2: "asked"}, {0: "jobs"}),
-        tuple(DECODER_INPUTS),
-        tuple(DECODER_OUTPUTS),
-    )
-    dense = None
-    if isinstance(model, DenseNetwork) and model.dense is not None:
-        dense = _export(
-            _DenseGraph(model),
-            (memory,),
-            ({0: "jobs"},),
-            tuple(DENSE_INPUTS),
-            tuple(DENSE_OUTPUTS),
-        )
+    encoder, decoder = _export(EncoderGraph(model)), _export(DecoderGraph(model))
+    has_head = isinstance(model, DenseNetwork) and model.dense is not None
+    dense = _export(DenseGraph(model)) if has_head else None
     return Graphs(encoder, decoder, _parity(model, encoder, decoder, dense), dense)
 
 
-def _export(
-    graph: nn.Module,
-    inputs: tuple[Tensor, ...],
-    dynamic_shapes: tuple[dict[int, Any], ...],
-    input_names: tuple[str, ...],
-    output_names: tuple[str, ...],
-) -> bytes:
-    level = logging.getLogger("torch.onnx").level
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            program = torch.onnx.export(
-                graph.eval(),
-                inputs,
-                dynamo=True,
-                verbose=False,
-                dynamic_shapes=dynamic_shapes,
-                input_names=input_names,
-                output_names=output_names,
-            )
-    finally:
-        logging.getLogger("torch.onnx").setLevel(level)
-    assert program is not None
+def _export(graph: Graph) -> bytes:
+    program = torch.onnx.ONNXProgram(traced(graph.eval()).clone(), None)
+    parameters = program.model.graph.initializers
+    program.apply_weights({k: v for k, v in graph.state_dict().items() if k in parameters})
+    program.optimize()
     return _without_traces(program.model_proto).SerializeToString()
 
 

@@ -1,8 +1,9 @@
 """Compilation of the kernel's loops to machine code, which runs without the interpreter's lock.
 
 Compiled functions are pure, take arrays and numbers, and check no bounds. Each is compiled when it
-is first called with arguments of some types. The machine code is cached beside the source file, or
-in NUMBA_CACHE_DIR. It is compiled again after any change to a source file of the kernel.
+is first called with arguments of some types; a constant has the type of a variable. The machine
+code is cached beside the source file, or in NUMBA_CACHE_DIR. It is compiled again after any change
+to a source file of the kernel.
 
 A cache folder that cannot be written came with an image. It is read, and nothing is added: code
 that it lacks is compiled and not kept. (It holds code for one processor; numba looks it up by the
@@ -17,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from numba import njit
+from numba import njit, types
 from numba.core.caching import (
     CompileResultCacheImpl,
     FunctionCache,
@@ -47,6 +48,11 @@ def compiled_in_any_order(function: Function) -> Function:
 def _compiled(function: Function, fastmath: bool | set[str]) -> Function:
     jit = njit(nogil=True, error_model="numpy", fastmath=fastmath)
     found = cast("Any", jit(function))
+    of_types, type_alone = found.get_call_template, cast("Any", types.unliteral)
+    # To numba a constant is a type of its own, also the 0 that a loop begins with.
+    found.get_call_template = lambda given, named: of_types(
+        tuple(map(type_alone, given)), {name: type_alone(one) for name, one in named.items()}
+    )
     caches: tuple[Any, ...] = (_ReadOnlyCache, FunctionCache)
     for cache in caches:
         try:

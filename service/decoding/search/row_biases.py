@@ -55,11 +55,11 @@ class RowBiases:
             new.nexts.ravel(),
             new.rows,
             new.shares,
-            new.strength,
-            prior.decay,
-            prior.scale,
-            prior.weight,
-            repeat_bias,
+            float(new.strength),  # an int would be another type, and code is compiled per type
+            float(prior.decay),
+            float(prior.scale),
+            float(prior.weight),
+            float(repeat_bias),
             job.excluded,
         )
         self.biased_rows = biased_rows[:num_biased]

@@ -68,7 +68,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Compared:
     folder = tmp_path_factory.mktemp("comparison")
     world = folder / "world"
     write_world(make_world(USERS, 60, 0.1, 7), world)
-    vectors = np.random.default_rng(1).normal(size=(60, 8)).astype(np.float32)
+    vectors = np.random.default_rng(1).normal(size=(60, 64)).astype(np.float32)
     np.save(world / "item_embeddings.npy", vectors)
     dataset = load_dataset(world)
     config = load_config("tiny", QUICK)

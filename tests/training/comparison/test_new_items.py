@@ -55,7 +55,7 @@ class Compared:
 def compared(tmp_path_factory: pytest.TempPathFactory) -> Compared:
     folder = tmp_path_factory.mktemp("new-items")
     write_world(make_world(USERS, ITEMS, 0.1, 7), folder / "world")
-    vectors = np.random.default_rng(1).normal(size=(ITEMS, 8)).astype(np.float32)
+    vectors = np.random.default_rng(1).normal(size=(ITEMS, 64)).astype(np.float32)
     np.save(folder / "world" / "item_embeddings.npy", vectors)
     dataset = load_dataset(folder / "world")
     config = load_config("tiny", QUICK)

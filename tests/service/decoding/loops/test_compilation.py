@@ -62,6 +62,26 @@ def test_machine_code_of_an_image_is_read_and_nothing_is_added(
     assert len(list(tmp_path.rglob("*.nbc"))) == 1
 
 
+@compiled
+def with_more(values: np.ndarray, found: int, more: int) -> int:
+    return found + more + len(values)
+
+
+@compiled
+def of_constants(values: np.ndarray) -> int:
+    found = 0
+    for _ in range(2):
+        found = with_more(values, found, 5)
+    return with_more(values, found, more=len(values))
+
+
+def test_constants_are_no_types_of_their_own() -> None:
+    assert of_constants(np.zeros(3)) == 22
+    assert [str(types) for types in with_more.signatures] == [
+        "(Array(float64, 1, 'C', False, aligned=True), int64, int64)"
+    ]
+
+
 def refuse(*_: object, **__: object) -> None:
     raise OSError("read-only file system")
 
