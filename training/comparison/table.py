@@ -70,8 +70,6 @@ class FamilyFacts:
 class Row:
     """A system in a setting (a schedule, a seed, a share of the data).
 
-    horizon: places in the ranks for each user
-
     reference: ranks of the same users that it is compared with; None = it is the reference.
     published: the change that MDGR reports of the same step, for the reader
     facts: of rows of families
@@ -86,6 +84,7 @@ class Row:
 
     @property
     def horizon(self) -> int:
+        """Places in the ranks for each user."""
         return self.facts.horizon if self.facts else 1
 
     @property

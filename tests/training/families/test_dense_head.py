@@ -33,6 +33,7 @@ HISTORIES = [[1, 2, 3], [4, 5], [6, 7, 8, 9, 10, 11, 12, 13, 14], [20], [21, 22,
 KINDS = {
     "prefix": {"attention": "prefix", "dense": True},
     "full": {"attention": "full", "dense": True},
+    "causal": {"attention": "causal", "dense": True},
     "tiger": {"dense": True},
 }
 each_kind = pytest.mark.parametrize("kind", KINDS)
@@ -247,7 +248,7 @@ SMALL = [
 ]
 
 
-@pytest.mark.parametrize("preset", ["liger", "liger-paper", "maskgr-dense", "maskgr-paper"])
+@pytest.mark.parametrize("preset", ["liger", "liger-paper", "maskgr-causal", "maskgr-paper"])
 def test_a_preset_with_a_dense_head_takes_steps(preset: str, tmp_path: Path) -> None:
     write_world(make_world(30, 60, 0.1, 7), tmp_path / "world")
     config = load_config(preset, SMALL)

@@ -82,13 +82,14 @@ class FamilyRun:
 
     def facts(self, point: Point) -> FamilyFacts:
         """What rows say of a point, but for its times."""
+        retrieval = self.decoding(point).retrieval
         return FamilyFacts(
             seed=self.seed,
             family=self.finished.bundle.manifest.family,
             schedule=point.asked.params(self.num_subspaces),
-            calls=self.finished.schedule(point.asked).nfe,
+            calls=0 if retrieval == "dense" else self.finished.schedule(point.asked).nfe,
             order=point.order or "",
-            retrieval=self.decoding(point).retrieval,
+            retrieval=retrieval,
             dropped=self.dropped,
             steps=self.steps,
             cpu_minutes=self.cpu_minutes,
@@ -261,14 +262,13 @@ class FamilyTables:
         for number in range(self.seeds):
             for name in self.configs:
                 run = self.run(name, number)
-                default = Point(run.finished.default, shipped=True)
+                default = Point(run.finished.default, shipped=True, retrieval="generate")
                 for m_par in run.widths(HORIZON):
                     ranks = run.ranked.sequences(
                         run.finished, HORIZON, m_par, name=f"family-{name.lower()}"
                     )
                     facts = replace(
                         run.facts(default),
-                        retrieval="generate",
                         horizon=HORIZON,
                         chained=m_par is None,
                     )
