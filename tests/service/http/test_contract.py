@@ -54,6 +54,7 @@ RIGHT: list[tuple[str, str, dict[str, Any] | None]] = [
     ("GET", "/users/u/history", None),
     ("DELETE", "/users/u/history", None),
     ("POST", "/items/item-7/similar", {}),
+    ("GET", "/items?limit=2", None),
     ("GET", "/items/item-7", None),
     ("POST", "/admin/bundles/tiny@1/load", {}),
     ("POST", "/admin/bundles/tiny@1/activate", None),
