@@ -24,8 +24,10 @@ def hits(users: int, recall: float, random: np.random.Generator) -> NDArray[np.b
 
 @pytest.mark.parametrize(
     ("recall", "shared", "undecided"),
-    [(0.1, 0.0, 200), (0.1, 0.5, 200), (0.1, 1.0, 200), (0.3, 0.0, 100), (0.3, 0.5, 100)]
-    + [(0.3, 1.0, 1)],
+    [
+        *((0.1, 0.0, 200), (0.1, 0.5, 200), (0.1, 1.0, 200)),
+        *((0.3, 0.0, 100), (0.3, 0.5, 100), (0.3, 1.0, 1)),
+    ],
 )
 def test_a_system_40_per_cent_worse_is_never_promoted_for_100_users(
     recall: float, shared: float, undecided: int
