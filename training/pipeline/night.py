@@ -89,8 +89,8 @@ def nightly(config: RunConfig, dataset: Dataset, plan: NightPlan, console: Conso
             if (entry.night, entry.verdict) == (plan.night, "promoted"):
                 console.print(f"nothing to do: night {plan.night} has promoted {entry.candidate}")
                 return entry
-        if (entry := _begun_to_promote(plan, name, log)) is not None:  # and then it was cut off
-            return _promoted(plan, verify(plan.bundle), log, console, entry)
+        if (begun := _begun_to_promote(plan, name, log)) is not None:  # and then it was cut off
+            return _promoted(plan, verify(plan.bundle), log, console, begun)
         serving = in_service(plan.store, name)
         run_of_serving = run_of(_reference_of(serving), plan.out) if serving else None
         _tidy_up(plan, name, log, console)
