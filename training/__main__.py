@@ -113,10 +113,7 @@ def nightly_command(
         float, typer.Option(min=0, max=1, help="largest loss that is accepted, as a share")
     ] = 0.05,
     keep: Annotated[
-        int,
-        typer.Option(
-            min=2, help="newest versions, and newest nights before this one, that stay at its begin"
-        ),
+        int, typer.Option(min=2, help="newest versions, and newest nights before it, that stay")
     ] = 7,
     warm_start: Annotated[
         float,
