@@ -13,7 +13,6 @@ import os
 import shlex
 import sys
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -104,13 +103,17 @@ def nightly_command(
     preset: PresetOption = "default",
     overrides: SetOption = None,
     night: Annotated[
-        str | None, typer.Option(help="its date  [default: today, in UTC]", show_default=False)
+        str | None,
+        typer.Option(
+            help="its date  [default: of the newest night, if it was cut off; else today, in UTC]",
+            show_default=False,
+        ),
     ] = None,
     margin: Annotated[
         float, typer.Option(min=0, max=1, help="largest loss that is accepted, as a share")
     ] = 0.05,
     keep: Annotated[
-        int, typer.Option(min=2, help="versions in the store, and nights, that stay")
+        int, typer.Option(min=2, help="newest versions, and newest nights before it, that stay")
     ] = 7,
     warm_start: Annotated[
         float,
@@ -125,12 +128,12 @@ def nightly_command(
     check_folder("--out", out)
     check_folder("--store", store)
     check_runtime()
-    from training.pipeline import NightPlan, nightly
+    from training.pipeline import NightPlan, night_to_do, nightly
 
-    night = night or f"{datetime.now(UTC):%Y-%m-%d}"
+    config = load_config(preset, overrides)
+    night = night or night_to_do(out, store, config.bundle.name)
     key = os.environ.get("UNMASK_BUNDLE_KEY")
     plan = NightPlan(night, out, store, margin, keep, warm_start, force, key)
-    config = load_config(preset, overrides)
     dataset = _read(config, data, interactions, items, embeddings)
     return asdict(nightly(config, dataset, plan, console))
 

@@ -666,6 +666,19 @@ def test_the_night_reads_and_writes_what_the_service_has(rendered: Render) -> No
     assert not selected.items() <= template["metadata"]["labels"].items()
 
 
+def test_the_loop_over_pods_finds_those_of_the_service_and_not_of_the_night(
+    rendered: Render,
+) -> None:
+    [selector] = re.findall(r"kubectl get pods -l (\S+)", (CHART / "README.md").read_text())
+    wanted = dict(pair.split("=") for pair in selector.split(","))
+    documents = rendered("nightly")
+    job = documents["CronJob"]["spec"]["jobTemplate"]["spec"]["template"]
+    service = documents["Deployment"]["spec"]["template"]
+    wanted["app.kubernetes.io/instance"] = job["metadata"]["labels"]["app.kubernetes.io/instance"]
+    assert wanted.items() <= service["metadata"]["labels"].items()
+    assert not wanted.items() <= job["metadata"]["labels"].items()
+
+
 def test_the_name_of_a_night_is_short_enough(helm: Helm) -> None:
     """A CronJob's has at most 52 letters."""
     for release in ("unmask", "r" * 53):

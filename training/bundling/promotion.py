@@ -19,6 +19,7 @@ from service.bundles import (
     versions_of,
     write_manifest,
 )
+from service.errors import BundleInvalid
 from training.errors import DataError
 from training.evaluation import Grid
 
@@ -71,10 +72,20 @@ def promote(bundle: Path, store: Path, key: str | None = None) -> tuple[Manifest
 def in_service(store: Path, name: str) -> Path | None:
     """The folder of the version that a service loads by this name; None if there is no version.
 
-    Raises BundleInvalid if that cannot be told.
+    Raises BundleInvalid if that cannot be told: a version that cannot be read might be the newest,
+    and without it there might seem to be nothing in service.
     """
-    has_any = versions_of(store, name) or (store / name / CURRENT).exists()
-    return configured_path(store, name) if has_any else None
+    folder = store / name
+    if (folder / CURRENT).is_file():
+        return configured_path(store, name)
+    readable = set(versions_of(store, name))
+    for path in sorted(folder.iterdir() if folder.is_dir() else ()):
+        if path.is_dir() and not path.name.startswith(".") and path.name not in readable:
+            raise BundleInvalid(
+                f"{path} has no readable manifest.json, so it cannot be told what is in service; "
+                f"mend or remove that folder, or write a version into {folder / CURRENT}"
+            )
+    return configured_path(store, name) if readable else None
 
 
 def put_in_service(path: Path) -> None:

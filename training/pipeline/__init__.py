@@ -5,10 +5,12 @@ belongs to the rooms below.
 
 Reading order: `run` (the stages), `run_folder` (what is made from stages that are done),
 `warm_start` (a run that begins where another one ended), `night` (run, gate, promotion, old
-versions), `night_log` (what became of each night).
+versions), `night_folders` (which there are, and which may go), `night_log` (what became of each
+night).
 """
 
 from training.pipeline.night import NightPlan, nightly
+from training.pipeline.night_folders import night_to_do
 from training.pipeline.run import dataset_key, run
 from training.pipeline.run_folder import (
     catalogue_of,
@@ -25,6 +27,7 @@ __all__ = [
     "dataset_key",
     "evaluate_again",
     "family_of_run",
+    "night_to_do",
     "nightly",
     "parts_of",
     "refit_network",

@@ -2,16 +2,13 @@
 
 Each night is a run in a folder of its own, `<out>/<night>`. It can be cut off anywhere: the same
 command goes on. The trial of the night is compared with the trial of the bundle in service, because
-bundles that ship have learnt what is held out (docs/decisions/057). Knows no option of the command
+bundles that ship have learnt what is held out; and with that of the best so far, or many small
+losses would add up (docs/decisions/057). Knows no option of the command
 line, and no service: replicas look at the store by themselves.
 """
 
 from __future__ import annotations
 
-import fcntl
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,10 +16,11 @@ from typing import Any
 from joblib import cpu_count
 from rich.console import Console
 
-from service.bundles import Bundle, Manifest, reference_at, verify
+from service.bundles import CURRENT, Bundle, Manifest, reference_at, verify, versions_of
 from service.errors import BundleInvalid
 from training.bundling import (
     PairedRecall,
+    Verdict,
     found_by,
     in_service,
     paired_recall,
@@ -30,16 +28,14 @@ from training.bundling import (
     prune,
     put_in_service,
 )
-from training.config import InteractionsConfig, RunConfig
+from training.config import RunConfig
 from training.data import Dataset
 from training.errors import ConfigError, DataError
 from training.evaluation import draw_windows
+from training.pipeline.night_folders import alone, begin, check_name, run_of, tidy_up
 from training.pipeline.night_log import FILE, Entry, NightLog
 from training.pipeline.run import run
-from training.pipeline.warm_start import WarmStart, warm_start
-from training.stages import remove
-
-NIGHT = r"\d{4}-\d{2}-\d{2}[\w.-]*"
+from training.pipeline.warm_start import WarmStart, is_alike, warm_start
 
 
 @dataclass(frozen=True)
@@ -48,7 +44,7 @@ class NightPlan:
 
     night: its name, a date and perhaps more; names are in the order of the nights
     margin: largest loss of recall@10 that is accepted, as a share
-    keep: how many versions, and how many folders of nights
+    keep: how many of the newest versions, and of the newest nights before this one, stay
     warm_share: of a fit's steps, from the weights of the run in service; 0 = fit anew
     force: promote what is undecided
     key: that bundles are signed with
@@ -65,8 +61,7 @@ class NightPlan:
     key: str | None = None
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(NIGHT, self.night):
-            raise ConfigError(f"--night {self.night}: write a date, such as 2026-11-30")
+        check_name(self.night)
 
     @property
     def folder(self) -> Path:
@@ -82,27 +77,57 @@ def nightly(config: RunConfig, dataset: Dataset, plan: NightPlan, console: Conso
     """Do a night, or what is left of it; what became of it.
 
     dataset: as loaded with `config.interactions`
-    Raises DataError when another night is at work in the same folder.
+    Raises DataError when another night is at work in the same folder, ConfigError when all nights
+    would have one version, and BundleInvalid when it cannot be told what is in service.
     """
     name = config.bundle.name
+    if config.bundle.version:
+        raise ConfigError("leave bundle.version out: each night makes a version of its own")
     log = NightLog(plan.store / name / FILE)
-    with _alone(plan.out):
+    with alone(plan.out):
         for entry in log.read():
             if (entry.night, entry.verdict) == (plan.night, "promoted"):
                 console.print(f"nothing to do: night {plan.night} has promoted {entry.candidate}")
                 return entry
-        if (promoted := _promoted_before(plan, name)) is not None:  # and then it was cut off
-            return _promoted(plan, promoted, log, console, "it was promoted before a stop")
+        if (begun := _begun_to_promote(plan, name, log)) is not None:  # and then it was cut off
+            return _promoted(plan, verify(plan.bundle), log, console, begun)
         serving = in_service(plan.store, name)
-        run_of_serving = _run_of(serving, plan.out) if serving else None
-        _tidy_up(plan, name, log, run_of_serving, console)
-        after = _warm_start(config, dataset, plan, run_of_serving, console)
-        run(config, dataset, plan.folder, console, after=after)
+        run_of_serving = run_of(_reference_of(serving), plan.out) if serving else None
+        _tidy_up(plan, name, log, console)
+        begin(plan.folder)
+        if run_of_serving != plan.folder:  # else tonight's bundle was promoted by hand
+            after = _warm_start(config, dataset, plan, run_of_serving, console)
+            run(config, dataset, plan.folder, console, after=after)
         candidate = verify(plan.bundle)
-        if serving is None:
-            why = "there is no bundle of this name in the store, so there is nothing to compare"
-            return _promoted(plan, candidate, log, console, why)
-        return _judged(config, dataset, plan, candidate, serving, run_of_serving, log, console)
+        if serving is not None:
+            return _judged(config, dataset, plan, candidate, serving, run_of_serving, log, console)
+        why = "there is no bundle of this name in the store, so there is nothing to compare"
+        return _promoted(plan, candidate, log, console, _entry(plan, candidate, "promoted", why))
+
+
+def _reference_of(serving: Path) -> str:
+    """The name@version of what is in service. Raises BundleInvalid with the file to mend."""
+    try:
+        return reference_at(serving)
+    except BundleInvalid as error:
+        raise BundleInvalid(
+            f"{serving.parent / CURRENT} names {serving.name}, which cannot be read ({error}); "
+            "write a version into it that is there, or remove the file: then the newest is meant"
+        ) from error
+
+
+def _entry(
+    plan: NightPlan, candidate: Manifest, verdict: Verdict, why: str, **fields: Any
+) -> Entry:
+    return Entry.now(
+        night=plan.night,
+        verdict=verdict,
+        why=why,
+        candidate=candidate.ref,
+        digest=candidate.digest,
+        margin=plan.margin,
+        **fields,
+    )
 
 
 def _judged(
@@ -119,31 +144,45 @@ def _judged(
 
     What could not be compared is tried again, and said again only for another reason.
     """
-    in_service_ref = reference_at(serving)
-    fields = {
-        "night": plan.night,
-        "candidate": candidate.ref,
-        "digest": candidate.digest,
-        "in_service": in_service_ref,
-        "margin": plan.margin,
-    }
-    before = next(
-        (one for one in reversed(log.read()) if fields.items() <= asdict(one).items()), None
+    best = _best_so_far(config, plan, log) or run_of_serving
+    entry = _entry(
+        plan,
+        candidate,
+        "undecided",
+        "",
+        in_service=reference_at(serving),
+        best=reference_at(best / "bundle") if best else None,
     )
+    said = [one for one in reversed(log.read()) if one.is_verdict]
+    before = next((one for one in said if one.is_about_the_same_as(entry)), None)
     if before is not None and before.compared is not None:
         console.print("compared before")
         entry = before
     else:
-        entry = _compared(config, dataset, plan, serving, run_of_serving, fields)
+        entry = _compared(config, dataset, plan, serving, run_of_serving, best, entry)
         is_news = before is None or before.why != entry.why
         if entry.verdict != "promoted" and is_news:
             log.append(entry)
     console.print(f"{entry.verdict}: {entry.why}", markup=False)
     if entry.verdict == "promoted" or (entry.verdict == "undecided" and plan.force):
-        return _promoted(plan, candidate, log, console, entry.why, entry)
+        return _promoted(plan, candidate, log, console, entry)
     if entry.verdict == "undecided":
         console.print("--force promotes it all the same")
     return entry
+
+
+def _best_so_far(config: RunConfig, plan: NightPlan, log: NightLog) -> Path | None:
+    """The folder of the run of the best bundle that nights have promoted.
+
+    None if it is not there any more, or cannot be compared with tonight's.
+    """
+    folder = run_of(log.best(), plan.out)
+    try:
+        trial = verify(folder / "trial") if folder else None
+    except (BundleInvalid, OSError):
+        return None
+    usable = trial and not trial.knows_held_out and is_alike(trial, config, "interactions")
+    return folder if usable else None
 
 
 def _compared(
@@ -152,23 +191,33 @@ def _compared(
     plan: NightPlan,
     serving: Path,
     run_of_serving: Path | None,
-    fields: dict[str, Any],
+    best: Path | None,
+    blank: Entry,
 ) -> Entry:
-    """The verdict on tonight's bundle."""
+    """The verdict on tonight's bundle.
+
+    best: the folder of the run of the best so far
+    blank: the entry without its verdict
+    """
 
     def undecided(why: str) -> Entry:
-        return Entry.now(verdict="undecided", why=why, **fields)
+        return replace(blank, why=why)
 
+    if run_of_serving == plan.folder:
+        return undecided(
+            f"{blank.in_service} is tonight's bundle, promoted by hand, so there is nothing to "
+            "compare it with"
+        )
     try:
         other = Bundle.load(run_of_serving / "trial" if run_of_serving else serving)
     except (BundleInvalid, OSError) as error:
         return undecided(f"what is in service cannot be compared: {error}")
     if other.manifest.knows_held_out:
         return undecided(
-            f"{fields['in_service']} has learnt what is held out, and the folder of its run, which "
+            f"{blank.in_service} has learnt what is held out, and the folder of its run, which "
             f"has its trial, is not in {plan.out}"
         )
-    if not _held_out_alike(other.manifest, config):
+    if not is_alike(other.manifest, config, "interactions"):
         return undecided(
             f"{other.manifest.ref} was made with other settings of interactions, so it may have "
             "learnt what is held out tonight"
@@ -185,13 +234,28 @@ def _compared(
     by_trial = found(Bundle.load(plan.folder / "trial"))
     compared = paired_recall(by_trial, found(other))
     verdict, why = compared.verdict(plan.margin), _why(compared, plan.margin, other.manifest.ref)
+    with_best = compared
+    if best is not None and best != run_of_serving:
+        with_best = paired_recall(by_trial, found(Bundle.load(best / "trial")))
+        if verdict != "refused" and with_best.high < -plan.margin:
+            verdict = "refused"
+            why = (
+                f"beside the best night so far, a loss of more than {plan.margin:.1%} is certain "
+                f"(trial against that of {best.name}: {with_best})"
+            )
     shipped = Bundle.load(plan.bundle)
     if verdict != "refused" and shipped.manifest.knows_held_out:
         beside_trial = paired_recall(found(shipped), by_trial)
-        if beside_trial.verdict(plan.margin) == "refused":
+        if beside_trial.high < 0:
             verdict = "refused"
             why = f"the bundle that would ship finds less than its own trial: {beside_trial}"
-    return Entry.now(verdict=verdict, why=why, compared=compared, **fields)
+    return replace(
+        blank,
+        verdict=verdict,
+        why=why,
+        compared=asdict(compared),
+        compared_with_best=asdict(with_best),
+    )
 
 
 def _why(compared: PairedRecall, margin: float, other: str) -> str:
@@ -203,69 +267,43 @@ def _why(compared: PairedRecall, margin: float, other: str) -> str:
     return f"{said} (trial against {other}: {compared})"
 
 
-def _held_out_alike(manifest: Manifest, config: RunConfig) -> bool:
-    """Whether a trial's log was read and split with the settings of tonight."""
-    recorded: Any = manifest.facts.get("config")
-    try:
-        return InteractionsConfig.model_validate(recorded["interactions"]) == config.interactions
-    except (KeyError, TypeError, ValueError):
-        return False
-
-
 def _promoted(
-    plan: NightPlan,
-    candidate: Manifest,
-    log: NightLog,
-    console: Console,
-    why: str,
-    judged: Entry | None = None,
+    plan: NightPlan, candidate: Manifest, log: NightLog, console: Console, entry: Entry
 ) -> Entry:
-    """Promote tonight's bundle, and say so in the log. Nothing is done twice."""
+    """Promote tonight's bundle, and say so in the log. Nothing is done twice.
+
+    entry: the verdict, or that this was begun
+    """
     target = plan.store / candidate.name / candidate.version
+    forced = entry.forced or entry.verdict == "undecided"
+    entry = replace(entry, verdict="promoted", forced=forced)
     if not target.exists():
+        log.append(replace(entry, verdict="promoting"))
         promote(plan.bundle, plan.store, plan.key)
     elif verify(target).digest != candidate.digest:
         raise DataError(
-            f"{target} is another bundle than that of night {plan.night}; a version is never "
-            "overwritten: leave bundle.version out, so that each run has its own"
+            f"{target} is another bundle than that of night {plan.night}, and a version is never "
+            f"overwritten: remove {plan.folder}, and the night makes another version"
         )
     put_in_service(target)
-    entry = judged or Entry.now(
-        night=plan.night,
-        verdict="promoted",
-        why=why,
-        candidate=candidate.ref,
-        digest=candidate.digest,
-        in_service=None,
-        margin=plan.margin,
-    )
-    entry = replace(entry, verdict="promoted", forced=entry.verdict == "undecided")
     log.append(entry)
     console.print(f"promoted {candidate.ref}", markup=False)
     return entry
 
 
-def _promoted_before(plan: NightPlan, name: str) -> Manifest | None:
-    """Tonight's bundle, if it is in the store already."""
+def _begun_to_promote(plan: NightPlan, name: str, log: NightLog) -> Entry | None:
+    """What the log says last of tonight, if it is that the bundle in the store was being promoted.
+
+    A bundle that is in the store without such a line was promoted by hand.
+    """
+    last = next((one for one in reversed(log.read()) if one.night == plan.night), None)
+    if last is None or last.is_verdict:
+        return None
     try:
-        version = reference_at(plan.bundle).partition("@")[2]
-        there = plan.store / name / version
-        if not there.exists() or verify(there).digest != verify(plan.bundle).digest:
-            return None
+        there = verify(plan.store / name / last.version).digest
+        return last if there == last.digest == verify(plan.bundle).digest else None
     except BundleInvalid:
         return None
-    return verify(plan.bundle)
-
-
-def _run_of(serving: Path, out: Path) -> Path | None:
-    """The folder of the run that made a bundle of the store; None if it is not in `out`."""
-    for folder in _nights(out):
-        try:
-            if reference_at(folder / "bundle") == reference_at(serving):
-                return folder
-        except BundleInvalid:
-            continue
-    return None
 
 
 def _warm_start(
@@ -288,33 +326,14 @@ def _warm_start(
     return after
 
 
-def _tidy_up(
-    plan: NightPlan, name: str, log: NightLog, run_of_serving: Path | None, console: Console
-) -> None:
-    """Remove old versions that nights have promoted, and old folders of nights."""
+def _tidy_up(plan: NightPlan, name: str, log: NightLog, console: Console) -> None:
+    """Remove old versions that nights have promoted, and old folders of nights.
+
+    Folders stay as long as their bundle is in the store, for a rollback; and that of the best.
+    """
     ours = {entry.version for entry in log.read() if entry.verdict == "promoted"}
     for version in prune(plan.store, name, plan.keep, ours):
         console.print(f"removed {name}@{version} from the store")
-    nights = [folder for folder in _nights(plan.out) if folder != plan.folder]
-    for folder in nights[plan.keep :]:
-        if folder != run_of_serving:
-            remove(folder)
-            console.print(f"removed {folder}", markup=False)
-
-
-def _nights(out: Path) -> list[Path]:
-    """Folders of nights, newest first."""
-    found = out.iterdir() if out.is_dir() else ()
-    return sorted((each for each in found if re.fullmatch(NIGHT, each.name)), reverse=True)
-
-
-@contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Only one night at a time. A process that was killed holds nothing."""
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DataError(f"another night is at work in {out}; wait for its end") from None
-        yield
+    needed = {f"{name}@{version}" for version in versions_of(plan.store, name)}
+    for folder in tidy_up(plan.out, plan.keep, plan.folder, {*needed, str(log.best())}):
+        console.print(f"removed {folder}", markup=False)

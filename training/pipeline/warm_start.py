@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from service.bundles import Bundle
+from service.bundles import Bundle, Manifest
 from service.decoding import Catalogue, Codebook
 from training.codebooks import load_codebook
 from training.config import RunConfig
@@ -26,6 +26,11 @@ from training.fitting import Continuation
 from training.pipeline.run_folder import factors_of
 from training.stages import read_record
 
+TAKEN_OVER = {  # sections that must be the same, and why
+    "interactions": "and its weights may have learnt what is held out tonight",
+    "embeddings": "and they are in the codes",
+    "codebook": "and they are in the codes",
+}
 SAME_CONTENT = 0.9  # cosine of an item's embedding then and now; of most items, or all have changed
 
 
@@ -105,6 +110,16 @@ def warm_start(
     )
 
 
+def is_alike(manifest: Manifest, config: RunConfig, section: str) -> bool:
+    """Whether a bundle was made with tonight's settings of a section."""
+    recorded: Any = manifest.facts.get("config")
+    own = getattr(config, section)
+    try:
+        return bool(type(own).model_validate(recorded[section]) == own)
+    except (KeyError, TypeError, ValueError):
+        return False
+
+
 def _unlike(
     bundle: Bundle,
     content: NDArray[np.float16],
@@ -116,11 +131,9 @@ def _unlike(
 
     content: directions of the earlier embeddings of the items that both have
     """
-    recorded: Any = bundle.manifest.facts.get("config")
-    for name in ("embeddings", "codebook"):
-        section = getattr(config, name)
-        if type(section).model_validate(recorded[name]) != section:
-            return f"its settings of {name} are others, and they are in the codes"
+    for name, why in TAKEN_OVER.items():
+        if not is_alike(bundle.manifest, config, name):
+            return f"its settings of {name} are others, {why}"
     if config.fit.minutes is not None:
         return "fit.minutes says how long the network learns"
     if not is_known.any():

@@ -75,8 +75,8 @@ def command_parser() -> argparse.ArgumentParser:
         "--days",
         type=Path,
         metavar="FOLDER",
-        help="instead: a file for each whole day (UTC) that the folder lacks, such as "
-        "2026-11-30.jsonl; --since and --until are not looked at",
+        help="instead: a file for each whole day (UTC) after the newest file of the folder, such "
+        "as 2026-11-30.jsonl; --since and --until are not looked at",
     )
     for command in (export, where):
         is_alone = command is export
@@ -166,16 +166,20 @@ async def _export_events(
             f"(UNMASK_EVENT_LOG_DAYS={event_log_days})",
             file=sys.stderr,
         )
-    if exported.left_out:
-        print(
-            f"{exported.left_out:,} events were left out: their ids have control characters, or "
-            "spaces at an end, and training refuses these",
-            file=sys.stderr,
-        )
+    _say_left_out(exported.left_out)
     return (
         f"{exported.events:,} events written to {asked.out}; "
         f"go on next time with --since {_date(exported.until)}"
     )
+
+
+def _say_left_out(events: int) -> None:
+    if events:
+        print(
+            f"{events:,} events were left out: their ids have control characters, or "
+            "spaces at an end, and training refuses these",
+            file=sys.stderr,
+        )
 
 
 async def _export_days(
@@ -184,10 +188,20 @@ async def _export_days(
     """Write whole days that came after the newest file of the folder, oldest first.
 
     A day without events gets no file: training refuses an empty one.
+    Raises TransferFailed where the newest file is of a day that has not ended.
     """
     folder.mkdir(parents=True, exist_ok=True)
     today = datetime.fromtimestamp(await store.clock_ms() / 1000, UTC).date()
-    there = [day for path in folder.glob("*.jsonl") if (day := _day_of(path)) is not None]
+    of_days = [(path, day) for path in folder.glob("*.jsonl") if (day := _day_of(path)) is not None]
+    for path, _ in of_days:
+        if not path.stat().st_size:  # of an export that was killed before it removed it
+            path.unlink()
+    there = [day for path, day in of_days if path.exists()]
+    if there and max(there) >= today:
+        raise TransferFailed(
+            f"{folder} has {max(there)}.jsonl, and that day has not ended (UTC, by the store's "
+            "clock), so the rest of it would never be written; move that file away"
+        )
     oldest = today - timedelta(days=event_log_days)
     day = max([oldest, *(each + timedelta(days=1) for each in there)])
     if there and day == oldest > max(there) + timedelta(days=1):
@@ -196,7 +210,7 @@ async def _export_days(
             f"to {oldest} only (UNMASK_EVENT_LOG_DAYS={event_log_days})",
             file=sys.stderr,
         )
-    events, files = 0, 0
+    events = files = left_out = 0
     while day < today:
         path, begin = folder / f"{day}.jsonl", _midnight(day)
         exported = await export_events(
@@ -208,10 +222,20 @@ async def _export_days(
             log_s=event_log_days * DAY_S,
             timestamps=timestamps,
         )
+        if exported.since > begin:
+            print(
+                f"of {day} there are only events from {_date(exported.since)} on: the log does not "
+                f"go back further (UNMASK_EVENT_LOG_DAYS={event_log_days})",
+                file=sys.stderr,
+            )
         if not exported.events:
             path.unlink()
+            if exported.left_out:
+                print(f"{path.name} is not written: its events were left out", file=sys.stderr)
+        left_out += exported.left_out
         events, files = events + exported.events, files + bool(exported.events)
         day += timedelta(days=1)
+    _say_left_out(left_out)
     return f"{events:,} events written to {files:,} new files in {folder}"
 
 

@@ -22,12 +22,20 @@ def hits(users: int, recall: float, random: np.random.Generator) -> NDArray[np.b
     return random.random(users) < recall
 
 
-@pytest.mark.parametrize("recall", [0.1, 0.3])
-@pytest.mark.parametrize("shared", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize(
+    ("recall", "shared", "undecided"),
+    [
+        *((0.1, 0.0, 200), (0.1, 0.5, 200), (0.1, 1.0, 200)),
+        *((0.3, 0.0, 100), (0.3, 0.5, 100), (0.3, 1.0, 1)),
+    ],
+)
 def test_a_system_40_per_cent_worse_is_never_promoted_for_100_users(
-    recall: float, shared: float
+    recall: float, shared: float, undecided: int
 ) -> None:
-    """shared: of how many users both find the item, or neither, for the same reason"""
+    """shared: of how many users both find the item, or neither, for the same reason
+
+    undecided: so many draws at least; the rule "not certainly worse" would have promoted them
+    """
     random = np.random.default_rng(11)
     verdicts = []
     for draw in range(300):
@@ -37,8 +45,7 @@ def test_a_system_40_per_cent_worse_is_never_promoted_for_100_users(
         found = np.where(random.random(100) < shared, part_of_other, alone)
         verdicts.append(paired_recall(found, other, seed=draw).verdict(MARGIN))
     assert "promoted" not in verdicts
-    # The rule "not certainly worse" would have promoted all of these.
-    assert verdicts.count("undecided") > 100 or recall == 0.3
+    assert verdicts.count("undecided") >= undecided
 
 
 def test_few_users_of_equal_systems_are_undecided_and_many_are_enough() -> None:

@@ -79,6 +79,16 @@ def test_a_promoted_version_is_in_service_whatever_was_current_or_newer(store: P
     assert (store / NAME / "current").read_text() == "6\n"
 
 
+def test_a_damaged_manifest_does_not_hide_what_is_in_service(store: Path) -> None:
+    """Else there would seem to be nothing to compare with."""
+    for version in "123456":
+        (store / NAME / version / "manifest.json").write_text("{")
+    with pytest.raises(BundleInvalid, match=rf"{NAME}/1 has no readable manifest\.json"):
+        in_service(store, NAME)
+    (store / NAME / "current").write_text("6\n")
+    assert in_service(store, NAME) == store / NAME / "6"
+
+
 def test_nothing_is_in_service_in_an_empty_store(tmp_path: Path) -> None:
     assert in_service(tmp_path / "none", NAME) is None
     assert prune(tmp_path, NAME, 2, {"1"}) == []

@@ -11,15 +11,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from nights import QUICK, SPOILED, write_log, write_part
 from rich.console import Console
 
+from service.bundles import reference_at
 from service.bundles.bundle import Bundle, verify
+from service.errors import BundleInvalid
 from training.__main__ import main
+from training.bundling import promote
 from training.data import Dataset, load_dataset
 from training.errors import ConfigError, DataError
-from training.pipeline import NightPlan, nightly, run
-from training.pipeline.night import _alone
+from training.pipeline import NightPlan, night_to_do, nightly, run
+from training.pipeline.night_folders import MARK, alone
 from training.pipeline.night_log import Entry, NightLog
 from training.pipeline.warm_start import warm_start
 from training.preset import load_config
@@ -86,7 +90,7 @@ def log_of(folder: Path) -> NightLog:
 
 def test_a_night_that_has_promoted_does_nothing_again(folder: Path, dataset: Dataset) -> None:
     before = state(folder)
-    [promoted] = log_of(folder).read()
+    [_, promoted] = log_of(folder).read()
     entry, said = a_night(folder, dataset, "2026-11-28", "fit.epochs=1", force=True)
     assert entry == promoted
     assert "nothing to do" in said
@@ -95,13 +99,42 @@ def test_a_night_that_has_promoted_does_nothing_again(folder: Path, dataset: Dat
 
 def test_a_night_that_was_cut_off_before_it_said_so_says_so(folder: Path, dataset: Dataset) -> None:
     """Killed between the copy into the store and the line in the log."""
-    [promoted] = log_of(folder).read()
-    log_of(folder).path.write_text('{"night": "2026-11-2')  # a line that was cut off
+    [begun, promoted] = log_of(folder).read()
+    lines = log_of(folder).path.read_text().splitlines()
+    log_of(folder).path.write_text(lines[0] + '\n{"night": "2026-11-2')  # a line that was cut off
+    assert log_of(folder).read() == [begun]
     before = state(folder / "nights")
+    assert night_to_do(folder / "nights", folder / "store", "shop") == "2026-11-28"
     entry, _ = a_night(folder, dataset, "2026-11-28")
-    assert entry.candidate == promoted.candidate
-    assert [one.verdict for one in log_of(folder).read()] == ["promoted"]
+    assert entry == promoted
+    assert log_of(folder).read() == [begun, promoted]
     assert state(folder / "nights") == before
+    assert night_to_do(folder / "nights", folder / "store", "shop") != "2026-11-28"
+    (folder / "nights" / "2099-01-01").mkdir()  # no night has begun here
+    assert night_to_do(folder / "nights", folder / "store", "shop") != "2099-01-01"
+    (folder / "nights" / "2099-01-01" / MARK).touch()
+    assert night_to_do(folder / "nights", folder / "store", "shop") == "2099-01-01"
+
+
+def test_a_whole_line_of_the_log_counts_without_its_end(folder: Path) -> None:
+    log = log_of(folder)
+    before = log.read()
+    log.path.write_text(log.path.read_text().rstrip("\n"))
+    assert log.read() == before
+    log.append(before[-1])
+    assert log.read() == [*before, before[-1]]
+
+
+def test_a_bundle_that_somebody_promoted_by_hand_is_not_the_nights(
+    folder: Path, dataset: Dataset
+) -> None:
+    few = ("evaluation.users=10", "bundle.held_out_users=19")
+    a_night(folder, dataset, "2026-11-29", *few, margin=0.01)
+    promote(folder / "nights" / "2026-11-29" / "bundle", folder / "store")
+    entry, _ = a_night(folder, dataset, "2026-11-29", *few, margin=0.01)
+    assert entry.verdict == "undecided"
+    assert "promoted by hand" in entry.why
+    assert "promoted" not in {one.verdict for one in log_of(folder).read()[2:]}
 
 
 def test_undecided_is_not_promoted_unless_forced(folder: Path, dataset: Dataset) -> None:
@@ -126,7 +159,8 @@ def test_undecided_is_not_promoted_unless_forced(folder: Path, dataset: Dataset)
 
     forced, _ = a_night(folder, dataset, "2026-11-29", *few, margin=0.01, force=True)
     assert (forced.verdict, forced.forced, forced.candidate) == ("promoted", True, entry.candidate)
-    assert [one.verdict for one in log_of(folder).read()] == ["promoted", "undecided", "promoted"]
+    verdicts = [one.verdict for one in log_of(folder).read() if one.is_verdict]
+    assert verdicts == ["promoted", "undecided", "promoted"]
     assert verify(store / forced.version).ref == entry.candidate
     assert len(list(store.glob("*/manifest.json"))) == 2
 
@@ -142,17 +176,58 @@ def test_what_learns_nothing_is_refused_and_force_does_not_help(
 def test_a_bundle_that_lost_what_its_trial_knew_is_refused(
     folder: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """However small the loss is: what ships has learnt the answers."""
     asked: list[str] = []
 
     def found_by(bundle: Bundle, *arguments: object, **options: object) -> object:
         asked.append(bundle.manifest.ref)
-        return np.full(120, asked[-1].endswith("-trial"))
+        return np.arange(10_000) < (2000 if asked[-1].endswith("-trial") else 1950)
 
     monkeypatch.setattr("training.pipeline.night.found_by", found_by)
     entry, _ = a_night(folder, dataset, "2026-11-29", "bundle.held_out_users=19")
     assert [ref.endswith("-trial") for ref in asked] == [True, True, False]
     assert entry.verdict == "refused"
     assert "less than its own trial" in entry.why
+
+
+def test_small_losses_do_not_add_up(
+    folder: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each night is as good as the one before, within the margin; the third is not as good as the
+    first."""
+    [_, first] = log_of(folder).read()
+    found = {"2026-11-28": 1200, "2026-11-29": 900, "2026-11-30": 600}
+
+    def found_by(bundle: Bundle, *arguments: object, **options: object) -> object:
+        [night] = [
+            night
+            for night in found
+            for path in (folder / "nights" / night).glob("*/manifest.json")
+            if reference_at(path.parent) == bundle.manifest.ref
+        ]
+        return np.arange(1200) < found[night]
+
+    monkeypatch.setattr("training.pipeline.night.found_by", found_by)
+    second, _ = a_night(folder, dataset, "2026-11-29", "bundle.held_out_users=19")
+    assert (second.verdict, second.best) == ("promoted", first.candidate)
+    third, _ = a_night(folder, dataset, "2026-11-30", "bundle.held_out_users=18")
+    assert (third.verdict, third.best) == ("refused", first.candidate)
+    assert "beside the best night so far" in third.why
+    assert third.in_service == second.candidate
+    assert third.compared is not None
+    assert third.compared["low"] > -MARGIN
+
+    shutil.rmtree(folder / "nights" / "2026-11-28")  # the operator accepts the loss
+    accepted, _ = a_night(folder, dataset, "2026-11-30", "bundle.held_out_users=18")
+    assert (accepted.verdict, accepted.best) == ("promoted", second.candidate)
+
+
+def test_the_best_so_far_changes_with_a_certain_gain_only(folder: Path) -> None:
+    [_, first] = log_of(folder).read()
+    second = replace(first, candidate="shop@2", best=first.candidate)
+    for low, best in ((-0.01, first.candidate), (0.01, "shop@2")):
+        log_of(folder).append(replace(second, compared_with_best={"low": low}))
+        assert log_of(folder).best() == best
 
 
 @pytest.mark.parametrize(
@@ -175,18 +250,46 @@ def test_what_cannot_be_compared_is_undecided(
 def test_old_nights_leave_but_not_that_of_the_bundle_in_service(
     folder: Path, dataset: Dataset
 ) -> None:
-    for night in ("2026-11-20", "2026-11-27", "2026-11-28b", "2026-11-28c", "other"):
-        (folder / "nights" / night).mkdir()
+    nights = folder / "nights"
+    for night in ("2026-11-20", "2026-11-27", "2026-11-28b", "2026-11-28c", "2026-11-01-sweep"):
+        (nights / night).mkdir()
+        if "sweep" not in night:  # which is no night, whatever its name is
+            (nights / night / MARK).touch()
+    # Its bundle is in the store, so it may be in service again.
+    shutil.copytree(nights / "2026-11-28", nights / "2026-11-19")
+    for name in ("bundle", "trial"):
+        manifest = nights / "2026-11-19" / name / "manifest.json"
+        fields = json.loads(manifest.read_text())
+        del fields["digest"]
+        manifest.write_text(json.dumps(fields | {"version": "by-hand"}))
+    promote(nights / "2026-11-19" / "bundle", folder / "store")
+    [_, promoted] = log_of(folder).read()
+    (folder / "store" / "shop" / "current").write_text(promoted.version)
     a_night(folder, dataset, "2026-11-29", "bundle.held_out_users=19")
-    left = {path.name for path in (folder / "nights").iterdir()} - {".lock"}
-    assert left == {"2026-11-28", "2026-11-28b", "2026-11-28c", "2026-11-29", "other"}
+    left = {path.name for path in nights.iterdir()} - {".lock"}
+    kept = {"2026-11-19", "2026-11-28", "2026-11-28b", "2026-11-28c"}
+    assert left == {*kept, "2026-11-29", "2026-11-01-sweep"}
+
+
+def test_what_cannot_become_anything_is_said_before_anything_is_done(
+    folder: Path, dataset: Dataset
+) -> None:
+    with pytest.raises(ConfigError, match=r"leave bundle\.version out"):
+        a_night(folder, dataset, "2026-11-29", "bundle.version='1'")
+    (folder / "store" / "shop" / "current").write_text("gone\n")
+    before = state(folder)
+    with pytest.raises(BundleInvalid, match="shop/current names gone"):
+        a_night(folder, dataset, "2026-11-29")
+    assert state(folder) == before
 
 
 def test_two_nights_at_a_time_are_refused(folder: Path, dataset: Dataset) -> None:
-    with _alone(folder / "nights"), pytest.raises(DataError, match="another night is at work"):
+    with alone(folder / "nights"), pytest.raises(DataError, match="another night is at work"):
         a_night(folder, dataset, "2026-11-29")
     with pytest.raises(ConfigError, match="write a date"):
         a_night(folder, dataset, "tonight")
+    with pytest.raises(ConfigError, match="write a date"):
+        a_night(folder, dataset, "2026-99-99")
 
 
 def test_a_log_of_nights_that_is_damaged_is_named(folder: Path, dataset: Dataset) -> None:
@@ -199,7 +302,7 @@ def test_the_exit_status_says_what_became_of_it(
     folder: Path, world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def status(verdict: str) -> int:
-        [promoted] = log_of(folder).read()
+        [_, promoted] = log_of(folder).read()
         entry = replace(promoted, verdict=verdict)
         monkeypatch.setattr("training.pipeline.nightly", lambda *_: entry)
         out, store = str(folder / "nights"), str(folder / "store")
@@ -247,18 +350,29 @@ def test_a_warm_start_keeps_codes_and_begins_with_the_weights(
 
 
 def test_a_warm_start_never_takes_weights_that_know_what_is_held_out(
-    first: Path, dataset: Dataset
+    first: Path, dataset: Dataset, tmp_path: Path
 ) -> None:
     """The network that shipped has learnt it; that of the trial has not."""
-    after, _ = warm_start(first / "nights" / "2026-11-28", dataset, CONFIG, 0.5)
+    out = tmp_path / "refitted"
+    shutil.copytree(first / "nights" / "2026-11-28", out)
+    config = load_config("tiny", [*QUICK, "refit.share=0.5"])
+    run(config, dataset, out, Console(quiet=True))
+    after, _ = warm_start(out, dataset, config, 0.5)
     assert after is not None
-    assert after.key.startswith(str(verify(first / "nights" / "2026-11-28" / "trial").digest))
+    assert after.key.startswith(str(verify(out / "trial").digest))
+    of_fit = torch.load(out / "fit" / "checkpoint.pt", weights_only=True)["best"]
+    assert after.continuation.weights.keys() == of_fit.keys()
+    for name, weights in of_fit.items():
+        torch.testing.assert_close(after.continuation.weights[name], weights, rtol=0, atol=0)
+    shipped = torch.load(out / "refit" / "checkpoint.pt", weights_only=True)["best"]
+    assert any(not torch.equal(shipped[name], weights) for name, weights in of_fit.items())
 
 
 @pytest.mark.parametrize(
     ("override", "why"),
     [
         ("model.width=32", "its network has another shape"),
+        ("interactions.split=time", "its settings of interactions are others"),
         ("codebook.num_codes=8", "its settings of codebook are others"),
         ("embeddings.collaborative_dims=16", "its settings of embeddings are others"),
         ("fit.minutes=1", "fit.minutes says how long"),

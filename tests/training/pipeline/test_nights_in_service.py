@@ -73,7 +73,7 @@ def test_two_nights_and_a_spoiled_one_fail_no_request(
             assert service.client.get(f"/items/{NEW}").status_code == 404
             for user in range(USERS):
                 service.send("item-01", NEW, user_id=f"today-{user}")
-            exported = world / "interactions" / "2026-11-29.jsonl"
+            exported = world / "interactions" / "until-now.jsonl"
             subprocess.run(
                 [sys.executable, "-m", "service", "events", "export", "--out", str(exported)],
                 env={**os.environ, "UNMASK_REDIS_URL": valkey.url},
@@ -109,7 +109,9 @@ def test_two_nights_and_a_spoiled_one_fail_no_request(
     lines = (store / "shop" / "nights.jsonl").read_text().splitlines()
     verdicts = [(one["night"], one["verdict"]) for one in map(json.loads, lines)]
     assert verdicts == [
+        ("2026-11-28", "promoting"),
         ("2026-11-28", "promoted"),
+        ("2026-11-29", "promoting"),
         ("2026-11-29", "promoted"),
         ("2026-11-30", "refused"),
     ]

@@ -1,4 +1,4 @@
-"""`events export --days`: a file for each whole day that the folder lacks."""
+"""`events export --days`: a file for each whole day after the newest one of the folder."""
 
 from __future__ import annotations
 
@@ -11,9 +11,33 @@ import redis
 from running_valkey import Server, running
 from stores import event, with_store
 
+from service.errors import TransferFailed
 from service.histories.event_log import log_key, rest_of_entry
 from service.histories.redis_store import RedisHistoryStore, history_key
 from service.histories.transfer import command_parser, run_command
+
+MIDNIGHT = datetime(2026, 11, 30, tzinfo=UTC)
+DAY = [f"{(MIDNIGHT - timedelta(days=ago)).date()}" for ago in range(8)]
+
+
+@pytest.fixture(autouse=True)
+def a_day(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the morning of a day that does not end during the test."""
+
+    async def clock_ms(store: RedisHistoryStore) -> int:
+        return int((MIDNIGHT + timedelta(hours=3)).timestamp() * 1000)
+
+    monkeypatch.setattr(RedisHistoryStore, "clock_ms", clock_ms)
+
+
+def export(valkey: Server, folder: Path, days: int = 5) -> str:
+    async def use(store: RedisHistoryStore) -> str:
+        asked = command_parser().parse_args(["events", "export", "--days", str(folder)])
+        return await run_command(
+            asked, store, history_cap=200, history_event_types=[], event_log_days=days
+        )
+
+    return with_store(valkey.url, use)
 
 
 def put_event(valkey: Server, item_id: str, at: datetime) -> None:
@@ -31,39 +55,50 @@ def test_days_are_exported_once_and_caught_up(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     valkey, folder = Server(tmp_path / "valkey", {"save": '""'}), tmp_path / "interactions"
-
-    def export(days: int = 30) -> str:
-        async def use(store: RedisHistoryStore) -> str:
-            asked = command_parser().parse_args(["events", "export", "--days", str(folder)])
-            return await run_command(
-                asked, store, history_cap=200, history_event_types=[], event_log_days=days
-            )
-
-        return with_store(valkey.url, use)
-
     with running(valkey):
-        now = datetime.fromtimestamp(int(valkey.ask("TIME")[0]), UTC)
-        midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
-        day = [f"{(midnight - timedelta(days=ago)).date()}" for ago in range(8)]
-        put_event(valkey, "a", midnight - timedelta(days=3))
-        put_event(valkey, "b", midnight - timedelta(days=2, milliseconds=1))
-        put_event(valkey, "c", midnight - timedelta(milliseconds=1))
-        put_event(valkey, "today", midnight)
-        assert export(5) == f"3 events written to 2 new files in {folder}"
+        put_event(valkey, "a", MIDNIGHT - timedelta(days=3))
+        put_event(valkey, "b", MIDNIGHT - timedelta(days=2, milliseconds=1))
+        put_event(valkey, "c", MIDNIGHT - timedelta(milliseconds=1))
+        put_event(valkey, "today", MIDNIGHT)
+        assert export(valkey, folder) == f"3 events written to 2 new files in {folder}"
+        assert capsys.readouterr().err == (
+            f"of {DAY[5]} there are only events from {DAY[5]}T03:00:00.000Z on: the log does not "
+            "go back further (UNMASK_EVENT_LOG_DAYS=5)\n"
+        )
         assert sorted(path.name for path in folder.iterdir()) == [
-            f"{day[3]}.jsonl",
-            f"{day[1]}.jsonl",
+            f"{DAY[3]}.jsonl",
+            f"{DAY[1]}.jsonl",
         ]
-        assert items_of(folder / f"{day[3]}.jsonl") == ["a", "b"]
-        assert items_of(folder / f"{day[1]}.jsonl") == ["c"]
-        assert export(5) == f"0 events written to 0 new files in {folder}"
+        assert items_of(folder / f"{DAY[3]}.jsonl") == ["a", "b"]
+        assert items_of(folder / f"{DAY[1]}.jsonl") == ["c"]
+        assert export(valkey, folder) == f"0 events written to 0 new files in {folder}"
 
-        (folder / f"{day[1]}.jsonl").unlink()  # a night that was missed; other files are no days
+        (folder / f"{DAY[1]}.jsonl").unlink()  # a night that was missed; other files are no days
         (folder / "0-before.jsonl").write_text("{}\n")
-        assert export(5) == f"1 events written to 1 new files in {folder}"
+        assert export(valkey, folder) == f"1 events written to 1 new files in {folder}"
         assert capsys.readouterr().err == ""
 
+        (folder / f"{DAY[1]}.jsonl").write_text("")  # killed before it was removed
+        assert export(valkey, folder) == f"1 events written to 1 new files in {folder}"
+        assert items_of(folder / f"{DAY[1]}.jsonl") == ["c"]
+
         for path in folder.glob("2*.jsonl"):
-            path.rename(folder / f"{day[7]}.jsonl")
-        export(5)
+            path.rename(folder / f"{DAY[7]}.jsonl")
+        export(valkey, folder)
         assert "no file has the days from" in capsys.readouterr().err
+
+
+def test_what_was_left_out_is_said_and_a_part_of_today_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    valkey, folder = Server(tmp_path / "valkey", {"save": '""'}), tmp_path / "interactions"
+    with running(valkey):
+        put_event(valkey, " spaces ", MIDNIGHT - timedelta(hours=1))
+        assert export(valkey, folder) == f"0 events written to 0 new files in {folder}"
+        said = capsys.readouterr().err
+        assert f"{DAY[1]}.jsonl is not written: its events were left out" in said
+        assert "1 events were left out" in said
+
+        (folder / f"{DAY[0]}.jsonl").write_text("{}\n")
+        with pytest.raises(TransferFailed, match=rf"{DAY[0]}\.jsonl, and that day has not ended"):
+            export(valkey, folder)
