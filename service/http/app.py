@@ -189,7 +189,7 @@ class Routes:
         user_id: UserIdPath,
         limit: Annotated[
             int | None,
-            Query(ge=1, le=schemas.MAX_HISTORY_LIMIT, description="Only the newest."),
+            Query(ge=1, le=schemas.MAX_HISTORY_LIMIT, description="Only the newest of `history`."),
             schemas.DIGITS,
         ] = None,
     ) -> schemas.HistoryResponse:
@@ -253,7 +253,7 @@ def filter_of_query(query: schemas.ItemsQuery) -> schemas.Filter:
     try:
         with schemas.near_fields_counted():
             return schemas.FILTER.validate_python(parsed(query.filter, "filter"))
-    except (ValueError, RecursionError) as error:  # brackets in brackets, thousands deep
+    except (ValueError, RecursionError) as error:  # the latter: brackets, thousands deep
         if isinstance(error, ValidationError):
             found = [{**one, "loc": ("query", "filter", *one["loc"])} for one in error.errors()]
             raise RequestValidationError(found) from None

@@ -16,9 +16,9 @@ from service.histories.redis_store import RedisHistoryStore, history_key
 from service.histories.transfer import command_parser, run_command
 
 
-def put_event(valkey: Server, item_id: str, at: datetime) -> None:
+def put_event(valkey: Server, item_id: str, at: datetime, **fields: str) -> None:
     """As if it had come in then."""
-    entry = f"[{int(at.timestamp() * 1000)},{rest_of_entry(event('u', item_id))}"
+    entry = f"[{int(at.timestamp() * 1000)},{rest_of_entry(event('u', item_id, **fields))}"
     with redis.Redis.from_url(valkey.url) as server:
         server.rpush(log_key(history_key("u")), entry)
 
@@ -67,3 +67,39 @@ def test_days_are_exported_once_and_caught_up(
             path.rename(folder / f"{day[7]}.jsonl")
         export(5)
         assert "no file has the days from" in capsys.readouterr().err
+
+
+def test_refusals_are_exported_if_that_is_asked_for(tmp_path: Path) -> None:
+    valkey = Server(tmp_path / "valkey", {"save": '""'})
+    types = ("click", "dont_show", "undo_dont_show", "dislike")
+
+    def export(*more: str) -> list[str]:
+        async def use(store: RedisHistoryStore) -> str:
+            asked = command_parser().parse_args(["events", "export", *more])
+            return await run_command(
+                asked,
+                store,
+                history_cap=200,
+                history_event_types=["click", "dislike"],
+                event_log_days=30,
+                negative_event_types=["dont_show", "dislike"],
+            )
+
+        with_store(valkey.url, use)
+        [path] = [path for path in (tmp_path / "out").iterdir() if path.suffix == ".jsonl"]
+        found = [json.loads(line)["event_type"] for line in path.read_text().splitlines()]
+        path.unlink()
+        return found
+
+    folder = tmp_path / "out"
+    folder.mkdir()
+    out = ("--out", str(folder / "events.jsonl"))
+    with running(valkey):
+        now = datetime.fromtimestamp(int(valkey.ask("TIME")[0]), UTC)
+        for event_type in types:
+            put_event(valkey, "a", now - timedelta(days=1), event_type=event_type)
+        assert export(*out) == export("--days", str(folder)) == ["click", "dislike"], (
+            "a type of histories is no refusal"
+        )
+        assert export(*out, "--refusals") == list(types)
+        assert export("--days", str(folder), "--refusals") == list(types)
