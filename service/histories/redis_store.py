@@ -285,13 +285,12 @@ class RedisHistoryStore:
     async def check(self) -> None:
         """Open a connection; log what the store's user may not do. Raises HistoryUnavailable."""
         items = _items_keys("check")
-        commands = [
-            Command(key, ("EVAL", CHECK, 3, key, *items, *sorted(RIGHTS)))
-            for key in (history_key("check"), refused_key("check"))
-        ]
-        asking = self._connection.run(commands)
-        if denied := await self._call("check", asking, lambda replies: sorted({*sum(replies, [])})):
-            self._troubles.seen(rights_reason(denied))
+        firsts = (history_key("check"), refused_key("check"))
+        asked = [Command(key, ("EVAL", CHECK, 3, key, *items, *RIGHTS)) for key in firsts]
+        asking = self._connection.run(asked)
+        found = await self._call("check", asking, lambda lists: list(map(_newest_last, lists)))
+        if denied := {*found[0], *found[1]}:
+            self._troubles.seen(rights_reason(list(denied)))
 
     @property
     def is_down(self) -> bool:

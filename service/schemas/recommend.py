@@ -290,9 +290,10 @@ Attributes = dict[str, list[str] | float | str]
 class RecommendedItem(AnswerModel):
     """One item. `score` is its log-probability, null for popular and pinned items.
 
-    With `boost` it is that of the boosted model; ranked by `path`, the log-probability and the
-    item's boosts, not normalised. Scores are comparable within one answer only. An explored item's is its log-probability among
-    the new items, so it is comparable with those of other explored items only.
+    With `boost` it is that of the boosted model; ranked by `path` or `best`, the log-probability
+    and the item's boosts, not normalised. Scores are comparable within one answer only. An explored
+    item's is its log-probability among the new items, so it is comparable with those of other
+    explored items only.
     """
 
     item_id: str

@@ -122,8 +122,8 @@ class Metrics:
         self.short_lists = counter(
             "short_lists_total",
             "Answers of fewer than k items, because no more pass filter or candidates (filter), "
-            "are left by exclusions (exclusions), exist (catalogue), or fit max_per of those that were "
-            "found (caps), or none of these (beam).",
+            "are left by exclusions (exclusions), exist (catalogue), or fit max_per of those found "
+            "(caps), or none of these (beam).",
             "reason",
         )
         for reason in ("filter", "exclusions", "catalogue", "caps", "beam"):

@@ -201,7 +201,7 @@ def test_without_lrem_a_refusal_fails_the_call_and_the_other_events_are_stored(
     async def use(store: RedisHistoryStore) -> None:
         set_user(server, "-lrem")
         try:
-            with pytest.raises(HistoryUnavailable, match="may not run lrem"):
+            with pytest.raises(HistoryUnavailable):
                 await store.append([click, refused], (), ["not_interested"])
         finally:
             set_user(server, "+lrem")
