@@ -137,7 +137,7 @@ def add_client_routes(app: FastAPI, routes: Routes, guards: Sequence[Guard]) -> 
     # An item_id may contain slashes, so the longer path comes first.
     route("POST", "/items/{item_id:path}/similar", routes.similar, 404, 503)
     route("GET", "/items/{item_id:path}", routes.item, 404, 503)
-    route("GET", "/items", routes.items, 503)
+    route("GET", "/items", routes.items, 431, 503)  # a filter may be too long for a URL
     return roots
 
 
