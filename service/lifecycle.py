@@ -50,11 +50,12 @@ from service.recommending import (
 )
 from service.schemas import RecommendRequest
 from service.settings import DAY_S, Settings, load_settings, wrong
-from service.tasks import ended
+from service.tasks import Backoff, ended
 from service.telemetry import Metrics, measure_loop_lag, traces_if_asked, watched_gc
 
 VERSION = version("unmask")
 LOOK_EVERY_S = 10.0
+MOST_LOOKS = 60  # between two tries to follow a bundle that fails: ten minutes
 COMMAND_TIMEOUT_S = 30.0  # of one call of a command; nobody waits for a page
 
 log = structlog.get_logger()
@@ -92,6 +93,7 @@ async def _done_in_store(asked: Namespace, settings: Settings) -> str:
             history_cap=settings.history_cap,
             history_event_types=settings.history_event_types,
             event_log_days=settings.event_log_days,
+            negative_event_types=settings.negative_event_types,
         )
 
 
@@ -246,14 +248,18 @@ class Lifecycle:
         """Keep `configured` current: what a restart would load changes with the store.
 
         Each is followed once: who has rolled back since keeps that. A reload that failed is tried
-        again.
+        again, after ten seconds, twenty, and so on up to ten minutes.
         """
+        backoff = Backoff(MOST_LOOKS)
         while True:
             await asyncio.sleep(LOOK_EVERY_S)
             with suppress(UnmaskError, OSError):
                 _, self.configured = await TimedThreads(None).wait_for(self._look)
-            if self.settings.follow_bundle and self.configured != self._followed:
+            ref = self.configured
+            if self.settings.follow_bundle and ref != self._followed and backoff.is_due(ref):
                 await self._reload()  # nothing is looked up meanwhile, so once is enough
+                if self._followed != self.configured:
+                    backoff.failed(ref)
 
     def _look(self) -> tuple[Path, str]:
         """The folder and name@version that UNMASK_BUNDLE names. In a thread: disks may hang."""

@@ -38,6 +38,7 @@ NOT_OURS = {"UNMASK_DATA_DIR"}  # where the tests find the real data sets
 LEAST_KEY_CHARS, MOST_KEY_CHARS = 8, 512
 LEAST_BUNDLE_KEY_CHARS = 32
 MOST_TYPE_CHARS = 64  # of an event's type, as in service.schemas.events
+UNDO = "undo_"  # as in service.histories.store
 DAY_S = 24 * 60 * 60
 HOUR_S = 60 * 60
 KEY = re.compile(r"[!-~]*", re.ASCII)  # what every client can put into a header
@@ -132,6 +133,11 @@ def _check_key(key: SecretStr) -> SecretStr:
 def _check_event_type(event_type: str) -> str:
     if len(event_type) > MOST_TYPE_CHARS:
         raise ValueError(f"an event type has at most {MOST_TYPE_CHARS} characters")
+    if event_type.startswith(UNDO):
+        raise ValueError(
+            f"an event type must not begin with {UNDO}: that takes back what a type of "
+            "UNMASK_NEGATIVE_EVENT_TYPES refuses, and each of these has it without being named"
+        )
     return event_type
 
 
@@ -254,8 +260,8 @@ class Settings(BaseSettings):
         30,
         ge=0,
         le=3650,
-        description="How long events that enter histories also stay in the event log, for "
-        "`python -m service events export`; about 80 bytes each; 0 = no event log.",
+        description="How long events that enter histories, and refusals, also stay in the event "
+        "log, for `python -m service events export`; about 80 bytes each; 0 = no event log.",
     )
     history_event_types: EventTypes = Field(
         ("click", "add_to_cart", "purchase", "rating"),
@@ -271,7 +277,7 @@ class Settings(BaseSettings):
         ("not_interested",),
         description="Event types by which a user refuses an item: it is not recommended to this "
         "user any more, and enters no history; with undo_ before it, e.g. undo_not_interested, "
-        "it is again.",
+        "it is again. `events export` leaves these out unless it is asked for --refusals.",
     )
     fallback: Fallback = Field(
         "history",

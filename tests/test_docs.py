@@ -23,6 +23,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import yaml
 
@@ -165,11 +166,18 @@ def test_the_filter_is_obeyed(demo: Any) -> None:
 def test_the_rules_of_a_shop_are_obeyed(demo: Any) -> None:
     [commands] = blocks("shop")
     ranked, capped, boosted = (answer["items"] for answer in answers_to(commands, demo.url))
+    body = {"user_id": "u1", "history": ["item-0916"], "metadata": True}
+    plain = httpx.post(f"{demo.url}/recommend", json=body).json()["items"]
     assert {item["item_id"] for item in ranked} == {"item-0920", "item-0942", "item-0001"}
     shelves = Counter(category for item in capped for category in item["categories"])
     assert (len(capped), max(shelves.values())) == (10, 2)
     assert (boosted[0]["item_id"], boosted[0]["pinned"]) == ("item-0001", True)
     assert (len(boosted), boosted[1]["pinned"]) == (10, False)
+    paintings, before = (
+        sum("Crafts > Painting" in item["categories"] for item in items if not item["pinned"])
+        for items in (boosted, plain)
+    )
+    assert paintings > before, "the boost raises them"
 
 
 def test_what_is_refused_is_not_recommended(demo: Any) -> None:
@@ -185,7 +193,7 @@ def test_items_are_listed(demo: Any) -> None:
     [command] = blocks("items")
     [answer] = answers_to(command, demo.url)
     assert [item["title"].count("Merino Yarn") for item in answer["items"]] == [1, 1, 1]
-    assert answer["next"] == answer["items"][-1]["item_id"]
+    assert answer["next"] == f"0:{answer['items'][-1]['item_id']}"
     assert answer["warnings"] == ["filter.category: no item has 'Offers'"]
 
 

@@ -296,7 +296,8 @@ DECODING = Board(
             ),
             Panel(
                 "Lists that the search left short",
-                "Answers of fewer than k items although more were allowed, since the start.",
+                "Answers of fewer than k items although more were allowed, by max_per too, since "
+                "the start.",
                 "none",
                 {"short": f'sum(unmask_short_lists_total{{{INSTANCE}, reason="beam"}})'},
                 "number",
@@ -406,8 +407,9 @@ DECODING = Board(
             ),
             Panel(
                 "Short lists",
-                "Answers of fewer than k items: no more pass the filter, are left by exclusions, "
-                "or exist; beam means that the search did not find what was there.",
+                "Answers of fewer than k items: no more pass filter or candidates, are left by "
+                "exclusions, or exist; caps means that no more of those found fit max_per, beam "
+                "that the search did not find what was there.",
                 "reqps",
                 {"{{reason}}": rate("unmask_short_lists_total", "reason")},
                 "stacked",

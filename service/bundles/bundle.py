@@ -93,6 +93,7 @@ class Bundle:
     precision: of the graphs that the decoder runs
     items_version: which changes of its items it has, see `service.loading.item_changes`
     hidden: items that are not recommended for a while
+    num_added: how many of its items, the last ones, were added or replaced since it was loaded
     origin: the bundle as it was loaded, so that items of its files can come back; None = this one
     """
 
@@ -105,6 +106,7 @@ class Bundle:
     precision: Precision = "fp32"
     items_version: int = 0
     hidden: HiddenItems = field(default_factory=HiddenItems)
+    num_added: int = 0
     origin: Bundle | None = None
 
     @property
@@ -130,6 +132,7 @@ class Bundle:
             decoder=decoder,
             items=self.items.with_items(items),
             attributes=attributes,
+            num_added=self.num_added + len(items),
             origin=self._kept(),
         )
 
@@ -140,13 +143,17 @@ class Bundle:
         """
         decoder, removed = self.decoder.without_items(item_ids), set(item_ids)
         items = SharedList(item for item in self.items if item.item_id not in removed)
-        attributes = self.attributes.without_rows(self.catalogue.rows_of(item_ids))
+        rows = self.catalogue.rows_of(item_ids)
+        attributes = self.attributes.without_rows(rows)
+        first_added = self.catalogue.num_items - self.num_added
+        num_gone = np.count_nonzero(np.unique(rows) >= first_added)
         return replace(
             self,
             decoder=decoder,
             items=items,
             attributes=attributes,
             hidden=HiddenItems(),  # rows have moved
+            num_added=self.num_added - int(num_gone),
             origin=self._kept(),
         )
 

@@ -284,11 +284,13 @@ class RedisHistoryStore:
 
     async def check(self) -> None:
         """Open a connection; log what the store's user may not do. Raises HistoryUnavailable."""
-        keys = (history_key("check"), *_items_keys("check"))
-        command = Command(keys[0], ("EVAL", CHECK, len(keys), *keys, *sorted(RIGHTS)))
-        asking = self._connection.run([command])
-        if denied := await self._call("check", asking, lambda replies: _newest_last(*replies)):
-            self._troubles.seen(rights_reason(denied))
+        items = _items_keys("check")
+        firsts = (history_key("check"), refused_key("check"))
+        asked = [Command(key, ("EVAL", CHECK, 3, key, *items, *RIGHTS)) for key in firsts]
+        asking = self._connection.run(asked)
+        found = await self._call("check", asking, lambda lists: list(map(_newest_last, lists)))
+        if denied := {*found[0], *found[1]}:
+            self._troubles.seen(rights_reason(list(denied)))
 
     @property
     def is_down(self) -> bool:
@@ -411,7 +413,7 @@ def _list(key: str, last: int = -1) -> Command:
 
 def _lists(user_id: str, last: int = -1) -> list[Command]:
     """What `_user` understands."""
-    return [_list(history_key(user_id), last), _list(refused_key(user_id), last)]
+    return [_list(history_key(user_id), last), _list(refused_key(user_id))]
 
 
 def _user(replies: list[Any]) -> StoredUser:

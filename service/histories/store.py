@@ -90,7 +90,7 @@ class HistoryStore(Protocol):
     """Where histories are kept. Every method may raise HistoryUnavailable."""
 
     async def read(self, user_id: str, limit: int | None = None) -> StoredUser:
-        """The newest `limit` items of each list of a user; default: all.
+        """The newest `limit` items of a user's history, default: all; and all refusals.
 
         A replica may answer, if there is one. Then the newest events may be missing.
         """

@@ -31,7 +31,7 @@ from service.http.operator_routes import add_admin_routes, add_health_routes
 from service.http.preconditions import BEARER, Guard, guarded, require_json
 from service.http.url_and_body import UrlAndBodyChecks
 from service.lifecycle import VERSION, Lifecycle
-from service.recommending import attributes_of, conditions_of, found_items, similar_items
+from service.recommending import ItemPages, attributes_of, conditions_of, similar_items
 from service.schemas import (
     EventsRequest,
     EventsResponse,
@@ -137,7 +137,7 @@ def add_client_routes(app: FastAPI, routes: Routes, guards: Sequence[Guard]) -> 
     # An item_id may contain slashes, so the longer path comes first.
     route("POST", "/items/{item_id:path}/similar", routes.similar, 404, 503)
     route("GET", "/items/{item_id:path}", routes.item, 404, 503)
-    route("GET", "/items", routes.items, 503)
+    route("GET", "/items", routes.items, 431, 503)  # a filter may be too long for a URL
     return roots
 
 
@@ -149,6 +149,7 @@ class Routes:
         self._keys = keys
         self._settings = lifecycle.settings
         self._metrics = lifecycle.metrics
+        self._pages = ItemPages()
         self._salt = lifecycle.settings.log_salt.get_secret_value().encode()
 
     async def recommend(self, body: schemas.RecommendRequest, request: Request) -> Response:
@@ -188,7 +189,7 @@ class Routes:
         user_id: UserIdPath,
         limit: Annotated[
             int | None,
-            Query(ge=1, le=schemas.MAX_HISTORY_LIMIT, description="Only the newest."),
+            Query(ge=1, le=schemas.MAX_HISTORY_LIMIT, description="Only the newest of `history`."),
             schemas.DIGITS,
         ] = None,
     ) -> schemas.HistoryResponse:
@@ -226,7 +227,7 @@ class Routes:
         """Items of the active bundle, page by page. The network is not called."""
         bundle = self._lifecycle.loaded_bundles.active.bundle
         conditions = conditions_of(filter_of_query(query), bundle)
-        return await asyncio.to_thread(found_items, bundle, query, conditions)
+        return await self._pages.found(bundle, query, conditions)
 
     async def similar(self, item_id: ItemIdPath, body: SimilarRequest) -> SimilarResponse:
         """Items of the active bundle that share codes with an item. The network is not called."""
@@ -250,8 +251,9 @@ def filter_of_query(query: schemas.ItemsQuery) -> schemas.Filter:
     if query.filter is None:
         return {}
     try:
-        return schemas.FILTER.validate_python(parsed(query.filter, "filter"))
-    except ValueError as error:
+        with schemas.near_fields_counted():
+            return schemas.FILTER.validate_python(parsed(query.filter, "filter"))
+    except (ValueError, RecursionError) as error:  # the latter: brackets, thousands deep
         if isinstance(error, ValidationError):
             found = [{**one, "loc": ("query", "filter", *one["loc"])} for one in error.errors()]
             raise RequestValidationError(found) from None

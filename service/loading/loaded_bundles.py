@@ -130,6 +130,8 @@ class LoadedBundles:
         with self._one_load():
             loaded = await self._in_memory_or_loaded(path, ref)
             if loaded is not self._active:
+                if self.candidate not in (None, loaded):
+                    log.warning("candidate_replaced", was=self.candidate.ref, now=ref)
                 self.candidate, self.shadow_fraction = loaded, shadow_fraction
             return loaded
 

@@ -12,7 +12,7 @@ Apart: `item_search` (lists of items).
 
 from service.recommending.experiment import Experiment, load_experiment
 from service.recommending.item_mapping import attributes_of, similar_items
-from service.recommending.item_search import found_items
+from service.recommending.item_search import ItemPages
 from service.recommending.planning import fixed_plan
 from service.recommending.recommender import Policy, Recommender
 from service.recommending.rules import conditions_of
@@ -20,13 +20,13 @@ from service.recommending.shadow import Shadow
 
 __all__ = [
     "Experiment",
+    "ItemPages",
     "Policy",
     "Recommender",
     "Shadow",
     "attributes_of",
     "conditions_of",
     "fixed_plan",
-    "found_items",
     "load_experiment",
     "similar_items",
 ]

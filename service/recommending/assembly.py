@@ -73,8 +73,10 @@ def shortfalls(
     said = []
     if request.boost and found is None:
         said.append("boost: these are popular items, in their own order; nothing was boosted")
+    if not request.max_per:
+        return said
     num_left = inputs.num_left(bundle.catalogue.num_items)
-    if request.max_per and num_items < min(request.k, num_left):
+    if num_items < min(request.k, num_left):
         looked_at = min(num_left, MOST_ROWS) if found is None else len(found.rows)
         fit = f"max_per: {num_items} items, because no other of the {looked_at} found fits"
         more = "; with a larger beam_width or finish_rows more are found"

@@ -1,27 +1,57 @@
 """Lists items of a bundle, page by page: by words of the title, by id, by a filter.
 
 Rows are looked at in their order, which is that of popularity, and there is no index of words. So a
-page ends at the latest when `MOST_LOOKED_AT` titles were read, and the next one goes on there.
-Knows no users.
+page ends at the latest when `MOST_LOOKED_AT` titles were read, and the next one goes on there. Rows
+move when items are removed or replaced, so a page begins after an item: its cursor is `PLACE:ID`,
+with the item's place among those that were added, from 1, or 0. A larger place now, or one instead
+of 0, says that the item has moved to the end meanwhile. Knows no users.
 """
 
 from __future__ import annotations
 
+import asyncio
+import re
 import time
-from bisect import bisect_left
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
 from service.bundles import Bundle
 from service.decoding.catalogue import with_pauses
-from service.errors import InvalidRequest
+from service.errors import InvalidRequest, Overloaded
 from service.recommending.item_mapping import attributes_of
 from service.recommending.rules import Conditions
 from service.schemas import FoundItem, FoundItemsResponse, ItemsQuery
 
 MOST_LOOKED_AT = 100_000  # titles that are read for a page
 AT_ONCE = 200  # titles between two pauses
+MOST_PAGES = 8  # that are made or wait
+CURSOR = re.compile(r"([0-9]{1,9}):(.+)", re.ASCII | re.DOTALL)
+
+
+class ItemPages:
+    """Makes pages in a thread of its own, one at a time.
+
+    A page may take .2 s. In the threads that filters of recommendations use, pages would be before
+    these.
+    """
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="item-pages")
+        self._here: list[Future[FoundItemsResponse]] = []
+
+    async def found(
+        self, bundle: Bundle, query: ItemsQuery, conditions: Conditions
+    ) -> FoundItemsResponse:
+        """See `found_items`. Raises Overloaded, too."""
+        self._here = [page for page in self._here if not page.done()]
+        if len(self._here) >= MOST_PAGES:
+            message = f"{MOST_PAGES} lists of items are being made or wait; try again in a second"
+            raise Overloaded(message, reason="item_pages")
+        page = self._thread.submit(found_items, bundle, query, conditions)
+        self._here.append(page)
+        return await asyncio.wrap_future(page)
 
 
 def found_items(bundle: Bundle, query: ItemsQuery, conditions: Conditions) -> FoundItemsResponse:
@@ -30,25 +60,25 @@ def found_items(bundle: Bundle, query: ItemsQuery, conditions: Conditions) -> Fo
     Raises InvalidRequest if the bundle does not have the item that the page comes after.
     """
     rows, warnings = _in_order(bundle, query, conditions)
-    words, looked_at = query.q.casefold().split(), rows
+    words, num_looked = query.q.casefold().split(), len(rows)
     if words or query.id_prefix:
         found: list[int] = []
         for place in with_pauses(range(0, min(len(rows), MOST_LOOKED_AT), AT_ONCE)):
             found += _matching(bundle, rows[place : place + AT_ONCE], words, query.id_prefix)
-            looked_at = rows[: place + AT_ONCE]
+            num_looked = min(place + AT_ONCE, len(rows))
             if len(found) > query.limit:
                 break
     else:
-        looked_at = rows[: query.limit + 1]
-        found = list(looked_at)
+        found = list(rows[: query.limit + 1])
+        num_looked = len(found)
     last = None
     if len(found) > query.limit:
         last = found[query.limit - 1]
-    elif len(looked_at) < len(rows):
-        last = looked_at[-1]
+    elif num_looked < len(rows):
+        last = rows[num_looked - 1]
     return FoundItemsResponse(
         items=_shown(bundle, found[: query.limit]),
-        next=None if last is None else bundle.items[last].item_id,
+        next=None if last is None else _cursor(bundle, last),
         warnings=warnings,
         bundle=bundle.manifest.ref,
     )
@@ -60,13 +90,10 @@ def _in_order(
     """The rows that a page may have, in its order; and what the filter asks for in vain."""
     num_items = bundle.catalogue.num_items
     is_latest = query.order == "latest"
-    first = _first_added(bundle) if is_latest else 0
+    first = num_items - bundle.num_added if is_latest else 0
     stop = num_items
     if query.after is not None:
-        [row] = bundle.catalogue.rows_of([query.after]).tolist() or [None]
-        if row is None:
-            message = "the active bundle has no such item any more; begin again without `after`"
-            raise InvalidRequest(message, param="after")
+        row = _row_after(bundle, query.after)
         first, stop = (first, max(first, row)) if is_latest else (row + 1, stop)
     rows: Sequence[int] = range(first, stop)
     warnings: list[str] = []
@@ -105,21 +132,35 @@ def _shown(bundle: Bundle, rows: Sequence[int]) -> list[FoundItem]:
             attributes=attributes_of(item),
             popularity_rank=row + 1,
             hidden=row in hidden,
-            added=_is_added(bundle, row),
+            added=_place_added(bundle, row) > 0,
         )
         for row in rows
         for item in (bundle.items[row],)
     ]
 
 
-def _first_added(bundle: Bundle) -> int:
-    """The first row of those that were added; they are the last ones, oldest first."""
-    rows = range(bundle.catalogue.num_items)
-    return bisect_left(rows, True, key=lambda row: _is_added(bundle, row))
+def _place_added(bundle: Bundle, row: int) -> int:
+    """Which one it is of the items that were added or replaced, from 1, the oldest; 0 = none."""
+    return max(0, row + 1 - (bundle.catalogue.num_items - bundle.num_added))
 
 
-def _is_added(bundle: Bundle, row: int) -> bool:
-    """Whether the item was added or replaced since the bundle was loaded."""
-    loaded, item = bundle.as_loaded, bundle.items[row]
-    own = loaded.catalogue.rows_of([item.item_id])
-    return not len(own) or loaded.items[int(own[0])] != item
+def _cursor(bundle: Bundle, row: int) -> str:
+    """What the page after that row is asked for with."""
+    return f"{_place_added(bundle, row)}:{bundle.items[row].item_id}"
+
+
+def _row_after(bundle: Bundle, after: str) -> int:
+    """The row of a cursor. Raises InvalidRequest if its item is gone, or has moved to the end."""
+    read = CURSOR.fullmatch(after)
+    if not read:
+        raise InvalidRequest("must be the `next` of a page, as it was", param="after")
+    before, item_id = int(read[1]), read[2]
+    [row] = bundle.catalogue.rows_of([item_id]).tolist() or [None]
+    if row is None:
+        message = "the active bundle has no such item any more; begin again without `after`"
+        raise InvalidRequest(message, param="after")
+    now = _place_added(bundle, row)
+    if now > before or (before and not now):
+        message = "its item was replaced or undone meanwhile; begin again without `after`"
+        raise InvalidRequest(message, param="after")
+    return int(row)

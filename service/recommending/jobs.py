@@ -18,7 +18,7 @@ from service.decoding import Job
 from service.histories import RememberedAnswer
 from service.recommending.planning import Plan, rows_needed
 from service.recommending.rules import Rules
-from service.schemas import HistorySource, RecommendRequest
+from service.schemas import MAX_BOOST, HistorySource, RecommendRequest
 
 Rows = NDArray[np.int32]
 Floats = NDArray[np.float32]
@@ -112,13 +112,17 @@ class Inputs:
         return replace(found, new=new, hints=hints)
 
     def _with_boosts(self, rules: Rules, bundle: Bundle, hints: list[str]) -> Inputs:
-        """Boosts of the same row add up. hints: gets what no item has"""
+        """Boosts of the same row add up, to at most MAX_BOOST either way.
+
+        hints: gets what no item has
+        """
         boosts = np.zeros(bundle.catalogue.num_items, np.float32)
         for place, (conditions, weight) in enumerate(rules.boosts):
             rows = bundle.attributes.allowed(conditions)
-            boosts[rows] += np.float32(weight)
+            boosts[rows] += np.float32(weight)  # no row is there twice
             found = bundle.attributes.hints(conditions, any_left=len(rows) > 0)
             hints += [f"boost.{place}.{hint}" for hint in found]
+        np.clip(boosts, -MAX_BOOST, MAX_BOOST, out=boosts)
         boosted = np.flatnonzero(boosts).astype(np.int32)
         if self.allowed is not None:
             boosted = boosted[_are_in(boosted, self.allowed)]
@@ -155,12 +159,17 @@ class Inputs:
             return num_items - len(self.excluded)
         return len(self.allowed) - int(np.count_nonzero(_are_in(self.excluded, self.allowed)))
 
-    def short_because(self, k: int, num_items: int) -> str:
-        """Why an answer has fewer than k items, as a label of the metric."""
+    def short_because(self, k: int, num_items: int, *, is_capped: bool = False) -> str:
+        """Why an answer has fewer than k items, as a label of the metric.
+
+        is_capped: whether it has the most of each value of an attribute
+        """
         left = num_items if self.allowed is None else len(self.allowed)
         if left < k:
             return "catalogue" if self.allowed is None else "filter"
-        return "exclusions" if self.num_left(num_items) < k else "beam"
+        if self.num_left(num_items) < k:
+            return "exclusions"
+        return "caps" if is_capped else "beam"
 
     def jobs(self, request: RecommendRequest, plan: Plan) -> list[Job]:
         """The work for the decoder: a job, and one among the new items if they have places.
@@ -195,10 +204,10 @@ def _are_in(rows: Rows, ascending: Rows) -> NDArray[np.bool_]:
 
 def _unknown(candidates: Sequence[str], bundle: Bundle) -> list[str]:
     """A sentence if the bundle does not have some of the candidates."""
-    rows_of = bundle.catalogue.rows_of
-    unknown = [one for one in dict.fromkeys(candidates) if not len(rows_of([one]))]
-    if not unknown:
+    rows_of, distinct = bundle.catalogue.rows_of, dict.fromkeys(candidates)
+    if len(rows_of(distinct)) == len(distinct):
         return []
+    unknown = [one for one in distinct if not len(rows_of([one]))]
     named = ", ".join(map(repr, unknown[:MOST_NAMED])) + ", ..." * (len(unknown) > MOST_NAMED)
     return [f"candidates: {len(unknown)} are no items of this bundle: {named}"]
 

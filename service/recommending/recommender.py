@@ -196,7 +196,8 @@ class Recommender:
         if len(items if sequences is None else sequences) < request.k:
             num_items = loaded.bundle.catalogue.num_items
             needed = request.k if sequences is None else request.horizon
-            self._metrics.short_lists.labels(inputs.short_because(needed, num_items)).inc()
+            reason = inputs.short_because(needed, num_items, is_capped=bool(request.max_per))
+            self._metrics.short_lists.labels(reason).inc()
         self._remember(response, history, assignment.label)
         if answer:
             self._shadow.follow(request, history, response)

@@ -19,6 +19,7 @@ from service.schemas.fields import (
     is_new_item_id,
     is_text,
     is_user_id,
+    near_fields_counted,
 )
 from service.schemas.filters import FILTER, Filter, FilterCondition
 from service.schemas.items import (
@@ -50,6 +51,7 @@ from service.schemas.operators import (
 )
 from service.schemas.recommend import (
     MAX_BEAM_WIDTH,
+    MAX_BOOST,
     MAX_HISTORY_LIMIT,
     MAX_K,
     CodesInCommon,
@@ -72,6 +74,7 @@ __all__ = [
     "DIGITS",
     "FILTER",
     "MAX_BEAM_WIDTH",
+    "MAX_BOOST",
     "MAX_HISTORY_LIMIT",
     "MAX_K",
     "BatchEntry",
@@ -130,4 +133,5 @@ __all__ = [
     "is_new_item_id",
     "is_text",
     "is_user_id",
+    "near_fields_counted",
 ]

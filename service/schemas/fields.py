@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Annotated, Any, Self
 
 from pydantic import (
@@ -27,6 +29,7 @@ from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 MAX_FIELD_CHARS = 100
 MAX_ID_CHARS = 256
+MAX_NEAR = 20  # unknown fields of a request that are compared with the known ones: it takes time
 # User ids are path segments and Redis hash tags. Clients remove `.` and `..` from a path before
 # they send it, even when escaped. Such a user could be stored, but never erased.
 USER_ID = re.compile(r"^(?!\.{1,2}$)[^/{}\x00-\x1f\x7f]+$")
@@ -104,6 +107,22 @@ def field_name(loc: Iterable[str | int]) -> str:
     return ".".join(str(part) for part in loc)[:MAX_FIELD_CHARS]
 
 
+_near_left: ContextVar[list[int] | None] = ContextVar("_near_left", default=None)
+
+
+@contextmanager
+def near_fields_counted() -> Iterator[None]:
+    """Only so many unknown fields are compared with the known ones in here, with what is inside."""
+    if _near_left.get() is not None:  # this is inside of another one, which counts
+        yield
+        return
+    token = _near_left.set([MAX_NEAR])
+    try:
+        yield
+    finally:
+        _near_left.reset(token)
+
+
 class RequestModel(BaseModel):
     """What a client sends: no unknown fields, no conversions. It says which fields it knows."""
 
@@ -112,12 +131,13 @@ class RequestModel(BaseModel):
     @model_validator(mode="wrap")
     @classmethod
     def _names_its_fields(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        try:
-            return handler(value)
-        except ValidationError as error:
-            known = [field.alias or name for name, field in cls.model_fields.items()]
-            lines = [_told(one, known) for one in error.errors(include_url=False)]
-            raise ValidationError.from_exception_data(error.title, lines) from None
+        with near_fields_counted():
+            try:
+                return handler(value)
+            except ValidationError as error:
+                known = [field.alias or name for name, field in cls.model_fields.items()]
+                lines = [_told(one, known) for one in error.errors(include_url=False)]
+                raise ValidationError.from_exception_data(error.title, lines) from None
 
     @model_validator(mode="before")
     @classmethod
@@ -137,11 +157,20 @@ def _told(error: ErrorDetails, known: Sequence[str]) -> InitErrorDetails:
     """The same error; of an unknown field, with those that are known. It has a message already."""
     kind, message = error["type"], error["msg"]
     if kind == "extra_forbidden" and len(error["loc"]) == 1:
-        near = difflib.get_close_matches(str(error["loc"][0])[:MAX_FIELD_CHARS], known, n=1)
+        near = _near(str(error["loc"][0])[:MAX_FIELD_CHARS], known)
         meant = f"did you mean {near[0]}? There" if near else "there"
         kind, message = "unknown_field", f"is no field here; {meant} are {', '.join(known)}"
     said = PydanticCustomError(kind, "{message}", {"message": message})
     return InitErrorDetails(type=said, loc=error["loc"], input=error["input"])
+
+
+def _near(name: str, known: Sequence[str]) -> list[str]:
+    """The known name that is most like this one, unless the request has had its share."""
+    left = _near_left.get()
+    if not left or not left[0]:
+        return []
+    left[0] -= 1
+    return difflib.get_close_matches(name, known, n=1)
 
 
 def entry_or_error(model: type[RequestModel]) -> PlainValidator:

@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field
 from service.schemas.events import MAX_TIMESTAMP_S
 from service.schemas.fields import (
     DIGITS,
+    MAX_ID_CHARS,
     WHOLE_NUMBER,
     AnswerModel,
     ItemId,
@@ -59,7 +60,12 @@ class ItemsQuery(RequestModel):
         description="`popular`: most popular first, then items without interactions. `latest`: "
         "only items that were added or replaced while serving, newest first.",
     )
-    after: ItemId | None = Field(None, description="`next` of the page before.")
+    after: str | None = Field(
+        None,
+        min_length=1,
+        max_length=MAX_ID_CHARS + 10,
+        description="`next` of the page before, as it is.",
+    )
     limit: Annotated[int, Field(ge=1, le=MAX_PAGE), DIGITS] = Field(
         20, description="Most items of the page."
     )
@@ -85,8 +91,9 @@ class FoundItem(AnswerModel):
 class FoundItemsResponse(AnswerModel):
     """A page of items.
 
-    next: the `after` of the next page; null after the last page. A page may have fewer items than
-    `limit`, or none, and still have a next: it ends when so many titles were looked at.
+    next: the `after` of the next page, whatever it looks like; null after the last page. A page may
+    have fewer items than `limit`, or none, and still have a next: it ends when so many titles were
+    looked at.
     warnings: what the filter asks for and no item has
     """
 

@@ -164,7 +164,7 @@ class RecommendFields(RequestModel):
         [],
         max_length=MAX_BOOSTS,
         description="Raises or lowers the scores of items inside the search, so that boosted items "
-        "are found. Boosts of one item add up.",
+        "are found. Boosts of one item add up, to at most 5 either way.",
     )
     max_per: dict[AttributeName, Annotated[int, Field(ge=1, le=MAX_K), WHOLE_NUMBER]] = Field(
         {},
@@ -290,8 +290,10 @@ Attributes = dict[str, list[str] | float | str]
 class RecommendedItem(AnswerModel):
     """One item. `score` is its log-probability, null for popular and pinned items.
 
-    Scores are comparable within one answer only. An explored item's is its log-probability among
-    the new items, so it is comparable with those of other explored items only.
+    With `boost` it is that of the boosted model; ranked by `path` or `best`, the log-probability
+    and the item's boosts, not normalised. Scores are comparable within one answer only. An explored
+    item's is its log-probability among the new items, so it is comparable with those of other
+    explored items only.
     """
 
     item_id: str
@@ -402,7 +404,7 @@ class RecommendResponse(AnswerModel):
 class HistoryResponse(AnswerModel):
     """A user's stored items, oldest to newest. Empty for an unknown user.
 
-    refused: items in which the user is not interested, each once
+    refused: all items in which the user is not interested, each once
     """
 
     user_id: str

@@ -121,11 +121,12 @@ class Metrics:
         )
         self.short_lists = counter(
             "short_lists_total",
-            "Answers of fewer than k items, because no more pass the filter (filter), are left by "
-            "exclusions (exclusions) or exist (catalogue), or none of these (beam).",
+            "Answers of fewer than k items, because no more pass filter or candidates (filter), "
+            "are left by exclusions (exclusions), exist (catalogue), or fit max_per of those found "
+            "(caps), or none of these (beam).",
             "reason",
         )
-        for reason in ("filter", "exclusions", "catalogue", "beam"):
+        for reason in ("filter", "exclusions", "catalogue", "caps", "beam"):
             self.short_lists.labels(reason)
         self.filtered_requests = counter(
             "filtered_requests_total", "Answers to requests with a filter."
@@ -176,7 +177,8 @@ class Metrics:
             "rejected_total",
             "Requests turned away: inflight, queue_full, predicted_wait, rate_limit, not_ready; "
             "unkeyed: too many at a time without a client's key or for an open route; arriving: "
-            "their bodies were too long on their way.",
+            "their bodies were too long on their way; item_pages: too many lists of items at a "
+            "time.",
             "reason",
         )
         for reason in (
@@ -187,6 +189,7 @@ class Metrics:
             "not_ready",
             "unkeyed",
             "arriving",
+            "item_pages",
         ):
             self.rejected.labels(reason)
 

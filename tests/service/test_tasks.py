@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 
-from service.tasks import ended
+from service.tasks import Backoff, ended
 
 
 def test_a_task_that_swallows_cancellations_ends() -> None:
@@ -23,3 +23,15 @@ def test_a_task_that_swallows_cancellations_ends() -> None:
         await ended([])
 
     asyncio.run(run())
+
+
+def test_what_fails_is_tried_again_ever_more_rarely_until_it_changes() -> None:
+    backoff, tried = Backoff(8), []
+    for n in range(60):
+        if backoff.is_due("a"):
+            tried.append(n)
+            backoff.failed("a")
+    assert tried == [0, 1, 3, 7, 15, 23, 31, 39, 47, 55]
+    assert backoff.is_due("b")
+    backoff.failed("b")
+    assert backoff.is_due("b")

@@ -11,7 +11,7 @@ import gzip
 import io
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -117,11 +117,13 @@ async def export_events(
     until: float | None,
     log_s: int,
     timestamps: Timestamps,
+    without: Collection[str] = (),
 ) -> Exported:
     """Write the events of the log that came in since then, as JSON lines that training reads.
 
     since, until: Unix seconds; until None = now. An export whose `since` is the `until` of the one
         before goes on exactly where that one ended.
+    without: event types that are left out
     log_s: how long events stay in the log; `since` is not before that
     A user's events are in the order in which they came in. Events with ids that training refuses
     are left out: no bundle can have such items. Raises HistoryUnavailable or
@@ -142,7 +144,7 @@ async def export_events(
         for slots in _portions(range(NUM_SLOTS), SLOTS_AT_ONCE):
             for events in await store.read_log(slots):
                 for event in events:
-                    if not since_ms <= event.at_ms < until_ms:
+                    if not since_ms <= event.at_ms < until_ms or event.event_type in without:
                         continue
                     if not (_is_plain(event.user_id) and _is_plain(event.item_id)):
                         left_out += 1

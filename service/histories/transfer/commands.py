@@ -17,6 +17,7 @@ from typing import get_args
 
 from service.errors import TransferFailed
 from service.histories.redis_store import RedisHistoryStore
+from service.histories.store import UNDO
 from service.histories.transfer.bulk import (
     Timestamps,
     export_events,
@@ -57,12 +58,14 @@ def command_parser() -> argparse.ArgumentParser:
         "events",
         help="the event log",
         description="export --out FILE [--since TIME] [--until TIME], or export --days FOLDER; "
-        "[--timestamps seconds|iso]",
+        "[--timestamps seconds|iso] [--refusals]",
     ).add_subparsers(required=True)
     exported = events.add_parser(
         "export",
         help="write events to a file that `python -m training --interactions` reads",
-        description="Events that entered histories, by the time when they came in.",
+        description="Events that entered histories, by the time when they came in. Refusals, such "
+        "as not_interested and undo_not_interested, are left out unless --refusals is given: "
+        "training would take those of types that it does not know for interactions.",
     )
     exported.add_argument(
         "--since", type=_time, default=0.0, help="a date such as 2026-11-01 (UTC) or Unix seconds"
@@ -70,6 +73,11 @@ def command_parser() -> argparse.ArgumentParser:
     exported.add_argument("--until", type=_time, help="not included; default: now")
     exported.add_argument("--timestamps", choices=get_args(Timestamps), default="seconds")
     exported.set_defaults(command="export_events")
+    exported.add_argument(
+        "--refusals",
+        action="store_true",
+        help="also events of UNMASK_NEGATIVE_EVENT_TYPES, and those that undo them",
+    )
     where = exported.add_mutually_exclusive_group(required=True)
     where.add_argument(
         "--days",
@@ -91,11 +99,13 @@ async def run_command(
     history_cap: int,
     history_event_types: Collection[str],
     event_log_days: int,
+    negative_event_types: Collection[str] = (),
 ) -> str:
     """Do what was asked; returns what was done, as a sentence.
 
     asked: by `command_parser`
     history_event_types: types that enter histories; of a log that has types, no others are taken
+    negative_event_types: types of refusals, as for `store_events`
     Raises HistoryUnavailable or TransferFailed.
     """
     if asked.command == "load":
@@ -105,9 +115,11 @@ async def run_command(
         return f"{users:,} histories written to {asked.out}."
     if not event_log_days:
         raise TransferFailed("there is no event log, because UNMASK_EVENT_LOG_DAYS is 0")
+    refusing = [one for one in negative_event_types if one not in history_event_types]
+    without = set() if asked.refusals else {*refusing, *(UNDO + one for one in refusing)}
     if asked.days is not None:
-        return await _export_days(store, asked.days, asked.timestamps, event_log_days)
-    return await _export_events(store, asked, event_log_days)
+        return await _export_days(store, asked.days, asked.timestamps, event_log_days, without)
+    return await _export_events(store, asked, event_log_days, without)
 
 
 async def _load(
@@ -149,7 +161,10 @@ async def _load(
 
 
 async def _export_events(
-    store: RedisHistoryStore, asked: argparse.Namespace, event_log_days: int
+    store: RedisHistoryStore,
+    asked: argparse.Namespace,
+    event_log_days: int,
+    without: Collection[str],
 ) -> str:
     exported = await export_events(
         store,
@@ -159,6 +174,7 @@ async def _export_events(
         until=asked.until,
         log_s=event_log_days * DAY_S,
         timestamps=asked.timestamps,
+        without=without,
     )
     if asked.since and exported.since > asked.since:
         print(
@@ -183,7 +199,11 @@ def _say_left_out(events: int) -> None:
 
 
 async def _export_days(
-    store: RedisHistoryStore, folder: Path, timestamps: Timestamps, event_log_days: int
+    store: RedisHistoryStore,
+    folder: Path,
+    timestamps: Timestamps,
+    event_log_days: int,
+    without: Collection[str],
 ) -> str:
     """Write whole days that came after the newest file of the folder, oldest first.
 
@@ -221,6 +241,7 @@ async def _export_days(
             until=begin + DAY_S,
             log_s=event_log_days * DAY_S,
             timestamps=timestamps,
+            without=without,
         )
         if exported.since > begin:
             print(

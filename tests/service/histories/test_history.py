@@ -265,18 +265,19 @@ def test_a_refused_item_is_kept_once_and_can_be_taken_back(redis_url: str) -> No
         assert await store.append(sent, *types) == [Stored(True)] * 4  # no attribution
         assert await store.read("refuser") == (["x"], ["b", "a"])
         assert await store.append([refusal("b", "2")], *types) == [OLD]
-        assert (await store.read("refuser", 1)).refused == ["a"]
+        assert await store.append([event("refuser", "y")]) == [Stored(True)]
+        assert await store.read("refuser", 1) == (["y"], ["b", "a"]), "all refusals"
         await store.append([refusal("c", "4"), refusal("d", "5")], *types)
         assert (await store.read("refuser")).refused == ["a", "c", "d"], "the cap"
         await store.append([refusal("c", "6", "undo_"), refusal("z", "7", "undo_")], *types)
         read, _ = await store.read_page("refuser", "r1")
-        assert read == (["x"], ["a", "d"])
+        assert read == (["x", "y"], ["a", "d"])
         logged = [
             (one.item_id, one.event_type)
             for one in (await store.read_log([key_slot(history_key("refuser").encode())]))[0]
         ]
         assert logged[-2:] == [("c", "undo_not_interested"), ("z", "undo_not_interested")]
-        assert len(logged) == 8
+        assert len(logged) == 9
         with redis.Redis.from_url(redis_url) as server:
             assert 0 < server.ttl(refused_key("refuser")) <= 1000
         await store.erase("refuser")

@@ -192,6 +192,41 @@ def test_missing_rights_are_named_at_the_start(
     assert "its user may not run del, ltrim: give it the rights that docs/how-to/operate.md" in line
 
 
+def test_without_lrem_a_refusal_fails_the_call_and_the_other_events_are_stored(
+    server: Server,
+) -> None:
+    click = event("lacks", "a", "e1")
+    refused = event("lacks", "c", "e2", event_type="not_interested")
+
+    async def use(store: RedisHistoryStore) -> None:
+        set_user(server, "-lrem")
+        try:
+            with pytest.raises(HistoryUnavailable):
+                await store.append([click, refused], (), ["not_interested"])
+        finally:
+            set_user(server, "+lrem")
+        assert await store.read("lacks") == (["a"], [])
+        again = await store.append([click, refused], (), ["not_interested"])
+        assert [fate.is_new for fate in again] == [False, True]
+        assert await store.read("lacks") == (["a"], ["c"])
+
+    with_store(server.url_of("unmask", "secret"), use)
+
+
+def test_a_store_without_the_keys_of_refusals_is_said_at_the_start(
+    server: Server, capfd: pytest.CaptureFixture[str]
+) -> None:
+    others = ("history", "marks", "recs", "items", "items-order", "log")
+    set_user(server, "resetkeys", *(f"~unmask:{kind}:*" for kind in others))
+    try:
+        with pytest.raises(HistoryUnavailable):
+            with_store(server.url_of("unmask", "secret"), lambda store: store.check())
+    finally:
+        set_user(server, "resetkeys", "~unmask:*")
+    [line] = [line for line in capfd.readouterr().out.splitlines() if "history_store" in line]
+    assert "its user may not use keys that start with unmask" in line
+
+
 def test_the_documented_rights_are_enough_for_a_cluster(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

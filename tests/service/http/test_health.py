@@ -299,8 +299,12 @@ def test_a_bundle_that_is_followed_comes_by_itself_and_a_rollback_stays(
         while looks < 5:
             await asyncio.sleep(0.01)
         assert lifecycle.loaded_bundles.active.ref == "tiny@1"
-        current.write_text("3")
-        await serves("tiny@3")
+        await lifecycle.load("tiny@2")
+        with capture_logs() as logged:
+            current.write_text("3")
+            await serves("tiny@3")
+        replaced = [line for line in logged if line["event"] == "candidate_replaced"]
+        assert [(line["was"], line["now"]) for line in replaced] == [("tiny@2", "tiny@3")]
 
     tell(story, redis_url=redis_url, bundle="tiny", bundles_dir=tmp_path, follow_bundle=True)
 

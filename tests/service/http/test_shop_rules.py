@@ -237,7 +237,12 @@ def test_a_cap_takes_the_best_that_fit(shop: Service) -> None:
     assert max(sum(row % 10 == shelf for row in rows) for shelf in range(10)) <= 2
     assert max(sum(row % 3 == brand for row in rows) for brand in range(3)) <= 4
     for retrieval in ("dense", "fused"):
-        assert len(ids(answered(shop, max_per={"category": 1}, k=10, retrieval=retrieval))) >= 10
+        found = ids(answered(shop, max_per={"category": 1}, k=10, retrieval=retrieval))
+        shelves_found = {"none" if one == "new" else shelf_of(one) for one in found}
+        assert (len(found), len(shelves_found)) == (10, 10)
+        plain = ids(answered(shop, k=10, retrieval=retrieval))
+        assert found != plain, "else this shows nothing"
+        assert found[0] == plain[0], "the best one always fits"
 
 
 def test_a_cap_that_leaves_an_answer_short_says_so(shop: Service) -> None:
@@ -273,6 +278,20 @@ def test_a_boost_is_added_to_scores_inside_the_search(shop: Service) -> None:
         expected = (2 - 0.5 * is_dear) * is_best
         assert np.subtract(found, none) == pytest.approx(expected, abs=1e-3)
     assert boosted["warnings"] == []
+
+
+def test_boosts_of_one_item_add_up_to_the_most_that_one_may_be(shop: Service) -> None:
+    asked = {"filter": {"price": {"lt": 25}}, "exclude_seen": False, "k": 100, **EXACT}
+
+    def scores(*weights: float) -> dict[str, float]:
+        boost = [{"filter": {"brand": ["Best"]}, "weight": weight} for weight in weights]
+        items = answered(shop, boost=boost, **asked)["items"]
+        return {item["item_id"]: item["score"] for item in items}
+
+    assert scores(3, 3) == scores(5)
+    assert scores(3, 5, -4) == scores(4)
+    assert scores(-5, -5, -5) == scores(-5)
+    assert scores(5) != scores(4)
 
 
 @pytest.mark.parametrize("decoding", [{}, {"retrieval": "dense"}, {"retrieval": "fused"}])

@@ -38,6 +38,8 @@ def test_a_search_that_ends_early_saves_calls(served: Service) -> None:
         ("filter", {"filter": {"category": ["rare"]}, "k": 10}),
         ("exclusions", {"exclude_items": ROWS[:195], "k": 10}),
         ("exclusions", {"filter": {"category": ["rare"]}, "exclude_items": ROWS[:1], "k": 4}),
+        ("filter", {"candidates": ROWS[:4], "max_per": {"category": 1}, "k": 5}),
+        ("caps", {"filter": {"category": ["rare"]}, "max_per": {"category": 1}, "k": 3}),
     ],
 )
 def test_short_lists_say_why(served: Service, reason: str, fields: dict) -> None:
@@ -57,6 +59,7 @@ def test_a_list_that_need_not_be_short_is_the_searchs_fault() -> None:
     nothing = np.empty(0, np.int32)
     assert Inputs(nothing, nothing, None).short_because(10, 5) == "catalogue"
     assert Inputs(nothing, nothing, None).short_because(10, 10) == "beam"
+    assert Inputs(nothing, nothing, None).short_because(10, 10, is_capped=True) == "caps"
 
 
 @pytest.mark.parametrize(
@@ -84,5 +87,7 @@ def test_counters_whose_labels_are_known_begin_at_zero() -> None:
     value = Metrics().registry.get_sample_value
     for reason in get_args(DegradedReason):
         assert value("unmask_fallbacks_total", {"reason": reason}) == 0
+    for reason in ("filter", "exclusions", "catalogue", "caps", "beam"):
+        assert value("unmask_short_lists_total", {"reason": reason}) == 0
     labels = {"operation": "reload", "result": "failed"}
     assert value("unmask_bundle_operations_total", labels) == 0

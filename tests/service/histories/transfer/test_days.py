@@ -40,9 +40,9 @@ def export(valkey: Server, folder: Path, days: int = 5) -> str:
     return with_store(valkey.url, use)
 
 
-def put_event(valkey: Server, item_id: str, at: datetime) -> None:
+def put_event(valkey: Server, item_id: str, at: datetime, **fields: str) -> None:
     """As if it had come in then."""
-    entry = f"[{int(at.timestamp() * 1000)},{rest_of_entry(event('u', item_id))}"
+    entry = f"[{int(at.timestamp() * 1000)},{rest_of_entry(event('u', item_id, **fields))}"
     with redis.Redis.from_url(valkey.url) as server:
         server.rpush(log_key(history_key("u")), entry)
 
@@ -102,3 +102,38 @@ def test_what_was_left_out_is_said_and_a_part_of_today_is_refused(
         (folder / f"{DAY[0]}.jsonl").write_text("{}\n")
         with pytest.raises(TransferFailed, match=rf"{DAY[0]}\.jsonl, and that day has not ended"):
             export(valkey, folder)
+
+
+def test_refusals_are_exported_if_that_is_asked_for(tmp_path: Path) -> None:
+    valkey = Server(tmp_path / "valkey", {"save": '""'})
+    types = ("click", "dont_show", "undo_dont_show", "dislike")
+
+    def export(*more: str) -> list[str]:
+        async def use(store: RedisHistoryStore) -> str:
+            asked = command_parser().parse_args(["events", "export", *more])
+            return await run_command(
+                asked,
+                store,
+                history_cap=200,
+                history_event_types=["click", "dislike"],
+                event_log_days=30,
+                negative_event_types=["dont_show", "dislike"],
+            )
+
+        with_store(valkey.url, use)
+        [path] = [path for path in (tmp_path / "out").iterdir() if path.suffix == ".jsonl"]
+        found = [json.loads(line)["event_type"] for line in path.read_text().splitlines()]
+        path.unlink()
+        return found
+
+    folder = tmp_path / "out"
+    folder.mkdir()
+    out = ("--out", str(folder / "events.jsonl"))
+    with running(valkey):
+        for event_type in types:
+            put_event(valkey, "a", MIDNIGHT - timedelta(hours=9), event_type=event_type)
+        assert export(*out) == export("--days", str(folder)) == ["click", "dislike"], (
+            "a type of histories is no refusal"
+        )
+        assert export(*out, "--refusals") == list(types)
+        assert export("--days", str(folder), "--refusals") == list(types)
