@@ -97,7 +97,9 @@ def test_compose_pins_images_and_bounds_what_they_use() -> None:
     for name, service in COMPOSE["services"].items():
         if "build" not in service and name not in ("seed", "export"):  # of the service's image
             assert re.search(r":v?\d+\.\d+\.\d+(-alpine)?$", service["image"]), name
-        assert name == "train" or service["deploy"]["resources"]["limits"]["memory"], name
+        assert name in ("train", "nightly") or service["deploy"]["resources"]["limits"]["memory"], (
+            name
+        )
         assert service["cap_drop"] == ["ALL"], name
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", ())), name
 

@@ -41,7 +41,12 @@ from service.decoding import Job, ResidualCodebook
 from service.errors import BundleInvalid
 from service.http.operator_routes import bundle_info_of
 from service.loading.priming import prime
-from service.recommending.item_mapping import decoded_items, popular_items, similar_items
+from service.recommending.item_mapping import (
+    decoded_items,
+    items_of,
+    popular_rows,
+    similar_items,
+)
 from service.recommending.planning import plan_in_time
 from service.schemas.recommend import RecommendRequest
 
@@ -307,7 +312,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def answers_of(bundle: Bundle) -> None:
     """Answers to all kinds of requests to a bundle, as JSON."""
     none = np.empty(0, np.int32)
-    popular = popular_items(bundle, 100, none, None, metadata=True)
+    popular = items_of(bundle, popular_rows(bundle, 100, none, None).tolist(), metadata=True)
     texts = [item.model_dump_json() for item in popular]
     history = bundle.catalogue.rows_of([item.item_id for item in bundle.items[:5]])
     ladder, num_subspaces = ladder_of(bundle.manifest), bundle.catalogue.num_subspaces
@@ -316,7 +321,8 @@ def answers_of(bundle: Bundle) -> None:
         width = plan.decoding.beam_width
         job = Job(history, 10, plan.schedule, width, explain=True)
         [decoded], _ = bundle.decoder.decode([job])
-        found = decoded_items(bundle, decoded, history, metadata=True)
+        places = list(range(len(decoded.rows)))
+        found = decoded_items(bundle, decoded, places, history, metadata=True)
         texts += [item.model_dump_json() for item in found]
     for row in (0, bundle.catalogue.num_items - 1):
         texts += [one.model_dump_json() for one in similar_items(bundle, row, 10)]

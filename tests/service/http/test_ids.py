@@ -115,7 +115,7 @@ def test_every_user_that_can_be_stored_is_shown_and_erased(service: Service, sen
         status, body = send("GET", url)
         assert (status, json.loads(body)) == (
             200,
-            {"user_id": user_id, "history": [f"item-{number}"]},
+            {"user_id": user_id, "history": [f"item-{number}"], "refused": []},
         )
         assert send("DELETE", url) == (204, "")
         assert json.loads(send("GET", url)[1])["history"] == []

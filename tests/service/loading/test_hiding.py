@@ -19,8 +19,9 @@ from service.errors import InvalidRequest
 from service.histories import RedisHistoryStore
 from service.loading import ItemChanges
 from service.loading.hiding import Hides, hide_entry, until_of, with_hidden
-from service.recommending.item_mapping import popular_items, similar_items
+from service.recommending.item_mapping import popular_rows, similar_items
 from service.recommending.jobs import Inputs, UserHistory
+from service.recommending.rules import Rules
 from service.schemas import HiddenItem, ItemsRequest, RecommendRequest
 
 FAR_S = 4e9  # a time in the year 2096
@@ -117,15 +118,15 @@ def test_hidden_rows_are_left_out_of_everything(bundle: Bundle) -> None:
 
     def inputs(of: Bundle, **fields: object) -> Inputs:
         request = RecommendRequest.model_validate({"user_id": "u", **fields})
-        return asyncio.run(Inputs.look_up(request, history, of, {}))
+        return asyncio.run(Inputs.look_up(request, history, of, Rules({}, [])))
 
     found = inputs(shut, exclude_items=[names[9], names[0]])
     assert sorted(found.excluded.tolist()) == [0, 3, 4, 9]
     assert found.excluded.dtype == np.int32
     assert found.history.tolist() == [3, 4]  # what is out of stock still says what a user likes
     assert inputs(bundle).excluded.tolist() == [3, 4]
-    popular = popular_items(shut, 3, found.excluded, None, metadata=False)
-    assert [one.item_id for one in popular] == [names[1], names[2], names[5]]
+    popular = popular_rows(shut, 3, found.excluded, None)
+    assert [names[row] for row in popular] == [names[1], names[2], names[5]]
     gone = {names[0], names[3]}
     like = {row: similar_items(bundle, row, 199) for row in range(50)}
     assert any(gone & {one.item_id for one in found} for found in like.values())

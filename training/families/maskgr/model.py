@@ -87,12 +87,13 @@ class Options(Section):
 
     @model_validator(mode="after")
     def _masks_anywhere(self) -> Self:
-        if self.attention == "causal" and (
-            unused := self.model_fields_set & {"target_share", "dense_share"}
-        ):
+        shares = ("dense_share", "target_share")
+        fields = type(self).model_fields
+        unused = [name for name in shares if getattr(self, name) != fields[name].default]
+        if self.attention == "causal" and unused:
             raise ValueError(
-                f"{' and '.join(sorted(unused))}: with attention causal no sequence has masks "
-                "anywhere; leave it out"
+                f"{' and '.join(unused)}: with attention causal no sequence has masks anywhere; "
+                "leave it out"
             )
         return self
 

@@ -280,7 +280,7 @@ def test_options_and_sizes_that_are_wrong_are_said() -> None:
     family.check(ModelConfig(options={"attention": "full", "target_share": 0.25}))
     for options, said in (
         ({"attention": "no"}, r"model\.options\.attention: Input should be 'prefix', 'full' or"),
-        ({"attention": "causal", "target_share": 0.5}, "no sequence has masks anywhere"),
+        ({"attention": "causal", "target_share": 0.25}, "no sequence has masks anywhere"),
         ({"target_share": 2}, r"model\.options\.target_share: .* less than or equal to 1"),
         ({"decoder_layers": 2}, r"model\.options\.decoder_layers: .* has no such option"),
     ):
