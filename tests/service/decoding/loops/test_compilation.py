@@ -77,9 +77,9 @@ def of_constants(values: np.ndarray) -> int:
 
 def test_constants_are_no_types_of_their_own() -> None:
     assert of_constants(np.zeros(3)) == 22
-    assert [str(types) for types in with_more.signatures] == [
-        "(Array(float64, 1, 'C', False, aligned=True), int64, int64)"
-    ]
+    found = [str(types) for types in with_more.signatures]
+    once = ["(Array(float64, 1, 'C', False, aligned=True), int64, int64)"]
+    assert found in (once, [])  # none if its caller came compiled from numba's cache
 
 
 def refuse(*_: object, **__: object) -> None:
