@@ -31,14 +31,13 @@ from pydantic_settings import BaseSettings, CliApp, NoDecode, SettingsConfigDict
 
 from service.bundles import HISTORY_CAP
 from service.errors import SettingsInvalid
-from service.schemas import Fallback
+from service.schemas import UNDO, Fallback
 
 PREFIX = "UNMASK_"
 NOT_OURS = {"UNMASK_DATA_DIR"}  # where the tests find the real data sets
 LEAST_KEY_CHARS, MOST_KEY_CHARS = 8, 512
 LEAST_BUNDLE_KEY_CHARS = 32
 MOST_TYPE_CHARS = 64  # of an event's type, as in service.schemas.events
-UNDO = "undo_"  # as in service.histories.store
 DAY_S = 24 * 60 * 60
 HOUR_S = 60 * 60
 KEY = re.compile(r"[!-~]*", re.ASCII)  # what every client can put into a header

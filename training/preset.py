@@ -54,8 +54,10 @@ def validate_config(
         for item in error.errors():
             name = ".".join(map(str, item["loc"]))
             whose = "--set" if name.startswith(tuple(set_by_hand)) else source
-            is_unknown = item["type"] == "extra_forbidden"
-            what.append(f"{whose}: {name}: {_unknown(name) if is_unknown else item['msg']}")
+            said = item["msg"].removeprefix("Value error, ")
+            if item["type"] == "extra_forbidden":
+                said = _unknown(name)
+            what.append(f"{whose}: {name}: {said}")
         raise ConfigError("; ".join(what)) from error
 
 

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 
 from pydantic import ValidationError
 
-from service.histories.store import UNDO, HistoryStore, Stored
-from service.schemas import Event, EventsResponse, RejectedEvent, field_name
+from service.histories.store import HistoryStore, Stored
+from service.schemas import Event, EventsResponse, RejectedEvent, field_name, refusals_among
 from service.telemetry import Metrics
 
 
@@ -37,8 +37,7 @@ async def store_events(
     Raises HistoryUnavailable. Then some events may be stored. Repeating the call stores the rest.
     """
     started = time.perf_counter()
-    refusing = [one for one in negative_event_types if one not in event_types]
-    undoing = [UNDO + one for one in refusing]
+    refusing, undoing = refusals_among(negative_event_types, event_types)
     known = [*event_types, *refusing, *undoing]
     counted = [one for one in counted_event_types if one not in known]
     known += counted

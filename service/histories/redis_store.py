@@ -45,7 +45,6 @@ from service.histories.scripts import (
     WRITE_ITEMS,
 )
 from service.histories.store import (
-    UNDO,
     Attribution,
     RememberedAnswer,
     Stored,
@@ -55,7 +54,7 @@ from service.histories.store import (
 )
 from service.histories.store_url import parse_store_url
 from service.histories.trouble import Troubles, reason_of, rights_reason
-from service.schemas import Event
+from service.schemas import UNDO, Event
 from service.telemetry import Metrics
 
 T = TypeVar("T")

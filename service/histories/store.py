@@ -16,8 +16,6 @@ from typing import NamedTuple, Protocol
 from service.histories.event_log import json_of
 from service.schemas import Event
 
-UNDO = "undo_"  # before a negative event type: it takes the refusal back
-
 
 @dataclass(frozen=True)
 class RememberedAnswer:

@@ -251,7 +251,7 @@ def filter_of_query(query: schemas.ItemsQuery) -> schemas.Filter:
     if query.filter is None:
         return {}
     try:
-        with schemas.near_fields_counted():
+        with schemas.NearFieldsCounted():
             return schemas.FILTER.validate_python(parsed(query.filter, "filter"))
     except (ValueError, RecursionError) as error:  # the latter: brackets, thousands deep
         if isinstance(error, ValidationError):

@@ -9,17 +9,24 @@ Reading order: `fields` (what all share), `filters`, `recommend`, `errors` (the 
 
 from service.schemas.batch import BatchEntry, BatchRequest, BatchResponse, BatchResult
 from service.schemas.errors import ErrorDetail, ErrorResponse
-from service.schemas.events import Event, EventsRequest, EventsResponse, RejectedEvent
+from service.schemas.events import (
+    UNDO,
+    Event,
+    EventsRequest,
+    EventsResponse,
+    RejectedEvent,
+    refusals_among,
+)
 from service.schemas.fields import (
     DIGITS,
     ItemId,
+    NearFieldsCounted,
     UserId,
     field_name,
     is_item_id,
     is_new_item_id,
     is_text,
     is_user_id,
-    near_fields_counted,
 )
 from service.schemas.filters import FILTER, Filter, FilterCondition
 from service.schemas.items import (
@@ -77,6 +84,7 @@ __all__ = [
     "MAX_BOOST",
     "MAX_HISTORY_LIMIT",
     "MAX_K",
+    "UNDO",
     "BatchEntry",
     "BatchRequest",
     "BatchResponse",
@@ -113,6 +121,7 @@ __all__ = [
     "Liveness",
     "LoadRequest",
     "Models",
+    "NearFieldsCounted",
     "NewItem",
     "Readiness",
     "RecommendRequest",
@@ -133,5 +142,5 @@ __all__ = [
     "is_new_item_id",
     "is_text",
     "is_user_id",
-    "near_fields_counted",
+    "refusals_among",
 ]

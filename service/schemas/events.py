@@ -5,6 +5,7 @@ As in `service.schemas.fields`, unknown fields are refused. Knows nothing of HTT
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
@@ -13,6 +14,15 @@ from pydantic_core import PydanticCustomError
 from service.schemas.fields import AnswerModel, ItemId, RequestModel, UserId, entry_or_error
 
 MAX_TIMESTAMP_S = 10**11  # the year 5138; today's time in milliseconds is larger, so it is refused
+UNDO = "undo_"  # before a negative event type: it takes the refusal back
+
+
+def refusals_among(
+    negative_event_types: Iterable[str], history_event_types: Collection[str]
+) -> tuple[list[str], list[str]]:
+    """The types that refuse an item, and those that undo it. A type of histories is no refusal."""
+    refusing = [one for one in negative_event_types if one not in history_event_types]
+    return refusing, [UNDO + one for one in refusing]
 
 
 class Event(RequestModel):

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from contextvars import ContextVar
 from typing import Annotated, Any, Self
 
@@ -110,17 +109,21 @@ def field_name(loc: Iterable[str | int]) -> str:
 _near_left: ContextVar[list[int] | None] = ContextVar("_near_left", default=None)
 
 
-@contextmanager
-def near_fields_counted() -> Iterator[None]:
-    """Only so many unknown fields are compared with the known ones in here, with what is inside."""
-    if _near_left.get() is not None:  # this is inside of another one, which counts
-        yield
-        return
-    token = _near_left.set([MAX_NEAR])
-    try:
-        yield
-    finally:
-        _near_left.reset(token)
+class NearFieldsCounted:
+    """Only so many unknown fields are compared with the known ones in here, with what is inside.
+
+    A class, because it is entered for every request, and a generator takes longer.
+    """
+
+    __slots__ = ("_token",)
+
+    def __enter__(self) -> None:
+        # Inside of another one, that one counts.
+        self._token = None if _near_left.get() else _near_left.set([MAX_NEAR])
+
+    def __exit__(self, *_: object) -> None:
+        if self._token is not None:
+            _near_left.reset(self._token)
 
 
 class RequestModel(BaseModel):
@@ -131,7 +134,7 @@ class RequestModel(BaseModel):
     @model_validator(mode="wrap")
     @classmethod
     def _names_its_fields(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        with near_fields_counted():
+        with NearFieldsCounted():
             try:
                 return handler(value)
             except ValidationError as error:

@@ -51,7 +51,7 @@ class ItemsQuery(RequestModel):
     q: str = Field(
         "", max_length=200, description="Words, or parts of words, that a title has, all of them."
     )
-    id_prefix: str = Field("", max_length=256, description="How the item_id begins.")
+    id_prefix: str = Field("", max_length=MAX_ID_CHARS, description="How the item_id begins.")
     filter: str | None = Field(
         None, max_length=20_000, description="The `filter` of POST /recommend, as JSON."
     )

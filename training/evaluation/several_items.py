@@ -137,9 +137,7 @@ def sequence_ranks(
         advance(len(indices))
         return calls
 
-    with ThreadPoolExecutor(workers) as pool:
-        nfe = sum(pool.map(decode_batch, range(0, len(windows), batch)))
-    return SlotRanks(places, nfe / max(1, len(windows)))
+    return SlotRanks(places, _calls_of_a_user(decode_batch, len(windows), batch, workers))
 
 
 def one_after_another(
@@ -191,9 +189,7 @@ def one_after_another(
         advance(len(indices))
         return calls
 
-    with ThreadPoolExecutor(workers) as pool:
-        nfe = sum(pool.map(decode_batch, range(0, len(windows), batch)))
-    return SlotRanks(places, nfe / max(1, len(windows)))
+    return SlotRanks(places, _calls_of_a_user(decode_batch, len(windows), batch, workers))
 
 
 @dataclass(frozen=True, eq=False)
@@ -289,6 +285,14 @@ def several_items_markdown(found: dict[str, Any]) -> str:
         f"item*: the list of a request for one item, for every slot. ± is one standard error.\n\n"
         f"{markdown_table(header, rows)}"
     )
+
+
+def _calls_of_a_user(
+    decode_batch: Callable[[int], int], num_users: int, batch: int, workers: int
+) -> float:
+    """Decode all users. decode_batch: gets the first one of a batch, returns its denoiser calls"""
+    with ThreadPoolExecutor(workers) as pool:
+        return sum(pool.map(decode_batch, range(0, num_users, batch))) / max(1, num_users)
 
 
 def _places(rows: NDArray[np.int32], targets: NDArray[np.int32]) -> NDArray[np.int32]:

@@ -120,7 +120,11 @@ class Family:
             for item in error.errors():
                 name = ".".join(map(str, ("model.options", *item["loc"])))
                 is_unknown = item["type"] == "extra_forbidden"
-                what = f"family {config.family} has no such option" if is_unknown else item["msg"]
+                what = (
+                    f"family {config.family} has no such option"
+                    if is_unknown
+                    else item["msg"].removeprefix("Value error, ")
+                )
                 told.append(f"{name}: {what}")
             raise ConfigError("; ".join(told)) from error
 

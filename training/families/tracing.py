@@ -12,6 +12,7 @@ import io
 import logging
 import pickle
 import warnings
+from abc import ABC, abstractmethod
 from functools import lru_cache
 from typing import Any, ClassVar
 
@@ -33,7 +34,7 @@ from training.families.network import DenseNetwork, Network
 TRACES_KEPT = 16  # each as large as its network
 
 
-class Graph(nn.Module):
+class Graph(nn.Module, ABC):
     """One of a network's graphs; inputs and outputs have the names that serving asks for."""
 
     INPUTS: ClassVar[tuple[str, ...]]
@@ -43,9 +44,9 @@ class Graph(nn.Module):
         super().__init__()
         self.model = model
 
+    @abstractmethod
     def example(self) -> tuple[tuple[Tensor, ...], tuple[dict[int, Any], ...]]:
         """Inputs to trace with, and the names of their axes that have any length."""
-        raise NotImplementedError
 
     def _sids(self) -> Tensor:
         return torch.full(

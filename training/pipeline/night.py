@@ -3,8 +3,8 @@
 Each night is a run in a folder of its own, `<out>/<night>`. It can be cut off anywhere: the same
 command goes on. The trial of the night is compared with the trial of the bundle in service, because
 bundles that ship have learnt what is held out; and with that of the best so far, or many small
-losses would add up (docs/decisions/057). Knows no option of the command
-line, and no service: replicas look at the store by themselves.
+losses would add up (docs/decisions/057). Knows no option of the command line, and no service:
+replicas look at the store by themselves.
 """
 
 from __future__ import annotations

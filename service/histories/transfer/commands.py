@@ -17,7 +17,6 @@ from typing import get_args
 
 from service.errors import TransferFailed
 from service.histories.redis_store import RedisHistoryStore
-from service.histories.store import UNDO
 from service.histories.transfer.bulk import (
     Timestamps,
     export_events,
@@ -25,6 +24,7 @@ from service.histories.transfer.bulk import (
     load_histories,
 )
 from service.histories.transfer.history_files import read_histories, time_of
+from service.schemas import refusals_among
 
 SAY_EVERY = 100_000
 DAY_S = 24 * 60 * 60
@@ -115,8 +115,8 @@ async def run_command(
         return f"{users:,} histories written to {asked.out}."
     if not event_log_days:
         raise TransferFailed("there is no event log, because UNMASK_EVENT_LOG_DAYS is 0")
-    refusing = [one for one in negative_event_types if one not in history_event_types]
-    without = set() if asked.refusals else {*refusing, *(UNDO + one for one in refusing)}
+    refusing, undoing = refusals_among(negative_event_types, history_event_types)
+    without = set() if asked.refusals else {*refusing, *undoing}
     if asked.days is not None:
         return await _export_days(store, asked.days, asked.timestamps, event_log_days, without)
     return await _export_events(store, asked, event_log_days, without)

@@ -118,7 +118,7 @@ def document() -> dict[str, Any]:
 api = schemathesis.openapi.from_dict(document())
 api.config.update(headers=ADMIN)
 api.config.generation.allow_extra_parameters = False  # what no route reads is not refused
-api.config.checks.negative_data_rejection.expected_statuses = ["4xx", "5xx"]  # 431: a long URL
+api.config.checks.negative_data_rejection.expected_statuses += ["431"]  # a filter in a long URL
 api.config.checks.not_a_server_error.expected_statuses = ["2xx", "4xx", "503", "504"]
 
 

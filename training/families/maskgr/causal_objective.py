@@ -13,17 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from service.decoding import SidTrie
-from training.config import FitConfig, MaskingConfig, ModelConfig
-from training.data import Segments, Split
-from training.families.losses import CatalogueSoftmax, DenseLoss, Repeats
+from training.families.losses import Repeats
 from training.families.maskgr.masking import mask_one_item
-from training.families.maskgr.model import MaskGR
-from training.families.maskgr.objective import weighted_loss
-from training.families.segment_objective import SegmentObjective
+from training.families.maskgr.objective import LossesOfMaskGR, weighted_loss
 
 
-class CausalObjective(SegmentObjective):
+class CausalObjective(LossesOfMaskGR):
     """The losses of `MaskGRObjective`, of all targets of these segments.
 
     Of a target k codes are masked, k uniform in 1 .. L, with weight L / k; of a share of them all
@@ -31,23 +26,6 @@ class CausalObjective(SegmentObjective):
     all masked are also retrieved, with weight 1. Of a share `fit.history_dropout` of the segments
     no target knows what came before it.
     """
-
-    def __init__(
-        self,
-        model: MaskGR,
-        split: Split,
-        trie: SidTrie,
-        *,
-        model_config: ModelConfig,
-        masking: MaskingConfig,
-        config: FitConfig,
-    ) -> None:
-        self.model = model
-        self.full_share = masking.full_share / (masking.full_share + masking.partial_share)
-        segments = Segments.of(split.train, model_config.history_length)
-        super().__init__(segments, trie.catalogue, config)
-        self.catalogue_softmax = CatalogueSoftmax(trie, sampled_rows=config.sampled_rows)
-        self.dense_loss = DenseLoss(trie.catalogue, sampled_rows=config.sampled_rows)
 
     def loss(
         self, minibatch: NDArray[np.intp], progress: float, generator: torch.Generator

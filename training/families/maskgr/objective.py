@@ -6,7 +6,7 @@ of masking (`masking`) a minibatch has its share of sequences. Knows no optimise
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -43,17 +43,10 @@ class Sequences(NamedTuple):
     asked: Tensor
 
 
-class MaskGRObjective(SegmentObjective):
-    """The paper's loss (`fit.position_weight`) and the one over rows (`fit.catalogue_weight`).
+class LossesOfMaskGR(SegmentObjective):
+    """What the two objectives of this family have: the network, and the losses beside the paper's.
 
-    The paper's: over the masked codes, sum of weight * cross-entropy / sum of weights. The other:
-    `CatalogueSoftmax.loss` of the last item, where it has a mask. Sequences of the two kinds of
-    masking have means of their own, which count by the number of sequences. With a dense head there
-    is also `DenseLoss`, with the weight 1, the mean over the items that it is asked for.
-
-    A minibatch is an array of segments. Each is one sequence; where only its last item is masked,
-    it is cut off after one of its targets, drawn at random. So every item comes last now and then.
-    Of a share `fit.history_dropout`, only the last item is left.
+    full_share: of samples in which one item is filled, the share that has all its codes masked
     """
 
     def __init__(
@@ -67,13 +60,32 @@ class MaskGRObjective(SegmentObjective):
         config: FitConfig,
     ) -> None:
         self.model = model
-        self.target_share = model.options.target_share
-        self.noise = masking.noise
         self.full_share = masking.full_share / (masking.full_share + masking.partial_share)
         segments = Segments.of(split.train, model_config.history_length)
         super().__init__(segments, trie.catalogue, config)
         self.catalogue_softmax = CatalogueSoftmax(trie, sampled_rows=config.sampled_rows)
         self.dense_loss = DenseLoss(trie.catalogue, sampled_rows=config.sampled_rows)
+
+
+class MaskGRObjective(LossesOfMaskGR):
+    """The paper's loss (`fit.position_weight`) and the one over rows (`fit.catalogue_weight`).
+
+    The paper's: over the masked codes, sum of weight * cross-entropy / sum of weights. The other:
+    `CatalogueSoftmax.loss` of the last item, where it has a mask. Sequences of the two kinds of
+    masking have means of their own, which count by the number of sequences. With a dense head there
+    is also `DenseLoss`, with the weight 1, the mean over the items that it is asked for.
+
+    A minibatch is an array of segments. Each is one sequence; where only its last item is masked,
+    it is cut off after one of its targets, drawn at random. So every item comes last now and then.
+    Of a share `fit.history_dropout`, only the last item is left.
+    """
+
+    def __init__(
+        self, model: MaskGR, split: Split, trie: SidTrie, *, masking: MaskingConfig, **configs: Any
+    ) -> None:
+        super().__init__(model, split, trie, masking=masking, **configs)
+        self.target_share = model.options.target_share
+        self.noise = masking.noise
 
     def loss(
         self, minibatch: NDArray[np.intp], progress: float, generator: torch.Generator
