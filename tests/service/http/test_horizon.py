@@ -154,14 +154,19 @@ def test_without_a_history_popular_items_stand_side_by_side(several_served: Serv
 def test_the_items_of_sequences_are_attributed_and_left_out_of_a_next_page(
     several_served: Service,
 ) -> None:
-    answer = several_served.recommend(user_id="reader", history=HISTORY, horizon=2).json()
+    answer = several_served.recommend(user_id="of-sequences", history=HISTORY, horizon=2).json()
     shown = {name for names in _item_ids(answer) for name in names}
     page = several_served.recommend(
-        user_id="reader", history=HISTORY, after=answer["recommendation_id"], k=50
+        user_id="of-sequences", history=HISTORY, after=answer["recommendation_id"], k=50
     ).json()
     assert len(page["items"]) == 50
     assert not shown & {item["item_id"] for item in page["items"]}
-    event = {"user_id": "reader", "item_id": min(shown), "event_id": "1", "event_type": "click"}
+    event = {
+        "user_id": "of-sequences",
+        "item_id": min(shown),
+        "event_id": "1",
+        "event_type": "click",
+    }
     event["recommendation_id"] = answer["recommendation_id"]
 
     def is_attributed() -> bool:
