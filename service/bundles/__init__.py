@@ -18,6 +18,7 @@ from service.bundles.items import (
     AttributeValue,
     HiddenItems,
     Item,
+    joined_text,
     text_of,
 )
 from service.bundles.ladder import ladder_of
@@ -59,6 +60,7 @@ __all__ = [
     "check_items",
     "configured_path",
     "existing_path",
+    "joined_text",
     "ladder_of",
     "misfit_of",
     "one_line",

@@ -292,6 +292,7 @@ def write_bundle(
     int8: tuple[bytes, bytes] | None = None,
     content_text: ContentText | None = None,
     content_model: str | None = None,
+    text_columns: Sequence[str] = (),
     family: str = "mdgr",
     autoregressive: bool = False,
     history_dropout: float = 0.0,
@@ -302,6 +303,7 @@ def write_bundle(
 
     content_text, content_model: which text of the items was embedded, and by which model; None =
         unknown
+    text_columns: what else was embedded, see `ContentPart`
     autoregressive, history_dropout: of the network, see `Manifest`
     int8: the encoder and the decoder with 8-bit products, if the bundle should have them
     family: of the network
@@ -344,6 +346,7 @@ def write_bundle(
             embedding_dims=projection.embedding_dims,
             weight=projection.weight,
             text=content_text,
+            text_columns=tuple(text_columns),
             model=content_model,
         )
     manifest = Manifest(

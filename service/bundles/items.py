@@ -120,12 +120,18 @@ class HiddenItems:
         return self.rows[self.until_s > now_s] if len(self.rows) else self.rows
 
 
-def text_of(item: Item) -> str:
+def text_of(item: Item, further: str = "") -> str:
     """The text of an item that is embedded: "title. categories"; "" when it has neither.
 
     The manifest calls it CONTENT_TEXT. Another text would need another name.
+    further: what the columns say that the manifest calls `text_columns`, see `joined_text`
     """
-    return ". ".join(filter(None, (item.title, ", ".join(item.categories))))
+    return joined_text((item.title, ", ".join(item.categories), further))
+
+
+def joined_text(parts: Iterable[str]) -> str:
+    """Parts of a text that is embedded, without the empty ones, with ". " between them."""
+    return ". ".join(filter(None, parts))
 
 
 def with_ancestors(paths: Iterable[str]) -> Iterator[str]:

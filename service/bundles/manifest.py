@@ -102,12 +102,14 @@ class ContentPart(_Model):
 
     weight: share of the content part in the squared norm of a vector that has all parts
     text: which text of an item was embedded; null when unknown
+    text_columns: whose text was embedded behind it, in this order; not written if there are none
     model: the model that embedded it; null when unknown
     """
 
     embedding_dims: int = Field(ge=1, le=MAX_DIMS)
     weight: float = Field(ge=0, le=1)
     text: ContentText | None = None
+    text_columns: tuple[str, ...] = Field((), exclude_if=lambda names: not names)
     model: str | None = Field(None, min_length=1, max_length=500)
 
 

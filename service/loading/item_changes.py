@@ -18,7 +18,7 @@ from typing import Protocol
 import structlog
 from pydantic import SecretStr
 
-from service.bundles import CONTENT_TEXT, Bundle, ContentPart, text_of
+from service.bundles import CONTENT_TEXT, Bundle, ContentPart, joined_text, text_of
 from service.errors import EmbedderUnfit, HistoryUnavailable, InvalidRequest, RequestError
 from service.loading.changed_bundles import (
     REMOVED,
@@ -265,6 +265,7 @@ class ItemChanges:
             )
             message = f"this bundle takes no new items: {why}"
             raise InvalidRequest(message, param="add")
+        _check_texts(items, content)
         missing = [place for place, item in enumerate(items) if item.embedding is None]
         found: list[list[float]] = [item.embedding or [] for item in items]
         if missing:
@@ -287,7 +288,10 @@ class ItemChanges:
         if self._embedder is None:
             message = "an embedding is needed, as UNMASK_EMBEDDER_URL is not set"
             raise InvalidRequest(message, param=f"add.{missing[0]}.embedding")
-        texts = [text_of(item_of_request(items[place])) for place in missing]
+        texts = [
+            text_of(item_of_request(items[place]), _further_text(items[place], content))
+            for place in missing
+        ]
         for place, text in zip(missing, texts, strict=True):
             if not text.strip():
                 message = "an item without an embedding needs a title or categories to embed"
@@ -309,6 +313,25 @@ class ItemChanges:
         if content.model and embedded.model and _last(content.model) != _last(embedded.model):
             log.warning("embedder_of_another_model", bundle=content.model, embedder=embedded.model)
         return embedded.embeddings
+
+
+def _check_texts(items: Sequence[NewItem], content: ContentPart) -> None:
+    """Raise InvalidRequest for texts of columns that the bundle does not embed."""
+    for place, item in enumerate(items):
+        for name in item.texts:
+            if name not in content.text_columns:
+                embedded = ", ".join(("title", "categories", *content.text_columns))
+                message = f"the bundle does not embed such a column; it embeds {embedded}"
+                raise InvalidRequest(message, param=f"add.{place}.texts.{name}")
+
+
+def _further_text(item: NewItem, content: ContentPart) -> str:
+    """What the bundle's text columns say of a new item."""
+    said = []
+    for name in content.text_columns:
+        value = item.texts.get(name, item.attributes.get(name, ""))
+        said.append(", ".join(value) if isinstance(value, list) else str(value).strip())
+    return joined_text(said)
 
 
 def _last(model: str) -> str:

@@ -134,11 +134,18 @@ class NewItem(RequestModel):
         description="Of those that the bundle has: a list of texts, a number, or a date such as "
         "2026-11-30.",
     )
+    texts: dict[AttributeName, Annotated[str, Field(max_length=10_000)]] = Field(
+        {},
+        max_length=50,
+        description="What the item's text columns say, of those that the bundle has "
+        "(`text_columns` of `content` in `GET /info`). It is embedded and not kept. A column that "
+        "is an attribute too need not be here.",
+    )
     embedding: list[Annotated[float, Field(allow_inf_nan=False)]] | None = Field(
         None,
         max_length=8192,
         description="Made like the content embeddings of the training items; without it the text "
-        '"title. categories" is embedded.',
+        '"title. categories. texts" is embedded.',
     )
 
 

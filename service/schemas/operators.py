@@ -89,11 +89,13 @@ class ContentInfo(AnswerModel):
     """What embeddings of new items must be like.
 
     text: which text of an item was embedded; null when unknown
+    text_columns: columns of the items file whose text was embedded behind it
     model: the model that embedded it; null when unknown
     """
 
     embedding_dims: int
     text: str | None
+    text_columns: tuple[str, ...] = ()
     model: str | None
 
 

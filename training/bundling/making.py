@@ -320,5 +320,6 @@ def _write(
         int8=(int8.encoder, int8.decoder) if int8 and int8.accepted else None,
         content_text=CONTENT_TEXT if is_ours else config.bundle.content_text,
         content_model=config.embeddings.text_model if is_ours else config.bundle.content_model,
+        text_columns=config.items.text_columns if dataset.texts else (),
         **named,
     )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import Field, field_validator, model_validator
 
 from training.config.sections import AttributeType, CodebookKind, Collisions, Section, later
+
+Names = TypeVar("Names", dict[str, AttributeType], tuple[str, ...])
 
 
 class InteractionsConfig(Section):
@@ -71,16 +73,36 @@ class ItemsConfig(Section):
         "more columns of the items file, each text, number or date: requests can filter by them, "
         "as in {brand = 'text', price = 'number', released = 'date'}",
     )
+    text_columns: tuple[str, ...] = later(
+        (),
+        "more columns of the items file, perhaps attributes too, whose text is embedded behind "
+        "title and categories, in this order: ['brand', 'description']",
+    )
 
-    @field_validator("attributes")
+    @field_validator("attributes", "text_columns")
     @classmethod
-    def _are_no_other_columns(cls, types: dict[str, AttributeType]) -> dict[str, AttributeType]:
-        for name in types:
+    def _are_no_other_columns(cls, names: Names) -> Names:
+        for name in names:
             if name.strip().lower() in ("item_id", "title", "category", "categories"):
-                raise ValueError(f"{name} is read already, and is no attribute")
+                raise ValueError(f"{name} is read already, and need not be named here")
             if not 1 <= len(name) <= 64:
                 raise ValueError("a name has 1 to 64 characters")
-        return types
+        return names
+
+    @field_validator("text_columns")
+    @classmethod
+    def _are_named_once(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if repeated := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"{repeated[0]} is named more than once")
+        return names
+
+    @model_validator(mode="after")
+    def _texts_are_text(self) -> Self:
+        types = {name.strip().lower(): kind for name, kind in self.attributes.items()}
+        for name in self.text_columns:
+            if (kind := types.get(name.strip().lower(), "text")) != "text":
+                raise ValueError(f"text_columns: {name} is a {kind}; name columns of text")
+        return self
 
 
 class EmbeddingsConfig(Section):

@@ -74,7 +74,9 @@ def embed(dataset: Dataset, config: EmbeddingsConfig) -> ItemVectors:
     content, factors, said = Content(None, "", False), None, []
     with threadpool_limits(1):
         if config.content_dims:
-            content = content_embeddings(dataset.items, dataset.embeddings, seen, config)
+            content = content_embeddings(
+                dataset.items, dataset.embeddings, seen, config, dataset.texts
+            )
             if content.embeddings is None and not config.collaborative_dims:
                 raise DataError(
                     f"there is {content.source}; give --items with titles, or --embeddings, or "
@@ -100,21 +102,23 @@ def content_embeddings(
     embeddings: NDArray[np.float32] | None,
     seen: NDArray[np.bool_],
     config: EmbeddingsConfig,
+    further: Sequence[str] = (),
 ) -> Content:
     """Content embeddings of all items, from the first of these that is there.
 
     1. The given embeddings, (num_items, d).
     2. sentence-transformers with `config.text_model`, if it is installed and loads.
     3. TF-IDF and a truncated SVD, fitted on the items that `seen`, (num_items,) bool, marks.
-    An item without text gets zeros.
+    An item without text gets zeros. further: `Dataset.texts`
     """
     if embeddings is not None:
         source = f"content: the given embeddings, {embeddings.shape[1]} dimensions"
         return Content(embeddings, source, True)
-    texts = [text_of(item) for item in items]
+    further = further or [""] * len(items)
+    texts = [text_of(item, more) for item, more in zip(items, further, strict=True)]
     has_text = np.array([bool(text) for text in texts])
     if not (has_text & seen).any():
-        because = "no item with training interactions has a title or categories"
+        because = "no item with training interactions has a title, categories or further text"
         return Content(None, f"no content, because {because}", False)
     found, reason = _encode_texts(texts, config.text_model)
     if found is not None:

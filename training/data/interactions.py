@@ -42,6 +42,7 @@ class Dataset:
     split:      train, validation, test
     items:      num_items items, by row
     embeddings: (num_items, d) float32 content embeddings, zeros for an item without one; or None
+    texts:      num_items texts that are embedded behind title and categories, by row; empty = none
     warnings:   sentences for the person who started the run, about what may be a mistake
     notes:      sentences about how the files were read
     """
@@ -51,6 +52,7 @@ class Dataset:
     embeddings: NDArray[np.float32] | None
     warnings: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    texts: tuple[str, ...] = ()
 
     def reordered(self, order: NDArray[np.intp]) -> Dataset:
         """The same with new row numbers: row i is what row `order[i]` was."""
@@ -59,6 +61,7 @@ class Dataset:
             split=self.split.reordered(order),
             items=tuple(self.items[row] for row in order),
             embeddings=None if self.embeddings is None else self.embeddings[order],
+            texts=tuple(self.texts[row] for row in order) if self.texts else (),
         )
 
 
@@ -171,7 +174,12 @@ def load_dataset(
         raise DataError(f"{embeddings} needs an items file that says which row is which item")
 
     log = read_interactions(interactions, config, notes, warnings)
-    listed = read_items(items, items_config, notes, warnings) if items else ()
+    listed_texts: list[str] = []
+    listed = read_items(items, items_config, notes, warnings, listed_texts) if items else ()
+    if items_config.text_columns and (embeddings or not items):
+        lacks = f"the embeddings of {embeddings} are taken" if embeddings else "no items are given"
+        warnings.append(f"items.text_columns is not used, because {lacks}")
+        listed_texts = []
     line_of = {item.item_id: line for line, item in enumerate(listed)}
     if items:
         check_same_ids(items, line_of, interactions, log.item_ids)
@@ -211,6 +219,9 @@ def load_dataset(
         embeddings=vectors,
         warnings=tuple(warnings),
         notes=tuple(notes),
+        texts=tuple(listed_texts[line] if line >= 0 else "" for line in lines)
+        if items_config.text_columns and listed_texts
+        else (),
     )
 
 

@@ -101,6 +101,7 @@ def without_items(dataset: Dataset, removed: NDArray[np.int32]) -> Dataset:
         split=left,
         items=tuple(dataset.items[row] for row in kept_rows),
         embeddings=None if dataset.embeddings is None else dataset.embeddings[kept_rows],
+        texts=tuple(dataset.texts[row] for row in kept_rows) if dataset.texts else (),
     )
 
 

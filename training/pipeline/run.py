@@ -302,6 +302,8 @@ def dataset_key(dataset: Dataset) -> str:
         *([split.everything.weights] * (split.everything.weights is not None)),
     ):
         digest.update(b"-" if array is None else np.ascontiguousarray(array).tobytes())
+    if dataset.texts:
+        digest.update(json.dumps(dataset.texts).encode())
     return digest.hexdigest()
 
 

@@ -173,6 +173,31 @@ def test_an_item_without_an_embedding_is_embedded_as_training_does(
     assert after.catalogue.codes[row].tolist() == after.codebook.codes_of(vectors)[0].tolist()
 
 
+def test_texts_of_the_bundles_columns_are_embedded_and_others_refused(
+    tmp_path: Path, url: str
+) -> None:
+    def attributes(row: int) -> dict[str, Any]:
+        return {"brand": ("Acme", "Best")} if row else {}
+
+    path = write_tiny_bundle(tmp_path / "shop" / "1", name="shop", attributes=attributes)
+    columns = ["brand", "about"]
+    edit_manifest(path, lambda m: m["content"].update(text_columns=columns))
+    items = [
+        {"title": "A", "attributes": {"brand": ["Acme", "Best"]}, "texts": {"about": " Boils. "}},
+        {"title": "B", "texts": {"brand": "Cosy"}},
+        {"title": "C"},
+        {"title": "", "texts": {"about": "Digs"}},
+    ]
+    add = [NewItem(item_id=f"new {n}", **item) for n, item in enumerate(items)]  # type: ignore[arg-type]
+    with text_embedder() as server:
+        assert change(path, url, server.url, ItemsRequest(add=add))[0].added == 4
+        assert server.batches == [["A. Acme, Best. Boils.", "B. Cosy", "C", "Digs"]]
+        wrong = new("D", texts={"colour": "red"}, embedding=[0.5] * EMBEDDING_DIMS)
+        with pytest.raises(InvalidRequest, match="embeds title, categories, brand, about") as found:
+            change(path, url, server.url, wrong)
+    assert found.value.param == "add.0.texts.colour"
+
+
 @pytest.mark.parametrize(
     ("titles", "param"),
     [(("",), "add.0.title"), (("good", "  "), "add.1.title"), (("x", "y" * 900), None)],

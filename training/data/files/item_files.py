@@ -1,4 +1,4 @@
-"""Reads the file of items: their ids, titles, categories and attributes.
+"""Reads the file of items: their ids, titles, categories, attributes and further text.
 
 Warns about columns that look like one of these but were not read. Knows nothing of interactions.
 """
@@ -6,15 +6,17 @@ Warns about columns that look like one of these but were not read. Knows nothing
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from service.bundles import Item
+from service.bundles import AttributeValue, Item, joined_text
 from training.config import ItemsConfig
 from training.data.files.attributes import KINDS, attribute_columns
 from training.data.files.categories import category_column
 from training.data.files.columns import id_column, text_column
-from training.data.files.table import Kind, plain_name, quoted, shown, words_of
+from training.data.files.table import Kind, Table, plain_name, quoted, shown, words_of
 from training.data.files.table_files import read_table
+from training.errors import DataError
 
 # Columns that say something about an item and are not read under these names.
 LIKE_TITLE = re.compile(r"(^|_)(name|title|movie|headline)$|^(product|item|movie)_desc(ription)?$")
@@ -28,10 +30,12 @@ def read_items(
     config: ItemsConfig = ItemsConfig(),  # noqa: B008 (immutable)
     notes: list[str] | None = None,
     warnings: list[str] | None = None,
+    texts: list[str] | None = None,
 ) -> tuple[Item, ...]:
     """Read a table with `item_id`, optionally `title`, `categories`, or as `config.columns` says.
 
-    The columns of `config.attributes` are read too.
+    The columns of `config.attributes` are read too, and those of `config.text_columns`: `texts`
+    gets, for each item, what is embedded behind title and categories, "" if there is nothing.
 
     `categories` (or `category`) are lists in any spelling (see training.data.files.categories).
     Items stay in the order of the file. `notes` gets sentences about how the file was read,
@@ -42,6 +46,7 @@ def read_items(
     kinds: dict[str, Kind] = {"item_id": "id", "title": "text", "categories": "list"}
     if "categories" not in config.columns:
         kinds["category"] = "list"
+    kinds |= {plain_name(name): "text" for name in config.text_columns}
     kinds |= {plain_name(name): KINDS[kind] for name, kind in config.attributes.items()}
     table = read_table(path, kinds, config.columns, "items")
     table.require(["item_id"], "items")
@@ -74,4 +79,30 @@ def read_items(
                 f"items.columns.{name}={quoted(meant[0])}"
             )
     attributes = attribute_columns(table, config.attributes, notes)
+    if texts is not None:
+        texts.extend(_further_text(table, config, attributes, notes))
     return tuple(Item(*each) for each in zip(item_ids, titles, categories, attributes, strict=True))
+
+
+def _further_text(
+    table: Table,
+    config: ItemsConfig,
+    attributes: Sequence[Mapping[str, AttributeValue] | None],
+    notes: list[str],
+) -> list[str]:
+    """What the columns of `config.text_columns` say of each item, joined by `joined_text`."""
+    absent = [name for name in config.text_columns if plain_name(name) not in table.columns]
+    if absent:
+        raise DataError(
+            f"{table.path} has no column {' or '.join(absent)} for items.text_columns; it has "
+            f"{table.listed()}"
+        )
+    read_already = {plain_name(name): name for name in config.attributes}
+    columns: list[list[str]] = []
+    for name in map(plain_name, config.text_columns):
+        if name in read_already:  # an item may have several texts
+            values = [(of_item or {}).get(read_already[name], ()) for of_item in attributes]
+            columns.append([", ".join(map(str, each)) for each in values])  # type: ignore[arg-type]
+        else:
+            columns.append([text.strip() for text in text_column(table, name, notes)])
+    return [joined_text(texts) for texts in zip(*columns, strict=True)] or [""] * len(table)
