@@ -152,6 +152,7 @@ class HealthRoutes:
             ),
             history_store="redis" if settings.redis_url else "embedded",
             ort_threads=settings.ort_threads,
+            needs_key=bool(settings.api_keys),
         )
 
     async def models(self) -> schemas.Models:
