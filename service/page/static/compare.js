@@ -19,7 +19,7 @@ export class Compare {
     this.summary = el("div", { class: "panel verdict", role: "status" });
     this.sides = ["A", "B"].map((name) => this.side(name, info));
     root.replaceChildren(
-      el("p", { class: "hint" }, "Both answer for the history above. A begins with the bundle’s own settings, B with the papers’ schedule."),
+      el("p", { class: "hint" }, "Both answer for the history above. A begins with the bundle's own settings, B with the papers' schedule."),
       this.summary,
       ...this.sides.map((side) => side.root),
     );

@@ -59,7 +59,7 @@ export class Controls {
         bundle.dense ? this.choice("retrieval", "What finds items", RETRIEVALS, own.retrieval) : null,
       ]),
       this.group("Only items with", Object.entries(bundle.attributes).map(([name, type]) => this.filter(name, type))),
-      el("button", { type: "button", class: "quiet", on: { click: () => (this.reset(), this.onChange()) } }, "Reset to the bundle’s settings"),
+      el("button", { type: "button", class: "quiet", on: { click: () => (this.reset(), this.onChange()) } }, "Reset to the bundle's settings"),
     ];
   }
 

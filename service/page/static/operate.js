@@ -150,7 +150,7 @@ export class Operate {
         this.show();
       } else this.key = "";
     };
-    return el("form", { class: "bar-form", on: { submit } }, el("label", { for: "admin-key" }, "Administrator’s key"), input, el("button", { type: "submit" }, "Use"));
+    return el("form", { class: "bar-form", on: { submit } }, el("label", { for: "admin-key" }, "Administrator's key"), input, el("button", { type: "submit" }, "Use"));
   }
 
   async act(path, body, method = "POST") {

@@ -122,7 +122,7 @@ export class People {
   async changed() {
     const many = `${this.history.length} ${this.history.length === 1 ? "item" : "items"}`;
     const whose = this.isStored ? ["The stored history of ", said(this.userId), `, ${many}.`] : [`A history of this page, ${many}. It is stored nowhere.`];
-    if (!this.isStored && this.target) whose.splice(0, 1, "The bundle’s history of ", said(this.userId), `, ${many}. It is not in the store.`);
+    if (!this.isStored && this.target) whose.splice(0, 1, "The bundle's history of ", said(this.userId), `, ${many}. It is not in the store.`);
     this.status.replaceChildren(...whose);
     if (this.target && this.knowsHeldOut) this.said("What came next is known to this bundle: it has learnt it.");
     this.onChange();

@@ -84,11 +84,15 @@ export class Playground {
   actions(item, answer) {
     const { people } = this;
     const named = item.title.slice(0, 80);
-    const button = (text, label, work, kind = "quiet") => el("button", { type: "button", class: kind, "aria-label": `${label}: ${named}`, on: { click: work } }, text);
+    const button = (text, does, work, kind = "quiet") =>
+      el("button", { type: "button", class: kind, title: does, "aria-label": `${text} ${named}`, on: { click: work } }, text);
+    const did = (eventType) => () => people.did(item, answer.recommendation_id, eventType);
+    const { isStored, eventType, negativeType } = people;
     return [
-      this.why ? button("Why?", "Why this", () => this.why(item, this.body)) : null,
-      people.isStored && people.negativeType ? button("Not for me", people.negativeType, () => people.did(item, answer.recommendation_id, people.negativeType)) : null,
-      people.eventType || !people.isStored ? button("Choose", people.isStored ? `Post ${people.eventType}` : "Add to the history", () => people.did(item, answer.recommendation_id), "") : null,
+      this.why ? button("Why?", "How it came to its place", () => this.why(item, this.body)) : null,
+      isStored && negativeType ? button("Not for me", `Posts the event ${negativeType}`, did(negativeType)) : null,
+      isStored && eventType ? button("Choose", `Posts the event ${eventType}`, did(eventType), "") : null,
+      isStored ? null : button("Choose", "Adds it to the history of this page", did(eventType), ""),
     ];
   }
 
