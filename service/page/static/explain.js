@@ -6,7 +6,7 @@ const PARTS = {
   neighbour_prior: ["the neighbour prior", "what others had after the items of this history"],
   repeat_bias: ["the repeat bias", "the history has it already"],
   boost: ["boosts", "of the request"],
-  normalisation: ["sharing out", "what codes without an item would have had"],
+  normalisation: ["normalisation", "what codes without an item would have had"],
 };
 const MOST_TITLES = 3;
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page
-from running_service import PATIENCE_S  # noqa
+from running_service import PATIENCE_S
 
 KEY, ADMIN_KEY = "a-client-key", "an-admin-key"
-PATIENCE_MS = 15_000
+PATIENCE_MS = 1000 * PATIENCE_S
 ALONE = (
     "--no-sandbox",
     "--disable-gpu",
