@@ -26,7 +26,6 @@ HEADERS = {
     "Cache-Control": "no-cache",  # kept, but asked about each time
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
 INDEX = "index.html"

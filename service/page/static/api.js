@@ -61,9 +61,9 @@ export async function itemOf(itemId) {
     try {
       rememberItems([(await ask("GET", `/items/${encodeURIComponent(itemId)}`)).answer]);
     } catch (error) {
-      const unknown = { item_id: itemId, title: itemId, categories: [], attributes: {}, unknown: true };
-      if (error.status !== 404) return unknown;
-      known.set(itemId, unknown);
+      const untitled = { item_id: itemId, title: itemId, categories: [], attributes: {} };
+      if (error.status !== 404) return untitled;
+      known.set(itemId, { ...untitled, unknown: true });
     }
   }
   return known.get(itemId);

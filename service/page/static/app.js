@@ -37,8 +37,6 @@ async function start() {
     forgetItems();
     location.reload(); // the settings that another bundle has may be others
   });
-  const hasMap = await startMap(at("map"), { ask, el, people, playground: views.playground, info });
-  document.querySelector('nav a[href="#map"]').hidden = !hasMap;
   const turn = () => {
     for (const view of VIEWS) {
       const isShown = view === shown();
@@ -53,11 +51,16 @@ async function start() {
   };
   function shown() {
     const named = location.hash.slice(1);
-    return VIEWS.includes(named) && (named !== "map" || hasMap) ? named : "playground";
+    return VIEWS.includes(named) && (named !== "map" || views.map) ? named : "playground";
   }
   addEventListener("hashchange", () => (turn(), views[shown()]?.refresh?.()));
   turn();
   await people.begin();
+  views.map = await startMap(at("map"), { ask, el, people, playground: views.playground, info });
+  if (!views.map) return;
+  document.querySelector('nav a[href="#map"]').hidden = false;
+  turn();
+  if (shown() === "map") views.map.refresh();
 }
 
 function describe(bundle) {

@@ -20,6 +20,8 @@ export class Operate {
     this.hits = el("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": "Hit rates" });
     this.said = el("p", { class: "hint", role: "status" });
     this.changes = el("div", {});
+    this.live = el("p", { class: "hint" }, "From /metrics of the process that answers this page, every two seconds.");
+    this.hasMetrics = true;
     this.charts = [
       new Chart("Requests a second", [["requests", "--denoise"]], (now) => [now.rate(now.requests)]),
       new Chart("Milliseconds, p50 and p99", [["p50", "--denoise"], ["p99", "--search"]], (now) => [now.p50, now.p99]),
@@ -32,7 +34,7 @@ export class Operate {
         "div",
         { class: "panel wide" },
         el("h2", {}, "Live"),
-        el("p", { class: "hint" }, "From /metrics of the process that answers this page, every two seconds."),
+        this.live,
         el("div", { class: "charts" }, ...this.charts.map((chart) => chart.root)),
       ),
       el("div", { class: "panel wide" }, el("h2", {}, "Bundles in memory"), this.bundles, this.keyForm(), this.said, this.changes),
@@ -68,11 +70,24 @@ export class Operate {
       if (error.status === 503) return { answer: { reasons: ["not ready"] } };
       throw error;
     });
-    const [{ answer: readiness }, { answer: models }, { answer: text }] = await Promise.all([ready, ask("GET", "/models"), ask("GET", "/metrics")]);
+    const [{ answer: readiness }, { answer: models }, { answer: text }] = await Promise.all([ready, ask("GET", "/models"), this.metrics()]);
     const isReady = readiness.reasons.length === 0;
     this.health.replaceChildren(el("span", { class: `mark ${isReady ? "good" : "bad"}` }, isReady ? "ready" : "not ready"), ` ${readiness.reasons.join(", ")}`);
     this.drawBundles(models);
-    this.drawMetrics(samplesOf(text));
+    if (text !== null) this.drawMetrics(samplesOf(text));
+  }
+
+  /** What /metrics says; null where a gateway keeps it from browsers, which is asked once. */
+  async metrics() {
+    if (!this.hasMetrics) return { answer: null };
+    try {
+      return await ask("GET", "/metrics");
+    } catch (error) {
+      if (error.status !== 404) throw error;
+      this.hasMetrics = false;
+      this.live.replaceChildren("/metrics is not to be seen from here: ", said(error.message));
+      return { answer: null };
+    }
   }
 
   drawFacts(samples) {

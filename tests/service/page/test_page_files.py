@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,12 @@ def test_the_files_are_small() -> None:
     }
     assert sizes[PAGE] <= MOST_BYTES
     assert sizes[DOCS] <= MOST_DOCS_BYTES
+
+
+def test_the_wheel_has_them() -> None:
+    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())
+    packed = project["tool"]["setuptools"]["package-data"]["service"]
+    assert packed == [f"page/{folder}/*" for folder in (PAGE, DOCS)]
 
 
 def test_libraries_come_with_their_licences() -> None:

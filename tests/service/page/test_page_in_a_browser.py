@@ -288,6 +288,17 @@ def test_live_charts_show_what_happens(seen: Seen, page_service: Service) -> Non
     expect(page.locator(".chart canvas")).to_have_count(4)
 
 
+def test_behind_a_gateway_that_keeps_metrics_the_rest_is_shown(seen: Seen) -> None:
+    seen.expected.append("404")
+    page = seen.page
+    error = {"code": "route_not_found", "message": "not through the gateway: ask a replica"}
+    page.route("**/metrics", lambda route: route.fulfill(status=404, json={"error": error}))
+    seen.open("/#operate")
+    expect(page.locator("#operate")).to_contain_text("not through the gateway")
+    expect(page.locator("#operate")).to_contain_text("tiny@1")
+    expect(page.locator("#operate .mark.good")).to_have_text("ready")
+
+
 @pytest.mark.parametrize("seen", [{}, PHONE], indirect=True, ids=["desktop", "phone"])
 def test_hostile_titles_are_only_text(seen: Seen, page_service: Service) -> None:
     assert seen.page.viewport_size
