@@ -78,7 +78,7 @@ function calls({ steps, item }) {
   const dead = steps.filter((step) => step.dead_beams.length);
   return [
     el("h3", {}, "Call by call"),
-    el("p", { class: "hint" }, "Columns are positions of its semantic ID. A filled cell has the code, how probable it was, and its rank among the codes that were possible."),
+    el("p", { class: "hint" }, "Columns are positions of its semantic ID. A filled cell has the code, how probable it was, and its rank among the codes that were possible; settled: all items that were left have it."),
     el("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": "Calls" }, el("table", { class: "calls" }, el("thead", {}, el("tr", {}, ...heads.map((text) => el("th", { scope: "col" }, text)))), el("tbody", {}, ...rows))),
     dead.length
       ? el(
@@ -92,7 +92,7 @@ function calls({ steps, item }) {
 }
 
 function fillCell(one) {
-  const cell = el("td", { class: "filled" }, el("strong", {}, one.code), el("span", {}, one.settled ? "only one left" : `${percent(one.probability)}, ${one.rank} of ${one.num_codes}`));
+  const cell = el("td", { class: "filled" }, el("strong", {}, one.code), el("span", {}, one.settled ? "settled" : `${percent(one.probability)}, ${one.rank} of ${one.num_codes}`));
   cell.style.setProperty("--sure", one.probability.toFixed(3));
   return cell;
 }
