@@ -4,8 +4,8 @@ Rooms, from the top floor down (docs/structure.md has the picture): `http` knows
 starts and stops all parts. `recommending` is the story of a request. `loading` keeps bundles in
 memory. `batching` queues jobs for the decode thread. `histories` keeps what users did. `bundles` is
 the format that training writes. `decoding` is the search. `schemas` and `telemetry` are what
-clients and operators see. `settings`, `errors` and `tasks` are two lists and a small tool.
-`__main__` is the process. `demo` and `seed` talk to it as clients do.
+clients and operators see. `page` is what a browser gets. `settings`, `errors` and `tasks` are two
+lists and a small tool. `__main__` is the process. `demo` and `seed` talk to it as clients do.
 
 Reading order: `recommending`, `decoding`, `batching`, `histories`, `bundles`, `loading`,
 `lifecycle`, `http`.

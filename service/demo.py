@@ -1,10 +1,11 @@
 """`python -m service.demo`: shows the service at work, in one command.
 
-It starts `python -m service` as a child process and stores the histories of a few held-out users
-through POST /events. It asks for items for each of them, and counts how often the answer has the
-item that really came next. It shows one of these users. Then it serves until Ctrl-C; with ONCE=1 it
-ends. Only titles and held-out users come from the bundle; all else goes over HTTP. Its histories
-are gone when it ends, unless UNMASK_HISTORY_DIR or UNMASK_REDIS_URL says where to keep them.
+It starts `python -m service` as a child process, stores the histories of a few held-out users
+through POST /events, and says where the page for people is. It asks for items for each of these
+users, counts how often the answer has the item that really came next, and shows one of them. Then
+it serves until Ctrl-C; with ONCE=1 it ends. Only titles and held-out users come from the bundle;
+all else goes over HTTP. Its histories are gone when it ends, unless UNMASK_HISTORY_DIR or
+UNMASK_REDIS_URL says where to keep them.
 """
 
 from __future__ import annotations
@@ -61,6 +62,8 @@ def run() -> int:
         url = f"http://{settings.host}:{settings.port}"
         with _server(settings) as server, httpx.Client(base_url=url, trust_env=False) as client:
             _wait_until_ready(client, server)
+            if settings.page:
+                print(f"See it think: {url}/", flush=True)
             shown = show(client, bundle)
             if os.environ.get("ONCE") == "1":
                 print(json.dumps(shown, ensure_ascii=False))

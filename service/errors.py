@@ -87,7 +87,11 @@ class InvalidRequest(RequestError):
 
 
 class Unauthenticated(RequestError):
-    """The key is missing or wrong."""
+    """The key is missing or wrong. `challenge` says how to send one, as WWW-Authenticate does."""
+
+    def __init__(self, message: str, *, challenge: str = "Bearer") -> None:
+        super().__init__(message)
+        self.challenge = challenge
 
 
 class Forbidden(RequestError):

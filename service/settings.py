@@ -370,6 +370,11 @@ class Settings(BaseSettings):
         description="Most requests a second of each client key, those of a batch each for "
         "itself; more get 429.",
     )
+    page: bool = Field(
+        True,
+        description="Whether `/` is a page where people see recommendations made, and "
+        "`/held-out-users` names the bundle's test users for it; see docs/page.md.",
+    )
     drain_delay_s: float = Field(
         5.0,
         ge=0,

@@ -31,7 +31,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "histories batching bundles",
         "schemas telemetry",
         "decoding",
-        "errors tasks",
+        "errors tasks page",
     ),
     "service.decoding": (
         "decoder",

@@ -6,10 +6,10 @@ rooms below. It turns their answers and errors into statuses, headers and JSON. 
 about recommendations, histories or bundles.
 
 Reading order: `app` (the wiring, the routes of clients), `bulk` (POST /recommend/batch),
-`operator_routes`, `error_map` (which error has which status), `preconditions` (what is checked
-before the body is read), `url_and_body` (checks of the URL, limits of the body), `json_body` (JSON
-that can be read in one way only), `middleware` (request id, metrics, log line). Who may enter:
-`admission`. How bytes become requests: `wire`.
+`operator_routes`, `page_routes` (files for browsers), `error_map` (which error has which status),
+`preconditions` (what is checked before the body is read), `url_and_body` (checks of the URL, limits
+of the body), `json_body` (JSON that can be read in one way only), `middleware` (request id,
+metrics, log line). Who may enter: `admission`. How bytes become requests: `wire`.
 """
 
 from service.http.app import create_app

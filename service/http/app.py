@@ -20,7 +20,7 @@ from pydantic import BaseModel, ValidationError
 
 from service import errors, schemas
 from service.histories import store_events
-from service.http.admission.admission_rules import AdmissionRules, bearer_key_of
+from service.http.admission.admission_rules import AdmissionRules, bearer_key_of, client_key_of
 from service.http.admission.gate import Gate
 from service.http.admission.keys import Keys
 from service.http.bulk import Bulk
@@ -28,6 +28,7 @@ from service.http.error_map import add_handlers, context_of
 from service.http.json_body import parsed
 from service.http.middleware import ASGIApp, Envelope, RequestContext
 from service.http.operator_routes import add_admin_routes, add_health_routes
+from service.http.page_routes import add_docs_routes, add_page_routes
 from service.http.preconditions import BEARER, Guard, guarded, require_json
 from service.http.url_and_body import UrlAndBodyChecks
 from service.lifecycle import VERSION, Lifecycle
@@ -42,6 +43,7 @@ from service.schemas import (
 
 UserIdPath = Annotated[schemas.UserId, Path()]
 ItemIdPath = Annotated[schemas.ItemId, Path()]
+BASIC = 'Basic realm="Unmask: any name, and a key as the password", charset="UTF-8"'
 T = TypeVar("T")
 # FastAPI's own, which variables of the environment switch on, sends paths: they have user ids.
 NO_TELEMETRY: TelemetryConfig = {
@@ -64,6 +66,7 @@ def create_app(lifecycle: Lifecycle) -> ASGIApp:
         title="Unmask",
         version=VERSION,
         lifespan=lifespan,
+        docs_url=None,  # FastAPI's page loads its parts from a host of others
         redoc_url=None,
         redirect_slashes=False,  # a redirect would not have the error body
         telemetry=NO_TELEMETRY,
@@ -72,7 +75,11 @@ def create_app(lifecycle: Lifecycle) -> ASGIApp:
     keys = Keys(settings.api_keys, settings.admin_keys, settings.rate_limit)
 
     def client_key(request: Request) -> None:
-        keys.check_client(bearer_key_of(request.scope))
+        keys.check_client(client_key_of(request.scope))
+
+    def page_key(request: Request) -> None:
+        if not keys.is_client(client_key_of(request.scope)):
+            raise errors.Unauthenticated("send a valid key as the password", challenge=BASIC)
 
     def admin_key(request: Request) -> None:
         keys.check_admin(bearer_key_of(request.scope))
@@ -82,6 +89,9 @@ def create_app(lifecycle: Lifecycle) -> ASGIApp:
     if settings.admin_keys:
         add_admin_routes(app, lifecycle, admin_key)
     add_health_routes(app, lifecycle)
+    add_docs_routes(app)
+    if settings.page:
+        add_page_routes(app, page_key if settings.api_keys else None)
     app.add_middleware(UrlAndBodyChecks, metrics=lifecycle.metrics)
     add_handlers(app)
     gate = Gate(settings.slo_ms / 1000, settings.max_inflight)
@@ -138,6 +148,8 @@ def add_client_routes(app: FastAPI, routes: Routes, guards: Sequence[Guard]) -> 
     route("POST", "/items/{item_id:path}/similar", routes.similar, 404, 503)
     route("GET", "/items/{item_id:path}", routes.item, 404, 503)
     route("GET", "/items", routes.items, 431, 503)  # a filter may be too long for a URL
+    if routes.has_page:
+        route("GET", "/held-out-users", routes.held_out_users, 503)
     return roots
 
 
@@ -150,6 +162,7 @@ class Routes:
         self._settings = lifecycle.settings
         self._metrics = lifecycle.metrics
         self._pages = ItemPages()
+        self.has_page = lifecycle.settings.page
         self._salt = lifecycle.settings.log_salt.get_secret_value().encode()
 
     async def recommend(self, body: schemas.RecommendRequest, request: Request) -> Response:
@@ -169,7 +182,7 @@ class Routes:
         context = context_of(request)
         context.log.update(requests=len(body.requests))
         recommender = self._lifecycle.recommender
-        self._keys.charge(bearer_key_of(request.scope), len(body.requests) - 1)
+        self._keys.charge(client_key_of(request.scope), len(body.requests) - 1)
         bulk = Bulk(recommender, self._metrics, context)
         return json_answer(await unless_disconnected(request, bulk.answer(body)))
 
@@ -228,6 +241,21 @@ class Routes:
         bundle = self._lifecycle.loaded_bundles.active.bundle
         conditions = conditions_of(filter_of_query(query), bundle)
         return await self._pages.found(bundle, query, conditions)
+
+    async def held_out_users(
+        self, query: Annotated[schemas.HeldOutUsersQuery, Query()]
+    ) -> schemas.HeldOutUsersResponse:
+        """Test users of the active bundle, for the page: whom to look at."""
+        bundle = self._lifecycle.loaded_bundles.active.bundle
+        users = bundle.held_out[query.first : query.first + query.limit]
+        return schemas.HeldOutUsersResponse(
+            num_users=len(bundle.held_out),
+            users=[
+                schemas.HeldOut(user_id=one.user_id, history=list(one.history), target=one.target)
+                for one in users
+            ],
+            bundle=bundle.manifest.ref,
+        )
 
     async def similar(self, item_id: ItemIdPath, body: SimilarRequest) -> SimilarResponse:
         """Items of the active bundle that share codes with an item. The network is not called."""

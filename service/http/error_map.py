@@ -103,8 +103,8 @@ async def on_error(request: Request, error: Exception) -> Response:
     answer = _answer(status, body)
     if status in RETRYABLE:
         answer.headers["Retry-After"] = str(getattr(error, "retry_after_s", RETRY_AFTER_S))
-    if status == 401:
-        answer.headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, errors.Unauthenticated):
+        answer.headers["WWW-Authenticate"] = error.challenge
     return answer
 
 

@@ -17,7 +17,6 @@ from service import schemas
 from service.bundles import REFERENCE, Bundle
 from service.http.preconditions import BEARER, Guard, WholePathRoute, guarded, require_json
 from service.lifecycle import VERSION, Lifecycle
-from service.loading import LoadedBundle
 from service.schemas import MAX_BEAM_WIDTH, MAX_K, ErrorResponse, ItemsRequest, ItemsResponse
 from service.telemetry import METRICS_CONTENT_TYPE
 
@@ -152,6 +151,7 @@ class HealthRoutes:
             ),
             history_store="redis" if settings.redis_url else "embedded",
             ort_threads=settings.ort_threads,
+            needs_key=bool(settings.api_keys),
         )
 
     async def models(self) -> schemas.Models:
@@ -249,21 +249,21 @@ def bundle_info_of(bundle: Bundle) -> schemas.BundleInfo:
 def models_of(lifecycle: Lifecycle) -> schemas.Models:
     """The bundles in memory, as JSON."""
     loaded_bundles = lifecycle.loaded_bundles
-
-    def info(loaded: LoadedBundle) -> schemas.ResidentInfo:
-        manifest = loaded.bundle.manifest
-        is_candidate = loaded is loaded_bundles.candidate
-        return schemas.ResidentInfo(
-            bundle=loaded.ref,
-            digest=manifest.digest,
-            is_signed=manifest.signature is not None,
-            family=manifest.family,
-            roles=loaded_bundles.roles(loaded),
-            num_items=loaded.bundle.catalogue.num_items,
-            decoding=schemas.DefaultDecoding.model_validate(manifest.decoding),
-            shadow_fraction=loaded_bundles.shadow_fraction if is_candidate else None,
-        )
-
+    shadowed = loaded_bundles.shadow_fraction
     return schemas.Models(
-        configured=lifecycle.configured, residents=[info(one) for one in loaded_bundles.all]
+        configured=lifecycle.configured,
+        residents=[
+            schemas.ResidentInfo(
+                bundle=loaded.ref,
+                digest=manifest.digest,
+                is_signed=manifest.signature is not None,
+                family=manifest.family,
+                roles=loaded_bundles.roles(loaded),
+                num_items=loaded.bundle.catalogue.num_items,
+                decoding=schemas.DefaultDecoding.model_validate(manifest.decoding),
+                shadow_fraction=shadowed if loaded is loaded_bundles.candidate else None,
+            )
+            for loaded in loaded_bundles.all
+            for manifest in [loaded.bundle.manifest]
+        ],
     )

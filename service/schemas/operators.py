@@ -1,17 +1,18 @@
-"""JSON for operators of the service: health, facts, bundles in memory.
+"""JSON for operators of the service: health, facts, bundles in memory, their test users.
 
 As in `service.schemas.fields`, unknown fields are refused. Knows nothing of HTTP.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
 from service.decoding import Order, Ranking, Retrieval
-from service.schemas.fields import AnswerModel, RequestModel
+from service.schemas.fields import DIGITS, AnswerModel, RequestModel
 
+MAX_FIRST = 1_000_000
 Role = Literal["active", "previous", "candidate", "experiment"]
 
 
@@ -148,10 +149,41 @@ class Limits(AnswerModel):
 
 
 class Info(AnswerModel):
-    """What is running. `bundle` is null until one is loaded."""
+    """What is running. `bundle` is null until one is loaded.
+
+    needs_key: whether clients have to send a key
+    """
 
     version: str
     bundle: BundleInfo | None
     limits: Limits
     history_store: Literal["embedded", "redis"]
     ort_threads: int
+    needs_key: bool
+
+
+class HeldOutUsersQuery(RequestModel):
+    """Which test users: the parameters of a URL."""
+
+    model_config = ConfigDict(strict=False)
+
+    first: Annotated[int, Field(ge=0, le=MAX_FIRST), DIGITS] = Field(
+        0, description="The place of the first one, from 0."
+    )
+    limit: Annotated[int, Field(ge=1, le=100), DIGITS] = Field(20, description="How many at most.")
+
+
+class HeldOut(AnswerModel):
+    """A test user: history, oldest to newest, and the item that came next."""
+
+    user_id: str
+    history: list[str]
+    target: str
+
+
+class HeldOutUsersResponse(AnswerModel):
+    """Test users of the active bundle, `num_users` in all."""
+
+    num_users: int
+    users: list[HeldOut]
+    bundle: str

@@ -182,6 +182,7 @@ def write_tiny_bundle(
     num_items: int = NUM_ITEMS,
     title: str = "Title",
     names: Mapping[str, str] | None = None,
+    titles: Mapping[str, str] = MappingProxyType({}),
     autoregressive: bool = False,
     attributes: Callable[[int], dict[str, Any] | None] = lambda row: None,
     history_dropout: float = 0.0,
@@ -191,7 +192,7 @@ def write_tiny_bundle(
     """Write the bundle `name@version` to `path` and return the path.
 
     offset: of the prior's neighbours; bundles with different offsets give different answers
-    names: other ids for some items
+    names: other ids for some items; titles: other titles for some, by id
     attributes: of the item of each row
     autoregressive: as if the network knew only the next code
     history_dropout: as if it had learnt with it
@@ -210,7 +211,12 @@ def write_tiny_bundle(
         created_at=created_at,
         catalogue=catalogue,
         items=[
-            Item(item_id, f"{title} of {item_id}", tiny_categories(row), attributes(row))
+            Item(
+                item_id,
+                titles.get(item_id, f"{title} of {item_id}"),
+                tiny_categories(row),
+                attributes(row),
+            )
             for row, item_id in enumerate(catalogue.item_ids)
         ],
         held_out=[HeldOutUser(f"user-{n}", tuple(h), "item-7") for n, h in enumerate(histories)],

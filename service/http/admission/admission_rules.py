@@ -8,6 +8,7 @@ who can end it. Looks at the path and the key only.
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -38,16 +39,39 @@ class AdmissionRules:
         path: str = scope["path"]
         if path in HEALTH:
             return self._health
-        root, key = path[1:].partition("/")[0], bearer_key_of(scope)
-        if root == ADMIN and self._keys.is_admin(key):
+        root = path[1:].partition("/")[0]
+        if root == ADMIN and self._keys.is_admin(bearer_key_of(scope)):
             return None
-        if root in self._client_roots and self._keys.is_client(key):
+        if root in self._client_roots and self._keys.is_client(client_key_of(scope)):
             return self._clients
         return self._others
 
 
 def bearer_key_of(scope: Mapping[str, Any]) -> str | None:
-    """The key that a request carries, or None."""
+    """The bearer key that a request carries, or None."""
+    scheme, key = _authorization_of(scope)
+    return key if scheme == "bearer" else None
+
+
+def client_key_of(scope: Mapping[str, Any]) -> str | None:
+    """The bearer key, or the password of HTTP Basic: browsers have nothing else for a page.
+
+    For routes of clients only. A browser adds what it was given to requests that pages of others
+    send, too; these routes change nothing without a body of JSON or the method DELETE, which such
+    pages cannot send. Some routes of administrators have no body.
+    """
+    scheme, sent = _authorization_of(scope)
+    if scheme != "basic":
+        return sent if scheme == "bearer" else None
+    try:
+        pair = base64.b64decode(sent, validate=True).decode()
+    except ValueError:
+        return None
+    _, colon, password = pair.partition(":")
+    return password if colon else None
+
+
+def _authorization_of(scope: Mapping[str, Any]) -> tuple[str, str]:
     sent = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
     scheme, _, key = sent.decode("latin-1").partition(" ")
-    return key.strip() if scheme.lower() == "bearer" else None
+    return scheme.lower(), key.strip()

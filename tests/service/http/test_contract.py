@@ -56,6 +56,7 @@ RIGHT: list[tuple[str, str, dict[str, Any] | None]] = [
     ("POST", "/items/item-7/similar", {}),
     ("GET", "/items?limit=2", None),
     ("GET", "/items/item-7", None),
+    ("GET", "/held-out-users", None),
     ("POST", "/admin/bundles/tiny@1/load", {}),
     ("POST", "/admin/bundles/tiny@1/activate", None),
     ("POST", "/admin/bundles/tiny@3/load", {}),

@@ -1,0 +1,109 @@
+// The first view: settings, a history and what is recommended for it. It asks again as they change.
+import { answerList, decodingText, itemsOf, noticesOf, timeOf } from "./answers.js";
+import { ask, curlOf, rememberItems } from "./api.js";
+import { Controls } from "./controls.js";
+import { el, newest, settled } from "./dom.js";
+
+const PAUSE_MS = 60; // while a control moves
+
+export class Playground {
+  /** why: shows how an item came to its place, or null; isKeyed: whether requests need a key. */
+  constructor(root, info, people, { why = null, isKeyed = false } = {}) {
+    Object.assign(this, { people, why, isKeyed });
+    this.answer = null;
+    this.body = null;
+    this.controls = new Controls(info, settled(() => this.refresh(), PAUSE_MS));
+    this.notices = el("div", { class: "notices", role: "status" });
+    this.summary = el("div", { class: "summary" });
+    this.list = el("div", { class: "list", "aria-busy": "false" });
+    this.curl = el("code", {});
+    this.copied = el("span", { role: "status", class: "hint" });
+    this.settings = el("details", { class: "panel settings", open: matchMedia("(min-width: 70rem)").matches }, el("summary", {}, "Settings"), this.controls.root);
+    root.replaceChildren(
+      this.settings,
+      el("div", { class: "panel" }, el("h2", {}, "History"), el("p", { class: "hint" }, "Newest first"), people.cards),
+      el(
+        "div",
+        { class: "panel answer" },
+        el("h2", {}, "Recommendations"),
+        this.notices,
+        this.summary,
+        this.list,
+        el(
+          "details",
+          { class: "request" },
+          el("summary", {}, "This request as a command"),
+          el("pre", { tabindex: "0", "aria-label": "Command" }, this.curl),
+          el("button", { type: "button", on: { click: () => this.copy() } }, "Copy"),
+          this.copied,
+        ),
+      ),
+    );
+    this.ask = newest((signal, body) => ask("POST", "/recommend", { body, signal }));
+    this.listeners = [];
+  }
+
+  /** Call `listener(answer)` after every answer. */
+  watch(listener) {
+    this.listeners.push(listener);
+  }
+
+  async refresh() {
+    const body = { ...this.people.fields(), ...this.controls.fields(), metadata: true };
+    const { target } = this.people;
+    this.curl.replaceChildren(curlOf("/recommend", body, this.isKeyed));
+    this.list.setAttribute("aria-busy", "true");
+    try {
+      const result = await this.ask(body);
+      if (!result) return;
+      this.controls.accept();
+      this.draw(result, body, target);
+    } catch (error) {
+      const homeless = error.error ? this.controls.refuse(error.error) : [error.message];
+      this.notices.replaceChildren(...homeless.map((text) => el("p", { class: "notice bad" }, text)));
+    }
+    this.list.setAttribute("aria-busy", "false");
+  }
+
+  draw({ answer, milliseconds }, body, target) {
+    this.answer = answer;
+    this.body = body;
+    const items = itemsOf(answer);
+    rememberItems(items);
+    this.controls.offer(items);
+    this.notices.replaceChildren(...noticesOf(answer));
+    this.summary.replaceChildren(timeOf(answer, milliseconds), el("p", { class: "hint decoding" }, decodingText(answer.decoding)));
+    const missed = target && !items.some((item) => item.item_id === target);
+    this.list.replaceChildren(
+      answerList(answer, { target, actions: (item) => this.actions(item, answer) }),
+      ...(missed ? [el("p", { class: "hint" }, "What came next is not among them.")] : []),
+    );
+    for (const listener of this.listeners) listener(answer);
+  }
+
+  actions(item, answer) {
+    const { people } = this;
+    const named = item.title.slice(0, 80);
+    const button = (text, does, work, kind = "quiet") =>
+      el("button", { type: "button", class: kind, title: does, "aria-label": `${text} ${named}`, on: { click: work } }, text);
+    const did = (eventType) => () => people.did(item, answer.recommendation_id, eventType);
+    const { isStored, eventType, negativeType } = people;
+    return [
+      this.why ? button("Why?", "How it came to its place", () => this.why(item, this.body)) : null,
+      isStored && negativeType ? button("Not for me", `Posts the event ${negativeType}`, did(negativeType)) : null,
+      isStored && eventType ? button("Choose", `Posts the event ${eventType}`, did(eventType), "") : null,
+      isStored ? null : button("Choose", "Adds it to the history of this page", did(eventType), ""),
+    ];
+  }
+
+  async copy() {
+    const text = this.curl.textContent;
+    try {
+      await navigator.clipboard.writeText(text);
+      this.copied.replaceChildren("Copied.");
+    } catch {
+      getSelection().selectAllChildren(this.curl);
+      this.copied.replaceChildren("Selected: copy it with the keyboard.");
+    }
+  }
+}
