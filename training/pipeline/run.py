@@ -40,6 +40,7 @@ from training.pipeline.run_folder import (
     refit_network,
     ship,
 )
+from training.pipeline.run_report import write_run_report
 from training.pipeline.warm_start import WarmStart
 from training.stages import key_of, read_record, remove, work_stage
 
@@ -113,6 +114,8 @@ def run(
         if name == "bundle":  # `evaluate --set-default` may have changed the trial
             key = key_of([key, str(verify(out / "trial").digest)])
         record = work_stage(out, name, key, work, console)
+    if STAGES.index(until) >= STAGES.index("evaluation"):
+        console.print(f"look at it: {write_run_report(config, dataset, out)}", markup=False)
     if (out / "bundle.json").exists():
         console.print(f"serve it: make serve BUNDLE={out / 'bundle'}", markup=False)
     return record
