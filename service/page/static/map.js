@@ -15,15 +15,15 @@ const GROUPS = ["#4c78d8", "#e0742f", "#3c9d5b", "#c94f8c", "#8a63c9", "#c9a227"
 const RANGES = ["#4b3f9e", "#3f67b0", "#2f8aa6", "#2fa488", "#5cb863", "#97c548", "#d0cb3c", "#f2d43a"];
 
 /**
- * The view of the page. page: { ask, el, people, playground }. Answers false if the bundle has no
- * map; else a view, whose `refresh` is called when the history is another one.
+ * The view of the page. page: { ask, el, people, playground }. Answers null if the bundle has no
+ * map; else a view, whose `refresh` is called when it is shown or the history is another one.
  */
 export async function startMap(section, { ask, el, people, playground }) {
   let map;
   try {
     map = await showMap(section, { ask, el, onPick: (item) => people.add(item) });
   } catch (error) {
-    if (error.status === 404) return false;
+    if (error.status === 404) return null;
     throw error;
   }
   playground.watch((answer) =>

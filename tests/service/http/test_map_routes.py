@@ -35,9 +35,7 @@ def test_the_map_is_answered_once_and_then_known(redis_url: str, tmp_path: Path)
                 known = await client.get(answer.request.url, headers={"If-None-Match": tag})
                 assert (known.status_code, known.content) == (304, b"")
                 assert known.headers["etag"] == answer.headers["etag"]
-        changed = await client.get(
-            "/map?limit=3", headers={"If-None-Match": first.headers["etag"]}
-        )
+        changed = await client.get("/map?limit=3", headers={"If-None-Match": first.headers["etag"]})
         assert changed.json()["item_ids"] == ["item-0", "item-1", "item-2"]
 
         for url, param in (

@@ -144,7 +144,7 @@ def page(browser: Browser, url: str, request: pytest.FixtureRequest) -> Iterator
     page.on("console", hear)
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.goto(url)
-    page.wait_for_function("() => window.withoutMap === false && window.map.frames > 0")
+    page.wait_for_function("() => window.withoutMap === null && window.map.frames > 0")
     yield page
     title = page.title()
     context.close()
