@@ -16,6 +16,7 @@ UnmaskError
     ├── Unauthenticated       the key is missing or wrong
     ├── Forbidden             the key is not an administrator's
     ├── ItemNotFound          the active bundle has no such item
+    ├── MapNotFound           the active bundle has no map of its catalogue
     ├── RecommendationNotFound  the answer to continue from is not remembered
     ├── BundleNotFound        the store has no such bundle
     ├── BundleConflict        the bundles in memory do not allow that now
@@ -100,6 +101,10 @@ class Forbidden(RequestError):
 
 class ItemNotFound(RequestError):
     """The active bundle has no such item."""
+
+
+class MapNotFound(RequestError):
+    """The active bundle has no map of its catalogue."""
 
 
 class RecommendationNotFound(RequestError):

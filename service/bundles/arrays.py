@@ -15,6 +15,14 @@ from numpy.typing import NDArray
 
 from service.bundles.manifest import MAX_DIMS, MAX_NEIGHBOURS, Manifest
 from service.bundles.npy import array_of
+from service.decoding import (
+    Codebook,
+    ContentProjection,
+    ProductCodebook,
+    RandomCodebook,
+    ResidualCodebook,
+    RQVAECodebook,
+)
 
 Arrays = dict[str, NDArray[Any]]
 Size = int | str
@@ -61,6 +69,38 @@ def read_arrays(manifest: Manifest, files: Mapping[str, bytes]) -> Arrays:
     return arrays
 
 
+def codebook_of(
+    manifest: Manifest, arrays: Arrays, content: ContentProjection | None, vector_dims: int
+) -> Codebook:
+    """The codebook of a bundle. Raises ValueError.
+
+    vector_dims: of vectors.npy; 0 = the encoder sees codes alone
+    """
+    part = manifest.codebook
+    rest: Any = {"content": content, "collisions": part.collisions}
+    codebook: Codebook
+    if part.kind == "random":
+        num_subspaces = manifest.num_subspaces - part.num_digits
+        codebook = RandomCodebook((num_subspaces, manifest.num_codes, vector_dims), **rest)
+    elif part.kind == "residual":
+        codebook = ResidualCodebook(arrays["centroids"], arrays.get("weights"), **rest)
+        if vector_dims not in (0, codebook.vector_dims):
+            raise ValueError("centroids.npy must have the dimensions of vectors.npy")
+    elif part.kind == "rqvae":
+        to_latent, from_latent = (
+            (arrays[f"{name}_1"], arrays[f"{name}_2"], arrays[f"{name}_3"])
+            for name in ("to_latent", "from_latent")
+        )
+        codebook = RQVAECodebook(arrays["centroids"], to_latent, from_latent, **rest)
+        if vector_dims not in (0, codebook.vector_dims):
+            raise ValueError("from_latent_3.npy must have the dimensions of vectors.npy")
+    else:
+        codebook = ProductCodebook(arrays["rotation"], arrays["centroids"], **rest)
+        if vector_dims not in (0, codebook.vector_dims):
+            raise ValueError("rotation.npy must have one row per dimension of vectors.npy")
+    return codebook
+
+
 def _kinds_of(manifest: Manifest) -> dict[str, _ArrayKind]:
     items, subspaces, codes = manifest.num_items, manifest.num_subspaces, manifest.num_codes
     levels = subspaces - manifest.codebook.num_digits
@@ -79,6 +119,7 @@ def _kinds_of(manifest: Manifest) -> dict[str, _ArrayKind]:
         "affinities": _ArrayKind("float16", (items, "num_neighbours"), *strength),
         "rotation": _ArrayKind("float32", ("rotation_rows", "rotated"), *finite),
         "centroids": _ArrayKind("float32", (levels, codes, "d_sub"), *finite),
+        "map": _ArrayKind("uint16", (items, 2), lambda a: a >= 0, "a place"),
         "weights": _ArrayKind("float32", (levels,), *finite),
         "to_latent_1": _ArrayKind("float32", ("d_and_bias", "hidden"), *finite),
         "to_latent_2": _ArrayKind("float32", ("hidden_and_bias", "hidden"), *finite),

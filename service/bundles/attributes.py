@@ -31,6 +31,10 @@ COMPARISONS = {
 }
 MOST_SPELLINGS = 20_000  # values of an attribute among which one that is spelt alike is named
 MAX_HINTS = 10
+MOST_GROUPS = 12  # of the values of an attribute of texts
+NUM_RANGES = 8  # of numbers and dates
+NEARLY_ALL = 0.6  # a value that more rows than this have says little
+IN_NONE = 65_535  # no number of a group
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,16 @@ class AttributeIndex:
             for hint in self._parts[name].hints(condition)
         )
         return list(islice(found, MAX_HINTS))
+
+    def groups(self, name: str, num_rows: int) -> tuple[NDArray[np.uint16], list[str], bool]:
+        """Groups of the first rows by an attribute, at most MOST_GROUPS.
+
+        Returns the number of each row's group, (num_rows,) uint16, IN_NONE if it is in none; the
+        names of the groups; and whether these are ranges, the lowest first. Of texts, the groups
+        are the values that most rows have, without those that nearly all have, unless there are no
+        others; a row with several is in the rarest. Raises KeyError for an unknown attribute.
+        """
+        return self._parts[name].groups(num_rows)
 
     def with_items(self, items: Sequence[Item]) -> Self:
         """The index with these items after its own. Made slowly, like `Catalogue.with_items`."""
@@ -196,6 +210,20 @@ class _Postings:
             among = _among(among, ~_marked(self._lists_of(condition.none_of), num_items))
         return np.arange(num_items, dtype=np.int32) if among is None else among
 
+    def groups(self, num_rows: int) -> tuple[NDArray[np.uint16], list[str], bool]:
+        values = np.repeat(np.arange(len(self.indptr) - 1), np.diff(self.indptr))
+        shown = self.rows < num_rows
+        rows, values = self.rows[shown], values[shown]
+        counts = np.bincount(values, minlength=len(self.number_of))
+        order = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]
+        telling = order[counts[order] <= NEARLY_ALL * num_rows]
+        order = (telling if len(telling) else order)[:MOST_GROUPS]
+        groups = np.full(num_rows, IN_NONE, np.uint16)
+        for group, number in enumerate(order.tolist()):  # a rarer one is written over the others
+            groups[rows[values == number]] = group
+        names = list(self.number_of)
+        return groups, [names[number] for number in order.tolist()], False
+
     def hints(self, condition: Condition) -> Iterator[str]:
         values = (*(condition.any_of or ()), *condition.none_of)
         for value in map(str, values):
@@ -278,6 +306,23 @@ class _Column:
         for name, bound in condition.bounds.items():
             passes &= COMPARISONS[name](values, bound)
         return np.flatnonzero(passes).astype(np.int32) if among is None else among[passes]
+
+    def groups(self, num_rows: int) -> tuple[NDArray[np.uint16], list[str], bool]:
+        values = self.values[:num_rows]
+        known = np.sort(values[~np.isnan(values)])
+        groups = np.full(num_rows, IN_NONE, np.uint16)
+        if not len(known):
+            return groups, [], True
+        places = np.arange(NUM_RANGES) * len(known) // NUM_RANGES
+        starts = np.unique(known[places])  # of ranges with about as many rows each
+        found = np.searchsorted(starts, values, side="right") - 1
+        groups[~np.isnan(values)] = found[~np.isnan(values)]
+        ends = known[np.append(np.searchsorted(known, starts[1:]) - 1, -1)]
+        names = [
+            self._shown(least) if least == most else f"{self._shown(least)} to {self._shown(most)}"
+            for least, most in zip(starts.tolist(), ends.tolist(), strict=True)
+        ]
+        return groups, names, True
 
     def hints(self, condition: Condition) -> Iterator[str]:
         if len(self.matching(condition, None, len(self.values))):

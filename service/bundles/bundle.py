@@ -15,6 +15,7 @@ rotation.npy, centroids.npy                   the Codebook, for items that are a
 content_mean.npy, content_components.npy      its ContentProjection, if it has one
 encoder.int8.onnx, decoder.int8.onnx          the graphs with 8-bit products, if it has them
 dense.onnx       memory -> query              its dense head, if it has one
+map.npy          (num_items, 2) uint16        where each item is on the map of the catalogue, if any
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ import tempfile
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import JsonValue
 
-from service.bundles.arrays import Arrays, read_arrays
+from service.bundles.arrays import codebook_of, read_arrays
 from service.bundles.attributes import AttributeIndex, check_types, types_of
 from service.bundles.decoding_defaults import DecodingDefaults
 from service.bundles.items import HiddenItems, Item
@@ -45,6 +46,7 @@ from service.bundles.manifest import (
     DENSE_FILE,
     FORMAT_VERSION,
     GRAPHS,
+    MAP_FILE,
     CodebookPart,
     ContentPart,
     ContentText,
@@ -66,10 +68,6 @@ from service.decoding import (
     ContentProjection,
     Decoder,
     NeighbourPrior,
-    ProductCodebook,
-    RandomCodebook,
-    ResidualCodebook,
-    RQVAECodebook,
     SidTrie,
 )
 from service.decoding.catalogue import SharedList
@@ -95,6 +93,7 @@ class Bundle:
     hidden: items that are not recommended for a while
     num_added: how many of its items, the last ones, were added or replaced since it was loaded
     origin: the bundle as it was loaded, so that items of its files can come back; None = this one
+    places: (num_items - num_added, 2) uint16, of the others on the map; None = it has no map
     """
 
     manifest: Manifest
@@ -108,6 +107,7 @@ class Bundle:
     hidden: HiddenItems = field(default_factory=HiddenItems)
     num_added: int = 0
     origin: Bundle | None = None
+    places: NDArray[np.uint16] | None = None
 
     @property
     def as_loaded(self) -> Bundle:
@@ -147,6 +147,7 @@ class Bundle:
         attributes = self.attributes.without_rows(rows)
         first_added = self.catalogue.num_items - self.num_added
         num_gone = np.count_nonzero(np.unique(rows) >= first_added)
+        places = self.places
         return replace(
             self,
             decoder=decoder,
@@ -155,6 +156,7 @@ class Bundle:
             hidden=HiddenItems(),  # rows have moved
             num_added=self.num_added - int(num_gone),
             origin=self._kept(),
+            places=None if places is None else np.delete(places, rows[rows < first_added], axis=0),
         )
 
     def _kept(self) -> Bundle:
@@ -241,7 +243,7 @@ class Bundle:
             if part := manifest.content:
                 axes = arrays["content_components"]
                 content = ContentProjection(arrays["content_mean"], axes, part.weight)
-            codebook = _codebook_of(manifest, arrays, content, vector_dims)
+            codebook = codebook_of(manifest, arrays, content, vector_dims)
             trie = SidTrie(catalogue.with_room())
             if encoder_cache_mb is not None:
                 encoder_cache = min(
@@ -261,7 +263,16 @@ class Bundle:
             raise BundleInvalid(
                 f"bundle {path} cannot be loaded: {kind}: {one_line(error)}"
             ) from error
-        return cls(manifest, decoder, items, held_out, codebook, attributes, precision)
+        return cls(
+            manifest,
+            decoder,
+            items,
+            held_out,
+            codebook,
+            attributes,
+            precision,
+            places=arrays.get("map"),
+        )
 
 
 def verify(path: Path, key: str | None = None) -> Manifest:
@@ -298,6 +309,7 @@ def write_bundle(
     history_dropout: float = 0.0,
     dense: tuple[bytes, float] | None = None,
     max_horizon: int = 1,
+    places: NDArray[np.uint16] | None = None,
 ) -> Manifest:
     """Write a bundle to `path`, which must not exist: into a temporary folder, renamed last.
 
@@ -309,6 +321,7 @@ def write_bundle(
     family: of the network
     dense: graph and weight of its dense head, if it has one
     max_horizon: how many items its decoder can be asked for together
+    places: of its items on the map of the catalogue, if it should have one
     A crash leaves no half-written bundle. Raises FileExistsError, or BundleInvalid when the parts
     do not fit together.
     """
@@ -332,6 +345,8 @@ def write_bundle(
         files.update(zip(GRAPHS["int8"], int8, strict=True))
     if dense:
         files[DENSE_FILE] = dense[0]
+    if places is not None:
+        files[MAP_FILE] = npy_of(places)
     if codebook.num_positions != catalogue.num_subspaces:
         raise BundleInvalid("the SIDs must have as many codes as the codebook gives")
     try:
@@ -399,35 +414,6 @@ def write_bundle(
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     return manifest
-
-
-def _codebook_of(
-    manifest: Manifest, arrays: Arrays, content: ContentProjection | None, vector_dims: int
-) -> Codebook:
-    """vector_dims: of vectors.npy; 0 = the encoder sees codes alone. Raises ValueError."""
-    part = manifest.codebook
-    rest: Any = {"content": content, "collisions": part.collisions}
-    codebook: Codebook
-    if part.kind == "random":
-        num_subspaces = manifest.num_subspaces - part.num_digits
-        codebook = RandomCodebook((num_subspaces, manifest.num_codes, vector_dims), **rest)
-    elif part.kind == "residual":
-        codebook = ResidualCodebook(arrays["centroids"], arrays.get("weights"), **rest)
-        if vector_dims not in (0, codebook.vector_dims):
-            raise ValueError("centroids.npy must have the dimensions of vectors.npy")
-    elif part.kind == "rqvae":
-        to_latent, from_latent = (
-            (arrays[f"{name}_1"], arrays[f"{name}_2"], arrays[f"{name}_3"])
-            for name in ("to_latent", "from_latent")
-        )
-        codebook = RQVAECodebook(arrays["centroids"], to_latent, from_latent, **rest)
-        if vector_dims not in (0, codebook.vector_dims):
-            raise ValueError("from_latent_3.npy must have the dimensions of vectors.npy")
-    else:
-        codebook = ProductCodebook(arrays["rotation"], arrays["centroids"], **rest)
-        if vector_dims not in (0, codebook.vector_dims):
-            raise ValueError("rotation.npy must have one row per dimension of vectors.npy")
-    return codebook
 
 
 def _check_int8(path: Path, manifest: Manifest, provider: Provider) -> None:

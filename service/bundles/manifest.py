@@ -70,6 +70,7 @@ CODEBOOK_FILES: dict[CodebookKind, tuple[str, ...]] = {
 }
 WEIGHTS = "weights.npy"
 DENSE_FILE = "dense.onnx"
+MAP_FILE = "map.npy"
 CONTENT_FILES = ("content_mean.npy", "content_components.npy")
 INT8_FILES = ("encoder.int8.onnx", "decoder.int8.onnx")
 Precision = Literal["fp32", "int8"]
@@ -249,6 +250,7 @@ class Manifest(_Model):
         expected += (WEIGHTS,) * self.codebook.normalised
         expected += () if self.content is None else CONTENT_FILES
         expected += () if self.dense is None else (DENSE_FILE,)
+        expected += (MAP_FILE,) * (MAP_FILE in self.files)
         return expected + INT8_FILES if self.has_int8 else expected
 
     @property
@@ -272,6 +274,7 @@ class Manifest(_Model):
             **dict.fromkeys(LAYERS, 4 * (MAX_DIMS + 1) * MAX_DIMS),
             "content_mean.npy": 4 * MAX_DIMS,
             "content_components.npy": 4 * MAX_DIMS * MAX_DIMS,
+            MAP_FILE: 2 * 2 * items,
         }
         most = {file: size + MAX_HEADER_BYTES for file, size in arrays.items()}
         most |= dict.fromkeys((*GRAPHS["fp32"], *INT8_FILES, DENSE_FILE), MAX_GRAPH_BYTES)

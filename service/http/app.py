@@ -32,7 +32,14 @@ from service.http.page_routes import add_docs_routes, add_page_routes
 from service.http.preconditions import BEARER, Guard, guarded, require_json
 from service.http.url_and_body import UrlAndBodyChecks
 from service.lifecycle import VERSION, Lifecycle
-from service.recommending import ItemPages, attributes_of, conditions_of, similar_items
+from service.recommending import (
+    ItemPages,
+    attributes_of,
+    conditions_of,
+    groups_on_map,
+    map_of,
+    similar_items,
+)
 from service.schemas import (
     EventsRequest,
     EventsResponse,
@@ -45,6 +52,7 @@ UserIdPath = Annotated[schemas.UserId, Path()]
 ItemIdPath = Annotated[schemas.ItemId, Path()]
 BASIC = 'Basic realm="Unmask: any name, and a key as the password", charset="UTF-8"'
 T = TypeVar("T")
+UNCHANGED = {"description": "What the client has, by its If-None-Match, is as it is now."}
 # FastAPI's own, which variables of the environment switch on, sends paths: they have user ids.
 NO_TELEMETRY: TelemetryConfig = {
     "tracing": False,
@@ -125,7 +133,10 @@ def add_client_routes(app: FastAPI, routes: Routes, guards: Sequence[Guard]) -> 
         own |= {408, 413, 415} if method == "POST" else set()
         own |= {401} if guards else set()
         responses: dict[int | str, dict[str, Any]] = {200: {"model": model}} if model else {}
-        responses |= {status: {"model": schemas.ErrorResponse} for status in sorted(own)}
+        responses |= {
+            status: {"model": schemas.ErrorResponse} if status != 304 else UNCHANGED
+            for status in sorted(own)
+        }
         for one in (method, "HEAD") if method == "GET" else (method,):
             app.router.add_api_route(
                 path,
@@ -150,6 +161,8 @@ def add_client_routes(app: FastAPI, routes: Routes, guards: Sequence[Guard]) -> 
     route("GET", "/items", routes.items, 431, 503)  # a filter may be too long for a URL
     if routes.has_page:
         route("GET", "/held-out-users", routes.held_out_users, 503)
+    route("GET", "/map", routes.map, 304, 404, 503, model=schemas.MapResponse)
+    route("GET", "/map/groups", routes.map_groups, 304, 404, 503, model=schemas.MapGroupsResponse)
     return roots
 
 
@@ -264,6 +277,22 @@ class Routes:
         similar = await asyncio.to_thread(similar_items, bundle, row, body.k)
         return SimilarResponse(item_id=item_id, similar=similar, bundle=bundle.manifest.ref)
 
+    async def map(self, query: Annotated[schemas.MapQuery, Query()], request: Request) -> Response:
+        """Where the items of the active bundle are on the map of its catalogue."""
+        bundle = self._lifecycle.loaded_bundles.active.bundle
+        answer = await self._pages.made(lambda: map_of(bundle, query).model_dump_json().encode())
+        return unless_known(request, answer)
+
+    async def map_groups(
+        self, query: Annotated[schemas.MapGroupsQuery, Query()], request: Request
+    ) -> Response:
+        """Which items of the map share a code at a position, or a value of an attribute."""
+        bundle = self._lifecycle.loaded_bundles.active.bundle
+        answer = await self._pages.made(
+            lambda: groups_on_map(bundle, query).model_dump_json().encode()
+        )
+        return unless_known(request, answer)
+
     def _row_of(self, item_id: str) -> int:
         rows = self._lifecycle.loaded_bundles.active.bundle.catalogue.rows_of([item_id])
         if not len(rows):
@@ -292,6 +321,16 @@ def filter_of_query(query: schemas.ItemsQuery) -> schemas.Filter:
 def json_answer(answer: BaseModel) -> Response:
     """An answer as JSON. FastAPI would validate it once more, so it is not used here."""
     return Response(answer.model_dump_json(), media_type="application/json")
+
+
+def unless_known(request: Request, answer: bytes) -> Response:
+    """An answer in JSON, or 304 if the client has the same one already."""
+    tag = f'"{hashlib.blake2b(answer, digest_size=16).hexdigest()}"'
+    headers = {"ETag": tag, "Cache-Control": "private, no-cache"}
+    known = request.headers.get("if-none-match", "")
+    if tag in {one.strip().removeprefix("W/") for one in known.split(",")}:
+        return Response(status_code=304, headers=headers)
+    return Response(answer, media_type="application/json", headers=headers)
 
 
 def report(answer: schemas.RecommendResponse, context: RequestContext) -> None:

@@ -34,6 +34,7 @@ ANSWERS: dict[type[errors.UnmaskError], tuple[int, str]] = {
     errors.Unauthenticated: (401, "unauthenticated"),
     errors.Forbidden: (403, "forbidden"),
     errors.ItemNotFound: (404, "item_not_found"),
+    errors.MapNotFound: (404, "map_not_found"),
     errors.RecommendationNotFound: (404, "recommendation_not_found"),
     errors.BundleNotFound: (404, "bundle_not_found"),
     errors.BundleConflict: (409, "bundle_conflict"),  # each error has its own code

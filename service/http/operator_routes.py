@@ -242,6 +242,7 @@ def bundle_info_of(bundle: Bundle) -> schemas.BundleInfo:
             "knows_held_out": manifest.knows_held_out,
             "decoding": schemas.DefaultDecoding.model_validate(manifest.decoding),
             "dense": manifest.dense is not None,
+            "has_map": bundle.places is not None,
         }
     )
 

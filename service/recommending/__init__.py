@@ -7,10 +7,11 @@ Reading order: `recommender` (the whole story), `planning` (which schedule and b
 (filter, boosts and caps in a bundle's terms), `jobs` (from item ids to rows), `selection` (which
 rows are in the answer), `item_mapping` (from rows to items), `assembly` (the two together),
 `experiment` (which user gets which variant), `shadow` (a candidate bundle that answers unseen).
-Apart: `item_search` (lists of items).
+Apart: `item_search` (lists of items), `item_map` (the map of the catalogue).
 """
 
 from service.recommending.experiment import Experiment, load_experiment
+from service.recommending.item_map import groups_on_map, map_of
 from service.recommending.item_mapping import attributes_of, similar_items
 from service.recommending.item_search import ItemPages
 from service.recommending.planning import fixed_plan
@@ -27,6 +28,8 @@ __all__ = [
     "attributes_of",
     "conditions_of",
     "fixed_plan",
+    "groups_on_map",
     "load_experiment",
+    "map_of",
     "similar_items",
 ]

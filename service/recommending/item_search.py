@@ -12,8 +12,9 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -27,11 +28,12 @@ from service.schemas import FoundItem, FoundItemsResponse, ItemsQuery
 MOST_LOOKED_AT = 100_000  # titles that are read for a page
 AT_ONCE = 200  # titles between two pauses
 MOST_PAGES = 8  # that are made or wait
+T = TypeVar("T")
 CURSOR = re.compile(r"([0-9]{1,9}):(.+)", re.ASCII | re.DOTALL)
 
 
 class ItemPages:
-    """Makes pages in a thread of its own, one at a time.
+    """Makes pages, and other lists of items, in a thread of its own, one at a time.
 
     A page may take .2 s. In the threads that filters of recommendations use, pages would be before
     these.
@@ -39,17 +41,21 @@ class ItemPages:
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="item-pages")
-        self._here: list[Future[FoundItemsResponse]] = []
+        self._here: list[Future[Any]] = []
 
     async def found(
         self, bundle: Bundle, query: ItemsQuery, conditions: Conditions
     ) -> FoundItemsResponse:
         """See `found_items`. Raises Overloaded, too."""
+        return await self.made(lambda: found_items(bundle, query, conditions))
+
+    async def made(self, make: Callable[[], T]) -> T:
+        """What `make` returns, which takes milliseconds. Raises Overloaded, too."""
         self._here = [page for page in self._here if not page.done()]
         if len(self._here) >= MOST_PAGES:
             message = f"{MOST_PAGES} lists of items are being made or wait; try again in a second"
             raise Overloaded(message, reason="item_pages")
-        page = self._thread.submit(found_items, bundle, query, conditions)
+        page = self._thread.submit(make)
         self._here.append(page)
         return await asyncio.wrap_future(page)
 

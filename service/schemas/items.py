@@ -24,6 +24,7 @@ from service.schemas.recommend import Attributes, CodesInCommon
 
 MAX_SIMILAR = 100
 MAX_PAGE = 100  # items of a page of `GET /items`
+MAX_POINTS = 50_000  # items of a map
 ItemOrder = Literal["popular", "latest"]
 
 
@@ -101,6 +102,63 @@ class FoundItemsResponse(AnswerModel):
     next: str | None
     warnings: list[str]
     bundle: str
+
+
+class MapQuery(RequestModel):
+    """How many items of the map: the parameters of a URL."""
+
+    model_config = ConfigDict(strict=False)
+
+    limit: Annotated[int, Field(ge=1, le=MAX_POINTS), DIGITS] = Field(
+        20_000, description="Most items of the map: the most popular."
+    )
+
+
+class MapGroupsQuery(MapQuery):
+    """What puts the items of the map into groups: one of `position` and `attribute`."""
+
+    position: Annotated[int | None, Field(ge=0), DIGITS] = Field(
+        None, description="Items with the same code at this position, from 0, are a group."
+    )
+    attribute: AttributeName | None = Field(
+        None,
+        description="Items with the same value are a group: `category`, or an attribute of the "
+        "bundle.",
+    )
+
+
+class MapResponse(AnswerModel):
+    """Where the most popular items of the active bundle are on the map of its catalogue.
+
+    item_ids: most popular first, then items without interactions
+    places: of these items, x and y of each: base64 of unsigned 16-bit numbers, the low byte first.
+    The corners of the map are 0 and 65534. An item whose numbers are both 65535 has no place. An
+    item that was added while serving is where the item is that it is most like
+    num_items: of the whole catalogue
+    positions, attributes: what `GET /map/groups` may ask for
+    """
+
+    bundle: str
+    num_items: int
+    item_ids: list[str]
+    places: str
+    positions: int
+    attributes: list[str]
+
+
+class MapGroupsResponse(AnswerModel):
+    """The group of each item of `GET /map` with the same `limit`.
+
+    groups: in the order of the items, base64 of unsigned 16-bit numbers, the low byte first;
+    65535 = the item is in none
+    names: of the groups, from number 0; null when the numbers are codes
+    ordered: whether the groups are ranges of numbers or dates, the lowest first
+    """
+
+    bundle: str
+    groups: str
+    names: list[str] | None
+    ordered: bool
 
 
 class SimilarRequest(RequestModel):

@@ -111,6 +111,7 @@ class BundleInfo(AnswerModel):
     max_horizon: how many next items a request may ask for together
     content: null when it accepts no new items
     attributes: what a request can filter by, with the type of each
+    has_map: `GET /map` has the places of its items
     knows_held_out: it has learnt the targets of its held-out users, so finding them is no recall
     """
 
@@ -131,6 +132,7 @@ class BundleInfo(AnswerModel):
     decoding: DefaultDecoding
     content: ContentInfo | None
     attributes: dict[str, Literal["text", "number", "date"]]
+    has_map: bool
     knows_held_out: bool
 
 

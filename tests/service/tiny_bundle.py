@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import onnx.parser
+from numpy.typing import NDArray
 from pydantic import JsonValue
 
 from service.bundles.bundle import DecodingDefaults, HeldOutUser, Item, write_bundle
@@ -145,6 +146,14 @@ def tiny_prior(offset: int = 0, num_items: int = NUM_ITEMS) -> NeighbourPrior:
     return NeighbourPrior(neighbours, affinities, 4, decay=0.5, scale=0.5, weight=0.5)
 
 
+def tiny_places(num_items: int = NUM_ITEMS) -> NDArray[np.uint16]:
+    """A spiral: distinct places, the first item's in the middle."""
+    turns, share = 6 * np.pi * np.linspace(0, 1, num_items), np.linspace(0, 1, num_items)
+    radius = 32_767 * np.sqrt(share)
+    around = np.stack((np.cos(turns), np.sin(turns)), axis=1)
+    return (32_767 + radius[:, None] * around).round().astype(np.uint16)
+
+
 def tiny_grid() -> list[dict[str, JsonValue]]:
     """As if measured: the default, and two faster points with lower recall."""
     measured = [(2, 2, 4.0, 0.3), (1, 3, 2.0, 0.2), (0, 4, 1.0, 0.1)]
@@ -188,6 +197,7 @@ def write_tiny_bundle(
     history_dropout: float = 0.0,
     dense: str | None = None,
     max_horizon: int = 1,
+    has_map: bool = False,
 ) -> Path:
     """Write the bundle `name@version` to `path` and return the path.
 
@@ -198,6 +208,7 @@ def write_tiny_bundle(
     history_dropout: as if it had learnt with it
     dense: a graph, DENSE or another one, if the network has a dense head
     max_horizon: above 1, its decoder can be asked for several items
+    has_map: with `tiny_places`
     """
     decoder = DECODER.replace("WORK", str(work))
     for one, several in SEVERAL if max_horizon > 1 else ():
@@ -233,6 +244,7 @@ def write_tiny_bundle(
         facts={"grid": {"points": tiny_grid()}},
         dense=dense and (_graph(dense), DENSE_WEIGHT),
         int8=int8 and (_graph(int8[0]), _graph(int8[1])),
+        places=tiny_places(num_items) if has_map else None,
     )
     return path
 

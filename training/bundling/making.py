@@ -49,6 +49,7 @@ class Parts:
     encoder, decoder, repeat_bias: of one network
     autoregressive, history_dropout: of this network, see `Manifest`
     dense: the graph of its dense head, if it has one
+    places: (num_items, 2) uint16, the map of the catalogue, if the bundles should have one
     """
 
     catalogue: Catalogue
@@ -60,6 +61,7 @@ class Parts:
     autoregressive: bool = False
     history_dropout: float = 0.0
     dense: bytes | None = None
+    places: NDArray[np.uint16] | None = None
 
     def reordered(self, known: Interactions, order: NDArray[np.intp]) -> Parts:
         """The same in another order of rows, that of `known`, with its popularity."""
@@ -72,7 +74,8 @@ class Parts:
             old.vectors[order],
             content_dims=old.content_dims,
         )
-        return replace(self, catalogue=catalogue, content=self.content[order])
+        places = None if self.places is None else self.places[order]
+        return replace(self, catalogue=catalogue, content=self.content[order], places=places)
 
     def decoding_with(
         self, prior: NeighbourPrior | None, history_length: int, dense_weight: float = 0
@@ -318,6 +321,7 @@ def _write(
         facts=facts,
         dense=(parts.dense, dense_weight) if parts.dense else None,
         int8=(int8.encoder, int8.decoder) if int8 and int8.accepted else None,
+        places=parts.places,
         content_text=CONTENT_TEXT if is_ours else config.bundle.content_text,
         content_model=config.embeddings.text_model if is_ours else config.bundle.content_model,
         text_columns=config.items.text_columns if dataset.texts else (),

@@ -20,7 +20,7 @@ from training.config.network import (
     ModelConfig,
     RefitConfig,
 )
-from training.config.sections import Section
+from training.config.sections import Section, later
 
 
 class BundleConfig(Section):
@@ -40,6 +40,9 @@ class BundleConfig(Section):
         None,
         description="what of each item was embedded, where --embeddings are given: recorded for "
         "those who add items; absent = not known",
+    )
+    map: bool = later(
+        True, "give every item a place in two dimensions, which the service's page shows"
     )
     content_model: str | None = Field(
         None, min_length=1, max_length=500, description="the model that did it, likewise"

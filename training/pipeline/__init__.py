@@ -4,7 +4,8 @@ Knows the order of things and the folders they are in. How anything is learnt, m
 belongs to the rooms below.
 
 Reading order: `run` (the stages), `run_folder` (what is made from stages that are done),
-`warm_start` (a run that begins where another one ended), `night` (run, gate, promotion, old
+`run_report` (all that for people) with `charts`, `warm_start` (a run that begins where another one
+ended), `night` (run, gate, promotion, old
 versions), `night_folders` (which there are, and which may go), `night_log` (what became of each
 night).
 """

@@ -13,7 +13,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from rich.console import Console
 from service.bundles import Bundle, check_items, verify
 from service.decoding import SidTrie
 from training.baselines import ranks_by_content
-from training.bundling import make_trial
+from training.bundling import lay_out, make_trial
 from training.codebooks import CollisionReport, fit_codebook, save_codebook, sids_of
 from training.config import STAGES, RunConfig, StageName
 from training.data import Dataset, embed, normalised
@@ -40,6 +40,7 @@ from training.pipeline.run_folder import (
     refit_network,
     ship,
 )
+from training.pipeline.run_report import write_run_report
 from training.pipeline.warm_start import WarmStart
 from training.stages import key_of, read_record, remove, work_stage
 
@@ -113,6 +114,8 @@ def run(
         if name == "bundle":  # `evaluate --set-default` may have changed the trial
             key = key_of([key, str(verify(out / "trial").digest)])
         record = work_stage(out, name, key, work, console)
+    if STAGES.index(until) >= STAGES.index("evaluation"):
+        console.print(f"look at it: {write_run_report(config, dataset, out)}", markup=False)
     if (out / "bundle.json").exists():
         console.print(f"serve it: make serve BUNDLE={out / 'bundle'}", markup=False)
     return record
@@ -183,10 +186,15 @@ def _trial(
 ) -> dict[str, Any]:
     """Make all choices on validation users, and the bundle that is measured."""
     records = {name: json.loads((out / f"{name}.json").read_text()) for name in STAGES[:3]}
+    parts = parts_of(dataset, config, out, out / "export", float(records["fit"]["repeat_bias"]))
+    places = None
+    if config.bundle.map:
+        vectors = np.load(out / "codebook" / "vectors.npy", allow_pickle=False)
+        places = lay_out(vectors, config.codebook.seed)
     manifest = make_trial(
         folder,
         dataset,
-        parts_of(dataset, config, out, out / "export", float(records["fit"]["repeat_bias"])),
+        replace(parts, places=places),
         config,
         console,
         **_named(config, key, "-trial" * config.refit.enabled),

@@ -127,12 +127,15 @@ def ship(
         "steps": record["steps"],
         "note": "every figure here is of the trial, which knows training interactions only",
     }
+    trial = verify(out / "trial")
+    parts = parts_of(dataset, config, out, network or out / "export", float(bias))
+    places = out / "trial" / "map.npy"
     return make_refitted(
         folder,
-        verify(out / "trial"),
+        trial,
         dataset,
         known,
-        parts_of(dataset, config, out, network or out / "export", float(bias)),
+        replace(parts, places=np.load(places) if places.exists() else None),
         config,
         console,
         facts={"refitted": told, **facts},
@@ -143,7 +146,7 @@ def ship(
 def parts_of(
     dataset: Dataset, config: RunConfig, out: Path, graphs: Path, repeat_bias: float
 ) -> Parts:
-    """What a bundle is made of; graphs: the folder of the network's."""
+    """What a bundle is made of, but no map; graphs: the folder of the network's."""
     dense = graphs / "dense.onnx"
     return Parts(
         catalogue_of(dataset, config, out),

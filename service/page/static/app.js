@@ -56,6 +56,7 @@ async function start() {
   addEventListener("hashchange", () => (turn(), views[shown()]?.refresh?.()));
   turn();
   await people.begin();
+  if (!info.bundle.has_map) return;
   views.map = await startMap(at("map"), { ask, el, people, playground: views.playground, info });
   if (!views.map) return;
   document.querySelector('nav a[href="#map"]').hidden = false;

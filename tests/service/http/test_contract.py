@@ -57,6 +57,8 @@ RIGHT: list[tuple[str, str, dict[str, Any] | None]] = [
     ("GET", "/items?limit=2", None),
     ("GET", "/items/item-7", None),
     ("GET", "/held-out-users", None),
+    ("GET", "/map?limit=5", None),
+    ("GET", "/map/groups?position=3", None),
     ("POST", "/admin/bundles/tiny@1/load", {}),
     ("POST", "/admin/bundles/tiny@1/activate", None),
     ("POST", "/admin/bundles/tiny@3/load", {}),
@@ -83,7 +85,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """tiny@1 with keys; it replaced tiny@2. Its items change, so it has its own history store."""
     folder = tmp_path_factory.mktemp("contract")
     for version in ("1", "2", "3"):
-        write_tiny_bundle(folder / "bundles" / "tiny" / version, version=version)
+        write_tiny_bundle(folder / "bundles" / "tiny" / version, version=version, has_map=True)
     valkey = Server(folder / "valkey", {"save": '""'})
     with (
         running(valkey),
