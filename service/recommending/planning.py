@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from service.batching import Work
 from service.bundles import DecodingDefaults, Manifest
@@ -33,7 +34,7 @@ class Plan:
     adjusted: bool = False
     horizon: int = 1
 
-    @property
+    @cached_property
     def work(self) -> Work:
         """What decoding it takes."""
         return Work.of(
