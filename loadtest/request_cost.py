@@ -24,20 +24,20 @@ import urllib.parse
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 
 from loadtest.clients import HeldOutUser, ServiceProcess, read_held_out, run_service
 
 HERE = Path(__file__).resolve().parents[1]
-PATIENT = {  # nothing is refused because the machine is busy
+PATIENT: dict[str, Any] = {  # nothing is refused because the machine is busy
     "slo_ms": 60_000,
     "default_timeout_ms": 10_000,
     "redis_timeout_ms": 5000,
     "encoder_cache": 0,
     "log_level": "info",
 }
-Head = tuple[bytes, bytes]
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class Cost:
 
     @property
     def total_us(self) -> float:
+        """Of all threads."""
         return self.loop_us + self.other_us
 
 
@@ -104,7 +105,9 @@ async def ask(url: str, requests: Sequence[bytes], num_clients: int) -> None:
     loop, left = asyncio.get_running_loop(), iter(requests)
     ends = [loop.create_future() for _ in range(num_clients)]
     for ended in ends:
-        await loop.create_connection(lambda e=ended: Client(left, e), address.hostname, address.port)
+        await loop.create_connection(
+            lambda e=ended: Client(left, e), address.hostname, address.port
+        )
     await asyncio.gather(*ends)
 
 
