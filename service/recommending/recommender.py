@@ -43,7 +43,6 @@ from service.schemas import (
     Fallback,
     RecommendRequest,
     RecommendResponse,
-    UsedDecoding,
     UsedHistory,
     UsedVariant,
 )
@@ -188,7 +187,7 @@ class Recommender:
             experiment=self._used_variant(assignment.label),
             items=items,
             sequences=sequences,
-            decoding=_used_decoding(plan, answer) if answer else None,
+            decoding=plan.used(answer.decoded.nfe) if answer else None,
             history=UsedHistory(
                 source=history.source,
                 length=len(history.item_ids),
@@ -343,15 +342,6 @@ def _reasons(
     if history.item_ids and not len(inputs.history):
         return ["history_unknown"]
     return ["schedule_reduced"] if answer and plan.adjusted else []
-
-
-def _used_decoding(plan: Plan, answer: Answer) -> UsedDecoding:
-    return UsedDecoding(
-        **dict(plan.decoding),
-        schedule=list(plan.steps),
-        nfe=answer.decoded.nfe,
-        adjusted=plan.adjusted,
-    )
 
 
 class _Until:
