@@ -207,7 +207,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     default = sorted((HERE / "models_store" / "demo").iterdir())[-1]
     parser.add_argument("--bundle", type=Path, default=default, help="default: the demo's")
     parser.add_argument("--users", type=int, default=300, help="of held_out.jsonl (300)")
-    parser.add_argument("--requests", type=int, default=2000, help="of each turn (2000)")
+    parser.add_argument("--requests", type=int, default=1000, help="of each turn (1000)")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 32], help="at a time (1 32)")
     parser.add_argument("--turns", type=int, default=5, help="of each service (5)")
     asked = parser.parse_args(arguments)
