@@ -1,14 +1,18 @@
-"""Calls of the store: a limit of time that holds, and reads of one turn of the loop in one call.
+"""How the store is called: a circuit breaker, a limit of time that holds, and reads in one call.
 
+A store that fails again and again is left alone for a while: after FAILURES failures in a row the
+breaker opens, and calls are refused without a try. After OPEN_S one call may go through as a probe.
 Under load many requests come in one turn of the event loop, and a call costs the loop more than
-what it reads. A call is one success or failure of the store, however many asked. Knows no keys and
-no commands.
+what it reads, so their reads share one. A call is one success or failure, however many asked. For
+one event loop, so there are no locks. Knows no keys and no commands.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from enum import IntEnum
 from typing import Any, Generic, TypeVar
 
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -19,7 +23,61 @@ from service.errors import HistoryUnavailable
 
 Asked = TypeVar("Asked")
 Found = TypeVar("Found")
+FAILURES = 5
+OPEN_S = 2.0
 MOST_AT_ONCE = 16  # reads of one call: the loop does nothing else while it reads the replies
+
+
+class BreakerState(IntEnum):
+    """The state, as the metric shows it."""
+
+    CLOSED = 0
+    HALF_OPEN = 1
+    OPEN = 2
+
+
+class Breaker:
+    """Ask `admits` before a call. Call `succeeded`, `failed` or `gave_up` after it.
+
+    clock: seconds, never going back
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._failures = 0
+        self._open_until: float | None = None
+        self._probing = False
+
+    @property
+    def state(self) -> BreakerState:
+        if self._open_until is None:
+            return BreakerState.CLOSED
+        if self._clock() < self._open_until:
+            return BreakerState.OPEN
+        return BreakerState.HALF_OPEN
+
+    def admits(self) -> bool:
+        """Whether a call may be tried now. While half open, one call at a time may."""
+        state = self.state
+        if state == BreakerState.HALF_OPEN and not self._probing:
+            self._probing = True
+            return True
+        return state == BreakerState.CLOSED
+
+    def succeeded(self) -> None:
+        """The store answered a call that was admitted."""
+        self._failures, self._open_until, self._probing = 0, None, False
+
+    def failed(self) -> None:
+        """The store did not answer a call that was admitted."""
+        self._failures += 1
+        self._probing = False
+        if self._failures >= FAILURES:
+            self._open_until = self._clock() + OPEN_S
+
+    def gave_up(self) -> None:
+        """The caller stopped waiting, which says nothing about the store."""
+        self._probing = False
 
 
 class Limit:

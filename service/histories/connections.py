@@ -38,7 +38,7 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.maint_notifications import MaintNotificationsConfig
 
-from service.histories.breaker import Breaker
+from service.histories.calls import Breaker
 from service.histories.store_url import Node, StoreUrl
 from service.histories.trouble import reason_of
 from service.tasks import ended

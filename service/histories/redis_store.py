@@ -3,7 +3,7 @@
 The only module that knows commands, and keys but those of the log (`service.histories.event_log`).
 Only inside Redis, the newest item of a history comes first. Every call has the store's own timeout,
 and raises HistoryUnavailable when there is no answer. Then the call may be repeated safely. A store
-that fails again and again is not asked for a while (`service.histories.breaker`).
+that fails again and again is not asked for a while (`service.histories.calls`).
 `service.histories.connections` chooses the server. `service.histories.trouble` says what its errors
 mean.
 """
@@ -19,8 +19,7 @@ from redis.exceptions import InvalidResponse, RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from service.errors import HistoryUnavailable
-from service.histories.breaker import Breaker, BreakerState
-from service.histories.calls import JointReads, Limit
+from service.histories.calls import Breaker, BreakerState, JointReads, Limit
 from service.histories.connections import NOT_UNDERSTOOD, Command, StoreConnection
 from service.histories.event_log import (
     LoggedEvent,

@@ -11,7 +11,7 @@ from stores import shown, with_store
 
 from service.errors import HistoryUnavailable
 from service.histories.attribution import MAX_BATCH, AnswerMemory
-from service.histories.breaker import FAILURES
+from service.histories.calls import FAILURES
 from service.histories.redis_store import RedisHistoryStore
 from service.histories.store import RememberedAnswer
 from service.telemetry.metrics import Metrics
