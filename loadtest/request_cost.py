@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import functools
 import itertools
 import json
 import os
@@ -105,9 +106,8 @@ async def ask(url: str, requests: Sequence[bytes], num_clients: int) -> None:
     loop, left = asyncio.get_running_loop(), iter(requests)
     ends = [loop.create_future() for _ in range(num_clients)]
     for ended in ends:
-        await loop.create_connection(
-            lambda e=ended: Client(left, e), address.hostname, address.port
-        )
+        client = functools.partial(Client, left, ended)
+        await loop.create_connection(client, str(address.hostname), int(address.port or 80))
     await asyncio.gather(*ends)
 
 
