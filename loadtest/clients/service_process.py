@@ -43,6 +43,19 @@ class ServiceProcess:
         return ticks / os.sysconf("SC_CLK_TCK")
 
     @property
+    def thread_cpu_s(self) -> tuple[float, float]:
+        """Processor seconds of the thread with the event loop, and of all other threads.
+
+        In nanoseconds, where `cpu_s` is in ticks of the clock; without child processes. Linux only.
+        """
+        seconds = {}
+        for folder in Path(f"/proc/{self.pid}/task").iterdir():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+                seconds[int(folder.name)] = int((folder / "schedstat").read_text().split()[0]) / 1e9
+        loop_s = seconds.pop(self.pid)
+        return loop_s, sum(seconds.values())
+
+    @property
     def rss_mb(self) -> float:
         """Resident memory of the service now."""
         pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
@@ -51,10 +64,12 @@ class ServiceProcess:
 
 @contextlib.contextmanager
 def run_service(
-    bundle: Path, *, num_cores: int | None = None, **settings: Any
+    bundle: Path, *, num_cores: int | None = None, checkout: Path | None = None, **settings: Any
 ) -> Iterator[ServiceProcess]:
     """Serve a bundle while the block runs.
 
+    checkout:  the folder whose `service` runs, by default that of this process. Given one, the log
+               of the service goes to a file that nobody reads
     num_cores: cores of the service, by default half of all. Meanwhile this process uses the other
                cores, or all if there are no others
     settings:  UNMASK_ settings in lower case, without the prefix
@@ -67,7 +82,7 @@ def run_service(
         port = probe.getsockname()[1]
         probe.close()
         values = {
-            "bundle": bundle,
+            "bundle": bundle.absolute() if checkout else bundle,
             "port": port,
             "history_dir": f"{folder}/history",
             "log_level": "warning",
@@ -76,7 +91,11 @@ def run_service(
         environment = {k: v for k, v in os.environ.items() if not k.startswith("UNMASK_")}
         environment |= {f"UNMASK_{name.upper()}": str(value) for name, value in values.items()}
         os.sched_setaffinity(0, of_service)  # inherited
-        process = subprocess.Popen([sys.executable, "-m", "service"], env=environment)
+        with contextlib.ExitStack() as files:
+            stdout = files.enter_context(Path(folder, "log").open("wb")) if checkout else None
+            process = subprocess.Popen(
+                [sys.executable, "-m", "service"], env=environment, cwd=checkout, stdout=stdout
+            )
         url = f"http://127.0.0.1:{port}"
         try:
             _wait_until_ready(process, url)

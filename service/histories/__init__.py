@@ -5,10 +5,10 @@ its `scripts` and `event_log` know keys and commands. Only `connections` knows w
 Nothing here knows bundles, models or HTTP.
 
 Reading order: `store` (the protocol), `events` (the story of POST /events), `redis_store` and
-`scripts`, `event_log` (accepted events are kept for training), `connections` with `store_url` and
-`breaker`, `trouble` (a store's own reason for a failure, in words), `attribution` (answers are
-remembered), `embedded_valkey` (a store that the service runs itself), and the folder `transfer`
-(histories and events from and to files).
+`scripts`, `event_log` (accepted events are kept for training), `connections` with `store_url`,
+`calls` (a breaker, a limit of time, several reads in one call), `trouble` (a store's own reason for
+a failure, in words), `attribution` (answers are remembered), `embedded_valkey` (a store that the
+service runs itself), and the folder `transfer` (histories and events from and to files).
 """
 
 from service.histories.attribution import AnswerMemory

@@ -20,6 +20,7 @@ from service.telemetry import Metrics
 MAX_WAITING = 1000
 MAX_BATCH = 50  # answers written in one call
 FLUSH_S = 1.0
+REST_S = 0.01  # after a call with several answers: under load more of them share the next
 
 log = structlog.get_logger()
 
@@ -79,15 +80,18 @@ class AnswerMemory:
         while True:
             await self._wake.wait()
             async with self._writing:
+                num_written = 0
                 if self._waiting:
-                    await self._write_some()
+                    num_written = await self._write_some()
                 elif self._stopping:
                     return
                 else:
                     self._wake.clear()
+            if 1 < num_written < MAX_BATCH:
+                await asyncio.sleep(REST_S)
 
-    async def _write_some(self) -> None:
-        """Write some answers. Meanwhile `forget` may remove answers from the queue."""
+    async def _write_some(self) -> int:
+        """Write some answers; returns how many. Meanwhile `forget` may remove some of them."""
         batch = list(islice(self._waiting.items(), MAX_BATCH))
         answers = [(user_id, shown) for (user_id, _), shown in batch]
         try:
@@ -100,3 +104,4 @@ class AnswerMemory:
             log.exception("remembering_failed")
         for key, _ in batch:
             self._waiting.pop(key, None)
+        return len(batch)

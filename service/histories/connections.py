@@ -38,7 +38,7 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.maint_notifications import MaintNotificationsConfig
 
-from service.histories.breaker import Breaker
+from service.histories.calls import Breaker
 from service.histories.store_url import Node, StoreUrl
 from service.histories.trouble import reason_of
 from service.tasks import ended
@@ -120,6 +120,11 @@ class StoreConnection:
         else:
             self._following = asyncio.create_task(self._follow())
 
+    @property
+    def is_one_place(self) -> bool:
+        """Whether the same servers have all slots."""
+        return self._url.kind != "cluster"
+
     async def run(self, commands: Sequence[Command]) -> list[Any]:
         """Run commands on the primaries, in one round trip if nothing has moved.
 
@@ -140,7 +145,9 @@ class StoreConnection:
         return replies
 
     async def read(self, commands: Sequence[Command]) -> list[Any]:
-        """Like `run`, for commands of one slot that write nothing. A replica may answer them.
+        """Like `run`, for commands that write nothing. A replica may answer them.
+
+        All must be of one slot, unless the store is one place.
 
         A replica gets half the timeout, and the primary the rest. A replica that fails again and
         again is not asked for a while.

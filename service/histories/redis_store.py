@@ -3,14 +3,13 @@
 The only module that knows commands, and keys but those of the log (`service.histories.event_log`).
 Only inside Redis, the newest item of a history comes first. Every call has the store's own timeout,
 and raises HistoryUnavailable when there is no answer. Then the call may be repeated safely. A store
-that fails again and again is not asked for a while (`service.histories.breaker`).
+that fails again and again is not asked for a while (`service.histories.calls`).
 `service.histories.connections` chooses the server. `service.histories.trouble` says what its errors
 mean.
 """
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
@@ -20,7 +19,7 @@ from redis.exceptions import InvalidResponse, RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from service.errors import HistoryUnavailable
-from service.histories.breaker import Breaker, BreakerState
+from service.histories.calls import Breaker, BreakerState, JointReads, Limit
 from service.histories.connections import NOT_UNDERSTOOD, Command, StoreConnection
 from service.histories.event_log import (
     LoggedEvent,
@@ -130,18 +129,25 @@ class RedisHistoryStore:
         self._replica_errors = metrics.redis_errors.labels("read", "replica")
         self._breaker = Breaker()
         self._troubles = Troubles()
-        self._tasks: set[asyncio.Task[list[Any]]] = set()
+        self._reads: JointReads[tuple[str, int], StoredUser] = JointReads(self._read_all)
+        self._limit = Limit(timeout_s)
         self._metrics = metrics
         metrics.redis_breaker_state.set_function(lambda: self._breaker.state)
-        self._timeout_s = timeout_s
         self._history_cap = history_cap
         self._history_ttl_s = history_ttl_s
         self._event_log_s = event_log_s
         log_key_of(0)  # makes the table of tags now, and not at the first event
 
     async def read(self, user_id: str, limit: int | None = None) -> StoredUser:
-        reading = self._connection.read(_lists(user_id, -1 if limit is None else limit - 1))
-        return await self._call("read", reading, _user)
+        asked = (user_id, -1 if limit is None else limit - 1)
+        if self._connection.is_one_place:
+            return await self._reads.read(asked)
+        return (await self._read_all([asked]))[0]
+
+    async def _read_all(self, asked: Sequence[tuple[str, int]]) -> list[StoredUser]:
+        """asked: users, each with the place of the last item that is wanted"""
+        reading = self._connection.read([each for one in asked for each in _lists(*one)])
+        return await self._call("read", reading, _users)
 
     async def read_page(
         self, user_id: str, recommendation_id: str
@@ -298,8 +304,8 @@ class RedisHistoryStore:
 
     async def close(self) -> None:
         """Close the connections."""
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        await self._reads.end()
+        await self._limit.end()
         await self._connection.close()
 
     def _append(self, event: Event, is_counted: bool, negative: Collection[str]) -> Command:
@@ -344,7 +350,7 @@ class RedisHistoryStore:
         started = time.perf_counter()
         tell_breaker = self._breaker.gave_up
         try:
-            replies = await self._limited(work)
+            replies = await self._limit.run(work)
             try:
                 found = understood(replies)
             except (*NOT_UNDERSTOOD, ValueError) as error:
@@ -369,36 +375,6 @@ class RedisHistoryStore:
             seconds = time.perf_counter() - started
             self._metrics.redis_operation_duration.labels(operation).observe(seconds)
 
-    async def _limited(self, work: Coroutine[Any, Any, list[Any]]) -> list[Any]:
-        """Do the work within the timeout, even if it ignores being cancelled. Raises TimeoutError.
-
-        When the event loop itself was late, the reply may have arrived unread, and the store is not
-        to blame. So the reply gets as much more time as the loop was late, at most the timeout once
-        more.
-
-        Sometimes the work goes on until its socket's timeout: redis-py sends with asyncio.wait_for,
-        which may lose a cancellation in Python 3.11.
-        """
-        loop = asyncio.get_running_loop()
-        due = loop.time() + self._timeout_s
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._forget)
-        try:
-            await asyncio.wait([task], timeout=self._timeout_s)
-            if not task.done():
-                await asyncio.wait([task], timeout=min(loop.time() - due, self._timeout_s))
-            if task.done():
-                return task.result()
-            raise TimeoutError
-        finally:
-            task.cancel()
-
-    def _forget(self, task: asyncio.Task[list[Any]]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled():
-            task.exception()  # read it, because nobody may have waited for it
-
 
 def _user_keys(user_id: str) -> tuple[str, str, str, str]:
     """Keys that hold something of a user, all but refusals; the log has something of others too."""
@@ -417,6 +393,10 @@ def _lists(user_id: str, last: int = -1) -> list[Command]:
 
 def _user(replies: list[Any]) -> StoredUser:
     return StoredUser(*map(_newest_last, replies))
+
+
+def _users(replies: list[Any]) -> list[StoredUser]:
+    return [_user(replies[first : first + 2]) for first in range(0, len(replies), 2)]
 
 
 def _newest_last(newest_first: Any) -> list[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from service.histories.event_log import json_of
@@ -33,8 +33,7 @@ class RememberedAnswer:
 
     def as_json(self, now_s: int) -> str:
         """It begins with `start_of_answer`."""
-        start = {"recommendation_id": self.recommendation_id, "at": now_s}
-        return json_of(start | asdict(self))
+        return json_of({"recommendation_id": self.recommendation_id, "at": now_s} | vars(self))
 
 
 def start_of_answer(recommendation_id: str) -> str:

@@ -26,7 +26,8 @@ from service.http.admission.keys import Keys
 from service.http.bulk import Bulk
 from service.http.error_map import add_handlers, context_of
 from service.http.json_body import parsed
-from service.http.middleware import ASGIApp, Envelope, RequestContext
+from service.http.lean_route import LeanRoute
+from service.http.middleware import RECOMMEND, ASGIApp, Envelope, RequestContext
 from service.http.operator_routes import add_admin_routes, add_health_routes
 from service.http.page_routes import add_docs_routes, add_page_routes
 from service.http.preconditions import BEARER, Guard, guarded, require_json
@@ -93,18 +94,22 @@ def create_app(lifecycle: Lifecycle) -> ASGIApp:
         keys.check_admin(bearer_key_of(request.scope))
 
     is_open = not (settings.api_keys or settings.rate_limit)
-    client_roots = add_client_routes(app, Routes(lifecycle, keys), [] if is_open else [client_key])
+    guards = [] if is_open else [client_key]
+    routes = Routes(lifecycle, keys)
+    client_roots = add_client_routes(app, routes, guards)
     if settings.admin_keys:
         add_admin_routes(app, lifecycle, admin_key)
     add_health_routes(app, lifecycle)
     add_docs_routes(app)
     if settings.page:
         add_page_routes(app, page_key if settings.api_keys else None)
-    app.add_middleware(UrlAndBodyChecks, metrics=lifecycle.metrics)
     add_handlers(app)
+    lean = LeanRoute(
+        app, RECOMMEND, [*guards, require_json], schemas.RecommendRequest, routes.recommend
+    )
     gate = Gate(settings.slo_ms / 1000, settings.max_inflight)
     return Envelope(
-        app,
+        UrlAndBodyChecks(lean, app, lifecycle.metrics),
         lifecycle.metrics,
         gate,
         limit_of=AdmissionRules(keys, gate, client_roots).limit_of,
@@ -150,7 +155,7 @@ def add_client_routes(app: FastAPI, routes: Routes, guards: Sequence[Guard]) -> 
             )
 
     answer, answers = schemas.RecommendResponse, schemas.BatchResponse
-    route("POST", "/recommend", routes.recommend, 404, 503, 504, model=answer)
+    route("POST", RECOMMEND, routes.recommend, 404, 503, 504, model=answer)
     route("POST", "/recommend/batch", routes.recommend_batch, 503, model=answers)
     route("POST", "/events", routes.events, 503)
     route("GET", "/users/{user_id}/history", routes.history, 503)

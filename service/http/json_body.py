@@ -18,11 +18,15 @@ from service.errors import InvalidRequest
 class JsonRequest(Request):
     """A request whose `json` raises JSONDecodeError or InvalidRequest; a byte order mark is no
     part of it.
+
+    whole_body: None until the body has arrived
     """
+
+    whole_body: bytes | None = None
 
     async def json(self) -> Any:
         if not hasattr(self, "_json"):
-            body = await self.body()
+            body = self.whole_body = await self.body()
             try:
                 text = body.decode("utf-8-sig")
             except UnicodeDecodeError as error:

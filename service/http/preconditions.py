@@ -19,6 +19,8 @@ from service.errors import UnsupportedMedia
 from service.http.json_body import JsonRequest
 
 CHARSETS = {"utf-8", "utf8", "us-ascii", "ascii"}
+GUARDS_PASSED = "unmask.guards_passed"  # in the scope of a request that has been guarded already
+HEADERS_OF_JSON = {b"content-type", b"content-encoding", b"transfer-encoding"}
 Guard = Callable[[Request], None]
 
 # For the OpenAPI document only: FastAPI's description of the header that a guard reads.
@@ -48,8 +50,9 @@ def guarded(*guards: Guard) -> type[APIRoute]:
             handle = super().get_route_handler()
 
             async def handle_guarded(request: Request) -> Response:
-                for guard in guards:
-                    guard(request)
+                if GUARDS_PASSED not in request.scope:
+                    for guard in guards:
+                        guard(request)
                 return await handle(JsonRequest(request.scope, request.receive))
 
             return handle_guarded
@@ -62,6 +65,9 @@ def require_json(request: Request) -> None:
 
     A form post from a browser is refused, for example, and so is what would be misread.
     """
+    sent_headers = [field for field in request.scope["headers"] if field[0] in HEADERS_OF_JSON]
+    if sent_headers == [(b"content-type", b"application/json")]:  # as nearly all clients do
+        return
     content_type = request.headers.get("content-type", "")
     if content_type.partition(";")[0].strip().lower() != "application/json":
         raise UnsupportedMedia("the Content-Type must be application/json")

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from urllib.parse import unquote_to_bytes
 
-from fastapi import Request
+from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
 
 from service.errors import MalformedUrl, Overloaded
@@ -35,10 +35,11 @@ BROKEN_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 
 
 class UrlAndBodyChecks:
-    """Wraps an ASGI application. See the module."""
+    """Wraps an ASGI application. See the module. routes: the application that has the routes"""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, routes: FastAPI, metrics: Metrics) -> None:
         self._app = app
+        self._routes = routes
         self._bodies = bodies = BodiesInProgress()
         metrics.arriving_requests.set_function(lambda: len(bodies))
 
@@ -46,6 +47,7 @@ class UrlAndBodyChecks:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        scope["app"] = self._routes  # as FastAPI itself does: `error_map` looks at its routes
         try:
             check_url(scope["raw_path"], scope["query_string"])
         except MalformedUrl as error:

@@ -34,10 +34,11 @@ def decoded_items(
     explanations: list[Explanation] | list[None] = [None] * len(scores)
     if decoded.trajectory is not None:
         explanations = _explanations(bundle, rows, decoded.trajectory.chosen(own), history)
+    sids = bundle.catalogue.codes[rows].tolist()
     return [
-        _item(bundle, row, rank, round(score, 4), explanation, metadata=metadata)
-        for rank, (row, score, explanation) in enumerate(
-            zip(rows.tolist(), scores, explanations, strict=True), start=1
+        _item(bundle.items[row], sid, rank, round(score, 4), explanation, metadata=metadata)
+        for rank, (row, sid, score, explanation) in enumerate(
+            zip(rows.tolist(), sids, scores, explanations, strict=True), start=1
         )
     ]
 
@@ -49,9 +50,11 @@ def arranged(
 ) -> list[RecommendedItem]:
     """An answer in which pinned items have their ranks, and new ones are spread over the others.
 
-    best, new: best first. New ones are every n-th of the two, and the last one. pinned: by rank;
-    those behind the end of the answer come last
+    best, new: best first, with ranks from 1. New ones are every n-th of the two, and the last one.
+    pinned: by rank; those behind the end of the answer come last
     """
+    if not new and not pinned:
+        return list(best)
     num_others = len(best) + len(new)
     spread = {-(-n * num_others // len(new)) for n in range(1, len(new) + 1)}
     rest, new_ones = iter(best), iter(new)
@@ -82,8 +85,9 @@ def items_of(
     bundle: Bundle, rows: Iterable[int], *, metadata: bool, pinned: bool = False
 ) -> list[RecommendedItem]:
     """Items without scores: popular ones, or those that are pinned."""
+    items, codes = bundle.items, bundle.catalogue.codes
     return [
-        _item(bundle, row, rank, None, None, metadata=metadata, pinned=pinned)
+        _item(items[row], codes[row].tolist(), rank, None, None, metadata=metadata, pinned=pinned)
         for rank, row in enumerate(rows, start=1)
     ]
 
@@ -136,8 +140,8 @@ def most_codes_in_common(bundle: Bundle, row: int, among: Rows, most: int) -> li
 
 
 def _item(
-    bundle: Bundle,
-    row: int,
+    item: Item,
+    sid: list[int],
     rank: int,
     score: float | None,
     explanation: Explanation | None,
@@ -145,7 +149,6 @@ def _item(
     metadata: bool,
     pinned: bool = False,
 ) -> RecommendedItem:
-    item = bundle.items[row]
     return RecommendedItem(
         item_id=item.item_id,
         title=item.title,
@@ -153,7 +156,7 @@ def _item(
         score=score,
         explored=False,
         pinned=pinned,
-        sid=bundle.catalogue.codes[row].tolist(),
+        sid=sid,
         categories=list(item.categories) if metadata else None,
         attributes=attributes_of(item) if metadata else None,
         explanation=explanation,

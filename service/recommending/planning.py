@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from service.batching import Work
 from service.bundles import DecodingDefaults, Manifest
 from service.decoding import Schedule
 from service.errors import InvalidRequest
-from service.schemas import MAX_BEAM_WIDTH, RecommendRequest
+from service.schemas import MAX_BEAM_WIDTH, RecommendRequest, UsedDecoding
 
 SPARE = 4  # beams for each place of an answer with caps, if the request does not say how many
 MOST_ROWS = 1000  # that are looked at for an answer with caps
@@ -33,7 +34,7 @@ class Plan:
     adjusted: bool = False
     horizon: int = 1
 
-    @property
+    @cached_property
     def work(self) -> Work:
         """What decoding it takes."""
         return Work.of(
@@ -44,6 +45,18 @@ class Plan:
             retrieval=self.decoding.retrieval,
             horizon=self.horizon,
         )
+
+    def used(self, nfe: int) -> UsedDecoding:
+        """What an answer says about it. Most requests share a plan, and most answers an `nfe`."""
+        if nfe not in self._used:
+            self._used[nfe] = UsedDecoding(
+                **dict(self.decoding), schedule=list(self.steps), nfe=nfe, adjusted=self.adjusted
+            )
+        return self._used[nfe]
+
+    @cached_property
+    def _used(self) -> dict[int, UsedDecoding]:
+        return {}
 
     @property
     def steps(self) -> tuple[int, ...]:

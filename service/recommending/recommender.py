@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from types import TracebackType
+from weakref import WeakKeyDictionary
 
 from service.batching import Answer, Engine, MicroBatcher
 from service.decoding import Decoded, Job
@@ -41,7 +43,6 @@ from service.schemas import (
     Fallback,
     RecommendRequest,
     RecommendResponse,
-    UsedDecoding,
     UsedHistory,
     UsedVariant,
 )
@@ -92,6 +93,8 @@ class Recommender:
         self._shadow = shadow
         self._experiment = experiment
         self._begun: set[tuple[str, str]] = set()  # bundles and labels that metrics know
+        # Of requests that say nothing of decoding, by the number of beams that they need.
+        self._usual: WeakKeyDictionary[LoadedBundle, dict[int, Plan]] = WeakKeyDictionary()
 
     def assign(self, request: RecommendRequest) -> Assignment:
         """Choose the bundle and variant that answer, by the running experiment. Raises NotReady."""
@@ -147,14 +150,14 @@ class Recommender:
         )
         stages: dict[str, float] = {}
         reasons: list[DegradedReason] = []
-        async with _until(deadline):
+        async with _Until(deadline):
             with _timed(stages, "history"):
                 history = await self._history_of(request)
             inputs = await Inputs.look_up(request, history, loaded.bundle, rules)
         answer, explored = None, None
         if len(inputs.history):
             try:
-                async with _until(deadline):
+                async with _Until(deadline):
                     jobs = inputs.jobs(request, plan)
                     answer, explored = await self._answers_to(jobs, engine, deadline, in_bulk)
             except (DecodeFailed, DeadlineExceeded) as error:
@@ -184,7 +187,7 @@ class Recommender:
             experiment=self._used_variant(assignment.label),
             items=items,
             sequences=sequences,
-            decoding=_used_decoding(plan, answer) if answer else None,
+            decoding=plan.used(answer.decoded.nfe) if answer else None,
             history=UsedHistory(
                 source=history.source,
                 length=len(history.item_ids),
@@ -230,6 +233,12 @@ class Recommender:
         is_adaptive = self._policy.adaptive_schedule and self._experiment is None
         is_fixed = request.pins_decoding or not is_adaptive or request.horizon > 1
         if request.schedule != "auto" and is_fixed:
+            if not (request.pins_decoding or variant or request.explain or request.horizon > 1):
+                plans = self._usual.setdefault(loaded, {})
+                needed = beams_needed(request)
+                if needed not in plans:
+                    plans[needed] = fixed_plan(request, manifest.decoding, manifest)
+                return plans[needed]
             asked = variant.decoding if variant else {}
             return fixed_plan(request, manifest.decoding.model_copy(update=asked), manifest)
 
@@ -335,22 +344,32 @@ def _reasons(
     return ["schedule_reduced"] if answer and plan.adjusted else []
 
 
-def _used_decoding(plan: Plan, answer: Answer) -> UsedDecoding:
-    return UsedDecoding(
-        **dict(plan.decoding),
-        schedule=list(plan.steps),
-        nfe=answer.decoded.nfe,
-        adjusted=plan.adjusted,
-    )
+class _Until:
+    """Raises DeadlineExceeded when the deadline has passed while its block waits.
 
+    A class, because it is entered for every request, and a generator takes longer.
+    """
 
-@asynccontextmanager
-async def _until(deadline: float) -> AsyncIterator[None]:
-    try:
-        async with asyncio.timeout(deadline - time.monotonic()):
-            yield
-    except TimeoutError:
-        raise DeadlineExceeded("the deadline passed") from None
+    __slots__ = ("_timeout",)
+
+    def __init__(self, deadline: float) -> None:
+        self._timeout = asyncio.timeout(deadline - time.monotonic())
+
+    async def __aenter__(self) -> None:
+        await self._timeout.__aenter__()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            await self._timeout.__aexit__(kind, error, traceback)
+        except TimeoutError:
+            raise DeadlineExceeded("the deadline passed") from None
+        if isinstance(error, TimeoutError):
+            raise DeadlineExceeded("the deadline passed") from None
 
 
 @contextmanager

@@ -242,7 +242,8 @@ class RecommendFields(RequestModel):
     @property
     def pins_decoding(self) -> bool:
         """Whether the request itself says how to decode."""
-        return any(getattr(self, name) is not None for name in DECODING_FIELDS)
+        given = self.model_fields_set.intersection(DECODING_FIELDS)  # null means not given
+        return any(getattr(self, name) is not None for name in given)
 
 
 class RecommendRequest(RecommendFields):

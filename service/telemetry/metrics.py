@@ -195,7 +195,7 @@ class Metrics:
 
         self.redis_operation_duration = histogram(
             "redis_operation_duration_seconds",
-            "Redis calls, failed ones too.",
+            "Redis calls, failed ones too; `read` and `remember` may be for several requests.",
             LATENCY_S,
             "operation",
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Sequence
 
 import pytest
@@ -10,7 +11,7 @@ from stores import shown, with_store
 
 from service.errors import HistoryUnavailable
 from service.histories.attribution import MAX_BATCH, AnswerMemory
-from service.histories.breaker import FAILURES
+from service.histories.calls import FAILURES
 from service.histories.redis_store import RedisHistoryStore
 from service.histories.store import RememberedAnswer
 from service.telemetry.metrics import Metrics
@@ -57,6 +58,28 @@ def test_an_answer_is_pending_and_then_in_the_store(redis_url: str) -> None:
     with_store(redis_url, use)
     noted = value(metrics, "recommendations", bundle="tiny@1", variant="b")
     assert (noted, value(metrics, "remember_dropped")) == (3 * MAX_BATCH + 1, 0)
+
+
+def test_under_load_answers_share_calls() -> None:
+    """One answer is written at once. After several, the next wait a moment for each other."""
+
+    async def run() -> None:
+        store = StalledStore()
+        store.go.set()
+        memory = AnswerMemory(store, Metrics())  # type: ignore[arg-type]
+        memory.start()
+        ids = itertools.count()
+        for size in (1, 1, 3, 1, 1, 1):
+            for _ in range(size):
+                memory.note("u", shown(f"r{next(ids)}", "a"))
+            for _ in range(5):  # turns of the loop
+                await asyncio.sleep(0)
+        assert [len(answers) for answers in store.written] == [1, 1, 3]
+        await memory.stop()
+        assert sum(map(len, store.written)) == 1 + 1 + 3 + 3
+        assert len(store.written) == 4
+
+    asyncio.run(run())
 
 
 def test_a_full_queue_drops_and_stop_does_not_wait_for_ever(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.histories.breaker import FAILURES, OPEN_S, Breaker, BreakerState
+from service.histories.calls import FAILURES, OPEN_S, Breaker, BreakerState
 
 
 class Clock:

@@ -13,7 +13,7 @@ from redis.crc import key_slot
 from stores import answered, event, shown, with_store
 
 from service.errors import HistoryUnavailable
-from service.histories.breaker import FAILURES
+from service.histories.calls import FAILURES
 from service.histories.redis_store import (
     MARK_TTL_S,
     MAX_ANSWERS,
