@@ -7,7 +7,7 @@ Reading order: `recommender` (the whole story), `planning` (which schedule and b
 (filter, boosts and caps in a bundle's terms), `jobs` (from item ids to rows), `selection` (which
 rows are in the answer), `item_mapping` (from rows to items), `assembly` (the two together),
 `experiment` (which user gets which variant), `shadow` (a candidate bundle that answers unseen).
-Apart: `item_search` (lists of items).
+Apart: `explaining` (why an item is in an answer, or not), `item_search` (lists of items).
 """
 
 from service.recommending.experiment import Experiment, load_experiment

@@ -25,6 +25,7 @@ from service.schemas.recommend import (
 NotInAnswer = Literal[
     "seen", "refused", "excluded", "hidden", "filtered", "beam_died", "lower_score", "capped"
 ]
+InAnswer = Literal["found", "pinned", "explored", "popular"]
 
 
 def _one_item(value: Any) -> Any:
@@ -99,7 +100,7 @@ class DeadBeam(AnswerModel):
 class ExplainedStep(AnswerModel):
     """A call of the denoiser, and what it did to the item's beam.
 
-    call: from 1; with guidance, the two calls of a step count as one
+    call: from 1; with guidance, the two calls of a step count as one. 0 = nothing was left to ask
     kind: `fill`, or `refill` if codes were masked again (`remask`)
     filled: the positions it filled, ascending; none if nothing was left to decide
     survivors_before, survivors: allowed items that agreed with the item's beam before and after
@@ -158,6 +159,7 @@ class ScoreParts(AnswerModel):
     neighbour_prior: what it gains from the items of the history that others had before it
     repeat_bias: what it gains, or loses, because the history holds it
     boost: what the request's boosts give it
+    dense: what the dense head changes (retrieval `fused`); if it alone has found the item, all of it
     normalisation: the rest. Ranked by `rows`, probabilities of codes that no item has, or that were
         decided without a call, are divided among the items that are allowed; 0 ranked by `path`
     """
@@ -166,6 +168,7 @@ class ScoreParts(AnswerModel):
     neighbour_prior: float
     repeat_bias: float
     boost: float
+    dense: float
     normalisation: float
 
 
@@ -180,7 +183,7 @@ class ExplainResponse(AnswerModel):
 
     sentences: the same in plain English, the most important first
     rank, score: as in the answer. If the item is not in it, `rank` is null, and `score` is there if
-        the last call scored the item
+        the last call scored the item (with retrieval `fused`, never)
     reason: why it is not in the answer; null if it is
     died_at_call: the call after which the item's beam was not kept, if that is the reason
     in_answer_as: why it is in the answer: found by the search, pinned, one of the new items of
@@ -196,7 +199,7 @@ class ExplainResponse(AnswerModel):
     sentences: list[str]
     rank: int | None
     score: float | None
-    in_answer_as: Literal["found", "pinned", "explored", "popular"] | None
+    in_answer_as: InAnswer | None
     reason: NotInAnswer | None
     died_at_call: int | None
     steps: list[ExplainedStep]

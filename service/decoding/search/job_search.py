@@ -87,7 +87,7 @@ class JobSearch:
         trajectory = None
         if self.job.explain and self.recorder is not None:
             trajectory = self.recorder.of_answer(*found, log_probs, parents)
-        self.answer = Decoded(*found, nfe, cancelled, trajectory, survivors, self.trace)
+        self.answer = Decoded(*found, nfe, cancelled, trajectory, survivors, tuple(self.trace))
         self.finished = True
 
     def is_last_step(self, nfe: int, num_rows: int) -> bool:

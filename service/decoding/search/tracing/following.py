@@ -70,6 +70,7 @@ class Step:
     """One call: what it filled in the row's beam, and whether that beam was kept.
 
     call: 0 if all beams were decided, so that rows were chosen without a call
+    chose_rows: whether rows were chosen, not beams: the search ended, but for codes masked again
     survivors_before, survivors: rows of the row's beam, and of what it became
     num_beams: before the call; num_candidates: what they could become, MOST_CANDIDATES at most;
         num_kept: how many of these were kept. Where rows are chosen, candidates are rows
@@ -80,6 +81,7 @@ class Step:
     """
 
     call: int
+    chose_rows: bool
     is_refill: bool
     filled: Filled
     survivors_before: int
@@ -199,6 +201,7 @@ class _Seen:
         agree = (self.trie.codes[self.rows_of(beam)][:, chosen] == sid[chosen]).all(axis=1)
         return Step(
             call=self.number,
+            chose_rows=False,
             is_refill=False,
             filled=self._filled(row, beam, chosen, settled),
             survivors_before=len(agree),
@@ -268,6 +271,7 @@ class _Seen:
         own = np.isin(self.trie.rows_with(self.trie.codes[row]), self.beams.rows)
         return Step(
             call=self.number if self.call.log_probs is not None else 0,
+            chose_rows=True,
             is_refill=self.call.is_refill,
             filled=filled,
             survivors_before=survivors_before,
