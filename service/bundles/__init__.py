@@ -19,6 +19,7 @@ from service.bundles.items import (
     HiddenItems,
     Item,
     text_of,
+    with_ancestors,
 )
 from service.bundles.ladder import ladder_of
 from service.bundles.lines import HeldOutUser, check_items
@@ -69,6 +70,7 @@ __all__ = [
     "type_of",
     "verify",
     "versions_of",
+    "with_ancestors",
     "write_bundle",
     "write_manifest",
 ]

@@ -395,9 +395,10 @@ class _Case:
         if self.nfe == 1:
             said = [f"One call scored every one of {first.survivors_before:,} items."]
         else:
+            calls = max(step.call for step in self.steps)
             said = [
                 f"Of {first.survivors_before:,} items, {first.survivors:,} agreed with its beam "
-                f"after call 1, and {last.survivors:,} after call {max(1, last.call)} of {self.nfe}."
+                f"after call 1, and {last.survivors:,} after call {calls} of {self.nfe}."
             ]
         asked = [
             (float(step.filled.probabilities[n]), step, n)

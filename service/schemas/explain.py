@@ -159,7 +159,7 @@ class ScoreParts(AnswerModel):
     neighbour_prior: what it gains from the items of the history that others had before it
     repeat_bias: what it gains, or loses, because the history holds it
     boost: what the request's boosts give it
-    dense: what the dense head changes (retrieval `fused`); if it alone has found the item, all of it
+    dense: what the dense head changes (retrieval `fused`); all, if it alone has found the item
     normalisation: the rest. Ranked by `rows`, probabilities of codes that no item has, or that were
         decided without a call, are divided among the items that are allowed; 0 ranked by `path`
     """
