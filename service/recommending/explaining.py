@@ -359,8 +359,8 @@ class _Case:
                 "found": f"{rank}.",
             }[self.in_answer_as or "found"]
         why = "It is not in the answer"
-        if self.reason in WHY_LEFT_OUT:
-            return f"{why}: {WHY_LEFT_OUT[self.reason]}."
+        if said := WHY_LEFT_OUT.get(str(self.reason)):
+            return f"{why}: {said}."
         if not self.steps:
             return f"{why}: without a history to work with, more popular items answer."
         last = self.steps[-1]

@@ -24,7 +24,7 @@ from service.schemas import MAX_BOOST, HistorySource, RecommendRequest
 Rows = NDArray[np.int32]
 Floats = NDArray[np.float32]
 LeftOut = Literal["filtered", "excluded", "refused", "seen", "hidden"]
-WHY_LEFT_OUT: Mapping[LeftOut, str] = {
+WHY_LEFT_OUT: Mapping[str, str] = {
     "filtered": "the filter or the candidates leave it out",
     "excluded": "exclude_items has it, or a page before",
     "refused": "the user is not interested in it",
