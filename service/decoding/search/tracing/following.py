@@ -114,7 +114,7 @@ def followed(
         return steps
     biases = np.full(len(trie.codes), -np.inf, np.float32)
     biases[first.rows] = first.biases
-    number = 0
+    is_allowed, number = biases > -np.inf, 0
     for call in calls:
         if steps and not (steps[-1].lived or call.is_refill):
             continue
@@ -122,7 +122,7 @@ def followed(
         beams = call.beams
         if isinstance(beams, PostingListBeams):
             beams = with_own_rows(beams, trie.codes, trie.rows, biases, False)
-        seen = _Seen(job, trie, beams, call, number)
+        seen = _Seen(job, trie, is_allowed, beams, call, number)
         owners = [int(beam) for beam in seen.owners_of(row) if _has(seen.rows_of(int(beam)), row)]
         if owners:
             steps.append(seen.step(row, owners, most))
@@ -133,25 +133,36 @@ class _Seen:
     """One call, with explicit rows, and what follows from it."""
 
     def __init__(
-        self, job: Job, trie: SidTrie, beams: Beams, call: TracedCall, number: int
+        self,
+        job: Job,
+        trie: SidTrie,
+        is_allowed: NDArray[np.bool_],
+        beams: Beams,
+        call: TracedCall,
+        number: int,
     ) -> None:
-        """number: of the call"""
+        """is_allowed: (num_items,), whether the job allows each row    number: of the call"""
+        self.is_allowed = is_allowed
         self.job, self.trie, self.beams, self.call, self.number = job, trie, beams, call, number
         self.ranking, self.order = RANKINGS[job.ranking], ORDERS[job.order]
         self.num_codes = trie.catalogue.num_codes
         self.masked = beams.sids == self.num_codes
-        num_asked = beams.num_undecided if call.log_probs is not None else 0
-        asked = self.masked[beams.call_index >= 0] if num_asked else self.masked[:0]
-        self.positions = np.nonzero(asked)[1].reshape(num_asked, -1).astype(np.int64)
+        num_asked = beams.num_undecided
         if call.log_probs is None or not num_asked:
             self.log_probs = np.empty((0, 0, self.num_codes), np.float32)
             self.positions = np.empty((0, 0), np.int64)
-        else:  # compiled code has one type for arrays without gaps
-            width = self.positions.shape[1]
-            self.log_probs = np.ascontiguousarray(call.log_probs[:num_asked, :width])
+            return
+        self.positions = np.nonzero(self.masked[beams.call_index >= 0])[1].reshape(num_asked, -1)
+        # Compiled code has one type for arrays without gaps, and another one for the rest.
+        log_probs = call.log_probs[:num_asked, : self.positions.shape[1]]
+        self.log_probs = np.ascontiguousarray(log_probs)
 
     def rows_of(self, beam: int) -> Rows:
         return self.beams.rows[self.beams.starts[beam] : self.beams.starts[beam + 1]]
+
+    def num_alike(self, sid: Codes) -> int:
+        """How many allowed rows have this whole SID."""
+        return int(np.count_nonzero(self.is_allowed[self.trie.rows_with(sid)]))
 
     def owners_of(self, row: int) -> Integers:
         """The beams whose partial SID agrees with a row; one, but for codes masked again."""
@@ -189,15 +200,9 @@ class _Seen:
             last = _agreeing(candidates.sids, children.sids[-1], self.num_codes)
             at = np.flatnonzero(last)
             last_kept = float(self._worths(candidates, at)[0]) if len(at) else None
-        kept = {one.tobytes() for one in children.sids}
-        dead = np.array(
-            [
-                n
-                for n in range(min(len(candidates.sids), len(kept) + most))
-                if candidates.sids[n].tobytes() not in kept
-            ][:most],
-            np.int64,
-        )
+        first = candidates.sids[: len(children.sids) + most]
+        is_kept = (first[:, None] == children.sids).all(axis=2).any(axis=1)
+        dead = np.flatnonzero(~is_kept)[:most]
         agree = (self.trie.codes[self.rows_of(beam)][:, chosen] == sid[chosen]).all(axis=1)
         return Step(
             call=self.number,
@@ -267,15 +272,14 @@ class _Seen:
             place = max(int(among[0]), len(found[0])) + 1
         dead = np.flatnonzero(~np.isin(rows[: len(found[0]) + most], found[0]))[:most]
         sids = self.trie.codes[rows[dead]]
-        alike = [np.isin(self.beams.rows, self.trie.rows_with(sid)).sum() for sid in sids]
-        own = np.isin(self.trie.rows_with(self.trie.codes[row]), self.beams.rows)
+        alike = [self.num_alike(sid) for sid in sids]
         return Step(
             call=self.number if self.call.log_probs is not None else 0,
             chose_rows=True,
             is_refill=self.call.is_refill,
             filled=filled,
             survivors_before=survivors_before,
-            survivors=int(own.sum()),
+            survivors=self.num_alike(self.trie.codes[row]),
             num_beams=len(self.beams.sids),
             num_candidates=len(rows),
             num_kept=len(found[0]),
