@@ -64,7 +64,8 @@ class FilledPosition(AnswerModel):
     """A position that a call filled in the item's beam, with the item's code there.
 
     position: from 0, a place in `sid`
-    settled: whether there was nothing to choose, because all items of the beam have this code
+    settled: whether there was nothing to choose: all items of the beam have this code, or all that
+        are left once the other positions are filled
     probability: of the code among those that items of the beam have there, as the search sees it:
         ranked by `rows`, the share of the items that have it; else the network's, divided among
         these codes

@@ -35,7 +35,8 @@ _NONE_DRAWN = np.empty((0, 0), np.float32)
 class Filled:
     """The positions that a call filled in the row's beam; n of them, ascending.
 
-    positions: (n,) int64    settled: (n,) bool, all rows of the beam have the row's code there
+    positions: (n,) int64    settled: (n,) bool, all rows of the beam have the row's code there; all
+        that are left once the others are filled, if the denoiser was not asked
     log_probs: (n,) float32, of the row's code as the denoiser gave it; NaN where it was not asked
     probabilities: (n,) float64, of that code among those that the beam's rows have: ranked by rows
         the share of its rows, else its share of the denoiser's probability of these codes
@@ -186,7 +187,8 @@ class _Seen:
         lived = bool(own.any())
         chosen = self._chosen(beam)
         settled = _NONE
-        if lived and children.call_index[own][0] < 0:  # its rows share one SID
+        was_open = self.beams.call_index[beam] >= 0
+        if lived and was_open and children.call_index[own][0] < 0:  # now its rows share one SID
             settled = np.flatnonzero(self.masked[beam] & (children.sids[own][0] == self.num_codes))
         place = score = None
         if lived:

@@ -25,7 +25,7 @@ from service.decoding.search.row_biases import RowBiases
 
 MOST_DEAD = 4
 seeds = st.integers(0, 2**32 - 1)
-many = settings(deadline=None, max_examples=5, suppress_health_check=list(HealthCheck))
+many = settings(deadline=None, max_examples=25, suppress_health_check=list(HealthCheck))
 
 
 def biases_of(
@@ -75,12 +75,15 @@ def assert_as_the_denoiser_says(
         for n, position in enumerate(filled.positions.tolist()):
             code = int(codes[row, position])
             legal = np.unique(codes[own, position])
+            if math.isnan(filled.log_probs[n]):  # it follows from the codes that were chosen
+                asked = filled.positions[~np.isnan(filled.log_probs)]
+                agreeing = (codes[own][:, asked] == codes[row, asked]).all(axis=1)
+                assert np.unique(codes[own[agreeing], position]).tolist() == [code]
+                assert (filled.settled[n], filled.probabilities[n]) == (True, 1)
+                continue
             assert filled.num_codes[n] == len(legal)
             assert filled.settled[n] == (len(legal) == 1)
-            if math.isnan(filled.log_probs[n]):
-                assert len(legal) == 1
-            else:
-                assert filled.log_probs[n] == pytest.approx(said[position, code], abs=1e-5)
+            assert filled.log_probs[n] == pytest.approx(said[position, code], abs=1e-5)
             if job.ranking == "rows":
                 of_legal = np.array([shares[codes[own, position] == one].sum() for one in legal])
             else:
@@ -175,6 +178,38 @@ def test_every_row_is_followed(
         if len(steps) == len(answer.trace):
             last_places.append(steps[-1].place)
     assert sorted(last_places) == list(range(1, len(last_places) + 1))
+
+
+@pytest.mark.parametrize("ranking", ["rows", "best", "path"])
+@given(data=st.data(), seed=seeds)
+@many
+def test_codes_that_are_masked_again(ranking: Ranking, data: st.DataObject, seed: int) -> None:
+    catalogue = data.draw(catalogues().filter(lambda one: one.num_subspaces > 1))
+    job = data.draw(jobs(catalogue, filtered=True, may_finish=True))
+    remask = data.draw(st.integers(1, catalogue.num_subspaces - 1))
+    job = replace(job, ranking=ranking, remask=remask, explain=True, trace=True)
+    prior = data.draw(st.none() | priors(catalogue))
+    denoiser = HashedDenoiser(catalogue.num_subspaces, catalogue.num_codes, seed=seed)
+    trie = SidTrie(catalogue)
+    [answer] = decode([job], trie, denoiser, prior=prior)[0]
+    [plain] = decode([replace(job, explain=False, trace=False)], trie, denoiser, prior=prior)[0]
+    np.testing.assert_array_equal(answer.scores, plain.scores)
+    for row in allowed_rows(job, catalogue.num_items):
+        steps = followed(answer.trace, job, trie, row, MOST_DEAD)
+        last = steps[-1]
+        assert (last.is_refill and last.lived) == (row in answer.rows)
+        if row not in answer.rows:
+            continue
+        place = answer.rows.tolist().index(row)
+        assert (last.place, last.score) == (place + 1, float(answer.scores[place]))
+        assert answer.trajectory is not None
+        again = last.filled.positions
+        assert len(again) in (0, remask)
+        if len(again):
+            assert (answer.trajectory.filled[place, again] == last.call).all()
+            own = answer.trajectory.log_probs[place, again]
+            np.testing.assert_array_equal(own, last.filled.log_probs)
+            assert answer.trajectory.survivors[place, -1] == last.survivors
 
 
 @given(data=st.data(), seed=seeds)
