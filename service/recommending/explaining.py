@@ -350,19 +350,22 @@ class _Case:
     def _outcome(self) -> str:
         item, score = self.item, _rounded(self.score)
         by = f", with a score of {score:.2f}" if score is not None else ""
+        decoding = self.sought.plan.decoding
+        if score is not None and (decoding.ranking, decoding.retrieval) == ("rows", "generate"):
+            by += f", which is a probability of {_percent(float(np.exp(score)))}"
         if item is not None:
             rank = f"It has rank {item.rank} of {self.num_in_answer}{by}"
             return {
                 "pinned": f"{rank}: the request has pinned it there.",
                 "explored": f"{rank}, in a place that is kept for new items.",
-                "popular": f"{rank}: without a history to work with, popular items answer.",
+                "popular": f"{rank}: popular items answer, because {self._why_popular()}.",
                 "found": f"{rank}.",
             }[self.in_answer_as or "found"]
         why = "It is not in the answer"
         if said := WHY_LEFT_OUT.get(str(self.reason)):
             return f"{why}: {said}."
         if not self.steps:
-            return f"{why}: without a history to work with, more popular items answer."
+            return f"{why}: more popular items answer, because {self._why_popular()}."
         last = self.steps[-1]
         number = f"number {last.place:,}" if last.place else "far behind"
         among = f"{number} of {last.num_candidates:,}"
@@ -372,14 +375,23 @@ class _Case:
             )
         if self.reason == "capped":
             return f"{why}: max_per has no more room for its like{by}."
-        behind = f" The last one that was taken has {last.last_kept:.2f}." if last.last_kept else ""
-        return f"{why}: {among}{by}." + behind * (not last.lived)
+        if last.lived or last.last_kept is None:
+            return f"{why}: {among}{by}."
+        return f"{why}: {among}{by}. The last one that was taken has {last.last_kept:.2f}."
+
+    def _why_popular(self) -> str:
+        if self.sought.inputs.history.size:
+            return "the search failed or was late"
+        return "there is no history to work with"
 
     def _why_the_prior(self) -> str:
         assert self.bias is not None
         reasons = self.because()
         if not reasons:
-            return "No item of the history calls for it by itself; its codes speak for it, or not."
+            return (
+                "The neighbour prior gives it nothing: no item of the history is known to come "
+                "before it, or is like it."
+            )
         named = [one for one in reasons if one.share >= LEAST_SHARE][:2] or reasons[:1]
         rows = self.catalogue.rows_of([one.item_id for one in named]).tolist()
         shown = " and ".join(
@@ -392,14 +404,13 @@ class _Case:
 
     def _the_search(self) -> list[str]:
         first, last = self.steps[0], self.steps[-1]
+        calls = max(step.call for step in self.steps)
+        after = f"{last.survivors:,} after call {calls} of {self.nfe}"
+        if calls > 1:
+            after = f"{first.survivors:,} after call 1, and {after}"
+        said = [f"Of {first.survivors_before:,} items, those that agreed with its codes: {after}."]
         if self.nfe == 1:
             said = [f"One call scored every one of {first.survivors_before:,} items."]
-        else:
-            calls = max(step.call for step in self.steps)
-            said = [
-                f"Of {first.survivors_before:,} items, {first.survivors:,} agreed with its beam "
-                f"after call 1, and {last.survivors:,} after call {calls} of {self.nfe}."
-            ]
         asked = [
             (float(step.filled.probabilities[n]), step, n)
             for step in self.steps
@@ -410,8 +421,9 @@ class _Case:
             probability, step, n = min(asked, key=lambda one: one[0])
             filled = step.filled
             said.append(
-                f"Its least probable code is that of position {filled.positions[n]}: "
-                f"{probability:.1%}, number {filled.ranks[n]:,} of {filled.num_codes[n]:,} there."
+                f"Least probable is its code at position {filled.positions[n]}, counted from 0: "
+                f"{_percent(probability)}, number {filled.ranks[n]:,} of {filled.num_codes[n]:,} "
+                "that were possible there."
             )
         return said
 
@@ -426,6 +438,10 @@ def _rounded(value: float | None) -> float | None:
 
 def _probability(log_prob: float) -> float | None:
     return None if np.isnan(log_prob) else round(float(np.exp(log_prob)), 6)
+
+
+def _percent(share: float) -> str:
+    return f"{share:.1%}" if share >= 0.001 else "below 0.1%"
 
 
 def _added(value: float) -> str:
