@@ -235,6 +235,8 @@ def test_survivors_codes_and_shares_are_counted_again(why: Service, folder: Path
                 has = [typical["category"] in _paths(bundle.items[one].categories) for one in own]
                 assert typical["share"] == pytest.approx(np.mean(has), abs=0.1)
                 assert typical["share"] > typical["share_of_all"]
+                every = [typical["category"] in _paths(one.categories) for one in bundle.items]
+                assert typical["share_of_all"] == pytest.approx(np.mean(every), abs=0.01)
 
 
 def _paths(categories: tuple[str, ...]) -> set[str]:
