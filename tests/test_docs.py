@@ -41,6 +41,7 @@ CHECKS = {
     "demo-output",
     "curl",
     "curl-output",
+    "explanation",
     "requests",
     "filter",
     "items",
@@ -150,6 +151,15 @@ def test_the_requests_are_answered(demo: Any) -> None:
     assert (stored["accepted"] + stored["duplicates"], stored["rejected"]) == (1, [])
     assert (recommended["served_by"], recommended["history"]["source"]) == ("model", "request")
     assert "item-0920" not in [item["item_id"] for item in recommended["items"]]
+
+
+def test_the_explanation_is_of_that_item(demo: Any) -> None:
+    [command] = blocks("explanation")
+    [told] = answers_to(command, demo.url)
+    assert told["item"]["item_id"] == "item-0920"
+    assert (told["rank"] is None) == (told["reason"] is not None)
+    assert told["sentences"]
+    assert [step["call"] for step in told["steps"]] == list(range(1, len(told["steps"]) + 1))
 
 
 def test_the_filter_is_obeyed(demo: Any) -> None:

@@ -20,6 +20,7 @@ from service.bundles.items import (
     Item,
     joined_text,
     text_of,
+    with_ancestors,
 )
 from service.bundles.ladder import ladder_of
 from service.bundles.lines import HeldOutUser, check_items
@@ -71,6 +72,7 @@ __all__ = [
     "type_of",
     "verify",
     "versions_of",
+    "with_ancestors",
     "write_bundle",
     "write_manifest",
 ]

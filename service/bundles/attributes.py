@@ -107,6 +107,11 @@ class AttributeIndex:
         """
         return self._parts[name].groups(num_rows)
 
+    def num_with(self, name: str, values: Iterable[str]) -> list[int]:
+        """How many items have each of these texts. Raises KeyError for an unknown attribute."""
+        part = self._parts[name]
+        return [len(part.matching(Condition([value]), None, 0)) for value in values]
+
     def with_items(self, items: Sequence[Item]) -> Self:
         """The index with these items after its own. Made slowly, like `Catalogue.with_items`."""
         return self._with(items, with_pauses)

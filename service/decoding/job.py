@@ -6,9 +6,9 @@ item ids, users or how the search works.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +45,8 @@ class Job:
     retrieval: whether items are found by beams, by the dense head, or by both, see `decode`
     is_cancelled: called between steps; once it returns true the job is dropped
     explain:  whether the answer says how its rows were found (`Trajectory`); only of beams
+    trace:    whether the answer keeps what each call saw, so that any row can be followed; only of
+        beams, with a horizon of 1
     boosted:  (b,) int32 rows whose scores gain something, ascending and distinct
     boosts:   (b,) float32, what each gains
     horizon:  how many next items are predicted together, 1 to MAX_HORIZON. Above 1, jobs are ranked
@@ -65,6 +67,7 @@ class Job:
     allowed: Rows | None = None
     is_cancelled: Callable[[], bool] = _never
     explain: bool = False
+    trace: bool = False
     horizon: int = 1
     boosted: Rows = field(default_factory=lambda: np.empty(0, np.int32))
     boosts: Floats = field(default_factory=lambda: np.empty(0, np.float32))
@@ -131,6 +134,7 @@ class Decoded:
     survivors: rows that the beams still owned when the answer was chosen among them. If the first
         call is the last, these are all allowed rows
     trajectory: how the rows were found, if the job asked for it; else None
+    trace: a `service.decoding.search.TracedCall` for each call, if the job asked for it; else empty
     """
 
     rows: Rows
@@ -139,6 +143,7 @@ class Decoded:
     cancelled: bool = False
     trajectory: Trajectory | None = None
     survivors: int = 0
+    trace: Sequence[Any] = ()
 
 
 @dataclass(frozen=True)

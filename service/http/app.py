@@ -156,6 +156,7 @@ def add_client_routes(app: FastAPI, routes: Routes, guards: Sequence[Guard]) -> 
 
     answer, answers = schemas.RecommendResponse, schemas.BatchResponse
     route("POST", RECOMMEND, routes.recommend, 404, 503, 504, model=answer)
+    route("POST", "/explain", routes.explain, 404, 503, 504, model=schemas.ExplainResponse)
     route("POST", "/recommend/batch", routes.recommend_batch, 503, model=answers)
     route("POST", "/events", routes.events, 503)
     route("GET", "/users/{user_id}/history", routes.history, 503)
@@ -193,6 +194,19 @@ class Routes:
         work = recommender.recommend(body, assignment, context.received)
         answer = await unless_disconnected(request, work)
         report(answer, context)
+        return json_answer(answer)
+
+    async def explain(self, body: schemas.ExplainRequest, request: Request) -> Response:
+        """How an item comes to its rank in the answer to a request, or why it has none."""
+        context = context_of(request)
+        context.log.update(user_hash=self._hash(body.user_id), k=body.k)
+        recommender = self._lifecycle.recommender
+        assignment = recommender.assign(body)
+        context.bundle, context.variant = assignment.loaded_bundle.ref, assignment.label
+        work = recommender.explain(body, assignment, context.received)
+        answer = await unless_disconnected(request, work)
+        report(answer, context)
+        context.log.update(rank=answer.rank, reason=answer.reason)
         return json_answer(answer)
 
     async def recommend_batch(self, body: schemas.BatchRequest, request: Request) -> Response:
@@ -338,7 +352,9 @@ def unless_known(request: Request, answer: bytes) -> Response:
     return Response(answer, media_type="application/json", headers=headers)
 
 
-def report(answer: schemas.RecommendResponse, context: RequestContext) -> None:
+def report(
+    answer: schemas.RecommendResponse | schemas.ExplainResponse, context: RequestContext
+) -> None:
     """Put what gateways and operators want to see into the headers and the log line."""
     timings = answer.timings_ms
     context.timings_ms, context.degraded = timings, answer.degraded
@@ -351,13 +367,14 @@ def report(answer: schemas.RecommendResponse, context: RequestContext) -> None:
         variant=context.variant,
         served_by=answer.served_by,
         degraded_reasons=answer.degraded_reasons,
-        n_items=len(answer.items),
         timings_ms=timings,
     )
-    if answer.sequences is not None:
-        context.log["n_sequences"] = len(answer.sequences)
-    if explored := sum(item.explored for item in answer.items):
-        context.log["n_explored"] = explored
+    if isinstance(answer, schemas.RecommendResponse):
+        context.log["n_items"] = len(answer.items)
+        if answer.sequences is not None:
+            context.log["n_sequences"] = len(answer.sequences)
+        if explored := sum(item.explored for item in answer.items):
+            context.log["n_explored"] = explored
     if answer.decoding:
         context.log.update(schedule=answer.decoding.schedule, nfe=answer.decoding.nfe)
 

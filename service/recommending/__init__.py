@@ -4,10 +4,11 @@ Reads the history, plans the decoding, queues the job, and maps rows back to ite
 HTTP, Redis or ONNX Runtime. It talks to the history store, the batcher and the loaded bundles.
 
 Reading order: `recommender` (the whole story), `planning` (which schedule and beam width), `rules`
-(filter, boosts and caps in a bundle's terms), `jobs` (from item ids to rows), `selection` (which
-rows are in the answer), `item_mapping` (from rows to items), `assembly` (the two together),
+(filter, boosts and caps in a bundle's terms), `jobs` (from item ids to rows), `assembly` (which
+rows are in the answer, put together), `item_mapping` (from rows to items),
 `experiment` (which user gets which variant), `shadow` (a candidate bundle that answers unseen).
-Apart: `item_search` (lists of items), `item_map` (the map of the catalogue).
+Apart: `explaining` (why an item is in an answer, or not), `item_search` (lists of items),
+`item_map` (the map of the catalogue).
 """
 
 from service.recommending.experiment import Experiment, load_experiment

@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,14 @@ from service.schemas import MAX_BOOST, HistorySource, RecommendRequest
 
 Rows = NDArray[np.int32]
 Floats = NDArray[np.float32]
+LeftOut = Literal["filtered", "excluded", "refused", "seen", "hidden"]
+WHY_LEFT_OUT: Mapping[str, str] = {
+    "filtered": "the filter or the candidates leave it out",
+    "excluded": "exclude_items has it, or a page before",
+    "refused": "the user is not interested in it",
+    "seen": "the history has it; exclude_seen: false would allow it",
+    "hidden": "it is hidden",
+}
 MOST_NAMED = 5  # of the unknown candidates
 
 
@@ -134,24 +143,29 @@ class Inputs:
         """hints: gets why an item is not pinned"""
         rows_of, pinned = bundle.catalogue.rows_of, {}
         for item_id, rank in request.pin.items():
-            row = rows_of([item_id])
-            if not len(row):
-                reason = "this bundle has no such item"
-            elif self.allowed is not None and not _are_in(row, self.allowed).any():
-                reason = "the filter or the candidates leave it out"
-            elif not (self.excluded == row).any():
-                pinned[rank] = int(row[0])
+            row = rows_of([item_id]).tolist()
+            reason = self.left_out(row[0], item_id, request, history) if row else None
+            if row and reason is None:
+                pinned[rank] = row[0]
                 continue
-            elif item_id in request.exclude_items or item_id in history.before:
-                reason = "exclude_items has it, or a page before"
-            elif item_id in history.refused:
-                reason = "the user is not interested in it"
-            elif item_id in history.item_ids and request.exclude_seen:
-                reason = "the history has it; exclude_seen: false would allow it"
-            else:
-                reason = "it is hidden"
-            hints.append(f"pin: {item_id!r} is not in the answer: {reason}")
+            why = WHY_LEFT_OUT[reason] if reason else "this bundle has no such item"
+            hints.append(f"pin: {item_id!r} is not in the answer: {why}")
         return replace(self, pinned=pinned)
+
+    def left_out(
+        self, row: int, item_id: str, request: RecommendRequest, history: UserHistory
+    ) -> LeftOut | None:
+        """Why the answer may not have an item of the bundle; None if it may."""
+        one = np.array([row], np.int32)
+        if self.allowed is not None and not _are_in(one, self.allowed).any():
+            return "filtered"
+        if not (self.excluded == row).any():
+            return None
+        if item_id in request.exclude_items or item_id in history.before:
+            return "excluded"
+        if item_id in history.refused:
+            return "refused"
+        return "seen" if item_id in history.item_ids and request.exclude_seen else "hidden"
 
     def num_left(self, num_items: int) -> int:
         """How many rows an answer may have."""
@@ -171,15 +185,15 @@ class Inputs:
             return "exclusions"
         return "caps" if is_capped else "beam"
 
-    def jobs(self, request: RecommendRequest, plan: Plan) -> list[Job]:
+    def jobs(self, request: RecommendRequest, plan: Plan, *, trace: bool = False) -> list[Job]:
         """The work for the decoder: a job, and one among the new items if they have places.
 
         The second asks for as many, because the first may have found some of them.
         """
-        job = self._job(request, plan)
+        job = self._job(request, plan, trace)
         return [job, replace(job, allowed=self.new)] if len(self.new) else [job]
 
-    def _job(self, request: RecommendRequest, plan: Plan) -> Job:
+    def _job(self, request: RecommendRequest, plan: Plan, trace: bool) -> Job:
         return plan.decoding.job(
             self.history,
             rows_needed(request, plan),
@@ -187,6 +201,7 @@ class Inputs:
             excluded=self.excluded,
             allowed=self.allowed,
             explain=request.explain,
+            trace=trace,
             horizon=plan.horizon,
             boosted=self.boosted,
             boosts=self.boosts,

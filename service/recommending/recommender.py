@@ -22,12 +22,14 @@ from service.errors import (
     DecodeFailed,
     HistoryUnavailable,
     InvalidRequest,
+    ItemNotFound,
     RecommendationNotFound,
 )
 from service.histories import AnswerMemory, HistoryStore, RememberedAnswer
 from service.loading import LoadedBundle, LoadedBundles
 from service.recommending.assembly import assembled, assembled_sequences, shortfalls
 from service.recommending.experiment import DEFAULT, PINNED, Experiment, Variant
+from service.recommending.explaining import Sought, check_is_traced, explanation
 from service.recommending.jobs import Inputs, UserHistory
 from service.recommending.planning import (
     Plan,
@@ -40,6 +42,8 @@ from service.recommending.rules import rules_of
 from service.recommending.shadow import Shadow
 from service.schemas import (
     DegradedReason,
+    ExplainRequest,
+    ExplainResponse,
     Fallback,
     RecommendRequest,
     RecommendResponse,
@@ -138,12 +142,65 @@ class Recommender:
         Raises InvalidRequest, Overloaded, DeadlineExceeded, DecodeFailed, NotReady,
         RecommendationNotFound, or HistoryUnavailable when nothing else can answer.
         """
+        sought = await self._sought(request, assignment, received, in_bulk=in_bulk)
+        loaded, inputs = assignment.loaded_bundle, sought.inputs
+        if sought.answer:
+            num_items = loaded.bundle.catalogue.num_items
+            count_decoded(self._metrics, sought.answer.decoded, sought.plan, num_items)
+        response = self._answered(request, assignment, sought, received)
+        self._observe(response, is_filtered=bool(request.filter), in_bulk=in_bulk)
+        items, sequences = response.items, response.sequences
+        if len(items if sequences is None else sequences) < request.k:
+            num_items = loaded.bundle.catalogue.num_items
+            needed = request.k if sequences is None else request.horizon
+            reason = inputs.short_because(needed, num_items, is_capped=bool(request.max_per))
+            self._metrics.short_lists.labels(reason).inc()
+        self._remember(response, sought.history, assignment.label)
+        if sought.answer:
+            self._shadow.follow(request, sought.history, response)
+        return response
+
+    async def explain(
+        self, request: ExplainRequest, assignment: Assignment, received: float
+    ) -> ExplainResponse:
+        """How an item comes to its rank in the answer to this request, or why it has none.
+
+        The answer is the same that `recommend` would give. It is not remembered, and no metric
+        counts it as one. Raises what `recommend` raises, and ItemNotFound.
+        """
+        loaded = assignment.loaded_bundle
+        rows = loaded.bundle.catalogue.rows_of([request.item_id]).tolist()
+        if not rows:
+            raise ItemNotFound("the bundle that answers has no such item")
+        asked = request.model_copy(update={"explain": False})  # of all its items
+        sought = await self._sought(asked, assignment, received, trace=True)
+        response = self._answered(asked, assignment, sought, received)
+        async with _Until(sought.deadline):
+            explained = await asyncio.to_thread(
+                explanation, asked, loaded.bundle, rows[0], sought, response
+            )
+        total_ms = round(1000 * (time.monotonic() - received), 3)
+        timings = {**response.timings_ms, "total": total_ms}
+        return explained.model_copy(update={"timings_ms": timings})
+
+    async def _sought(
+        self,
+        request: RecommendRequest,
+        assignment: Assignment,
+        received: float,
+        *,
+        in_bulk: bool = False,
+        trace: bool = False,
+    ) -> Sought:
+        """What is found for a request. trace: whether any row can be followed afterwards"""
         loaded = assignment.loaded_bundle
         rules = rules_of(request, loaded.bundle)
         timeout_s = self._policy.default_timeout_s
         deadline = received + (request.timeout_ms / 1000 if request.timeout_ms else timeout_s)
         due = deadline if in_bulk else min(deadline, received + self._policy.slo_s)
         plan = self._plan(request, assignment, due, in_bulk=in_bulk)
+        if trace:
+            check_is_traced(plan)
         engine, width = loaded.engine, plan.decoding.beam_width
         self._batcher.admit(
             engine, plan.work, width, deadline, in_bulk=in_bulk, horizon=plan.horizon
@@ -154,57 +211,52 @@ class Recommender:
             with _timed(stages, "history"):
                 history = await self._history_of(request)
             inputs = await Inputs.look_up(request, history, loaded.bundle, rules)
-        answer, explored = None, None
+        answer, explored, jobs = None, None, list[Job]()
         if len(inputs.history):
             try:
                 async with _Until(deadline):
-                    jobs = inputs.jobs(request, plan)
+                    jobs = inputs.jobs(request, plan, trace=trace)
                     answer, explored = await self._answers_to(jobs, engine, deadline, in_bulk)
             except (DecodeFailed, DeadlineExceeded) as error:
                 if self._policy.fallback != "all":
                     raise
                 reasons.append("decode_failed" if isinstance(error, DecodeFailed) else "deadline")
-        if answer:
-            num_items = loaded.bundle.catalogue.num_items
-            count_decoded(self._metrics, answer.decoded, plan, num_items)
-        with _timed(stages, "map"):
-            items, sequences = [], None
-            found, new = (one.decoded if one else None for one in (answer, explored))
-            if request.horizon > 1:
-                sequences = assembled_sequences(request, loaded.bundle, inputs, found)
-            else:
-                items = assembled(request, loaded.bundle, inputs, found, new)
-            said = shortfalls(request, loaded.bundle, inputs, found, len(items))
         reasons += _reasons(history, inputs, plan, answer)
-        response = RecommendResponse(
+        return Sought(plan, history, inputs, jobs, answer, explored, reasons, stages, deadline)
+
+    def _answered(
+        self, request: RecommendRequest, assignment: Assignment, sought: Sought, received: float
+    ) -> RecommendResponse:
+        """The answer to a request, from what was found for it."""
+        bundle, inputs, answer = assignment.loaded_bundle.bundle, sought.inputs, sought.answer
+        with _timed(sought.stages, "map"):
+            items, sequences = [], None
+            found, new = (one.decoded if one else None for one in (answer, sought.explored))
+            if request.horizon > 1:
+                sequences = assembled_sequences(request, bundle, inputs, found)
+            else:
+                items = assembled(request, bundle, inputs, found, new)
+            said = shortfalls(request, bundle, inputs, found, len(items))
+        history = sought.history
+        return RecommendResponse(
             recommendation_id=str(uuid7()),
             user_id=request.user_id,
             served_by="model" if answer else "popular",
-            degraded=bool(reasons),
-            degraded_reasons=reasons,
+            degraded=bool(sought.reasons),
+            degraded_reasons=sought.reasons,
             warnings=[*inputs.hints, *said],
-            bundle=loaded.ref,
+            bundle=assignment.loaded_bundle.ref,
             experiment=self._used_variant(assignment.label),
             items=items,
             sequences=sequences,
-            decoding=plan.used(answer.decoded.nfe) if answer else None,
+            decoding=sought.plan.used(answer.decoded.nfe) if answer else None,
             history=UsedHistory(
                 source=history.source,
                 length=len(history.item_ids),
                 unknown_items=len(history.item_ids) - len(inputs.history),
             ),
-            timings_ms=_timings_ms(stages, answer, time.monotonic() - received),
+            timings_ms=_timings_ms(sought.stages, answer, time.monotonic() - received),
         )
-        self._observe(response, is_filtered=bool(request.filter), in_bulk=in_bulk)
-        if len(items if sequences is None else sequences) < request.k:
-            num_items = loaded.bundle.catalogue.num_items
-            needed = request.k if sequences is None else request.horizon
-            reason = inputs.short_because(needed, num_items, is_capped=bool(request.max_per))
-            self._metrics.short_lists.labels(reason).inc()
-        self._remember(response, history, assignment.label)
-        if answer:
-            self._shadow.follow(request, history, response)
-        return response
 
     async def _answers_to(
         self, jobs: Sequence[Job], engine: Engine, deadline: float, in_bulk: bool

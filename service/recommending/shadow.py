@@ -15,10 +15,10 @@ from service.batching import MicroBatcher
 from service.bundles import DecodingDefaults
 from service.errors import RequestError
 from service.loading import LoadedBundle, LoadedBundles
+from service.recommending.assembly import Caps, chosen
 from service.recommending.jobs import Inputs, UserHistory
 from service.recommending.planning import fixed_plan
 from service.recommending.rules import rules_of
-from service.recommending.selection import Caps, chosen
 from service.schemas import RecommendRequest, RecommendResponse
 from service.tasks import ended
 from service.telemetry import Metrics

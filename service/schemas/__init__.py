@@ -4,7 +4,7 @@ Pydantic models and nothing else. The OpenAPI document is made from them. They k
 store and no bundle. Bounds that depend on a bundle are checked where the bundle is known.
 
 Reading order: `fields` (what all share), `filters`, `recommend`, `errors` (the one error body),
-`batch`, `events`, `items`, `operators`.
+`explain`, `batch`, `events`, `items`, `operators`.
 """
 
 from service.schemas.batch import BatchEntry, BatchRequest, BatchResponse, BatchResult
@@ -16,6 +16,21 @@ from service.schemas.events import (
     EventsResponse,
     RejectedEvent,
     refusals_among,
+)
+from service.schemas.explain import (
+    DeadBeam,
+    ExplainedCode,
+    ExplainedItem,
+    ExplainedStep,
+    ExplainRequest,
+    ExplainResponse,
+    FilledPosition,
+    InAnswer,
+    NotInAnswer,
+    PriorReason,
+    ScoreParts,
+    TitledItem,
+    TypicalCategory,
 )
 from service.schemas.fields import (
     DIGITS,
@@ -98,6 +113,7 @@ __all__ = [
     "BatchResult",
     "BundleInfo",
     "CodesInCommon",
+    "DeadBeam",
     "DefaultDecoding",
     "DegradedReason",
     "Drained",
@@ -106,8 +122,14 @@ __all__ = [
     "Event",
     "EventsRequest",
     "EventsResponse",
+    "ExplainRequest",
+    "ExplainResponse",
+    "ExplainedCode",
+    "ExplainedItem",
+    "ExplainedStep",
     "Explanation",
     "Fallback",
+    "FilledPosition",
     "Filter",
     "FilterCondition",
     "FoundItem",
@@ -118,6 +140,7 @@ __all__ = [
     "HiddenItem",
     "HistoryResponse",
     "HistorySource",
+    "InAnswer",
     "Info",
     "ItemChange",
     "ItemChangesResponse",
@@ -137,6 +160,8 @@ __all__ = [
     "Models",
     "NearFieldsCounted",
     "NewItem",
+    "NotInAnswer",
+    "PriorReason",
     "Readiness",
     "RecommendRequest",
     "RecommendResponse",
@@ -145,8 +170,11 @@ __all__ = [
     "RejectedEvent",
     "ResidentInfo",
     "Role",
+    "ScoreParts",
     "SimilarRequest",
     "SimilarResponse",
+    "TitledItem",
+    "TypicalCategory",
     "UsedDecoding",
     "UsedHistory",
     "UsedVariant",

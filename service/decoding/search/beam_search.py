@@ -225,6 +225,8 @@ class _Batch:
     ) -> None:
         """The schedule has ended: answer, or mask the least certain codes of these rows again."""
         job, recorder = search.job, search.recorder
+        if job.trace:
+            search.note(log_probs, None, found)
         if not job.remask or recorder is None or not len(found[0]):
             self._answer(search, found, log_probs, survivors=survivors)
             return
@@ -250,6 +252,8 @@ class _Batch:
         rows, scores, parents = refilled(self.codes, beams, log_probs, positions, k, ranking)
         called = log_probs if beams.num_undecided else None
         found = rows, scores
+        if search.job.trace:
+            search.note(called, None, found)
         self._answer(search, found, called, survivors=beams.num_rows, parents=parents)
 
     def _scratch(self) -> RowBiases:
@@ -309,6 +313,8 @@ class _Batch:
             biases.fill(job, self.prior, self.denoiser.repeat_bias)
             width = job.schedule.steps[0]
             beam = self._filtered_beam(job, biases)
+            if job.trace:
+                search.first_beam = beam or self._all_allowed(biases)
             num_rows = num_items - biases.num_excluded if beam is None else len(beam.rows)
             if search.is_last_step(1, num_rows):
                 normalised = search.ranking == expansion.ROWS
@@ -339,10 +345,7 @@ class _Batch:
                 beams = after_first_step(self.trie, new_beams, job, search.ranking, biases, is_last)
                 search.continue_with(beams, own_log_probs)
             else:
-                if beam is None:
-                    beam = self._fully_masked_beam(
-                        *allowed_rows(biases.values, biases.num_excluded)
-                    )
+                beam = beam or self._all_allowed(biases)
                 search.continue_with(
                     self._expand(search, beam, own_log_probs, positions, width), own_log_probs
                 )
@@ -362,6 +365,9 @@ class _Batch:
             return self._fully_masked_beam(*rows_not_excluded(job.allowed, biases.values))
         biases.exclude_all_but(job.allowed)
         return None
+
+    def _all_allowed(self, biases: RowBiases) -> Beams:
+        return self._fully_masked_beam(*allowed_rows(biases.values, biases.num_excluded))
 
     def _fully_masked_beam(self, rows: Rows, row_biases: Floats) -> Beams:
         """The beam that the search starts from, with these rows and their biases."""

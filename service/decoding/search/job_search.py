@@ -13,10 +13,11 @@ from service.decoding.job import Decoded, Job
 from service.decoding.search.beams import Beams, PostingListBeams
 from service.decoding.search.rows import expansion
 from service.decoding.search.rows import order as orders
+from service.decoding.search.tracing.traced_call import TracedCall
 from service.decoding.search.trajectories import TrajectoryRecorder
 
 NOTHING = np.empty(0, np.int32), np.empty(0, np.float32)
-_RANKINGS = {"path": expansion.PATH, "best": expansion.BEST, "rows": expansion.ROWS}
+RANKINGS = {"path": expansion.PATH, "best": expansion.BEST, "rows": expansion.ROWS}
 ORDERS = {
     "confidence": orders.CONFIDENCE,
     "entropy": orders.ENTROPY,
@@ -37,7 +38,7 @@ class JobSearch:
     def __init__(self, index: int, job: Job, trie: SidTrie) -> None:
         self.index = index
         self.job = job
-        self.ranking = _RANKINGS[job.ranking]
+        self.ranking = RANKINGS[job.ranking]
         self.order = ORDERS[job.order]
         # None before the first step: one fully masked beam, which owns all allowed rows.
         self.beams: Beams | PostingListBeams | None = None
@@ -50,13 +51,29 @@ class JobSearch:
             self.wanted = max(job.k, job.beam_width)
         self.refilling = False
         self.finished = False
+        # The fully masked beam and the calls so far, of a job that is traced.
+        self.first_beam: Beams | None = None
+        self.trace: list[TracedCall] = []
         self.answer = Decoded(*NOTHING, 0)
 
     def continue_with(self, children: Beams | PostingListBeams, log_probs: Floats) -> None:
         """Make these children the live beams. log_probs: the denoiser's output for their parents"""
+        if self.job.trace:
+            self.note(log_probs, children)
         self.beams = children
         if self.recorder is not None:
             self.recorder.record(children, log_probs)
+
+    def note(
+        self,
+        log_probs: Floats | None,
+        children: Beams | PostingListBeams | None,
+        found: tuple[Rows, Floats] | None = None,
+    ) -> None:
+        """Note a call of a job that is traced: what it gave for the live beams, and what is kept"""
+        beams = self.beams or self.first_beam
+        assert beams is not None
+        self.trace.append(TracedCall(beams, log_probs, children, found, self.refilling))
 
     def finish(
         self,
@@ -70,7 +87,7 @@ class JobSearch:
         trajectory = None
         if self.job.explain and self.recorder is not None:
             trajectory = self.recorder.of_answer(*found, log_probs, parents)
-        self.answer = Decoded(*found, nfe, cancelled, trajectory, survivors)
+        self.answer = Decoded(*found, nfe, cancelled, trajectory, survivors, tuple(self.trace))
         self.finished = True
 
     def is_last_step(self, nfe: int, num_rows: int) -> bool:

@@ -64,6 +64,11 @@ INTEGERS: list[tuple[str, dict[str, Any], str, list[Any], list[Any]]] = [
     ("/recommend/batch", {"requests": [GOOD]}, "timeout_ms", [10_000], [0, 10_001]),
     ("/items/item-1/similar", {}, "k", [1, 100], [0, 101]),
 ]
+INTEGERS += [
+    ("/explain", {**body, "item_id": "item-7"}, name, inside, outside)
+    for path, body, name, inside, outside in INTEGERS
+    if path == "/recommend"
+]
 OF_THE_BUNDLE = {"r_warm", "m_par", "remask"}  # it has the upper bound
 
 
@@ -119,6 +124,7 @@ def test_no_integer_is_left_out(document: dict[str, Any]) -> None:
         f"{model}.{name}"
         for path, models in (
             ("/recommend", ("RecommendRequest", "BatchEntry")),
+            ("/explain", ("ExplainRequest",)),
             ("/recommend/batch", ("BatchRequest",)),
             ("/items/item-1/similar", ("SimilarRequest",)),
         )

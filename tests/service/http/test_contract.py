@@ -49,6 +49,7 @@ NEW_ITEM = {"item_id": "new", "title": "New", "embedding": [1.0] * EMBEDDING_DIM
 RIGHT: list[tuple[str, str, dict[str, Any] | None]] = [
     *(("GET", path, None) for path in ("/info", "/models", "/metrics", "/health/live")),
     ("POST", "/recommend", {"user_id": "u"}),
+    ("POST", "/explain", {"user_id": "u", "item_id": "item-7"}),
     ("POST", "/recommend/batch", {"requests": [{"user_id": "u"}]}),
     ("POST", "/events", {"events": [EVENT]}),
     ("GET", "/users/u/history", None),

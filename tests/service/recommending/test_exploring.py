@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.bundles.bundle import Bundle
+from service.recommending.assembly import Caps, chosen
 from service.recommending.item_mapping import arranged, items_of
 from service.recommending.planning import explored_places
-from service.recommending.selection import Caps, chosen
 from service.schemas import RecommendedItem, RecommendRequest
 
 Rows = list[int]
