@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from service.batching import LatencyModel, Work
 from service.bundles import Bundle, ladder_of
 from service.decoding import Decoder, Job, Ranking, Retrieval, Schedule
+from service.decoding.search import followed
 from service.errors import BundleInvalid, BundleLoadTimedOut
 
 SIZES = (1, 2, 4, 8, 16)
@@ -49,7 +50,9 @@ def prime(bundle: Bundle, latency: LatencyModel, until: float = inf) -> None:
     width = manifest.decoding.beam_width
     try:
         _check(bundle, decoder, [replace(batches[0][0], history=longest)])
-        _check(bundle, decoder, _rare_jobs(bundle, longest, width))
+        rare = _rare_jobs(bundle, longest, width)
+        _check(bundle, decoder, rare)
+        _explain(decoder, rare)
         for horizon in {2, manifest.max_horizon} if manifest.max_horizon > 1 else ():
             _check_several(bundle, decoder, longest, horizon)
         for is_timed in (False, True):
@@ -75,6 +78,18 @@ def _check(bundle: Bundle, decoder: Decoder, jobs: Sequence[Job]) -> None:
             raise ValueError("a held-out user gets too few items")
         if not np.isfinite(answer.scores).all():
             raise ValueError("a held-out user gets scores that are no numbers")
+
+
+def _explain(decoder: Decoder, jobs: Sequence[Job]) -> None:
+    """Follow the best row of a job of each ranking, as an explanation does."""
+    by_ranking = {
+        job.ranking: replace(job, trace=True)
+        for job in jobs
+        if job.allowed is None and job.retrieval == "generate" and len(job.schedule.steps) > 1
+    }
+    traced = list(by_ranking.values())
+    for job, answer in zip(traced, decoder.decode(traced)[0], strict=True):
+        followed(answer.trace, job, decoder.trie, int(answer.rows[0]), most=1)
 
 
 def _check_several(

@@ -6,6 +6,7 @@ const PARTS = {
   neighbour_prior: ["the neighbour prior", "what others had after the items of this history"],
   repeat_bias: ["the repeat bias", "the history has it already"],
   boost: ["boosts", "of the request"],
+  dense: ["the dense head", "how well its content fits"],
   normalisation: ["normalisation", "what codes without an item would have had"],
 };
 const MOST_TITLES = 3;
@@ -74,11 +75,11 @@ function calls({ steps, item }) {
     const lived = step.lived ? place : [place, " ", el("span", { class: "mark bad" }, "not kept")];
     return el("tr", {}, el("th", { scope: "row" }, step.kind === "refill" ? `${step.call}, again` : step.call), ...cells, el("td", { class: "number" }, `${number(step.survivors_before)} → ${number(step.survivors)}`), el("td", {}, ...[lived].flat()));
   });
-  const heads = ["Call", ...item.sid.map((_, position) => `${position + 1}`), "Items left", "Place"];
+  const heads = ["Call", ...item.sid.map((_, position) => `${position}`), "Items left", "Place"];
   const dead = steps.filter((step) => step.dead_beams.length);
   return [
     el("h3", {}, "Call by call"),
-    el("p", { class: "hint" }, "Columns are positions of its semantic ID. A filled cell has the code, how probable it was, and its rank among the codes that were possible; settled: all items that were left have it."),
+    el("p", { class: "hint" }, "Columns are positions of its semantic ID, counted from 0. A filled cell has the code, how probable it was, and its rank among the codes that were possible; settled: all items that were left have it."),
     el("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": "Calls" }, el("table", { class: "calls" }, el("thead", {}, el("tr", {}, ...heads.map((text) => el("th", { scope: "col" }, text)))), el("tbody", {}, ...rows))),
     dead.length
       ? el(
@@ -108,7 +109,7 @@ function codes(found) {
     el(
       "li",
       { class: "code" },
-      el("h4", {}, `Position ${code.position + 1}, code ${code.code}`),
+      el("h4", {}, `Position ${code.position}, code ${code.code}`),
       el("p", { class: "hint" }, `${number(code.num_items)} items`),
       code.categories.length ? el("p", { class: "tags" }, ...code.categories.slice(0, MOST_TITLES).map((kind) => el("span", { class: "tag" }, said(kind.category), ` ${percent(kind.share)} (${percent(kind.share_of_all)} of all)`))) : null,
       el("ul", { role: "list" }, ...code.items.slice(0, MOST_TITLES).map((item) => el("li", {}, title(item)))),

@@ -95,6 +95,7 @@ EXPLAINED: dict[str, Any] = {
         "neighbour_prior": 1.25,
         "repeat_bias": 0.0,
         "boost": 0.0,
+        "dense": 0.0,
         "normalisation": -0.75,
     },
     "because": [{**_item(1), "share": 0.7}, {**_item(2), "share": 0.3}],

@@ -346,7 +346,7 @@ def test_why_an_item_is_recommended(seen: Seen) -> None:
         "+1.25",
         "1,200 \u2192 31",
         "2 of 90",
-        "Position 4, code 3",
+        "Position 3, code 3",
         "<b>Kitchen</b> 60 % (2.0 % of all)",
     ):
         expect(dialog).to_contain_text(words)
