@@ -361,7 +361,7 @@ def write_bundle(
             embedding_dims=projection.embedding_dims,
             weight=projection.weight,
             text=content_text,
-            text_columns=tuple(text_columns),
+            text_columns=list(text_columns),
             model=content_model,
         )
     manifest = Manifest(

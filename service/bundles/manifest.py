@@ -110,7 +110,7 @@ class ContentPart(_Model):
     embedding_dims: int = Field(ge=1, le=MAX_DIMS)
     weight: float = Field(ge=0, le=1)
     text: ContentText | None = None
-    text_columns: tuple[str, ...] = Field((), exclude_if=lambda names: not names)
+    text_columns: list[str] = Field([], exclude_if=lambda names: not names)
     model: str | None = Field(None, min_length=1, max_length=500)
 
 

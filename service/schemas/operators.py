@@ -96,7 +96,7 @@ class ContentInfo(AnswerModel):
 
     embedding_dims: int
     text: str | None
-    text_columns: tuple[str, ...] = ()
+    text_columns: list[str] = Field([])
     model: str | None
 
 

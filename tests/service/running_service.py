@@ -110,6 +110,8 @@ def service_process(
     port = find_free_port()
     environment = {k: v for k, v in os.environ.items() if not k.startswith("UNMASK_")}
     settings = UNHURRIED | settings
+    if "redis_url" not in settings:  # not the store of whoever else runs in this folder
+        settings.setdefault("history_dir", folder / "history")
     environment |= {f"UNMASK_{name.upper()}": str(value) for name, value in settings.items()}
     environment |= {"UNMASK_PORT": str(port), "OMP_NUM_THREADS": "1"}
     with (

@@ -91,9 +91,10 @@ def write_run_report(config: RunConfig, dataset: Dataset, out: Path) -> Path:
         f"<title>Run of {escape(report['bundle'])}</title>\n<style>{STYLE}</style>\n</head>\n"
         f"<body>\n<main>\n{_head(report, dataset)}\n{''.join(parts)}</main>\n</body>\n</html>\n"
     )
-    file = out / "report.html"
-    with written_whole(file) as opened:
-        opened.write(page.encode())
+    file, data = out / "report.html", page.encode()
+    if not (file.is_file() and file.read_bytes() == data):  # a run that is repeated changes nothing
+        with written_whole(file) as opened:
+            opened.write(data)
     return file
 
 

@@ -149,7 +149,8 @@ def test_priming_runs_the_encoder_for_every_batch(
     rungs = len(ladder_of(bundle.manifest))
     assert rungs == 3
     batches = [size for size in SIZES for _ in range(rungs)]
-    assert sizes == [1, rare, *batches, *batches]
+    explained = len(get_args(Ranking))
+    assert sizes == [1, rare, explained, *batches, *batches]
     user = bundle.held_out[0]
     job = Job(bundle.catalogue.rows_of(user.history), 5, Schedule((4,)), 5)
     assert bundle.decoder.decode([job])[1].cache_misses == 1

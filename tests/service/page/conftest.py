@@ -51,8 +51,9 @@ def page_service(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> It
         yield service
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    """Of one file: as long as it is there, an event loop runs, and others cannot begin one."""
     if (program := shutil.which("chromium")) is None:
         pytest.skip("install chromium to try the page in it")
     with sync_playwright() as playwright:
