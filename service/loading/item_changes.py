@@ -294,7 +294,7 @@ class ItemChanges:
         ]
         for place, text in zip(missing, texts, strict=True):
             if not text.strip():
-                message = "an item without an embedding needs a title or categories to embed"
+                message = "an item without an embedding needs a title, categories or texts to embed"
                 raise InvalidRequest(message, param=f"add.{place}.title")
         try:
             embedded = await self._embedder.embed(texts)

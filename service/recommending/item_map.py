@@ -9,6 +9,7 @@ for recommendations.
 from __future__ import annotations
 
 import base64
+import hashlib
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,7 @@ def map_of(bundle: Bundle, query: MapQuery) -> MapResponse:
     places = _places(bundle, query.limit)
     return MapResponse(
         bundle=bundle.manifest.ref,
+        items_tag=_tag(bundle, len(places)),
         num_items=bundle.catalogue.num_items,
         item_ids=list(bundle.catalogue.item_ids[: len(places)]),
         places=_base64(places),
@@ -54,7 +56,11 @@ def groups_on_map(bundle: Bundle, query: MapGroupsQuery) -> MapGroupsResponse:
             raise InvalidRequest(f"the bundle has {known}", param="attribute")
         groups, names, ordered = bundle.attributes.groups(query.attribute, num_rows)
     return MapGroupsResponse(
-        bundle=bundle.manifest.ref, groups=_base64(groups), names=names, ordered=ordered
+        bundle=bundle.manifest.ref,
+        items_tag=_tag(bundle, num_rows),
+        groups=_base64(groups),
+        names=names,
+        ordered=ordered,
     )
 
 
@@ -62,7 +68,7 @@ def _check_map(bundle: Bundle) -> NDArray[np.uint16]:
     if bundle.places is None:
         raise MapNotFound(
             "the active bundle has no map: it is of an older release, or bundle.map was false; "
-            "train it again"
+            "train it again, into a new folder"
         )
     return bundle.places
 
@@ -82,6 +88,12 @@ def _places(bundle: Bundle, limit: int) -> NDArray[np.uint16]:
         has_place = shares.max(axis=1) > 0
         added[has_place] = known[nearest[has_place]]
     return np.concatenate((known, added))
+
+
+def _tag(bundle: Bundle, num_rows: int) -> str:
+    """Another one if the first rows are of other items."""
+    ids = "\n".join(bundle.catalogue.item_ids[:num_rows])  # no id has a line break
+    return hashlib.blake2b(ids.encode(), digest_size=8).hexdigest()
 
 
 def _base64(numbers: NDArray[np.uint16]) -> str:

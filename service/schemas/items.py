@@ -134,11 +134,13 @@ class MapResponse(AnswerModel):
     places: of these items, x and y of each: base64 of unsigned 16-bit numbers, the low byte first.
     The corners of the map are 0 and 65534. An item whose numbers are both 65535 has no place. An
     item that was added while serving is where the item is that it is most like
+    items_tag: another one if `item_ids` are others; `GET /map/groups` has it too
     num_items: of the whole catalogue
     positions, attributes: what `GET /map/groups` may ask for
     """
 
     bundle: str
+    items_tag: str
     num_items: int
     item_ids: list[str]
     places: str
@@ -149,6 +151,7 @@ class MapResponse(AnswerModel):
 class MapGroupsResponse(AnswerModel):
     """The group of each item of `GET /map` with the same `limit`.
 
+    items_tag: as in `GET /map`, while the items are the same
     groups: in the order of the items, base64 of unsigned 16-bit numbers, the low byte first;
     65535 = the item is in none
     names: of the groups, from number 0; null when the numbers are codes
@@ -156,6 +159,7 @@ class MapGroupsResponse(AnswerModel):
     """
 
     bundle: str
+    items_tag: str
     groups: str
     names: list[str] | None
     ordered: bool

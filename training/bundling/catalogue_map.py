@@ -20,6 +20,7 @@ PERPLEXITY = 30
 STEPS = 500
 ANGLE = 0.8  # of Barnes and Hut's approximation: coarser than the usual .5, and twice as fast
 SPREAD = 1e-4  # of the first places, as is usual
+LEAST_SPREAD = 1e-6  # of directions, which have a length of 1; less is rounding
 LAST = 65_534  # 65535 says that an item has no place
 AT_ONCE = 50_000
 
@@ -56,14 +57,16 @@ def _directions(vectors: NDArray[np.floating]) -> Vectors:
 
 def _tsne(directions: Vectors, seed: int) -> Vectors:
     """(n, 2)"""
-    centred = (directions - directions.mean(axis=0)).astype(np.float64)
+    directions = directions.astype(np.float64)  # a mean in float32 is not that of equal vectors
+    centred = directions - directions.mean(axis=0)
     _, axes = np.linalg.eigh(centred.T @ centred)  # the last ones vary most
     components = (centred @ axes[:, ::-1][:, :MOST_DIMS]).astype(np.float32)
+    spread = float(components[:, 0].std())
     start = np.random.default_rng(seed).normal(0, SPREAD / 100, (len(directions), 2))
-    if components.shape[1] > 1 and components.any():
-        start += components[:, :2] * (SPREAD / components[:, 0].std())
+    if components.shape[1] > 1 and spread > LEAST_SPREAD:
+        start += components[:, :2] * (SPREAD / spread)
     start = start.astype(np.float32)
-    if len(directions) < 4 or not components.any():  # there is nothing to tell apart
+    if len(directions) < 4 or spread <= LEAST_SPREAD:  # there is nothing to tell apart
         return start
     tsne = TSNE(
         init=start,

@@ -92,16 +92,20 @@ class ItemsConfig(Section):
     @field_validator("text_columns")
     @classmethod
     def _are_named_once(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        if repeated := [name for name in names if names.count(name) > 1]:
+        plain = [name.strip().lower() for name in names]
+        if repeated := [name for name in plain if plain.count(name) > 1]:
             raise ValueError(f"{repeated[0]} is named more than once")
         return names
 
     @model_validator(mode="after")
     def _texts_are_text(self) -> Self:
-        types = {name.strip().lower(): kind for name, kind in self.attributes.items()}
+        spelt = {name.strip().lower(): name for name in self.attributes}
         for name in self.text_columns:
-            if (kind := types.get(name.strip().lower(), "text")) != "text":
+            attribute = spelt.get(name.strip().lower(), name)
+            if (kind := self.attributes.get(attribute, "text")) != "text":
                 raise ValueError(f"text_columns: {name} is a {kind}; name columns of text")
+            if attribute != name:  # who adds items names it once
+                raise ValueError(f"text_columns: spell {name} as in attributes, {attribute}")
         return self
 
 

@@ -62,7 +62,7 @@ def codes_chart(codes_used: Values, entropy_bits: Values, num_codes: int) -> str
     with rc_context(STYLE):
         figure = Figure(figsize=(9, 2.8), layout="constrained")
         left, right = figure.subplots(1, 2)
-        positions = np.arange(1, len(codes_used) + 1)
+        positions = np.arange(len(codes_used))
         left.bar(positions, codes_used, color=COLOURS[0])
         left.axhline(num_codes, color=INK, linewidth=1, linestyle="--")
         left.set(xlabel="position", ylabel="codes used")

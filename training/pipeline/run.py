@@ -115,10 +115,18 @@ def run(
             key = key_of([key, str(verify(out / "trial").digest)])
         record = work_stage(out, name, key, work, console)
     if STAGES.index(until) >= STAGES.index("evaluation"):
-        console.print(f"look at it: {write_run_report(config, dataset, out)}", markup=False)
+        console.print(_reported(config, dataset, out), markup=False)
     if (out / "bundle.json").exists():
         console.print(f"serve it: make serve BUNDLE={out / 'bundle'}", markup=False)
     return record
+
+
+def _reported(config: RunConfig, dataset: Dataset, out: Path) -> str:
+    """Write the report for people; returns what to say of it. A run does not fail by it."""
+    try:
+        return f"look at it: {write_run_report(config, dataset, out)}"
+    except Exception as error:  # of the disk, a chart, or a record of an older release
+        return f"report.html was not written: {type(error).__name__}: {error}"
 
 
 def _codebook(

@@ -68,6 +68,8 @@ function numbersOf(base64) {
   return Uint16Array.from({ length: bytes.length / 2 }, (_, n) => view.getUint16(2 * n, true));
 }
 
+const tagOf = (answer) => `${answer.bundle} ${answer.items_tag}`;
+
 /** A colour for each code: neighbouring numbers get hues that are far apart. */
 function colourOfCode(code) {
   const hue = (code * 137.508) % 360;
@@ -99,6 +101,15 @@ function discOf(radius) {
 class CatalogueMap {
   constructor(element, answer, { ask, el, onPick }) {
     Object.assign(this, { ask, el, onPick });
+    this.take(answer);
+    this.view = { x: 0.5, y: 0.5, zoom: 1 }; // the middle, in shares of the map
+    this.frames = 0;
+    this.build(element, answer);
+  }
+
+  /** The points are those of this answer of GET /map. */
+  take(answer) {
+    this.tag = tagOf(answer);
     this.itemIds = answer.item_ids;
     this.places = numbersOf(answer.places);
     this.pointOf = new Map(this.itemIds.map((itemId, point) => [itemId, point]));
@@ -108,15 +119,12 @@ class CatalogueMap {
     this.items = new Map();
     this.marks = [];
     this.chosen = null;
-    this.view = { x: 0.5, y: 0.5, zoom: 1 }; // the middle, in shares of the map
-    this.frames = 0;
-    this.build(element, answer);
   }
 
   build(element, answer) {
     const { el } = this;
     const options = [
-      ...Array.from({ length: answer.positions }, (_, n) => [`position=${n}`, `Code of position ${n + 1}`]),
+      ...Array.from({ length: answer.positions }, (_, n) => [`position=${n}`, `Code of position ${n}`]),
       ...answer.attributes.map((name) => [`attribute=${encodeURIComponent(name)}`, name]),
     ];
     this.select = el(
@@ -311,7 +319,13 @@ class CatalogueMap {
   /** Colour by what a query of GET /map/groups names, such as `position=2`. */
   async colourBy(query) {
     this.asked = query;
-    const { answer } = await this.ask("GET", `/map/groups?${query}`);
+    let { answer } = await this.ask("GET", `/map/groups?${query}`);
+    if (tagOf(answer) !== this.tag) { // the bundle, or its items, are others now
+      const { answer: map } = await this.ask("GET", "/map");
+      ({ answer } = await this.ask("GET", `/map/groups?${query}`));
+      if (tagOf(answer) !== tagOf(map)) throw new Error("The items have changed. Load this page again.");
+      if (this.asked === query) this.take(map);
+    }
     if (this.asked !== query) return; // another one was asked for meanwhile
     this.select.value = query;
     this.groups = numbersOf(answer.groups);
@@ -363,21 +377,23 @@ class CatalogueMap {
 
   hover(x, y) {
     clearTimeout(this.resting);
+    this.resting = null;
     const point = x === null ? null : this.nearest(x, y);
     this.canvas.classList.toggle("over", point !== null);
     if (point === null) {
       this.tip.hidden = true;
       return;
     }
-    this.resting = setTimeout(async () => {
+    const resting = (this.resting = setTimeout(async () => {
       const item = await this.itemOf(point);
+      if (this.resting !== resting) return; // the pointer has gone on
       const [px, py] = this.spot(point);
       this.tip.replaceChildren(this.el("bdi", {}, item.title.slice(0, 200) || item.item_id));
       this.tip.style.left = `${Math.min(Math.max(px, 90), this.width - 90)}px`;
       this.tip.style.top = `${py}px`;
       this.tip.classList.toggle("below", py < 80);
       this.tip.hidden = false;
-    }, REST_MS);
+    }, REST_MS));
   }
 
   async itemOf(point) {

@@ -77,10 +77,17 @@ def answer_to(path: str) -> Any:
         is_text = "attribute" in path
         names = [f"<b>cloud</b> {n}" for n in range(10)] if is_text else None
         groups = CLOUD if is_text else CLOUD * 7 % 256
-        return {"bundle": "b@1", "groups": coded(groups), "names": names, "ordered": False}
+        return {
+            "bundle": "b@1",
+            "items_tag": "t",
+            "groups": coded(groups),
+            "names": names,
+            "ordered": False,
+        }
     if path.startswith("/map"):
         return {
             "bundle": "b@1",
+            "items_tag": "t",
             "num_items": NUM_ITEMS + 5,
             "item_ids": [f"item-{n}" for n in range(NUM_ITEMS)],
             "places": coded(PLACES),

@@ -65,6 +65,7 @@ def test_the_map_fills_its_longer_side_and_keeps_its_shape() -> None:
         np.eye(6),
         np.zeros((30, 4)),
         np.ones((30, 4)),
+        np.tile([0.1, 0.2, 0.3, 0.4], (30, 1)),
         np.zeros((30, 0)),
         np.linspace(-1, 1, 30)[:, None],
     ],

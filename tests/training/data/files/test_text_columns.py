@@ -87,7 +87,11 @@ def test_a_column_that_is_not_there_is_refused(tmp_path: Path) -> None:
     ("config", "said"),
     [
         ({"text_columns": ["title"]}, "title is read already"),
-        ({"text_columns": ["brand", "brand"]}, "brand is named more than once"),
+        ({"text_columns": ["brand", "Brand"]}, "brand is named more than once"),
+        (
+            {"text_columns": ["Brand"], "attributes": {"brand": "text"}},
+            "spell Brand as in attributes",
+        ),
         ({"text_columns": ["price"], "attributes": {"price": "number"}}, "price is a number"),
     ],
 )
