@@ -18,6 +18,7 @@ from service.bundles import CATEGORY, Bundle, with_ancestors
 from service.decoding import Job
 from service.decoding.search import BiasParts, Step, bias_parts, followed, log_probs_of
 from service.errors import InvalidRequest
+from service.recommending.assembly import Caps
 from service.recommending.item_mapping import attributes_of, most_codes_in_common
 from service.recommending.jobs import WHY_LEFT_OUT, Inputs, UserHistory
 from service.recommending.planning import Plan
@@ -109,17 +110,9 @@ def explanation(
     )
 
 
-_OF_THE_ANSWER = (
-    "served_by",
-    "degraded",
-    "degraded_reasons",
-    "warnings",
-    "bundle",
-    "experiment",
-    "decoding",
-    "history",
-    "timings_ms",
-)
+_OF_THE_ANSWER = (RecommendResponse.model_fields.keys() & ExplainResponse.model_fields.keys()) - {
+    "user_id"
+}
 
 
 class _Case:
@@ -140,7 +133,7 @@ class _Case:
     ) -> None:
         self.request, self.bundle, self.row, self.sought = request, bundle, row, sought
         self.catalogue, self.trie = bundle.catalogue, bundle.decoder.trie
-        self.num_in_answer, self.nfe = len(response.items), 0
+        self.in_answer, self.nfe = response.item_ids, 0
         self.item: RecommendedItem | None = next(
             (one for one in response.items if one.item_id == request.item_id), None
         )
@@ -185,8 +178,10 @@ class _Case:
         last = self.steps[-1] if self.steps else None
         if last is not None and not (last.lived or last.chose_rows or self.is_fused):
             return "beam_died"
-        found = self.sought.answer and self.row in self.sought.answer.decoded.rows
-        return "capped" if found and self.request.max_per else "lower_score"
+        caps = Caps(self.bundle, self.request.max_per)
+        for row in self.catalogue.rows_of(self.in_answer).tolist():
+            caps.count(row)
+        return "lower_score" if caps.admits(self.row) else "capped"
 
     def _score(self) -> float | None:
         """Of a fused answer, items that are not in it have none."""
@@ -195,8 +190,9 @@ class _Case:
         return None if self.is_fused else self._score_by_beams()
 
     def _score_by_beams(self) -> float | None:
-        if not self.steps or not self.steps[-1].chose_rows:
-            return None
+        last = self.steps[-1] if self.steps else None
+        if last is None or not last.chose_rows or (self.is_fused and not last.lived):
+            return None  # fused: scored, but not found
         is_final = self.steps[-1].is_refill or not self.sought.plan.decoding.remask
         return self.steps[-1].score if is_final else None
 
@@ -323,7 +319,8 @@ class _Case:
     def sentences(self, parts: ScoreParts | None) -> list[str]:
         """What a person wants to know, the most important first."""
         said = [self._outcome()]
-        if self.bias is not None:
+        by_dense = bool(parts and parts.dense and self._score_by_beams() is None)
+        if self.bias is not None and not by_dense:
             said.append(self._why_the_prior())
             if self.bias.repeat_bias:
                 said.append(f"The history holds it already: {_added(self.bias.repeat_bias)}.")
@@ -332,7 +329,7 @@ class _Case:
         if parts and parts.dense:
             said.append(
                 "The dense head alone has found it."
-                if self._score_by_beams() is None
+                if by_dense
                 else f"The dense head has a say: {_added(parts.dense)}."
             )
         num_codes = self.catalogue.num_subspaces
@@ -351,10 +348,11 @@ class _Case:
         item, score = self.item, _rounded(self.score)
         by = f", with a score of {score:.2f}" if score is not None else ""
         decoding = self.sought.plan.decoding
-        if score is not None and (decoding.ranking, decoding.retrieval) == ("rows", "generate"):
+        is_of_all = self.in_answer_as != "explored" and decoding.retrieval == "generate"
+        if score is not None and decoding.ranking == "rows" and is_of_all:
             by += f", which is a probability of {_percent(float(np.exp(score)))}"
         if item is not None:
-            rank = f"It has rank {item.rank} of {self.num_in_answer}{by}"
+            rank = f"It has rank {item.rank} of {len(self.in_answer)}{by}"
             return {
                 "pinned": f"{rank}: the request has pinned it there.",
                 "explored": f"{rank}, in a place that is kept for new items.",
@@ -367,14 +365,18 @@ class _Case:
         if not self.steps:
             return f"{why}: more popular items answer, because {self._why_popular()}."
         last = self.steps[-1]
-        number = f"number {last.place:,}" if last.place else "far behind"
-        among = f"{number} of {last.num_candidates:,}"
+        among = f"number {last.place or 0:,} of {last.num_candidates:,}"
+        if not last.place:
+            among = f"behind all that are counted of {last.num_candidates:,}"
         if self.reason == "beam_died":
             return (
                 f"{why}: its beam died at call {last.call}, {among}; {last.num_kept:,} were kept."
             )
         if self.reason == "capped":
             return f"{why}: max_per has no more room for its like{by}."
+        found = self.sought.answer and self.row in self.sought.answer.decoded.rows
+        if found and (self.request.pin or self.request.explore):
+            return f"{why}: {among}{by}; pinned or new items have places before it."
         if last.lived or last.last_kept is None:
             return f"{why}: {among}{by}."
         return f"{why}: {among}{by}. The last one that was taken has {last.last_kept:.2f}."

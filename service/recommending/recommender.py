@@ -175,7 +175,8 @@ class Recommender:
         asked = request.model_copy(update={"explain": False})  # of all its items
         sought = await self._sought(asked, assignment, received, trace=True)
         response = self._answered(asked, assignment, sought, received)
-        async with _Until(sought.deadline):
+        # A search that was late has popular items for an answer, which can be told of all the same.
+        async with _Until(sought.deadline if sought.answer else float("inf")):
             explained = await asyncio.to_thread(
                 explanation, asked, loaded.bundle, rows[0], sought, response
             )

@@ -106,7 +106,7 @@ class ExplainedStep(AnswerModel):
     filled: the positions it filled, ascending; none if nothing was left to decide
     survivors_before, survivors: allowed items that agreed with the item's beam before and after
     beams: live beams before it; candidates: what they could become; kept: how many of these lived.
-        In the last call these are items, and those that lived are the answer's
+        In the last call these are items, and those that lived were found
     place: of the item's among the candidates, from 1; null = beyond those that are counted
     score: of the item's candidate; last_kept_score: of the last one that lived
     lived: whether the item's was kept
@@ -129,7 +129,7 @@ class ExplainedStep(AnswerModel):
 
 
 class TypicalCategory(AnswerModel):
-    """A category, its share of the items with a code, and its share of all items."""
+    """A category, its share of the 200 most popular items with a code, and of all items."""
 
     category: str
     share: float

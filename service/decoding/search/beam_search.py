@@ -147,7 +147,7 @@ class _Batch:
             check_rows(job, num_items)
             if search.ranking == expansion.ROWS and search.order == orders.RAW:
                 raise ValueError('order "raw_confidence" is of all codes, ranking "rows" of rows')
-            if not 0 <= job.remask < max(2, num_subspaces) or not 0 <= job.guidance < np.inf:
+            if not 0 <= job.remask < max(1, num_subspaces) or not 0 <= job.guidance < np.inf:
                 raise ValueError("remask must be below num_subspaces, guidance a finite number")
             if job.retrieval != "generate":
                 _check_dense(job, dense, trie)
