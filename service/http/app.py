@@ -203,7 +203,7 @@ class Routes:
         recommender = self._lifecycle.recommender
         assignment = recommender.assign(body)
         context.bundle, context.variant = assignment.loaded_bundle.ref, assignment.label
-        work = recommender.explain(body, assignment, context.received)
+        work = recommender.explain(body, assignment, context.received, self._pages)
         answer = await unless_disconnected(request, work)
         report(answer, context)
         context.log.update(rank=answer.rank, reason=answer.reason)

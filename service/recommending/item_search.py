@@ -33,7 +33,7 @@ CURSOR = re.compile(r"([0-9]{1,9}):(.+)", re.ASCII | re.DOTALL)
 
 
 class ItemPages:
-    """Makes pages, and other lists of items, in a thread of its own, one at a time.
+    """Makes pages, maps and explanations in a thread of its own, one at a time.
 
     A page may take .2 s. In the threads that filters of recommendations use, pages would be before
     these.
@@ -53,7 +53,7 @@ class ItemPages:
         """What `make` returns, which takes milliseconds. Raises Overloaded, too."""
         self._here = [page for page in self._here if not page.done()]
         if len(self._here) >= MOST_PAGES:
-            message = f"{MOST_PAGES} lists of items are being made or wait; try again in a second"
+            message = f"{MOST_PAGES} lists or explanations are being made; try again in a second"
             raise Overloaded(message, reason="item_pages")
         page = self._thread.submit(make)
         self._here.append(page)

@@ -30,6 +30,7 @@ from service.loading import LoadedBundle, LoadedBundles
 from service.recommending.assembly import assembled, assembled_sequences, shortfalls
 from service.recommending.experiment import DEFAULT, PINNED, Experiment, Variant
 from service.recommending.explaining import Sought, check_is_traced, explanation
+from service.recommending.item_search import ItemPages
 from service.recommending.jobs import Inputs, UserHistory
 from service.recommending.planning import (
     Plan,
@@ -161,12 +162,12 @@ class Recommender:
         return response
 
     async def explain(
-        self, request: ExplainRequest, assignment: Assignment, received: float
+        self, request: ExplainRequest, assignment: Assignment, received: float, pages: ItemPages
     ) -> ExplainResponse:
         """How an item comes to its rank in the answer to this request, or why it has none.
 
         The answer is the same that `recommend` would give. It is not remembered, and no metric
-        counts it as one. Raises what `recommend` raises, and ItemNotFound.
+        counts it as one. `pages` makes it. Raises what `recommend` raises, and ItemNotFound.
         """
         loaded = assignment.loaded_bundle
         rows = loaded.bundle.catalogue.rows_of([request.item_id]).tolist()
@@ -177,8 +178,8 @@ class Recommender:
         response = self._answered(asked, assignment, sought, received)
         # A search that was late has popular items for an answer, which can be told of all the same.
         async with _Until(sought.deadline if sought.answer else float("inf")):
-            explained = await asyncio.to_thread(
-                explanation, asked, loaded.bundle, rows[0], sought, response
+            explained = await pages.made(
+                lambda: explanation(asked, loaded.bundle, rows[0], sought, response)
             )
         total_ms = round(1000 * (time.monotonic() - received), 3)
         timings = {**response.timings_ms, "total": total_ms}

@@ -129,7 +129,7 @@ class ExplainedStep(AnswerModel):
 
 
 class TypicalCategory(AnswerModel):
-    """A category, its share of the 200 most popular items with a code, and of all items."""
+    """A category. share: of the 200 most popular items with a code; share_of_all: of all items"""
 
     category: str
     share: float
