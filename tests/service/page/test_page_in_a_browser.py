@@ -240,7 +240,7 @@ def test_an_older_action_never_replaces_a_newer_one(seen: Seen) -> None:
     page = seen.open()
     recommended(page)
     held: list[Route] = []
-    page.route("**/held-out-users*", held.append)
+    page.route("**/held-out-users*", lambda route: held.append(route))
     with page.expect_request("**/held-out-users*"):
         page.get_by_role("button", name="A random test user").click()
     show(page, "somebody later")
