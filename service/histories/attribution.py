@@ -91,7 +91,7 @@ class AnswerMemory:
                 await asyncio.sleep(REST_S)
 
     async def _write_some(self) -> int:
-        """Write some answers; returns how many. Meanwhile `forget` may remove some of them."""
+        """Write some answers; returns how many it took from the queue. `forget` may remove some."""
         batch = list(islice(self._waiting.items(), MAX_BATCH))
         answers = [(user_id, shown) for (user_id, _), shown in batch]
         try:

@@ -45,9 +45,9 @@ export async function ask(method, path, { body, signal, key } = {}) {
 
 const known = new Map();
 
-/** Forget items: another bundle answers now. */
-export function forgetItems() {
-  known.clear();
+/** Whether a browser takes an id for a step of the path, so that no address can have it. */
+export function isDots(id) {
+  return id === "." || id === "..";
 }
 
 /** Remember items that an answer has brought with title, categories and attributes. */
@@ -58,10 +58,11 @@ export function rememberItems(items) {
 /** An item, asked for once. An id that the bundle does not have is an item without a title. */
 export async function itemOf(itemId) {
   if (!known.has(itemId)) {
+    const untitled = { item_id: itemId, title: itemId, categories: [], attributes: {} };
+    if (isDots(itemId)) return { ...untitled, unknown: true };
     try {
       rememberItems([(await ask("GET", `/items/${encodeURIComponent(itemId)}`)).answer]);
     } catch (error) {
-      const untitled = { item_id: itemId, title: itemId, categories: [], attributes: {} };
       if (error.status !== 404) return untitled;
       known.set(itemId, { ...untitled, unknown: true });
     }

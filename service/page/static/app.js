@@ -2,7 +2,7 @@
 //
 // Reading order: `people` (whose history), `playground`, `controls` (settings), `answers`,
 // `compare`, `operate` with `metrics`, `explain`, `map`; below them `api` and `dom`.
-import { ask, forgetItems } from "./api.js";
+import { ask } from "./api.js";
 import { Compare } from "./compare.js";
 import { el, said } from "./dom.js";
 import { showExplanation } from "./explain.js";
@@ -29,12 +29,11 @@ async function start() {
   describe(info.bundle);
   const views = {};
   const people = new People(at("people"), info, () => views[shown()]?.refresh?.());
-  views.playground = new Playground(at("playground"), info, people, { why: showExplanation && ((item, body) => why(item, body)), isKeyed: info.needs_key });
+  views.playground = new Playground(at("playground"), info, people, { why, isKeyed: info.needs_key });
   views.compare = new Compare(at("compare"), info, people);
   views.operate = new Operate(at("operate"), info, async () => {
     const now = (await ask("GET", "/info")).answer.bundle;
     if (`${now.name}@${now.version}` === `${info.bundle.name}@${info.bundle.version}`) return;
-    forgetItems();
     location.reload(); // the settings that another bundle has may be others
   });
   const turn = () => {
@@ -53,6 +52,7 @@ async function start() {
     const named = location.hash.slice(1);
     return VIEWS.includes(named) && (named !== "map" || views.map) ? named : "playground";
   }
+  document.querySelector("a.skip").addEventListener("click", (event) => (event.preventDefault(), at("main").focus()));
   addEventListener("hashchange", () => (turn(), views[shown()]?.refresh?.()));
   turn();
   await people.begin();

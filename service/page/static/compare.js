@@ -46,7 +46,8 @@ export class Compare {
       } catch (error) {
         if (signal.aborted) throw error;
         const homeless = error.error ? controls.refuse(error.error) : [error.message];
-        notices.replaceChildren(...homeless.map((text) => el("p", { class: "notice bad" }, text)));
+        const texts = homeless.length ? homeless : [error.message];
+        notices.replaceChildren(...texts.map((text) => el("p", { class: "notice bad" }, text)));
         results.push(null);
       }
     }
@@ -59,7 +60,8 @@ export class Compare {
     const results = await this.ask(bodies);
     if (!results) return;
     if (results.some((result) => !result)) {
-      this.summary.replaceChildren(el("p", {}, "One of them was refused; its settings say why."));
+      for (const { line, list } of this.sides) for (const old of [line, list]) old.replaceChildren();
+      this.summary.replaceChildren(el("p", {}, "One of them was refused; what is said below tells why."));
       return;
     }
     const answers = results.map((result) => result.answer);

@@ -55,7 +55,7 @@ export class Controls {
         isFree ? this.choice("ranking", "Ranking of beams", RANKINGS, own.ranking) : null,
         isFree ? this.choice("order", "Order of positions", ORDERS, own.order) : null,
         isFree ? this.range("remask", "Codes filled again (remask)", 0, numPositions - 1, own.remask) : null,
-        bundle.history_dropout > 0 ? this.range("guidance", "Guidance", 0, 10, own.guidance, 0.25) : null,
+        bundle.history_dropout > 0 ? this.range("guidance", "Guidance", 0, 10, own.guidance, "any") : null,
         bundle.dense ? this.choice("retrieval", "What finds items", RETRIEVALS, own.retrieval) : null,
       ]),
       this.group("Only items with", Object.entries(bundle.attributes).map(([name, type]) => this.filter(name, type))),
@@ -68,7 +68,7 @@ export class Controls {
   }
 
   row(name, label, input, own, output = null) {
-    const id = (input.id = freshId(name));
+    const id = (input.id = freshId("field"));
     const error = el("p", { class: "wrong", id: `${id}-wrong`, hidden: true });
     input.setAttribute("aria-describedby", error.id);
     input.addEventListener("input", () => (this.shown(), this.onChange()));

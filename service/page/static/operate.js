@@ -74,6 +74,7 @@ export class Operate {
     const isReady = readiness.reasons.length === 0;
     this.health.replaceChildren(el("span", { class: `mark ${isReady ? "good" : "bad"}` }, isReady ? "ready" : "not ready"), ` ${readiness.reasons.join(", ")}`);
     this.drawBundles(models);
+    this.drawFacts(text === null ? null : samplesOf(text));
     if (text !== null) this.drawMetrics(samplesOf(text));
   }
 
@@ -94,16 +95,17 @@ export class Operate {
     const facts = {
       Version: this.info.version,
       Histories: this.info.history_store,
-      "In the process now": sumOf(samples, "unmask_inflight_requests"),
-      "Turned away": sumOf(samples, "unmask_rejected_total"),
-      "Answers": sumOf(samples, "unmask_recommendations_total"),
+      ...(samples && {
+        "In the process now": sumOf(samples, "unmask_inflight_requests"),
+        "Turned away": sumOf(samples, "unmask_rejected_total"),
+        Answers: sumOf(samples, "unmask_recommendations_total"),
+      }),
       "SLO": `${this.info.limits.slo_ms} ms`,
     };
     this.facts.replaceChildren(...Object.entries(facts).flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, String(value))]));
   }
 
   drawMetrics(samples) {
-    this.drawFacts(samples);
     const at = Date.now() / 1000;
     if (this.before) {
       const { samples: before, at: then } = this.before;
@@ -163,7 +165,12 @@ export class Operate {
       if (await this.drawChanges()) {
         this.drawn = null;
         this.show();
-      } else this.key = "";
+      } else {
+        this.key = "";
+        this.drawn = null;
+        this.changes.replaceChildren(); // forms of a key that is no more
+        this.show();
+      }
     };
     return el("form", { class: "bar-form", on: { submit } }, el("label", { for: "admin-key" }, "Administrator's key"), input, el("button", { type: "submit" }, "Use"));
   }

@@ -1,5 +1,5 @@
 // Whose history it is: a stored one of a user, or one that is built here and stored nowhere.
-import { ask, itemOf, rememberItems } from "./api.js";
+import { ask, isDots, itemOf, rememberItems } from "./api.js";
 import { itemText } from "./answers.js";
 import { el, freshId, newest, said, settled } from "./dom.js";
 
@@ -19,6 +19,7 @@ export class People {
     this.knowsHeldOut = info.bundle.knows_held_out;
     this.status = el("p", { class: "status", role: "status" });
     this.cards = el("div", { class: "history" });
+    this.turn = 0; // raised by each action, so that an older one changes nothing after it
     this.show = newest((signal, userId, user) => this.read(signal, userId, user));
     this.user = el("input", { id: "user", type: "text", autocomplete: "off", spellcheck: "false", placeholder: "any id" });
     root.replaceChildren(
@@ -37,13 +38,14 @@ export class People {
 
   /** What a request says of the history. */
   fields() {
-    return this.isStored ? { user_id: this.userId } : { user_id: this.userId || NOBODY, history: this.history };
+    return this.isStored ? { user_id: this.userId } : { user_id: NOBODY, history: this.history };
   }
 
   /** The first test user of the bundle, so that there is something to see at once. */
   async begin() {
-    await this.told(async () => {
+    await this.told(async (isNewest) => {
       const [user] = (await ask("GET", "/held-out-users?limit=1")).answer.users;
+      if (!isNewest()) return;
       if (user) await this.show(user.user_id, user);
       else await this.byHand([]);
     });
@@ -55,30 +57,39 @@ export class People {
   }
 
   async random() {
-    await this.told(async () => {
+    await this.told(async (isNewest) => {
       const { num_users: many } = (await ask("GET", "/held-out-users?limit=1")).answer;
+      if (!isNewest()) return;
       if (!many) {
         this.status.replaceChildren("This bundle has no test users. Find items, and build a history of them.");
         return;
       }
       const first = Math.floor(Math.random() * many);
       const [user] = (await ask("GET", `/held-out-users?first=${first}&limit=1`)).answer.users;
+      if (!isNewest()) return;
       await this.show(user.user_id, user);
     });
   }
 
+  /** Do `work(isNewest)`, and say how it fails, unless a later action has begun. */
   async told(work) {
+    const turn = ++this.turn;
+    const isNewest = () => turn === this.turn;
     try {
-      await work();
+      await work(isNewest);
     } catch (error) {
-      this.status.replaceChildren(error.message);
+      if (!isNewest()) return;
+      this.user.value = this.userId; // whose history is still shown
+      this.said(error.message);
     }
   }
 
   /** Read a stored history. A test user of whom nothing is stored brings the bundle's. */
   async read(signal, userId, user) {
+    if (isDots(userId)) throw new Error(`No history can be read of the id ${userId}.`);
+    const turn = this.turn;
     const { answer } = await ask("GET", `/users/${encodeURIComponent(userId)}/history`, { signal });
-    if (signal.aborted) return;
+    if (signal.aborted || turn !== this.turn) return;
     this.userId = this.user.value = userId;
     this.isStored = answer.history.length > 0 || !user;
     this.history = this.isStored ? answer.history : user.history;
@@ -92,24 +103,35 @@ export class People {
   }
 
   async byHand(history) {
+    this.turn += 1;
     this.isStored = false;
     this.target = null;
     this.history = history;
     await this.changed();
   }
 
-  /** Post an event of an item that an answer has shown; then the history is read again. */
-  async did(item, recommendationId, eventType = this.eventType) {
+  /**
+   * Post an event of an item that an answer has shown; then the history is read again.
+   * shown: { userId, isStored, recommendationId, eventId } as the answer was drawn; nothing is done
+   * when the history is another user's now.
+   */
+  async did(item, shown, eventType = this.eventType) {
+    if (shown.isStored !== this.isStored || shown.userId !== this.userId) return;
     if (!this.isStored) {
       if (eventType === this.eventType) await this.byHand([...this.history, item.item_id]);
       return;
     }
-    const number = crypto.getRandomValues(new Uint32Array(4)).join("-");
-    const event = { event_id: `page-${number}`, user_id: this.userId, item_id: item.item_id, event_type: eventType };
-    await this.told(async () => {
-      const { answer } = await ask("POST", "/events", { body: { events: [{ ...event, recommendation_id: recommendationId }] } });
+    const event = { event_id: shown.eventId, user_id: shown.userId, item_id: item.item_id, event_type: eventType, recommendation_id: shown.recommendationId };
+    await this.told(async (isNewest) => {
+      const { answer } = await ask("POST", "/events", { body: { events: [event] } });
+      if (!isNewest()) return;
       const [rejected] = answer.rejected;
-      await this.show(this.userId, null);
+      try {
+        await this.show(shown.userId, null);
+      } catch (error) {
+        throw rejected ? error : new Error(`Stored: ${eventType}. But the history could not be read again: ${error.message}`);
+      }
+      if (!isNewest()) return;
       const counted = answer.attributed ? " It counts for this recommendation." : "";
       this.said(rejected ? rejected.message : ` Stored: ${eventType}.${counted}`);
     });
@@ -170,17 +192,19 @@ class ItemSearch {
       "aria-controls": this.list.id,
     });
     const search = newest((signal, words) => ask("GET", `/items?limit=8&q=${encodeURIComponent(words)}`, { signal }));
+    const isAwaited = (words) => !this.isClosed && document.activeElement === this.input && this.input.value.trim() === words;
     const type = settled(async () => {
       const words = this.input.value.trim();
       if (!words) return this.close();
+      if (!isAwaited(words)) return;
       try {
         const result = await search(words);
-        if (result) this.open(result.answer.items);
+        if (result && isAwaited(words)) this.open(result.answer.items);
       } catch (error) {
-        this.open([], error.message);
+        if (isAwaited(words)) this.open([], error.message);
       }
     }, 120);
-    this.input.addEventListener("input", type);
+    this.input.addEventListener("input", () => ((this.isClosed = false), type()));
     this.input.addEventListener("keydown", (event) => this.key(event));
     this.input.addEventListener("blur", () => this.close());
     this.root = el("div", { class: "bar-form search" }, el("label", { for: "find-item" }, "Add an item"), this.input, this.list);
@@ -213,6 +237,7 @@ class ItemSearch {
   }
 
   key(event) {
+    if (event.key === "Escape") this.isClosed = true; // also for words that are still asked for
     if (this.list.hidden) return;
     const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
     if (step && this.found.length) {

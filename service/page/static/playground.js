@@ -50,22 +50,26 @@ export class Playground {
 
   async refresh() {
     const body = { ...this.people.fields(), ...this.controls.fields(), metadata: true };
-    const { target } = this.people;
+    const { target, userId, isStored } = this.people;
     this.curl.replaceChildren(curlOf("/recommend", body, this.isKeyed));
     this.list.setAttribute("aria-busy", "true");
     try {
       const result = await this.ask(body);
       if (!result) return;
       this.controls.accept();
-      this.draw(result, body, target);
+      this.draw(result, body, target, { userId, isStored });
     } catch (error) {
       const homeless = error.error ? this.controls.refuse(error.error) : [error.message];
-      this.notices.replaceChildren(...homeless.map((text) => el("p", { class: "notice bad" }, text)));
+      const texts = homeless.length ? homeless : [error.message];
+      this.answer = this.body = null;
+      this.summary.replaceChildren();
+      this.list.replaceChildren(); // of another request: its buttons would act for this one
+      this.notices.replaceChildren(...texts.map((text) => el("p", { class: "notice bad" }, text)));
     }
     this.list.setAttribute("aria-busy", "false");
   }
 
-  draw({ answer, milliseconds }, body, target) {
+  draw({ answer, milliseconds }, body, target, whose) {
     this.answer = answer;
     this.body = body;
     const items = itemsOf(answer);
@@ -75,19 +79,24 @@ export class Playground {
     this.summary.replaceChildren(timeOf(answer, milliseconds), el("p", { class: "hint decoding" }, decodingText(answer.decoding)));
     const missed = target && !items.some((item) => item.item_id === target);
     this.list.replaceChildren(
-      answerList(answer, { target, actions: (item) => this.actions(item, answer) }),
+      answerList(answer, { target, actions: (item) => this.actions(item, answer, whose) }),
       ...(missed ? [el("p", { class: "hint" }, "What came next is not among them.")] : []),
     );
     for (const listener of this.listeners) listener(answer);
   }
 
-  actions(item, answer) {
+  /** whose: { userId, isStored } of the history that was asked for. */
+  actions(item, answer, whose) {
     const { people } = this;
     const named = item.title.slice(0, 80);
     const button = (text, does, work, kind = "quiet") =>
       el("button", { type: "button", class: kind, title: does, "aria-label": `${text} ${named}`, on: { click: work } }, text);
-    const did = (eventType) => () => people.did(item, answer.recommendation_id, eventType);
-    const { isStored, eventType, negativeType } = people;
+    const { eventType, negativeType } = people;
+    const { isStored } = whose;
+    const did = (type) => {
+      const eventId = `page-${crypto.getRandomValues(new Uint32Array(4)).join("-")}`; // one for each button: a double click is one event
+      return () => people.did(item, { ...whose, recommendationId: answer.recommendation_id, eventId }, type);
+    };
     return [
       this.why ? button("Why?", "How it came to its place", () => this.why(item, this.body)) : null,
       isStored && negativeType ? button("Not for me", `Posts the event ${negativeType}`, did(negativeType)) : null,

@@ -60,8 +60,9 @@ def test_an_answer_is_pending_and_then_in_the_store(redis_url: str) -> None:
     assert (noted, value(metrics, "remember_dropped")) == (3 * MAX_BATCH + 1, 0)
 
 
-def test_under_load_answers_share_calls() -> None:
+def test_under_load_answers_share_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     """One answer is written at once. After several, the next wait a moment for each other."""
+    monkeypatch.setattr("service.histories.attribution.REST_S", 0.3)
 
     async def run() -> None:
         store = StalledStore()

@@ -207,6 +207,49 @@ def test_choosing_an_item_is_an_event_that_counts_for_its_answer(
     assert page_service.client.get("/users/chooser/history").json()["refused"] == [refused]
 
 
+def test_buttons_of_an_older_answer_do_nothing_for_another_user(
+    seen: Seen, page_service: Service
+) -> None:
+    page_service.send("item-40", user_id="older")
+    page_service.send("item-41", user_id="newer")
+    page = seen.open()
+    recommended(page)
+    show(page, "older")
+    recommended(page)
+    page.route("**/recommend", lambda route: None)  # never answered
+    page.get_by_label("User").fill("newer")
+    page.get_by_role("button", name="Show", exact=True).click()
+    expect(page.locator(".status")).to_contain_text("newer")
+    page.get_by_role("button", name=re.compile("^Choose")).first.click()
+    for user_id, item_id in (("older", "item-40"), ("newer", "item-41")):
+        stored = page_service.client.get(f"/users/{user_id}/history").json()
+        assert stored["history"] == [item_id]
+    assert not [url for url in seen.asked if url.endswith("/events")]
+
+
+def test_a_refusal_leaves_no_older_answer(seen: Seen) -> None:
+    seen.expected.append("422")
+    page = seen.open()
+    recommended(page)
+    field(page, "order").locator("select").select_option("raw_confidence")
+    expect(page.locator("#playground .notice.bad")).to_have_count(1)
+    expect(page.locator(RECOMMENDED)).to_have_count(0)
+
+
+def test_an_older_action_never_replaces_a_newer_one(seen: Seen) -> None:
+    page = seen.open()
+    recommended(page)
+    held: list[Route] = []
+    page.route("**/held-out-users*", lambda route: held.append(route))
+    with page.expect_request("**/held-out-users*"):
+        page.get_by_role("button", name="A random test user").click()
+    show(page, "somebody later")
+    with page.expect_response("**/held-out-users*"):
+        held[0].continue_()
+    expect(page.locator(".status")).to_contain_text("somebody later")
+    assert len(held) == 1  # it was not gone on with
+
+
 def test_somebody_new_gets_popular_items_and_is_told_so(seen: Seen) -> None:
     page = seen.open()
     recommended(page)
@@ -221,9 +264,9 @@ def test_a_random_test_user_is_shown(seen: Seen, page_service: Service) -> None:
     with page.expect_request(is_ask) as sent:
         page.get_by_role("button", name="A random test user").click()
     users = page_service.client.get("/held-out-users?limit=100").json()["users"]
-    [user] = [one for one in users if one["user_id"] == body_of(sent.value)["user_id"]]
+    [user] = [one for one in users if one["history"] == body_of(sent.value)["history"]]
+    assert body_of(sent.value)["user_id"] == "visitor"
     expect(page.locator(".status")).to_contain_text(user["user_id"])
-    assert body_of(sent.value)["history"] == user["history"]
     expect(page.locator("#playground .answer")).to_contain_text(re.compile("came next", re.I))
 
 
