@@ -91,9 +91,11 @@ def _places(bundle: Bundle, limit: int) -> NDArray[np.uint16]:
 
 
 def _tag(bundle: Bundle, num_rows: int) -> str:
-    """Another one if the first rows are of other items."""
+    """Another one if the first rows are of other items, or of other codes."""
     ids = "\n".join(bundle.catalogue.item_ids[:num_rows])  # no id has a line break
-    return hashlib.blake2b(ids.encode(), digest_size=8).hexdigest()
+    found = hashlib.blake2b(ids.encode(), digest_size=8)
+    found.update(np.ascontiguousarray(bundle.catalogue.codes[:num_rows]).tobytes())
+    return found.hexdigest()
 
 
 def _base64(numbers: NDArray[np.uint16]) -> str:

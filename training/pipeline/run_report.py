@@ -78,7 +78,7 @@ def write_run_report(config: RunConfig, dataset: Dataset, out: Path) -> Path:
         _codes(report.get("collisions"), report),
         _settings(report),
         _lengths(config, dataset, out),
-        _new_items(report.get("new_items")),
+        new_items_section(report.get("new_items")),
         _map(dataset, out),
         _tables(out),
         _configuration(config),
@@ -199,7 +199,8 @@ def _lengths(config: RunConfig, dataset: Dataset, out: Path) -> str:
     return _section("lengths", "Length of the history", said, chart)
 
 
-def _new_items(found: dict[str, Any] | None) -> str:
+def new_items_section(found: dict[str, Any] | None) -> str:
+    """What the report says of items that are added later. found: what the evaluation has of them"""
     if not found:
         return ""
     if why := found.get("not_measured"):

@@ -100,11 +100,12 @@ function discOf(radius) {
 
 class CatalogueMap {
   constructor(element, answer, { ask, el, onPick }) {
-    Object.assign(this, { ask, el, onPick });
+    Object.assign(this, { element, ask, el, onPick });
+    this.last = {}; // what was marked
     this.take(answer);
     this.view = { x: 0.5, y: 0.5, zoom: 1 }; // the middle, in shares of the map
     this.frames = 0;
-    this.build(element, answer);
+    this.build(answer);
   }
 
   /** The points are those of this answer of GET /map. */
@@ -119,10 +120,12 @@ class CatalogueMap {
     this.items = new Map();
     this.marks = [];
     this.chosen = null;
+    clearTimeout(this.resting);
+    this.resting = null;
   }
 
-  build(element, answer) {
-    const { el } = this;
+  build(answer) {
+    const { el, element } = this;
     const options = [
       ...Array.from({ length: answer.positions }, (_, n) => [`position=${n}`, `Code of position ${n}`]),
       ...answer.attributes.map((name) => [`attribute=${encodeURIComponent(name)}`, name]),
@@ -307,7 +310,8 @@ class CatalogueMap {
   }
 
   /** Mark the items of a history and those that are recommended for it. */
-  update({ history = [], recommendations = [] }) {
+  update(marked) {
+    const { history = [], recommendations = [] } = (this.last = marked);
     const found = (itemIds) => itemIds.map((itemId) => this.pointOf.get(itemId)).filter((point) => point !== undefined && this.hasPlace(point));
     this.marks = [
       ...found(history).map((point) => [point, "history"]),
@@ -319,14 +323,28 @@ class CatalogueMap {
   /** Colour by what a query of GET /map/groups names, such as `position=2`. */
   async colourBy(query) {
     this.asked = query;
-    let { answer } = await this.ask("GET", `/map/groups?${query}`);
-    if (tagOf(answer) !== this.tag) { // the bundle, or its items, are others now
-      const { answer: map } = await this.ask("GET", "/map");
-      ({ answer } = await this.ask("GET", `/map/groups?${query}`));
-      if (tagOf(answer) !== tagOf(map)) throw new Error("The items have changed. Load this page again.");
-      if (this.asked === query) this.take(map);
+    try {
+      await this.coloured(query);
+    } catch (error) {
+      if (this.asked === query) this.legend.replaceChildren(this.el("li", { class: "notice bad" }, error.message));
     }
+  }
+
+  async coloured(query) {
+    const groups = () => this.ask("GET", `/map/groups?${query}`);
+    let { answer } = await groups();
     if (this.asked !== query) return; // another one was asked for meanwhile
+    if (tagOf(answer) !== this.tag) {
+      // The bundle, or its items, are others now.
+      const { answer: map } = await this.ask("GET", "/map");
+      if (this.asked !== query) return;
+      this.take(map);
+      this.build(map);
+      this.update(this.last);
+      ({ answer } = await groups());
+      if (this.asked !== query) return;
+      if (tagOf(answer) !== this.tag) throw new Error("The items are changing. Choose the colour again.");
+    }
     this.select.value = query;
     this.groups = numbersOf(answer.groups);
     this.names = answer.names;

@@ -96,6 +96,8 @@ class Echo:
             raise errors.Overloaded("full", reason="queue_full", retry_after_s=7)
         if body.user_id == "a":
             raise errors.InvalidRequest("no such attribute", param="filter.a")
+        if body.user_id == "bug":
+            raise RuntimeError("nobody has thought of this")
         asked = f"{body!r} {sorted(body.model_fields_set)}".encode("utf-8", "backslashreplace")
         return Response(asked, media_type="application/json")
 
@@ -207,6 +209,17 @@ def test_a_client_that_goes_away_before_its_body_came() -> None:
     async def run() -> None:
         lean, declared = both()
         assert await ask(lean, None) == await ask(declared, None)
+
+    asyncio.run(run())
+
+
+def test_a_mistake_of_ours_is_answered_alike() -> None:
+    async def run() -> None:
+        lean, declared = both()
+        answers = [await ask(app, b'{"user_id": "bug"}') for app in (lean, declared)]
+        assert answers[0] == answers[1]
+        assert answers[0].status == 500
+        assert json.loads(answers[0].body)["error"]["code"] == "internal_error"
 
     asyncio.run(run())
 

@@ -280,3 +280,25 @@ def test_it_is_moved_by_drag_wheel_and_keys(page: Page) -> None:
     assert spot(page, "item-7") == pytest.approx(before, abs=0.5)
     assert canvas.get_attribute("aria-label") == "Map of 20,000 items"
     assert "20,000 most popular of 20,005" in page.locator("#map-keys").inner_text()
+
+
+def test_the_map_is_made_anew_when_its_items_are_others(page: Page) -> None:
+    def other(answer: Any) -> Any:
+        few = {"items_tag": "u", "item_ids": ["item-9", "item-5", "item-2"], "num_items": 3}
+        known = {name: value for name, value in few.items() if name in answer}
+        if "groups" in answer:
+            return answer | known | {"groups": coded(CLOUD[:3])}
+        return answer | known | {"places": coded(PLACES[2:5])}
+
+    page.route(
+        "**/api/map**",
+        lambda route: route.fulfill(
+            json=other(answer_to(route.request.url.partition("/api")[2])),
+            headers={"Content-Security-Policy": CSP},
+        ),
+    )
+    page.evaluate("() => window.map.colourBy('position=1')")
+    shown = page.evaluate("() => [window.map.itemIds, window.map.marks, window.map.groups.length]")
+    assert shown == [["item-9", "item-5", "item-2"], [[1, "history"], [0, "recommended"]], 3]
+    assert page.get_by_text("All 3 items.").count() == 1
+    assert page.get_by_label("Colour by").input_value() == "position=1"

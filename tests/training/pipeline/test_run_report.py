@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from training.data import Dataset
 from training.data.interactions import load_dataset
 from training.data.synthetic import make_world, write_world
 from training.pipeline import run
+from training.pipeline.run_report import new_items_section
 from training.preset import load_config
 
 HOSTILE = (
@@ -100,6 +102,29 @@ def test_a_run_whose_stages_are_done_writes_the_same_again(
     (done / "report.html").unlink()
     run(config, dataset, done, Console(quiet=True))
     assert (done / "report.html").read_bytes() == written
+
+
+def test_a_report_that_cannot_be_written_fails_no_run(
+    done: Path, dataset: Dataset, config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(sys.modules["training.pipeline.run"], "write_run_report", full)
+    console = Console(record=True, width=200)
+    assert run(config, dataset, done, console)["stage"] == "bundle"
+    assert "report.html was not written: OSError: no space left" in console.export_text()
+
+
+def test_new_items_have_a_chart() -> None:
+    systems = [
+        {"system": f"<b>{name}</b>", "users": 90, "recall@10": recall, "recall@10_error": 0.02}
+        for name, recall in (("as trained", 0.3), ("added", 0.2))
+    ]
+    page = Page(new_items_section({"items": 12, "systems": systems}))
+    assert page.charts == {"new-items"}
+    assert "b" not in page.tags
+    assert new_items_section(None) == ""
 
 
 def test_a_browser_shows_it_without_complaint(done: Path, tmp_path: Path) -> None:
