@@ -61,7 +61,7 @@ def _tsne(directions: Vectors, seed: int) -> Vectors:
     centred = directions - directions.mean(axis=0)
     _, axes = np.linalg.eigh(centred.T @ centred)  # the last ones vary most
     components = (centred @ axes[:, ::-1][:, :MOST_DIMS]).astype(np.float32)
-    spread = float(components[:, 0].std())
+    spread = float(components[:, 0].std()) if components.shape[1] else 0.0
     start = np.random.default_rng(seed).normal(0, SPREAD / 100, (len(directions), 2))
     if components.shape[1] > 1 and spread > LEAST_SPREAD:
         start += components[:, :2] * (SPREAD / spread)
