@@ -204,14 +204,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     against = parser.add_mutually_exclusive_group(required=True)
     against.add_argument("--against", metavar="COMMIT", help="or a folder that has one")
     against.add_argument("--only-here", action="store_true", help="compare with nothing")
-    default = sorted((HERE / "models_store" / "demo").iterdir())[-1]
-    parser.add_argument("--bundle", type=Path, default=default, help="default: the demo's")
+    parser.add_argument("--bundle", type=Path, help="default: the demo's, as that commit has it")
     parser.add_argument("--users", type=int, default=300, help="of held_out.jsonl (300)")
     parser.add_argument("--requests", type=int, default=1000, help="of each turn (1000)")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 32], help="at a time (1 32)")
     parser.add_argument("--turns", type=int, default=5, help="of each service (5)")
     asked = parser.parse_args(arguments)
-    users = read_held_out(asked.bundle / "held_out.jsonl")[: asked.users]
     cores = os.sched_getaffinity(0)
     summaries = []
     with contextlib.ExitStack() as stack:
@@ -220,10 +218,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             given = Path(asked.against)
             before = given if given.is_dir() else stack.enter_context(worktree(asked.against))
             folders = {"before": before.resolve(), **folders}
+        # Older bundles can be read here; the other commit may not know what newer ones have.
+        oldest = next(iter(folders.values()))
+        bundle = asked.bundle or sorted((oldest / "models_store" / "demo").iterdir())[-1]
+        users = read_held_out(bundle / "held_out.jsonl")[: asked.users]
         services = {}
         for name, folder in folders.items():
             os.sched_setaffinity(0, cores)  # each service starts from all of them
-            running = run_service(asked.bundle, checkout=folder, **PATIENT)
+            running = run_service(bundle, checkout=folder, **PATIENT)
             services[name] = stack.enter_context(running)
             store_histories(services[name].url, users)
         for stored, num_clients in itertools.product((False, True), asked.clients):
@@ -231,7 +233,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             requests = encoded(users, asked.requests, stored=stored)
             found = measured(services, requests, num_clients, asked.turns)
             summaries.append(report(case, found))
-    print(json.dumps({"bundle": asked.bundle.name, "cases": summaries}))
+    print(json.dumps({"bundle": bundle.name, "cases": summaries}))
     return 0
 
 

@@ -134,6 +134,7 @@ class _Case:
         self.request, self.bundle, self.row, self.sought = request, bundle, row, sought
         self.catalogue, self.trie = bundle.catalogue, bundle.decoder.trie
         self.in_answer, self.nfe = response.item_ids, 0
+        self.num_placed = sum(one.pinned or one.explored for one in response.items)
         self.item: RecommendedItem | None = next(
             (one for one in response.items if one.item_id == request.item_id), None
         )
@@ -365,9 +366,8 @@ class _Case:
         if not self.steps:
             return f"{why}: more popular items answer, because {self._why_popular()}."
         last = self.steps[-1]
-        among = f"number {last.place or 0:,} of {last.num_candidates:,}"
-        if not last.place:
-            among = f"behind all that are counted of {last.num_candidates:,}"
+        where = f"number {last.place:,}" if last.place else "behind all that are counted"
+        among = f"{where} of {last.num_candidates:,}"
         if self.reason == "beam_died":
             return (
                 f"{why}: its beam died at call {last.call}, {among}; {last.num_kept:,} were kept."
@@ -375,8 +375,8 @@ class _Case:
         if self.reason == "capped":
             return f"{why}: max_per has no more room for its like{by}."
         found = self.sought.answer and self.row in self.sought.answer.decoded.rows
-        if found and (self.request.pin or self.request.explore):
-            return f"{why}: {among}{by}; pinned or new items have places before it."
+        if found and self.num_placed:
+            return f"{why}: {among}{by}; {self.num_placed} pinned or new items have places."
         if last.lived or last.last_kept is None:
             return f"{why}: {among}{by}."
         return f"{why}: {among}{by}. The last one that was taken has {last.last_kept:.2f}."

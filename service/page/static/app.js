@@ -45,6 +45,7 @@ async function start() {
       else link.removeAttribute("aria-current");
     }
     at("people").hidden = !WITH_PEOPLE.has(shown());
+    scrollTo(0, 0); // the browser has gone to the element that is called as the view
     if (shown() === "operate") views.operate.show();
     else views.operate.hide();
   };

@@ -153,7 +153,8 @@ export class Controls {
       if (row) row.input.max = horizon * this.bundle.num_subspaces;
     }
     for (const { input, output, own } of this.rows.values()) {
-      if (output) output.value = String(input.value) === String(own) ? input.value : `${input.value} · was ${own}`;
+      const shown = input.step === "any" ? Number(input.value).toFixed(2) : input.value;
+      if (output) output.value = String(input.value) === String(own) ? shown : `${shown} · was ${own}`;
     }
     if (this.steps && horizon === 1) {
       const steps = stepsOf(this.bundle.num_subspaces, Number(this.value("r_warm")), Number(this.value("m_par")));
