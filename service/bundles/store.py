@@ -93,6 +93,13 @@ def _newest(store: Path, name: str) -> Path:
     if not versions:
         raise BundleInvalid(
             f"there is no bundle {name!r} in {store} with a readable manifest.json; "
-            "set UNMASK_BUNDLE or UNMASK_BUNDLES_DIR"
+            f"set UNMASK_BUNDLE or UNMASK_BUNDLES_DIR{_others_in(store)}"
         )
     return store / name / versions[0]
+
+
+def _others_in(store: Path) -> str:
+    """The names that are there, as the end of a sentence; a misspelt one is seen at once."""
+    folders = store.iterdir() if store.is_dir() else ()
+    names = sorted(folder.name for folder in folders if versions_of(store, folder.name))
+    return f" (there are: {', '.join(names)})" if names else ""
