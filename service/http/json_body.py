@@ -1,8 +1,9 @@
 """The body of a request as JSON that has one meaning only.
 
 Python's parser guesses the encoding, and of a name that stands twice in an object it takes the last
-value, where a gateway may have looked at the first. Here the body is UTF-8, and every name stands
-once. Knows nothing of what bodies mean.
+value, where a gateway may have looked at the first. And it goes as deep as the stack of Python,
+where whatever else is called fails: the watch of the garbage collector did. Here the body is UTF-8,
+every name stands once, and brackets are nested a few deep. Knows nothing of what bodies mean.
 """
 
 from __future__ import annotations
@@ -11,8 +12,11 @@ import json
 from typing import Any
 
 from fastapi import Request
+from pydantic_core import from_json
 
 from service.errors import InvalidRequest
+
+MOST_NESTED = 200  # what pydantic's parser reads
 
 
 class JsonRequest(Request):
@@ -48,4 +52,19 @@ def parsed(text: str, param: str) -> Any:
             raise InvalidRequest(message, param=param)
         return found
 
-    return json.loads(text, object_pairs_hook=distinct)
+    try:
+        if text.count("[") + text.count("{") > MOST_NESTED:
+            _refuse_deep(text)
+        return json.loads(text, object_pairs_hook=distinct)
+    except RecursionError:
+        message = f"the {param} has more than {MOST_NESTED} brackets within one another; send fewer"
+        raise InvalidRequest(message, param=param) from None
+
+
+def _refuse_deep(text: str) -> None:
+    """Raise RecursionError, not from the end of the stack, if no half a surrogate comes first."""
+    try:
+        from_json(text)
+    except ValueError as error:  # whatever else is wrong, Python's parser says so
+        if str(error).startswith("recursion limit exceeded"):
+            raise RecursionError from None

@@ -21,7 +21,9 @@ export class People {
     this.cards = el("div", { class: "history" });
     this.turn = 0; // raised by each action, so that an older one changes nothing after it
     this.show = newest((signal, userId, user) => this.read(signal, userId, user));
-    this.user = el("input", { id: "user", type: "text", autocomplete: "off", spellcheck: "false", placeholder: "any id" });
+    this.isTyped = false; // since the last action: what is typed stays in its field
+    const typed = () => void (this.isTyped = true);
+    this.user = el("input", { id: "user", type: "text", autocomplete: "off", spellcheck: "false", placeholder: "any id", on: { input: typed } });
     root.replaceChildren(
       el(
         "form",
@@ -53,10 +55,12 @@ export class People {
 
   async find(userId) {
     if (!userId) return this.user.focus();
+    this.isTyped = false;
     return this.told(() => this.show(userId, null));
   }
 
   async random() {
+    this.isTyped = false;
     await this.told(async (isNewest) => {
       const { num_users: many } = (await ask("GET", "/held-out-users?limit=1")).answer;
       if (!isNewest()) return;
@@ -79,9 +83,13 @@ export class People {
       await work(isNewest);
     } catch (error) {
       if (!isNewest()) return;
-      this.user.value = this.userId; // whose history is still shown
+      this.name(this.userId); // whose history is still shown
       this.said(error.message);
     }
+  }
+
+  name(userId) {
+    if (!this.isTyped) this.user.value = userId;
   }
 
   /** Read a stored history. A test user of whom nothing is stored brings the bundle's. */
@@ -90,7 +98,7 @@ export class People {
     const turn = this.turn;
     const { answer } = await ask("GET", `/users/${encodeURIComponent(userId)}/history`, { signal });
     if (signal.aborted || turn !== this.turn) return;
-    this.userId = this.user.value = userId;
+    this.name((this.userId = userId));
     this.isStored = answer.history.length > 0 || !user;
     this.history = this.isStored ? answer.history : user.history;
     this.target = user?.target ?? null;

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 from raw_http import answers, error_code, exchange
 from running_service import Service, service_process
+
+from service.errors import InvalidRequest
+from service.http.json_body import MOST_NESTED, parsed
 
 ADMIN = "an-admin-key"
 GOOD = '"user_id": "x", "history": ["item-1"]'
@@ -53,6 +56,27 @@ def test_a_name_that_stands_twice_is_refused(service: Service, path: str, body: 
     answer = service.client.post(path, content=body, headers=JSON)
     assert answer.status_code == 422
     assert "same name twice" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("brackets", ["[]", ('{"a":', "}")], ids=["lists", "objects"])
+@pytest.mark.parametrize("before", ["", '"\\ud83d", '], ids=["", "half a surrogate"])
+@pytest.mark.parametrize("path", ["/recommend", "/events", "/items/item-1/similar"])
+def test_a_body_that_is_nested_as_deep_as_a_stack_is_refused(
+    service: Service, path: str, before: str, brackets: Sequence[str]
+) -> None:
+    opening, closing = brackets
+    for depth in (5_000, 100_000):
+        text = f'{{"x": [{before}{opening * depth}1{closing * depth}]}}'
+        answer = service.client.post(path, content=text, headers=JSON)
+        assert answer.status_code == 422, answer.text
+        assert answer.json()["error"]["message"].startswith("the body has more than 200 brackets")
+
+
+def test_two_hundred_brackets_within_one_another_are_read_and_many_beside_one_another() -> None:
+    assert parsed("[" * MOST_NESTED + "]" * MOST_NESTED, "body")
+    assert parsed(f"[{'[], ' * 5_000}{{}}]", "body") == [[]] * 5_000 + [{}]
+    with pytest.raises(InvalidRequest, match="the filter has more than 200 brackets within"):
+        parsed("[" * (MOST_NESTED + 2) + "]" * (MOST_NESTED + 2), "filter")
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "latin-1"])

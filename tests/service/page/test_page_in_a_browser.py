@@ -250,6 +250,26 @@ def test_an_older_action_never_replaces_a_newer_one(seen: Seen) -> None:
     assert len(held) == 1  # it was not gone on with
 
 
+def test_a_name_that_is_being_typed_stays(seen: Seen) -> None:
+    page = seen.page
+    held: list[Route] = []
+
+    def hold_the_first(route: Route) -> None:
+        if held:
+            route.continue_()
+        held.append(route)
+
+    page.route("**/users/*/history", hold_the_first)
+    seen.open()
+    while not held:
+        page.wait_for_timeout(10)
+    page.get_by_label("User", exact=True).fill("somebody new")
+    held[0].continue_()
+    expect(page.locator(".status")).to_contain_text("history of")
+    page.get_by_role("button", name="Show", exact=True).click()
+    expect(page.locator(".status")).to_contain_text("The stored history of somebody new")
+
+
 def test_somebody_new_gets_popular_items_and_is_told_so(seen: Seen) -> None:
     page = seen.open()
     recommended(page)

@@ -117,9 +117,9 @@ def followed(
     biases[first.rows] = first.biases
     is_allowed, number = biases > -np.inf, 0
     for call in calls:
+        number += call.log_probs is not None
         if steps and not (steps[-1].lived or call.is_refill):
             continue
-        number += call.log_probs is not None
         beams = call.beams
         if isinstance(beams, PostingListBeams):
             beams = with_own_rows(beams, trie.codes, trie.rows, biases, False)

@@ -13,13 +13,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from reference_search import allowed_rows
-from worlds import RANKINGS_AND_ORDERS, boosts, catalogues, jobs, priors
+from worlds import RANKINGS_AND_ORDERS, boosts, catalogue_of, catalogues, jobs, priors
 
 from service.decoding.catalogue.catalogue import Catalogue
 from service.decoding.catalogue.neighbour_prior import NeighbourPrior
 from service.decoding.catalogue.trie import SidTrie
 from service.decoding.job import Decoded, Job, Order, Ranking
 from service.decoding.network.denoiser import Histories
+from service.decoding.schedule import Schedule
 from service.decoding.search import Step, bias_parts, decode, followed, log_probs_of
 from service.decoding.search.row_biases import RowBiases
 
@@ -210,6 +211,30 @@ def test_codes_that_are_masked_again(ranking: Ranking, data: st.DataObject, seed
             own = answer.trajectory.log_probs[place, again]
             np.testing.assert_array_equal(own, last.filled.log_probs)
             assert answer.trajectory.survivors[place, -1] == last.survivors
+
+
+def test_calls_are_counted_while_a_row_is_dead_that_is_found_in_the_end() -> None:
+    catalogue = catalogue_of(np.array([[0, 1], [0, 0]], np.uint16), num_codes=2)
+    trie, num_revived = SidTrie(catalogue), 0
+    job = Job(
+        history=np.empty(0, np.int32),
+        k=1,
+        schedule=Schedule((1, 1)),
+        beam_width=1,
+        ranking="best",
+        remask=1,
+        explain=True,
+        trace=True,
+    )
+    for seed in range(100):
+        [answer] = decode([job], trie, HashedDenoiser(2, 2, seed=seed))[0]
+        [row] = answer.rows.tolist()
+        steps = followed(answer.trace, job, trie, row, MOST_DEAD)
+        num_revived += not steps[-2].lived
+        assert answer.trajectory is not None
+        if len(steps[-1].filled.positions):
+            assert steps[-1].call == answer.trajectory.filled.max()
+    assert num_revived > 0
 
 
 @given(data=st.data(), seed=seeds)
