@@ -24,7 +24,7 @@ COPY pyproject.toml README.md LICENSE ./
 COPY service service
 RUN pip wheel --no-deps --no-build-isolation --wheel-dir wheels . \
     && pip --python /opt/unmask/bin/python install --no-deps --no-index wheels/*.whl
-# The kernel's machine code for the processor that builds. Elsewhere it is compiled at the start.
+# The kernel's machine code, for all levels of x86-64: nothing is compiled at the start.
 WORKDIR /srv
 COPY models_store/demo models_store/demo
 RUN NUMBA_CACHE_DIR=/opt/unmask/machine_code /opt/unmask/bin/python -m service.loading.compile_ahead \

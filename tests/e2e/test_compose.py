@@ -164,13 +164,17 @@ print(json.dumps([
 
 @pytest.mark.parametrize(
     ("processor", "compiles"),
-    [({}, False), ({"NUMBA_CPU_NAME": "x86-64", "NUMBA_CPU_FEATURES": "+sse2"}, True)],
-    ids=["same processor", "another processor"],
+    [
+        ({}, False),
+        ({"NUMBA_CPU_NAME": "x86-64-v2", "NUMBA_CPU_FEATURES": ""}, False),
+        ({"NUMBA_CPU_NAME": "x86-64", "NUMBA_CPU_FEATURES": "+sse2"}, True),
+    ],
+    ids=["same processor", "an older one", "one of no level"],
 )
 def test_machine_code_comes_with_the_image(
     stack: Stack, processor: dict[str, str], compiles: bool
 ) -> None:
-    """On another processor, or if the cache cannot be read, the code is compiled again."""
+    """On a processor of no level, or if the cache cannot be read, the code is compiled again."""
     variables = [f"--env={name}={value}" for name, value in processor.items()]
     folder = f"/srv/models_store/demo/{DEMO.name}"
     said = stack.run(

@@ -6,14 +6,23 @@ Reading order: `compilation`, `softmax`, `heap`, `prefetching`.
 """
 
 from service.decoding.loops import heap
-from service.decoding.loops.compilation import compiled, compiled_in_any_order
+from service.decoding.loops.compilation import (
+    LEVELS,
+    MADE_FOR,
+    compiled,
+    compiled_functions,
+    compiled_in_any_order,
+)
 from service.decoding.loops.prefetching import ROWS_AHEAD, prefetch
 from service.decoding.loops.softmax import BLOCK, exponentiate, highest_of
 
 __all__ = [
     "BLOCK",
+    "LEVELS",
+    "MADE_FOR",
     "ROWS_AHEAD",
     "compiled",
+    "compiled_functions",
     "compiled_in_any_order",
     "exponentiate",
     "heap",

@@ -5,20 +5,24 @@ is first called with arguments of some types; a constant has the type of a varia
 code is cached beside the source file, or in NUMBA_CACHE_DIR. It is compiled again after any change
 to a source file of the kernel.
 
+Code is made for a level of x86-64, the highest that the processor has, not for the one processor:
+so it can be made elsewhere, without running it (`compile_ahead`). NUMBA_CPU_NAME, if set, says for
+what else it is made. Other kinds of processor have no levels.
+
 A cache folder that cannot be written came with an image. It is read, and nothing is added: code
-that it lacks is compiled and not kept. (It holds code for one processor; numba looks it up by the
-processor's name and features.)
+that it lacks is compiled and not kept.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from numba import njit, types
+from llvmlite import binding
+from numba import config, njit, types
 from numba.core.caching import (
     CompileResultCacheImpl,
     FunctionCache,
@@ -29,7 +33,31 @@ KERNEL = Path(__file__).parents[1]
 SOURCES = sorted(KERNEL.rglob("*.py"))
 KERNEL_STAMP = hashlib.sha256(b"".join(source.read_bytes() for source in SOURCES)).hexdigest()
 
+# The levels and what each adds, by LLVM's names, as the x86-64 psABI defines them.
+LEVELS = {
+    "x86-64-v2": ("cx16", "sahf", "popcnt", "sse3", "sse4.1", "sse4.2", "ssse3"),
+    "x86-64-v3": ("avx", "avx2", "bmi", "bmi2", "f16c", "fma", "lzcnt", "movbe", "xsave"),
+    "x86-64-v4": ("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"),
+}
+
 Function = TypeVar("Function", bound=Callable[..., object])
+compiled_functions: dict[str, Any] = {}  # by module and name
+
+
+def level_of(features: Mapping[str, bool]) -> str | None:
+    """The highest level of which a processor has all features, by LLVM's names; None = none."""
+    found = None
+    for level, needed in LEVELS.items():
+        if not all(features.get(one, False) for one in needed):
+            break
+        found = level
+    return found
+
+
+options = cast("Any", config)
+if options.CPU_NAME is None and (level := level_of(binding.get_host_cpu_features())):
+    options.CPU_NAME, options.CPU_FEATURES = level, ""  # numba finds what is cached by both
+MADE_FOR: str | None = options.CPU_NAME  # None: for this very processor
 
 
 def compiled(function: Function) -> Function:
@@ -48,6 +76,7 @@ def compiled_in_any_order(function: Function) -> Function:
 def _compiled(function: Function, fastmath: bool | set[str]) -> Function:
     jit = njit(nogil=True, error_model="numpy", fastmath=fastmath)
     found = cast("Any", jit(function))
+    compiled_functions[f"{function.__module__}.{function.__qualname__}"] = found
     of_types, type_alone = found.get_call_template, cast("Any", types.unliteral)
     # To numba a constant is a type of its own, also the 0 that a loop begins with.
     found.get_call_template = lambda given, named: of_types(

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,14 @@ import numpy as np
 import pytest
 from numba.core.caching import NullCache
 
-from service.decoding.loops.compilation import KERNEL, SOURCES, compiled, compiled_in_any_order
+from service.decoding.loops.compilation import (
+    KERNEL,
+    LEVELS,
+    SOURCES,
+    compiled,
+    compiled_in_any_order,
+    level_of,
+)
 
 # Scores a catalogue, by functions of three modules that call each other. Prints how often compiled
 # code was found in the cache, and how often not.
@@ -74,6 +82,15 @@ def of_constants(values: np.ndarray) -> int:
     for _ in range(2):
         found = with_more(values, found, 5)
     return with_more(values, found, more=len(values))
+
+
+def test_levels_are_what_a_processor_has_all_features_of() -> None:
+    features = dict.fromkeys(chain.from_iterable(LEVELS.values()), True)
+    assert level_of(features) == "x86-64-v4"
+    assert level_of(features | {"avx512vl": False}) == "x86-64-v3"
+    assert level_of({**features, "fma": False}) == "x86-64-v2"  # whatever it has beside
+    assert level_of({"neon": True}) is None
+    assert level_of({name: False for name in features}) is None
 
 
 def test_constants_are_no_types_of_their_own() -> None:
