@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from html.entities import html5
 from pathlib import Path
 
 import numpy as np
@@ -171,7 +172,12 @@ def test_any_lists_are_read_as_they_were_meant(spelling: str, lists: list[list[s
     assert category_column(table, "categories", None, []) == [tuple(names) for names in lists]
 
 
-PLAIN = st.text(st.sampled_from("abcXYZé&'- "), min_size=1, max_size=6).map(str.strip).filter(bool)
+# "&ac;" is a character in HTML, so what ends with "&ac" cannot stand before a semicolon.
+PLAIN = (
+    st.text(st.sampled_from("abcXYZé&'- "), min_size=1, max_size=6)
+    .map(str.strip)
+    .filter(lambda name: name and name.rpartition("&")[2] + ";" not in html5)
+)
 
 
 @pytest.mark.parametrize("separator", ["|", ";", ",", ", ", "; "])
