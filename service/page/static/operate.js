@@ -13,7 +13,7 @@ const DURATION = "unmask_recommend_duration_seconds";
 export class Operate {
   /** onBundle: called when another bundle answers. */
   constructor(root, info, onBundle) {
-    Object.assign(this, { info, onBundle, key: "", timer: 0, before: null });
+    Object.assign(this, { info, onBundle, key: "", residents: [], timer: 0, before: null });
     this.health = el("p", { class: "big", role: "status" }, "…");
     this.facts = el("dl", { class: "facts" });
     this.bundles = el("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": "Bundles in memory" });
@@ -137,6 +137,7 @@ export class Operate {
   }
 
   drawBundles(models) {
+    this.residents = models.residents;
     const seen = JSON.stringify([models, Boolean(this.key)]);
     if (seen === this.drawn) return; // a button that somebody is about to press stays
     this.drawn = seen;

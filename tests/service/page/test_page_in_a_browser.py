@@ -6,8 +6,10 @@ import json
 import os
 import re
 import subprocess
+from collections.abc import Sequence
 from typing import Any
 
+import httpx
 import pytest
 from explained import EXPLAINED
 from opened_page import ADMIN_KEY, HOSTILE, KEY, PATIENCE_MS, Seen
@@ -69,7 +71,7 @@ def test_the_first_screen_shows_a_history_and_what_it_leads_to(
     expect(page.locator("#bundle")).to_contain_text("tiny@1")
     for stage in ("history", "queue", "encode", "denoise", "search", "map"):
         expect(page.locator(".legend")).to_contain_text(stage)
-    expect(page.locator("#playground .decoding")).to_contain_text("3 calls of the network")
+    expect(page.locator("#playground .decoding")).to_contain_text("2 calls of the network")
 
 
 def test_the_command_does_what_the_page_did(seen: Seen) -> None:
@@ -297,23 +299,72 @@ def test_several_items_at_once(seen: Seen) -> None:
     expect(page.locator("#playground .sequence").first.locator(":scope > li")).to_have_count(2)
 
 
+def overlap(page: Page, answers: Sequence[httpx.Response]) -> None:
+    """Wait until the page says how many items these two answers share."""
+    first, second = ([item["item_id"] for item in one.json()["items"]] for one in answers)
+    shared = len({*first} & {*second})
+    expect(page.locator(".verdict")).to_contain_text(f"{shared} of 10 items are in both")
+    only = page.locator("#compare .side").first.get_by_text("not in B", exact=True)
+    expect(only).to_have_count(10 - shared)
+
+
 def test_two_settings_side_by_side(seen: Seen, page_service: Service) -> None:
     page = seen.open("/#compare")
     expect(page.locator("#compare .side .card")).to_have_count(20)
     user = page_service.client.get("/held-out-users?limit=1").json()["users"][0]
     asked = {"user_id": user["user_id"], "history": user["history"]}
+    for side, calls, told in (
+        (page.locator("#compare .side").first, "2 calls of the network", "the bundle's own"),
+        (page.locator("#compare .side").last, "3 calls of the network", "schedule of the papers"),
+    ):
+        expect(side.locator(".decoding")).to_contain_text(calls)
+        expect(side).to_contain_text(told)
+    overlap(page, [page_service.recommend(**asked, **more) for more in ({}, {"r_warm": 2})])
     page.locator("#compare summary").last.click()
     ranking = page.locator('#compare [data-field="ranking"] select').last
     ranking.select_option("path")
     expect(page.locator("#compare .side").last.locator(".decoding")).to_contain_text("by path")
-    first, second = (
-        [item["item_id"] for item in page_service.recommend(**asked, **more).json()["items"]]
-        for more in ({}, {"ranking": "path"})
-    )
-    shared = len({*first} & {*second})
-    expect(page.locator(".verdict")).to_contain_text(f"{shared} of 10 items are in both")
-    only = page.locator("#compare .side").first.get_by_text("not in B", exact=True)
-    expect(only).to_have_count(10 - shared)
+    by_path = {"r_warm": 2, "ranking": "path"}
+    overlap(page, [page_service.recommend(**asked, **more) for more in ({}, by_path)])
+
+
+def test_two_families_side_by_side(seen: Seen, page_service: Service) -> None:
+    """With an administrator's key a side may be another bundle, with that one's own settings."""
+    admin = {"Authorization": f"Bearer {ADMIN_KEY}"}
+    page = seen.open("/#compare")
+    second = page.locator("#compare .side").last
+    expect(page.locator("#compare .intro")).to_contain_text("give the administrator's key")
+    try:
+        page.locator("#compare .intro").get_by_role("link", name="Operate").click()
+        page.get_by_label("Administrator's key").fill(ADMIN_KEY)
+        page.get_by_role("button", name="Use").click()
+        expect(page.locator("#operate")).to_contain_text("No item is hidden.")
+        page.get_by_role("link", name="Compare").click()
+        expect(page.locator("#compare .intro")).to_contain_text("only tiny@1 is in memory")
+        expect(page.get_by_label("Bundle of B")).to_be_hidden()
+        page.locator("#compare .intro").get_by_role("link", name="Operate").click()
+        page.get_by_label("Bundle to load").fill("next@1")
+        page.get_by_role("button", name="Load").click()
+        expect(page.locator("#operate table").first).to_contain_text("next@1")
+        page.get_by_role("link", name="Compare").click()
+        page.get_by_label("Bundle of B").select_option("next@1")
+        expect(second.locator(".decoding")).to_contain_text("next@1: 4 calls of the network")
+        second.locator("summary").click()
+        expect(second.locator('[data-field="k"]')).to_be_visible()
+        expect(second.locator('[data-field="r_warm"]')).to_have_count(0)
+        expect(page.locator('#compare .side [data-field="r_warm"]')).to_have_count(1)
+        user = page_service.client.get("/held-out-users?limit=1").json()["users"][0]
+        asked = {"user_id": user["user_id"], "history": user["history"]}
+        url = "/admin/bundles/next@1/recommend"
+        of_next = page_service.client.post(url, json=asked, headers=admin)
+        overlap(page, [page_service.recommend(**asked), of_next])
+
+        seen.expected.append("409")  # somebody else has unloaded it
+        page_service.client.post("/admin/bundles/next@1/unload", headers=admin)
+        second.locator('[data-field="beam_width"] input').fill("20")
+        expect(second.locator(".notice.bad")).to_contain_text("next@1 is not in memory")
+    finally:
+        page_service.client.post("/admin/bundles/next@1/unload", headers=admin)
 
 
 def test_operators_swap_bundles_and_hide_items(seen: Seen, page_service: Service) -> None:
