@@ -6,7 +6,7 @@
 import { answerList, decodingText, itemsOf, noticesOf } from "./answers.js";
 import { ask, rememberItems } from "./api.js";
 import { Controls } from "./controls.js";
-import { el, freshId, newest, said, settled } from "./dom.js";
+import { eager, el, freshId, newest, said } from "./dom.js";
 
 const PAUSE_MS = 60;
 
@@ -38,7 +38,7 @@ export class Compare {
     );
     this.sides[1].controls.set(papers(info.bundle));
     this.ask = newest((signal, bodies) => this.both(signal, bodies));
-    this.soon = settled(() => this.refresh(), PAUSE_MS);
+    this.soon = eager(() => this.refresh(), PAUSE_MS);
   }
 
   /** Offer what is in memory, once there is a key; say what to do if that is not enough. */

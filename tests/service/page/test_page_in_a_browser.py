@@ -160,6 +160,23 @@ def test_an_older_answer_never_replaces_a_newer_one(seen: Seen) -> None:
     expect(page.locator("#playground .notice.bad")).to_have_count(0)
 
 
+def test_a_move_is_asked_for_at_once_and_many_moves_twice(seen: Seen) -> None:
+    page = seen.open()
+    recommended(page)
+    asked: list[Any] = []
+    page.on("request", lambda one: asked.append(body_of(one).get("k")) if is_ask(one) else None)
+    field(page, "k").locator("input").evaluate(
+        """(input) => {
+          for (const value of [3, 4, 5, 6]) {
+            input.value = value;
+            input.dispatchEvent(new Event("input"));
+          }
+        }"""
+    )
+    expect(page.locator(RECOMMENDED)).to_have_count(6)
+    assert asked == [3, 6]
+
+
 def test_a_history_is_built_with_the_keyboard_alone(seen: Seen) -> None:
     page = seen.open()
     recommended(page)
