@@ -159,7 +159,7 @@ def chromium(program: str | None) -> Iterator[Browser]:
         from playwright.sync_api import sync_playwright
     except ModuleNotFoundError:
         raise RuntimeError("this needs Playwright: python -m pip install playwright") from None
-    if program is None:
+    if not program:
         raise RuntimeError("this needs Chromium: install it, or name its program (--chromium)")
     with sync_playwright() as playwright:
         arguments = ["--no-sandbox", "--disable-gpu", "--no-first-run"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Annotated, Any, TypeVar
@@ -263,6 +264,7 @@ class Routes:
             attributes=attributes_of(item),
             sid=sid.tolist(),
             popularity_rank=row + 1,
+            hidden=row in bundle.hidden.rows_at(time.time()),
             same_sid=[bundle.items[other].item_id for other in same if other != row],
             bundle=bundle.manifest.ref,
         )

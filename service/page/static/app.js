@@ -66,10 +66,10 @@ async function start() {
 }
 
 function describe(bundle) {
-  const sid = `${bundle.num_subspaces} codes out of ${bundle.num_codes}`;
+  const sid = `each item ${bundle.num_subspaces} codes out of ${bundle.num_codes}`;
   at("bundle").replaceChildren(
     el("strong", {}, said(`${bundle.name}@${bundle.version}`)),
-    ` ${bundle.num_items.toLocaleString("en")} items, ${bundle.family}, ${sid}`,
+    ` ${bundle.num_items.toLocaleString("en")} items, family ${bundle.family}, ${sid}`,
   );
 }
 

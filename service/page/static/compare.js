@@ -5,7 +5,7 @@
 // a bundle in memory and asks it as operators do: nobody is served, nothing is counted.
 import { answerList, decodingText, itemsOf, noticesOf } from "./answers.js";
 import { ask, rememberItems } from "./api.js";
-import { Controls } from "./controls.js";
+import { Controls, papersSchedule } from "./controls.js";
 import { eager, el, freshId, newest, said } from "./dom.js";
 
 const PAUSE_MS = 60;
@@ -18,9 +18,6 @@ export function comparisonOf(first, second) {
 }
 
 const refOf = ({ name, version }) => `${name}@${version}`;
-
-/** The schedule of the papers: half of the positions one by one, then two at a time. */
-const papers = ({ num_subspaces: many }) => ({ r_warm: Math.ceil(many / 2), m_par: Math.min(2, many) });
 
 export class Compare {
   /** operate: has the administrator's key, once it was given, and the bundles in memory. */
@@ -36,7 +33,7 @@ export class Compare {
       this.summary,
       ...this.sides.map((side) => side.root),
     );
-    this.sides[1].controls.set(papers(info.bundle));
+    this.sides[1].controls.set(papersSchedule(info.bundle.num_subspaces));
     this.ask = newest((signal, bodies) => this.both(signal, bodies));
     this.soon = eager(() => this.refresh(), PAUSE_MS);
   }
@@ -47,7 +44,7 @@ export class Compare {
     const refs = key ? residents.map((one) => one.bundle) : [];
     for (const side of this.sides) side.offer(refs);
     const operate = el("a", { href: "#operate" }, "Operate");
-    if (refs.length > 1) this.bundles.replaceChildren("Each side can be another bundle, of another family too; it begins with its own settings. Nobody is served by what is asked here with the key: nothing is remembered or counted.");
+    if (refs.length > 1) this.bundles.replaceChildren("Each side can be another bundle, of another family too; it begins with its own settings. Compare places, not scores. Nobody is served by what is asked here with the key: nothing is remembered or counted.");
     else if (key) this.bundles.replaceChildren("To compare two bundles: only ", said(this.active), " is in memory. Load another one under ", operate, "; then choose it here.");
     else this.bundles.replaceChildren("To compare two bundles, or two families: give the administrator's key under ", operate, ", and load the second bundle there.");
   }
@@ -155,7 +152,7 @@ class Side {
     const { r_warm: warm, m_par: par, ...others } = this.controls.fields();
     const own = this.bundle.decoding;
     const schedule = { r_warm: warm ?? own.r_warm, m_par: par ?? own.m_par };
-    const isPapers = !this.bundle.autoregressive && String(Object.values(schedule)) === String(Object.values(papers(this.bundle)));
+    const isPapers = !this.bundle.autoregressive && String(Object.values(schedule)) === String(Object.values(papersSchedule(this.bundle.num_subspaces)));
     const named = { ...(warm !== undefined && { r_warm: warm }), ...(par !== undefined && { m_par: par }), ...others };
     const changes = Object.entries(named).map(([field, value]) => `${field} ${typeof value === "object" ? JSON.stringify(value) : value}`);
     const what = changes.length ? changes.join(", ") : "the bundle's own settings";

@@ -20,6 +20,7 @@ export class Playground {
     this.copied = el("span", { role: "status", class: "hint" });
     this.settings = el("details", { class: "panel settings", open: matchMedia("(min-width: 70rem)").matches }, el("summary", {}, "Settings"), this.controls.root);
     root.replaceChildren(
+      el("p", { class: "intro hint" }, "A network reads a history and generates the next item: it fills in the codes of which the item's semantic ID is made, several in a call. Move a setting, or ask Why?"),
       this.settings,
       el("div", { class: "panel" }, el("h2", {}, "History"), el("p", { class: "hint" }, "Newest first"), people.cards),
       el(

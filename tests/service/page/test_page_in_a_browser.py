@@ -307,6 +307,17 @@ def test_a_random_test_user_is_shown(seen: Seen, page_service: Service) -> None:
     assert body_of(sent.value)["user_id"] == "visitor"
     expect(page.locator(".status")).to_contain_text(user["user_id"])
     expect(page.locator("#playground .answer")).to_contain_text(re.compile("came next", re.I))
+    title = page_service.client.get(f"/items/{user['target']}").json()["title"]
+    expect(page.locator(".status")).to_contain_text(f"What came next: {title}")
+
+
+def test_the_schedule_of_the_papers_is_a_button(seen: Seen) -> None:
+    page = seen.open()
+    recommended(page)
+    with page.expect_request(is_ask) as sent:
+        page.get_by_role("button", name="The papers' schedule").click()
+    assert body_of(sent.value)["r_warm"] == 2  # of 4 positions; m_par 2 is the bundle's own
+    expect(page.locator("#playground .decoding")).to_contain_text("3 calls of the network")
 
 
 def test_several_items_at_once(seen: Seen) -> None:
@@ -417,6 +428,16 @@ def test_operators_swap_bundles_and_hide_items(seen: Seen, page_service: Service
         page_service.client.post("/admin/items", json={"unhide": ["item-9"]}, headers=admin)
         if page_service.roles()["tiny@1"] != ["active"]:
             page_service.client.post("/admin/bundles/tiny@1/activate", headers=admin)
+
+
+def test_a_service_that_is_not_ready_says_why(seen: Seen) -> None:
+    seen.expected.append("503")
+    page = seen.page
+    body = {"status": "not_ready", "reasons": ["draining"]}
+    page.route("**/health/ready", lambda route: route.fulfill(status=503, json=body))
+    seen.open("/#operate")
+    expect(page.locator("#operate .mark.bad")).to_have_text("not ready")
+    expect(page.locator("#operate .big")).to_contain_text("draining")
 
 
 def test_live_charts_show_what_happens(seen: Seen, page_service: Service) -> None:
