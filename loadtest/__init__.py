@@ -2,6 +2,7 @@
 
 Commands: `replay`, `locustfile`, `sweep`, `stress`, `mutate`, `request_cost`, `page_speed`,
 `store_memory`. Reading order: `clients` (what the commands share), `replay`, `stress`, `sweep` with
-`sweeping` (its results, report and picture). `bench` is the exception: it times the kernel itself and imports the service
-(docs/decisions/011). README.md beside this file says which question each command answers.
+`sweeping` (its results, report and picture). `bench` is the exception: it times the kernel itself
+and imports the service (docs/decisions/011). README.md beside this file says which question each
+command answers.
 """

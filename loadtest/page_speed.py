@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 DEMO = Path(__file__).resolve().parents[1] / "models_store" / "demo"
-VIEWPORT = {"width": 1300, "height": 900}
 PATIENCE_MS = 60_000
 MOVED = ("k", "beam_width", "r_warm", "m_par")  # settings, where the bundle's family has them
 # What happens in the page, in milliseconds since it was asked for. A list counts when the frame
@@ -84,7 +83,9 @@ class Turn:
 
 def turn_of(browser: Browser, url: str, *, moves: int, drags: int) -> Turn:
     """Open the page with nothing cached, and use it. Raises RuntimeError if it refuses."""
-    context = browser.new_context(viewport=VIEWPORT, extra_http_headers=authorization())
+    context = browser.new_context(
+        viewport={"width": 1300, "height": 900}, extra_http_headers=authorization()
+    )
     try:
         context.set_default_timeout(PATIENCE_MS)
         context.add_init_script(WATCH)
@@ -153,14 +154,12 @@ def _drag(page: Page, drags: int) -> tuple[int, float]:
 
 
 @contextlib.contextmanager
-def chromium(program: str | None) -> Iterator[Browser]:
-    """A headless Chromium without a GPU. Raises RuntimeError if it, or Playwright, is missing."""
+def chromium(program: str) -> Iterator[Browser]:
+    """A headless Chromium without a GPU. Raises RuntimeError without Playwright."""
     try:
         from playwright.sync_api import sync_playwright
     except ModuleNotFoundError:
         raise RuntimeError("this needs Playwright: python -m pip install playwright") from None
-    if not program:
-        raise RuntimeError("this needs Chromium: install it, or name its program (--chromium)")
     with sync_playwright() as playwright:
         arguments = ["--no-sandbox", "--disable-gpu", "--no-first-run"]
         browser = playwright.chromium.launch(executable_path=program, args=arguments)
@@ -222,13 +221,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = parser.parse_args(arguments)
     try:
         with contextlib.ExitStack() as stack:
-            browser = stack.enter_context(chromium(asked.chromium))
+            if not asked.chromium:
+                raise RuntimeError("this needs Chromium: install it, or name it with --chromium")
             url = asked.url
             if url is None:
                 bundle = asked.bundle or sorted(DEMO.iterdir())[-1]
                 url = stack.enter_context(run_service(bundle)).url
             url = url.rstrip("/")
             ref, num_items = facts_of(url)
+            browser = stack.enter_context(chromium(asked.chromium))
             turns = [
                 turn_of(browser, url, moves=asked.moves, drags=asked.drags)
                 for _ in range(asked.turns)
