@@ -295,6 +295,13 @@ def test_somebody_new_gets_popular_items_and_is_told_so(seen: Seen) -> None:
     show(page, "nobody knows me")
     expect(page.locator("#playground .notices")).to_contain_text("These are popular items")
     expect(page.locator("div.history")).to_contain_text("Nothing yet")
+    page.get_by_label("User").fill("..")  # no address can have it
+    page.get_by_role("button", name="Show", exact=True).click()
+    expect(page.locator(".status")).to_contain_text("No history can be read of the id ..")
+    page.evaluate("scrollTo(0, 300)")
+    page.get_by_role("link", name="Compare").click()
+    expect(page.locator("#compare .side .card").first).to_be_visible()
+    assert page.evaluate("scrollY") == 0  # a view begins at its top
 
 
 def test_a_random_test_user_is_shown(seen: Seen, page_service: Service) -> None:
@@ -325,6 +332,7 @@ def test_several_items_at_once(seen: Seen) -> None:
     recommended(page)
     field(page, "horizon").locator("input").fill("2")
     expect(page.locator("#playground .sequence").first.locator(":scope > li")).to_have_count(2)
+    expect(field(page, "r_warm").locator("input")).to_have_attribute("max", "8")  # of two SIDs
 
 
 def overlap(page: Page, answers: Sequence[httpx.Response]) -> None:
@@ -405,10 +413,14 @@ def test_operators_swap_bundles_and_hide_items(seen: Seen, page_service: Service
         for key, told in (
             ("not-the-key", "send an administrator's key"),
             (ADMIN_KEY, "No item is"),
+            ("not-the-key", "send an administrator's key"),
+            (ADMIN_KEY, "No item is"),
         ):
             page.get_by_label("Administrator's key").fill(key)
             page.get_by_role("button", name="Use").click()
             expect(page.locator("#operate")).to_contain_text(told)
+            forms = page.get_by_role("button", name="Load")
+            expect(forms).to_have_count(1 if key == ADMIN_KEY else 0)
         page.get_by_label("Item to hide").fill("item-9")
         page.get_by_role("button", name="Hide").click()
         page.get_by_role("button", name="Show again").click()
