@@ -137,7 +137,7 @@ def _drag(page: Page, drags: int) -> tuple[int, float]:
     link.click()
     canvas = page.locator("#map canvas")
     canvas.scroll_into_view_if_needed()
-    page.wait_for_function("measured.draws.length > 0")
+    page.wait_for_function("() => measured.draws.length > 0")
     box = canvas.bounding_box()
     assert box is not None
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
