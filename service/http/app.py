@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Annotated, Any, TypeVar
 
@@ -23,11 +24,12 @@ from service.histories import store_events
 from service.http.admission.admission_rules import AdmissionRules, bearer_key_of, client_key_of
 from service.http.admission.gate import Gate
 from service.http.admission.keys import Keys
+from service.http.answers import json_answer, report, unless_disconnected, unless_known
 from service.http.bulk import Bulk
 from service.http.error_map import add_handlers, context_of
 from service.http.json_body import parsed
 from service.http.lean_route import LeanRoute
-from service.http.middleware import RECOMMEND, ASGIApp, Envelope, RequestContext
+from service.http.middleware import RECOMMEND, ASGIApp, Envelope
 from service.http.operator_routes import add_admin_routes, add_health_routes
 from service.http.page_routes import add_docs_routes, add_page_routes
 from service.http.preconditions import BEARER, Guard, guarded, require_json
@@ -262,6 +264,7 @@ class Routes:
             attributes=attributes_of(item),
             sid=sid.tolist(),
             popularity_rank=row + 1,
+            hidden=row in bundle.hidden.rows_at(time.time()),
             same_sid=[bundle.items[other].item_id for other in same if other != row],
             bundle=bundle.manifest.ref,
         )
@@ -335,69 +338,3 @@ def filter_of_query(query: schemas.ItemsQuery) -> schemas.Filter:
             raise RequestValidationError(found) from None
         message = 'must be JSON, percent-encoded, such as {"category": ["Books"]}'
         raise errors.InvalidRequest(message, param="filter") from None
-
-
-def json_answer(answer: BaseModel) -> Response:
-    """An answer as JSON. FastAPI would validate it once more, so it is not used here."""
-    return Response(answer.model_dump_json(), media_type="application/json")
-
-
-def unless_known(request: Request, answer: bytes) -> Response:
-    """An answer in JSON, or 304 if the client has the same one already."""
-    tag = f'"{hashlib.blake2b(answer, digest_size=16).hexdigest()}"'
-    headers = {"ETag": tag, "Cache-Control": "private, no-cache"}
-    known = request.headers.get("if-none-match", "")
-    if tag in {one.strip().removeprefix("W/") for one in known.split(",")}:
-        return Response(status_code=304, headers=headers)
-    return Response(answer, media_type="application/json", headers=headers)
-
-
-def report(
-    answer: schemas.RecommendResponse | schemas.ExplainResponse, context: RequestContext
-) -> None:
-    """Put what gateways and operators want to see into the headers and the log line."""
-    timings = answer.timings_ms
-    context.timings_ms, context.degraded = timings, answer.degraded
-    context.headers["X-Unmask-Bundle"] = answer.bundle
-    context.headers["Server-Timing"] = ", ".join(f"{name};dur={ms}" for name, ms in timings.items())
-    if answer.degraded:
-        context.headers["X-Unmask-Degraded"] = ",".join(answer.degraded_reasons)
-    context.log.update(
-        bundle=answer.bundle,
-        variant=context.variant,
-        served_by=answer.served_by,
-        degraded_reasons=answer.degraded_reasons,
-        timings_ms=timings,
-    )
-    if isinstance(answer, schemas.RecommendResponse):
-        context.log["n_items"] = len(answer.items)
-        if answer.sequences is not None:
-            context.log["n_sequences"] = len(answer.sequences)
-        if explored := sum(item.explored for item in answer.items):
-            context.log["n_explored"] = explored
-    if answer.decoding:
-        context.log.update(schedule=answer.decoding.schedule, nfe=answer.decoding.nfe)
-
-
-async def unless_disconnected(request: Request, work: Awaitable[T]) -> T:
-    """Do `work`, and cancel it when the client goes away. FastAPI itself would finish it."""
-    task = asyncio.current_task()
-    assert task is not None
-    has_gone = False
-
-    async def wait_for_disconnect() -> None:
-        nonlocal has_gone
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-        has_gone = True
-        task.cancel()
-
-    watching = asyncio.create_task(wait_for_disconnect())
-    try:
-        return await work
-    except asyncio.CancelledError:
-        if not has_gone or task.uncancel():
-            raise
-        raise errors.ClientDisconnected("the client closed the connection") from None
-    finally:
-        watching.cancel()

@@ -11,10 +11,13 @@ import time
 from collections.abc import Callable
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Path, Query, Response
+from fastapi import FastAPI, Path, Query, Request, Response
+from pydantic import BaseModel
 
 from service import schemas
 from service.bundles import REFERENCE, Bundle
+from service.http.answers import json_answer, report, unless_disconnected
+from service.http.error_map import context_of
 from service.http.preconditions import BEARER, Guard, WholePathRoute, guarded, require_json
 from service.lifecycle import VERSION, Lifecycle
 from service.schemas import MAX_BEAM_WIDTH, MAX_K, ErrorResponse, ItemsRequest, ItemsResponse
@@ -60,6 +63,7 @@ def add_admin_routes(app: FastAPI, lifecycle: Lifecycle, admin_key: Guard) -> No
         *statuses: int,
         has_body: bool,
         method: str = "POST",
+        model: type[BaseModel] | None = None,
     ) -> None:
         body_statuses = (408, 413, 415) if has_body else ()
         for one in (method, "HEAD") if method == "GET" else (method,):
@@ -67,7 +71,8 @@ def add_admin_routes(app: FastAPI, lifecycle: Lifecycle, admin_key: Guard) -> No
                 f"/admin/{path}",
                 handler,
                 methods=[one],
-                responses={
+                responses=({200: {"model": model}} if model else {})
+                | {
                     status: {"model": ErrorResponse}
                     for status in sorted({400, 401, 403, 422, 429, 500, *body_statuses, *statuses})
                 },
@@ -80,6 +85,9 @@ def add_admin_routes(app: FastAPI, lifecycle: Lifecycle, admin_key: Guard) -> No
     route("bundles/{bundle}/load", routes.load, 404, 409, 503, 504, has_body=True)
     route("bundles/{bundle}/activate", routes.activate, 409, 503, has_body=False)
     route("bundles/{bundle}/unload", routes.unload, 409, 503, has_body=False)
+    route("bundles/{bundle}/info", routes.info, 409, 503, has_body=False, method="GET")
+    answer, statuses = schemas.RecommendResponse, (404, 409, 503, 504)
+    route("bundles/{bundle}/recommend", routes.recommend, *statuses, has_body=True, model=answer)
     route("items", routes.items, 502, 503, has_body=True)
     route("items", routes.item_changes, 503, has_body=False, method="GET")
     route("drain", routes.drain, has_body=False)
@@ -201,6 +209,25 @@ class AdminRoutes:
         """Remove a bundle from memory that is not in use."""
         await self._loaded_bundles.unload(bundle)
         return models_of(self._lifecycle)
+
+    async def info(self, bundle: BundleRef) -> schemas.BundleInfo:
+        """What a bundle in memory is, as GET /info says it of the active one."""
+        return bundle_info_of(self._loaded_bundles.of(bundle).bundle)
+
+    async def recommend(
+        self, bundle: BundleRef, body: schemas.RecommendRequest, request: Request
+    ) -> Response:
+        """What a bundle in memory would answer to a request for recommendations.
+
+        Nobody is served: the answer is not remembered, so events cannot name it and it has no next
+        page; it counts for no experiment and in no metric of recommendations.
+        """
+        context = context_of(request)
+        context.log["k"] = body.k
+        work = self._lifecycle.recommender.preview(body, bundle, context.received)
+        answer = await unless_disconnected(request, work)
+        report(answer, context)
+        return json_answer(answer)
 
     async def rollback(self) -> schemas.Models:
         """Answer from the bundle before the active one."""

@@ -111,7 +111,9 @@ class LoadedBundles:
         for loaded in self.all:
             if loaded.ref == ref:
                 return loaded
-        raise BundleConflict(f"{ref} is not in memory; load it first", code="bundle_not_loaded")
+        named = ", ".join(loaded.ref for loaded in self.all) or "nothing"
+        message = f"{ref} is not in memory; load it first (what is there: {named})"
+        raise BundleConflict(message, code="bundle_not_loaded")
 
     async def start(self, path: Path) -> None:
         """Load the first bundle and activate it.

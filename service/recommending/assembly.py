@@ -14,6 +14,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 
+from service.batching import Answer
 from service.bundles import CATEGORY, Bundle
 from service.decoding import Decoded
 from service.recommending.item_mapping import (
@@ -24,9 +25,9 @@ from service.recommending.item_mapping import (
     popular_rows,
     popular_sequences,
 )
-from service.recommending.jobs import Inputs
-from service.recommending.planning import MOST_ROWS, explored_places
-from service.schemas import RecommendedItem, RecommendedSequence, RecommendRequest
+from service.recommending.jobs import Inputs, UserHistory
+from service.recommending.planning import MOST_ROWS, Plan, explored_places
+from service.schemas import DegradedReason, RecommendedItem, RecommendedSequence, RecommendRequest
 
 Place = int  # in a list of rows, from 0
 NOTHING_FOUND = Decoded(np.empty(0, np.int32), np.empty(0, np.float32), 0)
@@ -170,3 +171,30 @@ def chosen(
     explored = take(enumerate(new), min(num_new, size))
     others += take(rest, size - len(others) - len(explored))
     return others, explored
+
+
+def degraded_reasons(
+    history: UserHistory, inputs: Inputs, plan: Plan, answer: Answer | None
+) -> list[DegradedReason]:
+    """Why the answer is worse than it could be."""
+    if history.source == "unavailable":
+        return ["history_unavailable"]
+    if history.item_ids and not len(inputs.history):
+        return ["history_unknown"]
+    return ["schedule_reduced"] if answer and plan.adjusted else []
+
+
+def timings_ms(
+    stages: Mapping[str, float], answer: Answer | None, total: float
+) -> dict[str, float]:
+    """Where the time of an answer went, in milliseconds. stages, total: in seconds"""
+    batch = {}
+    if answer:
+        batch = {
+            "queue": answer.queue_s,
+            "encode": answer.timings.encode_s,
+            "denoise": answer.timings.denoise_s,
+            "search": answer.timings.search_s,
+        }
+    seconds = {"history": stages["history"], **batch, "map": stages["map"], "total": total}
+    return {stage: round(1000 * value, 3) for stage, value in seconds.items()}

@@ -27,7 +27,13 @@ from service.errors import (
 )
 from service.histories import AnswerMemory, HistoryStore, RememberedAnswer
 from service.loading import LoadedBundle, LoadedBundles
-from service.recommending.assembly import assembled, assembled_sequences, shortfalls
+from service.recommending.assembly import (
+    assembled,
+    assembled_sequences,
+    degraded_reasons,
+    shortfalls,
+    timings_ms,
+)
 from service.recommending.experiment import DEFAULT, PINNED, Experiment, Variant
 from service.recommending.explaining import Sought, check_is_traced, explanation
 from service.recommending.item_search import ItemPages
@@ -161,6 +167,19 @@ class Recommender:
             self._shadow.follow(request, sought.history, response)
         return response
 
+    async def preview(
+        self, request: RecommendRequest, ref: str, received: float
+    ) -> RecommendResponse:
+        """What the bundle in memory with that name@version would answer, for operators to look at.
+
+        No user gets it: nothing is remembered, no metric counts it as an answer, no experiment and
+        no shadow has a part in it. Raises BundleConflict, and what `recommend` raises.
+        """
+        assignment = Assignment(self._loaded_bundles.of(ref), None, PINNED)
+        sought = await self._sought(request, assignment, received)
+        answer = self._answered(request, assignment, sought, received)
+        return answer.model_copy(update={"experiment": None})
+
     async def explain(
         self, request: ExplainRequest, assignment: Assignment, received: float, pages: ItemPages
     ) -> ExplainResponse:
@@ -223,7 +242,7 @@ class Recommender:
                 if self._policy.fallback != "all":
                     raise
                 reasons.append("decode_failed" if isinstance(error, DecodeFailed) else "deadline")
-        reasons += _reasons(history, inputs, plan, answer)
+        reasons += degraded_reasons(history, inputs, plan, answer)
         return Sought(plan, history, inputs, jobs, answer, explored, reasons, stages, deadline)
 
     def _answered(
@@ -257,7 +276,7 @@ class Recommender:
                 length=len(history.item_ids),
                 unknown_items=len(history.item_ids) - len(inputs.history),
             ),
-            timings_ms=_timings_ms(sought.stages, answer, time.monotonic() - received),
+            timings_ms=timings_ms(sought.stages, answer, time.monotonic() - received),
         )
 
     async def _answers_to(
@@ -387,17 +406,6 @@ def count_decoded(metrics: Metrics, decoded: Decoded, plan: Plan, num_items: int
     )
 
 
-def _reasons(
-    history: UserHistory, inputs: Inputs, plan: Plan, answer: Answer | None
-) -> list[DegradedReason]:
-    """Why the answer is worse than it could be."""
-    if history.source == "unavailable":
-        return ["history_unavailable"]
-    if history.item_ids and not len(inputs.history):
-        return ["history_unknown"]
-    return ["schedule_reduced"] if answer and plan.adjusted else []
-
-
 class _Until:
     """Raises DeadlineExceeded when the deadline has passed while its block waits.
 
@@ -433,16 +441,3 @@ def _timed(stages: dict[str, float], stage: str) -> Iterator[None]:
         yield
     finally:
         stages[stage] = time.perf_counter() - started
-
-
-def _timings_ms(stages: dict[str, float], answer: Answer | None, total: float) -> dict[str, float]:
-    batch = {}
-    if answer:
-        batch = {
-            "queue": answer.queue_s,
-            "encode": answer.timings.encode_s,
-            "denoise": answer.timings.denoise_s,
-            "search": answer.timings.search_s,
-        }
-    seconds = {"history": stages["history"], **batch, "map": stages["map"], "total": total}
-    return {stage: round(1000 * value, 3) for stage, value in seconds.items()}

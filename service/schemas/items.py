@@ -32,6 +32,7 @@ class ItemResponse(AnswerModel):
     """An item of the active bundle.
 
     popularity_rank: from 1, the most popular; same_sid: other items with the same semantic ID
+    hidden: whether it is not recommended now
     """
 
     item_id: str
@@ -40,6 +41,7 @@ class ItemResponse(AnswerModel):
     attributes: Attributes
     sid: list[int]
     popularity_rank: int
+    hidden: bool
     same_sid: list[str]
     bundle: str
 

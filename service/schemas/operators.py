@@ -101,7 +101,7 @@ class ContentInfo(AnswerModel):
 
 
 class BundleInfo(AnswerModel):
-    """The active bundle.
+    """A bundle in memory.
 
     num_items: now; num_items_in_bundle: before items were added and removed
     family: kind of its network

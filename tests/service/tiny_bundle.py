@@ -198,6 +198,7 @@ def write_tiny_bundle(
     dense: str | None = None,
     max_horizon: int = 1,
     has_map: bool = False,
+    decoding: DecodingDefaults | None = None,
 ) -> Path:
     """Write the bundle `name@version` to `path` and return the path.
 
@@ -209,6 +210,7 @@ def write_tiny_bundle(
     dense: a graph, DENSE or another one, if the network has a dense head
     max_horizon: above 1, its decoder can be asked for several items
     has_map: with `tiny_places`
+    decoding: its default
     """
     decoder = DECODER.replace("WORK", str(work))
     for one, several in SEVERAL if max_horizon > 1 else ():
@@ -237,7 +239,7 @@ def write_tiny_bundle(
         repeat_bias=REPEAT_BIAS,
         prior=tiny_prior(offset, num_items),
         codebook=codebook or tiny_codebook(),
-        decoding=NEXT_CODE if autoregressive else DEFAULT,
+        decoding=decoding or (NEXT_CODE if autoregressive else DEFAULT),
         autoregressive=autoregressive,
         history_dropout=history_dropout,
         max_horizon=max_horizon,

@@ -1,11 +1,10 @@
 // Asks the service. Every module asks through here, with the routes that all clients have.
 
-/** The service refused, or did not answer. `error` is its error body, or null. */
+/** The service refused, or did not answer. `error` is its error body, or null; `answer` all of it. */
 export class Refused extends Error {
-  constructor(message, status, error) {
+  constructor(message, status, error, answer = null) {
     super(message);
-    this.status = status;
-    this.error = error;
+    Object.assign(this, { status, error, answer });
   }
 }
 
@@ -40,7 +39,7 @@ export async function ask(method, path, { body, signal, key } = {}) {
   if (response.ok) return { answer, headers: response.headers, milliseconds };
   const error = answer.error ?? null;
   const message = response.status === 401 && !key ? WITHOUT_A_KEY : error?.message;
-  throw new Refused(message ?? `The service answered ${response.status}.`, response.status, error);
+  throw new Refused(message ?? `The service answered ${response.status}.`, response.status, error, answer);
 }
 
 const known = new Map();

@@ -30,12 +30,12 @@ async function start() {
   const views = {};
   const people = new People(at("people"), info, () => views[shown()]?.refresh?.());
   views.playground = new Playground(at("playground"), info, people, { why, isKeyed: info.needs_key });
-  views.compare = new Compare(at("compare"), info, people);
   views.operate = new Operate(at("operate"), info, async () => {
     const now = (await ask("GET", "/info")).answer.bundle;
     if (`${now.name}@${now.version}` === `${info.bundle.name}@${info.bundle.version}`) return;
     location.reload(); // the settings that another bundle has may be others
   });
+  views.compare = new Compare(at("compare"), info, people, views.operate);
   const turn = () => {
     for (const view of VIEWS) {
       const isShown = view === shown();
@@ -66,10 +66,10 @@ async function start() {
 }
 
 function describe(bundle) {
-  const sid = `${bundle.num_subspaces} codes out of ${bundle.num_codes}`;
+  const sid = `each item ${bundle.num_subspaces} codes out of ${bundle.num_codes}`;
   at("bundle").replaceChildren(
     el("strong", {}, said(`${bundle.name}@${bundle.version}`)),
-    ` ${bundle.num_items.toLocaleString("en")} items, ${bundle.family}, ${sid}`,
+    ` ${bundle.num_items.toLocaleString("en")} items, family ${bundle.family}, ${sid}`,
   );
 }
 

@@ -23,6 +23,11 @@ export function stepsOf(numPositions, rWarm, mPar) {
   return steps;
 }
 
+/** The schedule of the papers: half of the positions one by one, then two at a time. */
+export function papersSchedule(numPositions) {
+  return { r_warm: Math.ceil(numPositions / 2), m_par: Math.min(2, numPositions) };
+}
+
 /** One form. onChange is called after every change by a person. */
 export class Controls {
   constructor(info, onChange) {
@@ -50,7 +55,7 @@ export class Controls {
         isFree ? null : el("p", { class: "hint" }, "This network fills codes from left to right, one a call."),
         isFree ? this.range("r_warm", "One-position calls (r_warm)", 0, numPositions, own.r_warm) : null,
         isFree ? this.range("m_par", "Positions a later call (m_par)", 1, numPositions, own.m_par) : null,
-        isFree ? this.schedule() : null,
+        ...(isFree ? this.schedule() : []),
         this.range("beam_width", "Beams (beam_width)", 1, limits.max_beam_width, own.beam_width),
         isFree ? this.choice("ranking", "Ranking of beams", RANKINGS, own.ranking) : null,
         isFree ? this.choice("order", "Order of positions", ORDERS, own.order) : null,
@@ -93,7 +98,8 @@ export class Controls {
 
   schedule() {
     this.steps = el("p", { class: "steps" });
-    return this.steps;
+    const take = () => (this.set(papersSchedule(this.bundle.num_subspaces)), this.onChange());
+    return [this.steps, el("button", { type: "button", class: "quiet papers", on: { click: take } }, "The papers' schedule")];
   }
 
   filter(name, type) {

@@ -60,3 +60,19 @@ export function settled(work, milliseconds) {
     timer = setTimeout(() => work(...given), milliseconds);
   };
 }
+
+/** Call `work` at once, and once more this long after the last of more calls that come meanwhile. */
+export function eager(work, milliseconds) {
+  let timer = null;
+  let isDue = false;
+  return () => {
+    if (timer === null) work();
+    else isDue = true;
+    clearTimeout(timer);
+    timer = setTimeout(() => {
+      timer = null;
+      if (isDue) work();
+      isDue = false;
+    }, milliseconds);
+  };
+}

@@ -435,12 +435,14 @@ class CatalogueMap {
       this.card.replaceChildren(el("p", { class: "hint" }, "None."));
       return;
     }
+    this.items.delete(this.itemIds[point]); // it may be hidden, or not, since it was asked for
     const item = await this.itemOf(point);
     if (this.chosen !== point) return;
     this.card.replaceChildren(
       el("p", { class: "title" }, el("bdi", {}, item.title.slice(0, 1000) || item.item_id)),
       ...item.categories.slice(0, 3).map((category) => el("p", { class: "hint" }, el("bdi", {}, category))),
       el("p", { class: "hint" }, `Semantic ID ${item.sid.join(" ")}`),
+      ...(item.hidden ? [el("p", { class: "notice" }, "It is hidden: it is not recommended now.")] : []),
       ...(this.onPick && item.sid.length ? [el("button", { type: "button", on: { click: () => this.onPick(item) } }, "Add to the history")] : []),
     );
   }
@@ -470,6 +472,7 @@ class CatalogueMap {
     const disc = discOf(radius);
     const offsets = Int32Array.from(disc, ([x, y]) => y * width + x);
     const weights = Int32Array.from(disc, ([, , weight]) => weight);
+    const isOutside = (x, y) => x < 0 || y < 0 || x >= width || y >= height;
     const rim = Math.ceil(radius);
     const scale = (this.scale * ratio) / LAST;
     const left = width / 2 - this.view.x * this.scale * ratio;
@@ -477,13 +480,15 @@ class CatalogueMap {
     for (let point = pixels.length - 1; point >= 0; point--) { // the most popular ones on top
       const x = Math.round(left + places[2 * point] * scale);
       const y = Math.round(top + places[2 * point + 1] * scale);
-      if (x < rim || y < rim || x >= width - rim || y >= height - rim) continue;
+      const isCut = x < rim || y < rim || x >= width - rim || y >= height - rim;
+      if (isCut && (x < -rim || y < -rim || x >= width + rim || y >= height + rim)) continue;
       if (places[2 * point] === NONE && places[2 * point + 1] === NONE) continue;
       const middle = y * width + x;
       const colour = pixels[point];
       const even = colour & 0xff00ff; // red and blue
       const odd = (colour >>> 8) & 0xff;
       for (let dot = 0; dot < offsets.length; dot++) {
+        if (isCut && isOutside(x + disc[dot][0], y + disc[dot][1])) continue;
         const weight = weights[dot];
         const pixel = middle + offsets[dot];
         if (weight === 256) {

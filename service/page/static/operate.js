@@ -13,7 +13,7 @@ const DURATION = "unmask_recommend_duration_seconds";
 export class Operate {
   /** onBundle: called when another bundle answers. */
   constructor(root, info, onBundle) {
-    Object.assign(this, { info, onBundle, key: "", timer: 0, before: null });
+    Object.assign(this, { info, onBundle, key: "", residents: [], timer: 0, before: null });
     this.health = el("p", { class: "big", role: "status" }, "…");
     this.facts = el("dl", { class: "facts" });
     this.bundles = el("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": "Bundles in memory" });
@@ -25,7 +25,7 @@ export class Operate {
     this.charts = [
       new Chart("Requests a second", [["requests", "--denoise"]], (now) => [now.rate(now.requests)]),
       new Chart("Milliseconds, p50 and p99", [["p50", "--denoise"], ["p99", "--search"]], (now) => [now.p50, now.p99]),
-      new Chart("Degraded, %", [["degraded", "--search"]], (now) => [now.requests ? (100 * now.degraded) / now.requests : null]),
+      new Chart("Degraded answers, %", [["degraded", "--search"]], (now) => [now.requests ? (100 * now.degraded) / now.requests : null]),
       new Chart("Events a second", [["events", "--encode"]], (now) => [now.rate(now.events)]),
     ];
     root.replaceChildren(
@@ -67,12 +67,12 @@ export class Operate {
 
   async read() {
     const ready = ask("GET", "/health/ready").catch((error) => {
-      if (error.status === 503) return { answer: { reasons: ["not ready"] } };
+      if (error.answer?.reasons) return error; // why it is not
       throw error;
     });
     const [{ answer: readiness }, { answer: models }, { answer: text }] = await Promise.all([ready, ask("GET", "/models"), this.metrics()]);
     const isReady = readiness.reasons.length === 0;
-    this.health.replaceChildren(el("span", { class: `mark ${isReady ? "good" : "bad"}` }, isReady ? "ready" : "not ready"), ` ${readiness.reasons.join(", ")}`);
+    this.health.replaceChildren(el("span", { class: `mark ${isReady ? "good" : "bad"}` }, isReady ? "ready" : "not ready"), isReady ? " It answers." : ` ${readiness.reasons.join(", ")}`);
     this.drawBundles(models);
     this.drawFacts(text === null ? null : samplesOf(text));
     if (text !== null) this.drawMetrics(samplesOf(text));
@@ -96,11 +96,11 @@ export class Operate {
       Version: this.info.version,
       Histories: this.info.history_store,
       ...(samples && {
-        "In the process now": sumOf(samples, "unmask_inflight_requests"),
-        "Turned away": sumOf(samples, "unmask_rejected_total"),
-        Answers: sumOf(samples, "unmask_recommendations_total"),
+        "Being answered now": sumOf(samples, "unmask_inflight_requests"),
+        "Turned away so far": sumOf(samples, "unmask_rejected_total"),
+        "Answered so far": sumOf(samples, "unmask_recommendations_total"),
       }),
-      "SLO": `${this.info.limits.slo_ms} ms`,
+      "An answer is due in (SLO)": `${this.info.limits.slo_ms} ms`,
     };
     this.facts.replaceChildren(...Object.entries(facts).flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, String(value))]));
   }
@@ -137,6 +137,7 @@ export class Operate {
   }
 
   drawBundles(models) {
+    this.residents = models.residents;
     const seen = JSON.stringify([models, Boolean(this.key)]);
     if (seen === this.drawn) return; // a button that somebody is about to press stays
     this.drawn = seen;
@@ -157,12 +158,13 @@ export class Operate {
   }
 
   keyForm() {
-    const input = el("input", { id: "admin-key", type: "password", autocomplete: "off" });
+    const input = el("input", { id: "admin-key", type: "password", autocomplete: "off", placeholder: "to load, compare and hide" });
     const submit = async (event) => {
       event.preventDefault();
       this.key = input.value;
       input.value = "";
       if (await this.drawChanges()) {
+        input.placeholder = "given, until this page is left";
         this.drawn = null;
         this.show();
       } else {
@@ -200,16 +202,16 @@ export class Operate {
       return false;
     }
     this.said.replaceChildren();
-    const form = (id, label, text, work) => {
-      const input = el("input", { id, type: "text", autocomplete: "off" });
+    const form = (id, label, placeholder, text, work) => {
+      const input = el("input", { id, type: "text", autocomplete: "off", placeholder });
       const submit = (event) => (event.preventDefault(), input.value.trim() && work(input.value.trim()));
       return el("form", { class: "bar-form", on: { submit } }, el("label", { for: id }, label), input, el("button", { type: "submit" }, text));
     };
     const hidden = changes.filter((one) => one.change === "hidden" && one.in_effect);
     const unhide = (itemId) => el("button", { type: "button", on: { click: () => this.act("items", { unhide: [itemId] }) } }, "Show again");
     this.changes.replaceChildren(
-      form("load-bundle", "Bundle to load", "Load", (ref) => this.act(`bundles/${encodeURIComponent(ref)}/load`, {})),
-      form("hide-item", "Item to hide", "Hide", (itemId) => this.act("items", { hide: [{ item_id: itemId }] })),
+      form("load-bundle", "Bundle to load", "name@version", "Load", (ref) => this.act(`bundles/${encodeURIComponent(ref)}/load`, {})),
+      form("hide-item", "Item to hide", "its id", "Hide", (itemId) => this.act("items", { hide: [{ item_id: itemId }] })),
       hidden.length
         ? table(["Hidden item", "Until", ""], hidden.map((one) => [said(one.item_id), one.until ? new Date(1000 * one.until).toLocaleString("en") : "shown again", unhide(one.item_id)]))
         : el("p", { class: "hint" }, "No item is hidden."),

@@ -154,9 +154,18 @@ export class People {
     const whose = this.isStored ? ["The stored history of ", said(this.userId), `, ${many}.`] : [`A history of this page, ${many}. It is stored nowhere.`];
     if (!this.isStored && this.target) whose.splice(0, 1, "The bundle's history of ", said(this.userId), `, ${many}. It is not in the store.`);
     this.status.replaceChildren(...whose);
-    if (this.target && this.knowsHeldOut) this.said("What came next is known to this bundle: it has learnt it.");
     this.onChange();
+    const { target, history } = this;
     await this.draw(SHOWN);
+    if (target) await this.tell(target, history);
+  }
+
+  /** What came next, of a test user: recommendations can be held against it. */
+  async tell(target, history) {
+    const { title } = await itemOf(target);
+    if (history !== this.history) return;
+    const learnt = this.knowsHeldOut ? " This bundle has learnt it." : "";
+    this.status.append(" A test user. What came next: ", said(title.slice(0, 200) || target), `.${learnt}`);
   }
 
   async draw(most) {

@@ -2,7 +2,7 @@
 import { answerList, decodingText, itemsOf, noticesOf, timeOf } from "./answers.js";
 import { ask, curlOf, rememberItems } from "./api.js";
 import { Controls } from "./controls.js";
-import { el, newest, settled } from "./dom.js";
+import { eager, el, newest } from "./dom.js";
 
 const PAUSE_MS = 60; // while a control moves
 
@@ -12,7 +12,7 @@ export class Playground {
     Object.assign(this, { people, why, isKeyed });
     this.answer = null;
     this.body = null;
-    this.controls = new Controls(info, settled(() => this.refresh(), PAUSE_MS));
+    this.controls = new Controls(info, eager(() => this.refresh(), PAUSE_MS));
     this.notices = el("div", { class: "notices", role: "status" });
     this.summary = el("div", { class: "summary" });
     this.list = el("div", { class: "list", "aria-busy": "false" });
@@ -20,6 +20,7 @@ export class Playground {
     this.copied = el("span", { role: "status", class: "hint" });
     this.settings = el("details", { class: "panel settings", open: matchMedia("(min-width: 70rem)").matches }, el("summary", {}, "Settings"), this.controls.root);
     root.replaceChildren(
+      el("p", { class: "intro hint" }, "A network reads a history and generates the next item: it fills in the codes of which the item's semantic ID is made, several in a call. Move a setting, or ask Why?"),
       this.settings,
       el("div", { class: "panel" }, el("h2", {}, "History"), el("p", { class: "hint" }, "Newest first"), people.cards),
       el(

@@ -159,7 +159,7 @@ def test_head_is_get_without_its_body(service: Service, document: dict[str, Any]
     paths = [path for path, operations in document["paths"].items() if "get" in operations]
     assert {"/users/{user_id}/history", "/items/{item_id}", "/metrics"} <= set(paths)
     for path in [*paths, "/livez", "/readyz", "/users/a%2Fb/history", "/items/none"]:
-        url = path.format(user_id="head", item_id="item-1")
+        url = path.format(user_id="head", item_id="item-1", bundle="tiny@1")
         got, head = service.client.get(url), service.client.head(url)
         assert (head.status_code, head.content) == (got.status_code, b""), url
         assert head.headers["Content-Type"] == got.headers["Content-Type"]

@@ -64,6 +64,8 @@ RIGHT: list[tuple[str, str, dict[str, Any] | None]] = [
     ("POST", "/admin/bundles/tiny@1/activate", None),
     ("POST", "/admin/bundles/tiny@3/load", {}),
     ("POST", "/admin/bundles/tiny@3/activate", None),
+    ("GET", "/admin/bundles/tiny@3/info", None),
+    ("POST", "/admin/bundles/tiny@3/recommend", {"user_id": "u"}),
     ("POST", "/admin/bundles/rollback", None),
     ("POST", "/admin/bundles/tiny@3/unload", None),
     ("POST", "/admin/items", {"add": [NEW_ITEM]}),

@@ -31,7 +31,10 @@ CLIENT = {"Authorization": "Bearer a-client-key"}
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """one@1, one@2 and one@3 give different answers. There are broken bundles beside them."""
+    """one@1, one@2 and one@3 give different answers; next@1 fills SIDs from left to right.
+
+    There are broken bundles beside them.
+    """
     folder = tmp_path_factory.mktemp("store")
     for number in (1, 2, 3):
         path = folder / "one" / str(number)
@@ -44,6 +47,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_tiny_bundle(folder / "one" / "cut", name="one", version="cut", created_at="2025")
     codes = folder / "one" / "cut" / "codes.npy"
     codes.write_bytes(codes.read_bytes()[:-1])
+    write_tiny_bundle(folder / "next" / "1", name="next", autoregressive=True)
     write_tiny_bundle(folder / "one" / "liar", name="one", version="honest", created_at="2025")
     return folder
 
@@ -188,6 +192,62 @@ def test_a_candidate_shadows_unseen(service: Service) -> None:
     wait_until(some_more)
     assert "unmask_shadow_overlap_ratio_sum 0.0\n" not in service.client.get("/metrics").text
     assert admin(service, "bundles/one@2/unload").status_code == 200
+
+
+def test_an_operator_asks_a_bundle_that_answers_nobody(service: Service) -> None:
+    """Its answer is the one that users get when it is active, and nothing knows of it."""
+    service.send("item-3", "item-40", user_id="previewed")
+    asked = {"user_id": "previewed", "k": 5, "filter": {"category": ["Shelves"]}}
+    url = "bundles/next@1/recommend"
+    refused = admin(service, url, asked)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (409, "bundle_not_loaded")
+    assert "one@1" in refused.json()["error"]["message"]  # what is there
+    assert admin(service, "bundles/next@1/load", {}).status_code == 200
+    try:
+        counted = ("unmask_recommend", "unmask_nfe", "unmask_hit", "unmask_items_returned")
+        before = {k: v for k, v in service.samples().items() if k.startswith(counted)}
+        found = admin(service, url, asked)
+        assert found.status_code == 200, found.text
+        assert found.headers["X-Unmask-Bundle"] == found.json()["bundle"] == "next@1"
+        shown = found.json()["items"]
+        own = admin(service, "bundles/one@1/recommend", asked).json()
+        assert own["items"] == service.recommend(**asked, r_warm=2).json()["items"]
+        assert [one["item_id"] for one in own["items"]] != [one["item_id"] for one in shown]
+
+        wrong = admin(service, url, asked | {"m_par": 2, "r_warm": 0})  # not of this family
+        assert (wrong.status_code, wrong.json()["error"]["param"]) == (422, "m_par")
+        assert admin(service, url, {"k": 3}).json()["error"]["param"] == "user_id"
+        for headers, status in (({"Authorization": ""}, 401), (CLIENT, 403)):
+            for method, path in (("POST", url), ("GET", "bundles/next@1/info")):
+                sent = service.client.request(method, f"/admin/{path}", json=asked, headers=headers)
+                assert sent.status_code == status
+
+        facts = service.client.get("/admin/bundles/next@1/info", headers=ADMIN).json()
+        assert (facts["name"], facts["autoregressive"]) == ("next", True)
+        assert service.client.get("/info").json()["bundle"]["name"] == "one"
+
+        of_preview = {"recommendation_id": found.json()["recommendation_id"]}
+        event = {
+            "event_id": "of-a-preview",
+            "user_id": "previewed",
+            "item_id": shown[0]["item_id"],
+            "event_type": "impression",
+        }
+        sent = service.client.post("/events", json={"events": [event | of_preview]}).json()
+        assert (sent["accepted"], sent["attributed"]) == (1, 0)
+        page = service.recommend(**asked, after=of_preview["recommendation_id"])
+        assert page.json()["error"]["code"] == "recommendation_not_found"
+        after = {k: v for k, v in service.samples().items() if k.startswith(counted)}
+        ours = {k: v - before.get(k, 0) for k, v in after.items() if "_created" not in k}
+        assert ours["unmask_items_returned_count"] == 1  # of the one that a client asked for
+        assert not [k for k, v in ours.items() if "next@1" in k and v]
+
+        assert admin(service, "bundles/next@1/activate").status_code == 200
+        assert service.recommend(**asked).json()["items"] == shown
+        assert admin(service, "bundles/rollback").status_code == 200
+    finally:
+        admin(service, "bundles/one@1/activate")
+        admin(service, "bundles/next@1/unload")
 
 
 # Items

@@ -17,6 +17,8 @@ from playwright.sync_api import Browser, sync_playwright
 from running_service import Service, service_process
 from tiny_bundle import DENSE, write_tiny_bundle
 
+from service.bundles.bundle import DecodingDefaults
+
 
 def attributes_of(row: int) -> dict[str, Any]:
     """One of each type."""
@@ -26,7 +28,10 @@ def attributes_of(row: int) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def page_service(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """tiny@1, and tiny@2 with other neighbours in the store. Clients need a key."""
+    """tiny@1; in the store also tiny@2, with other neighbours, and next@1, of another family.
+
+    Clients need a key. The default of tiny is not the schedule of the papers.
+    """
     folder = tmp_path_factory.mktemp("page")
     for version, offset in (("1", 0), ("2", 3)):
         write_tiny_bundle(
@@ -38,7 +43,9 @@ def page_service(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> It
             dense=DENSE,
             history_dropout=0.1,
             max_horizon=2,
+            decoding=DecodingDefaults(r_warm=0, m_par=2, beam_width=10),
         )
+    write_tiny_bundle(folder / "bundles" / "next" / "1", name="next", autoregressive=True)
     with service_process(
         folder / "service",
         bundles_dir=folder / "bundles",

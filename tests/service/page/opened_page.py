@@ -49,7 +49,9 @@ class Seen:
         """Load a path and wait for what it shows first."""
         self.page.goto(self.url + path)
         if not path.startswith("/docs"):
-            self.page.wait_for_function("document.querySelector('main > section:not([hidden])')")
+            # A function: the page's policy forbids to evaluate a string, when it is asked again.
+            shown = "() => document.querySelector('main > section:not([hidden])')"
+            self.page.wait_for_function(shown)
         return self.page
 
 

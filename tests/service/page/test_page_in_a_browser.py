@@ -6,8 +6,10 @@ import json
 import os
 import re
 import subprocess
+from collections.abc import Sequence
 from typing import Any
 
+import httpx
 import pytest
 from explained import EXPLAINED
 from opened_page import ADMIN_KEY, HOSTILE, KEY, PATIENCE_MS, Seen
@@ -69,7 +71,7 @@ def test_the_first_screen_shows_a_history_and_what_it_leads_to(
     expect(page.locator("#bundle")).to_contain_text("tiny@1")
     for stage in ("history", "queue", "encode", "denoise", "search", "map"):
         expect(page.locator(".legend")).to_contain_text(stage)
-    expect(page.locator("#playground .decoding")).to_contain_text("3 calls of the network")
+    expect(page.locator("#playground .decoding")).to_contain_text("2 calls of the network")
 
 
 def test_the_command_does_what_the_page_did(seen: Seen) -> None:
@@ -156,6 +158,23 @@ def test_an_older_answer_never_replaces_a_newer_one(seen: Seen) -> None:
         field(page, "k").locator("input").fill("5")
     expect(page.locator(RECOMMENDED)).to_have_count(5)
     expect(page.locator("#playground .notice.bad")).to_have_count(0)
+
+
+def test_a_move_is_asked_for_at_once_and_many_moves_twice(seen: Seen) -> None:
+    page = seen.open()
+    recommended(page)
+    asked: list[Any] = []
+    page.on("request", lambda one: asked.append(body_of(one).get("k")) if is_ask(one) else None)
+    field(page, "k").locator("input").evaluate(
+        """(input) => {
+          for (const value of [3, 4, 5, 6]) {
+            input.value = value;
+            input.dispatchEvent(new Event("input"));
+          }
+        }"""
+    )
+    expect(page.locator(RECOMMENDED)).to_have_count(6)
+    assert asked == [3, 6]
 
 
 def test_a_history_is_built_with_the_keyboard_alone(seen: Seen) -> None:
@@ -276,6 +295,13 @@ def test_somebody_new_gets_popular_items_and_is_told_so(seen: Seen) -> None:
     show(page, "nobody knows me")
     expect(page.locator("#playground .notices")).to_contain_text("These are popular items")
     expect(page.locator("div.history")).to_contain_text("Nothing yet")
+    page.get_by_label("User").fill("..")  # no address can have it
+    page.get_by_role("button", name="Show", exact=True).click()
+    expect(page.locator(".status")).to_contain_text("No history can be read of the id ..")
+    page.evaluate("scrollTo(0, 300)")
+    page.get_by_role("link", name="Compare").click()
+    expect(page.locator("#compare .side .card").first).to_be_visible()
+    assert page.evaluate("scrollY") == 0  # a view begins at its top
 
 
 def test_a_random_test_user_is_shown(seen: Seen, page_service: Service) -> None:
@@ -288,6 +314,17 @@ def test_a_random_test_user_is_shown(seen: Seen, page_service: Service) -> None:
     assert body_of(sent.value)["user_id"] == "visitor"
     expect(page.locator(".status")).to_contain_text(user["user_id"])
     expect(page.locator("#playground .answer")).to_contain_text(re.compile("came next", re.I))
+    title = page_service.client.get(f"/items/{user['target']}").json()["title"]
+    expect(page.locator(".status")).to_contain_text(f"What came next: {title}")
+
+
+def test_the_schedule_of_the_papers_is_a_button(seen: Seen) -> None:
+    page = seen.open()
+    recommended(page)
+    with page.expect_request(is_ask) as sent:
+        page.get_by_role("button", name="The papers' schedule").click()
+    assert body_of(sent.value)["r_warm"] == 2  # of 4 positions; m_par 2 is the bundle's own
+    expect(page.locator("#playground .decoding")).to_contain_text("3 calls of the network")
 
 
 def test_several_items_at_once(seen: Seen) -> None:
@@ -295,6 +332,16 @@ def test_several_items_at_once(seen: Seen) -> None:
     recommended(page)
     field(page, "horizon").locator("input").fill("2")
     expect(page.locator("#playground .sequence").first.locator(":scope > li")).to_have_count(2)
+    expect(field(page, "r_warm").locator("input")).to_have_attribute("max", "8")  # of two SIDs
+
+
+def overlap(page: Page, answers: Sequence[httpx.Response]) -> None:
+    """Wait until the page says how many items these two answers share."""
+    first, second = ([item["item_id"] for item in one.json()["items"]] for one in answers)
+    shared = len({*first} & {*second})
+    expect(page.locator(".verdict")).to_contain_text(f"{shared} of 10 items are in both")
+    only = page.locator("#compare .side").first.get_by_text("not in B", exact=True)
+    expect(only).to_have_count(10 - shared)
 
 
 def test_two_settings_side_by_side(seen: Seen, page_service: Service) -> None:
@@ -302,18 +349,58 @@ def test_two_settings_side_by_side(seen: Seen, page_service: Service) -> None:
     expect(page.locator("#compare .side .card")).to_have_count(20)
     user = page_service.client.get("/held-out-users?limit=1").json()["users"][0]
     asked = {"user_id": user["user_id"], "history": user["history"]}
+    for side, calls, told in (
+        (page.locator("#compare .side").first, "2 calls of the network", "the bundle's own"),
+        (page.locator("#compare .side").last, "3 calls of the network", "schedule of the papers"),
+    ):
+        expect(side.locator(".decoding")).to_contain_text(calls)
+        expect(side).to_contain_text(told)
+    overlap(page, [page_service.recommend(**asked, **more) for more in ({}, {"r_warm": 2})])
     page.locator("#compare summary").last.click()
     ranking = page.locator('#compare [data-field="ranking"] select').last
     ranking.select_option("path")
     expect(page.locator("#compare .side").last.locator(".decoding")).to_contain_text("by path")
-    first, second = (
-        [item["item_id"] for item in page_service.recommend(**asked, **more).json()["items"]]
-        for more in ({}, {"ranking": "path"})
-    )
-    shared = len({*first} & {*second})
-    expect(page.locator(".verdict")).to_contain_text(f"{shared} of 10 items are in both")
-    only = page.locator("#compare .side").first.get_by_text("not in B", exact=True)
-    expect(only).to_have_count(10 - shared)
+    by_path = {"r_warm": 2, "ranking": "path"}
+    overlap(page, [page_service.recommend(**asked, **more) for more in ({}, by_path)])
+
+
+def test_two_families_side_by_side(seen: Seen, page_service: Service) -> None:
+    """With an administrator's key a side may be another bundle, with that one's own settings."""
+    admin = {"Authorization": f"Bearer {ADMIN_KEY}"}
+    page = seen.open("/#compare")
+    second = page.locator("#compare .side").last
+    expect(page.locator("#compare .intro")).to_contain_text("give the administrator's key")
+    try:
+        page.locator("#compare .intro").get_by_role("link", name="Operate").click()
+        page.get_by_label("Administrator's key").fill(ADMIN_KEY)
+        page.get_by_role("button", name="Use").click()
+        expect(page.locator("#operate")).to_contain_text("No item is hidden.")
+        page.get_by_role("link", name="Compare").click()
+        expect(page.locator("#compare .intro")).to_contain_text("only tiny@1 is in memory")
+        expect(page.get_by_label("Bundle of B")).to_be_hidden()
+        page.locator("#compare .intro").get_by_role("link", name="Operate").click()
+        page.get_by_label("Bundle to load").fill("next@1")
+        page.get_by_role("button", name="Load").click()
+        expect(page.locator("#operate table").first).to_contain_text("next@1")
+        page.get_by_role("link", name="Compare").click()
+        page.get_by_label("Bundle of B").select_option("next@1")
+        expect(second.locator(".decoding")).to_contain_text("next@1: 4 calls of the network")
+        second.locator("summary").click()
+        expect(second.locator('[data-field="k"]')).to_be_visible()
+        expect(second.locator('[data-field="r_warm"]')).to_have_count(0)
+        expect(page.locator('#compare .side [data-field="r_warm"]')).to_have_count(1)
+        user = page_service.client.get("/held-out-users?limit=1").json()["users"][0]
+        asked = {"user_id": user["user_id"], "history": user["history"]}
+        url = "/admin/bundles/next@1/recommend"
+        of_next = page_service.client.post(url, json=asked, headers=admin)
+        overlap(page, [page_service.recommend(**asked), of_next])
+
+        seen.expected.append("409")  # somebody else has unloaded it
+        page_service.client.post("/admin/bundles/next@1/unload", headers=admin)
+        second.locator('[data-field="beam_width"] input').fill("20")
+        expect(second.locator(".notice.bad")).to_contain_text("next@1 is not in memory")
+    finally:
+        page_service.client.post("/admin/bundles/next@1/unload", headers=admin)
 
 
 def test_operators_swap_bundles_and_hide_items(seen: Seen, page_service: Service) -> None:
@@ -326,10 +413,14 @@ def test_operators_swap_bundles_and_hide_items(seen: Seen, page_service: Service
         for key, told in (
             ("not-the-key", "send an administrator's key"),
             (ADMIN_KEY, "No item is"),
+            ("not-the-key", "send an administrator's key"),
+            (ADMIN_KEY, "No item is"),
         ):
             page.get_by_label("Administrator's key").fill(key)
             page.get_by_role("button", name="Use").click()
             expect(page.locator("#operate")).to_contain_text(told)
+            forms = page.get_by_role("button", name="Load")
+            expect(forms).to_have_count(1 if key == ADMIN_KEY else 0)
         page.get_by_label("Item to hide").fill("item-9")
         page.get_by_role("button", name="Hide").click()
         page.get_by_role("button", name="Show again").click()
@@ -349,6 +440,16 @@ def test_operators_swap_bundles_and_hide_items(seen: Seen, page_service: Service
         page_service.client.post("/admin/items", json={"unhide": ["item-9"]}, headers=admin)
         if page_service.roles()["tiny@1"] != ["active"]:
             page_service.client.post("/admin/bundles/tiny@1/activate", headers=admin)
+
+
+def test_a_service_that_is_not_ready_says_why(seen: Seen) -> None:
+    seen.expected.append("503")
+    page = seen.page
+    body = {"status": "not_ready", "reasons": ["draining"]}
+    page.route("**/health/ready", lambda route: route.fulfill(status=503, json=body))
+    seen.open("/#operate")
+    expect(page.locator("#operate .mark.bad")).to_have_text("not ready")
+    expect(page.locator("#operate .big")).to_contain_text("draining")
 
 
 def test_live_charts_show_what_happens(seen: Seen, page_service: Service) -> None:

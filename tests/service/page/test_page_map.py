@@ -237,6 +237,53 @@ def test_a_point_is_chosen_where_it_is_and_titles_are_text(page: Page) -> None:
     chosen.get_by_text("None.").wait_for()
 
 
+def test_a_point_at_the_edge_is_cut_off_and_not_left_out(page: Page) -> None:
+    page.evaluate("window.map.update({})")
+    inside = page.evaluate("[window.map.canvas.width - 1, window.map.canvas.width, 200]")
+    for x, y in ((inside[0], inside[2]), (inside[1], inside[2])):  # the last pixel; just beyond
+        page.evaluate(
+            """([x, y]) => {
+              const { map } = window;
+              map.view.x = 1 - (x - map.width / 2) / map.scale;
+              map.view.y = 0 - (y - map.height / 2) / map.scale;
+              map.draw();
+            }""",
+            [x, y],
+        )
+        settled(page)
+        drawn = pixels(page)
+        own = np.array([page.evaluate("window.map.pixels[0]")], "<u4").view(np.uint8)
+        ground = drawn[-1, -1]
+        assert (drawn[y, -1] != ground).any()
+        if x < drawn.shape[1]:
+            assert (drawn[y, -1] == own).all()
+        assert (drawn[y + 20, 0] == ground).all()  # what is cut off does not go on elsewhere
+        assert (drawn[y + 1, 0] == ground).all()
+
+
+def test_a_hidden_item_keeps_its_place_and_is_said_to_be_hidden(page: Page) -> None:
+    def chosen_is(is_hidden: bool) -> None:
+        page.unroute("**/api/items/**")
+        page.route(
+            "**/api/items/**",
+            lambda route: route.fulfill(
+                json={**answer_to("/items/item-0"), "hidden": is_hidden},
+                headers={"Content-Security-Policy": CSP},
+            ),
+        )
+        page.mouse.click(*spot(page, "item-0"))
+        page.locator(".map-chosen").get_by_text("Semantic ID 1 2").wait_for()
+        told = page.locator(".map-chosen").get_by_text("It is hidden")
+        page.wait_for_function(
+            "(count) => document.querySelectorAll('.map-chosen .notice').length === count",
+            arg=int(is_hidden),
+        )
+        assert told.count() == int(is_hidden)
+
+    chosen_is(True)
+    chosen_is(False)  # asked for anew
+
+
 def test_history_and_recommendations_are_marked(page: Page) -> None:
     assert page.evaluate("window.map.marks") == [[5, "history"], [9, "recommended"]]
     marked = pixels(page)

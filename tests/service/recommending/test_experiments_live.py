@@ -49,6 +49,7 @@ def service(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         bundle="ab@1",
         experiment_file=folder / "experiment.toml",
         redis_url=redis_url,
+        admin_keys="an-admin-key",
     ) as service:
         yield service
 
@@ -88,6 +89,15 @@ def test_a_request_with_its_own_decoding_is_left_out(service: Service) -> None:
             answer = recommended(service, f"e-pinned-{n}", history=HISTORY, **asked)
             assert answer["experiment"] == {"name": "prior", "variant": "pinned"}
             assert answer["bundle"] == "ab@1"
+
+
+def test_what_an_operator_asks_counts_for_no_variant(service: Service) -> None:
+    admin = {"Authorization": "Bearer an-admin-key"}
+    for n in range(6):  # users of every variant
+        body = {"user_id": f"e-{n}", "history": HISTORY}
+        sent = service.client.post("/admin/bundles/ab@2/recommend", json=body, headers=admin)
+        assert (sent.json()["bundle"], sent.json()["experiment"]) == ("ab@2", None)
+        assert sent.json()["decoding"]["schedule"] == [1, 1, 2]
 
 
 def test_both_bundles_are_in_memory(service: Service) -> None:
