@@ -8,7 +8,7 @@ Reading order: `recommender` (the whole story), `planning` (which schedule and b
 rows are in the answer, put together), `item_mapping` (from rows to items),
 `experiment` (which user gets which variant), `shadow` (a candidate bundle that answers unseen).
 Apart: `explaining` (why an item is in an answer, or not), `item_search` (lists of items),
-`item_map` (the map of the catalogue).
+`item_map` (the map of the catalogue), `trending_items` (what many users had lately).
 """
 
 from service.recommending.experiment import Experiment, load_experiment
@@ -19,6 +19,7 @@ from service.recommending.planning import fixed_plan
 from service.recommending.recommender import Policy, Recommender
 from service.recommending.rules import conditions_of
 from service.recommending.shadow import Shadow
+from service.recommending.trending_items import TrendingItems
 
 __all__ = [
     "Experiment",
@@ -26,6 +27,7 @@ __all__ = [
     "Policy",
     "Recommender",
     "Shadow",
+    "TrendingItems",
     "attributes_of",
     "conditions_of",
     "fixed_plan",
