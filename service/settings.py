@@ -196,10 +196,10 @@ class Settings(BaseSettings):
     def _are_accepted(cls, types: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
         names = ("history_event_types", "counted_event_types")
         accepted = [one for name in names for one in info.data.get(name, types)]
-        if missing := [one for one in types if one not in accepted]:
+        if not set(types) <= set(accepted):
             raise ValueError(
-                f"{', '.join(missing)} must be among UNMASK_HISTORY_EVENT_TYPES or "
-                "UNMASK_COUNTED_EVENT_TYPES: events of other types are not accepted"
+                "each must be among UNMASK_HISTORY_EVENT_TYPES or UNMASK_COUNTED_EVENT_TYPES: "
+                "events of other types are not accepted"
             )
         return types
 

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 
 from pydantic import ValidationError
 
+from service.histories.background import Trending
 from service.histories.store import HistoryStore, Stored
-from service.histories.trending import Trending
 from service.schemas import Event, EventsResponse, RejectedEvent, field_name, refusals_among
 from service.telemetry import Metrics
 

@@ -11,7 +11,7 @@ from running_valkey import Server, running
 from started_lifecycle import tell
 from tiny_bundle import write_tiny_bundle
 
-from service.histories import trending
+from service.histories.background import trending
 from service.lifecycle import Lifecycle
 
 ADMIN = {"Authorization": "Bearer an-admin-key"}

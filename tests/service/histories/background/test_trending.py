@@ -13,7 +13,7 @@ from stores import event, with_store
 
 from service.errors import HistoryUnavailable
 from service.histories import RedisHistoryStore, Trending, store_events
-from service.histories import trending as trending_module
+from service.histories.background import trending as trending_module
 from service.histories.scripts import MOST_TRENDING
 from service.telemetry import Metrics
 
