@@ -47,6 +47,7 @@ CHECKS = {
     "items",
     "refusal",
     "shop",
+    "trending",
     "python",
     "commands",
     "system",
@@ -205,6 +206,14 @@ def test_items_are_listed(demo: Any) -> None:
     assert [item["title"].count("Merino Yarn") for item in answer["items"]] == [1, 1, 1]
     assert answer["next"] == f"0:{answer['items'][-1]['item_id']}"
     assert answer["warnings"] == ["filter.category: no item has 'Offers'"]
+
+
+def test_what_is_trending_is_listed(demo: Any) -> None:
+    [command] = blocks("trending")
+    [answer] = answers_to(command, demo.url)
+    assert [item["rank"] for item in answer["items"]] == [1, 2, 3, 4, 5]
+    shelves = Counter(category for item in answer["items"] for category in item["categories"])
+    assert (max(shelves.values()) <= 2, answer["degraded"]) == (True, False)
 
 
 def answers_to(commands: str, url: str) -> list[dict[str, Any]]:
