@@ -48,7 +48,7 @@ FIELD = {  # one of each body, for every kind of nonsense
     "/recommend/batch": "timeout_ms",
     "/events": "events",
     "/items/item-1/similar": "k",
-    "/trending": "max_per",
+    "/trending": "k",
     "/admin/items": "remove",
     "/admin/bundles/tiny@1/load": "shadow_fraction",
 }
