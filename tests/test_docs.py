@@ -29,6 +29,7 @@ import yaml
 
 from service.settings import PREFIX, Settings
 from service.telemetry.metrics import Metrics
+from training.preset import load_config
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -50,6 +51,7 @@ CHECKS = {
     "trending",
     "python",
     "commands",
+    "preset",
     "system",
 }
 MOST_README_LINES = 150
@@ -297,6 +299,13 @@ def test_python_blocks_run(demo: Any) -> None:
             timeout=300,
         )
         assert done.returncode == 0, done.stderr
+
+
+def test_the_preset_can_be_used(tmp_path: Path) -> None:
+    [text] = blocks("preset")
+    (tmp_path / "shop.toml").write_text(text)
+    config = load_config(str(tmp_path / "shop.toml"))
+    assert config.interactions.targets == ("transaction",)
 
 
 def test_commands_exist() -> None:
