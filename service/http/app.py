@@ -239,9 +239,12 @@ class Routes:
     ) -> schemas.TrendingResponse:
         """The items that most users had lately. The network is not called."""
         bundle = self._lifecycle.loaded_bundles.active.bundle
+        context = context_of(request)
         answer = await self._trending.answer(bundle, body)
+        context.log.update(bundle=answer.bundle, k=body.k, n_items=len(answer.items))
+        context.headers["X-Unmask-Bundle"] = answer.bundle
         if answer.degraded:
-            context_of(request).headers["X-Unmask-Degraded"] = ",".join(answer.degraded_reasons)
+            context.headers["X-Unmask-Degraded"] = ",".join(answer.degraded_reasons)
         return answer
 
     async def history(
