@@ -34,6 +34,7 @@ from service.histories import (
     AnswerMemory,
     EmbeddedValkey,
     RedisHistoryStore,
+    Trending,
     command_parser,
     parse_store_url,
     reached_store,
@@ -49,7 +50,7 @@ from service.recommending import (
     load_experiment,
 )
 from service.schemas import RecommendRequest
-from service.settings import DAY_S, Settings, load_settings, wrong
+from service.settings import DAY_S, HOUR_S, Settings, load_settings, wrong
 from service.tasks import Backoff, ended
 from service.telemetry import Metrics, measure_loop_lag, traces_if_asked, watched_gc
 
@@ -135,6 +136,9 @@ class Lifecycle:
         self._histories: RedisHistoryStore | None = None
         self._answers: AnswerMemory | None = None
         self._changes: ItemChanges | None = None
+        half_life_s = round(settings.trending_half_life_hours * HOUR_S)
+        types = settings.trending_event_types
+        self.trending = Trending(lambda: self.histories, metrics, types, half_life_s)
         self._batcher: MicroBatcher | None = None
         self._shadow: Shadow | None = None
         self._recommender: Recommender | None = None
@@ -283,7 +287,7 @@ class Lifecycle:
 
     async def _stop(self) -> None:
         await ended(self._tasks)
-        for part in (self._shadow, self._batcher, self._answers):
+        for part in (self._shadow, self._batcher, self._answers, self.trending):
             if part:
                 await part.stop()
         if self._histories:
@@ -375,6 +379,7 @@ class Lifecycle:
         self._batcher.start()
         self._answers = AnswerMemory(histories, metrics)
         self._answers.start()
+        self.trending.start()
         self._shadow = Shadow(self.loaded_bundles, self._batcher, metrics)
         self._changes = ItemChanges(self.loaded_bundles, histories, settings.embedder_url)
         self._recommender = Recommender(

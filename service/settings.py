@@ -45,6 +45,7 @@ LISTS = {  # may be empty
     "history_event_types",
     "counted_event_types",
     "negative_event_types",
+    "trending_event_types",
     "api_keys",
     "admin_keys",
 }
@@ -190,6 +191,18 @@ class Settings(BaseSettings):
                 raise ValueError("it is empty; to have the default, do not set it")
         return value
 
+    @field_validator("trending_event_types", mode="after")
+    @classmethod
+    def _are_accepted(cls, types: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        names = ("history_event_types", "counted_event_types")
+        accepted = [one for name in names for one in info.data.get(name, types)]
+        if not set(types) <= set(accepted):
+            raise ValueError(
+                "each must be among UNMASK_HISTORY_EVENT_TYPES or UNMASK_COUNTED_EVENT_TYPES: "
+                "events of other types are not accepted"
+            )
+        return types
+
     host: Host = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=1, le=65535, description="Port to listen on.")
     bundles_dir: Path = Field(
@@ -277,6 +290,18 @@ class Settings(BaseSettings):
         description="Event types by which a user refuses an item: it is not recommended to this "
         "user any more, and enters no history; with undo_ before it, e.g. undo_not_interested, "
         "it is again. `events export` leaves these out unless it is asked for --refusals.",
+    )
+    trending_event_types: EventTypes = Field(
+        default_factory=lambda known: known.get("history_event_types", ()),
+        description="Event types that count for `POST /trending`; default: those of "
+        "UNMASK_HISTORY_EVENT_TYPES; empty = nothing is counted.",
+    )
+    trending_half_life_hours: float = Field(
+        24,
+        ge=0.1,
+        le=8760,
+        description="After so many hours an event counts half as much for `POST /trending`; all "
+        "replicas need the same.",
     )
     fallback: Fallback = Field(
         "history",

@@ -29,6 +29,7 @@ import yaml
 
 from service.settings import PREFIX, Settings
 from service.telemetry.metrics import Metrics
+from training.preset import load_config
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -47,8 +48,10 @@ CHECKS = {
     "items",
     "refusal",
     "shop",
+    "trending",
     "python",
     "commands",
+    "preset",
     "system",
 }
 MOST_README_LINES = 150
@@ -207,6 +210,14 @@ def test_items_are_listed(demo: Any) -> None:
     assert answer["warnings"] == ["filter.category: no item has 'Offers'"]
 
 
+def test_what_is_trending_is_listed(demo: Any) -> None:
+    [command] = blocks("trending")
+    [answer] = answers_to(command, demo.url)
+    assert [item["rank"] for item in answer["items"]] == [1, 2, 3, 4, 5]
+    shelves = Counter(category for item in answer["items"] for category in item["categories"])
+    assert (max(shelves.values()) <= 2, answer["degraded"]) == (True, False)
+
+
 def answers_to(commands: str, url: str) -> list[dict[str, Any]]:
     """Run documented curl commands against the demo; the JSON documents they print."""
     if shutil.which("curl") is None:
@@ -288,6 +299,13 @@ def test_python_blocks_run(demo: Any) -> None:
             timeout=300,
         )
         assert done.returncode == 0, done.stderr
+
+
+def test_the_preset_can_be_used(tmp_path: Path) -> None:
+    [text] = blocks("preset")
+    (tmp_path / "shop.toml").write_text(text)
+    config = load_config(str(tmp_path / "shop.toml"))
+    assert config.interactions.targets == ("transaction",)
 
 
 def test_commands_exist() -> None:

@@ -7,11 +7,12 @@ Nothing here knows bundles, models or HTTP.
 Reading order: `store` (the protocol), `events` (the story of POST /events), `redis_store` and
 `scripts`, `event_log` (accepted events are kept for training), `connections` with `store_url`,
 `calls` (a breaker, a limit of time, several reads in one call), `trouble` (a store's own reason for
-a failure, in words), `attribution` (answers are remembered), `embedded_valkey` (a store that the
-service runs itself), and the folder `transfer` (histories and events from and to files).
+a failure, in words), `embedded_valkey` (a store that the service runs itself), and the folders
+`background` (answers are remembered, users of items are counted) and `transfer` (histories and
+events from and to files).
 """
 
-from service.histories.attribution import AnswerMemory
+from service.histories.background import AnswerMemory, Counted, Trending
 from service.histories.embedded_valkey import EmbeddedValkey, reached_store
 from service.histories.events import store_events
 from service.histories.redis_store import RedisHistoryStore
@@ -28,10 +29,12 @@ from service.histories.transfer import (
 
 __all__ = [
     "AnswerMemory",
+    "Counted",
     "EmbeddedValkey",
     "HistoryStore",
     "RedisHistoryStore",
     "RememberedAnswer",
+    "Trending",
     "command_parser",
     "export_events",
     "export_histories",

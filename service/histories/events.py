@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from pydantic import ValidationError
 
+from service.histories.background import Trending
 from service.histories.store import HistoryStore, Stored
 from service.schemas import Event, EventsResponse, RejectedEvent, field_name, refusals_among
 from service.telemetry import Metrics
@@ -26,6 +27,7 @@ async def store_events(
     event_types: Sequence[str],
     counted_event_types: Sequence[str],
     negative_event_types: Sequence[str] = (),
+    trending: Trending | None = None,
 ) -> EventsResponse:
     """Store the valid events, in the order given.
 
@@ -34,6 +36,7 @@ async def store_events(
         the history
     negative_event_types: types of refusals; UNDO before one takes a refusal back; a type in two
         lists enters the history, else the refusals
+    trending: is told of events that count for what is trending
     Raises HistoryUnavailable. Then some events may be stored. Repeating the call stores the rest.
     """
     started = time.perf_counter()
@@ -55,9 +58,12 @@ async def store_events(
             rejected.append(RejectedEvent(index=index, code="invalid_event", message=message))
         else:
             events.append(entry)
-    stored = await histories.append(events, counted, refusing) if events else []
+    types = counted, refusing, trending.event_types if trending else ()
+    stored = await histories.append(events, *types) if events else []
     for event, fate in zip(events, stored, strict=True):
         _count(event.event_type, fate, metrics)
+        if trending and fate.counts and event.item_id is not None:
+            trending.note(event.item_id)
     metrics.events.labels("other", "rejected").inc(len(rejected))
     accepted = sum(fate.is_new for fate in stored)
     return EventsResponse(

@@ -19,30 +19,9 @@ from redis.exceptions import InvalidResponse, RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from service.errors import HistoryUnavailable
+from service.histories import event_log, scripts
 from service.histories.calls import Breaker, BreakerState, JointReads, Limit
 from service.histories.connections import NOT_UNDERSTOOD, Command, StoreConnection
-from service.histories.event_log import (
-    LoggedEvent,
-    event_of,
-    log_key,
-    log_key_of,
-    rest_of_entry,
-    start_of_user,
-)
-from service.histories.scripts import (
-    APPEND,
-    CHECK,
-    DROP,
-    ERASE,
-    FILL,
-    ITEMS_VERSION,
-    MOVE,
-    PUSH,
-    READ_ITEMS,
-    REMEMBER,
-    RIGHTS,
-    WRITE_ITEMS,
-)
 from service.histories.store import (
     Attribution,
     RememberedAnswer,
@@ -96,6 +75,11 @@ def _items_keys(name: str) -> tuple[str, str]:
     return f"unmask:items-order:{{{name}}}", f"unmask:items:{{{name}}}"
 
 
+def _trending_keys(half_life_s: float) -> tuple[str, str]:
+    """The sorted set of items by their decayed counts, and that of the batches counted lately."""
+    return f"unmask:trending:{{{half_life_s}}}", f"unmask:trending-batches:{{{half_life_s}}}"
+
+
 class RedisHistoryStore:
     """Histories in Redis-compatible servers. Create it inside the event loop that uses it.
 
@@ -136,7 +120,7 @@ class RedisHistoryStore:
         self._history_cap = history_cap
         self._history_ttl_s = history_ttl_s
         self._event_log_s = event_log_s
-        log_key_of(0)  # makes the table of tags now, and not at the first event
+        event_log.log_key_of(0)  # makes the table of tags now, and not at the first event
 
     async def read(self, user_id: str, limit: int | None = None) -> StoredUser:
         asked = (user_id, -1 if limit is None else limit - 1)
@@ -165,7 +149,7 @@ class RedisHistoryStore:
 
     async def remember(self, answers: Sequence[tuple[str, RememberedAnswer]]) -> None:
         commands = [
-            Command(key, ("EVAL", REMEMBER, 1, key, text, MAX_ANSWERS - 1, MARK_TTL_S))
+            Command(key, ("EVAL", scripts.REMEMBER, 1, key, text, MAX_ANSWERS - 1, MARK_TTL_S))
             for key, text in (
                 (shown_key(user_id), shown.as_json(int(time.time()))) for user_id, shown in answers
             )
@@ -177,11 +161,10 @@ class RedisHistoryStore:
         events: Sequence[Event],
         counted_event_types: Collection[str] = (),
         negative_event_types: Collection[str] = (),
+        trending_event_types: Collection[str] = (),
     ) -> list[Stored]:
-        commands = [
-            self._append(event, event.event_type in counted_event_types, negative_event_types)
-            for event in events
-        ]
+        types = counted_event_types, negative_event_types, trending_event_types
+        commands = [self._append(event, *types) for event in events]
         running = self._connection.run(commands)
         found = await self._call("append", running, lambda replies: list(map(_stored, replies)))
         self._metrics.event_log_trimmed.inc(sum(num_trimmed for _, num_trimmed in found))
@@ -190,7 +173,9 @@ class RedisHistoryStore:
     async def erase(self, user_id: str) -> None:
         keys, refused = _user_keys(user_id), refused_key(user_id)
         commands = [
-            Command(keys[0], ("EVAL", ERASE, len(keys), *keys, start_of_user(user_id))),
+            Command(
+                keys[0], ("EVAL", scripts.ERASE, len(keys), *keys, event_log.start_of_user(user_id))
+            ),
             # Apart: most users have none, and a slot that moves answers scripts only about keys
             # that are all there.
             Command(refused, ("DEL", refused)),
@@ -207,7 +192,7 @@ class RedisHistoryStore:
         """
         limits = (self._history_cap, self._history_ttl_s)
         commands = [
-            Command(key, ("EVAL", FILL, 1, key, *limits, *item_ids))
+            Command(key, ("EVAL", scripts.FILL, 1, key, *limits, *item_ids))
             for key, item_ids in ((history_key(user_id), items) for user_id, items in histories)
         ]
 
@@ -226,12 +211,12 @@ class RedisHistoryStore:
 
         return await self._call("clock", asking, earliest)
 
-    async def read_log(self, slots: Sequence[int]) -> list[list[LoggedEvent]]:
+    async def read_log(self, slots: Sequence[int]) -> list[list[event_log.LoggedEvent]]:
         """For each of these key slots all events of its log, oldest first."""
-        commands = [_list(log_key_of(slot)) for slot in slots]
+        commands = [_list(event_log.log_key_of(slot)) for slot in slots]
 
-        def events(replies: list[Any]) -> list[list[LoggedEvent]]:
-            return [[event_of(entry) for entry in entries] for entries in replies]
+        def events(replies: list[Any]) -> list[list[event_log.LoggedEvent]]:
+            return [[event_log.event_of(entry) for entry in entries] for entries in replies]
 
         return await self._call("read_log", self._connection.run(commands), events)
 
@@ -263,7 +248,7 @@ class RedisHistoryStore:
     async def write_items(self, name: str, entries: Mapping[str, str]) -> None:
         keys = _items_keys(name)
         parts = [part for entry in entries.items() for part in entry]
-        command = Command(keys[0], ("EVAL", WRITE_ITEMS, len(keys), *keys, *parts))
+        command = Command(keys[0], ("EVAL", scripts.WRITE_ITEMS, len(keys), *keys, *parts))
         await self._call("write_items", self._connection.run([command]), _numbers)
 
     async def read_items(self, name: str, after: int) -> tuple[int, dict[str, str]]:
@@ -273,7 +258,9 @@ class RedisHistoryStore:
 
     async def list_items(self, name: str, after: int) -> list[tuple[int, str, str]]:
         keys = _items_keys(name)
-        command = Command(keys[0], ("EVAL", READ_ITEMS, len(keys), *keys, after, ITEMS_AT_ONCE))
+        command = Command(
+            keys[0], ("EVAL", scripts.READ_ITEMS, len(keys), *keys, after, ITEMS_AT_ONCE)
+        )
 
         def changed(replies: list[Any]) -> list[tuple[int, str, str]]:
             [[changes, entries]] = replies
@@ -284,14 +271,39 @@ class RedisHistoryStore:
 
     async def items_version(self, name: str) -> int:
         order, _ = _items_keys(name)
-        reading = self._connection.run([Command(order, ("EVAL", ITEMS_VERSION, 1, order))])
+        reading = self._connection.run([Command(order, ("EVAL", scripts.ITEMS_VERSION, 1, order))])
         return await self._call("items_version", reading, lambda replies: _number(*replies))
+
+    async def count_trending(
+        self, batch: str, num_users: Mapping[str, int], half_life_s: float
+    ) -> None:
+        keys = _trending_keys(half_life_s)
+        parts = [part for one in num_users.items() for part in one]
+        arguments = (len(keys), *keys, batch, f"{half_life_s}", *parts)
+        command = Command(keys[0], ("EVAL", scripts.COUNT_TRENDING, *arguments))
+        running = self._connection.run([command])
+        await self._call("count_trending", running, _numbers)
+
+    async def read_trending(self, half_life_s: float, first: int, last: int) -> dict[str, float]:
+        key, _ = _trending_keys(half_life_s)
+        asked = ("EVAL", scripts.READ_TRENDING, 1, key, f"{half_life_s}", first, last)
+
+        def counts(replies: list[Any]) -> dict[str, float]:
+            [[now, found]] = replies
+            decayed = [2 ** (float(score) - float(now)) for score in found[1::2]]
+            return dict(zip(found[::2], decayed, strict=True))
+
+        return await self._call(
+            "read_trending", self._connection.run([Command(key, asked)]), counts
+        )
 
     async def check(self) -> None:
         """Open a connection; log what the store's user may not do. Raises HistoryUnavailable."""
         items = _items_keys("check")
         firsts = (history_key("check"), refused_key("check"))
-        asked = [Command(key, ("EVAL", CHECK, 3, key, *items, *RIGHTS)) for key in firsts]
+        asked = [
+            Command(key, ("EVAL", scripts.CHECK, 3, key, *items, *scripts.RIGHTS)) for key in firsts
+        ]
         asking = self._connection.run(asked)
         found = await self._call("check", asking, lambda lists: list(map(_newest_last, lists)))
         if denied := {*found[0], *found[1]}:
@@ -308,26 +320,33 @@ class RedisHistoryStore:
         await self._limit.end()
         await self._connection.close()
 
-    def _append(self, event: Event, is_counted: bool, negative: Collection[str]) -> Command:
+    def _append(
+        self,
+        event: Event,
+        counted: Collection[str],
+        negative: Collection[str],
+        trending: Collection[str],
+    ) -> Command:
         entered, marks, shown, log = _user_keys(event.user_id)
-        how, named = PUSH, event.recommendation_id
+        how, named = scripts.PUSH, event.recommendation_id
         if event.event_type.removeprefix(UNDO) in negative:
-            how = MOVE if event.event_type in negative else DROP
+            how = scripts.MOVE if event.event_type in negative else scripts.DROP
             entered, named = refused_key(event.user_id), None
         arguments: tuple[str | int, ...] = (
             event.event_id,
-            0 if is_counted else self._history_cap,
+            0 if event.event_type in counted else self._history_cap,
             self._history_ttl_s,
             MARK_TTL_S,
             start_of_answer(named) if named else "",
             f"{event.event_type} {named}",
             self._event_log_s,
-            rest_of_entry(event),
+            event_log.rest_of_entry(event),
             how,
+            int(event.event_type in trending and event.item_id is not None),
             *event.all_item_ids,
         )
         keys = (entered, marks, shown, log)
-        return Command(entered, ("EVAL", APPEND, len(keys), *keys, *arguments))
+        return Command(entered, ("EVAL", scripts.APPEND, len(keys), *keys, *arguments))
 
     def _note_replica(self, error: Exception) -> None:
         self._replica_errors.inc()
@@ -379,7 +398,7 @@ class RedisHistoryStore:
 def _user_keys(user_id: str) -> tuple[str, str, str, str]:
     """Keys that hold something of a user, all but refusals; the log has something of others too."""
     key = history_key(user_id)
-    return key, marks_key(user_id), shown_key(user_id), log_key(key)
+    return key, marks_key(user_id), shown_key(user_id), event_log.log_key(key)
 
 
 def _list(key: str, last: int = -1) -> Command:
@@ -423,7 +442,9 @@ def _stored(reply: Any) -> tuple[Stored, int]:
         return Stored(False), 0
     if not isinstance(reply, list) or type(reply[0]) is not int:
         raise TypeError
-    if len(reply) == 1:
-        return Stored(True), reply[0]
-    num_trimmed, bundle, variant, rank, is_first = reply
-    return Stored(True, Attribution(bundle, variant, rank, is_first == 1)), num_trimmed
+    num_trimmed, counts, *shown = reply
+    attribution = None
+    if shown:
+        bundle, variant, rank, is_first = shown
+        attribution = Attribution(bundle, variant, rank, is_first == 1)
+    return Stored(True, attribution, counts == 1), num_trimmed

@@ -28,8 +28,9 @@ PUSH, MOVE, DROP = "push", "move", "drop"
 # history_cap (0: the event enters neither list nor log), history_ttl_s, mark_ttl_s, start of the
 # answer that it names ('' for none), the mark of that answer's first event of this type, log_ttl_s
 # (0: there is no log), the entry of the log without its time, what becomes of the item in the list
-# (PUSH; MOVE: it is there once; DROP: it is taken out), item_ids. Returns 0 for a duplicate, or how
-# many events were trimmed from the log, and if it is attributed bundle, variant, rank, and whether
+# (PUSH; MOVE: it is there once; DROP: it is taken out), 1 if it may count for what is trending, or
+# 0, item_ids. Returns 0 for a duplicate, or how many events were trimmed from the log, 1 if it
+# counts, or 0: once a day for each item; and if it is attributed bundle, variant, rank, and whether
 # it is the first. The clock is the server's, so that all replicas of the service agree. It may go
 # back; the times of a log do not. The marks are written last: an event without its mark would be
 # stored again.
@@ -45,13 +46,13 @@ local function is_marked(name)
 end
 local function attributed()
   local is_wanted = {}
-  for i = 10, #ARGV do is_wanted[ARGV[i]] = true end
+  for i = 11, #ARGV do is_wanted[ARGV[i]] = true end
   for _, text in ipairs(redis.call('LRANGE', KEYS[3], 0, -1)) do
     if string.sub(text, 1, #ARGV[5]) == ARGV[5] then
       local shown = cjson.decode(text)
       if shown.at + ttl < now then return nil end
       for rank, item_id in ipairs(shown.item_ids) do
-        if is_wanted[item_id] then return {0, shown.bundle, shown.variant, rank, 0} end
+        if is_wanted[item_id] then return {0, 0, shown.bundle, shown.variant, rank, 0} end
       end
       return nil
     end
@@ -76,21 +77,24 @@ end
 if is_marked(ARGV[1]) then return 0 end
 local num_trimmed = 0
 if cap > 0 then
-  if ARGV[9] ~= 'push' then write('LREM', KEYS[1], 0, ARGV[10]) end
+  if ARGV[9] ~= 'push' then write('LREM', KEYS[1], 0, ARGV[11]) end
   if ARGV[9] ~= 'drop' then
-    write('LPUSH', KEYS[1], ARGV[10])
+    write('LPUSH', KEYS[1], ARGV[11])
     write('LTRIM', KEYS[1], 0, cap - 1)
     write('EXPIRE', KEYS[1], ARGV[3])
   end
   if log_ttl > 0 then num_trimmed = log() end
 end
 local mark = {'ZADD', KEYS[2], now, ARGV[1]}
-local reply = ARGV[5] ~= '' and attributed() or {0}
-local first = '\255' .. ARGV[6] -- No event_id looks like this one: \255 is in no UTF-8 text.
-if #reply > 1 and not is_marked(first) then
-  reply[5] = 1
-  mark[5], mark[6] = now, first
+local reply = ARGV[5] ~= '' and attributed() or {0, 0}
+-- No event_id looks like the other marks: \255 and \254 are in no UTF-8 text.
+local function is_first(name)
+  if is_marked(name) then return 0 end
+  mark[#mark + 1], mark[#mark + 2] = now, name
+  return 1
 end
+if #reply > 2 then reply[6] = is_first('\255' .. ARGV[6]) end
+if ARGV[10] == '1' then reply[2] = is_first('\254' .. ARGV[11]) end
 reply[1] = num_trimmed
 write('ZREMRANGEBYSCORE', KEYS[2], '-inf', now - ttl)
 write(unpack(mark))
@@ -246,6 +250,52 @@ local ids = {}
 for i = 1, #changes, 2 do ids[#ids + 1] = changes[i] end
 if #ids == 0 then return {changes, {}} end
 return {changes, redis.call('HMGET', KEYS[2], unpack(ids))}
+"""
+)
+
+# KEYS trending, batches. ARGV id of the batch, half_life_s, an item_id, how many users, and so on.
+# A batch that was counted in the last hour is not counted again. An item's score is log2 of the sum
+# over its users of 2 ^ (time / half_life); its decayed count is 2 ^ (score - now). So old scores
+# are never written again, and none overflows. When there are twice MOST_TRENDING items, the best
+# are kept, that many. A count goes when it is below 2 ^ -7.
+MOST_TRENDING = 5000
+COUNT_TRENDING = (
+    WRITES
+    + f"local most = {MOST_TRENDING}"
+    + """
+local time = redis.call('TIME')
+local now = (time[1] + time[2] / 1000000) / ARGV[2]
+local function log2(x) return math.log(x) / math.log(2) end
+if redis.call('ZSCORE', KEYS[2], ARGV[1]) then return 0 end
+for i = 3, #ARGV, 2 do
+  local added = now + log2(ARGV[i + 1])
+  local stored = redis.call('ZSCORE', KEYS[1], ARGV[i])
+  stored = stored and tonumber(stored) or -math.huge
+  local high, low = math.max(added, stored), math.min(added, stored)
+  write('ZADD', KEYS[1], string.format('%.17g', high + log2(1 + 2 ^ (low - high))), ARGV[i])
+end
+local least = now - 7
+if #redis.call('ZRANGE', KEYS[1], -2 * most, -2 * most) > 0 then
+  least = math.max(least, redis.call('ZRANGE', KEYS[1], -most, -most, 'WITHSCORES')[2])
+end
+write('ZREMRANGEBYSCORE', KEYS[1], '-inf', string.format('(%.17g', least))
+write('EXPIRE', KEYS[1], math.ceil(7 * ARGV[2]))
+write('ZREMRANGEBYSCORE', KEYS[2], '-inf', time[1] - 3600)
+write('ZADD', KEYS[2], time[1], ARGV[1])
+write('EXPIRE', KEYS[2], 3600)
+return commit() or 1
+"""
+)
+
+# KEYS trending. ARGV half_life_s, first and last place, from 0. Returns the time in half-lives,
+# then item_ids, each before its score, the largest first.
+READ_TRENDING = (
+    READS
+    + """
+local time = redis.call('TIME')
+local now = (time[1] + time[2] / 1000000) / ARGV[1]
+local found = redis.call('ZRANGE', KEYS[1], ARGV[2], ARGV[3], 'REV', 'WITHSCORES')
+return {string.format('%.17g', now), found}
 """
 )
 # KEYS some. ARGV commands. Returns those that the user may not run with such keys.

@@ -77,10 +77,14 @@ class Attribution:
 
 @dataclass(frozen=True)
 class Stored:
-    """What became of an event. `is_new` is False for an event_id that the user has sent before."""
+    """What became of an event. `is_new` is False for an event_id that the user has sent before.
+
+    counts: whether it counts for what is trending: the user's first for its item within a day
+    """
 
     is_new: bool
     attribution: Attribution | None = None
+    counts: bool = False
 
 
 class HistoryStore(Protocol):
@@ -111,12 +115,14 @@ class HistoryStore(Protocol):
         events: Sequence[Event],
         counted_event_types: Collection[str] = (),
         negative_event_types: Collection[str] = (),
+        trending_event_types: Collection[str] = (),
     ) -> list[Stored]:
         """Store events in the order given: in histories and the log, and attribute them to answers.
 
         counted_event_types: types that are attributed but enter neither history nor log
         negative_event_types: types of events that enter the user's refusals and the log, and are
             attributed to no answer; UNDO before such a type takes the item out of the refusals
+        trending_event_types: types of which events with one item may count
         Each event is stored completely or not at all.
         """
         ...

@@ -37,6 +37,7 @@ from service.http.url_and_body import UrlAndBodyChecks
 from service.lifecycle import VERSION, Lifecycle
 from service.recommending import (
     ItemPages,
+    TrendingItems,
     attributes_of,
     conditions_of,
     groups_on_map,
@@ -161,6 +162,7 @@ def add_client_routes(app: FastAPI, routes: Routes, guards: Sequence[Guard]) -> 
     route("POST", "/explain", routes.explain, 404, 503, 504, model=schemas.ExplainResponse)
     route("POST", "/recommend/batch", routes.recommend_batch, 503, model=answers)
     route("POST", "/events", routes.events, 503)
+    route("POST", "/trending", routes.trending, 503)
     route("GET", "/users/{user_id}/history", routes.history, 503)
     route("DELETE", "/users/{user_id}/history", routes.erase, 503)
     # An item_id may contain slashes, so the longer path comes first.
@@ -183,6 +185,8 @@ class Routes:
         self._settings = lifecycle.settings
         self._metrics = lifecycle.metrics
         self._pages = ItemPages()
+        is_strict = lifecycle.settings.fallback == "off"
+        self._trending = TrendingItems(lifecycle.trending, is_strict=is_strict)
         self.has_page = lifecycle.settings.page
         self._salt = lifecycle.settings.log_salt.get_secret_value().encode()
 
@@ -229,7 +233,21 @@ class Routes:
             event_types=self._settings.history_event_types,
             counted_event_types=self._settings.counted_event_types,
             negative_event_types=self._settings.negative_event_types,
+            trending=self._lifecycle.trending,
         )
+
+    async def trending(
+        self, body: schemas.TrendingRequest, request: Request
+    ) -> schemas.TrendingResponse:
+        """The items that most users had lately. The network is not called."""
+        bundle = self._lifecycle.loaded_bundles.active.bundle
+        context = context_of(request)
+        answer = await self._trending.answer(bundle, body)
+        context.log.update(bundle=answer.bundle, k=body.k, n_items=len(answer.items))
+        context.headers["X-Unmask-Bundle"] = answer.bundle
+        if answer.degraded:
+            context.headers["X-Unmask-Degraded"] = ",".join(answer.degraded_reasons)
+        return answer
 
     async def history(
         self,

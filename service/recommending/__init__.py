@@ -7,14 +7,14 @@ Reading order: `recommender` (the whole story), `planning` (which schedule and b
 (filter, boosts and caps in a bundle's terms), `jobs` (from item ids to rows), `assembly` (which
 rows are in the answer, put together), `item_mapping` (from rows to items),
 `experiment` (which user gets which variant), `shadow` (a candidate bundle that answers unseen).
-Apart: `explaining` (why an item is in an answer, or not), `item_search` (lists of items),
-`item_map` (the map of the catalogue).
+Apart: `explaining` (why an item is in an answer, or not), `item_search` (lists of items,
+and what is trending), `item_map` (the map of the catalogue).
 """
 
 from service.recommending.experiment import Experiment, load_experiment
 from service.recommending.item_map import groups_on_map, map_of
 from service.recommending.item_mapping import attributes_of, similar_items
-from service.recommending.item_search import ItemPages
+from service.recommending.item_search import ItemPages, TrendingItems
 from service.recommending.planning import fixed_plan
 from service.recommending.recommender import Policy, Recommender
 from service.recommending.rules import conditions_of
@@ -26,6 +26,7 @@ __all__ = [
     "Policy",
     "Recommender",
     "Shadow",
+    "TrendingItems",
     "attributes_of",
     "conditions_of",
     "fixed_plan",

@@ -1,7 +1,7 @@
-"""Lists items of a bundle, page by page: by words of the title, by id, by a filter.
+"""Lists items of a bundle: page by page, or those that are trending.
 
-Rows are looked at in their order, which is that of popularity, and there is no index of words. So a
-page ends at the latest when `MOST_LOOKED_AT` titles were read, and the next one goes on there. Rows
+Pages are by words of the title, by id, by a filter. Rows are looked at in the order of popularity,
+without an index of words. So a page ends at the latest when `MOST_LOOKED_AT` titles were read. Rows
 move when items are removed or replaced, so a page begins after an item: its cursor is `PLACE:ID`,
 with the item's place among those that were added, from 1, or 0. A larger place now, or one instead
 of 0, says that the item has moved to the end meanwhile. Knows no users.
@@ -12,21 +12,33 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from service.bundles import Bundle
 from service.decoding.catalogue import with_pauses
-from service.errors import InvalidRequest, Overloaded
-from service.recommending.item_mapping import attributes_of
-from service.recommending.rules import Conditions
-from service.schemas import FoundItem, FoundItemsResponse, ItemsQuery
+from service.errors import HistoryUnavailable, InvalidRequest, Overloaded
+from service.histories import Counted, Trending
+from service.recommending.assembly import Caps, chosen
+from service.recommending.item_mapping import Rows, attributes_of, popular_rows
+from service.recommending.planning import MOST_ROWS
+from service.recommending.rules import Conditions, check_caps, conditions_of
+from service.schemas import (
+    FoundItem,
+    FoundItemsResponse,
+    ItemsQuery,
+    TrendingItem,
+    TrendingRequest,
+    TrendingResponse,
+)
 
 MOST_LOOKED_AT = 100_000  # titles that are read for a page
 AT_ONCE = 200  # titles between two pauses
+HOUR_S = 3600
 MOST_PAGES = 8  # that are made or wait
 T = TypeVar("T")
 CURSOR = re.compile(r"([0-9]{1,9}):(.+)", re.ASCII | re.DOTALL)
@@ -170,3 +182,86 @@ def _row_after(bundle: Bundle, after: str) -> int:
         message = "its item was replaced or undone meanwhile; begin again without `after`"
         raise InvalidRequest(message, param="after")
     return int(row)
+
+
+class TrendingItems:
+    """Answers requests for what is trending.
+
+    is_strict: whether a store that never answered is an error, and popular items no answer
+    """
+
+    def __init__(self, trending: Trending, *, is_strict: bool) -> None:
+        self._trending = trending
+        self._is_strict = is_strict
+        # Of a bundle: what was counted, and the rows of these items.
+        self._known: WeakKeyDictionary[Bundle, tuple[Mapping[str, float], Rows]] = (
+            WeakKeyDictionary()
+        )
+
+    async def answer(self, bundle: Bundle, request: TrendingRequest) -> TrendingResponse:
+        """The k items of a bundle that most users had lately.
+
+        Raises InvalidRequest for what the bundle's attributes cannot do, and HistoryUnavailable.
+        """
+        conditions = conditions_of(request.filter, bundle)
+        check_caps(request.max_per, bundle)
+        counted = await self._trending.newest()
+        if self._is_strict and not (counted.is_current or counted.recent_users):
+            raise HistoryUnavailable("the history store did not answer; try again")
+        return await asyncio.to_thread(self._listed, bundle, request, conditions, counted)
+
+    def _listed(
+        self, bundle: Bundle, request: TrendingRequest, conditions: Conditions, counted: Counted
+    ) -> TrendingResponse:
+        """In a thread: a filter may leave millions of rows."""
+        allowed = bundle.attributes.allowed(conditions) if conditions else None
+        warnings = bundle.attributes.hints(conditions, any_left=allowed is None or len(allowed) > 0)
+        if not self._trending.event_types:
+            warnings.append("UNMASK_TRENDING_EVENT_TYPES is empty, so no event counts")
+        excluded = np.union1d(
+            bundle.catalogue.rows_of(request.exclude_items), bundle.hidden.rows_at(time.time())
+        )
+        trending = self._rows(bundle, counted.recent_users)
+        trending = trending[~np.isin(trending, excluded)]
+        if allowed is not None:
+            trending = trending[np.isin(trending, allowed)]
+        most = MOST_ROWS if request.max_per else request.k
+        trending = trending[:most]
+        popular = popular_rows(bundle, most, np.union1d(excluded, trending), allowed)
+        rows = [*trending.tolist(), *popular.tolist()]
+        places, _ = chosen(request.k, rows, [], 0, (), Caps(bundle, request.max_per))
+        if request.max_per and len(places) < min(request.k, len(rows)):
+            fit = f"max_per: {len(places)} items, because no other of the {len(rows)} found fits"
+            warnings.append(fit)
+        items = []
+        for rank, place in enumerate(places, start=1):
+            item = bundle.items[rows[place]]
+            is_trending = place < len(trending)
+            items.append(
+                TrendingItem(
+                    item_id=item.item_id,
+                    title=item.title,
+                    rank=rank,
+                    recent_users=round(counted.recent_users[item.item_id], 3)
+                    if is_trending
+                    else None,
+                    categories=list(item.categories) if request.metadata else None,
+                    attributes=attributes_of(item) if request.metadata else None,
+                )
+            )
+        return TrendingResponse(
+            items=items,
+            half_life_hours=self._trending.half_life_s / HOUR_S,
+            degraded=not counted.is_current,
+            degraded_reasons=[] if counted.is_current else ["history_unavailable"],
+            warnings=warnings,
+            bundle=bundle.manifest.ref,
+        )
+
+    def _rows(self, bundle: Bundle, recent_users: Mapping[str, float]) -> Rows:
+        """The rows of items, in their order; without those that the bundle does not have."""
+        known = self._known.get(bundle)
+        if known is None or known[0] is not recent_users:
+            known = recent_users, bundle.catalogue.rows_of(recent_users)
+            self._known[bundle] = known
+        return known[1]

@@ -6,7 +6,7 @@ users, rows or answers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from service.bundles import AttributeType, Bundle, Condition, seconds_of
@@ -30,17 +30,22 @@ class Rules:
 
 def rules_of(request: RecommendRequest, bundle: Bundle) -> Rules:
     """The rules of a request. Raises InvalidRequest for what the bundle's attributes cannot do."""
-    types = bundle.manifest.filters
-    for name in request.max_per:
-        _check_known(name, types, f"max_per.{name}", "cap by")
-        if types[name] != "text":
-            message = f"is a {types[name]}; only attributes of texts are capped, such as category"
-            raise InvalidRequest(message, param=f"max_per.{name}")
+    check_caps(request.max_per, bundle)
     boosts = [
         (conditions_of(boost.filter, bundle, f"boost.{place}.filter"), boost.weight)
         for place, boost in enumerate(request.boost)
     ]
     return Rules(conditions_of(request.filter, bundle), boosts)
+
+
+def check_caps(max_per: Iterable[str], bundle: Bundle) -> None:
+    """Raise InvalidRequest for attributes that the bundle does not have, or that are no texts."""
+    types = bundle.manifest.filters
+    for name in max_per:
+        _check_known(name, types, f"max_per.{name}", "cap by")
+        if types[name] != "text":
+            message = f"is a {types[name]}; only attributes of texts are capped, such as category"
+            raise InvalidRequest(message, param=f"max_per.{name}")
 
 
 def conditions_of(

@@ -61,6 +61,9 @@ from service.schemas.items import (
     NewItem,
     SimilarRequest,
     SimilarResponse,
+    TrendingItem,
+    TrendingRequest,
+    TrendingResponse,
 )
 from service.schemas.operators import (
     BundleInfo,
@@ -174,6 +177,9 @@ __all__ = [
     "SimilarRequest",
     "SimilarResponse",
     "TitledItem",
+    "TrendingItem",
+    "TrendingRequest",
+    "TrendingResponse",
     "TypicalCategory",
     "UsedDecoding",
     "UsedHistory",

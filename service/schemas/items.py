@@ -1,4 +1,4 @@
-"""JSON about items: one item, similar items, and changes of items.
+"""JSON about items: one item, similar and trending items, lists, and changes of items.
 
 As in `service.schemas.fields`, unknown fields are refused. Knows nothing of HTTP.
 """
@@ -19,8 +19,14 @@ from service.schemas.fields import (
     NewItemId,
     RequestModel,
 )
-from service.schemas.filters import AttributeName, AttributeText, Number
-from service.schemas.recommend import Attributes, CodesInCommon
+from service.schemas.filters import AttributeName, AttributeText, Filter, Number
+from service.schemas.recommend import (
+    MAX_K,
+    Attributes,
+    CodesInCommon,
+    DegradedReason,
+    only_with,
+)
 
 MAX_SIMILAR = 100
 MAX_PAGE = 100  # items of a page of `GET /items`
@@ -180,6 +186,55 @@ class SimilarResponse(AnswerModel):
 
     item_id: str
     similar: list[CodesInCommon]
+    bundle: str
+
+
+class TrendingRequest(RequestModel):
+    """Ask for the k items that most users had lately. Nothing is required."""
+
+    k: Annotated[int, Field(ge=1, le=MAX_K), WHOLE_NUMBER] = Field(
+        10, description="How many items."
+    )
+    filter: Filter = Field({}, description="As in `POST /recommend`.")
+    max_per: dict[AttributeName, Annotated[int, Field(ge=1, le=MAX_K), WHOLE_NUMBER]] = Field(
+        {}, max_length=8, description="As in `POST /recommend`."
+    )
+    exclude_items: list[ItemId] = Field(
+        [], max_length=1000, description="Items not to return; unknown ids are ignored."
+    )
+    metadata: bool = Field(
+        False, description="Whether items come with their categories and attributes."
+    )
+
+
+class TrendingItem(AnswerModel):
+    """One item.
+
+    recent_users: how many users had it lately: each counts once a day, and half as much after every
+    half-life. Null for an item that fills the list, because it is popular in the bundle
+    """
+
+    item_id: str
+    title: str
+    rank: int
+    recent_users: float | None
+    categories: list[str] | None = only_with("metadata")
+    attributes: Attributes | None = only_with("metadata")
+
+
+class TrendingResponse(AnswerModel):
+    """The items that most users had lately, then the most popular ones of the bundle.
+
+    degraded: whether the store did not answer, so that what happened lately may not be in the list
+    half_life_hours: after so long an event counts half as much
+    warnings: what the request asks for and no item has
+    """
+
+    items: list[TrendingItem]
+    half_life_hours: float
+    degraded: bool
+    degraded_reasons: list[DegradedReason]
+    warnings: list[str]
     bundle: str
 
 

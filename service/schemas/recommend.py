@@ -277,7 +277,7 @@ class Explanation(AnswerModel):
     history_in_common: list[CodesInCommon]
 
 
-def _only_with(name: str) -> Any:
+def only_with(name: str) -> Any:
     """A field that is left out, and not null, unless the request asks for it."""
     return Field(
         None, exclude_if=lambda value: value is None, description=f"Only there with `{name}`."
@@ -304,9 +304,9 @@ class RecommendedItem(AnswerModel):
     sid: list[int]
     explored: bool = Field(False, description="Whether it has a place of `explore`.")
     pinned: bool = Field(False, description="Whether it has a place of `pin`; it has no score.")
-    categories: list[str] | None = _only_with("metadata")
-    attributes: Attributes | None = _only_with("metadata")
-    explanation: Explanation | None = _only_with("explain")
+    categories: list[str] | None = only_with("metadata")
+    attributes: Attributes | None = only_with("metadata")
+    explanation: Explanation | None = only_with("explain")
 
 
 class ItemOfSequence(AnswerModel):
@@ -315,8 +315,8 @@ class ItemOfSequence(AnswerModel):
     item_id: str
     title: str
     sid: list[int]
-    categories: list[str] | None = _only_with("metadata")
-    attributes: Attributes | None = _only_with("metadata")
+    categories: list[str] | None = only_with("metadata")
+    attributes: Attributes | None = only_with("metadata")
 
 
 class RecommendedSequence(AnswerModel):

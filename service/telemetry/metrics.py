@@ -225,6 +225,11 @@ class Metrics:
             "logs that nobody writes to any more expire uncounted.",
         )
 
+        self.trending_dropped = counter(
+            "trending_dropped_total",
+            "Users of items that were not counted for what is trending: the store was away.",
+        )
+
         self.shadow_requests = counter(
             "shadow_requests_total",
             "Requests for the candidate bundle to answer unseen: compared, skipped, failed.",

@@ -30,6 +30,7 @@ from service.histories.scripts import RIGHTS
 from service.histories.store import Attribution, RememberedAnswer, Stored
 
 OPERATING = Path(__file__).parents[3] / "docs" / "how-to" / "operate.md"
+FOREVER_S = 10**9  # a half-life in which nothing decays
 Call = Callable[[], Awaitable[Any]]
 
 
@@ -71,6 +72,8 @@ def calls_of(store: RedisHistoryStore, user: str) -> dict[str, Call]:
         "read_items": lambda: store.read_items(user, 0),
         "erase": lambda: store.erase(f"{user}-gone"),
         "fill": lambda: store.fill([(f"{user}-filled", ["a", "b"])]),
+        "trend": lambda: store.count_trending(user, {user: 2}, FOREVER_S),
+        "read_trending": lambda: store.read_trending(FOREVER_S, 0, 99),
     }
 
 
@@ -115,6 +118,9 @@ def check_answers(answers: dict[str, Any]) -> None:
         RememberedAnswer("r1", "tiny@1", "b", ("a", "b")),
     )
     assert answers["read"] == (["a"], ["c"])
+    trending = answers["read_trending"]
+    assert trending
+    assert all(round(count, 4) == 2 for count in trending.values())
     assert answers["items_version"] == answers["read_items"][0] > 0
     assert answers["read_items"][1] == {"x": "1", "y": "2"}
 

@@ -63,6 +63,7 @@ INTEGERS: list[tuple[str, dict[str, Any], str, list[Any], list[Any]]] = [
     ("/recommend", GOOD, "timeout_ms", [10_000], [0, 10_001]),
     ("/recommend/batch", {"requests": [GOOD]}, "timeout_ms", [10_000], [0, 10_001]),
     ("/items/item-1/similar", {}, "k", [1, 100], [0, 101]),
+    ("/trending", {}, "k", [1, 100], [0, 101]),
 ]
 INTEGERS += [
     ("/explain", {**body, "item_id": "item-7"}, name, inside, outside)
@@ -127,6 +128,7 @@ def test_no_integer_is_left_out(document: dict[str, Any]) -> None:
             ("/explain", ("ExplainRequest",)),
             ("/recommend/batch", ("BatchRequest",)),
             ("/items/item-1/similar", ("SimilarRequest",)),
+            ("/trending", ("TrendingRequest",)),
         )
         for model in models
         for own, _, name, _, _ in INTEGERS

@@ -55,6 +55,7 @@ RIGHT: list[tuple[str, str, dict[str, Any] | None]] = [
     ("GET", "/users/u/history", None),
     ("DELETE", "/users/u/history", None),
     ("POST", "/items/item-7/similar", {}),
+    ("POST", "/trending", {"k": 3, "filter": {"category": ["Shelves"]}}),
     ("GET", "/items?limit=2", None),
     ("GET", "/items/item-7", None),
     ("GET", "/held-out-users", None),

@@ -39,6 +39,7 @@ RIGHT: dict[str, Any] = {
         ]
     },
     "/items/item-1/similar": {"k": 3},
+    "/trending": {"filter": {"category": [SECRET]}, "exclude_items": [SECRET]},
     "/admin/items": {"add": [{"item_id": SECRET, "title": SECRET, "embedding": [1.0]}]},
     "/admin/bundles/tiny@1/load": {"shadow_fraction": 0.5},
 }
@@ -47,6 +48,7 @@ FIELD = {  # one of each body, for every kind of nonsense
     "/recommend/batch": "timeout_ms",
     "/events": "events",
     "/items/item-1/similar": "k",
+    "/trending": "k",
     "/admin/items": "remove",
     "/admin/bundles/tiny@1/load": "shadow_fraction",
 }

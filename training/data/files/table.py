@@ -235,7 +235,7 @@ class Wanted:
             there = ", ".join(cut(name) for name in names[:MAX_SHOWN_COLUMNS]) + more
             raise ConfigError(
                 f"{self.section}.columns.{ours}={cut(theirs)}: {path} has no such column"
-                + (f"; did you mean {cut(meant)}?" if meant else "")
+                + (f"; did you mean {cut(meant)}?" if meant else "." * bool(names))
                 + f" It has {there}" * bool(names)
             )
 

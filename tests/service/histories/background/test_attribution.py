@@ -10,7 +10,7 @@ import pytest
 from stores import shown, with_store
 
 from service.errors import HistoryUnavailable
-from service.histories.attribution import MAX_BATCH, AnswerMemory
+from service.histories.background.attribution import MAX_BATCH, AnswerMemory
 from service.histories.calls import FAILURES
 from service.histories.redis_store import RedisHistoryStore
 from service.histories.store import RememberedAnswer
@@ -62,7 +62,7 @@ def test_an_answer_is_pending_and_then_in_the_store(redis_url: str) -> None:
 
 def test_under_load_answers_share_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     """One answer is written at once. After several, the next wait a moment for each other."""
-    monkeypatch.setattr("service.histories.attribution.REST_S", 0.3)
+    monkeypatch.setattr("service.histories.background.attribution.REST_S", 0.3)
 
     async def run() -> None:
         store = StalledStore()
@@ -86,7 +86,7 @@ def test_under_load_answers_share_calls(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_full_queue_drops_and_stop_does_not_wait_for_ever(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("service.histories.attribution.FLUSH_S", 0.05)
+    monkeypatch.setattr("service.histories.background.attribution.FLUSH_S", 0.05)
 
     async def run() -> None:
         metrics, store = Metrics(), StalledStore()
