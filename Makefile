@@ -44,7 +44,9 @@ train: $(VENV)/.everything ## train a bundle: make train DATA=folder PRESET=beau
 
 install: $(VENV)/.everything ## the environment with what training and the tests need
 
-check: lint types audit test ## everything CI checks: lint, types, known vulnerabilities and tests
+check: $(VENV)/.everything ## everything CI checks: lint, types, known vulnerabilities and tests
+	@$(MAKE) --no-print-directory -j3 lint types audit
+	@$(MAKE) --no-print-directory test
 
 lint: $(VENV)/.everything ## ruff: rules and format
 	$(BIN)/ruff check .

@@ -11,6 +11,10 @@ reason is one sentence on stderr. The log is on stdout, one JSON object a line.
 
 from __future__ import annotations
 
+import gc
+
+gc.disable()  # while modules are imported: that leaves no garbage, and a start is sooner done
+
 import asyncio
 import logging
 import signal
@@ -29,6 +33,8 @@ from service.http import Http, Port, create_app, raised_descriptor_limit
 from service.lifecycle import Lifecycle, done_command
 from service.settings import load_settings
 from service.telemetry import Metrics
+
+gc.enable()
 
 LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 SWITCH_INTERVAL_S = 0.0001  # the event loop and the decode thread soon get the interpreter back

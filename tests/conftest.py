@@ -7,12 +7,13 @@ Tests marked `e2e` run only with --e2e.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -111,8 +112,18 @@ def free_port() -> int:
     return find_free_port()
 
 
-def pytest_configure() -> None:
-    """Background jobs of a shell ignore Ctrl-C. Processes started by the tests must not."""
+def pytest_configure(config: pytest.Config) -> None:
+    """How many examples property tests draw; and Ctrl-C.
+
+    Those that name no number draw 30, others in each run. With --hypothesis-profile=default they
+    draw 100. Background jobs of a shell ignore Ctrl-C; processes started by the tests must not.
+    """
+    if config.pluginmanager.has_plugin("_hypothesis_pytestplugin"):
+        from hypothesis import settings
+
+        settings.register_profile("suite", max_examples=30)
+        if not config.getoption("--hypothesis-profile"):
+            settings.load_profile("suite")
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -131,6 +142,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         left_out = [item for item in items if item.get_closest_marker("e2e")]
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if not item.get_closest_marker("e2e")]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """It imports everything and leaves no garbage, so the garbage collector passes over that."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def _turn(file: str) -> int:

@@ -310,7 +310,8 @@ import importlib.abc, os, sys
 class Watch(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
         if name == "onnxruntime":
-            print(os.environ.get("ORT_DISABLE_TELEMETRY"))
+            print(os.environ.get("ORT_DISABLE_TELEMETRY"), flush=True)
+            os._exit(0)  # what is imported after it cannot change what it saw
 sys.meta_path.insert(0, Watch())
 import {package}
 """
@@ -324,4 +325,4 @@ import {package}
             capture_output=True,
             text=True,
         )
-        assert done.stdout.split() == [expected], done.stderr
+        assert (done.returncode, done.stdout.split()) == (0, [expected]), done.stderr

@@ -353,7 +353,8 @@ def best_rows(scores: list[float], job: Job) -> list[int]:
 def allowed_rows(job: Job, num_items: int) -> list[int]:
     """Rows that a job's filter and exclusions leave, ascending."""
     rows = range(num_items) if job.allowed is None else job.allowed.tolist()
-    return [row for row in rows if row not in set(job.excluded.tolist())]
+    excluded = set(job.excluded.tolist())
+    return [row for row in rows if row not in excluded]
 
 
 def log_sum_exp(values: list[float]) -> float:

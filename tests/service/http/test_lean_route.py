@@ -24,7 +24,7 @@ from service.http.preconditions import Guard, require_json
 from service.http.url_and_body import UrlAndBodyChecks
 from service.telemetry.metrics import Metrics
 
-NUM_BODIES = 10_000
+NUM_BODIES = 3_000
 JSON = (b"content-type", b"application/json")
 # Whatever a field may be and may not be: each body takes some fields, each with one of these.
 IDS = ["a", "item-1", "", "x" * 256, "x" * 257, "\u00e9\u4e16", "..", "a/b", "\ud800", 1, None]
@@ -166,7 +166,7 @@ def random_body(draw: random.Random) -> bytes:
     return json.dumps(body).encode()
 
 
-def test_ten_thousand_bodies_are_answered_alike() -> None:
+def test_thousands_of_bodies_are_answered_alike() -> None:
     async def run() -> dict[int, int]:
         lean, declared = both()
         draw = random.Random(62)

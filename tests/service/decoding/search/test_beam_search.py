@@ -95,7 +95,7 @@ def ranked_by(ranking: Ranking, batch: Sequence[Job], order: Order = "confidence
 
 
 @each_ranking_and_order
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None)
 @given(data=st.data(), seed=seeds, repeat_bias=repeat_biases)
 def test_a_batch_equals_the_reference(
     ranking: Ranking, orders: Sequence[Order], data: st.DataObject, seed: int, repeat_bias: float
@@ -128,7 +128,7 @@ def test_a_batch_equals_the_reference(
 
 
 @each_order
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None)
 @given(data=st.data(), seed=seeds)
 def test_ties_go_to_the_lower_position_then_parent_then_row(
     orders: Sequence[Order], data: st.DataObject, seed: int
@@ -247,7 +247,7 @@ def test_without_pruning_the_probabilities_of_all_allowed_rows_sum_to_one(
 
 
 @each_ranking
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None)
 @given(data=st.data(), seed=seeds)
 def test_a_prior_of_weight_zero_is_no_prior(
     ranking: Ranking, data: st.DataObject, seed: int
@@ -326,7 +326,7 @@ def test_one_step_is_exhaustive_scoring_whatever_the_beam_width(
 
 @pytest.mark.parametrize("orders", [("confidence",), (*OTHER_ORDERS, "random")])
 @each_ranking
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None)
 @given(
     data=st.data(),
     seed=seeds,
@@ -406,7 +406,7 @@ def test_excluding_rows_equals_deleting_them(
 
 
 @each_ranking
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None)
 @given(data=st.data(), seed=seeds, repeat_bias=repeat_biases)
 def test_a_filter_equals_deleting_the_other_rows(
     ranking: Ranking, data: st.DataObject, seed: int, repeat_bias: float
@@ -485,7 +485,7 @@ def test_a_filter_that_leaves_one_row_in_a_thousand_still_fills_the_answer(
     assert (len(at_once.rows), at_once.nfe) == (job.k, 1)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None)
 @given(data=st.data(), seed=seeds, repeat_bias=repeat_biases)
 def test_a_batch_equals_its_jobs_alone(data: st.DataObject, seed: int, repeat_bias: float) -> None:
     """Whatever rankings its jobs ask for, and however few rows end their searches."""

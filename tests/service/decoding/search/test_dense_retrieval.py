@@ -85,7 +85,7 @@ def expected_log_probs(
     return {row: float(scores[row]) - mass for row in rows}
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None)
 @given(data=st.data(), seed=st.integers(0, 9))
 def test_dense_equals_brute_force_and_asks_the_denoiser_nothing(
     data: st.DataObject, seed: int
@@ -106,7 +106,7 @@ def test_dense_equals_brute_force_and_asks_the_denoiser_nothing(
     assert head.asked <= 1
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None)
 @given(
     data=st.data(), seed=st.integers(0, 9), weight=st.sampled_from([0.1, 0.5, 0.9]),
     repeat_bias=st.sampled_from([0.0, -1.0]),
@@ -145,7 +145,7 @@ def test_fused_is_the_mixture_of_what_both_find(
     assert answer.nfe == found.nfe
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None)
 @given(data=st.data(), seed=st.integers(0, 9))
 def test_a_batch_of_all_retrievals_equals_each_alone_with_and_without_a_cache(
     data: st.DataObject, seed: int

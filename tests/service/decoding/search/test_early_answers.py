@@ -47,7 +47,7 @@ def cancelled_after(draw: st.DrawFn, job: Job) -> Job:
     return replace(job, is_cancelled=lambda: next(questions, True))
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None)
 @given(data=st.data(), seed=st.integers(0, 2**32 - 1))
 def test_each_job_is_answered_once_and_before_the_next_call(data: st.DataObject, seed: int) -> None:
     catalogue = data.draw(catalogues())

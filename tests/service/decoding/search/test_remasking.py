@@ -83,7 +83,7 @@ def remasked_jobs(draw: st.DrawFn, catalogue: Catalogue, ranking: Ranking) -> Jo
 
 
 @each_ranking
-@settings(max_examples=60, deadline=None)
+@settings(deadline=None)
 @given(data=st.data(), seed=seeds)
 def test_refilled_beams_give_what_the_plain_reference_gives(
     ranking: Ranking, data: st.DataObject, seed: int

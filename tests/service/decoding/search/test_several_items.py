@@ -146,7 +146,7 @@ def slot_biases(
     return biases.tolist()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(deadline=None)
 @given(small_worlds(), seeds, st.sampled_from([0.0, -2.0]))
 def test_with_all_beams_the_answer_is_every_sequence_with_its_score(
     world: tuple[Catalogue, NeighbourPrior, Job], seed: int, repeat_bias: float
@@ -165,7 +165,7 @@ def test_with_all_beams_the_answer_is_every_sequence_with_its_score(
     assert answer.nfe == (job.schedule.nfe if expected else 0)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(deadline=None)
 @given(st.data(), st.sampled_from((*ORDERS_OF_CODES, ("random",))), seeds)
 def test_for_one_item_it_is_the_search_by_path(
     data: st.DataObject, orders: tuple[Order, ...], seed: int
@@ -185,7 +185,7 @@ def test_for_one_item_it_is_the_search_by_path(
         assert one.nfe == other.nfe
 
 
-@settings(max_examples=80, deadline=None)
+@settings(deadline=None)
 @given(st.data(), st.sampled_from(ORDERS), st.integers(2, MAX_HORIZON), seeds)
 def test_few_beams_give_valid_sequences_and_a_batch_gives_what_single_jobs_give(
     data: st.DataObject, order: Order, horizon: int, seed: int
@@ -248,7 +248,7 @@ def test_slots_that_want_the_same_items_share_them_out() -> None:
         assert len(set(map(tuple, answer.rows.tolist()))) == 100
 
 
-@settings(max_examples=40, deadline=None)
+@settings(deadline=None)
 @given(st.data(), seeds)
 def test_excluding_and_filtering_equal_a_catalogue_without_the_other_rows(
     data: st.DataObject, seed: int

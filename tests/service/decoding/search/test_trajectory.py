@@ -35,9 +35,7 @@ seeds = st.integers(0, 2**32 - 1)
 pair_bytes = st.sampled_from([0, math.inf])
 repeat_biases = st.sampled_from([0.0, -3.0, 1.5])
 finish_rows = st.sampled_from([0, 3, 10])
-many = settings(
-    deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+many = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture

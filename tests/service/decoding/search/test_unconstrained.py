@@ -22,7 +22,7 @@ from service.decoding.search.unconstrained import SidIndex, best_tuples, decode_
 seeds = st.integers(0, 2**32 - 1)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None)
 @given(data=st.data())
 def test_best_tuples_are_the_best_of_the_whole_product(data: st.DataObject) -> None:
     """Whole numbers in a small range, so that ties are frequent and sums exact."""
@@ -41,7 +41,7 @@ def test_best_tuples_are_the_best_of_the_whole_product(data: st.DataObject) -> N
         assert [sums[everything.index(codes)] for codes in found] == scores[at].tolist()
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None)
 @given(data=st.data(), seed=seeds)
 def test_a_batch_equals_the_reference(data: st.DataObject, seed: int) -> None:
     catalogue = data.draw(catalogues())

@@ -116,7 +116,7 @@ def test_refusals_are_exported_if_that_is_asked_for(tmp_path: Path) -> None:
                 store,
                 history_cap=200,
                 history_event_types=["click", "dislike"],
-                event_log_days=30,
+                event_log_days=2,  # each day is a pass through the whole log
                 negative_event_types=["dont_show", "dislike"],
             )
 

@@ -35,9 +35,7 @@ from service.decoding.search import steps
 from service.decoding.search.beam_search import decode
 
 # The fixture only counts.
-many = settings(
-    deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+many = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 seeds = st.integers(0, 2**32 - 1)
 repeat_biases = st.sampled_from([0.0, -3.0, 1.5])
 
@@ -176,6 +174,7 @@ def test_long_posting_lists_give_the_answers_of_copied_rows(
         weight=1.0,
     )
     common = random.permutation(np.flatnonzero(codes[:, 0] == 1))
+    lists, copies = with_pairs(catalogue), SidTrie(catalogue, pair_bytes_per_item=0)
     for seed, (sharpness, order) in enumerate(zip([1.0, 4.0, 40.0], orders, strict=True)):
         denoiser = HashedDenoiser(6, 11, seed=seed, sharpness=sharpness, repeat_bias=-1.0)
         job = job_of(
@@ -186,8 +185,7 @@ def test_long_posting_lists_give_the_answers_of_copied_rows(
             excluded=[*common[:num_excluded], *common[: num_excluded // 2]],
             ranking="path",
         )
-        answer = decode_with(with_pairs(catalogue), job, denoiser, prior, order)
-        copies = SidTrie(catalogue, pair_bytes_per_item=0)
+        answer = decode_with(lists, job, denoiser, prior, order)
         # A filter of all rows makes the search copy: the oracle.
         job = replace(job, allowed=np.arange(9_000, dtype=np.int32))
         expected = decode_with(copies, job, denoiser, prior, order)
