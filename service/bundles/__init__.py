@@ -9,7 +9,7 @@ categories, attributes), `attributes` (which items pass a filter), `ladder` (its
 settings), `store` (the bundle store: folders of bundles), `npy` (arrays as bytes).
 """
 
-from service.bundles.attributes import Condition, seconds_of, type_of
+from service.bundles.attributes import AttributeIndex, Condition, seconds_of, type_of
 from service.bundles.bundle import Bundle, verify, write_bundle
 from service.bundles.decoding_defaults import DecodingDefaults, misfit_of
 from service.bundles.items import (
@@ -48,6 +48,7 @@ __all__ = [
     "CURRENT",
     "HISTORY_CAP",
     "REFERENCE",
+    "AttributeIndex",
     "AttributeType",
     "AttributeValue",
     "Bundle",

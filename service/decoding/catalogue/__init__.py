@@ -3,7 +3,7 @@
 Says which items exist and which agree with a partial SID. Knows no network, no beams, no requests.
 
 Reading order: `catalogue` (codes, item ids, vectors), `trie` (posting lists), `code_pairs` (which
-two codes occur together), `codebook` (from an embedding to a SID), `codebook_kinds`, `collisions`
+two codes occur together), `allowed_rows` (what is kept of filters), `codebook` (from an embedding to a SID), `codebook_kinds`, `collisions`
 (SIDs that no other item has), `alike` (what new items are like), `neighbour_prior` (which items
 follow which). Then how a catalogue grows while others read: `growing_arrays`, `pauses`.
 """
@@ -16,6 +16,7 @@ from service.decoding.catalogue.alike import (
     most_alike,
     vectors_like,
 )
+from service.decoding.catalogue.allowed_rows import AllowedRows, FilterCache
 from service.decoding.catalogue.catalogue import Catalogue
 from service.decoding.catalogue.code_pairs import Pairs
 from service.decoding.catalogue.codebook import (
@@ -47,11 +48,13 @@ __all__ = [
     "NUM_ALIKE",
     "RESEMBLANCE",
     "Alike",
+    "AllowedRows",
     "Catalogue",
     "Codebook",
     "CodebookKind",
     "Collisions",
     "ContentProjection",
+    "FilterCache",
     "NeighbourPrior",
     "NewRows",
     "Pairs",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from service.decoding.arrays import Floats, Integers, Rows
-from service.decoding.catalogue import SidTrie
+from service.decoding.catalogue import AllowedRows, SidTrie
 from service.decoding.job import Decoded, Job
 from service.decoding.search.beams import Beams, PostingListBeams
 from service.decoding.search.rows import expansion
@@ -40,6 +40,7 @@ class JobSearch:
         self.job = job
         self.ranking = RANKINGS[job.ranking]
         self.order = ORDERS[job.order]
+        self.allowed: AllowedRows | None = None  # what is known of its filter's rows
         # None before the first step: one fully masked beam, which owns all allowed rows.
         self.beams: Beams | PostingListBeams | None = None
         # What the dense head found for a job that fuses it with the beams' items.
@@ -95,16 +96,20 @@ class JobSearch:
         return nfe == self.job.schedule.nfe or num_rows <= self.job.finish_rows
 
 
-def check_rows(job: Job, num_items: int) -> None:
-    """Raise ValueError for rows and widths that would lead compiled code out of its arrays."""
-    for rows in (job.history, job.excluded, job.allowed, job.boosted):
-        if rows is not None and len(rows) and not 0 <= rows.min() <= rows.max() < num_items:
+def check_rows(job: Job, trie: SidTrie) -> AllowedRows | None:
+    """Raise ValueError for rows and widths that would lead compiled code out of its arrays.
+
+    Returns what is known of the rows that the job's filter allows.
+    """
+    num_items = len(trie.codes)
+    allowed = None if job.allowed is None else trie.filters.of(job.allowed)
+    for rows in (job.history, job.excluded, job.boosted):
+        if len(rows) and not 0 <= rows.min() <= rows.max() < num_items:
             raise ValueError(f"a job's rows must be at least 0 and below {num_items}")
-    if job.allowed is not None and np.any(np.diff(job.allowed) <= 0):
-        raise ValueError("a job's allowed rows must be ascending and distinct")
     if np.any(np.diff(job.boosted) <= 0) or len(job.boosts) != len(job.boosted):
         raise ValueError("a job's boosted rows must be ascending and distinct, with a boost each")
     if not np.isfinite(job.boosts).all():
         raise ValueError("a job's boosts must be finite")
     if job.beam_width < 1:
         raise ValueError("a job's beam_width must be at least 1")
+    return allowed
