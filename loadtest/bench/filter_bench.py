@@ -2,9 +2,9 @@
 
 `OMP_NUM_THREADS=1 python -m loadtest.bench.filter_bench --items 1000000` times the look-up of the
 rows that a filter allows and the search that starts from them, in processor time. Every filter is
-timed at its first request (cold: nothing is known of it) and when it comes again (warm). All cases
-take turns in every round, and a ratio is taken within its round, so a machine that slows down slows
-both. The network costs almost nothing. It prints a table, then a line of JSON.
+timed at its first request (cold: nothing is known of it) and when it comes again (warm). Requests
+with and without the filter take turns, and a ratio is taken within a round, so a machine that slows
+down slows both. The network costs almost nothing. It prints a table, then a line of JSON.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import gc
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from statistics import median
 from time import process_time
 from typing import Any, get_args, overload
 
 import numpy as np
-from numpy.typing import NDArray
 
 from loadtest.bench.decode_bench import K, Rows
 from loadtest.bench.options import at_least_one, params_of
@@ -40,6 +40,7 @@ FIRST_DAY = 1_700_000_000.0  # seconds since 1970
 A_DAY = 86_400.0
 SHARES = (0.9, 0.6, 0.25, 0.01, 0.001)
 Filter = Mapping[str, Condition]
+NOTHING: Filter = {"category": Condition([])}
 
 
 class SyntheticItems(Sequence[Item]):
@@ -96,16 +97,16 @@ def filters_of(shares: Sequence[float]) -> dict[str, Filter]:
     return found
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True)
 class Measured:
-    """Processor seconds of one filter, by round: (rounds,) of the look-up and of the search."""
+    """Processor seconds of a request with a filter, and of the same one without, in turns.
 
-    look_up: NDArray[np.float64]
-    search: NDArray[np.float64]
+    Each is of one round, the mean over its requests.
+    """
 
-    @property
-    def total(self) -> NDArray[np.float64]:
-        return self.look_up + self.search
+    look_up: float
+    search: float
+    unfiltered: float
 
 
 class FilterBench:
@@ -126,16 +127,13 @@ class FilterBench:
         types: Any = {"price": "number", "released": "date"}
         self.index = AttributeIndex.of(SyntheticItems(options.items, random), types)
 
-    def pass_over(
-        self, wanted: Filter | None, histories: Sequence[Rows], index: AttributeIndex, trie: SidTrie
-    ) -> tuple[float, float]:
-        """Processor seconds of a request, look-up and search, over all histories."""
+    def measured(
+        self, wanted: Filter, histories: Sequence[Rows], index: AttributeIndex, trie: SidTrie
+    ) -> Measured:
+        """Time a request for each history, with and without the filter."""
         decoder = Decoder(trie, self.denoiser)
-        looking = searching = 0.0
+        seconds = np.zeros(3)
         for history in histories:
-            started = process_time()
-            allowed = None if wanted is None else index.allowed(wanted)
-            found = process_time()
             job = Job(
                 history,
                 K,
@@ -143,12 +141,17 @@ class FilterBench:
                 self.beam_width,
                 excluded=np.unique(history),
                 ranking=self.ranking,
-                allowed=allowed,
             )
+            times = [process_time()]
             decoder.decode([job])
-            looking += found - started
-            searching += process_time() - found
-        return looking / len(histories), searching / len(histories)
+            times.append(process_time())
+            filtered = replace(job, allowed=index.allowed(wanted))
+            times.append(process_time())
+            decoder.decode([filtered])
+            times.append(process_time())
+            seconds += np.diff(times)
+        unfiltered, look_up, search = (seconds / len(histories)).tolist()
+        return Measured(look_up, search, unfiltered)
 
     def forgotten(self) -> tuple[AttributeIndex, SidTrie]:
         """The same index and trie, which know nothing of any filter."""
@@ -164,23 +167,19 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     first = bench.histories[:1]
     shares = {}
     for name, wanted in filters.items():  # compiles, and says how much each leaves
-        bench.pass_over(wanted, first, bench.index, bench.trie)
+        bench.measured(wanted, first, bench.index, bench.trie)
         shares[name] = len(bench.index.allowed(wanted)) / options.items
-    names = [f"{name}, {when}" for name in filters for when in ("cold", "warm")]
-    seconds = {name: np.zeros((2, options.rounds)) for name in ["none", *names]}
-    for number in range(options.rounds):
-        # Cold before warm: what the cold request made, the warm ones find.
+    found: dict[tuple[str, str], list[Measured]] = {
+        (name, when): [] for name in filters for when in ("cold", "warm")
+    }
+    for _ in range(options.rounds):
         for name, wanted in filters.items():
             index, trie = bench.forgotten()
+            bench.measured(NOTHING, first, index, trie)  # the search has its working memory
             gc.collect()
-            bench.pass_over(None, first, index, trie)  # its own working memory
-            cold = bench.pass_over(wanted, first, index, trie)
-            warm = bench.pass_over(wanted, bench.histories, index, trie)
-            seconds[f"{name}, cold"][:, number] = cold
-            seconds[f"{name}, warm"][:, number] = warm
-            seconds["none"][:, number] += bench.pass_over(None, bench.histories, index, trie)
-        seconds["none"][:, number] /= len(filters)
-    none = Measured(*seconds.pop("none"))
+            found[name, "cold"].append(bench.measured(wanted, first, index, trie))
+            bench.measured(wanted, first, index, trie)
+            found[name, "warm"].append(bench.measured(wanted, bench.histories, index, trie))
     return {
         "items": options.items,
         "users": options.users,
@@ -190,28 +189,27 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "r_warm": options.schedule[0],
         "m_par": options.schedule[1],
         "beam_width": options.beam_width,
-        "unfiltered_ms": _ms(none.total),
+        "unfiltered_ms": _ms(
+            [one.unfiltered for (_, when), many in found.items() if when == "warm" for one in many]
+        ),
         "cases": [
-            _figures(name, shares[name.rsplit(", ", 1)[0]], Measured(*found), none)
-            for name, found in seconds.items()
+            {
+                "filter": name,
+                "when": when,
+                "share": round(shares[name], 5),
+                "look_up_ms": _ms([one.look_up for one in many]),
+                "search_ms": _ms([one.search for one in many]),
+                "against_unfiltered": round(
+                    median((one.look_up + one.search) / one.unfiltered for one in many), 3
+                ),
+            }
+            for (name, when), many in found.items()
         ],
     }
 
 
-def _figures(name: str, share: float, found: Measured, none: Measured) -> dict[str, Any]:
-    filter_name, when = name.rsplit(", ", 1)
-    return {
-        "filter": filter_name,
-        "when": when,
-        "share": round(share, 5),
-        "look_up_ms": _ms(found.look_up),
-        "search_ms": _ms(found.search),
-        "against_unfiltered": round(float(np.median(found.total / none.total)), 3),
-    }
-
-
-def _ms(seconds: NDArray[np.float64]) -> float:
-    return round(1000 * float(np.median(seconds)), 3)
+def _ms(seconds: Sequence[float]) -> float:
+    return round(1000 * median(seconds), 3)
 
 
 def table(found: dict[str, Any]) -> str:

@@ -18,10 +18,11 @@ import numpy as np
 from service.decoding.arrays import Codes, Integers, Rows
 from service.decoding.loops import compiled
 
-BYTES_PER_ITEM = 64.0  # how much a catalogue's FilterCache may hold; codes and postings cost 48
-# A filter that leaves more than these eighths of the catalogue is searched for by passes over all
-# rows, which are cheaper for it; one that leaves fewer, by its own rows.
-EIGHTHS, EIGHTHS_OF_ONE_CALL = 4, 7
+BYTES_PER_ITEM = 64  # how much a catalogue's FilterCache may hold; codes and postings cost 48
+LEAST_BYTES = 2**20  # that it may hold, of any catalogue
+# A filter that leaves at most such a share of the catalogue is searched for by its own rows; one
+# that leaves more, by passes over all rows or posting lists, which are cheaper for it then.
+FEW, FEW_OF_ONE_CALL, FEW_OF_LISTS = 1 / 2, 7 / 8, 1 / 16
 
 
 class AllowedRows:
@@ -33,28 +34,27 @@ class AllowedRows:
 
     def __init__(self, rows: Rows, codes: Codes, counts: Integers) -> None:
         """codes, counts: of the trie. Raises ValueError for rows that are out of range or order."""
-        if len(rows) and not 0 <= rows.min() <= rows.max() < len(codes):
-            raise ValueError(f"a job's rows must be at least 0 and below {len(codes)}")
         if np.any(rows[1:] <= rows[:-1]):
             raise ValueError("a job's allowed rows must be ascending and distinct")
-        self.rows = rows
+        if len(rows) and not 0 <= rows[0] <= rows[-1] < len(codes):
+            raise ValueError(f"a job's rows must be at least 0 and below {len(codes)}")
+        self.rows = _writeable(rows)
         self.scratch: list[Any] = []
         self._all_codes = codes
         self._all_counts = counts
 
-    def is_few(self, *, one_call: bool) -> bool:
-        """Whether a search goes over these rows; else it goes over all rows of the catalogue."""
-        eighths = EIGHTHS_OF_ONE_CALL if one_call else EIGHTHS
-        return 8 * len(self.rows) <= eighths * len(self._all_codes)
+    def is_at_most(self, share: float) -> bool:
+        """Whether these are at most that share of the catalogue's rows."""
+        return len(self.rows) <= share * len(self._all_codes)
 
     @property
     def most_bytes(self) -> int:
-        """Bytes of all arrays, if a search has asked for each."""
+        """Bytes of all arrays, if a search has asked for each; and of this object."""
         num_items, num_subspaces = self._all_codes.shape
-        num_bytes = self.rows.nbytes
-        if self.is_few(one_call=True):
+        num_bytes = 1000 + self.rows.nbytes
+        if self.is_at_most(FEW_OF_ONE_CALL):
             num_bytes += len(self.rows) * num_subspaces * self._all_codes.itemsize
-        if not self.is_few(one_call=False):
+        if not self.is_at_most(FEW_OF_LISTS):  # a float32 in `scratch`, and a bit
             num_bytes += 4 * num_items + num_items // 8 + self._all_counts.nbytes
         return num_bytes
 
@@ -99,7 +99,7 @@ class FilterCache:
 
     def __init__(self, codes: Codes, counts: Integers) -> None:
         """codes, counts: of the trie that it belongs to"""
-        self.most_bytes = BYTES_PER_ITEM * len(codes)
+        self.most_bytes = max(LEAST_BYTES, BYTES_PER_ITEM * len(codes))
         self._codes, self._counts = codes, counts
         self._kept: OrderedDict[int, AllowedRows] = OrderedDict()
         self._num_bytes = 0
@@ -124,15 +124,29 @@ class FilterCache:
             if (kept := self._kept.get(id(rows))) is not None:
                 self._kept.move_to_end(id(rows))
                 return kept
-        made = AllowedRows(rows, self._codes, self._counts)
-        with self._lock:
-            if made.most_bytes <= self.most_bytes and id(rows) not in self._kept:
+            made = AllowedRows(rows, self._codes, self._counts)
+            if made.most_bytes <= self.most_bytes:
                 self._kept[id(rows)] = made  # it holds the array, so no other has this id
                 self._num_bytes += made.most_bytes
             while self._num_bytes > self.most_bytes:
                 _, oldest = self._kept.popitem(last=False)
                 self._num_bytes -= oldest.most_bytes
         return made
+
+
+def _writeable(rows: Rows) -> Rows:
+    """The same rows as an array that could be written to, though nobody does.
+
+    To numba other arrays are another type, and all code would be compiled again for it.
+    """
+    if rows.flags.writeable:
+        return rows
+    if rows.base is not None:
+        return rows.copy()
+    rows.flags.writeable = True
+    same = rows[:]
+    rows.flags.writeable = False
+    return same
 
 
 @compiled

@@ -6,12 +6,12 @@ them.
 
 Reading order: `beam_search` (a batch, step by step), `job_search` (one job of it), `beams` (the
 data), `denoiser_calls` (the network's inputs), `row_biases` (scores that do not come from codes:
-prior, repeat bias, exclusions), `starting` (filters), `steps` (one step, for either kind of beam), `dense` (items found
-without beams, or beside them), `remasking` (codes that are masked again). Then the loops in `rows`
-(`order`, `grouping`, `expansion`, `whole_catalogue`) and `posting_lists` (`first_step`, `scoring`,
-`second_step`). Apart: `several_items` (more items than one, with loops in `sequences`),
-`trajectories` (explanations), `tracing` (the way of one row) and `unconstrained` (the papers' own
-search).
+prior, repeat bias, exclusions), `starting` (the rows that a search starts from: filters), `steps`
+(one step, for either kind of beam), `dense` (items found without beams, or beside them),
+`remasking` (codes that are masked again). Then the loops in `rows` (`order`, `grouping`,
+`expansion`, `whole_catalogue`) and `posting_lists` (`first_step`, `scoring`, `second_step`). Apart:
+`several_items` (more items than one, with loops in `sequences`), `trajectories` (explanations),
+`tracing` (the way of one row) and `unconstrained` (the papers' own search).
 """
 
 from service.decoding.search.beam_search import decode

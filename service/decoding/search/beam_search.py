@@ -229,8 +229,8 @@ class _Batch:
         finished = recorder.of_answer(*found, log_probs)
         biases = self._scratch()
         biases.fill(job, self.prior, self.denoiser.repeat_bias)
-        if job.allowed is not None:
-            biases.exclude_all_but(job.allowed)
+        if search.allowed is not None:
+            biases.exclude_all_but(search.allowed.rows)
         beams, made_of = remasked_beams(
             self.trie, *found, finished.log_probs, job.remask, biases.values, search.ranking
         )
@@ -291,11 +291,13 @@ class _Batch:
             job, vectors = search.job, self.trie.catalogue.vectors
             if job.retrieval == "dense":
                 biases.fill(job, None, 0.0)
-                found, num_rows = best_by_content(vectors, query, job, biases, job.k)
+                found, num_rows = best_by_content(vectors, query, search.allowed, biases, job.k)
                 self._answer(search, found, survivors=num_rows)
             elif job.retrieval == "fused":
                 biases.fill(job, self.prior, self.denoiser.repeat_bias)
-                search.dense, _ = best_by_content(vectors, query, job, biases, search.wanted)
+                search.dense, _ = best_by_content(
+                    vectors, query, search.allowed, biases, search.wanted
+                )
         self._give_back(biases)
         self._keep_unfinished()
 

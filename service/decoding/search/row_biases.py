@@ -33,8 +33,7 @@ class RowBiases:
     def __init__(self, num_items: int, allowed: Rows | None = None) -> None:
         self.values: Floats = np.zeros(num_items, np.float32)
         if allowed is not None:
-            self.values[:] = -np.inf
-            self.values[allowed] = 0
+            _exclude_others(self.values, allowed)
         self.biased_rows: Rows = np.empty(0, np.int32)
         self.num_excluded = 0
         self._before: Floats | None = None  # the values of these rows, where they were put over

@@ -10,7 +10,13 @@ from __future__ import annotations
 import numpy as np
 
 from service.decoding.arrays import Floats, Integers, Rows
-from service.decoding.catalogue import AllowedRows, SidTrie
+from service.decoding.catalogue import (
+    FEW,
+    FEW_OF_LISTS,
+    FEW_OF_ONE_CALL,
+    AllowedRows,
+    SidTrie,
+)
 from service.decoding.job import Job
 from service.decoding.search.beams import Beams
 from service.decoding.search.row_biases import RowBiases
@@ -20,6 +26,7 @@ from service.decoding.search.rows.whole_catalogue import (
     best_of_catalogue,
     rows_not_excluded,
 )
+from service.decoding.search.steps import keeps_lists
 
 MANY_EXCLUDED = 16  # more than a sixteenth of the allowed rows: then these are looked at, not those
 
@@ -36,7 +43,12 @@ class Start:
     ) -> None:
         """biases: of this job, without its filter. They must stay until `give_back`."""
         self.trie, self.allowed, self.biases = trie, allowed, biases
-        self.is_few = allowed is not None and allowed.is_few(one_call=job.schedule.nfe == 1)
+        few = FEW
+        if job.schedule.nfe == 1:
+            few = FEW_OF_ONE_CALL
+        elif keeps_lists(trie, job, biases) and job.schedule.steps[0] == 1:
+            few = FEW_OF_LISTS
+        self.is_few = allowed is not None and allowed.is_at_most(few)
         if allowed is not None and not self.is_few:
             try:
                 self.biases = allowed.scratch.pop()

@@ -41,18 +41,23 @@ def after_first_step(
     table of pairs; else their rows are copied. biases: within the filter (`allowed`), if any
     """
     by_rows = ranking == ROWS
-    by_pairs = ranking == PATH and trie.pairs is not None and biases.num_excluded < pairs.MAX_COUNT
-    by_lists = is_last and (not by_rows or beams.num_rows > FEW_ROWS)
-    bits = _NO_BITS
-    if allowed is not None:
-        # The table counts all rows. Ranked by rows, sums over lists round otherwise than over
-        # copies; and who asks for an explanation asks how many rows each beam owns.
-        is_asked = job.explain or job.trace or job.remask > 0
-        by_pairs, by_lists = False, is_last and not by_rows and not is_asked
-        bits = allowed.bits if by_lists else bits
-    if by_lists or by_pairs:
+    if allowed is None:
+        is_long = not by_rows or beams.num_rows > FEW_ROWS
+    else:
+        # Ranked by rows, sums over lists round otherwise than over copies. And an explanation asks
+        # how many rows each beam owns.
+        is_long = not (by_rows or job.explain or job.trace or job.remask)
+    if (is_last and is_long) or keeps_lists(trie, job, biases):
+        bits = _NO_BITS if allowed is None else allowed.bits
         return with_biased_rows(beams, trie.codes, biases.biased_rows, biases.values, bits)
     return with_own_rows(beams, trie.codes, trie.rows, biases.values, by_rows)
+
+
+def keeps_lists(trie: SidTrie, job: Job, biases: RowBiases) -> bool:
+    """Whether beams of one code keep their posting lists, because the table of pairs serves."""
+    is_asked = job.allowed is not None and (job.explain or job.trace or job.remask > 0)
+    serves = trie.pairs is not None and biases.num_excluded < pairs.MAX_COUNT
+    return job.ranking == "path" and serves and not is_asked
 
 
 def best_rows(

@@ -66,7 +66,7 @@ def best_of_posting_lists(
         logits = buffer[: len(own)]
         score_posting_list(codes, own, own_log_probs, own_positions, unrolled, logits)
         if len(beams.allowed):
-            _exclude_others(own, beams.allowed, logits)
+            exclude_others(own, beams.allowed, logits)
         for i in range(len(biased_rows)):
             logit = biases[i]
             for place in range(num_places):
@@ -116,7 +116,7 @@ def score_posting_list(
 
 
 @compiled
-def _exclude_others(rows: Rows, allowed: NDArray[np.uint64], sums: Floats) -> None:
+def exclude_others(rows: Rows, allowed: NDArray[np.uint64], sums: Floats) -> None:
     """Make the sums of rows whose bits are not set -inf. allowed: see `PostingListBeams`"""
     one, low = np.uint64(1), np.uint64(63)
     for i in range(len(rows)):

@@ -74,9 +74,7 @@ def best_of_allowed(
     biases: (num_items,) of all rows
     """
     unrolled = (0,) * allowed.codes.shape[1]
-    return _best_of_allowed(
-        allowed.codes, allowed.rows, biases, log_probs, unrolled, k, normalised
-    )
+    return _best_of_allowed(allowed.codes, allowed.rows, biases, log_probs, unrolled, k, normalised)
 
 
 @compiled
@@ -98,21 +96,37 @@ def _best_of_allowed(
     highest, mass = -np.inf, 0.0
     at = 0
     while at < len(rows):
-        length = 0
-        while length < BLOCK and at < len(rows):
-            begin, first = at, length
-            while length < BLOCK and at < len(rows):
-                bias = biases[np.uint64(rows[at])]
-                if bias == -np.inf:
-                    break
-                own_rows[length], own_biases[length] = rows[at], bias
-                length += 1
-                at += 1
+        length = min(BLOCK, len(rows) - at)
+        lowest = np.float32(0)
+        for i in range(length):
+            bias = biases[np.uint64(rows[at + i])]
+            own_biases[i] = bias
+            own_rows[i] = rows[at + i]
+            lowest = min(lowest, bias)
+        if lowest > -np.inf:
             score_rows(
-                codes[begin:at], own_biases[first:length], log_probs, unrolled, block[first:length]
+                codes[at : at + length],
+                own_biases[:length],
+                log_probs,
+                unrolled,
+                block[:length],
             )
-            if length < BLOCK and at < len(rows):  # an excluded row
-                at += 1
+            at += length
+        else:  # some are excluded
+            length = 0
+            while length < BLOCK and at < len(rows):
+                begin, first = at, length
+                while length < BLOCK and at < len(rows):
+                    bias = biases[np.uint64(rows[at])]
+                    if bias == -np.inf:
+                        break
+                    own_rows[length], own_biases[length] = rows[at], bias
+                    length += 1
+                    at += 1
+                run = slice(first, length)
+                score_rows(codes[begin:at], own_biases[run], log_probs, unrolled, block[run])
+                if length < BLOCK and at < len(rows):
+                    at += 1  # over the excluded row
         sums = block[:length]
         best = np.float64(highest_of(sums)) if length else -np.inf
         if best == -np.inf:
