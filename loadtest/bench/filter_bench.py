@@ -157,7 +157,7 @@ class FilterBench:
         """The same index and trie, which know nothing of any filter."""
         trie = self.trie
         fresh = SidTrie(trie.catalogue, (trie.indptr, trie.rows), trie.pairs)
-        return self.index.with_items([]), fresh
+        return self.index.forgetting(), fresh
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:

@@ -152,6 +152,10 @@ class AttributeIndex:
         }
         return type(self)(self._num_items + len(items), parts)
 
+    def forgetting(self) -> Self:
+        """The same index, which remembers no filter."""
+        return type(self)(self._num_items, self._parts)
+
     def without_rows(self, removed: Rows) -> Self:
         """The index without these rows. Later rows move up. See `Catalogue.without_items`."""
         kept = np.ones(self._num_items, np.bool_)
