@@ -5,8 +5,9 @@ both use this room, so it knows neither: no queue, no history store, no HTTP, no
 
 Reading order: `decoding_defaults` (how a bundle decodes), `manifest` (what it says about itself),
 `bundle` (reading and writing one), `arrays` and `lines` (its files, checked), `items` (titles,
-categories, attributes), `attributes` (which items pass a filter), `ladder` (its faster decoding
-settings), `store` (the bundle store: folders of bundles), `npy` (arrays as bytes).
+categories, attributes), `attributes` (which items pass a filter), `remembered_rows` (filters that
+came lately), `ladder` (its faster decoding settings), `store` (the bundle store: folders of
+bundles), `npy` (arrays as bytes).
 """
 
 from service.bundles.attributes import AttributeIndex, Condition, seconds_of, type_of

@@ -9,7 +9,6 @@ bytes for each item. Knows nothing of SIDs, scores or requests.
 from __future__ import annotations
 
 from array import array
-from collections import OrderedDict
 from collections.abc import (
     Callable,
     Collection,
@@ -23,13 +22,13 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from itertools import islice
-from threading import Lock
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from service.bundles.items import CATEGORY, AttributeType, AttributeValue, Item, with_ancestors
+from service.bundles.remembered_rows import RememberedRows
 from service.decoding.catalogue import with_pauses
 
 Rows = NDArray[np.int32]
@@ -75,7 +74,7 @@ class AttributeIndex:
         self._num_items = num_items
         self._parts = parts
         most_bytes = max(LEAST_REMEMBERED, REMEMBERED_BYTES_PER_ITEM * num_items)
-        self._remembered = _RememberedRows(most_bytes)
+        self._remembered = RememberedRows(most_bytes)
 
     @classmethod
     def of(cls, items: Sequence[Item], types: Mapping[str, AttributeType] | None = None) -> Self:
@@ -162,43 +161,6 @@ class AttributeIndex:
         kept[removed] = False
         parts = {name: part.of_kept(kept) for name, part in self._parts.items()}
         return type(self)(int(np.count_nonzero(kept)), parts)
-
-
-class _RememberedRows:
-    """The rows of the filters that were asked for lately, with what they asked for.
-
-    Together they have at most `most_bytes`. The filter that was asked for longest ago goes first.
-    """
-
-    def __init__(self, most_bytes: int) -> None:
-        self.most_bytes, self.num_bytes = most_bytes, 0
-        self._found: OrderedDict[Hashable, tuple[Rows, int]] = OrderedDict()  # and their bytes
-        self._lock = Lock()  # filters are looked up in several threads
-
-    def __len__(self) -> int:
-        return len(self._found)
-
-    def get(self, asked: Hashable) -> Rows | None:
-        with self._lock:
-            if asked not in self._found:
-                return None
-            self._found.move_to_end(asked)
-            return self._found[asked][0]
-
-    def put(self, asked: Hashable, key_bytes: int, rows: Rows) -> Rows:
-        """Remember rows, if there are any; returns them as an array that cannot be written to."""
-        if rows.base is not None:  # a part of a posting list: the search keeps no parts of arrays
-            rows = rows.copy()
-        rows.flags.writeable = False
-        num_bytes = key_bytes + rows.nbytes
-        with self._lock:
-            if len(rows) and num_bytes <= self.most_bytes and asked not in self._found:
-                self._found[asked] = rows, num_bytes
-                self.num_bytes += num_bytes
-            while self.num_bytes > self.most_bytes:
-                _, (_, gone) = self._found.popitem(last=False)
-                self.num_bytes -= gone
-            return self._found[asked][0] if asked in self._found else rows
 
 
 def _key_of(wanted: Mapping[str, Condition]) -> Hashable:

@@ -23,13 +23,12 @@ from service.decoding.network import Denoiser, DenseHead, EncoderCache
 from service.decoding.search.beams import Beams, PostingListBeams
 from service.decoding.search.denoiser_calls import BatchDenoiser
 from service.decoding.search.dense import best_by_content, fused
-from service.decoding.search.job_search import NOTHING, JobSearch, check_rows
+from service.decoding.search.job_search import NOTHING, JobSearch, Start, check_rows
 from service.decoding.search.posting_lists.first_step import expand_fully_masked
 from service.decoding.search.remasking import refilled, remasked_beams
 from service.decoding.search.row_biases import RowBiases
 from service.decoding.search.rows import expansion
 from service.decoding.search.rows import order as orders
-from service.decoding.search.starting import Start
 from service.decoding.search.steps import after_first_step, best_children, best_rows
 
 _NONE_DRAWN = np.empty((0, 0), np.float32)
