@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from service.decoding import SidTrie
 
-NOT_INDEX = {"item_ids", "row_of", "vectors", "popularity", "free_biases"}
+NOT_INDEX = {"item_ids", "row_of", "vectors", "popularity", "free_biases", "filters"}
 
 
 def index_bytes(trie: SidTrie) -> int:

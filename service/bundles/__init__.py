@@ -5,11 +5,12 @@ both use this room, so it knows neither: no queue, no history store, no HTTP, no
 
 Reading order: `decoding_defaults` (how a bundle decodes), `manifest` (what it says about itself),
 `bundle` (reading and writing one), `arrays` and `lines` (its files, checked), `items` (titles,
-categories, attributes), `attributes` (which items pass a filter), `ladder` (its faster decoding
-settings), `store` (the bundle store: folders of bundles), `npy` (arrays as bytes).
+categories, attributes), `attributes` (which items pass a filter), `remembered_rows` (filters that
+came lately), `ladder` (its faster decoding settings), `store` (the bundle store: folders of
+bundles), `npy` (arrays as bytes).
 """
 
-from service.bundles.attributes import Condition, seconds_of, type_of
+from service.bundles.attributes import AttributeIndex, Condition, seconds_of, type_of
 from service.bundles.bundle import Bundle, verify, write_bundle
 from service.bundles.decoding_defaults import DecodingDefaults, misfit_of
 from service.bundles.items import (
@@ -48,6 +49,7 @@ __all__ = [
     "CURRENT",
     "HISTORY_CAP",
     "REFERENCE",
+    "AttributeIndex",
     "AttributeType",
     "AttributeValue",
     "Bundle",

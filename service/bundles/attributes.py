@@ -9,7 +9,15 @@ bytes for each item. Knows nothing of SIDs, scores or requests.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    Callable,
+    Collection,
+    Hashable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
@@ -20,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.bundles.items import CATEGORY, AttributeType, AttributeValue, Item, with_ancestors
+from service.bundles.remembered_rows import RememberedRows
 from service.decoding.catalogue import with_pauses
 
 Rows = NDArray[np.int32]
@@ -35,6 +44,8 @@ MOST_GROUPS = 12  # of the values of an attribute of texts
 NUM_RANGES = 8  # of numbers and dates
 NEARLY_ALL = 0.6  # a value that more rows than this have says little
 IN_NONE = 65_535  # no number of a group
+REMEMBERED_BYTES_PER_ITEM = 32  # of the rows of filters: eight that allow nearly all items
+LEAST_REMEMBERED = 2**20  # in bytes, of any catalogue
 
 
 @dataclass(frozen=True)
@@ -53,12 +64,17 @@ class Condition:
 
 
 class AttributeIndex:
-    """Which rows have which values. Immutable: added or removed items make a new index."""
+    """Which rows have which values. Immutable: added or removed items make a new index.
+
+    It remembers the rows of filters that were asked for lately; a new index remembers none.
+    """
 
     def __init__(self, num_items: int, parts: Mapping[str, _Postings | _Column]) -> None:
         """parts: by attribute"""
         self._num_items = num_items
         self._parts = parts
+        most_bytes = max(LEAST_REMEMBERED, REMEMBERED_BYTES_PER_ITEM * num_items)
+        self._remembered = RememberedRows(most_bytes)
 
     @classmethod
     def of(cls, items: Sequence[Item], types: Mapping[str, AttributeType] | None = None) -> Self:
@@ -76,12 +92,22 @@ class AttributeIndex:
     def allowed(self, wanted: Mapping[str, Condition]) -> Rows:
         """The rows that fulfil every condition, by attribute: (n,) int32, ascending.
 
-        Unknown values match nothing. Raises KeyError for an unknown attribute.
+        Unknown values match nothing. Raises KeyError for an unknown attribute. The rows of filters
+        that were asked for lately are remembered, so the array cannot be written to.
         """
+        asked = _key_of(wanted)
+        if (remembered := self._remembered.get(asked)) is not None:
+            return remembered
         allowed: Rows | None = None
         for name in sorted(wanted, key=lambda name: isinstance(self._parts[name], _Column)):
             allowed = self._parts[name].matching(wanted[name], allowed, self._num_items)
-        return np.arange(self._num_items, dtype=np.int32) if allowed is None else allowed
+        if allowed is None:
+            allowed = np.arange(self._num_items, dtype=np.int32)
+        return self._remembered.put(asked, _key_bytes(wanted), allowed)
+
+    def remembers(self, wanted: Mapping[str, Condition]) -> bool:
+        """Whether `allowed` answers at once, because this filter was asked for lately."""
+        return self._remembered.get(_key_of(wanted)) is not None
 
     def hints(self, wanted: Mapping[str, Condition], *, any_left: bool) -> list[str]:
         """A sentence for every text that no item has, and for every range without an item.
@@ -125,12 +151,35 @@ class AttributeIndex:
         }
         return type(self)(self._num_items + len(items), parts)
 
+    def forgetting(self) -> Self:
+        """The same index, which remembers no filter."""
+        return type(self)(self._num_items, self._parts)
+
     def without_rows(self, removed: Rows) -> Self:
         """The index without these rows. Later rows move up. See `Catalogue.without_items`."""
         kept = np.ones(self._num_items, np.bool_)
         kept[removed] = False
         parts = {name: part.of_kept(kept) for name, part in self._parts.items()}
         return type(self)(int(np.count_nonzero(kept)), parts)
+
+
+def _key_of(wanted: Mapping[str, Condition]) -> Hashable:
+    """Equal for filters that ask for the same, in whatever order."""
+    return frozenset(
+        (
+            name,
+            None if one.any_of is None else frozenset(one.any_of),
+            frozenset(one.none_of),
+            frozenset(one.bounds.items()),
+        )
+        for name, one in wanted.items()
+    )
+
+
+def _key_bytes(wanted: Mapping[str, Condition]) -> int:
+    """About the memory of what a filter asks for."""
+    values = [value for one in wanted.values() for value in (*(one.any_of or ()), *one.none_of)]
+    return 1000 * (1 + len(wanted)) + sum(100 + 4 * len(str(value)) for value in values)
 
 
 def values_of(item: Item, name: str) -> Iterable[str] | float | None:

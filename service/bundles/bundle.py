@@ -163,7 +163,18 @@ class Bundle:
         """The bundle as it was loaded, without what it remembers of requests."""
         if self.origin is not None:
             return self.origin
-        return replace(self, decoder=replace(self.decoder), hidden=HiddenItems(), items_version=0)
+        trie = self.decoder.trie
+        postings = trie.indptr, trie.rows
+        fresh = SidTrie(  # of the same arrays, with nothing kept of filters
+            trie.catalogue, postings, trie.pairs, pair_bytes_per_item=trie.pair_bytes_per_item
+        )
+        return replace(
+            self,
+            decoder=replace(self.decoder, trie=fresh),
+            attributes=self.attributes.forgetting(),
+            hidden=HiddenItems(),
+            items_version=0,
+        )
 
     @classmethod
     def load(

@@ -83,8 +83,12 @@ class Inputs:
         bundle: Bundle,
         rules: Rules,
     ) -> Inputs:
-        """Turn item ids into rows. A filter may leave millions of rows, so it runs in a thread."""
-        if rules.filter or rules.boosts:
+        """Turn item ids into rows. A filter may leave millions of rows, so it runs in a thread.
+
+        But not if its rows are remembered; then a thread would cost more than the rest.
+        """
+        is_known = not rules.filter or bundle.attributes.remembers(rules.filter)
+        if rules.boosts or not is_known:
             return await asyncio.to_thread(cls._of, request, history, bundle, rules)
         return cls._of(request, history, bundle, rules)
 

@@ -3,9 +3,10 @@
 Says which items exist and which agree with a partial SID. Knows no network, no beams, no requests.
 
 Reading order: `catalogue` (codes, item ids, vectors), `trie` (posting lists), `code_pairs` (which
-two codes occur together), `codebook` (from an embedding to a SID), `codebook_kinds`, `collisions`
-(SIDs that no other item has), `alike` (what new items are like), `neighbour_prior` (which items
-follow which). Then how a catalogue grows while others read: `growing_arrays`, `pauses`.
+two codes occur together), `allowed_rows` (what is kept of filters), `codebook` (from an embedding
+to a SID), `codebook_kinds`, `collisions` (SIDs that no other item has), `alike` (what new items are
+like), `neighbour_prior` (which items follow which). Then how a catalogue grows while others read:
+`growing_arrays`, `pauses`.
 """
 
 from service.decoding.catalogue import code_pairs
@@ -15,6 +16,13 @@ from service.decoding.catalogue.alike import (
     Alike,
     most_alike,
     vectors_like,
+)
+from service.decoding.catalogue.allowed_rows import (
+    FEW,
+    FEW_OF_LISTS,
+    FEW_OF_ONE_CALL,
+    AllowedRows,
+    FilterCache,
 )
 from service.decoding.catalogue.catalogue import Catalogue
 from service.decoding.catalogue.code_pairs import Pairs
@@ -43,15 +51,20 @@ from service.decoding.catalogue.pauses import with_pauses
 from service.decoding.catalogue.trie import SidTrie
 
 __all__ = [
+    "FEW",
+    "FEW_OF_LISTS",
+    "FEW_OF_ONE_CALL",
     "MOST_COMPARED",
     "NUM_ALIKE",
     "RESEMBLANCE",
     "Alike",
+    "AllowedRows",
     "Catalogue",
     "Codebook",
     "CodebookKind",
     "Collisions",
     "ContentProjection",
+    "FilterCache",
     "NeighbourPrior",
     "NewRows",
     "Pairs",

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from service.decoding.catalogue.allowed_rows import FilterCache
 from service.decoding.catalogue.catalogue import Catalogue
 from service.decoding.catalogue.code_pairs import (
     BYTES_PER_ITEM,
@@ -36,6 +37,7 @@ class SidTrie:
     num_legal: (num_subspaces,) int64, how many codes any item has at each position
     pairs:  the table of `service.decoding.catalogue.code_pairs`; None where it is too large
     scratch: arrays that searches keep here for the next ones; the trie does not read them
+    filters: what searches have made of the rows that filters allow
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class SidTrie:
         self.indptr, self.rows = postings
         self.num_legal = np.count_nonzero(self.counts, axis=1)
         self.scratch: list[Any] = []
+        self.filters = FilterCache(self.codes, self.counts)
 
     @property
     def counts(self) -> NDArray[np.int64]:

@@ -23,17 +23,12 @@ from service.decoding.network import Denoiser, DenseHead, EncoderCache
 from service.decoding.search.beams import Beams, PostingListBeams
 from service.decoding.search.denoiser_calls import BatchDenoiser
 from service.decoding.search.dense import best_by_content, fused
-from service.decoding.search.job_search import NOTHING, JobSearch, check_rows
+from service.decoding.search.job_search import NOTHING, JobSearch, Start, check_rows
 from service.decoding.search.posting_lists.first_step import expand_fully_masked
 from service.decoding.search.remasking import refilled, remasked_beams
 from service.decoding.search.row_biases import RowBiases
 from service.decoding.search.rows import expansion
 from service.decoding.search.rows import order as orders
-from service.decoding.search.rows.whole_catalogue import (
-    allowed_rows,
-    best_of_catalogue,
-    rows_not_excluded,
-)
 from service.decoding.search.steps import after_first_step, best_children, best_rows
 
 _NONE_DRAWN = np.empty((0, 0), np.float32)
@@ -139,12 +134,12 @@ class _Batch:
         self.num_steps = 0
         self.searches = [JobSearch(index, job, trie) for index, job in enumerate(jobs)]
         self.active: list[JobSearch] = []
-        num_items, num_subspaces = self.codes.shape
+        num_subspaces = self.codes.shape[1]
         for search in self.searches:
             job = search.job
             if job.schedule.num_subspaces != num_subspaces:
                 raise ValueError("a job's schedule must fill exactly num_subspaces positions")
-            check_rows(job, num_items)
+            search.allowed = check_rows(job, trie)
             if search.ranking == expansion.ROWS and search.order == orders.RAW:
                 raise ValueError('order "raw_confidence" is of all codes, ranking "rows" of rows')
             if not 0 <= job.remask < max(1, num_subspaces) or not 0 <= job.guidance < np.inf:
@@ -233,8 +228,8 @@ class _Batch:
         finished = recorder.of_answer(*found, log_probs)
         biases = self._scratch()
         biases.fill(job, self.prior, self.denoiser.repeat_bias)
-        if job.allowed is not None:
-            biases.exclude_all_but(job.allowed)
+        if search.allowed is not None:
+            biases.exclude_all_but(search.allowed.rows)
         beams, made_of = remasked_beams(
             self.trie, *found, finished.log_probs, job.remask, biases.values, search.ranking
         )
@@ -295,45 +290,43 @@ class _Batch:
             job, vectors = search.job, self.trie.catalogue.vectors
             if job.retrieval == "dense":
                 biases.fill(job, None, 0.0)
-                found, num_rows = best_by_content(vectors, query, job, biases, job.k)
+                found, num_rows = best_by_content(vectors, query, search.allowed, biases, job.k)
                 self._answer(search, found, survivors=num_rows)
             elif job.retrieval == "fused":
                 biases.fill(job, self.prior, self.denoiser.repeat_bias)
-                search.dense, _ = best_by_content(vectors, query, job, biases, search.wanted)
+                search.dense, _ = best_by_content(
+                    vectors, query, search.allowed, biases, search.wanted
+                )
         self._give_back(biases)
         self._keep_unfinished()
 
     def _first_step(self, log_probs: Sequence[Floats]) -> None:
         """The step from the fully masked SID: one beam per job, which owns all allowed rows."""
-        num_items, num_subspaces = self.codes.shape
+        num_subspaces = self.codes.shape[1]
         biases = self._scratch()
         positions = np.arange(num_subspaces)[None]
         for search, own_log_probs in zip(self.active, log_probs, strict=True):
             job = search.job
             biases.fill(job, self.prior, self.denoiser.repeat_bias)
             width = job.schedule.steps[0]
-            beam = self._filtered_beam(job, biases)
+            start = Start(self.trie, job, search.allowed, biases)
             if job.trace:
-                search.first_beam = beam or self._all_allowed(biases)
-            num_rows = num_items - biases.num_excluded if beam is None else len(beam.rows)
+                search.first_beam = start.beam()
+            num_rows = start.num_rows
             if search.is_last_step(1, num_rows):
                 normalised = search.ranking == expansion.ROWS
-                codes, row_biases = self.codes, biases.values
-                if beam is not None:
-                    codes, row_biases = self.codes.take(beam.rows, axis=0), beam.biases
-                rows, scores = best_of_catalogue(
-                    codes, row_biases, own_log_probs[0], search.wanted, normalised=normalised
-                )
-                found = rows if beam is None else beam.rows[rows], scores
+                found = start.best(own_log_probs[0], search.wanted, normalised=normalised)
                 self._found(search, found, own_log_probs, survivors=num_rows)
-            elif width == 1 and beam is None:
+            elif width == 1 and not start.is_few:
+                within = start.biases
                 new_beams = expand_fully_masked(
                     self.codes,
                     self.trie.indptr,
                     self.trie.rows,
-                    biases.values,
-                    biases.biased_rows,
-                    biases.num_excluded,
+                    start.counts,
+                    within.values,
+                    within.biased_rows,
+                    within.num_excluded,
                     own_log_probs[0],
                     (0,) * num_subspaces,
                     job.beam_width,
@@ -342,38 +335,17 @@ class _Batch:
                     self._drawn(search, 1),
                 )
                 is_last = search.is_last_step(2, new_beams.num_rows)
-                beams = after_first_step(self.trie, new_beams, job, search.ranking, biases, is_last)
+                beams = after_first_step(
+                    self.trie, new_beams, job, search.ranking, within, search.allowed, is_last
+                )
                 search.continue_with(beams, own_log_probs)
             else:
-                beam = beam or self._all_allowed(biases)
                 search.continue_with(
-                    self._expand(search, beam, own_log_probs, positions, width), own_log_probs
+                    self._expand(search, start.beam(), own_log_probs, positions, width),
+                    own_log_probs,
                 )
+            start.give_back()
         self._give_back(biases)
-
-    def _filtered_beam(self, job: Job, biases: RowBiases) -> Beams | None:
-        """The fully masked beam of a job whose filter allows at most half of the catalogue.
-
-        At most seven eighths if one call scores them all. None for other jobs: they make passes
-        over the whole catalogue, which are cheaper for them. If such a job has a filter, `biases`
-        then exclude all other rows.
-        """
-        if job.allowed is None:
-            return None
-        eighths = 7 if job.schedule.nfe == 1 else 4
-        if 8 * len(job.allowed) <= eighths * len(self.codes):
-            return self._fully_masked_beam(*rows_not_excluded(job.allowed, biases.values))
-        biases.exclude_all_but(job.allowed)
-        return None
-
-    def _all_allowed(self, biases: RowBiases) -> Beams:
-        return self._fully_masked_beam(*allowed_rows(biases.values, biases.num_excluded))
-
-    def _fully_masked_beam(self, rows: Rows, row_biases: Floats) -> Beams:
-        """The beam that the search starts from, with these rows and their biases."""
-        sids = np.full((1, self.codes.shape[1]), self.trie.catalogue.num_codes, np.uint16)
-        starts, call_index = np.array([0, len(rows)]), np.zeros(1, np.int32)
-        return Beams(sids, np.zeros(1), starts, rows, row_biases, call_index, 1)
 
     def _later_step(self, outputs: Sequence[tuple[Floats, NDArray[np.int64]]]) -> None:
         for search, (log_probs, positions) in zip(self.active, outputs, strict=True):

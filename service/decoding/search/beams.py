@@ -65,6 +65,8 @@ class PostingListBeams(NamedTuple):
     biased_rows: (n,) int32, ascending within a beam
     biases:  (n,) float32, what their scores gain, -inf = excluded; all other rows gain nothing
     num_rows: rows that survive, over all beams
+    allowed: (num_items // 64 + 1,) uint64, bits of the rows that a filter allows, see
+        `AllowedRows.bits`; a beam owns no others. Empty = all rows
     """
 
     sids: NDArray[np.uint16]
@@ -76,6 +78,7 @@ class PostingListBeams(NamedTuple):
     biased_rows: Rows
     biases: Floats
     num_rows: int
+    allowed: NDArray[np.uint64]
 
     @property
     def call_index(self) -> NDArray[np.int32]:
@@ -88,7 +91,10 @@ class PostingListBeams(NamedTuple):
 
     @property
     def rows_each(self) -> Integers:
-        """(beams,) rows that survive, of each beam; the biased rows must be filled in."""
+        """(beams,) rows that survive, of each beam; the biased rows must be filled in.
+
+        Without a filter only: jobs that ask for this get copies of rows if they have one.
+        """
         num_excluded = np.concatenate(([0], np.cumsum(self.biases == -np.inf)))
         return self.stops - self.starts - np.diff(num_excluded[self.bias_starts])
 

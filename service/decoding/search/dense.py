@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.decoding.arrays import Floats, Rows
-from service.decoding.job import Job
+from service.decoding.catalogue import AllowedRows
 from service.decoding.loops import (
     BLOCK,
     compiled,
@@ -31,17 +31,21 @@ SHIFT = np.float32(2.0**112)  # between the exponents of float16 and float32
 
 
 def best_by_content(
-    vectors: NDArray[np.float16], query: Floats, job: Job, biases: RowBiases, k: int
+    vectors: NDArray[np.float16],
+    query: Floats,
+    allowed: AllowedRows | None,
+    biases: RowBiases,
+    k: int,
 ) -> tuple[tuple[Rows, Floats], int]:
     """The k best rows that the job allows, best first, ties by row; and how many it allows.
 
-    biases: of this job
+    allowed: the rows that its filter allows    biases: of this job, without its filter
     Scores are log-probabilities: a softmax of dot product and bias over all allowed rows.
     """
-    if job.allowed is None:
+    if allowed is None:
         rows, own_biases = allowed_rows(biases.values, biases.num_excluded)
     else:
-        rows, own_biases = rows_not_excluded(job.allowed, biases.values)
+        rows, own_biases = rows_not_excluded(allowed.rows, biases.values)
     content = vectors[:, : len(query)].view(np.uint16)
     return _best(content, query * SHIFT, rows, own_biases, k), len(rows)
 

@@ -25,12 +25,18 @@ class RowBiases:
     biased_rows:  (n,) int32, rows whose value may differ from 0, some of them twice; excluded rows
         come last, once each
     num_excluded: rows that are excluded
+
+    Biases within a filter (`allowed`) also are -inf where the filter allows no row; these rows are
+    not listed and not counted. They are not filled in but put over it, from other biases.
     """
 
-    def __init__(self, num_items: int) -> None:
+    def __init__(self, num_items: int, allowed: Rows | None = None) -> None:
         self.values: Floats = np.zeros(num_items, np.float32)
+        if allowed is not None:
+            _exclude_others(self.values, allowed)
         self.biased_rows: Rows = np.empty(0, np.int32)
         self.num_excluded = 0
+        self._before: Floats | None = None  # the values of these rows, where they were put over
 
     def fill(self, job: Job, prior: NeighbourPrior | None, repeat_bias: float) -> None:
         """Replace the last job's biases by those of this job."""
@@ -67,6 +73,17 @@ class RowBiases:
             self.values[job.boosted] += job.boosts  # excluded rows stay at -inf
             self.biased_rows = np.concatenate((job.boosted, self.biased_rows))
 
+    def put_over(self, others: RowBiases) -> None:
+        """Replace the last job's biases, within a filter, by those of a job without its filter."""
+        self.clear()
+        first = len(others.biased_rows) - others.num_excluded
+        excluded = others.biased_rows[first:]
+        excluded = excluded[self.values[excluded] > -np.inf]
+        self.biased_rows = np.concatenate((others.biased_rows[:first], excluded))
+        self.num_excluded = len(excluded)
+        self._before = self.values[self.biased_rows]
+        self.values[self.biased_rows] = self._before + others.values[self.biased_rows]
+
     def exclude_all_but(self, allowed: Rows) -> None:
         """Exclude all other rows too, until cleared. allowed: ascending"""
         others = _exclude_others(self.values, allowed)
@@ -74,9 +91,9 @@ class RowBiases:
         self.num_excluded += len(others)
 
     def clear(self) -> None:
-        """Make all values zero again."""
-        self.values[self.biased_rows] = 0
-        self.biased_rows, self.num_excluded = np.empty(0, np.int32), 0
+        """Make all values zero again, or what the filter makes them."""
+        self.values[self.biased_rows] = 0 if self._before is None else self._before
+        self.biased_rows, self.num_excluded, self._before = np.empty(0, np.int32), 0, None
 
 
 _NO_NEW_ROWS = NewRows(0, 0.0)

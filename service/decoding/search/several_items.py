@@ -230,4 +230,4 @@ def _check(job: Job, horizon: int, trie: SidTrie) -> None:
         raise ValueError("several items are ranked by path, to the last step, and unexplained")
     if job.remask or job.guidance or job.retrieval != "generate":
         raise ValueError("several items are generated, without codes masked again and unguided")
-    check_rows(job, trie.catalogue.num_items)
+    check_rows(job, trie)

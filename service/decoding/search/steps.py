@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.decoding.arrays import Floats, Rows
-from service.decoding.catalogue import SidTrie
+from service.decoding.catalogue import AllowedRows, SidTrie
 from service.decoding.catalogue import code_pairs as pairs
 from service.decoding.job import Job
 from service.decoding.search.beams import Beams, PostingListBeams
@@ -23,23 +23,41 @@ from service.decoding.search.rows.expansion import PATH, ROWS, best_survivors, e
 # Beams that own more rows go into the next call without a look whether they are decided (ranked
 # by rows): hardly any of them is.
 FEW_ROWS = 10_000
+_NO_BITS = np.empty(0, np.uint64)
 
 
 def after_first_step(
-    trie: SidTrie, beams: PostingListBeams, job: Job, ranking: int, biases: RowBiases, is_last: bool
+    trie: SidTrie,
+    beams: PostingListBeams,
+    job: Job,
+    ranking: int,
+    biases: RowBiases,
+    allowed: AllowedRows | None,
+    is_last: bool,
 ) -> Beams | PostingListBeams:
     """The first step's beams as the second step needs them, with the biases of their rows.
 
     They keep their posting lists if the second step is the last one (`is_last`) or can use the
-    table of pairs; else their rows are copied.
+    table of pairs; else their rows are copied. biases: within the filter (`allowed`), if any
     """
     by_rows = ranking == ROWS
-    by_pairs = ranking == PATH and trie.pairs is not None and biases.num_excluded < pairs.MAX_COUNT
-    by_lists = is_last and (not by_rows or beams.num_rows > FEW_ROWS)
-    if job.allowed is None and (by_lists or by_pairs):
-        return with_biased_rows(beams, trie.codes, biases.biased_rows, biases.values)
-    # With a filter, too many rows have a bias: all those that are excluded.
+    if allowed is None:
+        is_long = not by_rows or beams.num_rows > FEW_ROWS
+    else:
+        # Ranked by rows, sums over lists round otherwise than over copies. And an explanation asks
+        # how many rows each beam owns.
+        is_long = not (by_rows or job.explain or job.trace or job.remask)
+    if (is_last and is_long) or keeps_lists(trie, job, biases):
+        bits = _NO_BITS if allowed is None else allowed.bits
+        return with_biased_rows(beams, trie.codes, biases.biased_rows, biases.values, bits)
     return with_own_rows(beams, trie.codes, trie.rows, biases.values, by_rows)
+
+
+def keeps_lists(trie: SidTrie, job: Job, biases: RowBiases) -> bool:
+    """Whether beams of one code keep their posting lists, because the table of pairs serves."""
+    is_asked = job.allowed is not None and (job.explain or job.trace or job.remask > 0)
+    serves = trie.pairs is not None and biases.num_excluded < pairs.MAX_COUNT
+    return job.ranking == "path" and serves and not is_asked
 
 
 def best_rows(

@@ -133,6 +133,16 @@ def test_items_come_and_go_and_the_bundle_stays_as_it_was(bundles_dir: Path) -> 
     ):
         rare = state.attributes.allowed({"category": Condition(["rare"])})
         assert {state.items[row].item_id for row in rare} == expected
+        state.decoder.trie.filters.of(rare)
+        assert len(state.decoder.trie.filters) == 1
+    origin = bundle.with_items(
+        new, embeddings
+    ).as_loaded  # keeps its arrays, and nothing of filters
+    assert np.shares_memory(origin.decoder.trie.rows, bundle.decoder.trie.rows)
+    assert origin.decoder.trie.pairs is bundle.decoder.trie.pairs
+    assert not len(origin.decoder.trie.filters)
+    assert bundle.attributes.remembers({"category": Condition(["rare"])})
+    assert not origin.attributes.remembers({"category": Condition(["rare"])})
     for state in (bundle, grown, shrunk):
         history = state.catalogue.rows_of(["item-5", "new-0", "new-1", "item-9"])
         [decoded], _ = state.decoder.decode([Job(history, 250, Schedule((1, 3)), 250)])

@@ -141,9 +141,67 @@ def test_an_index_equals_looking_while_items_come_and_go(
         there = [item for row, item in kept if row not in removed]
         states.append((index, there))
     for state, expected in states:  # older ones did not change
-        rows = state.allowed(wanted)
-        assert rows.dtype == np.int32
-        assert rows.tolist() == rows_by_looking(expected, wanted)
+        for _ in range(2):  # the second time they are remembered
+            rows = state.allowed(wanted)
+            assert rows.dtype == np.int32
+            assert rows.tolist() == rows_by_looking(expected, wanted)
+
+
+def test_rows_of_a_filter_are_remembered() -> None:
+    items = [
+        Item(str(row), "", ("a", f"b{row % 7}"), {"price": float(row % 10)}) for row in range(2000)
+    ]
+    index = AttributeIndex.of(items, {"price": "number"})
+    some = {"category": Condition(["b1", "b2"], none_of=["b3"]), "price": Condition([1.0, 2.0])}
+    turned = {"price": Condition([2.0, 1.0]), "category": Condition(["b2", "b1"], none_of=["b3"])}
+    assert not index.remembers(some)
+    found = index.allowed(some)
+    assert index.remembers(turned)
+    assert index.allowed(turned) is found
+    with pytest.raises(ValueError, match="read-only"):
+        found[0] = 7
+    assert index.allowed({"category": Condition(["a"])}).base is None  # no part of the postings
+    for other in (
+        {"category": Condition(["b1", "b2"]), "price": Condition([1.0, 2.0])},
+        {"category": Condition(none_of=["b1", "b2"]), "price": Condition([1.0, 2.0])},
+        {"category": Condition(["b1", "b2"], none_of=["b3"]), "price": Condition([1.0])},
+        {"price": Condition(bounds={"gte": 1.0, "lt": 2.0})},
+        {"price": Condition(bounds={"gt": 1.0, "lte": 2.0})},
+        {"price": Condition()},
+        {"price": Condition([])},
+    ):
+        assert index.allowed(other).tolist() == rows_by_looking(items, other)
+    assert not index.remembers({"price": Condition([])})  # no rows
+
+
+def test_other_items_are_looked_up_again() -> None:
+    index = AttributeIndex.of([Item("0", "", ("a",)), Item("1", "", ("b",))])
+    wanted = {"category": Condition(["a"])}
+    assert index.allowed(wanted).tolist() == [0]
+    more = index.with_items([Item("2", "", ("a",))])
+    assert not more.remembers(wanted)
+    assert more.allowed(wanted).tolist() == [0, 2]
+    fewer = more.without_rows(np.array([0], np.int32))
+    assert fewer.allowed(wanted).tolist() == [1]
+    assert index.allowed(wanted).tolist() == [0]
+
+
+def test_what_is_remembered_has_a_bound() -> None:
+    items = [Item(str(row), "", (), {"price": float(row)}) for row in range(3000)]
+    index = AttributeIndex.of(items, {"price": "number"})
+    remembered = index._remembered
+    assert remembered.most_bytes == 2**20
+    last = {"price": Condition(bounds={"gte": 0.0})}
+    for above in range(400):
+        last = {"price": Condition(bounds={"gte": float(above)})}
+        assert index.allowed(last).tolist() == list(range(above, 3000))
+        assert remembered.num_bytes <= remembered.most_bytes
+    assert index.remembers(last)
+    assert not index.remembers({"price": Condition(bounds={"gte": 0.0})})
+    long = {"price": Condition([*map(float, range(20_000))])}  # what it asks for is too long
+    assert len(index.allowed(long)) == 3000
+    assert not index.remembers(long)
+    assert 50 < len(remembered) < 100
 
 
 def test_an_index_takes_four_bytes_a_text_and_eight_bytes_an_item_and_number() -> None:

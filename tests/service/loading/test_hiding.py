@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from stores import with_store
 from test_item_changes import item, started
 from tiny_bundle import write_tiny_bundle
 
-from service.bundles import Bundle
+from service.bundles import Bundle, Condition
 from service.errors import InvalidRequest
 from service.histories import RedisHistoryStore
 from service.loading import ItemChanges
@@ -133,3 +135,33 @@ def test_hidden_rows_are_left_out_of_everything(bundle: Bundle) -> None:
     for row, similar in like.items():
         left = [one for one in similar if one.item_id not in gone]
         assert similar_items(shut, row, 199) == left
+
+
+def test_hiding_leaves_what_is_remembered_of_a_filter_as_it_is(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A filter that comes again needs no thread, and hidden items are excluded by each job."""
+    threads = []
+    in_thread = asyncio.to_thread
+
+    async def counting(function: Any, *arguments: Any) -> Any:
+        threads.append(function)
+        return await in_thread(function, *arguments)
+
+    monkeypatch.setattr(asyncio, "to_thread", counting)
+    bundle = replace(bundle, attributes=bundle.attributes.forgetting())
+    category = bundle.items[0].categories[0]
+    rules = Rules({"category": Condition([category])}, [])
+    request = RecommendRequest(user_id="u")
+    history = UserHistory("request", [])
+    shut = with_hidden(bundle, Hides(1, {bundle.items[0].item_id: np.inf}))
+
+    def inputs(of: Bundle) -> Inputs:
+        return asyncio.run(Inputs.look_up(request, history, of, rules))
+
+    first, again, hiding = inputs(bundle), inputs(bundle), inputs(shut)
+    assert len(threads) == 1
+    assert first.allowed is again.allowed is hiding.allowed
+    assert first.allowed is not None
+    assert 0 in first.allowed
+    assert (first.excluded.tolist(), hiding.excluded.tolist()) == ([], [0])

@@ -11,6 +11,7 @@ log_probs: (num_subspaces, num_codes) float32, of the fully masked SID
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from service.decoding.arrays import Codes, Doubles, Floats, Integers, Postings, Rows
 from service.decoding.loops import BLOCK, compiled, exponentiate, heap, highest_of
@@ -32,6 +33,7 @@ def expand_fully_masked(
     codes: Codes,
     indptr: Integers,
     postings: Postings,
+    counts: Integers,
     biases: Floats,
     biased_rows: Rows,
     num_excluded: int,
@@ -46,13 +48,14 @@ def expand_fully_masked(
 
     The new beams do not list their biased rows yet, see `with_biased_rows`.
 
+    counts: (num_subspaces, num_codes) rows with each code, of those that the filter allows
     biases, biased_rows: `values` and `biased_rows` of `RowBiases`; the last num_excluded of
         `biased_rows` are the excluded rows
     unrolled: num_subspaces zeros, see `whole_catalogue.best_of_catalogue`
     ranking, order, drawn: see `expansion.expand`
     """
     num_subspaces, num_codes = log_probs.shape
-    counts = indptr[:, 1:] - indptr[:, :-1]
+    counts = counts.copy()
     for row in biased_rows[len(biased_rows) - num_excluded :]:
         for position in range(num_subspaces):
             counts[position, codes[row, position]] -= 1
@@ -168,20 +171,26 @@ def _of_codes(
         num_rows += counts[chosen, code]
     bias_starts = np.zeros(len(kept) + 1, np.int64)
     nothing, no_biases = np.empty(0, np.int32), np.empty(0, np.float32)
+    no_bits = np.empty(0, np.uint64)
     return PostingListBeams(
-        sids, scores, chosen, starts, stops, bias_starts, nothing, no_biases, num_rows
+        sids, scores, chosen, starts, stops, bias_starts, nothing, no_biases, num_rows, no_bits
     )
 
 
 @compiled
 def with_biased_rows(
-    beams: PostingListBeams, codes: Codes, biased_rows: Rows, biases: Floats
+    beams: PostingListBeams,
+    codes: Codes,
+    biased_rows: Rows,
+    biases: Floats,
+    allowed: NDArray[np.uint64],
 ) -> PostingListBeams:
     """The beams with their biased rows listed.
 
     biased_rows: those of all rows, see `RowBiases`    biases: (num_items,) float32, of all rows
+    allowed: the bits of the rows that a filter allows, see `PostingListBeams`
     """
-    sids, scores, position, starts, stops, _, _, _, num_rows = beams
+    sids, scores, position, starts, stops, _, _, _, num_rows, _ = beams
     # Every beam has MASKs, and MASK is above all codes: so the largest number is num_codes.
     beam_of = np.full(sids.max() if len(sids) else 65536, -1, np.int32)
     for beam in range(len(sids)):
@@ -219,6 +228,7 @@ def with_biased_rows(
         own_rows[:found],
         own_biases[:found],
         num_rows,
+        allowed,
     )
 
 

@@ -10,6 +10,7 @@ log_probs: (beams, n, num_codes) float32    positions: (beams, n) int64, see `De
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from service.decoding.arrays import Codes, Floats, Integers, Postings, Rows
 from service.decoding.loops import (
@@ -64,6 +65,8 @@ def best_of_posting_lists(
             continue
         logits = buffer[: len(own)]
         score_posting_list(codes, own, own_log_probs, own_positions, unrolled, logits)
+        if len(beams.allowed):
+            exclude_others(own, beams.allowed, logits)
         for i in range(len(biased_rows)):
             logit = biases[i]
             for place in range(num_places):
@@ -110,6 +113,16 @@ def score_posting_list(
             code = np.uint64(codes[row, np.uint64(positions[place])])
             total += flat[np.uint64(place) * num_codes + code]
         sums[i] = total
+
+
+@compiled
+def exclude_others(rows: Rows, allowed: NDArray[np.uint64], sums: Floats) -> None:
+    """Make the sums of rows whose bits are not set -inf. allowed: see `PostingListBeams`"""
+    one, low = np.uint64(1), np.uint64(63)
+    for i in range(len(rows)):
+        row = np.uint64(rows[i])
+        is_allowed = (allowed[row >> np.uint64(6)] >> (row & low)) & one
+        sums[i] = sums[i] if is_allowed else np.float32(-np.inf)
 
 
 @compiled

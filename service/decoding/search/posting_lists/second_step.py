@@ -17,10 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.decoding.arrays import Codes, Doubles, Floats, Integers, Postings, Rows
-from service.decoding.catalogue import Pairs
-from service.decoding.loops import BLOCK, compiled, heap, highest_of
+from service.decoding.catalogue import Pairs, code_pairs
+from service.decoding.loops import BLOCK, ROWS_AHEAD, compiled, heap, highest_of, prefetch
 from service.decoding.search.beams import Beams, PostingListBeams, number_undecided
-from service.decoding.search.posting_lists.scoring import highest_sum, score_posting_list
+from service.decoding.search.posting_lists.scoring import (
+    exclude_others,
+    highest_sum,
+    score_posting_list,
+)
 from service.decoding.search.rows.expansion import PATH, expand
 from service.decoding.search.rows.order import (
     DRAWN,
@@ -30,6 +34,7 @@ from service.decoding.search.rows.order import (
     choose_positions,
 )
 
+MAX_COUNT = code_pairs.MAX_COUNT
 LOWEST = -float(np.finfo(np.float64).max)
 SLACK = 1e-4  # relative to a score: sums in float32 differ by less from sums in float64
 
@@ -51,11 +56,11 @@ def expand_posting_lists(
 ) -> Beams:
     """The result of `expansion.expand` for the same beams, ranked by path.
 
-    pairs: the table of `code_pairs`. At most 254 rows may be excluded: a count of 255 may stand for
-    any larger number.
+    pairs: the table of `code_pairs`. At most 254 rows may be excluded, beside those that a filter
+    does not allow: a count of 255 may stand for any larger number.
     """
     num_beams, num_places = len(beams.sids), beams.sids.shape[1] - 1
-    legal = _legal_codes(codes, pairs, beams)
+    legal = _legal_codes(codes, postings, pairs, beams)
     certainties = np.empty(num_places, np.float64)
     scratch = np.empty(log_probs.shape[2] + 1, np.float32)
     slots = np.empty((num_beams, width), np.int64)
@@ -89,21 +94,98 @@ def expand_posting_lists(
 
 
 @compiled
-def _legal_codes(codes: Codes, pairs: Pairs, beams: PostingListBeams) -> Pairs:
-    """(beams, num_subspaces, num_codes) uint8: how many of a beam's rows have each code.
+def _legal_codes(codes: Codes, postings: Postings, pairs: Pairs, beams: PostingListBeams) -> Pairs:
+    """(beams, num_subspaces, num_codes) uint8: 0 for the codes that none of a beam's rows has.
 
-    255 = 255 or more. Excluded rows are subtracted; at most 254 are excluded, so 255 never becomes
-    0.
+    Without a filter, excluded rows are subtracted from the table; at most 254 are excluded, so 255
+    never becomes 0. With a filter, the rows that it allows are counted, or those that it does not
+    allow, whichever are fewer.
     """
     num_subspaces, num_codes = pairs.shape[:2]
     legal = np.empty((len(beams.sids), num_subspaces, num_codes), np.uint8)
+    longest = 0
     for beam in range(len(beams.sids)):
-        legal[beam] = pairs[beams.position, beams.sids[beam, beams.position]]
-        for i in range(beams.bias_starts[beam], beams.bias_starts[beam + 1]):
-            if beams.biases[i] == -np.inf:
-                for position in range(num_subspaces):
-                    legal[beam, position, codes[beams.biased_rows[i], position]] -= np.uint8(1)
+        longest = max(longest, beams.stops[beam] - beams.starts[beam])
+    own = np.empty(longest + 1 if len(beams.allowed) else 0, np.int32)
+    counts = np.empty((num_subspaces, num_codes), np.int64)
+    for beam in range(len(beams.sids)):
+        of_beam = pairs[beams.position, beams.sids[beam, beams.position]]
+        legal[beam] = of_beam
+        begin, end = beams.bias_starts[beam], beams.bias_starts[beam + 1]
+        excluded, biases = beams.biased_rows[begin:end], beams.biases[begin:end]
+        if not len(beams.allowed):
+            for i in range(len(excluded)):
+                if biases[i] == -np.inf:
+                    for position in range(num_subspaces):
+                        legal[beam, position, codes[excluded[i], position]] -= np.uint8(1)
+            continue
+        rows = postings[beams.position, beams.starts[beam] : beams.stops[beam]]
+        num_own = _with_bit(rows, beams.allowed, 1, own)
+        if 2 * num_own > len(rows):
+            _count(codes, own[: _with_bit(rows, beams.allowed, 0, own)], counts)
+            _count_excluded(codes, excluded, biases, beams.allowed, 1, counts)
+            num_unknown = 0
+            for position in range(num_subspaces):
+                for code in range(num_codes):
+                    have, gone = np.int64(of_beam[position, code]), counts[position, code]
+                    is_legal = have > gone
+                    if have == MAX_COUNT and gone >= MAX_COUNT:  # it may stand for more
+                        num_unknown += 1
+                    legal[beam, position, code] = is_legal
+            if not num_unknown:
+                continue
+            num_own = _with_bit(rows, beams.allowed, 1, own)
+        _count(codes, own[:num_own], counts)
+        _count_excluded(codes, excluded, biases, beams.allowed, -1, counts)
+        for position in range(num_subspaces):
+            for code in range(num_codes):
+                legal[beam, position, code] = counts[position, code] > 0
     return legal
+
+
+@compiled
+def _with_bit(rows: Rows, allowed: NDArray[np.uint64], bit: int, found: Rows) -> int:
+    """Fill in those of the rows that are allowed (bit 1) or not (0); returns how many.
+
+    allowed: see `PostingListBeams`    found: one longer than the rows, as the last is overwritten
+    """
+    one, low, wanted = np.uint64(1), np.uint64(63), np.uint64(bit)
+    num_found = 0
+    for i in range(len(rows)):
+        row = np.uint64(rows[i])
+        found[num_found] = rows[i]
+        num_found += int(((allowed[row >> np.uint64(6)] >> (row & low)) & one) == wanted)
+    return num_found
+
+
+@compiled
+def _count(codes: Codes, rows: Rows, counts: Integers) -> None:
+    """Fill in how many of the rows have each code, (num_subspaces, num_codes)."""
+    counts[:] = 0
+    last = len(rows) - 1
+    for i in range(len(rows)):
+        prefetch(codes, np.int64(rows[min(i + ROWS_AHEAD, last)]))
+        row = np.uint64(rows[i])
+        for position in range(codes.shape[1]):
+            counts[position, codes[row, np.uint64(position)]] += 1
+
+
+@compiled
+def _count_excluded(
+    codes: Codes,
+    rows: Rows,
+    biases: Floats,
+    allowed: NDArray[np.uint64],
+    sign: int,
+    counts: Integers,
+) -> None:
+    """Add those of the biased rows that the job excludes, though the filter allows them."""
+    for i in range(len(rows)):
+        row = np.uint64(rows[i])
+        bit = (allowed[row >> np.uint64(6)] >> (row & np.uint64(63))) & np.uint64(1)
+        if biases[i] == -np.inf and bit:
+            for position in range(codes.shape[1]):
+                counts[position, codes[row, np.uint64(position)]] += sign
 
 
 @compiled
@@ -146,7 +228,7 @@ def _children_of_one_code(
             continue
         own = postings[beams.position, beams.starts[beam] : beams.stops[beam]]
         begin, end = beams.bias_starts[beam], beams.bias_starts[beam + 1]
-        _mark(is_own, own, beams.biased_rows[begin:end], beams.biases[begin:end])
+        _mark(is_own, own, beams.allowed, beams.biased_rows[begin:end], beams.biases[begin:end])
         chosen = positions[beam, slots[beam]]
         for code in range(num_codes):
             score = child_scores[beam, code]
@@ -220,12 +302,23 @@ def _least_score(scores: Doubles, beam_width: int) -> float:
 
 
 @compiled
-def _mark(is_own: NDArray[np.uint64], own: Rows, biased_rows: Rows, biases: Floats) -> None:
+def _mark(
+    is_own: NDArray[np.uint64],
+    own: Rows,
+    allowed: NDArray[np.uint64],
+    biased_rows: Rows,
+    biases: Floats,
+) -> None:
     """Set the bits of a beam's rows, except for excluded rows."""
     one, low = np.uint64(1), np.uint64(63)
-    for i in range(len(own)):
-        row = np.uint64(own[i])
-        is_own[row >> np.uint64(6)] |= one << (row & low)
+    if len(allowed):
+        for i in range(len(own)):
+            row = np.uint64(own[i])
+            is_own[row >> np.uint64(6)] |= (one << (row & low)) & allowed[row >> np.uint64(6)]
+    else:
+        for i in range(len(own)):
+            row = np.uint64(own[i])
+            is_own[row >> np.uint64(6)] |= one << (row & low)
     for i in range(len(biased_rows)):
         if biases[i] == -np.inf:
             row = np.uint64(biased_rows[i])
@@ -307,6 +400,8 @@ def _good_enough(
             continue
         own = postings[beams.position, beams.starts[beam] : beams.stops[beam]]
         score_posting_list(codes, own, own_log_probs, own_positions, slots[beam], sums)
+        if len(beams.allowed):
+            exclude_others(own, beams.allowed, sums)
         for i in range(beams.bias_starts[beam], beams.bias_starts[beam + 1]):
             if beams.biases[i] == -np.inf:
                 sums[np.searchsorted(own, beams.biased_rows[i])] = -np.inf

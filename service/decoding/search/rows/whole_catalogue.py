@@ -1,7 +1,8 @@
 """Passes of the first step over the whole catalogue: all rows are scored exactly, or collected.
 
 Schedules that fill every position at once need no beams: one denoiser call scores every row, and
-the best `k` are the answer. Knows nothing of schedules or jobs.
+the best `k` are the answer. A filter that leaves few rows has passes over those. Knows nothing of
+schedules or jobs.
 
 codes: (num_items, num_subspaces) uint16    biases: (num_items,) float32, -inf = excluded
 log_probs: (num_subspaces, num_codes) float32, of the fully masked SID
@@ -12,7 +13,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from service.decoding.arrays import Floats, Rows
+from service.decoding.arrays import Codes, Floats, Rows
+from service.decoding.catalogue import AllowedRows
 from service.decoding.loops import BLOCK, compiled, exponentiate, heap, highest_of
 
 
@@ -54,6 +56,85 @@ def _best_of_catalogue(
             for i in range(len(sums)):
                 if sums[i] > -np.inf:
                     size = heap.push(scores, numbers, size, sums[i], start + i)
+        if normalised:
+            if best > highest:
+                mass *= np.exp(highest - best)
+                highest = best
+            mass += exponentiate(sums, highest)
+    heap.sort(scores, numbers, size)
+    shift = highest + np.log(mass) if normalised else 0.0
+    return numbers[:size].astype(np.int32), (scores[:size] - shift).astype(np.float32)
+
+
+def best_of_allowed(
+    allowed: AllowedRows, biases: Floats, log_probs: Floats, k: int, *, normalised: bool
+) -> tuple[Rows, Floats]:
+    """As `best_of_catalogue`, of a catalogue that has only these rows, without the excluded ones.
+
+    biases: (num_items,) of all rows
+    """
+    unrolled = (0,) * allowed.codes.shape[1]
+    return _best_of_allowed(allowed.codes, allowed.rows, biases, log_probs, unrolled, k, normalised)
+
+
+@compiled
+def _best_of_allowed(
+    codes: Codes,
+    rows: Rows,
+    biases: Floats,
+    log_probs: Floats,
+    unrolled: tuple[int, ...],
+    k: int,
+    normalised: bool,
+) -> tuple[Rows, Floats]:
+    """codes: (n, num_subspaces), of the rows. Rows that are excluded leave no gap in a block."""
+    capacity = min(k, len(rows))
+    scores, numbers = np.empty(capacity, np.float64), np.empty(capacity, np.int64)
+    size = 0
+    block, own_biases = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
+    own_rows = np.empty(BLOCK, np.int32)
+    highest, mass = -np.inf, 0.0
+    at = 0
+    while at < len(rows):
+        length = min(BLOCK, len(rows) - at)
+        lowest = np.float32(0)
+        for i in range(length):
+            bias = biases[np.uint64(rows[at + i])]
+            own_biases[i] = bias
+            own_rows[i] = rows[at + i]
+            lowest = min(lowest, bias)
+        if lowest > -np.inf:
+            score_rows(
+                codes[at : at + length],
+                own_biases[:length],
+                log_probs,
+                unrolled,
+                block[:length],
+            )
+            at += length
+        else:  # some are excluded
+            length = 0
+            while length < BLOCK and at < len(rows):
+                begin, first = at, length
+                while length < BLOCK and at < len(rows):
+                    bias = biases[np.uint64(rows[at])]
+                    if bias == -np.inf:
+                        break
+                    own_rows[length], own_biases[length] = rows[at], bias
+                    length += 1
+                    at += 1
+                run = slice(first, length)
+                score_rows(codes[begin:at], own_biases[run], log_probs, unrolled, block[run])
+                if length < BLOCK and at < len(rows):
+                    at += 1  # over the excluded row
+        sums = block[:length]
+        best = np.float64(highest_of(sums)) if length else -np.inf
+        if best == -np.inf:
+            continue
+        if size < capacity or best > scores[0]:
+            for i in range(length):
+                if sums[i] > -np.inf:
+                    size = heap.push(scores, numbers, size, sums[i], own_rows[i])
         if normalised:
             if best > highest:
                 mass *= np.exp(highest - best)

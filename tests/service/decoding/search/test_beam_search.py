@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import count, pairwise, product
 from typing import Any, get_args
@@ -451,6 +452,76 @@ def test_a_filter_of_all_rows_is_no_filter(
     answer = decode_one(job, catalogue, denoiser, ranking=ranking, prior=prior)
     assert answer.rows.tolist() == expected.rows.tolist()
     assert answer.scores.tolist() == same_scores(expected, ranking)
+
+
+@each_ranking
+@settings(deadline=None, max_examples=100)
+@given(data=st.data(), seed=seeds, repeat_bias=repeat_biases)
+def test_a_filter_that_comes_again_changes_no_bit(
+    ranking: Ranking, data: st.DataObject, seed: int, repeat_bias: float
+) -> None:
+    """What is kept of a filter, and put back after each job, against filters that are used once."""
+    catalogue = data.draw(catalogues())
+    prior = data.draw(st.none() | priors(catalogue))
+    denoiser = denoiser_for(catalogue, seed, repeat_bias=repeat_bias)
+    kept = [
+        np.array(rows, np.int32) for rows in data.draw(st.lists(filters(catalogue), min_size=1))
+    ]
+    for rows in kept:
+        rows.flags.writeable = False
+    drawn = data.draw(st.lists(jobs(catalogue, may_finish=True), min_size=1, max_size=5))
+    places = st.none() | st.integers(0, len(kept) - 1)
+    asked = [
+        (replace(job, ranking=ranking, **data.draw(boosts(catalogue))), data.draw(places))
+        for job in drawn
+    ]
+    again = SidTrie(catalogue)
+    for _ in range(2):
+        batch = [
+            job if place is None else replace(job, allowed=kept[place]) for job, place in asked
+        ]
+        once = [
+            job if job.allowed is None else replace(job, allowed=job.allowed.copy())
+            for job in batch
+        ]
+        found, _ = decode(batch, again, denoiser, prior=prior)
+        expected, _ = decode(once, SidTrie(catalogue), denoiser, prior=prior)
+        for one, other in zip(found, expected, strict=True):
+            assert one.rows.tolist() == other.rows.tolist()
+            assert one.scores.tolist() == other.scores.tolist()
+            assert one.survivors == other.survivors
+
+
+@each_ranking
+@pytest.mark.parametrize("steps", [(4,), (1, 3), (1, 1, 2)])
+@pytest.mark.parametrize("share", [0.3, 0.7, 0.95])
+def test_threads_may_share_a_filter(ranking: Ranking, steps: tuple[int, ...], share: float) -> None:
+    random = np.random.default_rng(0)
+    catalogue = catalogue_of(random.integers(0, 30, (3000, 4)), num_codes=30)
+    allowed = np.flatnonzero(random.random(3000) < share).astype(np.int32)
+    histories = random.integers(0, 3000, (40, 5)).tolist()
+    batch = [
+        replace(job, allowed=allowed.copy())
+        for job in (
+            job_of(schedule=Schedule(steps), history=one, excluded=one, ranking=ranking)
+            for one in histories
+        )
+    ]
+    denoiser = denoiser_for(catalogue, repeat_bias=-1.0)
+    expected, _ = decode(batch, SidTrie(catalogue), denoiser)
+    allowed.flags.writeable = False
+    trie = SidTrie(catalogue)
+
+    def found(job: Job) -> Decoded:
+        [answer], _ = decode([replace(job, allowed=allowed)], trie, denoiser)
+        return answer
+
+    with ThreadPoolExecutor(4) as pool:
+        for one, other in zip(pool.map(found, batch), expected, strict=True):
+            assert one.rows.tolist() == other.rows.tolist()
+            assert one.scores.tolist() == pytest.approx(other.scores.tolist(), abs=1e-5)
+    assert len(trie.filters) == 1
+    assert len(trie.filters.of(allowed).scratch) <= 1
 
 
 def test_a_filter_leaves_no_trace_for_the_next_job_of_the_batch() -> None:

@@ -186,8 +186,8 @@ def test_long_posting_lists_give_the_answers_of_copied_rows(
             ranking="path",
         )
         answer = decode_with(lists, job, denoiser, prior, order)
-        # A filter of all rows makes the search copy: the oracle.
-        job = replace(job, allowed=np.arange(9_000, dtype=np.int32))
+        # With a filter of all rows, an explanation makes the search copy: the oracle.
+        job = replace(job, allowed=np.arange(9_000, dtype=np.int32), explain=True)
         expected = decode_with(copies, job, denoiser, prior, order)
         assert answer.rows.tolist() == expected.rows.tolist()
         assert answer.scores.tolist() == pytest.approx(expected.scores.tolist(), abs=1e-5)
@@ -195,6 +195,45 @@ def test_long_posting_lists_give_the_answers_of_copied_rows(
     last = len(steps) == 2
     assert taken.best_of_posting_lists == 3 * last
     assert taken.expand_posting_lists == 3 * (not last and num_excluded < 255)
+
+
+@pytest.mark.parametrize("steps", [(1, 5), (1, 2, 3), (1, 1, 4), (1, 1, 1, 1, 2)])
+@pytest.mark.parametrize("share", [0.1, 0.4, 0.8, 0.99])
+@pytest.mark.parametrize("order", ["confidence", "entropy", "random"])
+def test_a_filter_on_posting_lists_gives_the_answers_of_copied_rows(
+    taken: Taken, steps: tuple[int, ...], share: float, order: Order
+) -> None:
+    """Of some pairs of codes the filter leaves no item, though more than 255 items have them."""
+    random = np.random.default_rng(round(100 * share))
+    codes = random.zipf(1.5, (9_000, 6)) % 11
+    codes[1::2, 2:] = codes[::2, 2:]
+    catalogue = catalogue_of(codes, num_codes=11)
+    none_left = (codes[:, 1] == 1) & (codes[:, 3] == 2) | (codes[:, 0] == 2) & (codes[:, 2] == 1)
+    assert np.count_nonzero(none_left) > 510
+    allowed = np.flatnonzero(~none_left & (random.random(9_000) < share)).astype(np.int32)
+    common = random.permutation(np.flatnonzero(codes[:, 0] == 1))
+    for seed, sharpness in enumerate([1.0, 4.0, 40.0]):
+        denoiser = HashedDenoiser(6, 11, seed=seed, sharpness=sharpness, repeat_bias=-1.0)
+        job = job_of(
+            schedule=Schedule(steps),
+            history=random.integers(0, 9_000, 30).tolist(),
+            k=15,
+            beam_width=20,
+            excluded=[*common[:200], *common[:100]],
+            allowed=allowed.tolist(),
+            ranking="path",
+        )
+        before = taken.expand_posting_lists + taken.best_of_posting_lists
+        answer = decode_with(with_pairs(catalogue), job, denoiser, None, order)
+        assert taken.expand_posting_lists + taken.best_of_posting_lists == before + 1
+        copying = replace(job, explain=True)
+        expected = decode_with(with_pairs(catalogue), copying, denoiser, None, order)
+        assert taken.expand_posting_lists + taken.best_of_posting_lists == before + 1
+        assert answer.rows.tolist() == expected.rows.tolist()
+        assert answer.scores.tolist() == expected.scores.tolist()
+        assert answer.survivors == expected.survivors
+        assert len(answer.rows) == 15
+        assert set(answer.rows.tolist()) <= set(allowed.tolist()) - set(common[:200].tolist())
 
 
 @pytest.mark.parametrize("num_items", [254, 255, 256, 300])
