@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 DEMO = Path(__file__).resolve().parents[1] / "models_store" / "demo"
 PATIENCE_MS = 60_000
+PAUSE_MS = 200  # between moves: the page waits with moves that follow each other faster
 MOVED = ("k", "beam_width", "r_warm", "m_par")  # settings, where the bundle's family has them
 # What happens in the page, in milliseconds since it was asked for. A list counts when the frame
 # that shows it has been made: a message that is posted from a frame comes after that frame.
@@ -92,7 +93,7 @@ def turn_of(browser: Browser, url: str, *, moves: int, drags: int) -> Turn:
         page = context.new_page()
         page.goto(url)
         first_list = _next_list(page, 0)
-        first_paint = page.evaluate(PAINT)
+        first_paint = page.wait_for_function(PAINT).json_value()
         moved, requested = _moves(page, moves)
         draws, seconds = _drag(page, drags)
         return Turn(first_paint, first_list, moved, requested, draws, seconds)
@@ -126,6 +127,8 @@ def _moves(page: Page, moves: int) -> tuple[tuple[float, ...], tuple[float, ...]
         page.keyboard.press(back if move % 2 else there)
         shown = _next_list(page, seen)
         found.append(shown - page.evaluate("measured.keys.at(-1)"))
+        page.wait_for_function("(count) => measured.requests.length >= count", arg=move + 1)
+        page.wait_for_timeout(PAUSE_MS)
     return tuple(found), tuple(page.evaluate("measured.requests"))
 
 

@@ -17,16 +17,15 @@ KEY = "a-key-of-clients"
 def test_histories_are_stored_once(
     bundles_dir: Path,
     bundle: Bundle,
-    redis_url: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    users = bundle.held_out
+    users = bundle.held_out  # whom other tests expect without a history: so a store of its own
     settings = {"bundles_dir": bundles_dir, "bundle": "tiny@1", "api_keys": KEY}
     for name, value in settings.items():
         monkeypatch.setenv(f"UNMASK_{name.upper()}", str(value))
-    with service_process(tmp_path, redis_url=redis_url, **settings) as service:
+    with service_process(tmp_path, **settings) as service:
         service.client.headers["Authorization"] = f"Bearer {KEY}"
         service.send(bundle.items[0].item_id, user_id=users[0].user_id)
         url = ["--url", str(service.client.base_url)]

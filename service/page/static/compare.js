@@ -152,7 +152,7 @@ class Side {
     const { r_warm: warm, m_par: par, ...others } = this.controls.fields();
     const own = this.bundle.decoding;
     const schedule = { r_warm: warm ?? own.r_warm, m_par: par ?? own.m_par };
-    const isPapers = !this.bundle.autoregressive && String(Object.values(schedule)) === String(Object.values(papersSchedule(this.bundle.num_subspaces)));
+    const isPapers = !this.bundle.autoregressive && String(Object.values(schedule)) === String(Object.values(papersSchedule(this.controls.numPositions())));
     const named = { ...(warm !== undefined && { r_warm: warm }), ...(par !== undefined && { m_par: par }), ...others };
     const changes = Object.entries(named).map(([field, value]) => `${field} ${typeof value === "object" ? JSON.stringify(value) : value}`);
     const what = changes.length ? changes.join(", ") : "the bundle's own settings";

@@ -98,7 +98,7 @@ export class Controls {
 
   schedule() {
     this.steps = el("p", { class: "steps" });
-    const take = () => (this.set(papersSchedule(this.bundle.num_subspaces)), this.onChange());
+    const take = () => (this.set(papersSchedule(this.numPositions())), this.onChange());
     return [this.steps, el("button", { type: "button", class: "quiet papers", on: { click: take } }, "The papers' schedule")];
   }
 
@@ -152,18 +152,23 @@ export class Controls {
     this.shown();
   }
 
+  /** Of the codes of all items that are asked for together. */
+  numPositions() {
+    return Number(this.value("horizon") ?? 1) * this.bundle.num_subspaces;
+  }
+
   shown() {
-    const horizon = Number(this.value("horizon") ?? 1);
+    const numPositions = this.numPositions();
     for (const name of ["r_warm", "m_par"]) {
       const row = this.rows.get(name);
-      if (row) row.input.max = horizon * this.bundle.num_subspaces;
+      if (row) row.input.max = numPositions;
     }
     for (const { input, output, own } of this.rows.values()) {
       const shown = input.step === "any" ? Number(input.value).toFixed(2) : input.value;
       if (output) output.value = String(input.value) === String(own) ? shown : `${shown} · was ${own}`;
     }
-    if (this.steps && horizon === 1) {
-      const steps = stepsOf(this.bundle.num_subspaces, Number(this.value("r_warm")), Number(this.value("m_par")));
+    if (this.steps && numPositions === this.bundle.num_subspaces) {
+      const steps = stepsOf(numPositions, Number(this.value("r_warm")), Number(this.value("m_par")));
       const calls = steps.length === 1 ? "1 call fills all positions" : `${steps.length} calls fill ${steps.join(", ")} positions`;
       this.steps.replaceChildren(calls);
     } else this.steps?.replaceChildren();

@@ -13,7 +13,7 @@ const DURATION = "unmask_recommend_duration_seconds";
 export class Operate {
   /** onBundle: called when another bundle answers. */
   constructor(root, info, onBundle) {
-    Object.assign(this, { info, onBundle, key: "", residents: [], timer: 0, before: null });
+    Object.assign(this, { info, onBundle, key: "", residents: [], timer: 0, turn: 0, before: null });
     this.health = el("p", { class: "big", role: "status" }, "…");
     this.facts = el("dl", { class: "facts" });
     this.bundles = el("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": "Bundles in memory" });
@@ -66,11 +66,13 @@ export class Operate {
   }
 
   async read() {
+    const turn = ++this.turn; // what a later reading has seen is not drawn over
     const ready = ask("GET", "/health/ready").catch((error) => {
       if (error.answer?.reasons) return error; // why it is not
       throw error;
     });
     const [{ answer: readiness }, { answer: models }, { answer: text }] = await Promise.all([ready, ask("GET", "/models"), this.metrics()]);
+    if (turn !== this.turn) return;
     const isReady = readiness.reasons.length === 0;
     this.health.replaceChildren(el("span", { class: `mark ${isReady ? "good" : "bad"}` }, isReady ? "ready" : "not ready"), isReady ? " It answers." : ` ${readiness.reasons.join(", ")}`);
     this.drawBundles(models);
@@ -158,21 +160,16 @@ export class Operate {
   }
 
   keyForm() {
-    const input = el("input", { id: "admin-key", type: "password", autocomplete: "off", placeholder: "to load, compare and hide" });
+    const placeholder = "to load, compare and hide";
+    const input = el("input", { id: "admin-key", type: "password", autocomplete: "off", placeholder });
     const submit = async (event) => {
       event.preventDefault();
-      this.key = input.value;
+      const key = input.value;
       input.value = "";
-      if (await this.drawChanges()) {
-        input.placeholder = "given, until this page is left";
-        this.drawn = null;
-        this.show();
-      } else {
-        this.key = "";
-        this.drawn = null;
-        this.changes.replaceChildren(); // forms of a key that is no more
-        this.show();
-      }
+      this.key = (await this.drawChanges(key)) ? key : "";
+      input.placeholder = this.key ? "given, until this page is left" : placeholder;
+      if (!this.key) this.changes.replaceChildren(); // forms of a key that is no more
+      this.show();
     };
     return el("form", { class: "bar-form", on: { submit } }, el("label", { for: "admin-key" }, "Administrator's key"), input, el("button", { type: "submit" }, "Use"));
   }
@@ -181,10 +178,9 @@ export class Operate {
     this.said.replaceChildren("…");
     try {
       const { answer } = await ask(method, `/admin/${path}`, { body, key: this.key });
-      this.said.replaceChildren("Done.");
-      await this.drawChanges();
+      if (await this.drawChanges()) this.said.replaceChildren("Done.");
       await this.read();
-      this.onBundle();
+      await this.onBundle();
       return answer;
     } catch (error) {
       this.said.replaceChildren(said(error.message));
@@ -193,10 +189,10 @@ export class Operate {
   }
 
   /** Forms that load a bundle and hide items, and the items that are hidden. */
-  async drawChanges() {
+  async drawChanges(key = this.key) {
     let changes;
     try {
-      changes = (await ask("GET", "/admin/items", { key: this.key })).answer.changes;
+      changes = (await ask("GET", "/admin/items", { key })).answer.changes;
     } catch (error) {
       this.said.replaceChildren(said(error.message));
       return false;

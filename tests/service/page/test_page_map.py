@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from opened_page import PATIENCE_MS
 from playwright.sync_api import Browser, ConsoleMessage, Page
 
 STATIC = Path(__file__).resolve().parents[3] / "service" / "page" / "static"
@@ -147,6 +148,7 @@ def page(browser: Browser, url: str, request: pytest.FixtureRequest) -> Iterator
     context = browser.new_context(
         color_scheme=getattr(request, "param", "light"), viewport={"width": 1100, "height": 800}
     )
+    context.set_default_timeout(PATIENCE_MS)
     page = context.new_page()
     page.on("console", hear)
     page.on("pageerror", lambda error: complaints.append(str(error)))
