@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
+from loadtest.bench.options import at_least_one
 from loadtest.clients import authorization, run_service
 
 if TYPE_CHECKING:
@@ -217,9 +218,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     served = parser.add_mutually_exclusive_group()
     served.add_argument("--bundle", type=Path, help="to serve; default: the demo's")
     served.add_argument("--url", help="of a service that runs already")
-    parser.add_argument("--turns", type=int, default=5, help="how often the page is opened (5)")
-    parser.add_argument("--moves", type=int, default=24, help="of settings, in each turn (24)")
-    parser.add_argument("--drags", type=int, default=4, help="of the map, in each turn (4)")
+    parser.add_argument("--turns", type=at_least_one, default=5, help="how often the page is opened (5)")
+    parser.add_argument("--moves", type=at_least_one, default=24, help="of settings, in each turn (24)")
+    parser.add_argument("--drags", type=at_least_one, default=4, help="of the map, in each turn (4)")
     parser.add_argument("--chromium", default=shutil.which("chromium"), help="its program")
     asked = parser.parse_args(arguments)
     try:

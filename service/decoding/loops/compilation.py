@@ -55,7 +55,9 @@ def level_of(features: Mapping[str, bool]) -> str | None:
 
 
 options = cast("Any", config)
-if options.CPU_NAME is None and (level := level_of(binding.get_host_cpu_features())):
+if options.CPU_NAME is options.CPU_FEATURES is None and (
+    level := level_of(binding.get_host_cpu_features())
+):
     options.CPU_NAME, options.CPU_FEATURES = level, ""  # numba finds what is cached by both
 MADE_FOR: str | None = options.CPU_NAME  # None: for this very processor
 
