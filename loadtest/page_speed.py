@@ -218,9 +218,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     served = parser.add_mutually_exclusive_group()
     served.add_argument("--bundle", type=Path, help="to serve; default: the demo's")
     served.add_argument("--url", help="of a service that runs already")
-    parser.add_argument("--turns", type=at_least_one, default=5, help="how often the page is opened (5)")
-    parser.add_argument("--moves", type=at_least_one, default=24, help="of settings, in each turn (24)")
-    parser.add_argument("--drags", type=at_least_one, default=4, help="of the map, in each turn (4)")
+    for name, default, what in (
+        ("--turns", 5, "how often the page is opened"),
+        ("--moves", 24, "of settings, in each turn"),
+        ("--drags", 4, "of the map, in each turn"),
+    ):
+        parser.add_argument(
+            name, type=at_least_one, default=default, help=f"{what} (default: {default})"
+        )
     parser.add_argument("--chromium", default=shutil.which("chromium"), help="its program")
     asked = parser.parse_args(arguments)
     try:
