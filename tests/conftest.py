@@ -74,6 +74,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
         "UNMASK_HISTORY_DIR": str(folder / "history"),
         "UNMASK_DEFAULT_TIMEOUT_MS": "10000",  # on a busy machine nothing is late
         "UNMASK_SLO_MS": "60000",
+        "UNMASK_REDIS_TIMEOUT_MS": "5000",
     }
     with (
         (folder / "stderr").open("w+") as errors,

@@ -75,9 +75,9 @@ def _items_keys(name: str) -> tuple[str, str]:
     return f"unmask:items-order:{{{name}}}", f"unmask:items:{{{name}}}"
 
 
-def _trending_keys(half_life_s: float) -> tuple[str, str]:
-    """The sorted set of items by their decayed counts, and that of the batches counted lately."""
-    return f"unmask:trending:{{{half_life_s}}}", f"unmask:trending-batches:{{{half_life_s}}}"
+def _trending_keys(half_life_s: float, writer: str = "") -> tuple[str, str]:
+    """The sorted set of items by their decayed counts, and the hash with a writer's last batch."""
+    return f"unmask:trending:{{{half_life_s}}}", f"unmask:trending-batch:{{{half_life_s}}}:{writer}"
 
 
 class RedisHistoryStore:
@@ -275,14 +275,13 @@ class RedisHistoryStore:
         return await self._call("items_version", reading, lambda replies: _number(*replies))
 
     async def count_trending(
-        self, batch: str, num_users: Mapping[str, int], half_life_s: float
+        self, writer: str, batch: int, num_users: Mapping[str, int], half_life_s: float
     ) -> None:
-        keys = _trending_keys(half_life_s)
+        keys = _trending_keys(half_life_s, writer)
         parts = [part for one in num_users.items() for part in one]
         arguments = (len(keys), *keys, batch, f"{half_life_s}", *parts)
         command = Command(keys[0], ("EVAL", scripts.COUNT_TRENDING, *arguments))
-        running = self._connection.run([command])
-        await self._call("count_trending", running, _numbers)
+        await self._call("count_trending", self._connection.run([command]), _numbers)
 
     async def read_trending(self, half_life_s: float, first: int, last: int) -> dict[str, float]:
         key, _ = _trending_keys(half_life_s)
@@ -290,7 +289,8 @@ class RedisHistoryStore:
 
         def counts(replies: list[Any]) -> dict[str, float]:
             [[now, found]] = replies
-            decayed = [2 ** (float(score) - float(now)) for score in found[1::2]]
+            # At most 2 ** 64: a clock that was set back may be far behind the scores.
+            decayed = [2 ** min(float(score) - float(now), 64) for score in found[1::2]]
             return dict(zip(found[::2], decayed, strict=True))
 
         return await self._call(
@@ -342,7 +342,7 @@ class RedisHistoryStore:
             self._event_log_s,
             event_log.rest_of_entry(event),
             how,
-            int(event.event_type in trending and event.item_id is not None),
+            int(event.event_type in trending and event.item_id is not None and how == scripts.PUSH),
             *event.all_item_ids,
         )
         keys = (entered, marks, shown, log)

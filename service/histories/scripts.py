@@ -253,11 +253,12 @@ return {changes, redis.call('HMGET', KEYS[2], unpack(ids))}
 """
 )
 
-# KEYS trending, batches. ARGV id of the batch, half_life_s, an item_id, how many users, and so on.
-# A batch that was counted in the last hour is not counted again. An item's score is log2 of the sum
-# over its users of 2 ^ (time / half_life); its decayed count is 2 ^ (score - now). So old scores
-# are never written again, and none overflows. When there are twice MOST_TRENDING items, the best
-# are kept, that many. A count goes when it is below 2 ^ -7.
+# KEYS trending, last batch of the writer. ARGV number of the batch, half_life_s, an item_id, how
+# many users, and so on. Numbers of a writer grow, and its last one is kept for an hour, so a batch
+# that comes again is not counted again. An item's score is log2 of the sum over its users of
+# 2 ^ (time / half_life); its decayed count is 2 ^ (score - now). So old scores are never written
+# again, and none overflows. When there are twice MOST_TRENDING items, the best are kept, that many.
+# A count goes when it is below 2 ^ -7.
 MOST_TRENDING = 5000
 COUNT_TRENDING = (
     WRITES
@@ -266,7 +267,8 @@ COUNT_TRENDING = (
 local time = redis.call('TIME')
 local now = (time[1] + time[2] / 1000000) / ARGV[2]
 local function log2(x) return math.log(x) / math.log(2) end
-if redis.call('ZSCORE', KEYS[2], ARGV[1]) then return 0 end
+local last = tonumber(redis.call('HMGET', KEYS[2], 'batch')[1] or 0)
+if tonumber(ARGV[1]) <= last then return 0 end
 for i = 3, #ARGV, 2 do
   local added = now + log2(ARGV[i + 1])
   local stored = redis.call('ZSCORE', KEYS[1], ARGV[i])
@@ -280,8 +282,7 @@ if #redis.call('ZRANGE', KEYS[1], -2 * most, -2 * most) > 0 then
 end
 write('ZREMRANGEBYSCORE', KEYS[1], '-inf', string.format('(%.17g', least))
 write('EXPIRE', KEYS[1], math.ceil(7 * ARGV[2]))
-write('ZREMRANGEBYSCORE', KEYS[2], '-inf', time[1] - 3600)
-write('ZADD', KEYS[2], time[1], ARGV[1])
+write('HSET', KEYS[2], 'batch', ARGV[1])
 write('EXPIRE', KEYS[2], 3600)
 return commit() or 1
 """

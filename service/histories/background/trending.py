@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
-from itertools import islice
+from itertools import count, islice
 from typing import NamedTuple, Protocol
 
 import structlog
@@ -37,9 +37,12 @@ class TrendingStore(Protocol):
     """Where the counts are. Every method may raise HistoryUnavailable."""
 
     async def count_trending(
-        self, batch: str, num_users: Mapping[str, int], half_life_s: float
+        self, writer: str, batch: int, num_users: Mapping[str, int], half_life_s: float
     ) -> None:
-        """Count users of items, now. The same batch is counted once, for an hour."""
+        """Count users of items, now. A batch that comes again within an hour is not counted again.
+
+        writer: an id of the process; batch: its number, from 1; later batches have larger ones
+        """
         ...
 
     async def read_trending(self, half_life_s: float, first: int, last: int) -> dict[str, float]:
@@ -78,7 +81,8 @@ class Trending:
         self._store = store
         self._metrics = metrics
         self._waiting: Counter[str] = Counter()
-        self._batch: tuple[str, Mapping[str, int]] | None = None  # until it is certainly written
+        self._writer, self._batches = str(uuid7()), count(1)
+        self._batch: tuple[int, Mapping[str, int]] | None = None  # until it is certainly written
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._reading = asyncio.Lock()
@@ -117,8 +121,8 @@ class Trending:
             async with asyncio.timeout(FLUSH_S):
                 while self._batch or self._waiting:
                     await self._write()
-        left = self._waiting + Counter(self._batch[1] if self._batch else {})
-        self._metrics.trending_dropped.inc(left.total())
+        self._drop_batch()
+        self._metrics.trending_dropped.inc(self._waiting.total())
 
     async def _write_all(self) -> None:
         while True:
@@ -132,17 +136,22 @@ class Trending:
                 continue
             except Exception:
                 log.exception("counting_trending_failed")
-                self._batch = None
+                self._drop_batch()
 
     async def _write(self) -> None:
-        """Write a batch; one that may have been written before goes under the same name."""
+        """Write a batch; one that may have been written before goes under the same number."""
         if self._batch is None:
             taken = dict(islice(self._waiting.items(), MOST_WRITTEN))
             for item_id in taken:
                 del self._waiting[item_id]
-            self._batch = str(uuid7()), taken
-        await self._store().count_trending(*self._batch, self.half_life_s)
+            self._batch = next(self._batches), taken
+        await self._store().count_trending(self._writer, *self._batch, self.half_life_s)
         self._batch = None
+
+    def _drop_batch(self) -> None:
+        if self._batch:
+            self._metrics.trending_dropped.inc(sum(self._batch[1].values()))
+            self._batch = None
 
     async def _all_pages(self) -> dict[str, float]:
         found: dict[str, float] = {}

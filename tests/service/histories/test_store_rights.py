@@ -72,7 +72,7 @@ def calls_of(store: RedisHistoryStore, user: str) -> dict[str, Call]:
         "read_items": lambda: store.read_items(user, 0),
         "erase": lambda: store.erase(f"{user}-gone"),
         "fill": lambda: store.fill([(f"{user}-filled", ["a", "b"])]),
-        "trend": lambda: store.count_trending(user, {user: 2}, FOREVER_S),
+        "trend": lambda: store.count_trending(user, 1, {user: 2}, FOREVER_S),
         "read_trending": lambda: store.read_trending(FOREVER_S, 0, 99),
     }
 

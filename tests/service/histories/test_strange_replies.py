@@ -75,7 +75,7 @@ def test_a_reply_of_another_kind_is_no_answer(kind: str, has_password: bool) -> 
                     store.write_items("tiny", {"i": "{}"}),
                     store.erase("u"),
                     store.fill([("u", ["i"])]),
-                    store.count_trending("b", {"i": 1}, 60),
+                    store.count_trending("w", 1, {"i": 1}, 60),
                     store.read_trending(60, 0, 9),
                     store.clock_ms(),
                     store.read_log([0]),

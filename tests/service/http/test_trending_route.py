@@ -153,9 +153,9 @@ def test_without_the_store_the_answer_says_so(tmp_path: Path, bundle: Path, fall
     valkey = Server(tmp_path, {"save": '""'})
 
     async def story(lifecycle: Lifecycle, client: httpx.AsyncClient) -> None:
-        with running(valkey):
-            await send(client, {"item-7": 2})
-            await counted(client, 1)
+        await send(client, {"item-7": 2})
+        await counted(client, 1)
+        valkey.kill()
         away = await client.post("/trending", json={"k": 2})
         assert away.status_code == 200
         assert ids(away.json()) == ["item-7", "item-0"]  # what was read before
@@ -170,4 +170,5 @@ def test_without_the_store_the_answer_says_so(tmp_path: Path, bundle: Path, fall
         else:
             assert (ids(away.json()), away.json()["degraded"]) == (["item-0"], True)
 
-    tell(story, redis_url=valkey.url, bundle=bundle, fallback=fallback)
+    with running(valkey):
+        tell(story, redis_url=valkey.url, bundle=bundle, fallback=fallback)
