@@ -35,6 +35,7 @@ class Job:
     schedule: of all positions: those of one SID, or of `horizon` SIDs side by side
     excluded: (m,) int32 rows that must not be returned; the search starts without them
     allowed:  (n,) int32 rows that the answer may contain, ascending and distinct; None = all
+        What is made of an array that owns its data and cannot be written to is kept: `FilterCache`
     finish_rows: once the beams own at most this many rows, all of them are scored and the search
         ends; 0 = the schedule is followed to its end
     ranking:  how beams are compared, see `decode`

@@ -8,7 +8,7 @@ the trie of other items begins with nothing. Knows no scores, jobs or attributes
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from functools import cached_property
 from threading import Lock
 from typing import Any
@@ -29,7 +29,7 @@ class AllowedRows:
     """The rows that a job may return, and what searches have made of them.
 
     rows:    (n,) int32, ascending and distinct
-    scratch: arrays that searches keep here for the next ones, as in `SidTrie`
+    scratch: what a search keeps here for the next one, as in `SidTrie`; the newest only
     """
 
     def __init__(self, rows: Rows, codes: Codes, counts: Integers) -> None:
@@ -39,7 +39,7 @@ class AllowedRows:
         if len(rows) and not 0 <= rows[0] <= rows[-1] < len(codes):
             raise ValueError(f"a job's rows must be at least 0 and below {len(codes)}")
         self.rows = _writeable(rows)
-        self.scratch: list[Any] = []
+        self.scratch: deque[Any] = deque(maxlen=1)
         self._all_codes = codes
         self._all_counts = counts
 
@@ -118,19 +118,22 @@ class FilterCache:
 
         It is kept if the array owns its data and cannot be written to; then these may not change.
         """
-        if rows.flags.writeable or rows.base is not None:
-            return AllowedRows(rows, self._codes, self._counts)
-        with self._lock:
-            if (kept := self._kept.get(id(rows))) is not None:
-                self._kept.move_to_end(id(rows))
-                return kept
-            made = AllowedRows(rows, self._codes, self._counts)
-            if made.most_bytes <= self.most_bytes:
-                self._kept[id(rows)] = made  # it holds the array, so no other has this id
-                self._num_bytes += made.most_bytes
-            while self._num_bytes > self.most_bytes:
-                _, oldest = self._kept.popitem(last=False)
-                self._num_bytes -= oldest.most_bytes
+        with self._lock:  # `_writeable` turns the flag for a moment, and only here
+            if not rows.flags.writeable and rows.base is None:
+                return self._kept_or_made(rows)
+        return AllowedRows(rows, self._codes, self._counts)
+
+    def _kept_or_made(self, rows: Rows) -> AllowedRows:
+        if (kept := self._kept.get(id(rows))) is not None:
+            self._kept.move_to_end(id(rows))
+            return kept
+        made = AllowedRows(rows, self._codes, self._counts)
+        if made.most_bytes <= self.most_bytes:
+            self._kept[id(rows)] = made  # it holds the array, so no other has this id
+            self._num_bytes += made.most_bytes
+        while self._num_bytes > self.most_bytes:
+            _, oldest = self._kept.popitem(last=False)
+            self._num_bytes -= oldest.most_bytes
         return made
 
 

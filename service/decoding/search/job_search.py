@@ -140,8 +140,11 @@ class Start:
             self.biases.put_over(biases)
 
     def give_back(self) -> None:
-        """Let the next job with this filter have its biases. A filter keeps those of one job."""
-        if self.allowed is not None and not self.is_few and not self.allowed.scratch:
+        """Let the next job with this filter have its biases. A filter keeps those of one job.
+
+        Not called after an error: then nobody gets them, and the next job makes its own.
+        """
+        if self.allowed is not None and not self.is_few:
             self.biases.clear()
             self.allowed.scratch.append(self.biases)
 

@@ -22,7 +22,8 @@ def test_a_table_and_a_line_of_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(rows) == 1 + 9 + 1
     assert {when for _, when in cases} == {"cold", "warm"}
     for case in found["cases"]:
-        assert min(case["look_up_ms"], case["search_ms"], case["against_unfiltered"]) > 0
+        assert min(case["search_ms"], case["against_unfiltered"]) > 0
+        assert case["look_up_ms"] >= 0  # of a microsecond or two: a clock may not see it
         if case["filter"].endswith((" 0.9", " 0.25")):
             assert case["share"] == pytest.approx(float(case["filter"].split()[-1]), abs=0.1)
 

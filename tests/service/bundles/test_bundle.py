@@ -135,9 +135,7 @@ def test_items_come_and_go_and_the_bundle_stays_as_it_was(bundles_dir: Path) -> 
         assert {state.items[row].item_id for row in rare} == expected
         state.decoder.trie.filters.of(rare)
         assert len(state.decoder.trie.filters) == 1
-    origin = bundle.with_items(
-        new, embeddings
-    ).as_loaded  # keeps its arrays, and nothing of filters
+    origin = bundle.with_items(new, embeddings).as_loaded  # its arrays, and nothing of filters
     assert np.shares_memory(origin.decoder.trie.rows, bundle.decoder.trie.rows)
     assert origin.decoder.trie.pairs is bundle.decoder.trie.pairs
     assert not len(origin.decoder.trie.filters)
