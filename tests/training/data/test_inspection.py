@@ -170,7 +170,9 @@ def test_the_page_inspects_a_log_as_it_says(
     (tmp_path / "products.csv").write_text("item_id,name\n" + listed)
     section = PAGE.read_text().partition("## From your log to")[2].partition("\n## ")[0]
     commands = re.findall(r"^python -m training (inspect .*?[^\\])$", section, re.M | re.S)
+    *commands, exported = commands
     assert len(commands) == 2
+    assert exported.endswith("--preset shop.toml")  # of what a service exports
     monkeypatch.chdir(tmp_path)
     statuses = []
     for command in commands:
