@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from loadtest.bench.options import at_least_one
 from loadtest.clients import authorization, run_service
 
 if TYPE_CHECKING:
@@ -223,11 +222,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ("--moves", 24, "of settings, in each turn"),
         ("--drags", 4, "of the map, in each turn"),
     ):
-        parser.add_argument(
-            name, type=at_least_one, default=default, help=f"{what} (default: {default})"
-        )
+        parser.add_argument(name, type=int, default=default, help=f"{what} (default: {default})")
     parser.add_argument("--chromium", default=shutil.which("chromium"), help="its program")
     asked = parser.parse_args(arguments)
+    if min(asked.turns, asked.moves, asked.drags) < 1:
+        parser.error("--turns, --moves and --drags are at least 1")
     try:
         with contextlib.ExitStack() as stack:
             if not asked.chromium:
