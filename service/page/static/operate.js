@@ -190,9 +190,13 @@ export class Operate {
 
   /** Forms that load a bundle and hide items, and the items that are hidden. */
   async drawChanges(key = this.key) {
-    let changes;
+    const changes = [];
     try {
-      changes = (await ask("GET", "/admin/items", { key })).answer.changes;
+      for (let after = 0; after !== null; ) {
+        const { answer } = await ask("GET", `/admin/items?after=${after}`, { key }); // a page of them, which may be empty
+        changes.push(...answer.changes);
+        after = answer.next;
+      }
     } catch (error) {
       this.said.replaceChildren(said(error.message));
       return false;
