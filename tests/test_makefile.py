@@ -45,7 +45,7 @@ def test_it_installs_again_only_when_the_dependencies_change(tmp_path: Path) -> 
         return make("--dry-run", "check", f"VENV={tmp_path}").stdout
 
     assert "-m venv" in plan()
-    assert "[cpu,train,loadtest,otel,dev]" in plan()
+    assert "[cpu,train,ray,loadtest,otel,dev]" in plan()
     stamp = tmp_path / ".everything"
     (tmp_path / ".python").touch()
     stamp.touch()

@@ -25,6 +25,7 @@ from training.preset import load_config, preset_names, recorded_config, validate
 from training.printing import data_console
 
 if TYPE_CHECKING:
+    from service.bundles import Bundle
     from training.data import Dataset
 
 app = typer.Typer(
@@ -36,6 +37,7 @@ app = typer.Typer(
 )
 # service.bundles.bundle.Precision and training.data.DATASETS: both take seconds to import.
 PrecisionName = Literal["fp32", "int8"]
+EngineName = Literal["local", "ray"]
 PUBLIC_DATASETS = (
     *("amazon2014-beauty", "amazon2014-sports", "amazon2014-toys"),
     *("ml-1m", "ml-latest-small"),
@@ -169,8 +171,7 @@ def evaluate_command(
     loaded = Bundle.load(bundle, precision=precision)
     if set_default:
         check_not_promoted(bundle, loaded.manifest)
-    recorded = recorded_config(loaded.manifest.facts.get("config"))
-    config = validate_config(recorded, overrides, source=f"bundle {bundle}")
+    config = _config_of(loaded, bundle, overrides)
     dataset = _read(config, data, interactions, items, embeddings)
     change = bundle if set_default else None
     return evaluate_again(loaded, dataset, config, out, console, horizon=horizon, change=change)
@@ -197,8 +198,7 @@ def independence_command(
     from training.evaluation import report_independence
 
     loaded = Bundle.load(bundle)
-    recorded = recorded_config(loaded.manifest.facts.get("config"))
-    config = validate_config(recorded, source=f"bundle {bundle}")
+    config = _config_of(loaded, bundle)
     dataset = _read(config, data, interactions, items, embeddings)
     return report_independence(
         loaded, dataset, config.evaluation, out, console, users=users, draws=draws
@@ -300,38 +300,34 @@ def compare_command(
 @app.command("recommend")
 def recommend_command(
     bundle: Annotated[Path, typer.Option(help="folder of the bundle")],
-    users: Annotated[
-        Path, typer.Option(help="histories: a file like those of --interactions of run")
-    ],
+    users: Annotated[Path, typer.Option(help="histories: a file as of --interactions of run")],
     out: Annotated[Path, typer.Option(help="parquet file to write; it is replaced")],
+    engine: Annotated[EngineName, typer.Option(help="threads here, or actors of Ray")] = "local",
     k: Annotated[int, typer.Option(min=1, max=1000, help="items for each user")] = 10,
-    exclude_seen: Annotated[
-        bool, typer.Option(help="leave out items of the user's history")
-    ] = True,
-    threads: Annotated[int, typer.Option(min=1, help="batches decoded at a time")] = 1,
+    exclude_seen: Annotated[bool, typer.Option(help="leave out items of the history")] = True,
+    workers: Annotated[int, typer.Option(min=0, help="threads or actors; 0 = all cores")] = 0,
     overrides: SetOption = None,
 ) -> dict[str, Any]:
     """Recommend items to all users of a file, as the service would.
 
-    The file has user_id, rank, item_id, score and served_by.
+    The file has user_id, rank, item_id, score and served_by. A run that was stopped goes on. With
+    RAY_ADDRESS, actors are of that cluster.
     """
     check_runtime()
     from service.bundles import Bundle
     from training.data import read_interactions
-    from training.evaluation import recommend_to_file
+    from training.evaluation import Asked, recommend_to_file
 
     if out.suffix != ".parquet":
         raise ConfigError(f"--out {out} must end in .parquet")
     check_folder("--out", out.parent)
     loaded = Bundle.load(bundle)
-    recorded = recorded_config(loaded.manifest.facts.get("config"))
-    config = validate_config(recorded, overrides, source=f"bundle {bundle}")
+    config = _config_of(loaded, bundle, overrides)
     said: list[str] = []
     log = read_interactions(users, config.interactions, said, said)
     console.print(*said, sep="\n")
-    return recommend_to_file(
-        loaded, log, out, console, k=k, exclude_seen=exclude_seen, workers=threads
-    )
+    how = {"asked": Asked(k, exclude_seen), "engine": engine, "workers": workers}
+    return recommend_to_file(bundle, loaded, log, out, console, **how)
 
 
 @app.command("promote")
@@ -396,6 +392,12 @@ def check_runtime() -> None:
         require_runtime()
     except RuntimeMissing as error:
         raise TrainingError(str(error)) from error
+
+
+def _config_of(loaded: Bundle, folder: Path, overrides: list[str] | None = None) -> RunConfig:
+    """What a bundle says that it was trained with."""
+    recorded = recorded_config(loaded.manifest.facts.get("config"))
+    return validate_config(recorded, overrides, source=f"bundle {folder}")
 
 
 def _read(

@@ -4,10 +4,12 @@ Reading order: `evaluation` (ranks and metrics), `figures` (differences and thei
 `decoding_grid` (chooses the default setting), `cold_items` (what becomes of items that are added)
 with `cold_tables`, `several_items` (the next items together), `independence` (what filling several
 positions a call costs), `report` (the document), `ranks_store` (ranks of many systems on disk),
-`all_users` (what a bundle recommends to everybody). Does not know how a bundle was trained.
+`all_users` with `answers_file` (what a bundle recommends to everybody). Does not know how a bundle
+was trained.
 """
 
-from training.evaluation.all_users import recommend_all, recommend_to_file
+from training.evaluation.all_users import Asked, recommend_all
+from training.evaluation.answers_file import recommend_to_file
 from training.evaluation.cold_items import AS_TRAINED, KEPT_OUT, PUT_BACK, ColdItems
 from training.evaluation.cold_tables import Measured, cold_figures, cold_markdown
 from training.evaluation.decoding_grid import (
@@ -61,6 +63,7 @@ __all__ = [
     "PUT_BACK",
     "SHORT",
     "AsServed",
+    "Asked",
     "ColdItems",
     "Difference",
     "Grid",
