@@ -59,7 +59,7 @@ audit: $(VENV)/.everything ## pip-audit: known vulnerabilities of what is instal
 	$(BIN)/pip-audit --skip-editable --vulnerability-service pypi --progress-spinner off
 
 test: $(VENV)/.everything ## pytest; tests on real data need UNMASK_DATA_DIR
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 e2e: $(VENV)/.everything ## images and docker-compose.yml, tried on a real Docker engine (minutes)
 	$(BIN)/python -m pytest --e2e tests/e2e -v -s
