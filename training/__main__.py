@@ -20,12 +20,18 @@ import typer
 
 from service.errors import StartError
 from training.config import ComparisonTable, RunConfig, StageName
-from training.errors import ConfigError, DataError, TrainingError, check_folder, sentence_of
-from training.preset import load_config, preset_names, recorded_config, validate_config
+from training.errors import (
+    ConfigError,
+    DataError,
+    TrainingError,
+    check_folder,
+    check_runtime,
+    sentence_of,
+)
+from training.preset import config_of, load_config, preset_names
 from training.printing import data_console
 
 if TYPE_CHECKING:
-    from service.bundles import Bundle
     from training.data import Dataset
 
 app = typer.Typer(
@@ -171,7 +177,7 @@ def evaluate_command(
     loaded = Bundle.load(bundle, precision=precision)
     if set_default:
         check_not_promoted(bundle, loaded.manifest)
-    config = _config_of(loaded, bundle, overrides)
+    config = config_of(loaded.manifest.facts, bundle, overrides)
     dataset = _read(config, data, interactions, items, embeddings)
     change = bundle if set_default else None
     return evaluate_again(loaded, dataset, config, out, console, horizon=horizon, change=change)
@@ -198,7 +204,7 @@ def independence_command(
     from training.evaluation import report_independence
 
     loaded = Bundle.load(bundle)
-    config = _config_of(loaded, bundle)
+    config = config_of(loaded.manifest.facts, bundle)
     dataset = _read(config, data, interactions, items, embeddings)
     return report_independence(
         loaded, dataset, config.evaluation, out, console, users=users, draws=draws
@@ -244,6 +250,20 @@ def step_time_command(
     config = load_config(preset, overrides)
     dataset = _read(config, data)
     return step_time(dataset.split, SidTrie(catalogue_of(dataset, config, run)), config)
+
+
+@app.command("device-check")
+def device_check_command(
+    out: Annotated[Path, typer.Option(help="folder for device-check.json and what it is made of")],
+    preset: PresetOption = "default",
+    overrides: SetOption = None,
+) -> dict[str, Any]:
+    """Try training and decoding on every device of this machine, beside its processor."""
+    check_folder("--out", out)
+    check_runtime()
+    from training.pipeline import device_check
+
+    return device_check(load_config(preset, overrides), out, console)
 
 
 @app.command("compare")
@@ -310,8 +330,7 @@ def recommend_command(
 ) -> dict[str, Any]:
     """Recommend items to all users of a file, as the service would.
 
-    The file has user_id, rank, item_id, score and served_by. A run that was stopped goes on. With
-    RAY_ADDRESS, actors are of that cluster.
+    The file has user_id, rank, item_id, score and served_by. A run that was stopped goes on.
     """
     check_runtime()
     from service.bundles import Bundle
@@ -322,7 +341,7 @@ def recommend_command(
         raise ConfigError(f"--out {out} must end in .parquet")
     check_folder("--out", out.parent)
     loaded = Bundle.load(bundle)
-    config = _config_of(loaded, bundle, overrides)
+    config = config_of(loaded.manifest.facts, bundle, overrides)
     said: list[str] = []
     log = read_interactions(users, config.interactions, said, said)
     console.print(*said, sep="\n")
@@ -362,11 +381,8 @@ def fetch_command(
     check_folder("--out", out)
     fetched = fetch(name, out, checksums=checksums_of(checksum or []), console=console)
     console.print(f"terms of use: {fetched.terms}")
-    return {
-        **vars(fetched.prepared),
-        "sha256": fetched.sha256,
-        "unchecked": list(fetched.unchecked),
-    }
+    told = {"sha256": fetched.sha256, "unchecked": list(fetched.unchecked)}
+    return {**vars(fetched.prepared), **told}
 
 
 @app.command("synthesize")
@@ -382,22 +398,6 @@ def synthesize_command(
 
     check_folder("--out", out)
     return synthesize(out, users, items, noise, seed)
-
-
-def check_runtime() -> None:
-    """Raise TrainingError where ONNX Runtime cannot run: hours before it is needed, and for all."""
-    from service.decoding.network import RuntimeMissing, require_runtime
-
-    try:
-        require_runtime()
-    except RuntimeMissing as error:
-        raise TrainingError(str(error)) from error
-
-
-def _config_of(loaded: Bundle, folder: Path, overrides: list[str] | None = None) -> RunConfig:
-    """What a bundle says that it was trained with."""
-    recorded = recorded_config(loaded.manifest.facts.get("config"))
-    return validate_config(recorded, overrides, source=f"bundle {folder}")
 
 
 def _read(

@@ -50,3 +50,13 @@ def check_folder(option: str, folder: Path) -> None:
         raise ConfigError(f"{option} {folder}: {there} is a file; name a folder")
     if not os.access(there, os.W_OK | os.X_OK):
         raise ConfigError(f"{option} {folder}: {there} may not be written to; name another folder")
+
+
+def check_runtime() -> None:
+    """Raise TrainingError where ONNX Runtime cannot run: hours before it is needed, and for all."""
+    from service.decoding.network import RuntimeMissing, require_runtime
+
+    try:
+        require_runtime()
+    except RuntimeMissing as error:
+        raise TrainingError(str(error)) from error

@@ -100,6 +100,12 @@ def _apply(values: dict[str, Any], override: str) -> str:
     return ".".join(parts)
 
 
+def config_of(facts: dict[str, Any], bundle: Path, overrides: list[str] | None = None) -> RunConfig:
+    """The configuration in the facts of a bundle's manifest, with overrides."""
+    recorded = recorded_config(facts.get("config"))
+    return validate_config(recorded, overrides, source=f"bundle {bundle}")
+
+
 def recorded_config(facts: object) -> dict[str, Any]:
     """The configuration that a bundle records, for `validate_config`; empty if it records none.
 

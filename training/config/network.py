@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from training.config.sections import Noise, Section, later
+from training.config.sections import Device, Noise, Section, later
 
 
 class ModelConfig(Section):
@@ -135,6 +135,9 @@ class FitConfig(Section):
     validation_beam_width: int = Field(50, ge=10)
     patience: int = Field(4, ge=1, description="validations without a better recall before a stop")
     early_stop_from: float = Field(0.8, ge=0, le=1, description="progress before which none stops")
+    device: Device = later(
+        "auto", "where the network learns: cpu, cuda, mps; auto = cuda or mps if they are there"
+    )
     threads: int = Field(0, ge=0, description="torch threads; 0 = the processors we may use")
     seed: int = 7
 

@@ -16,6 +16,7 @@ AttributeType = Literal["text", "number", "date"]  # as in `service.bundles`
 Collisions = Literal["keep", "digit", "reassign"]
 Ranking = Literal["rows", "best", "path"]
 Order = Literal["confidence", "entropy", "margin", "left_to_right", "random", "raw_confidence"]
+Device = Literal["auto", "cpu", "cuda", "mps"]
 Noise = Literal["uniform", "cosine"]
 Retrieval = Literal["generate", "dense", "fused"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ class TorchDenoiser:
         self.num_subspaces = model.num_subspaces
         self.num_codes = model.num_codes
         self.history_length = model.config.history_length
+        self.device = next(model.parameters()).device
 
     @property
     def repeat_bias(self) -> float:
@@ -29,13 +31,13 @@ class TorchDenoiser:
     @torch.inference_mode()
     def encode(self, histories: Histories) -> Tensor:
         return self.model.remember(
-            torch.from_numpy(histories.codes.astype(np.int64)),
-            torch.from_numpy(histories.vectors.astype(np.float32)),
-            torch.from_numpy(histories.mask),
+            self._sent(histories.codes.astype(np.int64)),
+            self._sent(histories.vectors.astype(np.float32)),
+            self._sent(histories.mask),
         )
 
     def select(self, memory: Tensor, jobs: NDArray[np.intp]) -> Tensor:
-        return memory[torch.from_numpy(jobs)]
+        return memory[self._sent(jobs)]
 
     def join(self, memories: Sequence[Tensor]) -> Tensor:
         return torch.cat(list(memories))
@@ -45,6 +47,9 @@ class TorchDenoiser:
         self, memory: Tensor, partial_sids: NDArray[np.uint16], positions: NDArray[np.int64]
     ) -> NDArray[np.float32]:
         logits = self.model.denoise(
-            torch.from_numpy(partial_sids.astype(np.int64)), memory, torch.from_numpy(positions)
+            self._sent(partial_sids.astype(np.int64)), memory, self._sent(positions)
         )
-        return logits.log_softmax(dim=-1).numpy()
+        return logits.log_softmax(dim=-1).cpu().numpy()
+
+    def _sent(self, array: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(array).to(self.device)

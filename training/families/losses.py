@@ -6,6 +6,9 @@ logit being the sum of its codes' logits at masked positions. That is the set th
 decoding, so no probability goes to SIDs nobody has, and none is gained by reciting the catalogue.
 
 logits: (n, L, num_codes) float32    masked: (n, L) bool    target_codes: (n, L) int64
+
+Which rows are looked at is found on the host, and sent to the device of the logits (`device`):
+nothing has to come back from there.
 """
 
 from __future__ import annotations
@@ -19,12 +22,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from service.decoding import Catalogue, SidTrie
+from training.families.device import HOST, picked, sent
 
 
 class Repeats(NamedTuple):
     """Which rows each sample's history holds: `rows[i]` is in the history of `samples[i]`.
 
-    rows, samples: (m,) int64, no pair twice. bias: scalar, added to the scores of these rows.
+    rows, samples: (m,) int64, of the host, no pair twice
+    bias: scalar, on the device, added to the scores of these rows
     """
 
     rows: Tensor
@@ -54,19 +59,24 @@ class CatalogueSoftmax:
     weighted for it. Other samples have few compatible rows, which are listed and scored one by one.
     """
 
-    def __init__(self, trie: SidTrie, *, sampled_rows: int) -> None:
+    def __init__(self, trie: SidTrie, *, sampled_rows: int, device: torch.device = HOST) -> None:
+        """device: where logits will be."""
         self.trie = trie
         codes = torch.from_numpy(trie.catalogue.codes.astype(np.int64))
         self.num_items, self.num_subspaces = codes.shape
         self.num_codes = trie.catalogue.num_codes
         self.sampled_rows = sampled_rows
-        self.bags = (codes + torch.arange(self.num_subspaces) * self.num_codes).contiguous()
-        self.postings = torch.from_numpy(trie.rows.astype(np.int64)).flatten()
+        bags = (codes + torch.arange(self.num_subspaces) * self.num_codes).contiguous()
+        self.bags = sent(bags, device)
+        self.postings = sent(torch.from_numpy(trie.rows.astype(np.int64)).flatten(), device)
         starts = trie.indptr[:, :-1] + np.arange(self.num_subspaces)[:, None] * len(codes)
-        self.starts = torch.from_numpy(starts.ravel())
+        self.starts = sent(torch.from_numpy(starts.ravel()), device)
 
     def loss(self, logits: Tensor, target_rows: Tensor, masked: Tensor, repeats: Repeats) -> Tensor:
-        """Cross-entropy over compatible rows, averaged over samples. target_rows: (n,) int64."""
+        """Cross-entropy over compatible rows, averaged over samples.
+
+        target_rows: (n,) int64, and masked: of the host
+        """
         full = masked.all(dim=1)
         losses = logits.new_zeros(())
         if full.any():
@@ -74,7 +84,7 @@ class CatalogueSoftmax:
             here = full[repeats.samples]
             of_full = Repeats(repeats.rows[here], number[repeats.samples[here]], repeats.bias)
             over_rows = self._all_rows if self.num_items <= self.sampled_rows else self._some_rows
-            losses = losses + over_rows(logits[full], target_rows[full], of_full)
+            losses = losses + over_rows(picked(logits, full), target_rows[full], of_full)
         if not full.all():
             losses = losses + self._compatible_rows(
                 logits, target_rows, masked, torch.nonzero(~full).squeeze(1), repeats
@@ -107,35 +117,41 @@ class CatalogueSoftmax:
         return rows, sample
 
     def _all_rows(self, logits: Tensor, target_rows: Tensor, repeats: Repeats) -> Tensor:
-        losses: Tensor = _RowCrossEntropy.apply(logits, target_rows, *repeats, self)
+        told = (sent(one, logits.device) for one in (target_rows, repeats.rows, repeats.samples))
+        losses: Tensor = _RowCrossEntropy.apply(logits, *told, repeats.bias, self)
         return losses.sum()
 
     def _some_rows(self, logits: Tensor, target_rows: Tensor, repeats: Repeats) -> Tensor:
         """Sampled softmax. The target and the history's rows count once; each drawn row that is
         none of them stands for as many of the other rows as make up the catalogue.
         """
+        device = logits.device
         drawn = torch.randperm(self.num_items)[: self.sampled_rows]
         table = logits.flatten(1)
-        scores = F.embedding_bag(self.bags[drawn], table.t().contiguous(), mode="sum")
+        bags = self.bags[sent(drawn, device)]
+        scores = F.embedding_bag(bags, table.t().contiguous(), mode="sum")
         place = torch.full((self.num_items,), -1).scatter(0, drawn, torch.arange(len(drawn)))
         exact = torch.cat((repeats.rows, target_rows))
         exact_sample = torch.cat((repeats.samples, torch.arange(len(target_rows))))
-        was_drawn = place[exact] >= 0
-        struck = torch.zeros(scores.shape, dtype=torch.bool)
-        struck[place[exact[was_drawn]], exact_sample[was_drawn]] = True
         keys = torch.unique(exact_sample * self.num_items + exact)
         exact, exact_sample = keys % self.num_items, keys // self.num_items
         others = self.num_items - torch.bincount(exact_sample, minlength=len(target_rows))
-        stands_for = others / (len(drawn) - struck.sum(dim=0)).clamp(min=1)
-        scores = (scores + stands_for.log()).masked_fill(struck, -torch.inf)
+        was_drawn = place[exact] >= 0
+        struck_at = place[exact[was_drawn]], exact_sample[was_drawn]
+        num_struck = torch.bincount(struck_at[1], minlength=len(target_rows))
+        stands_for = others / (len(drawn) - num_struck).clamp(min=1)
+        struck = torch.zeros(scores.shape, dtype=torch.bool, device=device)
+        struck[tuple(sent(at, device) for at in struck_at)] = True
+        scores = (scores + sent(stands_for.log(), device)).masked_fill(struck, -torch.inf)
         seen = torch.isin(keys, repeats.samples * self.num_items + repeats.rows)
+        is_target = exact == target_rows[exact_sample]
+        exact, exact_sample, seen = (sent(one, device) for one in (exact, exact_sample, seen))
         exact_scores = table[exact_sample[:, None], self.bags[exact]].sum(dim=1)
         exact_scores = exact_scores + seen * repeats.bias
         drawn_mass = scores.logsumexp(dim=0)
         exact_mass = _segment_logsumexp(exact_scores, exact_sample, len(target_rows))
-        is_target = exact == target_rows[exact_sample]
         mass = torch.logaddexp(drawn_mass, exact_mass)
-        return mass.sum() - exact_scores[is_target].sum()
+        return mass.sum() - picked(exact_scores, is_target).sum()
 
     def _compatible_rows(
         self,
@@ -149,23 +165,26 @@ class CatalogueSoftmax:
             target_rows[samples].numpy(), masked[samples].numpy()
         )
         rows, sample = torch.from_numpy(listed), torch.from_numpy(listed_sample)
-        gathered = logits.flatten(1)[samples[sample][:, None], self.bags[rows]]
-        scores = (gathered * masked[samples[sample]]).sum(dim=1)
         seen = torch.isin(
             samples[sample] * self.num_items + rows,
             repeats.samples * self.num_items + repeats.rows,
         )
-        scores = scores + seen * repeats.bias
         is_target = rows == target_rows[samples[sample]]
+        told = (rows, sample, samples[sample], seen, masked)
+        rows, sample, of_sample, seen, masked = (sent(one, logits.device) for one in told)
+        gathered = logits.flatten(1)[of_sample[:, None], self.bags[rows]]
+        scores = (gathered * masked[of_sample]).sum(dim=1)
+        scores = scores + seen * repeats.bias
         mass = _segment_logsumexp(scores, sample, len(samples))
-        return mass.sum() - scores[is_target].sum()
+        return mass.sum() - picked(scores, is_target).sum()
 
 
 def _segment_logsumexp(values: Tensor, segment: Tensor, num_segments: int) -> Tensor:
     """log sum exp of the values of each segment: (num_segments,); each must have a value."""
-    highest = torch.full((num_segments,), -torch.inf)
+    highest = values.new_full((num_segments,), -torch.inf)
     highest = highest.scatter_reduce(0, segment, values.detach(), "amax")
-    mass = torch.zeros(num_segments).index_add(0, segment, (values - highest[segment]).exp())
+    mass = values.new_zeros(num_segments)
+    mass = mass.index_add(0, segment, (values - highest[segment]).exp())
     return mass.log() + highest
 
 
@@ -182,7 +201,7 @@ class _RowCrossEntropy(torch.autograd.Function):
         repeat_bias: Tensor,
         softmax: CatalogueSoftmax,
     ) -> Tensor:
-        samples = torch.arange(len(logits))
+        samples = torch.arange(len(logits), device=logits.device)
         table = logits.flatten(1).t().contiguous()
         scores = F.embedding_bag(softmax.bags, table, mode="sum")  # (num_items, n)
         scores[seen_rows, seen_samples] += repeat_bias
@@ -199,7 +218,7 @@ class _RowCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
         probabilities, target_rows, seen_rows, seen_samples = ctx.saved_tensors
         softmax: CatalogueSoftmax = ctx.softmax
-        samples = torch.arange(len(target_rows))
+        samples = torch.arange(len(target_rows), device=gradient.device)
         probabilities[target_rows, samples] -= 1  # saved for this one backward pass
         probabilities *= gradient
         bias_gradient = probabilities[seen_rows, seen_samples].sum()
@@ -215,18 +234,25 @@ class DenseLoss:
     more than `sampled_rows` rows, that number is drawn, and the loss is weighted for it.
     """
 
-    def __init__(self, catalogue: Catalogue, *, sampled_rows: int) -> None:
+    def __init__(
+        self, catalogue: Catalogue, *, sampled_rows: int, device: torch.device = HOST
+    ) -> None:
+        """device: where queries will be."""
         content = catalogue.vectors[:, : catalogue.content_dims].astype(np.float32)
-        self.content = torch.from_numpy(content)
+        self.content = sent(torch.from_numpy(content), device)
         self.num_known, self.sampled_rows = catalogue.num_known, sampled_rows
 
     def loss(self, queries: Tensor, target_rows: Tensor) -> Tensor:
-        """The mean over samples, 0 without any. queries: (n, dims), see `DenseHead`."""
+        """The mean over samples, 0 without any.
+
+        queries: (n, dims), see `DenseHead`; target_rows: (n,) int64, of the host
+        """
         if not len(queries):
             return queries.sum()  # a step can be made of it
         rows = torch.arange(self.num_known)
         if self.num_known > self.sampled_rows:
             rows = torch.randperm(self.num_known)[: self.sampled_rows]
+        rows, target_rows = (sent(one, queries.device) for one in (rows, target_rows))
         is_target = rows == target_rows[:, None]
         others = self.num_known - (target_rows < self.num_known).long()
         stands_for = others / (len(rows) - is_target.sum(dim=1)).clamp(min=1)

@@ -1,7 +1,8 @@
 """What objectives have in common whose minibatches are segments of histories.
 
 They look up codes and vectors of rows, with a row more for filler, and multiply in bfloat16 where
-the processor has it. Knows no loss and no network.
+the device is made for it. Rows and masks are of the host; what the network reads is on the device.
+Knows no loss and no network.
 """
 
 from __future__ import annotations
@@ -12,21 +13,30 @@ from contextlib import nullcontext
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from service.decoding import Catalogue
 from training.config import FitConfig
 from training.data import Segments
+from training.families.device import HOST, matrix_type, multiplying_in, sent
 
 
 class SegmentObjective:
     """The parts of an `Objective` that do not depend on the loss.
 
-    codes:   (num_items + 1, L) int64; the last row is filler, MASK everywhere
-    vectors: (num_items + 1, d) float16; filler is zeros
+    codes:   (num_items + 1, L) int64, on the host; the last row is filler, MASK everywhere
+    vectors: (num_items + 1, d) float16, on the device; filler is zeros
     filler:  the row of filler
+    device:  where the network is
     """
 
-    def __init__(self, segments: Segments, catalogue: Catalogue, config: FitConfig) -> None:
+    def __init__(
+        self,
+        segments: Segments,
+        catalogue: Catalogue,
+        config: FitConfig,
+        device: torch.device = HOST,
+    ) -> None:
         self.segments, self.config = segments, config
         self.num_samples = segments.num_samples
         self.filler = catalogue.num_items
@@ -35,9 +45,11 @@ class SegmentObjective:
             np.concatenate((catalogue.codes, filler_codes)).astype(np.int64)
         )
         filler_vector = np.zeros((1, catalogue.vectors.shape[1]), np.float16)
-        self.vectors = torch.from_numpy(np.concatenate((catalogue.vectors, filler_vector)))
-        has_bf16 = torch.cpu._is_avx512_bf16_supported()
-        self.dtype = torch.bfloat16 if config.bf16 and has_bf16 else torch.float32
+        vectors = torch.from_numpy(np.concatenate((catalogue.vectors, filler_vector)))
+        self.device = device
+        self.vectors = sent(vectors, device)
+        self._codes = sent(self.codes, device)
+        self.dtype = matrix_type(device, bf16=config.bf16)
 
     def minibatches(self, size: int, generator: torch.Generator) -> Iterator[NDArray[np.intp]]:
         """Every segment once, in random order, in minibatches of about `size` targets."""
@@ -49,5 +61,13 @@ class SegmentObjective:
 
     def precision(self) -> torch.autocast | nullcontext[None]:
         """The block in which a step multiplies matrices in `dtype`."""
-        in_bf16 = self.dtype == torch.bfloat16
-        return torch.autocast("cpu", torch.bfloat16) if in_bf16 else nullcontext()
+        return multiplying_in(self.dtype, self.device)
+
+    def sent(self, *made: Tensor) -> Iterator[Tensor]:
+        """Tensors of the host on the device."""
+        return (sent(one, self.device) for one in made)
+
+    def codes_and_vectors(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Of rows, on the device: (..., L) int64 and (..., d) float32. rows: of the host"""
+        there = sent(rows, self.device)
+        return self._codes[there], self.vectors[there].float()

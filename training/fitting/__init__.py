@@ -14,7 +14,7 @@ from training.fitting.neighbour_prior import (
     weigh_prior,
 )
 from training.fitting.refit import refit
-from training.fitting.speed import step_time
+from training.fitting.speed import first_losses, step_time
 from training.fitting.training_loop import Continuation, fit, load_best
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "Settings",
     "best_settings",
     "count_again",
+    "first_losses",
     "fit",
     "fit_priors",
     "load_best",

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from torch import Tensor
 
 from training.stages import written_whole
 
@@ -37,6 +38,17 @@ def read_checkpoint(checkpoint: Path, key: str, console: Console) -> dict[str, A
     size = f"{checkpoint.stat().st_size:,} bytes" if checkpoint.is_file() else "a folder"
     console.print(f"{checkpoint} is damaged ({size}): the fit starts again", markup=False)
     return None
+
+
+def on_host(snapshot: Any) -> Any:
+    """The same with all tensors on the host, those in dictionaries and lists too."""
+    if isinstance(snapshot, Tensor):
+        return snapshot.to("cpu")
+    if isinstance(snapshot, dict):
+        return {key: on_host(value) for key, value in snapshot.items()}
+    if isinstance(snapshot, list):
+        return [on_host(value) for value in snapshot]
+    return snapshot
 
 
 def write_checkpoint(checkpoint: Path, snapshot: dict[str, Any]) -> None:

@@ -3,8 +3,9 @@
 What is learnt is the objective of the network's family. Validation asks the production decoder, by
 default in one call, where every row is scored exactly. After every epoch a checkpoint is written. A
 run that was cut off continues from it and ends bit for bit where an uninterrupted one ends, unless
-it was given CPU minutes: then learning rate and masks follow the time that steps have taken. If a
-checkpoint is damaged, or of other inputs, a sentence says so and the fit starts from the beginning.
+it was given minutes (then learning rate and masks follow the time that steps have taken) or goes on
+on another device (which draws other random numbers). If a checkpoint is damaged, or of other
+inputs, a sentence says so and the fit starts from the beginning.
 A loss that is not finite ends the fit with a sentence. Knows no file outside its stage folder.
 
 fit/checkpoint.pt   model, averaged and best weights, optimiser, random states, validations, key
@@ -34,8 +35,8 @@ from training.config import FitConfig, MaskingConfig, ModelConfig
 from training.data import Split
 from training.errors import DataError, FitDiverged
 from training.evaluation import draw_windows, fewest_calls, ranks_at, recall_at
-from training.families import family_of
-from training.fitting.checkpoint import read_checkpoint, write_checkpoint
+from training.families import HOST, device_of, family_of, random_state, set_random_state
+from training.fitting.checkpoint import on_host, read_checkpoint, write_checkpoint
 from training.stages import remove, written_whole
 
 LOG_EVERY = 20  # steps
@@ -47,7 +48,8 @@ SCALAR_RATE = 30.0  # times the learning rate: the repeat bias has several nats 
 class FitState:
     """Everything but tensors that a resumed run needs, and what the run reports at its end.
 
-    cpu_seconds: of all steps, over all threads; seconds_fitting: by the clock, validation too
+    cpu_seconds: of all steps, over all threads; on a device, by the clock
+    seconds_fitting: by the clock, validation too
     """
 
     epoch: int = 0
@@ -86,7 +88,7 @@ def fit(
     stop_after_epochs: int | None = None,
     after: Continuation | None = None,
 ) -> tuple[nn.Module, FitState]:
-    """Train, or continue training, and return the model of the best validation recall@10.
+    """Train, or continue training; the model of the best validation recall@10, on the host.
 
     Without validation users it is the model after the last step.
     trie: the catalogue's; folder: the stage folder (checkpoint, scalar log).
@@ -118,7 +120,8 @@ def fit(
         remove(checkpoint)
         num_samples = trainer.objective.num_samples
         if trainer.seconds is not None:
-            console.print(f"{config.minutes:g} CPU minutes, on {num_samples:,} samples an epoch")
+            minutes = "CPU minutes" if trainer.device == HOST else "minutes"
+            console.print(f"{config.minutes:g} {minutes}, on {num_samples:,} samples an epoch")
         elif after is None:
             console.print(f"{trainer.epochs} epochs of {num_samples:,} samples (or set fit.epochs)")
         else:
@@ -126,6 +129,8 @@ def fit(
     elif not trainer.finished:
         of_all = "" if trainer.seconds is not None else f" of {trainer.epochs}"
         console.print(f"resumed after epoch {trainer.state.epoch}{of_all}")
+    if trainer.device != HOST:
+        console.print(f"on {trainer.device.type}")
     model = trainer.model
     progress = Progress(
         TextColumn("{task.description}", markup=False),
@@ -153,7 +158,7 @@ def fit(
                 )
             write_checkpoint(checkpoint, {**trainer.snapshot(), "key": key})
     model.load_state_dict(trainer.best)
-    return model.eval(), trainer.state
+    return model.eval().to(HOST), trainer.state
 
 
 def load_best(folder: Path, catalogue: Catalogue, config: ModelConfig) -> nn.Module:
@@ -167,7 +172,7 @@ class Trainer:
     """One run's model, objective, optimiser and state. torch's random state draws the weights.
 
     epochs: of the whole run; progress: the share of it that is done
-    seconds: of CPU time that all steps may take; None = there are `epochs`
+    seconds: of CPU time, or on a device by the clock, for all steps; None = there are `epochs`
     """
 
     def __init__(
@@ -184,7 +189,8 @@ class Trainer:
         self.trie, self.config, self.exclude_seen = trie, config, exclude_seen
         self.family = family_of(model_config.family)
         self.family.check(model_config)
-        self.model = model = self.family.build(trie.catalogue, model_config)
+        self.device = device_of(config.device)
+        self.model = model = self.family.build(trie.catalogue, model_config).to(self.device)
         self.objective = objective = self.family.objective(
             model, split, trie, model_config=model_config, masking=masking, config=config
         )
@@ -233,10 +239,11 @@ class Trainer:
         minibatches = list(self.objective.minibatches(self.config.minibatch, self.generator))
         if self.after is not None:  # the last epoch may be part of one
             minibatches = minibatches[: self.after.steps - self.state.step]
+        clock = time.process_time if self.device == HOST else time.monotonic
         for done, minibatch in enumerate(minibatches, start=1):
-            before = time.process_time()
+            before = clock()
             losses.append(self.step(minibatch))
-            self.state.cpu_seconds += time.process_time() - before
+            self.state.cpu_seconds += clock() - before
             if self.seconds is not None:
                 self.progress = min(1.0, self.state.cpu_seconds / self.seconds)
             elif self.after is None:
@@ -262,7 +269,7 @@ class Trainer:
 
     def snapshot(self) -> dict[str, Any]:
         """All that `restore` needs; only tensors and plain values, so it loads without pickle."""
-        return {
+        snapshot = {
             "model": self.model.state_dict(),
             "averaged": self.averaged.state_dict(),
             "best": self.best,
@@ -271,6 +278,10 @@ class Trainer:
             "generator": self.generator.get_state(),
             "torch_generator": torch.get_rng_state(),
         }
+        if (drawn := random_state(self.device)) is not None:
+            snapshot[f"{self.device.type}_generator"] = drawn
+        whole: dict[str, Any] = on_host(snapshot)
+        return whole
 
     def restore(self, snapshot: dict[str, Any]) -> None:
         self.model.load_state_dict(snapshot["model"])
@@ -285,17 +296,20 @@ class Trainer:
             self.progress = self.state.step / self.after.steps
         self.generator.set_state(snapshot["generator"])
         torch.set_rng_state(snapshot["torch_generator"])
+        if (drawn := snapshot.get(f"{self.device.type}_generator")) is not None:
+            set_random_state(self.device, drawn)
 
-    def step(self, minibatch: Any) -> float:
-        """Train on a minibatch of the objective; returns the loss."""
+    def step(self, minibatch: Any) -> Tensor:
+        """Train on a minibatch of the objective; returns the loss, on the device."""
         share = 1.0 if self.after is None else self.after.share
         place = 1 - share * (1 - self.progress)  # in the whole of the schedule
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(place, self.config) * group["rate"]
         self.model.train()
         loss = self.objective.loss(minibatch, place, self.generator)
-        if not math.isfinite(value := float(loss.detach())):
-            raise self._diverged(f"the loss is {value}")
+        value = loss.detach()
+        if self.device == HOST:  # a device would have to be waited for: `_scalars` looks there
+            self._check_loss(float(value))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
@@ -303,6 +317,10 @@ class Trainer:
         self.state.step += 1
         self._average()
         return value
+
+    def _check_loss(self, value: float) -> None:
+        if not math.isfinite(value):
+            raise self._diverged(f"the loss is {value}")
 
     def check_finite(self) -> None:
         """Raise FitDiverged if a parameter is not finite: no loss shows what the last step did."""
@@ -353,11 +371,13 @@ class Trainer:
             self.state.without_gain += 1
         return {"recall@10": recall}
 
-    def _scalars(self, losses: list[float]) -> dict[str, float]:
+    def _scalars(self, losses: list[Tensor]) -> dict[str, float]:
+        loss = sum(torch.stack(losses).tolist()) / len(losses)
+        self._check_loss(loss)
         return {
             "step": self.state.step,
             "epoch": self.state.epoch,
-            "loss": sum(losses) / len(losses),
+            "loss": loss,
             "learning_rate": self.optimizer.param_groups[0]["lr"],
         }
 

@@ -324,4 +324,4 @@ def dataset_key(dataset: Dataset) -> str:
 
 
 def _said(section: BaseModel | str) -> str:
-    return section if isinstance(section, str) else section.model_dump_json()
+    return section if isinstance(section, str) else section.model_dump_json(exclude={"device"})

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from training.families.device import picked
 from training.families.losses import Repeats
 from training.families.maskgr.masking import mask_one_item
 from training.families.maskgr.objective import LossesOfMaskGR, weighted_loss
@@ -37,13 +38,15 @@ class CausalObjective(LossesOfMaskGR):
         segment, place = is_target.nonzero(as_tuple=True)
         masked, weights = mask_one_item(len(place), self.codes.shape[1], self.full_share, generator)
         hears = torch.rand(len(rows), generator=generator) >= config.history_dropout
-        codes, targets = self.codes[rows], rows[is_target]
-        copies = codes.clone()
-        copies[is_target] = torch.where(masked, model.num_codes, codes[is_target])
+        targets = rows[is_target]
+        copies = self.codes[rows]
+        copies[is_target] = torch.where(masked, model.num_codes, copies[is_target])
+        codes, vectors = self.codes_and_vectors(rows)
         with self.precision():
-            states, lower = model.states_of_copies(codes, self.vectors[rows].float(), copies, hears)
-            logits = model.logits(states[is_target]).float()
-        loss = torch.zeros(())
+            of_copies = self.sent(copies, hears)
+            states, lower = model.states_of_copies(codes, vectors, *of_copies)
+            logits = model.logits(picked(states, is_target)).float()
+        loss = torch.zeros((), device=self.device)
         if config.position_weight:
             loss = loss + config.position_weight * weighted_loss(
                 logits,
@@ -61,6 +64,6 @@ class CausalObjective(LossesOfMaskGR):
             loss = loss + config.catalogue_weight * over_rows
         if model.dense is not None:
             whole = masked.all(dim=1)
-            queries = model.queries(lower[is_target][whole].float())
+            queries = model.queries(picked(picked(lower, is_target), whole).float())
             loss = loss + self.dense_loss.loss(queries, targets[whole])
         return loss

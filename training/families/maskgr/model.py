@@ -175,7 +175,7 @@ class MaskGR(DenseNetwork):
     def both_states(self, codes: Tensor, vectors: Tensor, is_item: Tensor) -> tuple[Tensor, Tensor]:
         """`states`, and those that the dense head reads."""
         items = codes.shape[1]
-        item = torch.arange(items).repeat_interleave(self.num_subspaces)
+        item = torch.arange(items, device=codes.device).repeat_interleave(self.num_subspaces)
         bias = self._bias(is_item)
         if self.is_causal:
             bias = bias.masked_fill(item[:, None] < item, NEVER)
@@ -195,13 +195,15 @@ class MaskGR(DenseNetwork):
             came before them
         """
         n, items, num_subspaces = codes.shape
-        item = torch.arange(items).repeat_interleave(num_subspaces)
-        never = torch.ones(n, 2, len(item), 2, len(item), dtype=torch.bool)  # query, key
+        item = torch.arange(items, device=codes.device).repeat_interleave(num_subspaces)
+        never = torch.ones(  # query, key
+            n, 2, len(item), 2, len(item), dtype=torch.bool, device=codes.device
+        )
         never[:, 0, :, 0] = item > item[:, None]
         never[:, 1, :, 0] = (item >= item[:, None]) | ~hears[:, None, None]
         never[:, 1, :, 1] = item != item[:, None]
         never = never.reshape(n, 1, 2 * len(item), 2 * len(item))
-        bias = torch.zeros(never.shape).masked_fill(never, NEVER)
+        bias = torch.zeros(never.shape, device=codes.device).masked_fill(never, NEVER)
         x = torch.cat((self.embed(codes, vectors), self.embed(copies)), dim=1).flatten(1, 2)
         x, lower = self._through(x, bias, self.rotation[: len(item)].repeat(2, 1, 1))
         shape = n, 2 * items, num_subspaces, -1
@@ -227,14 +229,16 @@ class MaskGR(DenseNetwork):
 
     def remember(self, codes: Tensor, vectors: Tensor, mask: Tensor) -> Tensor:
         length = codes.shape[1]
-        place = torch.arange(length) - (length - mask.sum(dim=1, keepdim=True))
+        here = codes.device
+        place = torch.arange(length, device=here) - (length - mask.sum(dim=1, keepdim=True))
         is_item = place >= 0
-        jobs = torch.arange(codes.shape[0])[:, None]
+        jobs = torch.arange(codes.shape[0], device=here)[:, None]
         place = place.clamp(min=0)
         x = self.embed(codes[jobs, place], vectors[jobs, place]).flatten(1, 2)
         kept = x[:, None] if self.is_full else self._keys_and_values(x, is_item)
         # Of `history_length` items, whatever the length of these histories.
-        place = torch.arange(self.config.history_length) - (self.config.history_length - length)
+        kept_length = self.config.history_length
+        place = torch.arange(kept_length, device=here) - (kept_length - length)
         is_item = is_item[:, place.clamp(min=0)] & (place >= 0)
         kept = kept.unflatten(-2, (length, self.num_subspaces))[..., place.clamp(min=0), :, :]
         return torch.cat((kept.flatten(1), is_item.to(kept.dtype)), dim=1)
@@ -255,7 +259,7 @@ class MaskGR(DenseNetwork):
 
     def query(self, memory: Tensor) -> Tensor:
         shape = memory.shape[0], 1, self.num_subspaces
-        masks = torch.full(shape, self.num_codes, dtype=torch.int64)
+        masks = torch.full(shape, self.num_codes, dtype=torch.int64, device=memory.device)
         return self.queries(self._filled(masks, memory, None, self.dense_layers))
 
     def _filled(
@@ -303,7 +307,7 @@ class MaskGR(DenseNetwork):
         end = self.config.history_length * self.num_subspaces
         bias, rotation = self._bias(is_item), self.rotation[end - x.shape[1] : end]
         if self.is_causal:
-            item = torch.arange(x.shape[1]) // self.num_subspaces
+            item = torch.arange(x.shape[1], device=x.device) // self.num_subspaces
             bias = bias.masked_fill(item[:, None] < item, NEVER)
         kept = []
         for number, layer in enumerate(self.layers):
@@ -336,7 +340,7 @@ class MaskGR(DenseNetwork):
         x = x.reshape(jobs, beams, num_positions, width)
         x = torch.cat((old, x), dim=2).flatten(0, 1)
         if asked is None:
-            asked = torch.arange(num_positions).expand(x.shape[0], -1)
+            asked = torch.arange(num_positions, device=x.device).expand(x.shape[0], -1)
         *layers, last = self.layers[:num_layers]
         for layer in layers:
             x = layer(x, bias, rotation)

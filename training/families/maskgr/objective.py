@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from service.decoding import SidTrie
 from training.config import FitConfig, MaskingConfig, ModelConfig
 from training.data import Segments, Split
+from training.families.device import picked, sent
 from training.families.losses import CatalogueSoftmax, DenseLoss, Repeats
 from training.families.maskgr.masking import mask_anywhere, mask_items, mask_one_item
 from training.families.maskgr.model import MaskGR
@@ -62,9 +63,10 @@ class LossesOfMaskGR(SegmentObjective):
         self.model = model
         self.full_share = masking.full_share / (masking.full_share + masking.partial_share)
         segments = Segments.of(split.train, model_config.history_length)
-        super().__init__(segments, trie.catalogue, config)
-        self.catalogue_softmax = CatalogueSoftmax(trie, sampled_rows=config.sampled_rows)
-        self.dense_loss = DenseLoss(trie.catalogue, sampled_rows=config.sampled_rows)
+        super().__init__(segments, trie.catalogue, config, model.bias.device)
+        sampled = {"sampled_rows": config.sampled_rows, "device": self.device}
+        self.catalogue_softmax = CatalogueSoftmax(trie, **sampled)
+        self.dense_loss = DenseLoss(trie.catalogue, **sampled)
 
 
 class MaskGRObjective(LossesOfMaskGR):
@@ -97,12 +99,12 @@ class MaskGRObjective(LossesOfMaskGR):
         if not config.position_weight:
             states = states[:, -1:]
         logits = self._logits(states)
-        loss = torch.zeros(())
+        loss = torch.zeros((), device=self.device)
         for chosen in (sequences.whole, ~sequences.whole):
             share = float(chosen.float().mean())
             if share and config.position_weight:
                 loss = loss + share * config.position_weight * weighted_loss(
-                    logits[chosen],
+                    picked(logits, chosen),
                     self.codes[sequences.rows[chosen]],
                     sequences.masked[chosen],
                     sequences.weights[chosen],
@@ -114,7 +116,7 @@ class MaskGRObjective(LossesOfMaskGR):
                 )
             if share and self.model.dense is not None:
                 asked = sequences.asked & chosen[:, None]
-                queries = self.model.queries(lower[asked].float())
+                queries = self.model.queries(picked(lower, asked).float())
                 loss = loss + share * self.dense_loss.loss(queries, sequences.rows[asked])
         return loss
 
@@ -169,16 +171,18 @@ class MaskGRObjective(LossesOfMaskGR):
         seen = seen[0][has_history], seen[1][has_history]
         repeats = Repeats(*map(torch.from_numpy, seen), self.model.repeat_bias)
         rows = sequences.rows[samples, -1]
-        return self.catalogue_softmax.loss(logits[samples], rows, masked[samples], repeats)
+        of_samples = logits[sent(samples, self.device)]
+        return self.catalogue_softmax.loss(of_samples, rows, masked[samples], repeats)
 
     def _states(self, sequences: Sequences) -> tuple[Tensor, Tensor]:
-        codes = torch.where(sequences.masked, self.model.num_codes, self.codes[sequences.rows])
-        vectors = self.vectors[sequences.rows].float()
+        codes, vectors = self.codes_and_vectors(sequences.rows)
+        [masked, is_item] = self.sent(sequences.masked, sequences.is_item)
+        codes = torch.where(masked, self.model.num_codes, codes)
         # A vector would give away the masked codes of its item. Serving does not know the last one.
-        vectors[sequences.masked.any(dim=2)] = 0
+        vectors = vectors.masked_fill(masked.any(dim=2, keepdim=True), 0)
         vectors[:, -1] = 0
         with self.precision():
-            return self.model.both_states(codes, vectors, sequences.is_item)
+            return self.model.both_states(codes, vectors, is_item)
 
     def _logits(self, states: Tensor) -> Tensor:
         with self.precision():
@@ -198,12 +202,17 @@ def weighted_loss(
     That is nearly unbiased where weights are 1 / t; dividing by the sum of the sequences' weights
     is not. 0 where nothing is masked.
 
-    logits: (n, ..., num_codes); target_codes, masked: (n, ...); weights: (n,)
+    logits: (n, ..., num_codes), on any device; target_codes, masked: (n, ...) and weights: (n,), of
+    the host
     """
     if not masked.any():
         return 0 * logits.sum()  # a step can be made of it
     losses = F.cross_entropy(
-        logits[masked], target_codes[masked], reduction="none", label_smoothing=label_smoothing
+        picked(logits, masked),
+        sent(target_codes[masked], logits.device),
+        reduction="none",
+        label_smoothing=label_smoothing,
     )
     weight = weights.reshape(-1, *[1] * (masked.ndim - 1)).expand(masked.shape)[masked]
+    weight = sent(weight, logits.device)
     return (weight * losses).sum() / weight.sum()

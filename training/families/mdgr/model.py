@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from training.config import ModelConfig
+from training.families.device import HOST
 from training.families.network import (
     Dropout,
     FeedForward,
@@ -201,8 +202,8 @@ class MaskedDiffusionModel(MDGRNetwork):
         states = self.encode(codes, vectors)
         states = states[segment, (length - 1).clamp(min=0)]
         nothing = length == 0
-        if nothing.any():  # one filler item, as serving has it
-            filler = torch.full_like(codes[:1, :1], self.num_codes)
+        if nothing.device != HOST or nothing.any():  # a device would have to be waited for
+            filler = torch.full_like(codes[:1, :1], self.num_codes)  # one, as serving has it
             empty = self.encode(filler, torch.zeros_like(vectors[:1, :1]))
             states = torch.where(nothing[:, None], empty[0], states)
         return self.denoise(partial_sids[:, None], states)[:, 0]

@@ -42,8 +42,10 @@ class MDGRObjective(SegmentObjective):
         self.model, self.masking = model, masking
         cut = Segments.of_one_target if model.one_target else Segments.of
         segments = cut(split.train, model_config.history_length)
-        super().__init__(segments, trie.catalogue, config)
-        self.catalogue_softmax = CatalogueSoftmax(trie, sampled_rows=config.sampled_rows)
+        super().__init__(segments, trie.catalogue, config, model.bias.device)
+        self.catalogue_softmax = CatalogueSoftmax(
+            trie, sampled_rows=config.sampled_rows, device=self.device
+        )
 
     def loss(
         self, minibatch: NDArray[np.intp], progress: float, generator: torch.Generator
@@ -79,10 +81,12 @@ class MDGRObjective(SegmentObjective):
                 generator=generator,
             )
         logits = self._logits(inputs, segment, length, target_codes, masked)
-        loss = torch.zeros(())
+        loss = torch.zeros((), device=self.device)
         if config.position_weight:
             loss = loss + config.position_weight * position_loss(
-                logits, target_codes, masked, label_smoothing=config.label_smoothing
+                logits,
+                *self.sent(target_codes, masked),
+                label_smoothing=config.label_smoothing,
             )
         if config.catalogue_weight:
             repeats = Repeats(*map(torch.from_numpy, seen), self.model.repeat_bias)
@@ -94,9 +98,13 @@ class MDGRObjective(SegmentObjective):
     def _logits(
         self, inputs: Tensor, segment: Tensor, length: Tensor, target_codes: Tensor, masked: Tensor
     ) -> Tensor:
-        """Logits of every code at every position of each sample: (n, L, num_codes) float32."""
+        """Logits of every code at every position of each sample: (n, L, num_codes) float32.
+
+        They are on the device; all that is given is of the host.
+        """
         partial_sids = torch.where(masked, self.model.num_codes, target_codes)
-        codes, vectors = self.codes[inputs], self.vectors[inputs].float()
+        of_inputs = self.codes_and_vectors(inputs)
+        of_samples = self.sent(segment, length, partial_sids)
         with self.precision():
-            logits = self.model.logits_of_samples(codes, vectors, segment, length, partial_sids)
+            logits = self.model.logits_of_samples(*of_inputs, *of_samples)
         return logits.float()

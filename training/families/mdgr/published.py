@@ -93,7 +93,8 @@ class PublishedModel(MDGRNetwork):
 
     def encoded(self, codes: Tensor, vectors: Tensor, is_item: Tensor) -> Remembered:
         """Run the encoder, and project its states for each decoder layer."""
-        age = (is_item.sum(dim=1, keepdim=True) - 1 - torch.arange(codes.shape[1])).clamp(min=0)
+        place = torch.arange(codes.shape[1], device=codes.device)
+        age = (is_item.sum(dim=1, keepdim=True) - 1 - place).clamp(min=0)
         x = self.item_projection(self.embed_codes(codes).flatten(2)) + self.age_embedding(age)
         if self.vector_projection is not None:
             x = x + self.vector_projection(vectors)
@@ -120,7 +121,7 @@ class PublishedModel(MDGRNetwork):
         table = self.head_tables()
         if asked is None:
             return logits_of(x, table, self.bias)
-        rows = torch.arange(x.shape[0])[:, None]
+        rows = torch.arange(x.shape[0], device=x.device)[:, None]
         return logits_at(x[rows, asked], asked, table, self.bias)
 
     def logits_of_samples(
@@ -131,7 +132,7 @@ class PublishedModel(MDGRNetwork):
         length: Tensor,
         partial_sids: Tensor,
     ) -> Tensor:
-        is_item = torch.arange(codes.shape[1]) < length[:, None]
+        is_item = torch.arange(codes.shape[1], device=codes.device) < length[:, None]
         codes = torch.where(is_item[:, :, None], codes[segment], self.num_codes)
         vectors = vectors[segment] * is_item[:, :, None]
         return self.logits(partial_sids, self.encoded(codes, vectors, is_item), None)

@@ -111,7 +111,8 @@ class Tiger(DenseNetwork):
 
     def encoded(self, codes: Tensor, vectors: Tensor, is_item: Tensor) -> Remembered:
         """Run the encoder, and project its states for each decoder layer."""
-        age = (is_item.sum(dim=1, keepdim=True) - 1 - torch.arange(codes.shape[1])).clamp(min=0)
+        place = torch.arange(codes.shape[1], device=codes.device)
+        age = (is_item.sum(dim=1, keepdim=True) - 1 - place).clamp(min=0)
         item = self.age_embedding(age)
         if self.vector_projection is not None:
             item = item + self.vector_projection(vectors)
@@ -149,7 +150,7 @@ class Tiger(DenseNetwork):
             table = self.head.weight.unflatten(0, (self.num_subspaces, -1))
         if asked is None:
             return logits_of(x, table, self.bias)
-        rows = torch.arange(x.shape[0])[:, None]
+        rows = torch.arange(x.shape[0], device=x.device)[:, None]
         return logits_at(x[rows, asked], asked, table, self.bias)
 
     def remember(self, codes: Tensor, vectors: Tensor, mask: Tensor) -> Tensor:
@@ -166,7 +167,8 @@ class Tiger(DenseNetwork):
         return self.logits(states, asked).reshape(jobs, beams, -1, self.num_codes)
 
     def query(self, memory: Tensor) -> Tensor:
-        masks = torch.full((memory.shape[0], self.num_subspaces), self.num_codes)
+        shape = memory.shape[0], self.num_subspaces
+        masks = torch.full(shape, self.num_codes, device=memory.device)
         history = from_memory(memory, self.config, self.num_subspaces)
         return self.queries(self.states(masks, history))
 

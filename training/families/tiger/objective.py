@@ -42,8 +42,10 @@ class TigerObjective(SegmentObjective):
         check_loss(config)
         self.model = model
         segments = Segments.of_one_target(split.train, model_config.history_length)
-        super().__init__(segments, trie.catalogue, config)
-        self.dense_loss = DenseLoss(trie.catalogue, sampled_rows=config.sampled_rows)
+        super().__init__(segments, trie.catalogue, config, model.bias.device)
+        self.dense_loss = DenseLoss(
+            trie.catalogue, sampled_rows=config.sampled_rows, device=self.device
+        )
 
     def loss(
         self, minibatch: NDArray[np.intp], progress: float, generator: torch.Generator
@@ -57,11 +59,9 @@ class TigerObjective(SegmentObjective):
             kept = torch.rand(len(rows), generator=generator) >= self.config.history_dropout
             is_item = is_item & kept[:, None]
         history = torch.where(is_item, rows[:, :-1], self.filler)
-        target_codes = self.codes[targets]
+        [target_codes, is_there] = self.sent(self.codes[targets], is_item)
         with self.precision():
-            remembered = self.model.encoded(
-                self.codes[history], self.vectors[history].float(), is_item
-            )
+            remembered = self.model.encoded(*self.codes_and_vectors(history), is_there)
             states = self.model.states(target_codes, remembered)
             logits = self.model.logits(states)
         everything = torch.ones_like(target_codes, dtype=torch.bool)

@@ -194,6 +194,6 @@ def test_the_published_sizes_are_those_of_the_paper_and_can_be_trained() -> None
     encoder = [p for name, p in made.model.named_parameters() if name.startswith("encoder.")]
     assert sum(p.numel() for p in encoder) == 6 * layer
     assert len(made.model.decoder) == 6
-    losses = [made.step(np.arange(5)) for _ in range(3)]
+    losses = [float(made.step(np.arange(5))) for _ in range(3)]
     assert all(np.isfinite(loss) for loss in losses)
     made.check_finite()
