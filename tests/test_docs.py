@@ -349,6 +349,8 @@ def complaints(command: str) -> list[str]:
             flags = [a.partition("=")[0] for a in arguments if a.startswith("--")]
             wrong += [f"{module} knows no {flag}" for flag in flags if flag not in known]
             wrong += [f"{module} has no help"] * (not known)
+        case ["torchrun", "--standalone", "--nproc-per-node", number, *arguments] if int(number):
+            wrong += complaints(shlex.join(["python", *arguments]))
         case ["docker", "compose", *arguments]:
             services, profiles = compose_names()
             for option, value in itertools.pairwise(arguments):

@@ -120,9 +120,7 @@ def nightly_command(
     margin: Annotated[
         float, typer.Option(min=0, max=1, help="largest loss that is accepted, as a share")
     ] = 0.05,
-    keep: Annotated[
-        int, typer.Option(min=2, help="newest versions, and newest nights before it, that stay")
-    ] = 7,
+    keep: Annotated[int, typer.Option(min=2, help="newest versions and nights that stay")] = 7,
     warm_start: Annotated[
         float,
         typer.Option(min=0, max=1, help="share of a fit, from what is in service; 0 = fit anew"),
@@ -282,9 +280,7 @@ def compare_command(
             help="what the document holds; may be repeated  [default: systems, schedules, lengths]",
         ),
     ] = None,
-    seeds: Annotated[
-        int, typer.Option(min=1, help="runs that differ in their seeds; they have a table")
-    ] = 1,
+    seeds: Annotated[int, typer.Option(min=1, help="runs with other seeds; see --table")] = 1,
     systems: Annotated[
         list[str] | None,
         typer.Option(
@@ -447,4 +443,8 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # torchrun has started several of us
+        from training.fitting import learn_together
+
+        sys.exit(learn_together(main))
     sys.exit(main())

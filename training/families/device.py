@@ -8,6 +8,7 @@ copied. Knows no network and no loss.
 
 from __future__ import annotations
 
+import os
 from contextlib import nullcontext
 
 import torch
@@ -35,13 +36,21 @@ def device_of(asked: Device) -> torch.device:
     Raises ConfigError when it is not there.
     """
     there = devices()
-    if asked == "auto":
-        return torch.device(there[0])
+    asked = there[0] if asked == "auto" else asked
     if asked not in there:
         raise ConfigError(
             f"fit.device={asked}: torch {torch.__version__} finds no such device here; there is "
             f"{', '.join(there)}. Install a build of torch for it, or set fit.device=auto"
         )
+    if asked == "cuda":  # of several processes each has its own
+        own = int(os.environ.get("LOCAL_RANK", "0"))
+        if own >= torch.cuda.device_count():
+            raise ConfigError(
+                f"process {own} of this machine has no GPU of its own: there are "
+                f"{torch.cuda.device_count()}. Give torchrun at most as many with "
+                "--nproc-per-node, or set fit.device=cpu"
+            )
+        return torch.device(asked, own)
     return torch.device(asked)
 
 

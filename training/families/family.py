@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import ValidationError
 from torch import Tensor, nn
 
@@ -23,7 +25,10 @@ from training.config import FitConfig, MaskingConfig, ModelConfig, RunConfig, Se
 from training.data import Split
 from training.errors import ConfigError
 
-Minibatch = Any  # only the objective that made a minibatch looks into it
+# Only the objective that made a minibatch looks into it. Several processes cut it into shares, as
+# a sequence: `minibatch[1::2]`.
+Minibatch = Any
+Counts = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
 
 class Objective(Protocol):
@@ -33,10 +38,15 @@ class Objective(Protocol):
     dtype: in which a step multiplies matrices, torch.float32 or torch.bfloat16
     Random numbers come from the generator that is given, or from torch's own. Both are in the
     checkpoint, so a resumed run draws the same ones. An objective keeps no other state.
+
+    of_all: what counts of a minibatch are in the whole of it; the same counts, if it is the whole.
+        Where processes have shares of a minibatch it adds up theirs, and the sum of their losses
+        is the mean loss of the whole. `loss` calls it once
     """
 
     num_samples: int
     dtype: torch.dtype
+    of_all: Counts
 
     def minibatches(self, size: int, generator: torch.Generator) -> Iterator[Minibatch]:
         """All samples of an epoch, in random order, in minibatches of about `size` samples."""

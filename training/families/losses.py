@@ -37,17 +37,32 @@ class Repeats(NamedTuple):
     bias: Tensor
 
 
+class Total(NamedTuple):
+    """A loss before it is a mean. Processes that share a minibatch add up both parts.
+
+    sum: scalar with gradients; count: what it is divided by, at least 1 unless there is nothing
+    """
+
+    sum: Tensor
+    count: float
+
+    @property
+    def mean(self) -> Tensor:
+        """The loss of one process alone; 0 of nothing."""
+        return self.sum / max(self.count, 1.0)
+
+
 def position_loss(
     logits: Tensor, target_codes: Tensor, masked: Tensor, *, label_smoothing: float = 0.0
-) -> Tensor:
-    """Cross-entropies of the masked positions, summed per sample, averaged over samples."""
+) -> Total:
+    """Cross-entropies of the masked positions, summed per sample, over the number of samples."""
     losses = F.cross_entropy(
         logits.flatten(0, 1),
         target_codes.flatten(),
         reduction="none",
         label_smoothing=label_smoothing,
     )
-    return (losses * masked.flatten()).sum() / len(logits)
+    return Total((losses * masked.flatten()).sum(), len(logits))
 
 
 class CatalogueSoftmax:
@@ -72,13 +87,13 @@ class CatalogueSoftmax:
         starts = trie.indptr[:, :-1] + np.arange(self.num_subspaces)[:, None] * len(codes)
         self.starts = sent(torch.from_numpy(starts.ravel()), device)
 
-    def loss(self, logits: Tensor, target_rows: Tensor, masked: Tensor, repeats: Repeats) -> Tensor:
-        """Cross-entropy over compatible rows, averaged over samples.
+    def loss(self, logits: Tensor, target_rows: Tensor, masked: Tensor, repeats: Repeats) -> Total:
+        """Cross-entropy over compatible rows, over the number of samples.
 
         target_rows: (n,) int64, and masked: of the host
         """
         full = masked.all(dim=1)
-        losses = logits.new_zeros(())
+        losses = 0 * logits.sum() if not len(logits) else logits.new_zeros(())
         if full.any():
             number = full.cumsum(0) - 1  # of a sample among the fully masked ones
             here = full[repeats.samples]
@@ -89,7 +104,7 @@ class CatalogueSoftmax:
             losses = losses + self._compatible_rows(
                 logits, target_rows, masked, torch.nonzero(~full).squeeze(1), repeats
             )
-        return losses / len(logits)
+        return Total(losses, len(logits))
 
     def compatible(
         self, target_rows: NDArray[np.int64], masked: NDArray[np.bool_]
@@ -242,13 +257,13 @@ class DenseLoss:
         self.content = sent(torch.from_numpy(content), device)
         self.num_known, self.sampled_rows = catalogue.num_known, sampled_rows
 
-    def loss(self, queries: Tensor, target_rows: Tensor) -> Tensor:
-        """The mean over samples, 0 without any.
+    def loss(self, queries: Tensor, target_rows: Tensor) -> Total:
+        """Over the number of samples.
 
         queries: (n, dims), see `DenseHead`; target_rows: (n,) int64, of the host
         """
         if not len(queries):
-            return queries.sum()  # a step can be made of it
+            return Total(queries.sum(), 0)  # a step can be made of it
         rows = torch.arange(self.num_known)
         if self.num_known > self.sampled_rows:
             rows = torch.randperm(self.num_known)[: self.sampled_rows]
@@ -259,4 +274,4 @@ class DenseLoss:
         scores = queries @ self.content[rows].T + stands_for.log()[:, None]
         own = (queries * self.content[target_rows]).sum(dim=1, keepdim=True)
         scores = torch.cat((scores.masked_fill(is_target, -torch.inf), own), dim=1)
-        return (scores.logsumexp(dim=1) - own[:, 0]).mean()
+        return Total((scores.logsumexp(dim=1) - own[:, 0]).sum(), len(queries))

@@ -7,8 +7,9 @@ Knows no loss and no network.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +20,20 @@ from service.decoding import Catalogue
 from training.config import FitConfig
 from training.data import Segments
 from training.families.device import HOST, matrix_type, multiplying_in, sent
+from training.families.family import Counts
+from training.families.losses import Total
+
+
+class Term(NamedTuple):
+    """A part of a minibatch's loss: weight * (samples / of_samples) * total.sum / total.count.
+
+    samples, of_samples: where only a share of the minibatch's samples can have this part
+    """
+
+    weight: float
+    total: Total
+    samples: float = 1.0
+    of_samples: float = 1.0
 
 
 class SegmentObjective:
@@ -28,6 +43,7 @@ class SegmentObjective:
     vectors: (num_items + 1, d) float16, on the device; filler is zeros
     filler:  the row of filler
     device:  where the network is
+    of_all:  what counts of a share of a minibatch are in the whole of it, see `Objective`
     """
 
     def __init__(
@@ -50,6 +66,7 @@ class SegmentObjective:
         self.vectors = sent(vectors, device)
         self._codes = sent(self.codes, device)
         self.dtype = matrix_type(device, bf16=config.bf16)
+        self.of_all: Counts = np.asarray
 
     def minibatches(self, size: int, generator: torch.Generator) -> Iterator[NDArray[np.intp]]:
         """Every segment once, in random order, in minibatches of about `size` targets."""
@@ -58,6 +75,15 @@ class SegmentObjective:
     def num_samples_of(self, minibatch: NDArray[np.intp]) -> int:
         """Targets of these segments."""
         return self.segments.num_samples_of(minibatch)
+
+    def mean_of(self, terms: Sequence[Term]) -> Tensor:
+        """The sum of these parts, each with the counts of the whole minibatch."""
+        counts = np.array([(one.total.count, one.samples, one.of_samples) for one in terms])
+        loss = torch.zeros((), device=self.device)
+        for term, (count, samples, of_samples) in zip(terms, self.of_all(counts), strict=True):
+            share = float(samples / of_samples)
+            loss = loss + share * term.weight * Total(term.total.sum, float(count)).mean
+        return loss
 
     def precision(self) -> torch.autocast | nullcontext[None]:
         """The block in which a step multiplies matrices in `dtype`."""

@@ -2,7 +2,8 @@
 
 Knows minibatches, optimisers and checkpoints; what a minibatch's loss is, the model family says.
 
-Reading order: `training_loop`, `checkpoint`, `refit`, `neighbour_prior`, `speed` (of training).
+Reading order: `training_loop`, `checkpoint`, `team` (several processes), `refit`,
+`neighbour_prior`, `speed` (of training).
 """
 
 from training.fitting.neighbour_prior import (
@@ -15,7 +16,7 @@ from training.fitting.neighbour_prior import (
 )
 from training.fitting.refit import refit
 from training.fitting.speed import first_losses, step_time
-from training.fitting.training_loop import Continuation, fit, load_best
+from training.fitting.training_loop import Continuation, fit, learn_together, load_best
 
 __all__ = [
     "Continuation",
@@ -25,6 +26,7 @@ __all__ = [
     "first_losses",
     "fit",
     "fit_priors",
+    "learn_together",
     "load_best",
     "prior_at",
     "refit",

@@ -1,4 +1,4 @@
-"""The checkpoint of a fit on disk: it is whole or not there, and damage to it is found.
+"""What a fit keeps on disk: a checkpoint that is whole or not there, and a log of scalars.
 
 torch does not check the checksums of the file that it reads; this module does. Knows nothing of
 what is in a snapshot.
@@ -6,6 +6,8 @@ what is in a snapshot.
 
 from __future__ import annotations
 
+import json
+import math
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from training.stages import written_whole
+from training.stages import remove, written_whole
 
 
 def read_checkpoint(checkpoint: Path, key: str, console: Console) -> dict[str, Any] | None:
@@ -58,3 +60,22 @@ def write_checkpoint(checkpoint: Path, snapshot: dict[str, Any]) -> None:
             torch.save(snapshot, opened)
     except RuntimeError as error:  # of torch's own writer
         raise OSError(f"{checkpoint} could not be written: is the disk full?") from error
+
+
+def cut_after(step: int, log_file: Path) -> None:
+    """Leave out of a scalar log what later steps wrote, and lines that are not whole."""
+    if log_file.is_dir():
+        remove(log_file)
+    text = log_file.read_bytes().decode(errors="replace") if log_file.exists() else ""
+    lines = text.splitlines(keepends=True)
+    kept = [line for line in lines if line.endswith("\n") and _step_of(line) <= step]
+    if len(kept) < len(lines):
+        with written_whole(log_file) as opened:
+            opened.write("".join(kept).encode())
+
+
+def _step_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf

@@ -18,13 +18,12 @@ import copy
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from joblib import cpu_count
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
@@ -36,8 +35,9 @@ from training.data import Split
 from training.errors import DataError, FitDiverged
 from training.evaluation import draw_windows, fewest_calls, ranks_at, recall_at
 from training.families import HOST, device_of, family_of, random_state, set_random_state
-from training.fitting.checkpoint import on_host, read_checkpoint, write_checkpoint
-from training.stages import remove, written_whole
+from training.fitting.checkpoint import cut_after, on_host, read_checkpoint, write_checkpoint
+from training.fitting.team import Team, led, taken, tell, threads
+from training.stages import remove
 
 LOG_EVERY = 20  # steps
 MOST_EPOCHS = 200  # unless asked for: few samples are seen often enough
@@ -98,15 +98,16 @@ def fit(
     after: where to begin; None = at random weights, with the whole of the learning rates
     Raises FitDiverged when a loss or a parameter is not finite any more.
     """
-    torch.set_num_threads(config.threads or cpu_count())
+    torch.set_num_threads(threads(config.threads))
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / "checkpoint.pt"
 
     def beginning() -> Trainer:
         torch.manual_seed(config.seed)
         return Trainer(
-            split, trie, model_config, masking, config, exclude_seen=exclude_seen, after=after
-        )
+            split, trie, model_config, masking, config,
+            exclude_seen=exclude_seen, after=after, alone=False,
+        )  # fmt: skip
 
     trainer = beginning()
     snapshot = read_checkpoint(checkpoint, key, console)
@@ -131,6 +132,9 @@ def fit(
         console.print(f"resumed after epoch {trainer.state.epoch}{of_all}")
     if trainer.device != HOST:
         console.print(f"on {trainer.device.type}")
+    if trainer.team.size > 1:
+        console.print(f"{trainer.team.size} processes, each with its share of every minibatch")
+    tell(Task(split, trie.catalogue, model_config, masking, config, after, snapshot))
     model = trainer.model
     progress = Progress(
         TextColumn("{task.description}", markup=False),
@@ -141,13 +145,12 @@ def fit(
         disable=trainer.finished,
     )
     log_file = folder / "scalars.jsonl"
-    _cut_after(trainer.state.step, log_file)
+    cut_after(trainer.state.step, log_file)
     with progress, log_file.open("a", buffering=1) as log:
         task = progress.add_task("fit", total=1.0, completed=trainer.progress)
-        while not trainer.finished:
-            if stop_after_epochs is not None and trainer.state.epoch >= stop_after_epochs:
-                break
-            for scalars in trainer.epoch():
+        most = math.inf if stop_after_epochs is None else stop_after_epochs
+        while tell(not trainer.finished and trainer.state.epoch < most):
+            for scalars in taken(trainer.epoch()):
                 progress.update(task, completed=trainer.progress)
                 if scalars:
                     log.write(json.dumps(scalars) + "\n")
@@ -159,6 +162,43 @@ def fit(
             write_checkpoint(checkpoint, {**trainer.snapshot(), "key": key})
     model.load_state_dict(trainer.best)
     return model.eval().to(HOST), trainer.state
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the other processes of a team need to learn with the leader."""
+
+    split: Split
+    catalogue: Catalogue
+    model: ModelConfig
+    masking: MaskingConfig
+    config: FitConfig
+    after: Continuation | None
+    snapshot: dict[str, Any] | None
+
+
+def learn_together(command: Callable[[], int]) -> int:
+    """Run a command in the processes of torchrun, all of which learn in its fits; exit status."""
+    return led(command, _follow)
+
+
+def _follow(task: Task) -> bool | None:
+    """Learn with the leader, epoch by epoch, until it says that the fit is over, or all is."""
+    torch.set_num_threads(threads(task.config.threads))
+    torch.manual_seed(task.config.seed)
+    trainer = Trainer(
+        task.split, SidTrie(task.catalogue), task.model, task.masking, task.config,
+        after=task.after, alone=False,
+    )  # fmt: skip
+    if task.snapshot is not None:
+        trainer.restore(task.snapshot)
+    while said := tell():
+        try:
+            for _ in trainer.epoch():
+                pass
+        except FitDiverged:  # for all of them, and the leader says so
+            continue
+    return None if said is None else False
 
 
 def load_best(folder: Path, catalogue: Catalogue, config: ModelConfig) -> nn.Module:
@@ -185,7 +225,9 @@ class Trainer:
         *,
         exclude_seen: bool = True,
         after: Continuation | None = None,
+        alone: bool = True,
     ) -> None:
+        """alone: without the processes of torchrun, of which others would have to follow"""
         self.trie, self.config, self.exclude_seen = trie, config, exclude_seen
         self.family = family_of(model_config.family)
         self.family.check(model_config)
@@ -198,6 +240,7 @@ class Trainer:
             raise DataError("no user has two training items, so there is no next item to learn")
         if after is not None:
             model.load_state_dict(after.weights)
+        self.team = Team(model, objective, config.seed, alone=alone)
         self.after = after
         self.validation = draw_windows(split.validation, config.validation_users, config.seed)
         self.averaged = copy.deepcopy(model).eval()
@@ -236,7 +279,8 @@ class Trainer:
         """
         started = time.monotonic()
         losses = []
-        minibatches = list(self.objective.minibatches(self.config.minibatch, self.generator))
+        order = self.team.begin_epoch(self.state.epoch, self.generator)
+        minibatches = list(self.objective.minibatches(self.config.minibatch, order))
         if self.after is not None:  # the last epoch may be part of one
             minibatches = minibatches[: self.after.steps - self.state.step]
         clock = time.process_time if self.device == HOST else time.monotonic
@@ -245,6 +289,8 @@ class Trainer:
             losses.append(self.step(minibatch))
             self.state.cpu_seconds += clock() - before
             if self.seconds is not None:
+                if self.team.size > 1:
+                    self.state.cpu_seconds = tell(self.state.cpu_seconds)
                 self.progress = min(1.0, self.state.cpu_seconds / self.seconds)
             elif self.after is None:
                 self.progress = (self.state.epoch + done / len(minibatches)) / self.epochs
@@ -263,7 +309,7 @@ class Trainer:
         if not len(self.validation):
             self.best = _copy(self.averaged)
         elif last or self.state.epoch % self.config.validate_every_epochs == 0:
-            scalars |= self._validate()
+            scalars |= self._validate() if self.team.leads else {}
         self.state.seconds_fitting += time.monotonic() - started
         yield scalars | {"seconds": round(self.state.seconds_fitting, 1)}
 
@@ -306,12 +352,10 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(place, self.config) * group["rate"]
         self.model.train()
-        loss = self.objective.loss(minibatch, place, self.generator)
-        value = loss.detach()
+        self.optimizer.zero_grad(set_to_none=True)
+        value = self.team.learn(minibatch, place, self.generator)
         if self.device == HOST:  # a device would have to be waited for: `_scalars` looks there
             self._check_loss(float(value))
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
         self.optimizer.step()
         self.state.step += 1
@@ -400,25 +444,6 @@ def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, A
         ([p for p in parameters if p.ndim == 0], 0.0, SCALAR_RATE),
     )
     return [{"params": p, "weight_decay": decay, "rate": rate} for p, decay, rate in kinds]
-
-
-def _cut_after(step: int, log_file: Path) -> None:
-    """Leave out of a scalar log what later steps wrote, and lines that are not whole."""
-    if log_file.is_dir():
-        remove(log_file)
-    text = log_file.read_bytes().decode(errors="replace") if log_file.exists() else ""
-    lines = text.splitlines(keepends=True)
-    kept = [line for line in lines if line.endswith("\n") and _step_of(line) <= step]
-    if len(kept) < len(lines):
-        with written_whole(log_file) as opened:
-            opened.write("".join(kept).encode())
-
-
-def _step_of(line: str) -> float:
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return math.inf
 
 
 def _copy(model: nn.Module) -> dict[str, Tensor]:

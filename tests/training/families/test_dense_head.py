@@ -104,17 +104,17 @@ def test_the_loss_is_a_softmax_over_the_content_of_items_with_interactions(cold:
     for own, target in zip(scores, targets.tolist(), strict=True):
         among = sorted({*range(NUM_ITEMS - cold), target})
         expected += float(own[among].logsumexp(dim=0) - own[target])
-    found = DenseLoss(catalogue, sampled_rows=NUM_ITEMS).loss(queries, targets)
+    found = DenseLoss(catalogue, sampled_rows=NUM_ITEMS).loss(queries, targets).mean
     assert float(found) == pytest.approx(expected / 4, rel=1e-5)
 
 
 def test_the_sampled_loss_is_about_the_whole_one() -> None:
     catalogue = catalogue_of()
     queries, targets = torch.randn(8, DIMS), torch.arange(8)
-    whole = float(DenseLoss(catalogue, sampled_rows=NUM_ITEMS).loss(queries, targets))
+    whole = float(DenseLoss(catalogue, sampled_rows=NUM_ITEMS).loss(queries, targets).mean)
     torch.manual_seed(1)
     sampled = DenseLoss(catalogue, sampled_rows=10)
-    found = [float(sampled.loss(queries, targets)) for _ in range(300)]
+    found = [float(sampled.loss(queries, targets).mean) for _ in range(300)]
     assert np.mean(found) == pytest.approx(whole, abs=0.03)
     assert np.std(found) > 0
 

@@ -101,7 +101,7 @@ def test_catalogue_loss_is_a_softmax_over_compatible_rows(
     masked = torch.from_numpy(rng.random((samples, positions)) < masked_share)
     repeats = _drawn_repeats(rng, items, samples, repeated, bias)
 
-    loss = _softmax(catalogue, items).loss(logits, targets, masked, repeats)
+    loss = _softmax(catalogue, items).loss(logits, targets, masked, repeats).mean
     expected = _written_out(catalogue, logits, targets, masked, repeats)
     assert float(loss.detach()) == pytest.approx(float(expected.detach()), abs=1e-5)
     if not expected.requires_grad:
@@ -119,8 +119,10 @@ def test_a_target_alone_among_compatible_rows_costs_nothing() -> None:
     softmax = _softmax(catalogue)
     logits = torch.randn(1, 2, 2)
     only_second = torch.tensor([[False, True]])
-    assert float(softmax.loss(logits, torch.tensor([0]), only_second, _no_repeats())) == 0
-    assert float(softmax.loss(logits, torch.tensor([0]), torch.ones(1, 2) > 0, _no_repeats())) > 0
+    assert float(softmax.loss(logits, torch.tensor([0]), only_second, _no_repeats()).mean) == 0
+    assert (
+        float(softmax.loss(logits, torch.tensor([0]), torch.ones(1, 2) > 0, _no_repeats()).mean) > 0
+    )
 
 
 def test_the_loss_pulls_the_repeat_bias_towards_what_happens() -> None:
@@ -133,7 +135,7 @@ def test_the_loss_pulls_the_repeat_bias_towards_what_happens() -> None:
             torch.tensor([2, 7]), torch.tensor([0, 0]), torch.zeros((), requires_grad=True)
         )
         logits = _logits(rng, 1, 3, 4)
-        loss = _softmax(catalogue).loss(logits, torch.tensor([target]), masked, repeats)
+        loss = _softmax(catalogue).loss(logits, torch.tensor([target]), masked, repeats).mean
         (gradient,) = torch.autograd.grad(loss, repeats.bias)
         assert sign * float(gradient) > 0
 
@@ -213,7 +215,7 @@ def test_rows_are_sampled_only_where_there_are_more_than_are_drawn() -> None:
 
     def losses(sampled_rows: int, masked: Tensor) -> set[float]:
         softmax = _softmax(catalogue, sampled_rows)
-        return {float(softmax.loss(logits, targets, masked, _no_repeats())) for _ in range(5)}
+        return {float(softmax.loss(logits, targets, masked, _no_repeats()).mean) for _ in range(5)}
 
     assert len(losses(40, full)) == 1
     assert len(losses(39, full)) > 1
@@ -231,4 +233,4 @@ def test_position_loss_sums_masked_positions_and_averages_samples() -> None:
         for position in range(4)
         if masked[sample, position]
     )
-    assert torch.allclose(position_loss(logits, targets, masked), expected / 3)
+    assert torch.allclose(position_loss(logits, targets, masked).mean, expected / 3)

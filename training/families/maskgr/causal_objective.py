@@ -17,6 +17,7 @@ from training.families.device import picked
 from training.families.losses import Repeats
 from training.families.maskgr.masking import mask_one_item
 from training.families.maskgr.objective import LossesOfMaskGR, weighted_loss
+from training.families.segment_objective import Term
 
 
 class CausalObjective(LossesOfMaskGR):
@@ -46,24 +47,25 @@ class CausalObjective(LossesOfMaskGR):
             of_copies = self.sent(copies, hears)
             states, lower = model.states_of_copies(codes, vectors, *of_copies)
             logits = model.logits(picked(states, is_target)).float()
-        loss = torch.zeros((), device=self.device)
+        terms = []
         if config.position_weight:
-            loss = loss + config.position_weight * weighted_loss(
+            of_codes = weighted_loss(
                 logits,
                 self.codes[targets],
                 masked,
                 weights,
                 label_smoothing=config.label_smoothing,
             )
+            terms.append(Term(config.position_weight, of_codes))
         if config.catalogue_weight:
             seen = self.segments.seen(minibatch, segment.numpy(), place.numpy() - 1)
             seen_rows, samples = map(torch.from_numpy, seen)
             known = hears[segment[samples]]
             repeats = Repeats(seen_rows[known], samples[known], model.repeat_bias)
             over_rows = self.catalogue_softmax.loss(logits, targets, masked, repeats)
-            loss = loss + config.catalogue_weight * over_rows
+            terms.append(Term(config.catalogue_weight, over_rows))
         if model.dense is not None:
             whole = masked.all(dim=1)
             queries = model.queries(picked(picked(lower, is_target), whole).float())
-            loss = loss + self.dense_loss.loss(queries, targets[whole])
-        return loss
+            terms.append(Term(1, self.dense_loss.loss(queries, targets[whole])))
+        return self.mean_of(terms)

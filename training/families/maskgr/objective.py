@@ -18,10 +18,10 @@ from service.decoding import SidTrie
 from training.config import FitConfig, MaskingConfig, ModelConfig
 from training.data import Segments, Split
 from training.families.device import picked, sent
-from training.families.losses import CatalogueSoftmax, DenseLoss, Repeats
+from training.families.losses import CatalogueSoftmax, DenseLoss, Repeats, Total
 from training.families.maskgr.masking import mask_anywhere, mask_items, mask_one_item
 from training.families.maskgr.model import MaskGR
-from training.families.segment_objective import SegmentObjective
+from training.families.segment_objective import SegmentObjective, Term
 
 
 class Sequences(NamedTuple):
@@ -99,26 +99,27 @@ class MaskGRObjective(LossesOfMaskGR):
         if not config.position_weight:
             states = states[:, -1:]
         logits = self._logits(states)
-        loss = torch.zeros((), device=self.device)
+        terms = []
         for chosen in (sequences.whole, ~sequences.whole):
-            share = float(chosen.float().mean())
-            if share and config.position_weight:
-                loss = loss + share * config.position_weight * weighted_loss(
+            share = float(chosen.sum()), len(chosen)
+            if config.position_weight:
+                of_codes = weighted_loss(
                     picked(logits, chosen),
                     self.codes[sequences.rows[chosen]],
                     sequences.masked[chosen],
                     sequences.weights[chosen],
                     label_smoothing=config.label_smoothing,
                 )
-            if share and config.catalogue_weight:
-                loss = loss + share * config.catalogue_weight * self._over_rows(
-                    logits[:, -1], sequences, chosen, minibatch
-                )
-            if share and self.model.dense is not None:
+                terms.append(Term(config.position_weight, of_codes, *share))
+            if config.catalogue_weight:
+                over_rows = self._over_rows(logits[:, -1], sequences, chosen, minibatch)
+                terms.append(Term(config.catalogue_weight, over_rows, *share))
+            if self.model.dense is not None:
                 asked = sequences.asked & chosen[:, None]
                 queries = self.model.queries(picked(lower, asked).float())
-                loss = loss + share * self.dense_loss.loss(queries, sequences.rows[asked])
-        return loss
+                of_queries = self.dense_loss.loss(queries, sequences.rows[asked])
+                terms.append(Term(1, of_queries, *share))
+        return self.mean_of(terms)
 
     def draw(self, minibatch: NDArray[np.intp], generator: torch.Generator) -> Sequences:
         """The sequences of these segments, with masks."""
@@ -156,7 +157,7 @@ class MaskGRObjective(LossesOfMaskGR):
 
     def _over_rows(
         self, logits: Tensor, sequences: Sequences, chosen: Tensor, minibatch: NDArray[np.intp]
-    ) -> Tensor:
+    ) -> Total:
         """The loss over rows of the last items of the chosen sequences, where they have a mask.
 
         logits: (n, L, num_codes), of the last items of all sequences
@@ -164,7 +165,7 @@ class MaskGRObjective(LossesOfMaskGR):
         masked = sequences.masked[:, -1]
         samples = (chosen & masked.any(dim=1)).nonzero()[:, 0]
         if not len(samples):
-            return 0 * logits.sum()  # a step can be made of it
+            return Total(0 * logits.sum(), 0)  # a step can be made of it
         newest = sequences.is_item[samples].sum(dim=1) - 2  # the item before the last one
         seen = self.segments.seen(minibatch, samples.numpy(), newest.numpy())
         has_history = (newest >= 0).numpy()[seen[1]]
@@ -196,17 +197,17 @@ def weighted_loss(
     weights: Tensor,
     *,
     label_smoothing: float = 0.0,
-) -> Tensor:
-    """Sum of weight * cross-entropy over masked codes, divided by the sum of their weights.
+) -> Total:
+    """Sum of weight * cross-entropy over masked codes, over the sum of their weights.
 
     That is nearly unbiased where weights are 1 / t; dividing by the sum of the sequences' weights
-    is not. 0 where nothing is masked.
+    is not.
 
     logits: (n, ..., num_codes), on any device; target_codes, masked: (n, ...) and weights: (n,), of
     the host
     """
     if not masked.any():
-        return 0 * logits.sum()  # a step can be made of it
+        return Total(0 * logits.sum(), 0)  # a step can be made of it
     losses = F.cross_entropy(
         picked(logits, masked),
         sent(target_codes[masked], logits.device),
@@ -214,5 +215,4 @@ def weighted_loss(
         label_smoothing=label_smoothing,
     )
     weight = weights.reshape(-1, *[1] * (masked.ndim - 1)).expand(masked.shape)[masked]
-    weight = sent(weight, logits.device)
-    return (weight * losses).sum() / weight.sum()
+    return Total((sent(weight, logits.device) * losses).sum(), float(weight.sum()))

@@ -19,7 +19,7 @@ from training.families.losses import CatalogueSoftmax, Repeats, position_loss
 from training.families.mdgr.masking import draw_mask
 from training.families.mdgr.model import MaskedDiffusionModel
 from training.families.mdgr.published import PublishedModel
-from training.families.segment_objective import SegmentObjective
+from training.families.segment_objective import SegmentObjective, Term
 
 
 class MDGRObjective(SegmentObjective):
@@ -81,19 +81,19 @@ class MDGRObjective(SegmentObjective):
                 generator=generator,
             )
         logits = self._logits(inputs, segment, length, target_codes, masked)
-        loss = torch.zeros((), device=self.device)
+        terms = []
         if config.position_weight:
-            loss = loss + config.position_weight * position_loss(
+            of_positions = position_loss(
                 logits,
                 *self.sent(target_codes, masked),
                 label_smoothing=config.label_smoothing,
             )
+            terms.append(Term(config.position_weight, of_positions))
         if config.catalogue_weight:
             repeats = Repeats(*map(torch.from_numpy, seen), self.model.repeat_bias)
-            loss = loss + config.catalogue_weight * self.catalogue_softmax.loss(
-                logits, target_rows, masked, repeats
-            )
-        return loss
+            over_rows = self.catalogue_softmax.loss(logits, target_rows, masked, repeats)
+            terms.append(Term(config.catalogue_weight, over_rows))
+        return self.mean_of(terms)
 
     def _logits(
         self, inputs: Tensor, segment: Tensor, length: Tensor, target_codes: Tensor, masked: Tensor

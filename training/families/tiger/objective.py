@@ -17,7 +17,7 @@ from training.config import FitConfig, MaskingConfig, ModelConfig
 from training.data import Segments, Split
 from training.errors import ConfigError
 from training.families.losses import DenseLoss, position_loss
-from training.families.segment_objective import SegmentObjective
+from training.families.segment_objective import SegmentObjective, Term
 from training.families.tiger.model import Tiger
 
 
@@ -65,12 +65,14 @@ class TigerObjective(SegmentObjective):
             states = self.model.states(target_codes, remembered)
             logits = self.model.logits(states)
         everything = torch.ones_like(target_codes, dtype=torch.bool)
-        loss = self.config.position_weight * position_loss(
+        of_codes = position_loss(
             logits.float(), target_codes, everything, label_smoothing=self.config.label_smoothing
         )
+        terms = [Term(self.config.position_weight, of_codes)]
         if self.model.dense is not None:
-            loss = loss + self.dense_loss.loss(self.model.queries(states.float()), targets)
-        return loss
+            of_queries = self.dense_loss.loss(self.model.queries(states.float()), targets)
+            terms.append(Term(1, of_queries))
+        return self.mean_of(terms)
 
 
 def check_loss(config: FitConfig) -> None:

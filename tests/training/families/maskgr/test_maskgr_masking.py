@@ -100,12 +100,12 @@ def test_the_weighted_loss_is_the_sum_that_it_says() -> None:
                     row = [math.exp(x) for x in logits[i, j, p].tolist()]
                     loss = -math.log(row[int(targets[i, j, p])] / sum(row))
                     total, mass = total + float(weights[i]) * loss, mass + float(weights[i])
-    loss = weighted_loss(logits, targets, masked, weights)
+    loss = weighted_loss(logits, targets, masked, weights).mean
     assert float(loss.detach()) == pytest.approx(total / mass, rel=1e-5)
     (gradient,) = torch.autograd.grad(loss, logits)
     assert (gradient[~masked] == 0).all()
     assert (gradient[masked].abs().sum(dim=-1) > 0).all()
-    nothing = weighted_loss(logits, targets, torch.zeros_like(masked), weights)
+    nothing = weighted_loss(logits, targets, torch.zeros_like(masked), weights).mean
     assert float(nothing.detach()) == 0
     nothing.backward()  # a minibatch without a mask is a step that learns nothing
     assert logits.grad is not None
@@ -124,6 +124,6 @@ def test_the_weighted_loss_is_nearly_unbiased() -> None:
         logits = torch.zeros(size, 1, positions, 2)
         logits[..., 1] = count[:, None, None]
         targets = torch.zeros(size, 1, positions, dtype=torch.int64)
-        found.append(float(weighted_loss(logits, targets, masked, weights)))
+        found.append(float(weighted_loss(logits, targets, masked, weights).mean))
     exact = sum(math.log(1 + math.exp(k)) for k in range(1, positions + 1)) / positions
     assert sum(found) / draws == pytest.approx(exact, rel=0.02)
