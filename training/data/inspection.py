@@ -132,7 +132,7 @@ def inspect(
         }
         split = held_out(left, config, path, told.notes)
         told.split = {
-            "samples": len(split.train.windows()),
+            "samples": split.train.num_windows,
             "validation_users": len(split.validation),
             "test_users": len(split.test),
         }

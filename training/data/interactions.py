@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from service.bundles import Item
 from training.config import InteractionsConfig, ItemsConfig
+from training.data.files.columns import ranked
 from training.data.files.item_files import read_items
 from training.data.files.log_files import read_log
 from training.data.files.table import shown
@@ -92,13 +93,13 @@ def counted_once(frame: pl.DataFrame, config: InteractionsConfig) -> tuple[pl.Da
 
 def as_arrays(frame: pl.DataFrame) -> Interactions:
     """An ordered log (see training.data.files.log_files) as arrays."""
-    by_user = frame.group_by("user_id", maintain_order=True).len()
-    item_ids = frame["item_id"].unique().sort()
+    users = frame["user_id"].rle().struct.unnest()
+    item_ids, rows = ranked(frame["item_id"])
     return Interactions(
-        user_ids=tuple(by_user["user_id"]),
+        user_ids=tuple(users["value"].cast(pl.String)),
         item_ids=tuple(item_ids),
-        indptr=indptr_of(by_user["len"].to_numpy()),
-        rows=item_ids.search_sorted(frame["item_id"]).to_numpy().astype(np.int32),
+        indptr=indptr_of(users["len"].to_numpy()),
+        rows=rows.view(np.int32),
         **{
             field: frame[name].to_numpy() if name in frame.columns else None
             for field, name in (("times", "time"), ("weights", "weight"), ("targets", "is_target"))
@@ -257,7 +258,7 @@ def held_out(log: Interactions, config: InteractionsConfig, path: Path, notes: l
             "these; with exclude_seen=false in requests it would, which "
             "evaluation.exclude_seen=false measures"
         )
-    if not len(split.train.windows()):
+    if not split.train.num_windows:
         raise DataError(
             f"{path}: nothing is left to train on, because no user has two items after "
             "those of validation and test are held out; give longer histories"

@@ -12,7 +12,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import polars as pl
+
+from training.data.files.table import ROWS_AT_ONCE
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,24 @@ def without_repeats(log: pl.DataFrame) -> tuple[pl.DataFrame, Repeats]:
     log: user_id, item_id, order (the time or position); sorted by user, then oldest to newest.
     Of what event types say, a row that is kept has the most of its repeats: the largest `weight`;
     and it `is_target` if one of them is. Its `time` is then that of the first of these.
+    Some users at a time: to find duplicates takes several times the memory of the rows.
     """
+    begins = (log["user_id"] != log["user_id"].shift()).fill_null(True).arg_true().to_numpy()
+    parts = np.flatnonzero(np.diff(begins // ROWS_AT_ONCE, prepend=-1))
+    firsts = [int(begin) for begin in begins[parts]]
+    found = [
+        _without_repeats(log.slice(first, end - first))
+        for first, end in zip(firsts, [*firsts[1:], len(log)], strict=True)
+    ]
+    if len(found) < 2:
+        return found[0] if found else (log, Repeats(0, 0))
+    repeats = [each for _, each in found]
+    return pl.concat([rows for rows, _ in found]), Repeats(
+        sum(each.duplicates for each in repeats), sum(each.consecutive for each in repeats)
+    )
+
+
+def _without_repeats(log: pl.DataFrame) -> tuple[pl.DataFrame, Repeats]:
     once = _merged(log, ["user_id", "item_id", "order"])
     same = pl.all_horizontal(
         pl.col(name) == pl.col(name).shift() for name in ("user_id", "item_id")

@@ -43,20 +43,21 @@ class Segments:
     @classmethod
     def of(cls, train: Interactions, history_length: int) -> Segments:
         """Segments in which every interaction, except a user's first, is a target exactly once."""
-        begins, starts, firsts, ends = [], [], [], []
         stride = max(1, history_length // 2)
-        for begin, end in zip(train.indptr[:-1].tolist(), train.indptr[1:].tolist(), strict=True):
-            if end - begin < 2:
-                continue
-            first, stop = begin + 1, min(end, begin + history_length + 1)
-            while first < end:
-                begins.append(begin)
-                starts.append(max(begin, stop - history_length - 1))
-                firsts.append(first)
-                ends.append(stop)
-                first, stop = stop, min(end, stop + stride)
-        arrays = (np.array(bounds, np.int64) for bounds in (begins, starts, firsts, ends))
-        return cls(train.rows, *arrays)
+        lengths = train.lengths()
+        later = np.maximum(lengths - history_length - 1, 0)  # items after the first segment
+        num_segments = np.where(lengths > 1, 1 + -(-later // stride), 0)
+        user = np.repeat(np.arange(train.num_users), num_segments)
+        number = np.arange(len(user)) - np.repeat(
+            np.cumsum(num_segments) - num_segments, num_segments
+        )
+        begins, stops = train.indptr[user], train.indptr[user + 1]
+        ends = np.minimum(begins + history_length + 1 + number * stride, stops)
+        starts = np.maximum(begins, ends - history_length - 1)
+        firsts = np.where(
+            number == 0, begins + 1, begins + history_length + 1 + (number - 1) * stride
+        )
+        return cls(train.rows, begins, starts, firsts, ends)
 
     @classmethod
     def of_one_target(cls, train: Interactions, history_length: int) -> Segments:

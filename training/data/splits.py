@@ -118,8 +118,12 @@ class Interactions:
 
     def oldest(self, lengths: NDArray[np.int64]) -> Interactions:
         """The oldest interactions of each user, as many as `lengths`, (num_users,), says."""
-        places = np.arange(self.num_interactions) - np.repeat(self.indptr[:-1], self.lengths())
-        return self.only(places < np.repeat(lengths, self.lengths()))
+        begins = self.indptr[:-1]
+        steps = np.zeros(self.num_interactions + 1, np.int8)
+        np.add.at(steps, begins, 1)
+        np.add.at(steps, begins + lengths, -1)
+        kept = steps.cumsum(dtype=np.int8)[:-1].astype(np.bool_)
+        return replace(self, indptr=indptr_of(lengths), rows=self.rows[kept], **self.told(kept))
 
     def only(self, kept: NDArray[np.bool_]) -> Interactions:
         """Some of the interactions; kept: (num_interactions,). All users and items stay."""
@@ -147,6 +151,11 @@ class Interactions:
         return np.array(
             sorted(range(self.num_items), key=lambda row: (-popularity[row], self.item_ids[row]))
         )
+
+    @property
+    def num_windows(self) -> int:
+        """How many `windows` there are."""
+        return int(np.maximum(self.lengths() - 1, 0).sum())
 
     def windows(self) -> Windows:
         """Training samples: every prefix of at least one item predicts the next item.

@@ -91,7 +91,7 @@ def without_items(dataset: Dataset, removed: NDArray[np.int32]) -> Dataset:
         validation=of_windows(split.validation),
         test=of_windows(split.test),
     )
-    if not (len(left.train.windows()) and len(left.validation) and len(left.test)):
+    if not (left.train.num_windows and len(left.validation) and len(left.test)):
         raise DataError(
             f"without {len(removed):,} of {len(there):,} items too few interactions are left to "
             "train on, to validate and to test; give more data"

@@ -291,7 +291,7 @@ def _describe(dataset: Dataset, console: Console) -> None:
     split = dataset.split
     console.print(
         f"{split.train.num_users:,} users, {split.train.num_items:,} items, "
-        f"{len(split.test.rows):,} interactions; {len(split.train.windows()):,} training samples, "
+        f"{len(split.test.rows):,} interactions; {split.train.num_windows:,} training samples, "
         f"{len(split.test):,} test users"
     )
 

@@ -7,11 +7,14 @@ trained. Knows nothing of times and categories.
 
 from __future__ import annotations
 
+import contextlib
 import re
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
-from training.data.files.table import Table, shown
+from training.data.files.table import IDS, Table, shown
 from training.errors import DataError
 
 MAX_ID_CHARS = 256  # the limit of the service's API, service/schemas/fields.py
@@ -31,12 +34,47 @@ NO_VALUE = ("nan", "NaN", "None", "null", "NULL", "<NA>", "\\N")
 
 
 def id_column(table: Table, name: str, notes: list[str]) -> pl.Series:
-    """A column of ids as text: "007" stays "007"; the numbers 7 and 7.0 become "7".
+    """A column of ids, of type IDS: "007" stays "007"; the numbers 7 and 7.0 become "7".
 
     If every text of the column is written like 7.0, it is read as a whole number: some programs
     write so when a column of numbers had gaps. Raises DataError with the line of the first id that
     is missing or that the service does not accept.
     """
+    column = table.columns[name]
+    if not column.dtype.is_float():
+        # Each id is looked at once. Only one that raises a question needs its line.
+        distinct = Table(table.path, {name: column.unique()}, (), None, ())
+        with contextlib.suppress(DataError):
+            questions: list[str] = []
+            _text_of_ids(distinct, name, questions)
+            if not questions:
+                return as_ids(column)
+    return as_ids(_text_of_ids(table, name, notes))
+
+
+def as_ids(column: pl.Series) -> pl.Series:
+    """Text or whole numbers as IDS, a chunk at a time."""
+    if column.dtype == IDS:
+        return column
+    chunks = [chunk.cast(pl.String).cast(IDS) for chunk in column.get_chunks()]
+    return pl.concat(chunks) if chunks else column.cast(IDS)
+
+
+def ranked(column: pl.Series) -> tuple[pl.Series, NDArray[np.uint32]]:
+    """The distinct ids of a column of type IDS, sorted, as text; and where each row's id is there.
+
+    Sorted by their bytes in UTF-8, as text is.
+    """
+    distinct = column.unique()
+    names = distinct.cast(pl.String)
+    order = names.arg_sort()
+    codes = distinct.to_physical()[order].to_numpy()
+    place_of = np.zeros(int(codes.max()) + 1 if len(codes) else 0, np.uint32)
+    place_of[codes] = np.arange(len(codes), dtype=np.uint32)
+    return names[order], place_of[column.to_physical().to_numpy()]
+
+
+def _text_of_ids(table: Table, name: str, notes: list[str]) -> pl.Series:
     column = table.columns[name]
     if column.dtype.is_float():
         column = column.fill_nan(None)
@@ -60,7 +98,8 @@ def id_column(table: Table, name: str, notes: list[str]) -> pl.Series:
         )
         column = column.cast(pl.String).str.replace(r"\.0*$", "")
     elif not (
-        column.dtype.is_integer() or column.dtype in (pl.String, pl.Categorical, pl.Enum, pl.Null)
+        column.dtype.is_integer()
+        or column.dtype.base_type() in (pl.String, pl.Categorical, pl.Enum, pl.Null)
     ):
         raise DataError(f"{table.path}: {name} must be text or whole numbers, not {column.dtype}")
     column = column.cast(pl.String).replace("", None)

@@ -9,6 +9,8 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import polars as pl
+
 from service.bundles import AttributeValue, Item, joined_text
 from training.config import ItemsConfig
 from training.data.files.attributes import KINDS, attribute_columns
@@ -51,7 +53,7 @@ def read_items(
     table = read_table(path, kinds, config.columns, "items")
     table.require(["item_id"], "items")
     notes.extend(table.notes)
-    item_ids = id_column(table, "item_id", notes)
+    item_ids = id_column(table, "item_id", notes).cast(pl.String)
     repeated = item_ids.is_duplicated()
     if repeated.any():
         first, second = (item_ids == item_ids.filter(repeated)[0]).arg_true()[:2]

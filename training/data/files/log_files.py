@@ -10,12 +10,13 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 
 from training.config import InteractionsConfig
-from training.data.files.columns import id_column
+from training.data.files.columns import id_column, ranked
 from training.data.files.event_types import KINDS, EventTypes, event_types
-from training.data.files.table import Kind, Table, shown, words_of
+from training.data.files.table import ROWS_AT_ONCE, Kind, Table, shown, words_of
 from training.data.files.table_files import read_table
 from training.data.files.times import NUMBER, position_column, time_column
 from training.errors import DataError
@@ -98,7 +99,7 @@ def ordered_log(log: LogTable, config: InteractionsConfig, notes: list[str]) -> 
     orders = [name for name in ("position", "timestamp") if name in table.columns]
     order = config.order_by or orders[0]
     events = {"weight": log.types.weights, "is_target": log.types.targets}
-    frame = pl.DataFrame(
+    lines = pl.DataFrame(
         {
             "user_id": id_column(table, "user_id", notes),
             "item_id": id_column(table, "item_id", notes),
@@ -109,18 +110,22 @@ def ordered_log(log: LogTable, config: InteractionsConfig, notes: list[str]) -> 
             ),
             **{name: column for name, column in events.items() if column is not None},
         }
-    ).with_row_index("row")
-    frame = frame.sort("user_id", "order", maintain_order=True)
+    )
+    if len(orders) == 2:
+        lines = lines.with_row_index("row")
+    frame = _by_user_and_order(lines)
     same_user = frame["user_id"] == frame["user_id"].shift()
     tied = same_user & (frame["order"] == frame["order"].shift())
     if order == "position":
         if tied.any():
-            row, user_id, _, position = frame.row(tied.arg_max() or 0)[:4]
+            second = tied.arg_max() or 0
+            user_id, position = frame["user_id"][second], frame["order"][second]
+            row = _row_of(second, frame, lines)
             table.refuse(row, f"user {user_id} has position {position} more than once")
     else:
         tied &= frame["item_id"] != frame["item_id"].shift()
         if tied.any():
-            place = table.place(frame["row"][tied.arg_max() or 0])
+            place = table.place(_row_of(tied.arg_max() or 0, frame, lines))
             notes.append(
                 f"{path.name}: lines with the timestamp of the line before, of the same user: "
                 f"{tied.sum():,} of {len(frame):,}, for instance {place}; these keep the order of "
@@ -140,7 +145,38 @@ def ordered_log(log: LogTable, config: InteractionsConfig, notes: list[str]) -> 
         )
     if config.split == "time":
         frame = frame.with_columns(time=_times(table, frame, config, order, notes))
-    return frame.drop("row")
+    return frame.drop("row", strict=False)
+
+
+def _row_of(place: int, frame: pl.DataFrame, lines: pl.DataFrame) -> int:
+    """Where a row of the sorted frame is among the lines, which takes less than to carry it along.
+
+    Of lines with the same user and order, the sort has kept their order.
+    """
+    names = ("user_id", "order")
+    alike, there = (
+        pl.select(pl.all_horizontal(each[name] == frame[name][place : place + 1] for name in names))
+        .to_series()
+        .arg_true()
+        for each in (frame, lines)
+    )
+    return int(there[int((alike < place).sum())])
+
+
+def _by_user_and_order(frame: pl.DataFrame) -> pl.DataFrame:
+    """The frame sorted, rows that are alike in their order; some users at a time.
+
+    A sort of many rows needs several times the memory of these rows.
+    """
+    names, user = ranked(frame["user_id"])
+    until = np.cumsum(np.bincount(user, minlength=len(names)))
+    parts = until // ROWS_AT_ONCE
+    firsts = np.flatnonzero(np.diff(parts, prepend=-1))  # users, at each of whom a part begins
+    sorted_parts = []
+    for first, last in zip(firsts, [*(firsts[1:] - 1), len(names) - 1], strict=True):
+        of_part = frame if len(firsts) == 1 else frame.filter((user >= first) & (user <= last))
+        sorted_parts.append(of_part.sort("user_id", "order", maintain_order=True))
+    return pl.concat(sorted_parts) if sorted_parts else frame
 
 
 def _times(

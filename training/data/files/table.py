@@ -27,6 +27,8 @@ from training.errors import ConfigError, DataError
 # list: text, or a list that becomes JSON text
 # label: text where it is text or a number, else nothing; such a column may mean something else
 Kind = Literal["id", "order", "text", "list", "label"]
+# Many ids are each in memory once, and 4 bytes a row say which: text would take 16 to 60.
+IDS = pl.Categorical(pl.Categories("ids of logs and catalogues"))
 Format = Literal["parquet", "csv", "json", "atomic"]
 FORMATS: Mapping[str, Format] = {
     ".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".ndjson": "json",
@@ -42,6 +44,7 @@ OTHER_NAMES = {
     "timestamp": "time ts date datetime eventtime unixtimestamp unixreviewtime createdat eventdate "
     "timestampms datetimestamp visittime eventtimestamp",
 }
+ROWS_AT_ONCE = 4_000_000  # of what takes several times the memory of its rows
 MAX_SHOWN_CHARS = 60
 MAX_SHOWN_COLUMNS = 20
 MAX_REASON_CHARS = 200

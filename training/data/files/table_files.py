@@ -14,6 +14,7 @@ import polars as pl
 from training.data.files.table import (
     COMPRESSED,
     FORMATS,
+    IDS,
     Kind,
     Table,
     Wanted,
@@ -184,16 +185,27 @@ def _check_alike(folder: Path, first: Table, other: Table) -> None:
     for name, column in first.columns.items():
         if column.dtype != other.columns[name].dtype:
             raise DataError(
-                f"{folder}: {name} is {column.dtype} in {names[0]} and {other.columns[name].dtype} "
-                f"in {names[1]}; store it alike in all parts"
+                f"{folder}: {name} is {_stored(column)} in {names[0]} and "
+                f"{_stored(other.columns[name])} in {names[1]}; store it alike in all parts"
             )
+
+
+def _stored(column: pl.Series) -> pl.DataType:
+    return pl.String() if column.dtype == IDS else column.dtype
+
+
+def _read_as(column: str, kind: Kind, scan: pl.LazyFrame) -> pl.Expr:
+    is_text = scan.collect_schema()[column] == pl.String
+    return pl.col(column).cast(IDS) if kind == "id" and is_text else pl.col(column)
 
 
 def _read_parquet(path: Path, wanted: Wanted) -> Table:
     scan = pl.scan_parquet(path, glob=False, hive_partitioning=False)
     names = scan.collect_schema().names()
     found, notes = wanted.match(names, path)
-    frame = scan.select([names[index] for index in found.values()]).collect() if found else None
+    columns = [_read_as(names[index], wanted.kinds[name], scan) for name, index in found.items()]
+    # In parts, so that the text of all ids is never in memory at once.
+    frame = scan.select(columns).collect(engine="streaming") if found else None
     return Table(
         path,
         {name: frame[names[index]].rename(name) for name, index in found.items()}

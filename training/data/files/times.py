@@ -168,7 +168,6 @@ def _of_one_unit(
 
     Also if all of them look like dates such as 30042014.
     """
-    size = numbers.cast(pl.Float64).abs()
     unit = units_by_size(numbers)
     names = [name for _, name in UNITS] + ["nanoseconds"]
     if time_format is None and (other := unit != unit[0]).any():
@@ -181,8 +180,8 @@ def _of_one_unit(
             f"--set {SETTING}=epoch_s, epoch_ms, epoch_us or epoch_ns",
         )
     if time_format is None and numbers.dtype.is_integer():
-        digits = numbers.cast(pl.String)
-        if digits.str.contains(DATE_OF_DIGITS).all():
+        texts = (chunk.cast(pl.String) for chunk in numbers.get_chunks())  # one at a time
+        if all(digits.str.contains(DATE_OF_DIGITS).all() for digits in texts):
             first, second = (f"--set {SETTING}={each}" for each in DIGITS_ONLY)
             table.refuse(
                 0,
@@ -197,8 +196,8 @@ def _of_one_unit(
             f"{table.path.name}: lines whose timestamp is 0 or less: {early.sum():,}, the first is "
             f"{table.place(row)}; a missing time is often written so, but here they come first"
         )
-    if numbers.dtype == pl.Float32 and (size >= LARGEST_OF_32_BITS).any():
-        row = (size >= LARGEST_OF_32_BITS).arg_max()
+    if numbers.dtype == pl.Float32 and (too_large := numbers.abs() >= LARGEST_OF_32_BITS).any():
+        row = too_large.arg_max()
         notes.append(
             f"{table.path.name}: timestamps are floats of 32 bits, in which times near each other, "
             f"such as {numbers[row]:.0f} in {table.place(row)}, become equal; store 64 bits"
