@@ -7,6 +7,7 @@ Tests marked `e2e` run only with --e2e.
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import os
 import signal
@@ -35,8 +36,11 @@ FIRST = (
     "training",
 )
 
-# Processes that tests start keep their compiled modules, else each compiles them again.
+# Processes keep their compiled modules, else each compiles them again, and pytest rewrites them.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+# Tests make many objects that live long enough: looked through after every 700 they cost much.
+gc.set_threshold(100_000, 50, 50)
 # Workers share the processors. The threads of a small product only wait for each other, busily.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -155,6 +159,16 @@ def pytest_collection() -> Generator[None, object, object]:
     finally:
         gc.freeze()
         gc.enable()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, object, object]:
+    """On a fresh clone one worker rewrites a module's asserts; the others wait and read that."""
+    if not isinstance(collector, pytest.Module):
+        return (yield)
+    with collector.path.open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        return (yield)
 
 
 def _turn(file: str) -> int:

@@ -35,6 +35,7 @@ QUICK += ["codebook.num_codes=16", "fit.validate_every_epochs=1", "evaluation.ti
 QUICK += ["evaluation.schedule_users=20", "evaluation.users=20", "evaluation.rankings=['rows']"]
 QUICK += ["evaluation.beam_widths=[10]", "neighbours.weights=[0, 1]", "neighbours.scales=[0.1]"]
 QUICK += ["neighbours.decays=[0.7]", "neighbours.likeness_weights=[0]"]
+QUICK += ["embeddings.content_dims=24"]  # so all files have networks of one shape: traced once
 
 
 def emptied(file: Path) -> None:

@@ -35,6 +35,7 @@ from training.preset import load_config, preset_names
 
 QUICK = ["fit.epochs=1", "fit.validation_users=20", "evaluation.invalid_sid_users=5"]
 QUICK += ["refit.share=0"]  # what the network learns then: test_refit
+QUICK += ["embeddings.content_dims=24"]  # so all files have networks of one shape: traced once
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +153,7 @@ def test_a_new_item_is_encoded_as_a_cold_one_was(world: Path, tmp_path: Path) ->
     np.save(tmp_path / "item_embeddings.npy", embeddings)
     shutil.copy(world / "interactions.parquet", tmp_path)
     dataset = load_dataset(tmp_path)
-    config = load_config("tiny", [*QUICK, "codebook.num_codes=16", "embeddings.content_dims=24"])
+    config = load_config("tiny", [*QUICK, "codebook.num_codes=16"])
     run(config, dataset, tmp_path / "run", Console(quiet=True), until="trial")
 
     bundle = Bundle.load(tmp_path / "run" / "trial")

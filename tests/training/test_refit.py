@@ -26,6 +26,7 @@ from training.preset import load_config
 
 QUICK = ["fit.epochs=1", "fit.validation_users=20", "evaluation.invalid_sid_users=5"]
 QUICK += ["codebook.num_codes=16", "evaluation.timing_users=1", "evaluation.schedule_users=20"]
+QUICK += ["embeddings.content_dims=24"]  # so all files have networks of one shape: traced once
 QUICK += ["evaluation.users=20", "evaluation.rankings=['rows']", "evaluation.beam_widths=[10]"]
 QUICK += ["neighbours.weights=[1]", "neighbours.scales=[0.3]", "neighbours.decays=[0.7]"]
 PLAN = Plan(

@@ -51,6 +51,7 @@ SASRECS = (SASRecConfig(**NETWORK), SASRecConfig(**NETWORK, loss="sampled"))
 PLAN = Plan(SASRECS, BERT4RecConfig(**NETWORK))
 QUICK = ["fit.epochs=2", "fit.validation_users=20", "evaluation.schedule_users=20"]
 QUICK += ["codebook.num_codes=16", "neighbours.weights=[0, 1]", "neighbours.scales=[0.3]"]
+QUICK += ["embeddings.content_dims=24"]  # so all files have networks of one shape: traced once
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ NETWORK = {"width": 8, "num_layers": 1, "epochs": 1, "threads": 1}
 PLAN = Plan((SASRecConfig(**NETWORK),), BERT4RecConfig(**NETWORK))
 QUICK = ["fit.epochs=1", "fit.validation_users=20", "evaluation.schedule_users=20"]
 QUICK += ["codebook.num_codes=16", "neighbours.weights=[0]", "evaluation.timing_users=1"]
+QUICK += ["embeddings.content_dims=24"]  # so all files have networks of one shape: traced once
 MODEL = """
 import numpy as np
 class Model:

@@ -38,6 +38,7 @@ QUICK = ["fit.epochs=1", "fit.validation_users=20", "evaluation.schedule_users=2
 QUICK += ["codebook.num_codes=16", "neighbours.weights=[0.7]", "neighbours.scales=[0.3]"]
 QUICK += ["evaluation.schedules=[{ r_warm = 0 }]", "evaluation.invalid_sid_users=5"]
 QUICK += ["bundle.held_out_users=1000", "neighbours.likeness_weights=[0]"]
+QUICK += ["embeddings.content_dims=24"]  # so all files have networks of one shape: traced once
 
 
 @dataclass(frozen=True)

@@ -98,6 +98,7 @@ def test_the_headline_is_what_is_served_and_chosen_by(world: Path, tmp_path: Pat
     quick += ["codebook.num_codes=16", "interactions.collapse_repeats=false"]
     quick += ["evaluation.timing_users=1", "evaluation.schedule_users=20"]
     quick += ["evaluation.beam_widths=[10]", "evaluation.rankings=['rows']"]
+    quick += ["embeddings.collaborative_dims=56"]  # as wide as other files' networks: traced once
     config = load_config("tiny", quick)
     dataset = load_dataset(data, config=config.interactions)
     report = run(config, dataset, tmp_path / "run", Console(quiet=True), until="evaluation")

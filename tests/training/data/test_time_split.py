@@ -190,6 +190,7 @@ def test_a_run_by_time_says_so_and_thinned_data_stays_split_by_time(tmp_path: Pa
     log.write_parquet(world / "interactions.parquet")
     quick = ["fit.epochs=1", "fit.validation_users=20", "evaluation.invalid_sid_users=5"]
     quick += ["codebook.num_codes=16", "evaluation.timing_users=1", "evaluation.schedule_users=20"]
+    quick += ["embeddings.content_dims=24"]  # so all files have networks of one shape: traced once
     quick += ["evaluation.rankings=['rows']", "evaluation.beam_widths=[10]", "evaluation.users=20"]
     quick += ["neighbours.weights=[1]", "neighbours.scales=[0.3]", "neighbours.decays=[0.7]"]
     config = load_config("tiny", [*quick, "interactions.split='time'", "refit.share=0"])

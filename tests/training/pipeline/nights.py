@@ -12,6 +12,7 @@ from training.data.synthetic import make_world, write_world
 
 QUICK = [
     *("fit.epochs=2", "fit.validation_users=20", "codebook.num_codes=16", "refit.share=0"),
+    "embeddings.content_dims=24",  # so all files have networks of one shape: traced once
     *("evaluation.invalid_sid_users=1", "evaluation.timing_users=1"),
     *("evaluation.schedule_users=20", "evaluation.schedules=[{r_warm = 0, m_par = 6}]"),
     *("evaluation.rankings=['rows']", "evaluation.beam_widths=[10]"),

@@ -31,7 +31,7 @@ def test_it_says_what_is_there_and_what_is_not(
 
     monkeypatch.setattr(device_check, "first_losses", wrong_the_second_time)
     words = ["device-check", "--out", str(tmp_path / "check"), "--preset", "tiny"]
-    words += ["--set", "codebook.num_codes=16"]
+    words += ["--set", "codebook.num_codes=16", "--set", "embeddings.content_dims=24"]
     monkeypatch.setattr("sys.argv", ["training", *words])
     assert main() == 0
     printed = capsys.readouterr()

@@ -412,9 +412,9 @@ def test_new_items_need_content_that_the_codebook_knows(
 
     dataset = load_dataset(world)
     random = np.random.default_rng(1)
-    content = random.normal(size=(dataset.split.train.num_items, 24)).astype(np.float32)
+    content = random.normal(size=(dataset.split.train.num_items, 40)).astype(np.float32)
     dataset = replace(dataset, embeddings=content)
-    config = load_config("tiny", [*QUICK, "embeddings.content_dims=16"])
+    config = load_config("tiny", QUICK)
     run(config, dataset, tmp_path / "cold", Console(quiet=True), until="trial")
     grown = load_dataset(tmp_path / "grown")
     of_item = dict(zip(dataset.split.train.item_ids, content, strict=True))
@@ -428,7 +428,7 @@ def test_new_items_need_content_that_the_codebook_knows(
     served = served.with_items([grown.items[row]], of_new)
     np.testing.assert_array_equal(after.codes[row], served.catalogue.codes[-1])
     assert "1 new items" in after.source
-    other = replace(grown, embeddings=random.normal(size=(len(rows), 24)).astype(np.float32))
+    other = replace(grown, embeddings=random.normal(size=(len(rows), 40)).astype(np.float32))
     after, reason = warm_start(tmp_path / "cold", other, config, 0.5)
     assert after is None
     assert "another embedding" in reason

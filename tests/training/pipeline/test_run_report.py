@@ -29,6 +29,7 @@ HOSTILE = (
 )
 SETTINGS = ["fit.epochs=1", "fit.validation_users=20", "evaluation.invalid_sid_users=5"]
 SETTINGS += ["codebook.num_codes=16", "refit.enabled=true", "refit.share=0"]
+SETTINGS += ["embeddings.content_dims=24"]  # so all files have networks of one shape: traced once
 CHARTS = {"fit", "codes", "settings", "lengths", "map"}
 
 
