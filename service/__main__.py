@@ -1,4 +1,6 @@
-"""`python -m service`: settings, then one uvicorn worker until SIGTERM, Ctrl-C or a failed start.
+"""`python -m service`: settings, then one uvicorn server until SIGTERM, Ctrl-C or a failed start.
+
+With several workers it becomes their supervisor, which starts this program again for each.
 
 `histories` and `events` as the first argument are commands beside it, with their last line on
 stdout and all else on stderr.
@@ -17,12 +19,13 @@ gc.disable()  # while modules are imported: that leaves no garbage, and a start 
 
 import asyncio
 import logging
+import os
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import FrameType
-from typing import cast
+from typing import Any, cast
 
 import structlog
 import uvicorn
@@ -92,7 +95,13 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets=[])  # starts the application; the port is ours
-        self._port.serve(self._protocol, self._hang_up)
+        workers = self._lifecycle.workers
+        if workers.count > 1:
+            self.server_state.connections = Counted(workers.has_open)
+        if workers.waits_with_the_port:
+            self._lifecycle.on_ready = self._take_connections
+        else:
+            self._take_connections()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Close the port and end the connections, without losing requests.
@@ -104,6 +113,11 @@ class Server(uvicorn.Server):
         if self._lifecycle.failure is None:
             await asyncio.sleep(LATE_REQUESTS_S)
         await super().shutdown()
+
+    def _take_connections(self) -> None:
+        workers = self._lifecycle.workers
+        workers.has_open(0)
+        self._port.serve(self._protocol, self._hang_up, workers.others_have_fewer)
 
     def _protocol(self) -> Http:
         return Http(self.config, self.server_state, self.lifespan.state)
@@ -125,10 +139,28 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
-def configure_log(level: str) -> None:
-    """Log JSON lines on stdout."""
+class Counted(set[Any]):
+    """The open connections; tells how many there are whenever that changes."""
+
+    def __init__(self, tell: Callable[[int], None]) -> None:
+        super().__init__()
+        self._tell = tell
+
+    def add(self, element: Any) -> None:
+        super().add(element)
+        self._tell(len(self))
+
+    def discard(self, element: Any) -> None:
+        super().discard(element)
+        self._tell(len(self))
+
+
+def configure_log(level: str, worker: int | None = None) -> None:
+    """Log JSON lines on stdout. worker: its number, if there are several"""
+    structlog.contextvars.bind_contextvars(**{} if worker is None else {"worker": worker})
     structlog.configure(
         processors=[
+            *([] if worker is None else [structlog.contextvars.merge_contextvars]),
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True, key="ts"),
             structlog.processors.format_exc_info,
@@ -145,16 +177,20 @@ def main() -> int:
         return command(sys.argv[1:])
     try:
         settings = load_settings(sys.argv[1:])
+        lifecycle = Lifecycle(settings, Metrics())
+        workers = lifecycle.workers
         port = Port(
             settings.host,
             settings.port,
             max_descriptors=raised_descriptor_limit(),
             keep=KEPT_DESCRIPTORS + settings.redis_pool_size,
+            descriptor=workers.descriptor,
         )
-        lifecycle = Lifecycle(settings, Metrics())
+        os.environ.setdefault("UNMASK_LOG_SALT", settings.log_salt.get_secret_value())
+        workers.supervise(port.descriptor, settings.workers, sys.argv[1:])
     except StartError as error:
         return refuse(error)
-    configure_log(settings.log_level)
+    configure_log(settings.log_level, workers.number if workers.count > 1 else None)
     if not settings.api_keys and settings.host not in LOOPBACK:
         log.warning("no_api_keys", effect="everybody who reaches the port may ask")
     log.info(

@@ -24,7 +24,6 @@ from service.bundles import Bundle, configured_path, existing_path, reference_at
 from service.errors import (
     EmbeddedStoreFailed,
     HistoryUnavailable,
-    InvalidRequest,
     NotReady,
     SettingsInvalid,
     StartError,
@@ -39,17 +38,25 @@ from service.histories import (
     parse_store_url,
     reached_store,
     run_command,
+    url_at,
 )
-from service.loading import ItemChanges, LoadedBundle, LoadedBundles, TimedThreads, prime
+from service.loading import (
+    InAllWorkers,
+    ItemChanges,
+    LoadedBundle,
+    LoadedBundles,
+    TimedThreads,
+    Workers,
+    prime,
+)
 from service.recommending import (
     Experiment,
     Policy,
     Recommender,
     Shadow,
-    fixed_plan,
+    check_defaults,
     load_experiment,
 )
-from service.schemas import RecommendRequest
 from service.settings import DAY_S, HOUR_S, Settings, load_settings, wrong
 from service.tasks import Backoff, ended
 from service.telemetry import Metrics, measure_loop_lag, traces_if_asked, watched_gc
@@ -123,14 +130,17 @@ class Lifecycle:
         check_stores(settings)
         self.settings = settings
         self.metrics = metrics
+        self.workers = Workers.of_environment(metrics)
         self.traces = traces_if_asked()
         self.draining = False
         self.failure: StartError | None = None
         self.on_failure: Callable[[], None] = lambda: None
+        self.on_ready: Callable[[], None] = lambda: None
         self.configured: str | None = None  # name@version that UNMASK_BUNDLE names
-        self._followed: str | None = None  # the last of these that was activated for that
+        self.followed: str | None = None  # the last of these that was activated for that
         self.experiment: Experiment | None = None
         self.loaded_bundles = LoadedBundles(self._load, metrics, settings.load_timeout_s)
+        self.in_all = InAllWorkers(self.workers, self.loaded_bundles, self)
         self._starting: str | None = "starting"
         self._embedded: EmbeddedValkey | None = None
         self._histories: RedisHistoryStore | None = None
@@ -177,6 +187,14 @@ class Lifecycle:
         return self.loaded_bundles.active.bundle if self.loaded_bundles.has_active else None
 
     @property
+    def has_started(self) -> bool:
+        return self._starting is None
+
+    def stored_path(self, ref: str) -> Path:
+        """The folder of name@version in the bundle store. Raises BundleNotFound."""
+        return existing_path(self.settings.bundles_dir, ref)
+
+    @property
     def has_drifted(self) -> bool:
         """Whether a restart would load another bundle than the active one."""
         return self.loaded_bundles.has_active and self.loaded_bundles.active.ref != self.configured
@@ -208,16 +226,6 @@ class Lifecycle:
             await self._answers.forget(user_id)
         await self.histories.erase(user_id)
 
-    async def load(self, ref: str, *, shadow_fraction: float = 0.0) -> None:
-        """Load a bundle of the bundle store as the candidate.
-
-        Raises what `LoadedBundles.load` raises, and BundleNotFound.
-        """
-        store = self.settings.bundles_dir
-        path = await self.loaded_bundles.in_time(lambda: existing_path(store, ref))
-        await self.loaded_bundles.load(path, ref, shadow_fraction=shadow_fraction)
-        await self.changes.replay()
-
     def reload_soon(self) -> None:
         """Load and activate what UNMASK_BUNDLE names now. If that fails, the old bundle stays.
 
@@ -240,7 +248,7 @@ class Lifecycle:
                 await self.loaded_bundles.load(path, ref)
                 await self.changes.replay()
                 await self.loaded_bundles.activate(ref)
-                self.configured, self._followed, result = ref, ref, "done"
+                self.configured, self.followed, result = ref, ref, "done"
             except UnmaskError as error:
                 log.error("reload_failed", reason=str(error), still=self.loaded_bundles.active.ref)
             except Exception:  # the next reload may succeed
@@ -257,12 +265,14 @@ class Lifecycle:
         backoff = Backoff(MOST_LOOKS)
         while True:
             await asyncio.sleep(LOOK_EVERY_S)
+            if self.workers.count > 1 and self.not_live:  # other workers answer /health/live
+                self._fail(StartError(f"a worker has to be replaced: {self.not_live[0]}"))
             with suppress(UnmaskError, OSError):
                 _, self.configured = await TimedThreads(None).wait_for(self._look)
             ref = self.configured
-            if self.settings.follow_bundle and ref != self._followed and backoff.is_due(ref):
+            if self.settings.follow_bundle and ref != self.followed and backoff.is_due(ref):
                 await self._reload()  # nothing is looked up meanwhile, so once is enough
-                if self._followed != self.configured:
+                if self.followed != self.configured:
                     backoff.failed(ref)
 
     def _look(self) -> tuple[Path, str]:
@@ -276,8 +286,10 @@ class Lifecycle:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Start in the background; stop everything at the end."""
-        if self.settings.redis_url is None:
-            self._embedded = EmbeddedValkey(self.settings.history_dir, self.metrics)
+        if self.settings.redis_url is None and self.workers.number == 1:
+            self._embedded = EmbeddedValkey(
+                self.settings.history_dir, self.metrics, self.workers.store_socket
+            )
         self._tasks = [asyncio.create_task(self._start())]
         try:
             with watched_gc(self.metrics):
@@ -292,6 +304,7 @@ class Lifecycle:
                 await part.stop()
         if self._histories:
             await self._histories.close()
+        await self.workers.stop(self.settings.shutdown_timeout_s)
         if self._embedded:
             await self._embedded.stop()
         if self.traces:
@@ -300,6 +313,7 @@ class Lifecycle:
     async def _start(self) -> None:
         settings = self.settings
         try:
+            await self.workers.start(self.in_all.handlers())
             if settings.experiment_file:
                 self.experiment = load_experiment(settings.experiment_file)
             if self._embedded:
@@ -307,7 +321,10 @@ class Lifecycle:
                 await self._embedded.start()
                 self._tasks.append(asyncio.create_task(self._embedded.keep_running()))
             url = settings.redis_url.get_secret_value() if settings.redis_url else ""
-            url = self._embedded.url if self._embedded else url
+            if self._embedded:
+                url = self._embedded.url
+            elif not url and (store_socket := self.workers.store_socket):  # the first worker's
+                url = await url_at(store_socket)
             timeout_s = settings.redis_timeout_ms / 1000
             self._histories = connected(url, settings, self.metrics, timeout_s=timeout_s)
             try:
@@ -321,7 +338,10 @@ class Lifecycle:
             gc.collect()
             gc.freeze()  # this covers all imported modules, too
             self._starting = None
+            await self.in_all.follow_the_others()  # what they have done meanwhile
             self._tasks.append(asyncio.create_task(self._reload_when_wanted()))
+            self.workers.is_ready()
+            self.on_ready()
             active = self.loaded_bundles.active
             log.info("ready", bundle=active.ref, precision=active.bundle.precision)
         except StartError as error:
@@ -336,8 +356,11 @@ class Lifecycle:
 
     async def _load_bundles(self) -> None:
         self._starting = "loading_bundle"
-        await self.loaded_bundles.start(await self.loaded_bundles.in_time(self._configured_path))
-        self.configured = self._followed = self.loaded_bundles.active.ref
+        if (path := await self.in_all.first_path()) is None:
+            path = await self.loaded_bundles.in_time(self._configured_path)
+        await self.loaded_bundles.start(path)
+        self.configured = self.followed = self.loaded_bundles.active.ref
+        self.followed = await self.workers.first_answer("followed") or self.followed
         for variant in self.experiment.variants if self.experiment else ():
             if variant.bundle:
                 path = stored_path(self.settings.bundles_dir, variant.bundle)
@@ -355,8 +378,9 @@ class Lifecycle:
             precision=settings.precision,
             encoder_cache=settings.encoder_cache,
             encoder_cache_mb=settings.encoder_cache_mb,
+            shared=self.workers.folder,
         )
-        check_defaults(settings, self.experiment, bundle)
+        check_defaults(settings.max_queue_rows, self.experiment, bundle)
         if self._starting:
             self._starting = "priming"
         latency = LatencyModel()
@@ -422,27 +446,3 @@ def check_stores(settings: Settings) -> None:
             "server is named by UNMASK_REDIS_REPLICA_URL"
         )
         raise SettingsInvalid(wrong("redis_replica_reads", why))
-
-
-def check_defaults(settings: Settings, experiment: Experiment | None, bundle: Bundle) -> None:
-    """Raise SettingsInvalid when all requests that ask for nothing special would be refused.
-
-    Any bundle may answer the requests of a variant that names none.
-    """
-    ref, defaults = bundle.manifest.ref, bundle.manifest.decoding
-    plain = RecommendRequest.model_validate({"user_id": "anybody"})
-    asked: dict[str, dict[str, int]] = {"": {}}
-    for variant in experiment.variants if experiment else ():
-        if variant.bundle in (None, ref):
-            asked[f"variant {variant.name} of the experiment: "] = variant.decoding
-    for whose, decoding in asked.items():
-        settled = defaults.model_copy(update=decoding)
-        try:
-            width = fixed_plan(plain, settled, bundle.manifest).decoding.beam_width
-        except InvalidRequest as error:
-            raise SettingsInvalid(f"{whose}bundle {ref}: {error}") from error
-        if settings.max_queue_rows < width:
-            raise SettingsInvalid(
-                f"{whose}UNMASK_MAX_QUEUE_ROWS={settings.max_queue_rows} is below {width}, the "
-                f"default beam_width of bundle {ref}; set it to {width} or more"
-            )

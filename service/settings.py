@@ -205,6 +205,7 @@ class Settings(BaseSettings):
 
     host: Host = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=1, le=65535, description="Port to listen on.")
+    workers: int = Field(1, ge=1, le=64, description="Processes on the port; limits hold for each.")
     bundles_dir: Path = Field(
         Path("models_store"), description="Folder of bundles, laid out as <name>/<version>/."
     )
@@ -367,10 +368,10 @@ class Settings(BaseSettings):
         "processors with VNNI and needs a bundle with int8 graphs; another one stops the start.",
     )
     ort_threads: int = Field(
-        default_factory=available_cpus,
+        default_factory=lambda known: max(1, available_cpus() // known.get("workers", 1)),
         ge=1,
         le=1024,
-        description="ONNX Runtime threads of one batch; default: the cores this process may use.",
+        description="ONNX Runtime threads of one batch; default: the cores that a worker may use.",
     )
     experiment_file: Path | None = Field(
         None, description="TOML file of an A/B experiment; see docs/how-to/operate.md."

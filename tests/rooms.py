@@ -31,7 +31,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "histories batching bundles",
         "schemas telemetry",
         "decoding",
-        "errors tasks page",
+        "errors tasks page supervisor",
     ),
     "service.decoding": (
         "decoder",

@@ -47,7 +47,7 @@ ONLY_IN = {
     "uvicorn": {"service.__main__", "service.http.wire.protocol"},
     "redis": {"service.histories"},
     "opentelemetry": {"service.telemetry.traces"},
-    "prometheus_client": {"service.telemetry.metrics"},
+    "prometheus_client": {"service.telemetry.merged_metrics", "service.telemetry.metrics"},
     "onnxruntime": {"service.decoding.network.onnx_denoiser"},
 }
 DRAWERS = {"util", "utils", "helper", "helpers", "common", "misc"}

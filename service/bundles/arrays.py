@@ -1,20 +1,23 @@
 """The arrays of a bundle: the dtype, shape and range of each, checked when it is read.
 
+They are .npy files: no pickle, no archive, and no header is trusted.
 Sizes that are not in the manifest have a name, such as "d". Where a name occurs twice, the sizes
 must agree. These checks hold for every bundle, so that later code meets no surprise.
 """
 
 from __future__ import annotations
 
+import io
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from service.bundles.manifest import MAX_DIMS, MAX_NEIGHBOURS, Manifest
-from service.bundles.npy import array_of
 from service.decoding import (
     Codebook,
     ContentProjection,
@@ -23,7 +26,10 @@ from service.decoding import (
     ResidualCodebook,
     RQVAECodebook,
 )
+from service.decoding.network import Provider
+from service.errors import BundleInvalid, ProviderUnavailable
 
+MAX_AXES = 3
 Arrays = dict[str, NDArray[Any]]
 Size = int | str
 # The least and the most that a named size may be.
@@ -169,3 +175,57 @@ def _check_numbers(file: str, array: NDArray[Any], kind: _ArrayKind) -> None:
 
 def _written(shape: tuple[Size, ...]) -> str:
     return f"({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"
+
+
+def check_int8(path: Path, manifest: Manifest, provider: Provider) -> None:
+    """Raise BundleInvalid or ProviderUnavailable if its int8 graphs cannot be run."""
+    if not manifest.has_int8:
+        refused = manifest.facts.get("int8")
+        raise BundleInvalid(
+            f"bundle {path} has no int8 graphs, "
+            + (
+                "they lost too much recall (see facts.int8 in its manifest): "
+                "set UNMASK_PRECISION=fp32"
+                if refused
+                else "set UNMASK_PRECISION=fp32, or train it again with --set export.int8=true"
+            )
+        )
+    if provider != "cpu":
+        raise ProviderUnavailable(
+            f"UNMASK_PROVIDER={provider}: int8 graphs run on the CPU only; set "
+            "UNMASK_PRECISION=fp32 or UNMASK_PROVIDER=cpu"
+        )
+
+
+def array_of(name: str, data: bytes) -> NDArray[Any]:
+    """An array of plain numbers from the bytes of an .npy file, in C order.
+
+    Its header must describe exactly the data that is there. Otherwise raises ValueError, which
+    names the file.
+    """
+    file = io.BytesIO(data)
+    try:
+        if np.lib.format.read_magic(file) == (1, 0):
+            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        else:
+            shape, _, dtype = np.lib.format.read_array_header_2_0(file)
+    except Exception as error:  # whatever numpy's parser of Python literals raises
+        raise ValueError(f"{name} has no header of an .npy file") from error
+    if dtype.hasobject:
+        raise ValueError(f"{name} holds Python objects; pickles are refused")
+    if dtype.kind not in "iuf" or not dtype.isnative or dtype.itemsize > 8:
+        raise ValueError(f"{name} holds {dtype}, not plain numbers in this machine's byte order")
+    # numpy accepts True or -1 in a header, and would find a size for it.
+    is_shape = 0 < len(shape) <= MAX_AXES and all(type(n) is int and n >= 0 for n in shape)
+    if not is_shape or math.prod(shape) * dtype.itemsize != len(data) - file.tell():
+        raise ValueError(f"{name} does not hold the array that its header describes")
+    file.seek(0)
+    array: NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
+    return np.ascontiguousarray(array)
+
+
+def npy_of(array: NDArray[Any]) -> bytes:
+    """The bytes of an .npy file."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()

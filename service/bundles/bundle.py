@@ -33,7 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import JsonValue
 
-from service.bundles.arrays import codebook_of, read_arrays
+from service.bundles.arrays import check_int8, codebook_of, npy_of, read_arrays
 from service.bundles.attributes import AttributeIndex, check_types, types_of
 from service.bundles.decoding_defaults import DecodingDefaults
 from service.bundles.items import HiddenItems, Item
@@ -61,7 +61,7 @@ from service.bundles.manifest import (
 )
 from service.bundles.manifest import HISTORY_CAP as HISTORY_CAP
 from service.bundles.manifest import MAX_HISTORY_LENGTH as MAX_HISTORY_LENGTH
-from service.bundles.npy import npy_of
+from service.bundles.shared_parts import OwnParts, SharedParts
 from service.decoding import (
     Catalogue,
     Codebook,
@@ -187,6 +187,7 @@ class Bundle:
         encoder_cache: int = 0,
         encoder_cache_mb: int | None = None,
         key: str | None = None,
+        shared: Path | None = None,
     ) -> Self:
         """Read, verify and build a bundle.
 
@@ -195,15 +196,18 @@ class Bundle:
         ort_threads, provider: of each ONNX Runtime session
         encoder_cache: see `Decoder`; fewer if they would have more than `encoder_cache_mb` MiB
         precision: of the graphs to run; only these become sessions
+        shared: a private folder through which several processes have a bundle in memory once
         """
         manifest, files = read_files(path, key)
         if precision == "int8":
-            _check_int8(path, manifest, provider)
+            check_int8(path, manifest, provider)
         graphs = GRAPHS[precision]
         try:
             items = SharedList(read_items(files[ITEMS], manifest.num_items))
             held_out = read_held_out(files[HELD_OUT])
             arrays = read_arrays(manifest, files)
+            parts = SharedParts(shared, manifest) if shared else OwnParts()
+            arrays = parts.arrays(arrays)
             prior = NeighbourPrior(
                 arrays["neighbours"], arrays["affinities"], **manifest.prior.model_dump()
             )
@@ -232,12 +236,14 @@ class Bundle:
                     f"{DENSE_FILE} asks for content of {dense.dims} dimensions, vectors.npy has "
                     f"{vector_dims}"
                 )
+            item_ids, row_of = parts.item_ids(items)
             catalogue = Catalogue(
-                tuple(item.item_id for item in items),
+                item_ids,
                 arrays["codes"],
                 manifest.num_codes,
                 arrays["popularity"],
                 arrays["vectors"],
+                row_of,
                 content_dims=dense.dims if dense else 0,
             )
             if denoiser.max_horizon < manifest.max_horizon:
@@ -255,7 +261,7 @@ class Bundle:
                 axes = arrays["content_components"]
                 content = ContentProjection(arrays["content_mean"], axes, part.weight)
             codebook = codebook_of(manifest, arrays, content, vector_dims)
-            trie = SidTrie(catalogue.with_room())
+            trie = SidTrie(parts.with_room(catalogue))
             if encoder_cache_mb is not None:
                 encoder_cache = min(
                     encoder_cache, (encoder_cache_mb << 20) // denoiser.memory_bytes
@@ -263,6 +269,7 @@ class Bundle:
             decoder = Decoder(trie, denoiser, prior, dense, encoder_cache=encoder_cache)
             check_types(items, manifest.attributes)
             attributes = AttributeIndex.of(items, manifest.attributes)
+            items = parts.items(items, files[ITEMS], while_alive=codebook)
         except ProviderMissing as error:
             raise ProviderUnavailable(f"UNMASK_PROVIDER={provider}: {error}") from error
         except RuntimeMissing as error:
@@ -425,22 +432,3 @@ def write_bundle(
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     return manifest
-
-
-def _check_int8(path: Path, manifest: Manifest, provider: Provider) -> None:
-    if not manifest.has_int8:
-        refused = manifest.facts.get("int8")
-        raise BundleInvalid(
-            f"bundle {path} has no int8 graphs, "
-            + (
-                "they lost too much recall (see facts.int8 in its manifest): "
-                "set UNMASK_PRECISION=fp32"
-                if refused
-                else "set UNMASK_PRECISION=fp32, or train it again with --set export.int8=true"
-            )
-        )
-    if provider != "cpu":
-        raise ProviderUnavailable(
-            f"UNMASK_PROVIDER={provider}: int8 graphs run on the CPU only; set "
-            "UNMASK_PRECISION=fp32 or UNMASK_PROVIDER=cpu"
-        )

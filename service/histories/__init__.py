@@ -13,7 +13,11 @@ events from and to files).
 """
 
 from service.histories.background import AnswerMemory, Counted, Trending
-from service.histories.embedded_valkey import EmbeddedValkey, reached_store
+from service.histories.embedded_valkey import (
+    EmbeddedValkey,
+    reached_store,
+    url_at,
+)
 from service.histories.events import store_events
 from service.histories.redis_store import RedisHistoryStore
 from service.histories.store import HistoryStore, RememberedAnswer
@@ -44,4 +48,5 @@ __all__ = [
     "read_histories",
     "run_command",
     "store_events",
+    "url_at",
 ]

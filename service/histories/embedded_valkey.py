@@ -53,9 +53,11 @@ class EmbeddedValkey:
 
     Call `start` and `keep_running` in the main thread. The parent-death signal is sent when the
     thread that started the server ends.
+
+    socket: where it listens; None = in a private temporary folder
     """
 
-    def __init__(self, folder: Path, metrics: Metrics) -> None:
+    def __init__(self, folder: Path, metrics: Metrics, socket: Path | None = None) -> None:
         self._folder = folder.absolute()
         self._metrics = metrics
         self._process: subprocess.Popen[bytes] | None = None
@@ -65,7 +67,7 @@ class EmbeddedValkey:
         # Not in the data folder: a socket's path may have at most 107 bytes, and a stale socket
         # would be in the way.
         self._socket_folder = tempfile.TemporaryDirectory(prefix="unmask-")
-        self._socket = Path(self._socket_folder.name) / "valkey.sock"
+        self._socket = socket or Path(self._socket_folder.name) / "valkey.sock"
 
     @property
     def url(self) -> str:
@@ -300,6 +302,14 @@ class EmbeddedValkey:
         except OSError as error:  # TimeoutError is one too
             is_own_fault = error.errno in (errno.EMFILE, errno.ENFILE)
             return b"not asked" if is_own_fault else b""
+
+
+async def url_at(socket: Path) -> str:
+    """The URL of the server that another process has started there, or has had the time to."""
+    until = time.monotonic() + START_WAIT_S
+    while not socket.exists() and time.monotonic() < until:
+        await asyncio.sleep(LOOK_EVERY_S)
+    return f"unix://{socket}"
 
 
 @contextlib.asynccontextmanager

@@ -137,7 +137,7 @@ class HealthRoutes:
 
     def __init__(self, lifecycle: Lifecycle) -> None:
         self._lifecycle = lifecycle
-        self._metrics_text = SharedText(lifecycle.metrics.text)
+        self._metrics_text = SharedText(lifecycle.workers.metrics_text)
 
     async def info(self) -> schemas.Info:
         """What runs here, and its limits."""
@@ -197,17 +197,17 @@ class AdminRoutes:
 
     async def load(self, bundle: BundleRef, body: schemas.LoadRequest) -> schemas.Models:
         """Verify, load and prime a bundle beside the active one."""
-        await self._lifecycle.load(bundle, shadow_fraction=body.shadow_fraction)
+        await self._lifecycle.in_all.load(bundle, shadow_fraction=body.shadow_fraction)
         return models_of(self._lifecycle)
 
     async def activate(self, bundle: BundleRef) -> schemas.Models:
         """Answer from a bundle in memory from now on."""
-        await self._loaded_bundles.activate(bundle)
+        await self._lifecycle.in_all.activate(bundle)
         return models_of(self._lifecycle)
 
     async def unload(self, bundle: BundleRef) -> schemas.Models:
         """Remove a bundle from memory that is not in use."""
-        await self._loaded_bundles.unload(bundle)
+        await self._lifecycle.in_all.unload(bundle)
         return models_of(self._lifecycle)
 
     async def info(self, bundle: BundleRef) -> schemas.BundleInfo:
@@ -231,12 +231,12 @@ class AdminRoutes:
 
     async def rollback(self) -> schemas.Models:
         """Answer from the bundle before the active one."""
-        await self._loaded_bundles.rollback()
+        await self._lifecycle.in_all.rollback()
         return models_of(self._lifecycle)
 
     async def items(self, body: ItemsRequest) -> ItemsResponse:
         """Add, remove and hide items of the active bundle. The next start has the changes too."""
-        return await self._lifecycle.changes.change(body)
+        return await self._lifecycle.in_all.change_items(body)
 
     async def item_changes(
         self,
@@ -251,7 +251,7 @@ class AdminRoutes:
 
     async def drain(self) -> schemas.Drained:
         """Be not ready from now on, but go on answering. For a hook that runs before SIGTERM."""
-        self._lifecycle.draining = True
+        await self._lifecycle.in_all.drain()
         return schemas.Drained(status="draining")
 
 

@@ -76,6 +76,7 @@ class LoadedBundles:
         self.candidate: LoadedBundle | None = None
         self.shadow_fraction = 0.0
         self.of_experiment: dict[str, LoadedBundle] = {}
+        self.path_of: dict[str, Path] = {}  # of every bundle that was loaded, by name@version
         self._is_loading = False
         self._changing = asyncio.Lock()
 
@@ -230,6 +231,7 @@ class LoadedBundles:
                 loaded = self._trimmed(await self.in_time(load))
             finally:
                 hidden.give_up()
+            self.path_of[loaded.ref] = path
             await asyncio.to_thread(_trim)  # memory that loading used beside its result
             return loaded
 

@@ -11,7 +11,7 @@ Apart: `explaining` (why an item is in an answer, or not), `item_search` (lists 
 and what is trending), `item_map` (the map of the catalogue).
 """
 
-from service.recommending.experiment import Experiment, load_experiment
+from service.recommending.experiment import Experiment, check_defaults, load_experiment
 from service.recommending.item_map import groups_on_map, map_of
 from service.recommending.item_mapping import attributes_of, similar_items
 from service.recommending.item_search import ItemPages, TrendingItems
@@ -28,6 +28,7 @@ __all__ = [
     "Shadow",
     "TrendingItems",
     "attributes_of",
+    "check_defaults",
     "conditions_of",
     "fixed_plan",
     "groups_on_map",

@@ -21,9 +21,10 @@ from pydantic import (
     model_validator,
 )
 
-from service.bundles import REFERENCE, one_line
-from service.errors import SettingsInvalid
-from service.schemas import MAX_BEAM_WIDTH
+from service.bundles import REFERENCE, Bundle, one_line
+from service.errors import InvalidRequest, SettingsInvalid
+from service.recommending.planning import fixed_plan
+from service.schemas import MAX_BEAM_WIDTH, RecommendRequest
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,32}$")]
 DEFAULT = "default"  # the variant when no experiment runs
@@ -90,3 +91,27 @@ def load_experiment(path: Path) -> Experiment:
         raise SettingsInvalid(f"experiment {path}: {where}: {first['msg']}") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise SettingsInvalid(f"experiment {path}: {one_line(error)}") from error
+
+
+def check_defaults(max_queue_rows: int, experiment: Experiment | None, bundle: Bundle) -> None:
+    """Raise SettingsInvalid when all requests that ask for nothing special would be refused.
+
+    Any bundle may answer the requests of a variant that names none.
+    """
+    ref, defaults = bundle.manifest.ref, bundle.manifest.decoding
+    plain = RecommendRequest.model_validate({"user_id": "anybody"})
+    asked: dict[str, dict[str, int]] = {"": {}}
+    for variant in experiment.variants if experiment else ():
+        if variant.bundle in (None, ref):
+            asked[f"variant {variant.name} of the experiment: "] = variant.decoding
+    for whose, decoding in asked.items():
+        settled = defaults.model_copy(update=decoding)
+        try:
+            width = fixed_plan(plain, settled, bundle.manifest).decoding.beam_width
+        except InvalidRequest as error:
+            raise SettingsInvalid(f"{whose}bundle {ref}: {error}") from error
+        if max_queue_rows < width:
+            raise SettingsInvalid(
+                f"{whose}UNMASK_MAX_QUEUE_ROWS={max_queue_rows} is below {width}, the "
+                f"default beam_width of bundle {ref}; set it to {width} or more"
+            )

@@ -292,6 +292,9 @@ class Metrics:
             "bundle_config_drift", "1 while a restart would bring another bundle than the active."
         )
         self.build_info = gauge("build_info", "1 for the running version.", "version")
+        self.workers = gauge(
+            "workers", "Processes that answer on the port, see UNMASK_WORKERS; 1 without it."
+        )
         self.ready = gauge("ready", "1 while GET /health/ready answers 200.")
         self.draining = gauge("draining", "1 once the process has been told to stop.")
         self.event_loop_lag = histogram(

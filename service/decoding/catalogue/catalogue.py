@@ -18,6 +18,9 @@ from numpy.typing import NDArray
 from service.decoding.catalogue.growing_arrays import SharedIndex, SharedList, SharedRows
 from service.decoding.catalogue.pauses import with_pauses
 
+Codes = NDArray[np.uint16]
+Vectors = NDArray[np.float16]
+
 
 @dataclass(frozen=True, eq=False)
 class Catalogue:
@@ -97,6 +100,22 @@ class Catalogue:
             row = row_of(item_id, added(item_id, end))
             if row < end:
                 yield row
+
+    def over(self, codes: Codes, popularity: NDArray[np.int64], vectors: Vectors) -> Catalogue:
+        """The same items in other memory, with room: these arrays begin with its own ones.
+
+        item_ids must be a SharedList. Nothing is copied.
+        """
+        assert isinstance(self.item_ids, SharedList)
+        num = self.num_items
+        shared = _SharedArrays(
+            self.item_ids,
+            SharedRows.over(codes, num),
+            SharedRows.over(popularity, num),
+            SharedRows.over(vectors, num),
+            SharedIndex({}, num),
+        )
+        return self._over(shared)
 
     def with_room(self) -> Catalogue:
         """The same items, copied once into arrays with room: `with_items` then copies nothing."""

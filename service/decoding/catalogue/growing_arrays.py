@@ -36,6 +36,13 @@ class SharedRows:
         self._array = np.empty((capacity, *rows.shape[1:]), rows.dtype)
         self._array[: self._used] = rows
 
+    @classmethod
+    def over(cls, array: NDArray[Any], used: int) -> SharedRows:
+        """An array with room behind its first `used` rows: it is not copied."""
+        rows = object.__new__(cls)
+        rows._array, rows._used = array, used
+        return rows
+
     def first(self, length: int) -> NDArray[Any]:
         """(length, ...) a view of the first rows; do not write to it."""
         return self._array[:length]
@@ -63,6 +70,13 @@ class SharedList(Sequence[T]):
     def __init__(self, items: Iterable[T]) -> None:
         self._list = list(items)
         self._length = len(self._list)
+
+    @classmethod
+    def over(cls, growing: Any) -> SharedList[T]:
+        """Of a sequence that has `extend`, and that nobody else extends: it is not copied."""
+        shared = object.__new__(cls)
+        shared._list, shared._length = growing, len(growing)
+        return shared
 
     def with_items(self, new: Iterable[T]) -> SharedList[T]:
         """This list and new items behind it. This one does not change."""

@@ -24,6 +24,7 @@ from service.errors import PortUnavailable
 
 BACKLOG = 4096  # when it is full, TCP tries again after a second
 AT_ONCE = 100  # connections taken in one turn of the event loop
+YIELD_S = 0.002  # for a process with fewer connections to take one that waits
 MOST_DESCRIPTORS = 1 << 20  # a limit of 10^9, as in some containers, means none
 RETRY_S = 0.1  # between two looks for free descriptors
 CALM_S = 10.0  # without a shortage of descriptors: then it is over
@@ -53,12 +54,28 @@ class Port:
     max_descriptors: how many files the process may have open
     keep: how many of these connections may not take; at most half of those that are free at the
         start
+    descriptor: of a port that is open already, which other processes share
     """
 
-    def __init__(self, host: str, port: int, *, max_descriptors: int, keep: int = 64) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        *,
+        max_descriptors: int,
+        keep: int = 64,
+        descriptor: int | None = None,
+    ) -> None:
         self.max_descriptors = max_descriptors
         self._keep = keep
-        self._listener = listen(host, port)
+        self._listener = (
+            listen(host, port) if descriptor is None else socket.socket(fileno=descriptor)
+        )
+        self._at_once = AT_ONCE if descriptor is None else 1  # the others take some, too
+        self._yield_to: Callable[[], bool] = lambda: False
+        self._has_yielded = False
+        self._yielding: asyncio.TimerHandle | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._retry: asyncio.TimerHandle | None = None
         self._end_of_shortage: asyncio.TimerHandle | None = None
         self._connecting: set[asyncio.Task[None]] = set()
@@ -80,14 +97,24 @@ class Port:
             return BACKLOG
         return int(NUM_WAITING_ALLOWED.unpack(told)[0])
 
+    @property
+    def descriptor(self) -> int:
+        """Of the socket that listens."""
+        return self._listener.fileno()
+
     def serve(
-        self, protocol: Callable[[], asyncio.Protocol], make_room: Callable[[], None]
+        self,
+        protocol: Callable[[], asyncio.Protocol],
+        make_room: Callable[[], None],
+        yield_to: Callable[[], bool] = lambda: False,
     ) -> None:
         """Take connections from now on.
 
         make_room: closes connections that nobody waits for
+        yield_to: whether a connection is rather for another process, which then has a moment for it
         """
         self._loop = asyncio.get_running_loop()
+        self._yield_to = yield_to
         self._protocol = protocol
         self._make_room = make_room
         self._listener.setblocking(False)
@@ -101,8 +128,11 @@ class Port:
         A connection that arrives in the microseconds between the last look and the end is still
         reset.
         """
+        if self._loop is None:  # none was ever taken
+            self._listener.close()
+            return
         self._loop.remove_reader(self._listener)
-        for timer in (self._retry, self._end_of_shortage):
+        for timer in (self._retry, self._end_of_shortage, self._yielding):
             if timer:
                 timer.cancel()
         with self._listener, suppress(OSError):  # no connection is left, or no descriptor
@@ -113,7 +143,14 @@ class Port:
 
     def _take(self) -> None:
         """Take some of the connections that wait."""
-        for _ in range(AT_ONCE):
+        assert self._loop is not None
+        if not self._has_yielded and self._yield_to():
+            self._has_yielded = True
+            self._loop.remove_reader(self._listener)
+            self._yielding = self._loop.call_later(YIELD_S, self._look_again)
+            return
+        self._has_yielded = False
+        for _ in range(self._at_once):
             try:
                 connection, _ = self._listener.accept()
             except BlockingIOError:
@@ -128,13 +165,19 @@ class Port:
                 self._wait_for_descriptors("what is left is for the store and files")
                 break
 
+    def _look_again(self) -> None:
+        assert self._loop is not None
+        self._loop.add_reader(self._listener, self._take)
+
     def _connect(self, connection: socket.socket) -> None:
+        assert self._loop is not None
         task = self._loop.create_task(self._connected(connection))
         self._connecting.add(task)
         task.add_done_callback(self._connecting.discard)
 
     async def _connected(self, connection: socket.socket) -> None:
         connection.setblocking(False)
+        assert self._loop is not None
         try:
             await self._loop.connect_accepted_socket(self._protocol, connection)
         except OSError:  # the connection has gone
@@ -153,10 +196,12 @@ class Port:
                 effect="idle connections are closed, new ones wait",
                 cure="let the service open more files (ulimit -n), or fewer connect to it",
             )
+        assert self._loop is not None
         self._loop.remove_reader(self._listener)
         self._make_room_and_retry()
 
     def _make_room_and_retry(self) -> None:
+        assert self._loop is not None
         if self._end_of_shortage:
             self._end_of_shortage.cancel()
         self._end_of_shortage = self._loop.call_later(CALM_S, self._shortage_is_over)
@@ -168,6 +213,7 @@ class Port:
         log.info("descriptors_free_again", limit=self.max_descriptors)
 
     def _try_again(self) -> None:
+        assert self._loop is not None
         self._retry = None
         if self._lowest_free() < self._first_kept:
             self._loop.add_reader(self._listener, self._take)

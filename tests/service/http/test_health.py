@@ -23,8 +23,9 @@ from service.decoding import Histories, Job, Ranking, Schedule
 from service.errors import BundleInvalid, SettingsInvalid, StartError
 from service.histories import embedded_valkey
 from service.http.admission.gate import Gate
-from service.lifecycle import Lifecycle, check_defaults
+from service.lifecycle import Lifecycle
 from service.loading.priming import SIZES, prime
+from service.recommending import check_defaults
 from service.recommending.experiment import Experiment, Variant
 from service.recommending.recommender import Recommender
 from service.schemas.recommend import RecommendRequest, RecommendResponse
@@ -178,9 +179,9 @@ def test_a_bundle_that_cannot_take_full_histories_is_refused(tmp_path: Path) -> 
 
 
 def test_a_queue_too_small_for_one_request_is_refused(bundle: Bundle) -> None:
-    check_defaults(Settings(max_queue_rows=10), None, bundle)
+    check_defaults(10, None, bundle)
     with pytest.raises(SettingsInvalid, match=r"UNMASK_MAX_QUEUE_ROWS=9 is below 10, .*tiny@1"):
-        check_defaults(Settings(max_queue_rows=9), None, bundle)
+        check_defaults(9, None, bundle)
 
 
 @pytest.mark.parametrize(
@@ -200,7 +201,7 @@ def test_a_variant_that_its_bundle_cannot_serve_is_refused(
     experiment = Experiment(name="e", salt="s", variants=variants)
     refused = pytest.raises(SettingsInvalid, match=message) if message else nullcontext()
     with refused:
-        check_defaults(Settings(max_queue_rows=10), experiment, bundle)
+        check_defaults(10, experiment, bundle)
 
 
 @pytest.mark.parametrize("is_experiment", [False, True])
@@ -300,7 +301,7 @@ def test_a_bundle_that_is_followed_comes_by_itself_and_a_rollback_stays(
         while looks < 5:
             await asyncio.sleep(0.01)
         assert lifecycle.loaded_bundles.active.ref == "tiny@1"
-        await lifecycle.load("tiny@2")
+        await lifecycle.in_all.load("tiny@2")
         with capture_logs() as logged:
             current.write_text("3")
             await serves("tiny@3")

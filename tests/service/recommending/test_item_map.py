@@ -21,7 +21,7 @@ from tiny_bundle import (
 )
 
 from service.bundles import Bundle, Item
-from service.bundles.npy import npy_of
+from service.bundles.arrays import npy_of
 from service.errors import BundleInvalid, InvalidRequest, MapNotFound
 from service.recommending.item_map import NO_PLACE, groups_on_map, map_of
 from service.schemas import MapGroupsQuery, MapQuery
