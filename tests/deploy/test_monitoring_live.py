@@ -126,6 +126,8 @@ def without_store(service: Service, store: Server, watching: Prometheus) -> None
 
     with store.stopped():
         wait_until(seen_open)
+        for _ in range(20):  # enough for the alert, however few it took to see the breaker open
+            assert service.recommend(user_id="before-1").json()["degraded"]
     wait_until(lambda: not service.recommend(user_id="before-1").json()["degraded"])
 
 

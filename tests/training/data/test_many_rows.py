@@ -92,7 +92,7 @@ print(dataset.split.everything.num_interactions, int(peak.split()[1]) * 1024)
 def test_a_row_takes_few_bytes(tmp_path: Path) -> None:
     """At the peak; so 10^8 rows need less than 6 GiB. As text, a row took 250 bytes."""
     counts, peaks = [], []
-    for num_rows in (500_000, 2_000_000):
+    for num_rows in (400_000, 1_200_000):
         path = write_parts(tmp_path / str(num_rows), a_log(num_rows, "a-long-identifier-{}"))
         done = subprocess.run(
             [sys.executable, "-c", READ, str(path)], capture_output=True, text=True, check=True

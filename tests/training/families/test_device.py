@@ -175,6 +175,7 @@ def test_auto_is_the_best_that_is_there(
     cuda: bool, mps: bool, auto: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2 * cuda)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
     assert device_of("auto").type == auto
     assert device_of("cpu").type == "cpu"
@@ -184,6 +185,17 @@ def test_auto_is_the_best_that_is_there(
         else:
             with pytest.raises(ConfigError, match=rf"fit\.device={asked}.*set fit\.device=auto"):
                 device_of(asked)  # type: ignore[arg-type]
+
+
+def test_each_process_of_a_team_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert device_of("auto") == torch.device("cuda", 1)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(ConfigError, match=r"process 2 .* no GPU of its own: there are 2\."):
+        device_of("auto")
+    assert device_of("cpu") == torch.device("cpu")
 
 
 def test_a_type_that_the_device_is_made_for(monkeypatch: pytest.MonkeyPatch) -> None:
