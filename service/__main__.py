@@ -18,8 +18,8 @@ import gc
 gc.disable()  # while modules are imported: that leaves no garbage, and a start is sooner done
 
 import asyncio
+import json
 import logging
-import os
 import signal
 import socket
 import sys
@@ -29,6 +29,7 @@ from typing import Any, cast
 
 import structlog
 import uvicorn
+from structlog.typing import EventDict
 from threadpoolctl import threadpool_limits
 
 from service.errors import SettingsInvalid, StartError, UnmaskError
@@ -156,19 +157,31 @@ class Counted(set[Any]):
 
 
 def configure_log(level: str, worker: int | None = None) -> None:
-    """Log JSON lines on stdout. worker: its number, if there are several"""
-    structlog.contextvars.bind_contextvars(**{} if worker is None else {"worker": worker})
+    """Log JSON lines on stdout, each in one write: several processes and threads share it.
+
+    worker: its number, if there are several
+    """
+
+    def numbered(_logger: object, _method: str, line: EventDict) -> EventDict:
+        line["worker"] = worker
+        return line
+
     structlog.configure(
         processors=[
-            *([] if worker is None else [structlog.contextvars.merge_contextvars]),
+            *([] if worker is None else [numbered]),
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True, key="ts"),
             structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(),
+            structlog.processors.JSONRenderer(_json_bytes),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(level.upper())),
+        logger_factory=structlog.BytesLoggerFactory(sys.stdout.buffer),
         cache_logger_on_first_use=True,
     )
+
+
+def _json_bytes(line: EventDict, **options: Any) -> bytes:
+    return json.dumps(line, **options).encode()
 
 
 def main() -> int:
@@ -186,8 +199,8 @@ def main() -> int:
             keep=KEPT_DESCRIPTORS + settings.redis_pool_size,
             descriptor=workers.descriptor,
         )
-        os.environ.setdefault("UNMASK_LOG_SALT", settings.log_salt.get_secret_value())
-        workers.supervise(port.descriptor, settings.workers, sys.argv[1:])
+        salt = settings.log_salt.get_secret_value()
+        workers.supervise(port.descriptor, settings.workers, sys.argv[1:], salt)
     except StartError as error:
         return refuse(error)
     configure_log(settings.log_level, workers.number if workers.count > 1 else None)

@@ -388,7 +388,7 @@ class Lifecycle:
         if bundle.manifest.digest is None:
             cure = "promote it again, or write it again"
             log.warning("bundle_without_digest", bundle=bundle.manifest.ref, cure=cure)
-        return LoadedBundle(bundle, Engine(bundle.decoder.decode, latency))
+        return LoadedBundle(bundle, Engine(bundle.decoder.decode, latency), path)
 
     def _serve(self) -> None:
         settings, metrics, histories = self.settings, self.metrics, self.histories

@@ -90,13 +90,16 @@ class Supervisor:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
         worker.started = time.monotonic()
-        worker.process = subprocess.Popen(
-            [sys.executable, "-m", "service", *self._arguments],
-            env=os.environ | {WORKER: json.dumps(told)},
-            pass_fds=(self._descriptor,),
-            start_new_session=True,  # Ctrl-C is for this process, which passes it on once
-            preexec_fn=begin,
-        )
+        try:
+            worker.process = subprocess.Popen(
+                [sys.executable, "-m", "service", *self._arguments],
+                env=os.environ | {WORKER: json.dumps(told)},
+                pass_fds=(self._descriptor,),
+                start_new_session=True,  # Ctrl-C is for this process, which passes it on once
+                preexec_fn=begin,
+            )
+        except OSError as error:  # too many processes, or no memory
+            self._has_ended(worker, f"it could not be started: {error.strerror}")
 
     def _look_at(self, worker: Worker) -> None:
         """Notice the end of a worker."""
@@ -112,6 +115,10 @@ class Supervisor:
             self._status = status if status > 0 else 1
             self._end(signal.SIGTERM)
             return
+        self._has_ended(worker, how)
+
+    def _has_ended(self, worker: Worker, how: str) -> None:
+        """Say so, and when it is to start again: at once, then later and later."""
         has_lasted = time.monotonic() - worker.started > STEADY_S
         worker.failures = 1 if has_lasted else worker.failures + 1
         pause_s = (
@@ -150,7 +157,8 @@ def signal_name(status: int) -> str:
 def log(level: str, event: str, **fields: object) -> None:
     """One line like those of the workers."""
     now = datetime.now(UTC).isoformat().replace("+00:00", "Z")
-    print(json.dumps(fields | {"event": event, "level": level, "ts": now}), flush=True)
+    line = json.dumps(fields | {"event": event, "level": level, "ts": now})
+    os.write(sys.stdout.fileno(), f"{line}\n".encode())  # at once: the workers write there too
 
 
 def become_supervisor(descriptor: int, count: int, arguments: Sequence[str]) -> None:

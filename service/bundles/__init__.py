@@ -7,8 +7,7 @@ Reading order: `decoding_defaults` (how a bundle decodes), `manifest` (what it s
 `bundle` (reading and writing one), `arrays` and `lines` (its files, checked), `items` (titles,
 categories, attributes), `attributes` (which items pass a filter), `remembered_rows` (filters that
 came lately), `ladder` (its faster decoding settings), `store` (the bundle store: folders of
-bundles), `shared_parts` (a bundle
-in memory once for several processes).
+bundles), `shared_parts` (a bundle in memory once for several processes).
 """
 
 from service.bundles.attributes import AttributeIndex, Condition, seconds_of, type_of

@@ -1,8 +1,8 @@
 """The arrays of a bundle: the dtype, shape and range of each, checked when it is read.
 
-They are .npy files: no pickle, no archive, and no header is trusted.
-Sizes that are not in the manifest have a name, such as "d". Where a name occurs twice, the sizes
-must agree. These checks hold for every bundle, so that later code meets no surprise.
+They are .npy files: no pickle, no archive, and no header is trusted. Sizes that are not in the
+manifest have a name, such as "d". Where a name occurs twice, the sizes must agree. These checks
+hold for every bundle, so that later code meets no surprise.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import io
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,8 +25,6 @@ from service.decoding import (
     ResidualCodebook,
     RQVAECodebook,
 )
-from service.decoding.network import Provider
-from service.errors import BundleInvalid, ProviderUnavailable
 
 MAX_AXES = 3
 Arrays = dict[str, NDArray[Any]]
@@ -175,26 +172,6 @@ def _check_numbers(file: str, array: NDArray[Any], kind: _ArrayKind) -> None:
 
 def _written(shape: tuple[Size, ...]) -> str:
     return f"({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"
-
-
-def check_int8(path: Path, manifest: Manifest, provider: Provider) -> None:
-    """Raise BundleInvalid or ProviderUnavailable if its int8 graphs cannot be run."""
-    if not manifest.has_int8:
-        refused = manifest.facts.get("int8")
-        raise BundleInvalid(
-            f"bundle {path} has no int8 graphs, "
-            + (
-                "they lost too much recall (see facts.int8 in its manifest): "
-                "set UNMASK_PRECISION=fp32"
-                if refused
-                else "set UNMASK_PRECISION=fp32, or train it again with --set export.int8=true"
-            )
-        )
-    if provider != "cpu":
-        raise ProviderUnavailable(
-            f"UNMASK_PROVIDER={provider}: int8 graphs run on the CPU only; set "
-            "UNMASK_PRECISION=fp32 or UNMASK_PROVIDER=cpu"
-        )
 
 
 def array_of(name: str, data: bytes) -> NDArray[Any]:

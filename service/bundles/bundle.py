@@ -33,7 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import JsonValue
 
-from service.bundles.arrays import check_int8, codebook_of, npy_of, read_arrays
+from service.bundles.arrays import codebook_of, npy_of, read_arrays
 from service.bundles.attributes import AttributeIndex, check_types, types_of
 from service.bundles.decoding_defaults import DecodingDefaults
 from service.bundles.items import HiddenItems, Item
@@ -200,7 +200,7 @@ class Bundle:
         """
         manifest, files = read_files(path, key)
         if precision == "int8":
-            check_int8(path, manifest, provider)
+            _check_int8(path, manifest, provider)
         graphs = GRAPHS[precision]
         try:
             items = SharedList(read_items(files[ITEMS], manifest.num_items))
@@ -432,3 +432,16 @@ def write_bundle(
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     return manifest
+
+
+def _check_int8(path: Path, manifest: Manifest, provider: Provider) -> None:
+    if not manifest.has_int8:
+        cure = "set UNMASK_PRECISION=fp32, or train it again with --set export.int8=true"
+        if manifest.facts.get("int8"):
+            cure = "they lost too much recall (facts.int8 in it): set UNMASK_PRECISION=fp32"
+        raise BundleInvalid(f"bundle {path} has no int8 graphs, {cure}")
+    if provider != "cpu":
+        raise ProviderUnavailable(
+            f"UNMASK_PROVIDER={provider}: int8 graphs run on the CPU only; set "
+            "UNMASK_PRECISION=fp32 or UNMASK_PROVIDER=cpu"
+        )

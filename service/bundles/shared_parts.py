@@ -13,6 +13,7 @@ import mmap
 import os
 import tempfile
 import weakref
+from abc import abstractmethod
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -148,8 +149,9 @@ class _Growing(Sequence[Any]):
         self._num = num
         self._more: list[Any] = []
 
+    @abstractmethod
     def _made(self, row: int) -> Any:
-        raise NotImplementedError
+        """The entry of a row below `_num`."""
 
     def extend(self, new: Iterable[Any]) -> None:
         self._more.extend(new)

@@ -13,11 +13,7 @@ events from and to files).
 """
 
 from service.histories.background import AnswerMemory, Counted, Trending
-from service.histories.embedded_valkey import (
-    EmbeddedValkey,
-    reached_store,
-    url_at,
-)
+from service.histories.embedded_valkey import EmbeddedValkey, reached_store, url_at
 from service.histories.events import store_events
 from service.histories.redis_store import RedisHistoryStore
 from service.histories.store import HistoryStore, RememberedAnswer

@@ -10,20 +10,28 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict
 
 import structlog
 
 from service.errors import HistoryUnavailable, NotReady, RequestError, StartError
 from service.loading.item_changes import ItemChanges
-from service.loading.loaded_bundles import LoadedBundles
+from service.loading.loaded_bundles import LoadedBundle, LoadedBundles
 from service.loading.workers import Handler, Workers
 from service.schemas import ItemsRequest, ItemsResponse
 
 LOAD_S = 3600.0  # how long other workers may load; each gives up by itself before
-InMemory = dict[str, tuple[str, str]]  # by role: name@version and folder
 
 log = structlog.get_logger()
+
+
+class InMemory(TypedDict):
+    """What a worker has in memory. Of a role: name@version and folder; None = nothing."""
+
+    active: tuple[str, str]
+    previous: tuple[str, str] | None
+    candidate: tuple[str, str] | None
+    shadow_fraction: float
 
 
 class Process(Protocol):
@@ -141,13 +149,16 @@ class InAllWorkers:
         return done
 
     def _in_memory(self) -> InMemory:
+        def named(one: LoadedBundle) -> tuple[str, str]:
+            return one.ref, str(one.path.absolute())
+
         bundles = self._bundles
-        roles = {"active": bundles.active, "previous": bundles.previous}
-        roles["candidate"] = bundles.candidate
-        return {
-            role: (one.ref, str(bundles.path_of[one.ref].absolute())) if one else ("", "")
-            for role, one in roles.items()
-        } | {"shadow": (str(bundles.shadow_fraction), "")}
+        return InMemory(
+            active=named(bundles.active),
+            previous=named(bundles.previous) if bundles.previous else None,
+            candidate=named(bundles.candidate) if bundles.candidate else None,
+            shadow_fraction=bundles.shadow_fraction,
+        )
 
     async def first_path(self) -> Path | None:
         """The folder of the bundle that the other workers answer from; None if there are none."""
@@ -159,15 +170,14 @@ class InAllWorkers:
         others: InMemory | None = await self._workers.first_answer("in_memory")
         if others is None:
             return
-        bundles, shadow = self._bundles, float(others["shadow"][0])
         for role in ("previous", "active", "candidate"):
-            ref, path = others[role]
-            if not ref:
+            if not (named := others[role]):
                 continue
+            ref, path = named
             try:
-                await bundles.load(Path(path), ref, shadow_fraction=shadow)
+                await self._bundles.load(Path(path), ref, shadow_fraction=others["shadow_fraction"])
                 if role != "candidate":
-                    await bundles.activate(ref)
+                    await self._bundles.activate(ref)
             except (StartError, RequestError) as error:
                 if role == "active":
                     raise StartError(f"the bundle of the other workers: {error}") from error

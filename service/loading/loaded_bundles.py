@@ -35,10 +35,15 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, eq=False)
 class LoadedBundle:
-    """A bundle in memory, ready to serve. ladder: see `service.bundles.ladder`."""
+    """A bundle in memory, ready to serve.
+
+    path:   the folder that it was read from
+    ladder: see `service.bundles.ladder`
+    """
 
     bundle: Bundle
     engine: Engine
+    path: Path
     ladder: tuple[DecodingDefaults, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -52,8 +57,9 @@ class LoadedBundle:
     def changed(self, bundle: Bundle) -> LoadedBundle:
         """The same bundle with other items, or other hidden ones. Its speed is still known."""
         if bundle.decoder is self.bundle.decoder:
-            return LoadedBundle(bundle, self.engine)
-        return LoadedBundle(bundle, Engine(bundle.decoder.decode, self.engine.latency))
+            return LoadedBundle(bundle, self.engine, self.path)
+        engine = Engine(bundle.decoder.decode, self.engine.latency)
+        return LoadedBundle(bundle, engine, self.path)
 
 
 class LoadedBundles:
@@ -76,7 +82,6 @@ class LoadedBundles:
         self.candidate: LoadedBundle | None = None
         self.shadow_fraction = 0.0
         self.of_experiment: dict[str, LoadedBundle] = {}
-        self.path_of: dict[str, Path] = {}  # of every bundle that was loaded, by name@version
         self._is_loading = False
         self._changing = asyncio.Lock()
 
@@ -231,7 +236,6 @@ class LoadedBundles:
                 loaded = self._trimmed(await self.in_time(load))
             finally:
                 hidden.give_up()
-            self.path_of[loaded.ref] = path
             await asyncio.to_thread(_trim)  # memory that loading used beside its result
             return loaded
 

@@ -76,15 +76,19 @@ class Workers:
         """As the supervisor has told this process, if there is one."""
         return cls(metrics, **json.loads(os.environ.get(WORKER, "{}")))
 
-    def supervise(self, descriptor: int, count: int, arguments: Sequence[str]) -> None:
-        """Become the supervisor of so many workers, unless this is one. arguments: of the program
+    def supervise(
+        self, descriptor: int, count: int, arguments: Sequence[str], log_salt: str
+    ) -> None:
+        """Become the supervisor of so many workers, unless this is one. Raises SettingsInvalid.
 
-        descriptor: of the port. Raises SettingsInvalid.
+        descriptor: of the port; arguments: of the program
+        log_salt: all write the same hash of a user into their logs
         """
         if count == 1 or self.descriptor is not None:
             return
         if sys.platform != "linux":
             raise SettingsInvalid("UNMASK_WORKERS is wrong: several workers run on Linux only.")
+        os.environ["UNMASK_LOG_SALT"] = log_salt
         become_supervisor(descriptor, count, arguments)
 
     @property
@@ -136,9 +140,8 @@ class Workers:
         if self.number == 1:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(within_s):
-                    while any(
-                        [await self._ask(one, {"operation": "is_there"}) for one in self._others]
-                    ):
+                    asked = {"operation": "is_there"}
+                    while [one for one in self._others if await self._ask(one, asked) is not None]:
                         await asyncio.sleep(GONE_EVERY_S)
         self._server.close()
         self._path(self.number).unlink(missing_ok=True)
@@ -214,7 +217,7 @@ class Workers:
                 if operation == "metrics":
                     writer.write(await asyncio.to_thread(self._dumped_json))
                 elif operation == "is_there":
-                    writer.write(b"{}" if asked else b'{"done": true}')
+                    writer.write(b"{}")
                 else:
                     done = await self._handlers[operation](**asked)
                     writer.write(json.dumps({"done": done}).encode())

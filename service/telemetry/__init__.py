@@ -2,9 +2,9 @@
 
 Counts and times what it is told. It decides nothing and knows no other room.
 
-Reading order: `metrics` (every metric, in one list), `merged_metrics` (those of
-several workers as one), `traces` (OpenTelemetry, if it is wanted),
-`interpreter_pauses` (garbage collection and event-loop lag), `ids` (of requests and answers).
+Reading order: `metrics` (every metric, in one list), `merged_metrics` (those of several workers as
+one), `traces` (OpenTelemetry, if it is wanted), `interpreter_pauses` (garbage collection and
+event-loop lag), `ids` (of requests and answers).
 """
 
 from service.telemetry.ids import request_id, uuid7

@@ -28,13 +28,17 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     folder = tmp_path_factory.mktemp("workers")
     for version, offset in (("1", 0), ("2", 50)):
         write_tiny_bundle(folder / "store" / "tiny" / version, version=version, offset=offset)
-    with service_process(
-        folder,
-        bundles_dir=folder / "store",
-        bundle="tiny@1",
-        admin_keys="of-an-operator",
-        workers=2,
-    ) as service:
+    with pytest.MonkeyPatch.context() as patched, contextlib.ExitStack() as stack:
+        patched.setenv("PYTHONUNBUFFERED", "1")  # as in the images: a line must still be one write
+        service = stack.enter_context(
+            service_process(
+                folder,
+                bundles_dir=folder / "store",
+                bundle="tiny@1",
+                admin_keys="of-an-operator",
+                workers=2,
+            )
+        )
         wait_until(lambda: service.samples()["unmask_workers"] == 2)
         wait_until(lambda: len(ready_workers(service)) == 2)
         yield service
@@ -96,6 +100,7 @@ def test_all_workers_answer_and_answer_the_same(two: Service) -> None:
 
 def test_metrics_of_any_worker_are_those_of_all(two: Service) -> None:
     name = 'unmask_http_requests_total{method="POST",route="/recommend",status="200"}'
+    answers_of(two)
     before = two.samples()[name]
     answers_of(two)
     with clients(two) as connections:
@@ -130,9 +135,12 @@ def test_a_swap_reaches_all_and_loses_no_request(two: Service) -> None:
             answer = two.client.post(path, json=body, headers=ADMIN)
             assert answer.status_code == 200, answer.text
         first, *others = answers_of(two)
-    assert first["bundle"] == "tiny@2"
-    assert first["items"] != before["items"]
-    assert all(other == first for other in others)
+        assert first["bundle"] == "tiny@2"
+        assert first["items"] != before["items"]
+        assert all(other == first for other in others)
+        rolled_back = two.client.post("/admin/bundles/rollback", headers=ADMIN)
+        assert rolled_back.status_code == 200, rolled_back.text
+        assert answers_of(two) == [before] * NUM_CONNECTIONS
 
 
 def test_a_worker_that_is_killed_is_replaced_by_one_like_the_others(two: Service) -> None:
@@ -158,6 +166,7 @@ def test_sigterm_ends_all(two: Service) -> None:
     assert two.wait() == -signal.SIGTERM
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
     assert two.stderr == ""
+    assert all(json.loads(line)["event"] for line in two.stdout.splitlines())
 
 
 def test_what_cannot_start_is_one_sentence(tmp_path: Path) -> None:

@@ -105,18 +105,18 @@ class _SharedLoss(nn.Module):
         super().__init__()
         self.model, self._objective = model, objective
         objective.of_all = self._of_all
-        self._counts = True
+        self._has_share = True
 
     def forward(self, minibatch: Any, progress: float, generator: torch.Generator) -> Tensor:
         share = minibatch[rank() :: size()]
-        self._counts = bool(len(share))
-        if self._counts:
+        self._has_share = bool(len(share))
+        if self._has_share:
             return self._objective.loss(share, progress, generator)
         # A step needs a gradient from every process.
         return 0 * self._objective.loss(minibatch, progress, generator)
 
     def _of_all(self, counts: NDArray[np.float64]) -> NDArray[np.float64]:
-        summed = torch.from_numpy(counts * self._counts)
+        summed = torch.from_numpy(counts * self._has_share)
         distributed.all_reduce(summed)
         return summed.numpy()
 

@@ -118,24 +118,25 @@ def _certainties(
     jobs: Sequence[Job], log_probs: Floats, positions: NDArray[np.int64], call: int
 ) -> Floats:
     """(jobs, beams, n) what the jobs' order ranks their masked positions by, see `rows.order`."""
-    order = jobs[0].order
-    if order == "left_to_right":
-        return -positions.astype(np.float32)
-    if order == "random":
-        num_beams, num_subspaces = positions.shape[1], jobs[0].schedule.num_subspaces
-        drawn = [drawn_certainties(job.history, call, num_beams, num_subspaces) for job in jobs]
-        return np.take_along_axis(np.stack(drawn), positions, axis=-1)
-    if order == "entropy":
-        probabilities = np.exp(log_probs)
-        minus_entropy: Floats = np.where(
-            probabilities > 0, probabilities * log_probs, np.float32(0)
-        ).sum(axis=-1)
-        return minus_entropy
-    if order == "margin" and log_probs.shape[-1] > 1:
-        best: Floats = np.exp(np.partition(log_probs, -2, axis=-1)[..., -2:])
-        return best[..., 1] - best[..., 0]
-    highest: Floats = log_probs.max(axis=-1)
-    return highest
+    match jobs[0].order:
+        case "left_to_right":
+            return -positions.astype(np.float32)
+        case "random":
+            num_beams, num_subspaces = positions.shape[1], jobs[0].schedule.num_subspaces
+            drawn = [drawn_certainties(job.history, call, num_beams, num_subspaces) for job in jobs]
+            return np.take_along_axis(np.stack(drawn), positions, axis=-1)
+        case "entropy":
+            probabilities = np.exp(log_probs)
+            minus_entropy: Floats = np.where(
+                probabilities > 0, probabilities * log_probs, np.float32(0)
+            ).sum(axis=-1)
+            return minus_entropy
+        case "margin" if log_probs.shape[-1] > 1:
+            best: Floats = np.exp(np.partition(log_probs, -2, axis=-1)[..., -2:])
+            return best[..., 1] - best[..., 0]
+        case "confidence" | "raw_confidence" | "margin":
+            highest: Floats = log_probs.max(axis=-1)
+            return highest
 
 
 def best_tuples(log_probs: Floats, num_best: int) -> tuple[NDArray[np.uint16], Floats]:

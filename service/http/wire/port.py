@@ -75,7 +75,7 @@ class Port:
         self._yield_to: Callable[[], bool] = lambda: False
         self._has_yielded = False
         self._yielding: asyncio.TimerHandle | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._has_served = False
         self._retry: asyncio.TimerHandle | None = None
         self._end_of_shortage: asyncio.TimerHandle | None = None
         self._connecting: set[asyncio.Task[None]] = set()
@@ -114,6 +114,7 @@ class Port:
         yield_to: whether a connection is rather for another process, which then has a moment for it
         """
         self._loop = asyncio.get_running_loop()
+        self._has_served = True
         self._yield_to = yield_to
         self._protocol = protocol
         self._make_room = make_room
@@ -128,7 +129,7 @@ class Port:
         A connection that arrives in the microseconds between the last look and the end is still
         reset.
         """
-        if self._loop is None:  # none was ever taken
+        if not self._has_served:
             self._listener.close()
             return
         self._loop.remove_reader(self._listener)
@@ -143,7 +144,6 @@ class Port:
 
     def _take(self) -> None:
         """Take some of the connections that wait."""
-        assert self._loop is not None
         if not self._has_yielded and self._yield_to():
             self._has_yielded = True
             self._loop.remove_reader(self._listener)
@@ -166,18 +166,15 @@ class Port:
                 break
 
     def _look_again(self) -> None:
-        assert self._loop is not None
         self._loop.add_reader(self._listener, self._take)
 
     def _connect(self, connection: socket.socket) -> None:
-        assert self._loop is not None
         task = self._loop.create_task(self._connected(connection))
         self._connecting.add(task)
         task.add_done_callback(self._connecting.discard)
 
     async def _connected(self, connection: socket.socket) -> None:
         connection.setblocking(False)
-        assert self._loop is not None
         try:
             await self._loop.connect_accepted_socket(self._protocol, connection)
         except OSError:  # the connection has gone
@@ -196,12 +193,10 @@ class Port:
                 effect="idle connections are closed, new ones wait",
                 cure="let the service open more files (ulimit -n), or fewer connect to it",
             )
-        assert self._loop is not None
         self._loop.remove_reader(self._listener)
         self._make_room_and_retry()
 
     def _make_room_and_retry(self) -> None:
-        assert self._loop is not None
         if self._end_of_shortage:
             self._end_of_shortage.cancel()
         self._end_of_shortage = self._loop.call_later(CALM_S, self._shortage_is_over)
@@ -213,7 +208,6 @@ class Port:
         log.info("descriptors_free_again", limit=self.max_descriptors)
 
     def _try_again(self) -> None:
-        assert self._loop is not None
         self._retry = None
         if self._lowest_free() < self._first_kept:
             self._loop.add_reader(self._listener, self._take)

@@ -139,7 +139,7 @@ def change(
     async def use(store: RedisHistoryStore) -> None:
         def load(path: Path) -> LoadedBundle:
             loaded = Bundle.load(path)
-            return LoadedBundle(loaded, Engine(loaded.decoder.decode))
+            return LoadedBundle(loaded, Engine(loaded.decoder.decode), path)
 
         loaded_bundles = LoadedBundles(load, Metrics())
         await loaded_bundles.start(bundle)

@@ -53,7 +53,7 @@ def loader(go_on: threading.Event, hanging: str) -> Callable[[Path], LoadedBundl
         if path.name in hanging:
             assert go_on.wait(60)
         bundle = Bundle.load(path)
-        return LoadedBundle(bundle, Engine(bundle.decoder.decode))
+        return LoadedBundle(bundle, Engine(bundle.decoder.decode), path)
 
     return load
 

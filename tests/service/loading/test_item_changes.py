@@ -93,7 +93,7 @@ async def started(path: Path) -> LoadedBundles:
 
     def load(path: Path) -> LoadedBundle:
         bundle = Bundle.load(path)
-        return LoadedBundle(bundle, Engine(bundle.decoder.decode))
+        return LoadedBundle(bundle, Engine(bundle.decoder.decode), path)
 
     loaded_bundles = LoadedBundles(load, Metrics())
     await loaded_bundles.start(path)

@@ -282,7 +282,7 @@ def test_the_garbage_collector_does_not_look_at_a_loaded_bundle(store: Path) -> 
     async def run() -> None:
         def load(path: Path) -> LoadedBundle:
             bundle = Bundle.load(path)
-            return LoadedBundle(bundle, Engine(bundle.decoder.decode))
+            return LoadedBundle(bundle, Engine(bundle.decoder.decode), path)
 
         loaded_bundles = LoadedBundles(load, Metrics())
         await loaded_bundles.start(store / "swap" / "1")
