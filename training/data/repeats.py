@@ -59,8 +59,8 @@ def without_repeats(log: pl.DataFrame) -> tuple[pl.DataFrame, Repeats]:
         _without_repeats(log.slice(first, end - first))
         for first, end in zip(firsts, [*firsts[1:], len(log)], strict=True)
     ]
-    if len(found) < 2:
-        return found[0] if found else (log, Repeats(0, 0))
+    if not found:
+        return log, Repeats(0, 0)
     repeats = [each for _, each in found]
     return pl.concat([rows for rows, _ in found]), Repeats(
         sum(each.duplicates for each in repeats), sum(each.consecutive for each in repeats)

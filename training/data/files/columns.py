@@ -48,11 +48,11 @@ def id_column(table: Table, name: str, notes: list[str]) -> pl.Series:
             questions: list[str] = []
             _text_of_ids(distinct, name, questions)
             if not questions:
-                return as_ids(column)
-    return as_ids(_text_of_ids(table, name, notes))
+                return _as_ids(column)
+    return _as_ids(_text_of_ids(table, name, notes))
 
 
-def as_ids(column: pl.Series) -> pl.Series:
+def _as_ids(column: pl.Series) -> pl.Series:
     """Text or whole numbers as IDS, a chunk at a time."""
     if column.dtype == IDS:
         return column
